@@ -1,0 +1,177 @@
+"""The papers' encoders, latent discriminator and identity network: official key names -> ours.
+
+Formats: eladrich/pixel2style2pixel and omertov/encoder4editing (MIT). Both save one state dict with `encoder.` and
+`decoder.` parts and the average w beside it; sizes are read from the tensors.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.models.discriminator import LatentDiscriminatorConfig
+from stylegan_inversion.models.irse import ArcFaceConfig, IRSEConfig
+from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig, WEncoderConfig
+
+StateDict = dict[str, Tensor]
+
+# The parts of a unit's residual branch in the official order, and of its shortcut: the same order as ours.
+_UNIT = {"res_layer.": "residual.", "shortcut_layer.": "shortcut."}
+
+
+def split_checkpoint(state_dict: Mapping[str, Tensor]) -> tuple[StateDict, StateDict]:
+    """Split the state dict of a pSp or e4e checkpoint into its encoder and its generator (`decoder.`).
+
+    Raises:
+        CheckpointError: If there is no `encoder.` part.
+    """
+    parts: dict[str, StateDict] = {"encoder": {}, "decoder": {}}
+    for key, tensor in state_dict.items():
+        prefix, _, rest = key.partition(".")
+        if prefix in parts:
+            parts[prefix][rest] = tensor
+    if not parts["encoder"]:
+        raise CheckpointError("Not a pSp or e4e checkpoint: its state dict has no `encoder.` tensors.")
+    return parts["encoder"], parts["decoder"]
+
+
+def _backbone(state_dict: Mapping[str, Tensor]) -> tuple[IRSEConfig, StateDict]:
+    """Convert `input_layer.*` and `body.*`. A stage of the body begins where the width changes."""
+    try:
+        width = state_dict["input_layer.0.weight"].shape[0]
+        in_channels = state_dict["input_layer.0.weight"].shape[1]
+        squeeze = state_dict["body.0.res_layer.5.fc1.weight"].shape[0]
+    except KeyError as e:
+        raise CheckpointError(f"Not an IR-SE backbone: tensor {e} is missing.") from e
+    depths = [state_dict[f"body.{i}.res_layer.3.weight"].shape[0] for i in range(_count(state_dict, "body."))]
+    widths = sorted(set(depths))
+    units = [depths.count(w) for w in widths]
+    try:
+        config = IRSEConfig(in_channels, tuple(widths), tuple(units), width // squeeze)  # type: ignore[arg-type]
+    except ValueError as e:
+        raise CheckpointError(f"Not an IR-SE backbone of four stages: {e}") from e
+    converted: StateDict = {}
+    for key, tensor in state_dict.items():
+        top, _, rest = key.partition(".")
+        if top == "input_layer":
+            converted[f"stem.{rest}"] = tensor
+        elif top == "body":
+            index, _, rest = rest.partition(".")
+            stage = widths.index(depths[int(index)])
+            unit = int(index) - sum(units[:stage])
+            for theirs, ours in _UNIT.items():
+                rest = ours + rest[len(theirs) :] if rest.startswith(theirs) else rest
+            converted[f"stages.{stage}.{unit}.{rest}"] = tensor
+    return config, converted
+
+
+def _count(state_dict: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbered modules follow a prefix."""
+    return len({key[len(prefix) :].split(".")[0] for key in state_dict if key.startswith(prefix)})
+
+
+def pyramid_encoder_from_official(
+    state_dict: Mapping[str, Tensor], *, latent_avg: Tensor | None = None
+) -> tuple[PyramidEncoderConfig, StateDict]:
+    """Read pSp's `GradualStyleEncoder` or e4e's `Encoder4Editing`: their tensors have the same names.
+
+    Args:
+        state_dict: The official encoder, without the prefix `encoder.`.
+        latent_avg: The average w, (w_dim,) or (num_ws, w_dim), beside the state dict in the checkpoint. `None`: zeros.
+
+    Returns:
+        The config, read from the tensors, and the state dict of our `GradualStyleEncoder` and `Encoder4Editing`.
+
+    Raises:
+        CheckpointError: If it is another encoder.
+    """
+    backbone, converted = _backbone(state_dict)
+    num_ws = _count(state_dict, "styles.")
+    if num_ws < 2 or num_ws % 2 or "latlayer1.weight" not in state_dict:
+        raise CheckpointError(f"Not a feature-pyramid encoder: it has {num_ws} `styles` and no `latlayer1`.")
+    side = 2 ** _count(state_dict, "styles.0.convs.")
+    config = PyramidEncoderConfig(
+        output_resolution=2 ** (num_ws // 2 + 1),
+        input_resolution=16 * side,
+        w_dim=state_dict["styles.0.linear.weight"].shape[0],
+        in_channels=backbone.in_channels,
+        widths=backbone.widths,
+        units=backbone.units,
+        reduction=backbone.reduction,
+    )
+    converted = {f"pyramid.backbone.{key}": tensor for key, tensor in converted.items()}
+    for key, tensor in state_dict.items():
+        if key.startswith("styles."):
+            _, i, layer, rest = key.split(".", 3)
+            if layer == "convs":  # numbered 0, 2, 4, ...: the activations between them have no tensors
+                j, part = rest.split(".")
+                rest = f"{int(j) // 2}.{part}"
+            converted[f"pyramid.styles.{i}.{layer}.{rest}"] = tensor
+        elif key.startswith("latlayer"):
+            level, part = key[len("latlayer") :].split(".")
+            converted[f"pyramid.lateral{3 - int(level)}.{part}"] = tensor  # theirs count from the coarse end
+    w_avg = torch.zeros(config.w_dim) if latent_avg is None else latent_avg
+    converted["pyramid.w_avg"] = w_avg.reshape(-1, config.w_dim).expand(num_ws, -1).clone()
+    return config, converted
+
+
+def w_encoder_from_official(
+    state_dict: Mapping[str, Tensor], *, output_resolution: int, latent_avg: Tensor | None = None
+) -> tuple[WEncoderConfig, StateDict]:
+    """Read pSp's encoder into W, `BackboneEncoderUsingLastLayerIntoW` (e4e: `SingleStyleCodeEncoder`).
+
+    Args:
+        state_dict: The official encoder, without the prefix `encoder.`.
+        output_resolution: Side of the generator's image; the tensors do not tell.
+        latent_avg: The average w, (w_dim,) or (1, w_dim). `None`: zeros.
+
+    Raises:
+        CheckpointError: If it is another encoder.
+    """
+    backbone, converted = _backbone(state_dict)
+    if "linear.weight" not in state_dict:
+        raise CheckpointError("Not an encoder into W: tensor 'linear.weight' is missing.")
+    w_dim = state_dict["linear.weight"].shape[0]
+    converted = {f"backbone.{key}": tensor for key, tensor in converted.items()}
+    converted |= {f"linear.{part}": state_dict[f"linear.{part}"] for part in ("weight", "bias")}
+    converted["w_avg"] = torch.zeros(w_dim) if latent_avg is None else latent_avg.reshape(-1, w_dim)[0]
+    config = WEncoderConfig(
+        output_resolution=output_resolution,
+        w_dim=w_dim,
+        in_channels=backbone.in_channels,
+        widths=backbone.widths,
+        units=backbone.units,
+        reduction=backbone.reduction,
+    )
+    return config, converted
+
+
+def arcface_from_official(state_dict: Mapping[str, Tensor]) -> tuple[ArcFaceConfig, StateDict]:
+    """Read the identity network `model_ir_se50.pth`.
+
+    Raises:
+        CheckpointError: If it is another network.
+    """
+    backbone, converted = _backbone(state_dict)
+    if "output_layer.3.weight" not in state_dict:
+        raise CheckpointError("Not an ArcFace network: tensor 'output_layer.3.weight' is missing.")
+    embedding_dim, features = state_dict["output_layer.3.weight"].shape
+    side = round((features / backbone.widths[-1]) ** 0.5)
+    converted = {f"backbone.{key}": tensor for key, tensor in converted.items()}
+    head = "output_layer."
+    converted |= {f"head.{key[len(head) :]}": tensor for key, tensor in state_dict.items() if key.startswith(head)}
+    return ArcFaceConfig(backbone, 16 * side, embedding_dim), converted
+
+
+def latent_discriminator_from_official(
+    state_dict: Mapping[str, Tensor],
+) -> tuple[LatentDiscriminatorConfig, StateDict]:
+    """Read e4e's `LatentCodesDiscriminator`: its names are ours.
+
+    Raises:
+        CheckpointError: If it is another network.
+    """
+    if "mlp.0.weight" not in state_dict:
+        raise CheckpointError("Not e4e's latent discriminator: tensor 'mlp.0.weight' is missing.")
+    return LatentDiscriminatorConfig(state_dict["mlp.0.weight"].shape[1], _count(state_dict, "mlp.")), dict(state_dict)

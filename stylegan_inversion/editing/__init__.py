@@ -1,0 +1,1 @@
+"""Moves in latent space: finding directions and going along them, without running a network."""

@@ -1,0 +1,260 @@
+"""Edit directions: a unit vector in W (or one a layer), and the moves along it."""
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.hub import CONFIG_NAME, WEIGHTS_NAME, read_config, read_tensors, write_config, write_tensors
+
+NORM_TOLERANCE = 1e-3
+ENTRY_FIELDS = ("layers", "strength_range", "description")  # of a direction in config.json
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True, eq=False)
+class Direction:
+    """A direction in latent space along which one attribute changes.
+
+    Args:
+        name: What changes, as a Python identifier: edits are keyword arguments (`edit(out, smile=2.0)`).
+        vector: Unit norm, shared by all layers; or one unit vector a layer. `from_vector` normalises.
+        layers: Half-open range `(start, stop)` of the style layers it moves. `None` moves all.
+        strength_range: Lowest and highest strength that still looks right, in units of the unit-norm direction.
+            `None` where nobody measured it.
+        description: What it does and where it comes from, in words.
+
+    Raises:
+        ValueError: If the name is no identifier, the vector is not finite, not one- or two-dimensional or not of unit
+            norm (within 1e-3), or a range is empty.
+    """
+
+    name: str
+    vector: Float[Tensor, "*num_ws w_dim"]
+    layers: tuple[int, int] | None = None
+    strength_range: tuple[float, float] | None = None
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        """Check what the types cannot say."""
+        if not self.name.isidentifier():
+            raise ValueError(f'`name` must be a Python identifier such as "smile" or "eyes_open", got {self.name!r}.')
+        if self.vector.ndim not in (1, 2) or self.vector.numel() == 0:
+            raise ValueError(
+                f"`vector` of direction {self.name!r} must have the shape (w_dim,) or (num_ws, w_dim), "
+                f"got {tuple(self.vector.shape)}."
+            )
+        if not torch.isfinite(self.vector).all():
+            raise ValueError(f"`vector` of direction {self.name!r} must be finite, got NaN or infinity.")
+        norms = self.vector.double().norm(dim=-1)
+        if (norms - 1).abs().max() > NORM_TOLERANCE:
+            raise ValueError(
+                f"`vector` of direction {self.name!r} must have unit norm (in each layer), "
+                f"got norms in [{norms.min():.4g}, {norms.max():.4g}]; `Direction.from_vector` normalises."
+            )
+        if self.layers is not None:
+            layer_slice(self.layers, self.vector.shape[0] if self.vector.ndim == 2 else None)
+        if self.strength_range is not None:
+            low, high = self.strength_range
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ValueError(
+                    f"`strength_range` of direction {self.name!r} must be (low, high), finite and with low < high, "
+                    f"got {self.strength_range}."
+                )
+
+    @classmethod
+    def from_vector(
+        cls,
+        name: str,
+        vector: Float[Tensor, " w_dim"] | Float[Tensor, "num_ws w_dim"],
+        *,
+        layers: tuple[int, int] | None = None,
+        strength_range: tuple[float, float] | None = None,
+        description: str = "",
+    ) -> "Direction":
+        """Make a direction from a vector of any length: it is divided by its norm, each layer by its own.
+
+        Args:
+            name: As in `Direction`.
+            vector: Any length but zero.
+            layers: As in `Direction`.
+            strength_range: In units of the unit-norm direction, so after the division.
+            description: As in `Direction`.
+
+        Returns:
+            The direction, on the device and in the dtype of `vector`.
+
+        Raises:
+            ValueError: If a norm is zero, or for the reasons of `Direction`.
+        """
+        norms = vector.norm(dim=-1, keepdim=True)
+        if (norms == 0).any():
+            raise ValueError(f"`vector` of direction {name!r} must not be zero (in any layer).")
+        return cls(name, vector / norms, layers, strength_range, description)
+
+    def apply(
+        self,
+        w_plus: Float[Tensor, "batch num_ws w_dim"],
+        strength: float | Float[Tensor, " _"],
+        *,
+        layers: tuple[int, int] | None = None,
+    ) -> Float[Tensor, "batch num_ws w_dim"]:
+        """Move along the direction: `w_plus + strength * vector` in the chosen layers.
+
+        Args:
+            w_plus: Style codes in W+, unbounded, on any device; not changed.
+            strength: How far, in units of the unit-norm direction, for all samples or (batch,). Negative goes back.
+            layers: Half-open range `(start, stop)` of style layers to move. `None` takes the direction's own.
+
+        Returns:
+            New codes, on the device and in the dtype of `w_plus`.
+
+        Raises:
+            ValueError: If the direction is for another `w_dim` or `num_ws`, the layers are outside [0, num_ws],
+                or `strength` is not finite or not one a sample.
+        """
+        batch, num_ws, w_dim = w_plus.shape
+        if self.vector.shape[-1] != w_dim or (self.vector.ndim == 2 and self.vector.shape[0] != num_ws):
+            raise ValueError(
+                f"Direction {self.name!r} of shape {tuple(self.vector.shape)} does not fit `w_plus` of shape "
+                f"{tuple(w_plus.shape)}; use the directions that belong to this generator."
+            )
+        amount = torch.as_tensor(strength, device=w_plus.device, dtype=w_plus.dtype)
+        if not torch.isfinite(amount).all():
+            raise ValueError(f"`strength` of {self.name!r} must be finite, got {strength}.")
+        if amount.ndim == 1 and len(amount) != batch:
+            raise ValueError(f"`strength` must be one number or {batch} (one a sample), got {len(amount)}.")
+        chosen = layer_slice(layers or self.layers or (0, num_ws), num_ws)
+        step = self.vector.to(w_plus).expand(num_ws, w_dim)[chosen]  # (chosen layers, w_dim)
+        moved = w_plus.clone()
+        moved[:, chosen] += amount.reshape(-1, 1, 1) * step
+        return moved
+
+    def to(self, device: str | torch.device) -> "Direction":
+        """Return the same direction on another device."""
+        return replace(self, vector=self.vector.to(device))
+
+
+def layer_slice(layers: tuple[int, int], num_ws: int | None = None) -> slice:
+    """Check a half-open range of style layers and turn it into a slice.
+
+    Args:
+        layers: `(start, stop)`: the layers start, ..., stop - 1.
+        num_ws: How many style layers there are; `None` where that is not known yet.
+
+    Returns:
+        `slice(start, stop)`.
+
+    Raises:
+        ValueError: If the range is empty or outside [0, num_ws].
+    """
+    start, stop = layers
+    if not 0 <= start < stop or (num_ws is not None and stop > num_ws):
+        end = "num_ws" if num_ws is None else num_ws
+        raise ValueError(f"`layers` must be (start, stop) with 0 <= start < stop <= {end}, got ({start}, {stop}).")
+    return slice(start, stop)
+
+
+def apply_directions(
+    w_plus: Float[Tensor, "batch num_ws w_dim"],
+    directions: Mapping[str, Direction],
+    *,
+    strengths: Mapping[str, float],
+) -> Float[Tensor, "batch num_ws w_dim"]:
+    """Apply several edits at once: the moves add up, so their order does not matter.
+
+    Args:
+        w_plus: Style codes in W+, unbounded; not changed.
+        directions: All known directions, by name.
+        strengths: How far to go along each, in units of the unit-norm direction. Names that are left out stay at 0.
+
+    Returns:
+        New codes, on the device and in the dtype of `w_plus`.
+
+    Raises:
+        ValueError: If a name in `strengths` is not in `directions`, or for the reasons of `Direction.apply`.
+    """
+    for name in strengths:
+        if name not in directions:
+            close = difflib.get_close_matches(name, directions, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            known = ", ".join(sorted(directions)) or "none"
+            raise ValueError(f"There is no direction {name!r}.{hint} Known directions: {known}.")
+    moved = w_plus.clone()
+    for name, strength in strengths.items():
+        moved = directions[name].apply(moved, strength)
+    return moved
+
+
+def save_directions(directions: Mapping[str, Direction], folder: Path) -> None:
+    """Write `folder/config.json` (ranges and words by name) and `folder/model.safetensors` (vectors in float32).
+
+    Args:
+        directions: By name; each key is the direction's own name. May be empty.
+        folder: Made if it is not there.
+
+    Raises:
+        ValueError: If a key is not the name of its direction.
+    """
+    for key, direction in directions.items():
+        if key != direction.name:
+            raise ValueError(f"The key {key!r} must be the name of its direction, which is {direction.name!r}.")
+    # clone: rows of one matrix share their memory, which safetensors refuses
+    write_tensors({name: each.vector.float().clone() for name, each in directions.items()}, folder / WEIGHTS_NAME)
+    entries = {name: {field: getattr(each, field) for field in ENTRY_FIELDS} for name, each in directions.items()}
+    write_config({"directions": entries}, folder)
+
+
+def load_directions(folder: Path) -> dict[str, Direction]:
+    """Read what `save_directions` wrote, strictly.
+
+    Args:
+        folder: Holds `config.json` and `model.safetensors`.
+
+    Returns:
+        The directions by name, in the order they were saved, float32 on the CPU.
+
+    Raises:
+        CheckpointError: If a file is missing or damaged, the two do not name the same directions, or one is not valid.
+    """
+    entries = read_config(folder).get("directions")
+    if not isinstance(entries, dict):
+        raise CheckpointError(f'{folder / CONFIG_NAME} must hold {{"directions": {{NAME: ...}}}}.')
+    vectors = read_tensors(folder / WEIGHTS_NAME)
+    if set(entries) != set(vectors):
+        raise CheckpointError(
+            f"{folder}: {CONFIG_NAME} names the directions {sorted(entries)}, {WEIGHTS_NAME} holds {sorted(vectors)}."
+        )
+    return {name: _read_direction(name, entry, vectors[name], folder) for name, entry in entries.items()}
+
+
+def _read_direction(name: str, entry: Any, vector: Tensor, folder: Path) -> Direction:
+    """Build one direction from its JSON entry, where a pair is a list."""
+    if not isinstance(entry, dict) or set(entry) != set(ENTRY_FIELDS):
+        raise CheckpointError(f"The entry of direction {name!r} in {folder} must have the keys {list(ENTRY_FIELDS)}.")
+    try:
+        return Direction(
+            name=name,
+            vector=vector.float(),
+            layers=_read_pair(entry["layers"], int),
+            strength_range=_read_pair(entry["strength_range"], float),
+            description=str(entry["description"]),
+        )
+    except (ValueError, TypeError, OverflowError) as e:
+        raise CheckpointError(f"The direction {name!r} in {folder} is not valid: {e}") from e
+
+
+def _read_pair(value: Any, kind: Callable[[Any], Number]) -> tuple[Number, Number] | None:
+    """Turn `null` into None and `[a, b]` into a tuple of numbers."""
+    if value is None:
+        return None
+    first, second = value
+    return kind(first), kind(second)

@@ -1,0 +1,29 @@
+"""What a caller may want to catch. Wrong arguments raise `ValueError` or `TypeError` instead."""
+
+
+class StyleGANInversionError(Exception):
+    """Base of every error below."""
+
+
+class InvalidImageError(StyleGANInversionError, ValueError):
+    """The input is not an image this package can work with; the message says why and what to do."""
+
+
+class FaceNotFoundError(StyleGANInversionError):
+    """No face, or not the face that was asked for, was found in the photo."""
+
+
+class CheckpointError(StyleGANInversionError):
+    """A weight file is missing, damaged, or does not fit the network it is meant for."""
+
+
+class ModelNotFoundError(StyleGANInversionError):
+    """The name is neither a built-in model, nor a folder, nor a repository that can be reached."""
+
+
+class MissingDependencyError(StyleGANInversionError, ImportError):
+    """An optional dependency is not installed; the message holds the command that installs it."""
+
+
+class DivergedError(StyleGANInversionError):
+    """An optimisation gave NaN or infinity before any usable state was reached."""

@@ -1,0 +1,264 @@
+"""The one door for weights: a folder, a model inside the package, or a repository on the Hugging Face Hub.
+
+A network is a folder with `config.json` (the fields of its config dataclass) and `model.safetensors`. Nothing here ever
+executes a file: JSON and safetensors only.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "model.safetensors"
+_MAX_CONFIG_BYTES = 1_000_000
+
+
+class HasConfig(Protocol):
+    """A network that remembers the dataclass it was built from."""
+
+    config: Any
+
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def builtin_path(name: str) -> Path:
+    """Folder of something that ships with the package, such as "faces64" or "faces64/face/landmarks"."""
+    return Path(__file__).parent / "builtin" / name
+
+
+def builtin_models() -> list[str]:
+    """Names of the models that ship with the package."""
+    return sorted(folder.parent.name for folder in builtin_path("").glob(f"*/{CONFIG_NAME}"))
+
+
+def find_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> Path:
+    """Find the folder of a model: a local folder wins, then a built-in model, then the Hub.
+
+    Args:
+        name_or_path: A folder, the name of a built-in model, or "organisation/repository".
+        revision: Branch, tag or commit on the Hub. `None` means its default branch.
+        subfolder: Folder inside the model.
+        token: Access token for the Hub. `None` takes the one that is logged in.
+        cache_dir: Where downloads are kept. `None` means the Hub's own cache.
+        local_files_only: Take what the cache holds; never use the network.
+        force_download: Download again what the cache holds.
+
+    Returns:
+        A folder that holds `config.json`.
+
+    Raises:
+        ModelNotFoundError: If nothing of that name exists, or the Hub cannot be reached.
+    """
+    name = os.fspath(name_or_path)
+    folder = Path(name)
+    if not folder.is_dir():
+        if name in builtin_models():
+            folder = builtin_path(name)
+        elif name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
+            folder = _download(name, revision, subfolder, token, cache_dir, local_files_only, force_download)
+        else:
+            raise ModelNotFoundError(
+                f"No model {name!r}: it is not a folder, and the built-in models are {', '.join(builtin_models())}. "
+                "A repository on the Hub is written organisation/repository."
+            )
+    folder = folder / subfolder if subfolder else folder
+    if not (folder / CONFIG_NAME).is_file():
+        raise ModelNotFoundError(f"{folder} holds no {CONFIG_NAME}, so it is not a model saved by this package.")
+    return folder
+
+
+def _download(
+    repo_id: str,
+    revision: str | None,
+    subfolder: str | None,
+    token: str | bool | None,
+    cache_dir: str | os.PathLike[str] | None,
+    local_files_only: bool,
+    force_download: bool,
+) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    inside = f"{subfolder}/" if subfolder else ""
+    try:
+        return Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                force_download=force_download,
+                allow_patterns=[f"{inside}*.json", f"{inside}*.safetensors"],
+                library_name="stylegan_inversion",
+            )
+        )
+    except LocalEntryNotFoundError as e:
+        raise ModelNotFoundError(
+            f"{repo_id!r} is not in the cache and the Hub cannot be reached. Connect once, or give a folder, "
+            f"or a built-in model: {', '.join(builtin_models())}."
+        ) from e
+    except GatedRepoError as e:
+        raise ModelNotFoundError(f"{repo_id!r} is gated: accept its terms on the Hub and pass `token`.") from e
+    except RevisionNotFoundError as e:
+        raise ModelNotFoundError(f"{repo_id!r} has no revision {revision!r}.") from e
+    except RepositoryNotFoundError as e:
+        raise ModelNotFoundError(f"The Hub has no repository {repo_id!r}, or it is private: pass `token`.") from e
+    except (HfHubHTTPError, OSError, ValueError) as e:
+        raise ModelNotFoundError(f"{repo_id!r} could not be fetched from the Hub: {e}") from e
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read `config.json` of a folder.
+
+    Raises:
+        CheckpointError: If it is missing, larger than 1 MB, or not a JSON object.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        if path.stat().st_size > _MAX_CONFIG_BYTES:
+            raise CheckpointError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes, so it is not a config.")
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{path} cannot be read as JSON: {e}") from e
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(config).__name__}.")
+    return config
+
+
+def write_config(config: dict[str, Any], folder: Path) -> None:
+    """Write `config.json`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole(folder / CONFIG_NAME, lambda path: path.write_text(json.dumps(config, indent=2) + "\n", "utf-8"))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged, or holds NaN or infinity.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError) as e:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {e}") from e
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: tensor {key!r} holds NaN or infinity. Fetch or save the file again.")
+    return tensors
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    _write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
+
+
+def _write_whole(path: Path, write: Any) -> None:
+    """Call `write` with a temporary file beside `path`, then put it in place in one step."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_module(
+    cls: type[Module],
+    config_cls: type[Any],
+    folder: Path,
+    *,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Module:
+    """Build a network from the `config.json` of a folder and fill it, strictly, from its `model.safetensors`.
+
+    Args:
+        cls: The network's class; its constructor takes a `config_cls`.
+        config_cls: The network's config dataclass.
+        folder: Folder with both files.
+        device: Where to put it. `None` means the CPU.
+        dtype: Floating-point type of the parameters. `None` means float32, whatever the file holds.
+
+    Returns:
+        The network in eval mode, its parameters frozen.
+
+    Raises:
+        CheckpointError: If a file is missing or damaged, the config has an unknown or bad field, or names or shapes differ.
+    """
+    fields = {key: value for key, value in read_config(folder).items() if not key.startswith("_")}
+    try:
+        config = config_cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    except (TypeError, ValueError) as e:
+        raise CheckpointError(f"{folder / CONFIG_NAME} does not describe a {cls.__name__}: {e}") from e
+    module = cls(config)  # type: ignore[call-arg]
+    fill_module(module, read_tensors(folder / WEIGHTS_NAME), source=str(folder / WEIGHTS_NAME))
+    return module.to(device=device, dtype=dtype or torch.float32)
+
+
+def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:
+    """Copy a state dict into a network: all names, all shapes, or an error and an untouched network.
+
+    The network ends in eval mode with its parameters frozen.
+
+    Raises:
+        CheckpointError: If a name is missing or unexpected, or a shape differs; the first five are listed.
+    """
+    ours = module.state_dict()
+    faults = [f"missing {key}" for key in ours if key not in state_dict]
+    faults += [f"unexpected {key}" for key in state_dict if key not in ours]
+    faults += [
+        f"{key} is {tuple(state_dict[key].shape)}, not {tuple(tensor.shape)}"
+        for key, tensor in ours.items()
+        if key in state_dict and state_dict[key].shape != tensor.shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise CheckpointError(f"{source} does not fit {type(module).__name__}: {'; '.join(faults[:5])}{more}.")
+    module.load_state_dict(state_dict, strict=True)
+    module.eval().requires_grad_(False)
+
+
+def save_module(module: nn.Module, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write a network that has a `config` as `config.json` and `model.safetensors`.
+
+    Args:
+        module: The network; `module.config` is the dataclass it was built from.
+        folder: Created if needed.
+        dtype: Floating-point type in the file, such as `torch.float16`. `None` keeps the network's own.
+    """
+    config = dataclasses.asdict(module.config)  # type: ignore[arg-type]
+    state_dict = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in module.state_dict().items()}
+    write_tensors(state_dict, folder / WEIGHTS_NAME)
+    write_config({"_class_name": type(module).__name__, **config}, folder)

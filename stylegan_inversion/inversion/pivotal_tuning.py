@@ -1,0 +1,182 @@
+"""Pivotal tuning: change the generator until it draws the photo at its pivot, and nothing else anywhere else.
+
+Paper: Roich et al. 2022, "Pivotal Tuning for Latent-based Editing of Real Images", arXiv:2106.05744, section 3.
+Settings: danielroich/PTI (MIT), `configs/hyperparameters.py`. Own code.
+
+Departures from PTI's code:
+- The threshold is looked at from the second step on, so that the generator is tuned at least once.
+- The state of the lowest loss is returned, not the last one.
+- The locality step alpha is the paper's (see `losses/locality.py`).
+- The noise of the projection, if given, becomes the tuned generator's constant noise; PTI goes back to the old one.
+"""
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from stylegan_inversion import latents
+from stylegan_inversion.errors import DivergedError
+from stylegan_inversion.inversion.projector import Callback
+from stylegan_inversion.losses.locality import interpolate_codes, locality_terms
+from stylegan_inversion.losses.lpips import PerceptualDistance
+from stylegan_inversion.models.generator import Generator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """Settings of pivotal tuning. The defaults are PTI's."""
+
+    num_steps: int = 350
+    learning_rate: float = 3e-4  # of Adam, constant
+    l2_weight: float = 1.0
+    lpips_weight: float = 1.0
+    lpips_threshold: float = 0.06  # stop once the perceptual distance is below; 0 never stops
+    use_locality: bool = False  # off in PTI's code "for faster inversion"; on if the generator is to be used elsewhere
+    locality_interval: int = 1  # steps between two locality terms
+    locality_samples: int = 1  # codes a term
+    locality_alpha: float = 30.0  # distance from the pivot, in the units of w
+    locality_l2_weight: float = 0.1
+    locality_lpips_weight: float = 0.1
+    locality_truncation_psi: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("num_steps", "locality_interval", "locality_samples"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}.")
+        if self.learning_rate <= 0:
+            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Tuning:
+    """Result of pivotal tuning.
+
+    Attributes:
+        generator: A tuned copy, frozen, in eval mode.
+        losses: Weighted loss on the targets at each step.
+        stopped_by: "steps", "threshold", "callback" or "nan".
+    """
+
+    generator: Generator
+    losses: list[float] = field(default_factory=list)
+    stopped_by: str = "steps"
+
+
+@torch.enable_grad()
+def tune_generator(
+    generator: Generator,
+    target: Float[Tensor, "batch 3 resolution resolution"],
+    w_pivot: Float[Tensor, "batch num_ws w_dim"],
+    *,
+    perceptual: PerceptualDistance,
+    config: TuningConfig | None = None,
+    noise: Sequence[Tensor] | None = None,
+    seed: int = 0,
+    callback: Callback | None = None,
+) -> Tuning:
+    """Tune a copy of the generator's synthesis network so that it draws the targets at their pivots.
+
+    Args:
+        generator: Stays as it is, to the bit.
+        target: Images, RGB, in [-1, 1]. Several images share one tuned generator.
+        w_pivot: A pivot for each image; it is not optimised.
+        perceptual: The perceptual distance of the loss.
+        config: Settings. `None` means PTI's.
+        noise: Noise of the projection, one tensor (1, 1, r, r) a style layer, to become the copy's constant noise.
+            `None` keeps the generator's own.
+        seed: Of the locality term's draws of z.
+        callback: Called after each step with the step, from 1, and {"stage": "tuning", "loss", "l2", "lpips"}. Returning
+            True stops the run with the best state so far; an exception passes through.
+
+    Returns:
+        The state of the lowest loss.
+
+    Raises:
+        ValueError: If shapes do not fit, or `noise` belongs to several images.
+        DivergedError: If the first step gives NaN or infinity. Later, the run stops with the best state.
+    """
+    config = config or TuningConfig()
+    resolution = generator.config.resolution
+    if target.shape[-2:] != (resolution, resolution):
+        raise ValueError(f"`target` must be {resolution} px a side, got {target.shape[-2]} x {target.shape[-1]}.")
+    if len(target) != len(w_pivot):
+        raise ValueError(f"`w_pivot` must have one entry an image: got {len(w_pivot)} for {len(target)} images.")
+    tuned = copy.deepcopy(generator).eval().requires_grad_(False)
+    if noise is not None:
+        if any(len(tensor) != 1 for tensor in noise):
+            raise ValueError("`noise` must belong to one image: a generator has one constant noise.")
+        for conv, tensor in zip(tuned.synthesis.convs, noise, strict=True):
+            conv.noise_const.copy_(tensor[0, 0])
+    parameters = [p.requires_grad_() for p in tuned.synthesis.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
+    w_pivot = w_pivot.detach()
+    with torch.no_grad():
+        wanted = perceptual.features(target)
+        best = [p.clone() for p in parameters]
+    rng = torch.Generator().manual_seed(seed)
+
+    losses: list[float] = []
+    best_loss, stopped_by = float("inf"), "steps"
+    for step in range(config.num_steps + 1):  # the last round only measures
+        y_hat = tuned.synthesis(w_pivot)
+        l2 = F.mse_loss(y_hat, target)
+        lpips = perceptual.distance(perceptual.features(y_hat), wanted).mean()
+        loss = config.l2_weight * l2 + config.lpips_weight * lpips
+        if not torch.isfinite(loss):
+            if not losses:
+                raise DivergedError(f"The loss of the first step is {loss.item()}: check the target and the pivot.")
+            logger.warning("Step %d gave NaN or infinity; keeping the best state so far.", step + 1)
+            stopped_by = "nan"
+            break
+        losses.append(loss.item())
+        if losses[-1] <= best_loss:
+            best_loss = losses[-1]
+            torch._foreach_copy_(best, [p.detach() for p in parameters])
+        if step > 0:
+            info = {"stage": "tuning", "loss": losses[-1], "l2": l2.item(), "lpips": lpips.item()}
+            if callback and callback(step, info):
+                stopped_by = "callback"
+                break
+            if lpips.item() <= config.lpips_threshold:
+                stopped_by = "threshold"
+                break
+        if step == config.num_steps:
+            break
+        if config.use_locality and step % config.locality_interval == 0:
+            loss = loss + _locality(generator, tuned, w_pivot, perceptual, config, rng)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, best)
+    return Tuning(tuned.requires_grad_(False), losses, stopped_by)
+
+
+def _locality(
+    generator: Generator,
+    tuned: Generator,
+    w_pivot: Tensor,
+    perceptual: PerceptualDistance,
+    config: TuningConfig,
+    rng: torch.Generator,
+) -> Tensor:
+    """The weighted locality term: at codes near a pivot, the tuned generator must draw what the given one draws."""
+    z = torch.randn(config.locality_samples, generator.config.z_dim, generator=rng).to(w_pivot)
+    with torch.no_grad():
+        w_sampled = latents.broadcast(generator.mapping(z), generator.num_ws)
+        w_sampled = latents.truncate(w_sampled, generator.w_avg, truncation_psi=config.locality_truncation_psi)
+        # Each draw goes with a pivot in turn, so that several images are treated alike.
+        pivots = w_pivot[torch.randint(len(w_pivot), (config.locality_samples,), generator=rng)]
+        w_local = interpolate_codes(pivots, w_sampled, alpha=config.locality_alpha)
+        frozen = generator.synthesis(w_local, noise_mode="none")
+    l2, lpips = locality_terms(tuned.synthesis(w_local, noise_mode="none"), frozen, perceptual=perceptual)
+    return config.locality_l2_weight * l2 + config.locality_lpips_weight * lpips

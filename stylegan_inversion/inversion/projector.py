@@ -1,0 +1,231 @@
+"""Projection of images into W or W+ by optimisation.
+
+Paper: Karras et al. 2020, arXiv:1912.04958, appendix D. Settings: PTI's (Roich et al. 2022, arXiv:2106.05744;
+danielroich/PTI, MIT, `configs/hyperparameters.py` and `training/projectors/w_projector.py`). Own code.
+
+Departures from PTI's code, each towards what it meant:
+- The learning rate is the one that acts. PTI's `first_inv_lr` 5e-3 is overwritten at every step by 0.01 times the ramp.
+- w is repeated for as many layers as the generator has, not 18.
+- The optimised noise is returned; PTI throws it away.
+- The state of the lowest loss is returned, not the last one.
+"""
+
+import copy
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from stylegan_inversion import latents
+from stylegan_inversion.errors import DivergedError
+from stylegan_inversion.losses.lpips import PerceptualDistance
+from stylegan_inversion.models.generator import Generator
+
+logger = logging.getLogger(__name__)
+
+Callback = Callable[[int, dict[str, Any]], bool | None]
+"""Called after each step with its number, from 1, and its figures; returns True to stop there."""
+
+
+@dataclass(frozen=True)
+class ProjectorConfig:
+    """Settings of the projection. The defaults are PTI's."""
+
+    num_steps: int = 450
+    learning_rate: float = 0.01  # of Adam, at the top of the ramp
+    ramp_up: float = 0.05  # share of the steps over which the learning rate rises linearly
+    ramp_down: float = 0.25  # share over which it falls along a cosine
+    num_w_samples: int = 600  # draws of z for the average and the spread of w; 10,000 in StyleGAN2
+    w_noise: float = 0.05  # noise on w at the start, in units of the spread of w
+    w_noise_ramp: float = 0.75  # share of the steps over which that noise falls to nothing
+    noise_weight: float = 1e5  # weight of the noise regularisation
+    optimize_noise: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.num_steps < 1:
+            raise ValueError(f"`num_steps` must be >= 1, got {self.num_steps}.")
+        if self.num_w_samples < 2:
+            raise ValueError(f"`num_w_samples` must be >= 2, got {self.num_w_samples}.")
+        for name in ("ramp_up", "ramp_down", "w_noise_ramp"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be in (0, 1], got {getattr(self, name)}.")
+        if self.learning_rate <= 0:
+            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate at a step, from 0."""
+        t = step / self.num_steps
+        ramp = 0.5 - 0.5 * math.cos(min(1.0, (1 - t) / self.ramp_down) * math.pi)
+        return self.learning_rate * ramp * min(1.0, t / self.ramp_up)
+
+    def w_noise_at(self, step: int) -> float:
+        """Noise on w at a step, from 0, in units of the spread of w."""
+        return self.w_noise * max(0.0, 1 - step / self.num_steps / self.w_noise_ramp) ** 2
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """Result of a projection.
+
+    Attributes:
+        w_plus: Style codes, (B, num_ws, w_dim); all layers equal if the projection was into W.
+        noise: The optimised noise, one tensor (B, 1, r, r) a style layer.
+        losses: Perceptual distance at each step, averaged over the batch.
+        stopped_by: "steps", "callback" or "nan".
+    """
+
+    w_plus: Float[Tensor, "batch num_ws w_dim"]
+    noise: list[Tensor]
+    losses: list[float] = field(default_factory=list)
+    stopped_by: str = "steps"
+
+
+def w_statistics(generator: Generator, num_samples: int, *, seed: int = 123) -> tuple[Tensor, float]:
+    """Average of w, (w_dim,), and its spread: the root of the mean squared distance from the average."""
+    z = torch.randn(num_samples, generator.config.z_dim, generator=torch.Generator().manual_seed(seed))
+    parameter = next(generator.parameters())
+    with torch.no_grad():
+        w = generator.mapping(z.to(parameter))
+    w_avg = w.mean(dim=0)
+    return w_avg, (w - w_avg).square().sum(dim=1).mean().sqrt().item()
+
+
+def noise_regularization(noise: list[Tensor]) -> Float[Tensor, ""]:
+    """Penalise noise that is not white: squared autocorrelation at a shift of one pixel, over a pyramid down to 8 px.
+
+    Args:
+        noise: Tensors (B, 1, r, r).
+
+    Returns:
+        Sum over tensors, levels, both axes and the batch.
+    """
+    total = noise[0].new_zeros(())
+    for level in noise:
+        while True:
+            total = total + (level * level.roll(1, dims=3)).mean(dim=(1, 2, 3)).square().sum()
+            total = total + (level * level.roll(1, dims=2)).mean(dim=(1, 2, 3)).square().sum()
+            if level.shape[2] <= 8:
+                break
+            level = F.avg_pool2d(level, 2)
+    return total
+
+
+def project_w(
+    generator: Generator,
+    target: Float[Tensor, "batch 3 resolution resolution"],
+    *,
+    perceptual: PerceptualDistance,
+    config: ProjectorConfig | None = None,
+    seed: int = 123,
+    callback: Callback | None = None,
+) -> Projection:
+    """Find the w that draws an image most like the target, starting from the average w.
+
+    Args:
+        generator: Stays as it is.
+        target: Images, RGB, in [-1, 1]; each gets a w and noise of its own.
+        perceptual: Distance to minimise; images above 256 px are pooled to 256 for it.
+        config: Settings. `None` means PTI's.
+        seed: Of the draws of z and of the noise.
+        callback: Called after each step with the step, from 1, and {"stage": "projection", "loss", "learning_rate",
+            "w_plus"}. Returning True stops the run with the best state so far; an exception passes through.
+
+    Returns:
+        The state of the lowest loss.
+
+    Raises:
+        ValueError: If the target has another side than the generator's images.
+        DivergedError: If the first step gives NaN or infinity. Later, the run stops with the best state.
+    """
+    return _project(generator, target, 1, perceptual, config or ProjectorConfig(), seed, callback)
+
+
+def project_w_plus(
+    generator: Generator,
+    target: Float[Tensor, "batch 3 resolution resolution"],
+    *,
+    perceptual: PerceptualDistance,
+    config: ProjectorConfig | None = None,
+    seed: int = 123,
+    callback: Callback | None = None,
+) -> Projection:
+    """Find one w a layer, as in Image2StyleGAN (arXiv:1904.03189): nearer to the target, less editable. See `project_w`."""
+    return _project(generator, target, generator.num_ws, perceptual, config or ProjectorConfig(), seed, callback)
+
+
+@torch.enable_grad()
+def _project(
+    generator: Generator,
+    target: Tensor,
+    num_free: int,
+    perceptual: PerceptualDistance,
+    config: ProjectorConfig,
+    seed: int,
+    callback: Callback | None,
+) -> Projection:
+    resolution, num_ws = generator.config.resolution, generator.num_ws
+    if target.shape[-2:] != (resolution, resolution):
+        raise ValueError(f"`target` must be {resolution} px a side, got {target.shape[-2]} x {target.shape[-1]}.")
+    synthesis = copy.deepcopy(generator.synthesis).requires_grad_(False)
+    w_avg, w_spread = w_statistics(generator, config.num_w_samples, seed=seed)
+    rng = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=rng).to(target)
+
+    w_opt = w_avg.to(target).repeat(len(target), num_free, 1).requires_grad_()
+    noise = [draw(len(target), 1, *conv.noise_const.shape) for conv in synthesis.convs]
+    if config.optimize_noise:
+        noise = [tensor.requires_grad_() for tensor in noise]
+    optimizer = torch.optim.Adam([w_opt, *noise] if config.optimize_noise else [w_opt], betas=(0.9, 0.999))
+    with torch.no_grad():
+        wanted = perceptual.features(_at_most_256(target))
+
+    losses: list[float] = []
+    best_loss, stopped_by = float("inf"), "steps"
+    w_best, noise_best = w_opt.detach(), [t.detach() for t in noise]
+    for step in range(config.num_steps):
+        w_plus = w_opt + draw(*w_opt.shape) * (w_spread * config.w_noise_at(step))
+        y_hat = synthesis(w_plus.expand(-1, num_ws, -1), noise=noise)
+        distance = perceptual.distance(perceptual.features(_at_most_256(y_hat)), wanted)
+        # Summed over the batch, so that each image takes the steps it would take alone.
+        loss = distance.sum()
+        if config.optimize_noise:
+            loss = loss + noise_regularization(noise) * config.noise_weight
+        figure = distance.mean().item()
+        if not torch.isfinite(loss):
+            if not losses:
+                raise DivergedError(f"The loss of the first step is {loss.item()}: check the target and the generator.")
+            logger.warning("Step %d gave NaN or infinity; keeping the best state so far.", step + 1)
+            stopped_by = "nan"
+            break
+        losses.append(figure)
+        if figure <= best_loss:
+            best_loss, w_best, noise_best = figure, w_opt.detach().clone(), [t.detach().clone() for t in noise]
+
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for tensor in noise if config.optimize_noise else []:
+                tensor -= tensor.mean(dim=(1, 2, 3), keepdim=True)
+                tensor *= tensor.square().mean(dim=(1, 2, 3), keepdim=True).rsqrt()
+        info = {"stage": "projection", "loss": figure, "learning_rate": config.learning_rate_at(step)}
+        if callback and callback(step + 1, {**info, "w_plus": w_opt.detach().expand(-1, num_ws, -1)}):
+            stopped_by = "callback"
+            break
+    w_plus = latents.broadcast(w_best[:, 0], num_ws) if num_free == 1 else w_best
+    return Projection(w_plus, noise_best, losses, stopped_by)
+
+
+def _at_most_256(x: Tensor) -> Tensor:
+    return F.interpolate(x, size=(256, 256), mode="area") if x.shape[-1] > 256 else x

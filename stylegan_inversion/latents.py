@@ -1,0 +1,55 @@
+"""Geometry of the latent spaces: how many w there are, how they are repeated, truncated and grouped."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+def num_ws(resolution: int) -> int:
+    """How many w a StyleGAN2 of this resolution takes: 2 log2(resolution) - 2.
+
+    Args:
+        resolution: Side of the image in pixels, a power of two from 4 to 2048.
+
+    Raises:
+        ValueError: If `resolution` is anything else.
+    """
+    if resolution not in {2**k for k in range(2, 12)}:
+        raise ValueError(f"`resolution` must be a power of two from 4 to 2048, got {resolution}.")
+    return 2 * (resolution.bit_length() - 1) - 2
+
+
+def broadcast(w: Float[Tensor, "batch w_dim"], num_ws: int) -> Float[Tensor, "batch num_ws w_dim"]:
+    """Repeat one w for every layer: the embedding of W in W+."""
+    return w.unsqueeze(1).repeat(1, num_ws, 1)
+
+
+def truncate(
+    w_plus: Float[Tensor, "batch num_ws w_dim"],
+    w_avg: Float[Tensor, " w_dim"],
+    *,
+    truncation_psi: float = 1.0,
+    truncation_cutoff: int | None = None,
+) -> Float[Tensor, "batch num_ws w_dim"]:
+    """Pull w towards the average: w_avg + psi (w - w_avg), the truncation trick (StyleGAN, arXiv:1812.04948, B).
+
+    Args:
+        w_plus: Style codes, one a layer.
+        w_avg: The average of w over z.
+        truncation_psi: 1 changes nothing, 0 gives the average.
+        truncation_cutoff: How many layers, from the coarsest, are truncated. `None` means all.
+
+    Returns:
+        New style codes; the input is not changed.
+    """
+    truncated = w_plus.clone()
+    truncated[:, :truncation_cutoff] = w_avg.lerp(w_plus[:, :truncation_cutoff], truncation_psi)
+    return truncated
+
+
+def layer_ranges(resolution: int) -> dict[str, tuple[int, int]]:
+    """Layers by what they draw, as half-open ranges: coarse (4-8 px), middle (16-32 px), fine (64 px and up).
+
+    The grouping of StyleGAN (arXiv:1812.04948, 3.1). At 1024: coarse (0, 4), middle (4, 8), fine (8, 18).
+    """
+    n = num_ws(resolution)
+    return {"coarse": (0, min(4, n)), "middle": (min(4, n), min(8, n)), "fine": (min(8, n), n)}

@@ -1,0 +1,237 @@
+"""Small face networks on a face crop: 68 landmarks, expression, age and gender, and scores for editing directions.
+
+Architectures and weights: @vladmandic/face-api 1.7.15 (https://github.com/vladmandic/face-api), after face-api.js by
+Vincent Mühler (https://github.com/justadudewhohacks/face-api.js), both MIT; written anew in PyTorch. Age and gender use
+a small Xception (Chollet 2017, arXiv:1610.02357), the others a small densely summed network of separable convolutions.
+
+All take RGB in [-1, 1], are differentiable, and resize their input themselves.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stylegan_inversion.models.face_layers import Conv2dSame, SeparableConv, pad_same, resize_and_normalize
+
+EXPRESSIONS = ("neutral", "happy", "sad", "angry", "fearful", "disgusted", "surprised")
+NUM_LANDMARKS = 68
+
+
+class DenseBlock(nn.Module):
+    """Four convolutions, each on the rectified sum of all outputs before it; halves the size."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, first: bool) -> None:
+        super().__init__()
+        self.conv0: nn.Module
+        if first:
+            self.conv0 = Conv2dSame(in_channels, out_channels, kernel_size=3, stride=2)
+        else:
+            self.conv0 = SeparableConv(in_channels, out_channels, stride=2)
+        self.conv1 = SeparableConv(out_channels, out_channels)
+        self.conv2 = SeparableConv(out_channels, out_channels)
+        self.conv3 = SeparableConv(out_channels, out_channels)
+
+    def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch out_channels h w"]:
+        """Run the block."""
+        total = F.relu(self.conv0(x))
+        for conv in (self.conv1, self.conv2, self.conv3):
+            total = total + conv(F.relu(total))
+        return F.relu(total)
+
+
+@dataclass(frozen=True)
+class FaceFeaturesConfig:
+    """Sizes of the trunk under the landmarks and the expression.
+
+    Attributes:
+        resolution: Side of the network's input in pixels; 16 times the side of the last map.
+        channels: Channels after each dense block; each block halves the size.
+    """
+
+    resolution: int = 112
+    channels: tuple[int, ...] = (32, 64, 128, 256)
+
+
+class FaceFeatures(nn.Module):
+    """The trunk: dense blocks, then the mean over the whole map."""
+
+    def __init__(self, config: FaceFeaturesConfig) -> None:
+        super().__init__()
+        self.resolution = config.resolution
+        widths = (3, *config.channels)
+        self.blocks = nn.Sequential(
+            *(DenseBlock(width, out, first=i == 0) for i, (width, out) in enumerate(pairwise(widths)))
+        )
+
+    def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+        """Give the features of face crops in [-1, 1]."""
+        return self.blocks(resize_and_normalize(x, self.resolution)).mean(dim=(2, 3))
+
+
+class FaceLandmarks68(nn.Module):
+    """68 landmarks in the order of iBUG 300-W: jaw 0-16, brows 17-26, nose 27-35, eyes 36-47, mouth 48-67."""
+
+    def __init__(self, config: FaceFeaturesConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.features = FaceFeatures(config)
+        self.fc = nn.Linear(config.channels[-1], 2 * NUM_LANDMARKS)
+
+    def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 68 2"]:
+        """Find the landmarks of the one face that fills the crop.
+
+        Args:
+            x: Square face crops, RGB, in [-1, 1].
+
+        Returns:
+            (x, y) as shares of the crop: (0, 0) its top left and (1, 1) its bottom right corner; may lie outside.
+        """
+        return self.fc(self.features(x)).view(-1, NUM_LANDMARKS, 2)
+
+
+class ExpressionNet(nn.Module):
+    """Logits of the seven `EXPRESSIONS`."""
+
+    def __init__(self, config: FaceFeaturesConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.features = FaceFeatures(config)
+        self.fc = nn.Linear(config.channels[-1], len(EXPRESSIONS))
+
+    def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 7"]:
+        """Score face crops (RGB, in [-1, 1]); softmax over the last axis gives probabilities."""
+        return self.fc(self.features(x))
+
+
+class ReductionBlock(nn.Module):
+    """Two separable convolutions and a maximum pool beside a strided 1 x 1 convolution; halves the size."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, rectify_input: bool) -> None:
+        super().__init__()
+        self.rectify_input = rectify_input
+        self.conv0 = SeparableConv(in_channels, out_channels)
+        self.conv1 = SeparableConv(out_channels, out_channels)
+        self.shortcut = Conv2dSame(in_channels, out_channels, kernel_size=1, stride=2)
+
+    def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch out_channels h w"]:
+        """Run the block."""
+        out = self.conv1(F.relu(self.conv0(F.relu(x) if self.rectify_input else x)))
+        return F.max_pool2d(pad_same(out, 3, 2, value=-torch.inf), 3, 2) + self.shortcut(x)
+
+
+class MiddleBlock(nn.Module):
+    """Three separable convolutions and a shortcut."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([SeparableConv(channels, channels) for _ in range(3)])
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        """Run the block."""
+        out = x
+        for conv in self.convs:
+            out = conv(F.relu(out))
+        return out + x
+
+
+@dataclass(frozen=True)
+class AgeGenderConfig:
+    """Sizes of the age and gender network.
+
+    Attributes:
+        resolution: Side of the network's input in pixels.
+        channels: Channels of the first convolution, the three reductions and the last convolution.
+        num_middle_blocks: Blocks between the second and the third reduction.
+    """
+
+    resolution: int = 112
+    channels: tuple[int, ...] = (32, 64, 128, 256, 512)
+    num_middle_blocks: int = 2
+
+
+class AgeGenderNet(nn.Module):
+    """Apparent age, and the two-class gender of the training labels. Both are guesses from looks, no more."""
+
+    def __init__(self, config: AgeGenderConfig) -> None:
+        super().__init__()
+        self.config = config
+        first, *reductions, last = config.channels
+        widths = (first, *reductions)
+        self.conv_in = Conv2dSame(3, first, kernel_size=3, stride=2)
+        self.reductions = nn.ModuleList(
+            [ReductionBlock(i, o, rectify_input=n > 0) for n, (i, o) in enumerate(zip(widths, reductions))]
+        )
+        self.middle = nn.Sequential(*(MiddleBlock(reductions[-2]) for _ in range(config.num_middle_blocks)))
+        self.conv_out = SeparableConv(reductions[-1], last)
+        self.age = nn.Linear(last, 1)
+        self.gender = nn.Linear(last, 2)
+
+    def logits(
+        self, x: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Give age in years and the log-odds of male against female, both unbounded, for face crops in [-1, 1]."""
+        out = F.relu(self.conv_in(resize_and_normalize(x, self.config.resolution)))
+        for reduction in self.reductions[:-1]:
+            out = reduction(out)
+        out = F.relu(self.conv_out(self.reductions[-1](self.middle(out))))
+        features = out.mean(dim=(2, 3))
+        male, female = self.gender(features).unbind(1)
+        return self.age(features).squeeze(1), male - female
+
+    def forward(
+        self, x: Float[Tensor, "batch 3 height width"]
+    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """Guess age and gender of face crops.
+
+        Args:
+            x: Face crops, RGB, in [-1, 1].
+
+        Returns:
+            Age in years, and the probability of male in [0, 1].
+        """
+        age, log_odds = self.logits(x)
+        return age, log_odds.sigmoid()
+
+
+class FaceScorer(nn.Module):
+    """Continuous scores of aligned faces, to label latent codes with: nothing saturates, all is differentiable."""
+
+    def __init__(self, landmarks: FaceLandmarks68, expression: ExpressionNet, age_gender: AgeGenderNet) -> None:
+        super().__init__()
+        self.landmarks = landmarks
+        self.expression = expression
+        self.age_gender = age_gender
+
+    def forward(self, x: Float[Tensor, "batch 3 height width"]) -> dict[str, Float[Tensor, " batch"]]:
+        """Score aligned faces.
+
+        Args:
+            x: Faces that fill the image, RGB, in [-1, 1], any size: the FFHQ square times about 0.74.
+
+        Returns:
+            "smile": log-odds of happy against the other expressions. "age": years. "gender": log-odds of male against
+            female. "yaw": how far the tip of the nose lies from the midpoint of the eyes along the line of the eyes, in
+            units of their distance; 0 is frontal, positive when the nose points to the right side of the image.
+        """
+        log_p = self.expression(x).log_softmax(dim=1)
+        happy = EXPRESSIONS.index("happy")
+        others = [i for i in range(len(EXPRESSIONS)) if i != happy]
+        age, gender = self.age_gender.logits(x)
+        return {
+            "smile": log_p[:, happy] - log_p[:, others].logsumexp(dim=1),
+            "age": age,
+            "gender": gender,
+            "yaw": landmark_yaw(self.landmarks(x)),
+        }
+
+
+def landmark_yaw(landmarks: Float[Tensor, "batch 68 2"]) -> Float[Tensor, " batch"]:
+    """Offset of the nose between the eyes, in units of the distance of the eyes; see `FaceScorer.forward`."""
+    left, right = landmarks[:, 36:42].mean(dim=1), landmarks[:, 42:48].mean(dim=1)
+    between = right - left
+    nose = landmarks[:, 30] - (left + right) / 2
+    return (nose * between).sum(dim=1) / between.square().sum(dim=1).clamp_min(1e-12)

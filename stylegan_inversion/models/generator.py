@@ -1,0 +1,205 @@
+"""The StyleGAN2 generator: mapping network z -> w, synthesis network w+ -> image.
+
+Paper: Karras et al. 2020, arXiv:1912.04958 (skip generator, figure 7b). Original code: NVlabs/stylegan2 and
+NVlabs/stylegan2-ada-pytorch (NVIDIA Source Code Licence); a PyTorch port that pSp, e4e and most checkpoints use:
+rosinality/stylegan2-pytorch (MIT). Own code; `convert/generator.py` reads both formats.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stylegan_inversion import latents, ops
+from stylegan_inversion.models.layers import EqualLinear, NoiseMode, StyledConv, ToRGB
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Sizes of a generator. The defaults are config-f at 1024 px, as released for FFHQ."""
+
+    resolution: int = 1024  # side of the image, a power of two from 16 to 2048
+    z_dim: int = 512
+    w_dim: int = 512
+    mapping_layers: int = 8  # 8 in StyleGAN2, 2 in some of StyleGAN2-ADA's configurations
+    mapping_lr_multiplier: float = 0.01
+    channel_base: int = 32768  # a layer of side r has min(channel_base / r, channel_max) channels
+    channel_max: int = 512
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.resolution < 16:
+            raise ValueError(f"`resolution` must be a power of two from 16 to 2048, got {self.resolution}.")
+        latents.num_ws(self.resolution)
+        for name in ("z_dim", "w_dim", "mapping_layers", "channel_max"):
+            if not 1 <= getattr(self, name) <= 4096:
+                raise ValueError(f"`{name}` must be in [1, 4096], got {getattr(self, name)}.")
+        if not self.resolution <= self.channel_base <= 2**20:
+            raise ValueError(f"`channel_base` must be in [resolution, 1048576], got {self.channel_base}.")
+
+    @property
+    def num_ws(self) -> int:
+        """How many w the synthesis network takes."""
+        return latents.num_ws(self.resolution)
+
+    @property
+    def resolutions(self) -> list[int]:
+        """Sides of the blocks: 4, 8, ..., resolution."""
+        return [2**k for k in range(2, self.resolution.bit_length())]
+
+    def channels(self, resolution: int) -> int:
+        """Width of the features at a side."""
+        return min(self.channel_base // resolution, self.channel_max)
+
+
+class MappingNetwork(nn.Module):
+    """z -> w: normalise z to unit mean square, then fully connected layers with leaky ReLU."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        sizes = [config.z_dim] + [config.w_dim] * config.mapping_layers
+        self.layers = nn.ModuleList(
+            EqualLinear(a, b, lr_multiplier=config.mapping_lr_multiplier, activation=True)
+            for a, b in zip(sizes, sizes[1:])
+        )
+
+    def forward(self, z: Float[Tensor, "batch z_dim"]) -> Float[Tensor, "batch w_dim"]:
+        """Map standard normal z, (B, z_dim), to w, (B, w_dim)."""
+        x = z * (z.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class SynthesisBlock(nn.Module):
+    """The layers of one side: two style layers (one at 4 px) and a ToRGB."""
+
+    def __init__(self, config: GeneratorConfig, resolution: int) -> None:
+        super().__init__()
+        channels = config.channels(resolution)
+        self.conv0 = (
+            StyledConv(config.channels(resolution // 2), channels, resolution, config.w_dim, up=True)
+            if resolution > 4
+            else None
+        )
+        self.conv1 = StyledConv(channels, channels, resolution, config.w_dim)
+        self.to_rgb = ToRGB(channels, config.w_dim)
+
+
+class SynthesisNetwork(nn.Module):
+    """w+ -> image."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.num_ws = config.num_ws
+        self.const = nn.Parameter(torch.randn(1, config.channels(4), 4, 4))
+        self.blocks = nn.ModuleDict({str(r): SynthesisBlock(config, r) for r in config.resolutions})
+
+    @property
+    def convs(self) -> list[StyledConv]:
+        """The num_ws - 1 style layers, coarsest first: those that take noise."""
+        return [conv for block in self.blocks.values() for conv in (block.conv0, block.conv1) if conv is not None]
+
+    def noise(
+        self, mode: NoiseMode, *, batch: int = 1, rng: torch.Generator | None = None
+    ) -> list[Float[Tensor, "b 1 h w"] | None]:
+        """Noise for each style layer.
+
+        Args:
+            mode: "random" draws it anew for each sample, "const" takes the generator's buffers, "none" gives `None`s.
+            batch: Samples, for "random".
+            rng: Source of "random"; it must live on the generator's device. `None` takes PyTorch's own.
+
+        Raises:
+            ValueError: If `mode` is not one of the three.
+        """
+        if mode == "none":
+            return [None for _ in self.convs]
+        if mode == "const":
+            return [conv.noise_const[None, None] for conv in self.convs]
+        if mode == "random":
+            return [
+                torch.randn(
+                    (batch, 1, *conv.noise_const.shape),
+                    generator=rng,
+                    device=conv.noise_const.device,
+                    dtype=conv.noise_const.dtype,
+                )
+                for conv in self.convs
+            ]
+        raise ValueError(f"`noise_mode` must be 'random', 'const' or 'none', got {mode!r}.")
+
+    def forward(
+        self,
+        w_plus: Float[Tensor, "batch num_ws w_dim"],
+        *,
+        noise_mode: NoiseMode = "const",
+        noise: Sequence[Tensor | None] | None = None,
+        rng: torch.Generator | None = None,
+    ) -> Float[Tensor, "batch 3 resolution resolution"]:
+        """Draw images, RGB, about [-1, 1] (not clamped).
+
+        Args:
+            w_plus: One w a layer.
+            noise_mode: "random", "const" (the generator's own buffers) or "none".
+            noise: The noise itself, one tensor (1 or B, 1, r, r) a style layer; overrides `noise_mode`.
+            rng: Source of the "random" mode.
+
+        Raises:
+            ValueError: If `w_plus` or `noise` has the wrong number of layers.
+        """
+        if w_plus.shape[1] != self.num_ws:
+            raise ValueError(f"`w_plus` must have {self.num_ws} layers, got {w_plus.shape[1]}.")
+        if noise is None:
+            noise = self.noise(noise_mode, batch=len(w_plus), rng=rng)
+        elif len(noise) != self.num_ws - 1:
+            raise ValueError(f"`noise` must have {self.num_ws - 1} tensors, one a style layer, got {len(noise)}.")
+        ws, noises = iter(w_plus.unbind(1)), iter(noise)
+        x = self.const.expand(len(w_plus), -1, -1, -1)
+        image: Tensor | None = None
+        w = next(ws)
+        for block in self.blocks.values():
+            if block.conv0 is not None:
+                x = block.conv0(x, w, next(noises))
+                w = next(ws)
+            x = block.conv1(x, w, next(noises))
+            w = next(ws)  # a ToRGB shares its w with the next block's first convolution
+            rgb = block.to_rgb(x, w)
+            image = rgb if image is None else ops.upsample_2x(image) + rgb
+        assert image is not None
+        return image
+
+
+class Generator(nn.Module):
+    """Mapping and synthesis, with the average w."""
+
+    w_avg: Tensor
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mapping = MappingNetwork(config)
+        self.synthesis = SynthesisNetwork(config)
+        self.register_buffer("w_avg", torch.zeros(config.w_dim))
+
+    @property
+    def num_ws(self) -> int:
+        """How many w the synthesis network takes."""
+        return self.config.num_ws
+
+    def forward(
+        self,
+        z: Float[Tensor, "batch z_dim"],
+        *,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+        noise_mode: NoiseMode = "const",
+    ) -> Float[Tensor, "batch 3 resolution resolution"]:
+        """Draw images from z, RGB, about [-1, 1]. See `latents.truncate` for the truncation."""
+        w_plus = latents.broadcast(self.mapping(z), self.num_ws)
+        w_plus = latents.truncate(
+            w_plus, self.w_avg, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff
+        )
+        return self.synthesis(w_plus, noise_mode=noise_mode)

@@ -1,0 +1,114 @@
+"""Layers of StyleGAN2: parameters with an equalised learning rate; the maths is in `ops`.
+
+Paper: Karras et al. 2020, arXiv:1912.04958. Parameters are stored as in the official code (unit variance) and scaled in
+the forward pass, so that official checkpoints fit. Own code.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stylegan_inversion import ops
+
+NoiseMode = Literal["random", "const", "none"]
+
+
+class EqualLinear(nn.Module):
+    """Linear layer with equalised learning rate: weight * lr_multiplier / sqrt(in_features), bias * lr_multiplier."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias_init: float = 0.0,
+        lr_multiplier: float = 1.0,
+        activation: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((out_features,), float(bias_init)))
+        self.weight_gain = lr_multiplier / math.sqrt(in_features)
+        self.bias_gain = lr_multiplier
+        self.activation = activation
+
+    def forward(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch out_features"]:
+        """Map the last axis; with `activation`, a leaky ReLU of slope 0.2 and gain sqrt(2) follows."""
+        weight, bias = self.weight * self.weight_gain, self.bias * self.bias_gain
+        return ops.bias_act(F.linear(x, weight), bias) if self.activation else F.linear(x, weight, bias)
+
+
+class EqualConv2d(nn.Module):
+    """Convolution with equalised learning rate, as the discriminator uses it."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, *, down: bool = False, activation: bool = True
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if activation else None
+        self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
+        self.down = down
+
+    def forward(
+        self, x: Float[Tensor, "batch in_channels height width"]
+    ) -> Float[Tensor, "batch out_channels new_height new_width"]:
+        """Convolve; with `down`, blur first and halve the side; with `activation`, bias and leaky ReLU follow."""
+        k = self.weight.shape[-1]
+        weight = self.weight * self.weight_gain
+        if self.down:
+            x = ops.upfirdn2d(x, ops.blur_kernel(x.device, x.dtype), padding=((k + 2) // 2, (k + 1) // 2))
+            x = F.conv2d(x, weight, stride=2)
+        else:
+            x = F.conv2d(x, weight, padding=k // 2)
+        return x if self.bias is None else ops.bias_act(x, self.bias)
+
+
+class StyledConv(nn.Module):
+    """Modulated 3 x 3 convolution, noise, bias and leaky ReLU: one style layer."""
+
+    noise_const: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, resolution: int, w_dim: int, *, up: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.noise_strength = nn.Parameter(torch.zeros(()))
+        self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
+        self.register_buffer("noise_const", torch.randn(resolution, resolution))
+        self.weight_gain = 1 / math.sqrt(in_channels * 9)
+        self.up = up
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch in_channels height width"],
+        w: Float[Tensor, "batch w_dim"],
+        noise: Float[Tensor, "#batch 1 new_height new_width"] | None,
+    ) -> Float[Tensor, "batch out_channels new_height new_width"]:
+        """Draw one layer. `noise` is added after scaling by `noise_strength`; `None` adds nothing."""
+        x = ops.modulated_conv2d(x, self.weight * self.weight_gain, self.affine(w), up=self.up)
+        if noise is not None:
+            x = x + noise.to(x.dtype) * self.noise_strength
+        return ops.bias_act(x, self.bias)
+
+
+class ToRGB(nn.Module):
+    """Modulated 1 x 1 convolution to RGB, without demodulation."""
+
+    def __init__(self, in_channels: int, w_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(3))
+        self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
+        self.weight_gain = 1 / math.sqrt(in_channels)
+
+    def forward(
+        self, x: Float[Tensor, "batch in_channels height width"], w: Float[Tensor, "batch w_dim"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """The layer's contribution to the image."""
+        x = ops.modulated_conv2d(x, self.weight * self.weight_gain, self.affine(w), demodulate=False)
+        return x + self.bias[:, None, None]

@@ -1,0 +1,156 @@
+"""pSp: the feature-pyramid encoder into W+, and the encoder into W.
+
+Paper: Richardson et al. 2021, "Encoding in Style", arXiv:2008.00951 (figure 2). Original code:
+eladrich/pixel2style2pixel (MIT). Own code. Departure: the average w is a buffer of the encoder and is added inside.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stylegan_inversion import latents
+from stylegan_inversion.models.irse import IRSEBackbone, IRSEConfig, Pyramid
+from stylegan_inversion.models.layers import EqualLinear
+
+
+@dataclass(frozen=True)
+class PyramidEncoderConfig:
+    """Sizes of an encoder into W+. The defaults are the released encoders' for a generator of 1024 px."""
+
+    output_resolution: int = 1024  # side of the generator's image: sets how many w there are
+    input_resolution: int = 256  # side of the encoder's image, a power of two from 32
+    w_dim: int = 512
+    coarse_end: int = 3  # styles [0, 3) read c3, [3, 7) read p2, the others p1
+    middle_end: int = 7
+    in_channels: int = 3
+    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    units: tuple[int, int, int, int] = (3, 4, 14, 3)
+    reduction: int = 16
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        latents.num_ws(self.output_resolution)
+        if self.input_resolution not in {2**k for k in range(5, 12)}:
+            raise ValueError(f"`input_resolution` must be a power of two from 32 to 2048, got {self.input_resolution}.")
+        if not 0 < self.coarse_end <= self.middle_end:
+            raise ValueError(
+                f"`coarse_end` must be in [1, middle_end], got {self.coarse_end} with middle_end={self.middle_end}."
+            )
+        self.backbone  # noqa: B018  checks the rest
+
+    @property
+    def num_ws(self) -> int:
+        """How many w the encoder gives."""
+        return latents.num_ws(self.output_resolution)
+
+    @property
+    def backbone(self) -> IRSEConfig:
+        """Sizes of the backbone."""
+        return IRSEConfig(self.in_channels, tuple(self.widths), tuple(self.units), self.reduction)  # type: ignore[arg-type]
+
+
+class MapToStyle(nn.Module):
+    """map2style: convolutions of stride 2 down to one pixel, then a linear layer (paper, figure 2)."""
+
+    def __init__(self, in_channels: int, w_dim: int, side: int) -> None:
+        super().__init__()
+        num_convs = side.bit_length() - 1
+        widths = [in_channels] + [w_dim] * num_convs
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(widths, widths[1:]))
+        self.linear = EqualLinear(w_dim, w_dim)
+
+    def forward(self, x: Float[Tensor, "batch in_channels side side"]) -> Float[Tensor, "batch w_dim"]:
+        """One w from features of the side it was built for."""
+        for conv in self.convs:
+            x = F.leaky_relu(conv(x), 0.01)
+        return self.linear(x.flatten(1))
+
+
+class StylePyramid(nn.Module):
+    """What pSp and e4e share: the backbone, the lateral connections, and one map2style a layer."""
+
+    w_avg: Tensor
+
+    def __init__(self, config: PyramidEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = IRSEBackbone(config.backbone)
+        c1, c2, c3 = config.widths[1:]
+        self.lateral2 = nn.Conv2d(c2, c3, 1)
+        self.lateral1 = nn.Conv2d(c1, c3, 1)
+        sides = [config.input_resolution // 16] * config.coarse_end
+        sides += [config.input_resolution // 8] * (config.middle_end - config.coarse_end)
+        sides += [config.input_resolution // 4] * max(0, config.num_ws - config.middle_end)
+        self.styles = nn.ModuleList(MapToStyle(c3, config.w_dim, side) for side in sides[: config.num_ws])
+        self.register_buffer("w_avg", torch.zeros(config.num_ws, config.w_dim))
+
+    def levels(self, pyramid: Pyramid) -> list[Tensor]:
+        """The feature map that each style reads, coarsest first: c3, p2 or p1."""
+        config = self.config
+        p2 = _upsample_to(pyramid.c3, pyramid.c2) + self.lateral2(pyramid.c2)
+        p1 = _upsample_to(p2, pyramid.c1) + self.lateral1(pyramid.c1)
+        maps = [pyramid.c3] * config.coarse_end + [p2] * (config.middle_end - config.coarse_end)
+        return (maps + [p1] * config.num_ws)[: config.num_ws]
+
+
+def _upsample_to(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=True)
+
+
+class GradualStyleEncoder(nn.Module):
+    """pSp's encoder: images -> w_plus, each style from its own level of the pyramid."""
+
+    def __init__(self, config: PyramidEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pyramid = StylePyramid(config)
+
+    @property
+    def w_avg(self) -> Float[Tensor, "num_ws w_dim"]:
+        """The average w that is added to every output."""
+        return self.pyramid.w_avg
+
+    def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_ws w_dim"]:
+        """Encode images, (B, 3, S, S), RGB, in [-1, 1], S = `input_resolution`; `w_avg` is included."""
+        maps = self.pyramid.levels(self.pyramid.backbone(x))
+        styles = [style(features) for style, features in zip(self.pyramid.styles, maps)]
+        return torch.stack(styles, dim=1) + self.w_avg
+
+
+@dataclass(frozen=True)
+class WEncoderConfig:
+    """Sizes of the encoder into W."""
+
+    output_resolution: int = 1024
+    input_resolution: int = 256
+    w_dim: int = 512
+    in_channels: int = 3
+    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    units: tuple[int, int, int, int] = (3, 4, 14, 3)
+    reduction: int = 16
+
+    @property
+    def backbone(self) -> IRSEConfig:
+        """Sizes of the backbone."""
+        return IRSEConfig(self.in_channels, tuple(self.widths), tuple(self.units), self.reduction)  # type: ignore[arg-type]
+
+
+class WEncoder(nn.Module):
+    """pSp's encoder into W (`BackboneEncoderUsingLastLayerIntoW`): the last features, pooled, through a linear layer."""
+
+    w_avg: Tensor
+
+    def __init__(self, config: WEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = IRSEBackbone(config.backbone)
+        self.linear = EqualLinear(config.widths[-1], config.w_dim)
+        self.register_buffer("w_avg", torch.zeros(config.w_dim))
+
+    def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_ws w_dim"]:
+        """Encode images, RGB, in [-1, 1], into one w, repeated for every layer; `w_avg` is included."""
+        w = self.linear(self.backbone(x).c3.mean(dim=(2, 3))) + self.w_avg
+        return latents.broadcast(w, latents.num_ws(self.config.output_resolution))

@@ -1,0 +1,1 @@
+"""Image in, inversion out: the only place where pictures meet networks."""

@@ -1,0 +1,111 @@
+"""Every network against the official code's numbers, through our converters: relative error at most 1e-4 in float32."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stylegan_inversion import latents
+from stylegan_inversion.convert import encoder as convert_encoder
+from stylegan_inversion.convert import generator as convert_generator
+from stylegan_inversion.hub import fill_module
+from stylegan_inversion.models.discriminator import Discriminator
+from stylegan_inversion.models.e4e_encoder import Encoder4Editing
+from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.models.irse import ArcFace, crop_face
+from stylegan_inversion.models.psp_encoder import GradualStyleEncoder
+from tests.conformance import draw_state_dict, load_case, relative_error
+
+TOLERANCE = 1e-4
+
+
+def build(cls: type[nn.Module], converted: tuple[Any, dict[str, Tensor]]) -> Any:
+    config, state_dict = converted
+    module = cls(config)  # type: ignore[call-arg]
+    fill_module(module, state_dict, source="the official state dict")
+    return module
+
+
+def check(name: str, ours: Tensor, theirs: Tensor) -> None:
+    error = relative_error(ours, theirs)
+    print(f"{name}: relative error {error:.1e}")  # `pytest -rP` shows it
+    assert error <= TOLERANCE, f"{name}: {error:.2e}"
+
+
+@pytest.mark.parametrize("name", ["psp_1024", "e4e_1024", "e4e_256"])
+@torch.no_grad()
+def test_encoder_and_its_generator(name: str) -> None:
+    case, expected = load_case(name)
+    encoder_part, decoder_part = convert_encoder.split_checkpoint(draw_state_dict(case["state_dict"], case["seed"]))
+    inputs = draw_state_dict({"input": case["input"], "latent_avg": case["latent_avg"]}, case["seed"])
+    x, latent_avg = inputs["input"], inputs["latent_avg"]
+    cls = {"GradualStyleEncoder": GradualStyleEncoder, "Encoder4Editing": Encoder4Editing}[case["encoder_type"]]
+
+    encoder = build(cls, convert_encoder.pyramid_encoder_from_official(encoder_part, latent_avg=latent_avg))
+    w_plus = encoder(x)
+    check("latents", w_plus, expected["latents"])
+    check("codes", w_plus - encoder.w_avg, expected["codes"])
+    for key in (key for key in expected if key.startswith("codes_stage_")):
+        encoder.progressive_stage = int(key.rsplit("_", 1)[1])
+        check(key, encoder(x) - encoder.w_avg, expected[key])
+    del encoder, encoder_part
+
+    generator = build(Generator, convert_generator.generator_from_rosinality(decoder_part))
+    image = generator.synthesis(expected["latents"])
+    middle = image.shape[-1] // 2
+    check("image_patch", image[..., middle - 16 : middle + 16, middle - 16 : middle + 16], expected["image_patch"])
+    check("image_256", nn.functional.adaptive_avg_pool2d(image, 256), expected["image_256"])
+    check("image_mean", image.mean(dim=(2, 3)), expected["image_mean"])
+    check("image_std", image.std(dim=(2, 3)), expected["image_std"])
+
+
+@torch.no_grad()
+def test_arcface() -> None:
+    case, expected = load_case("arcface")
+    x = draw_state_dict({"input": case["input"]}, case["seed"])["input"]
+    arcface = build(
+        ArcFace, convert_encoder.arcface_from_official(draw_state_dict(case["state_dict"], case["seed"]))
+    )
+    crop = crop_face(x)
+    check("crop", crop[:, :, ::8, ::8], expected["crop"])
+    check("embedding", arcface(crop), expected["embedding"])
+
+
+@torch.no_grad()
+def test_rosinality() -> None:
+    case, expected = load_case("stylegan2_128")
+    inputs = draw_state_dict(case["inputs"], case["seed"])
+    part = case["generator"]
+    official = draw_state_dict(dict(part["state_dict"]), part["seed"])
+    generator = build(
+        Generator, convert_generator.generator_from_rosinality(official, latent_avg=inputs["mean_latent"])
+    )
+    w, w2 = generator.mapping(inputs["z"]), generator.mapping(inputs["z2"])
+    check("w", w, expected["w"])
+    check("image", generator(inputs["z"]), expected["image"])
+    check("truncated", generator(inputs["z"], truncation_psi=0.7), expected["image_truncated_0.7"])
+    mixed = latents.broadcast(w, generator.num_ws)
+    mixed[:, 4:] = w2[:, None]
+    check("mixed", generator.synthesis(mixed), expected["image_mixed_4"])
+    check("w_plus", generator.synthesis(inputs["w_plus"]), expected["image_from_w_plus"])
+
+    part = case["discriminator"]
+    official = draw_state_dict(dict(part["state_dict"]), part["seed"])
+    discriminator = build(Discriminator, convert_generator.discriminator_from_rosinality(official))
+    check("logits", discriminator(inputs["image"]), expected["logits"].squeeze(1))
+
+
+@torch.no_grad()
+def test_nvidia() -> None:
+    case, expected = load_case("stylegan2_ada_64")
+    inputs = draw_state_dict(case["inputs"], case["seed"])
+    official = draw_state_dict(case["state_dict"], case["seed"])
+    generator = build(Generator, convert_generator.generator_from_nvidia(official))
+    ws = latents.broadcast(generator.mapping(inputs["z"]), generator.num_ws)
+    check("ws", ws, expected["ws"])
+    truncated = latents.truncate(ws, generator.w_avg, truncation_psi=0.7)
+    check("ws_truncated", truncated, expected["ws_truncated_0.7"])
+    check("const", generator.synthesis(ws), expected["image_const_noise"])
+    check("none", generator.synthesis(ws, noise_mode="none"), expected["image_no_noise"])
+    check("w_plus", generator.synthesis(inputs["w_plus"]), expected["image_from_w_plus"])
