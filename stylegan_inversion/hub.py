@@ -8,8 +8,8 @@ import dataclasses
 import json
 import os
 import tempfile
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from pathlib import Path, PureWindowsPath
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -21,12 +21,6 @@ from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 _MAX_CONFIG_BYTES = 1_000_000
-
-
-class HasConfig(Protocol):
-    """A network that remembers the dataclass it was built from."""
-
-    config: Any
 
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -57,7 +51,7 @@ def find_model(
     Args:
         name_or_path: A folder, the name of a built-in model, or "organisation/repository".
         revision: Branch, tag or commit on the Hub. `None` means its default branch.
-        subfolder: Folder inside the model.
+        subfolder: Folder inside the model, relative, without "..".
         token: Access token for the Hub. `None` takes the one that is logged in.
         cache_dir: Where downloads are kept. `None` means the Hub's own cache.
         local_files_only: Take what the cache holds; never use the network.
@@ -67,9 +61,13 @@ def find_model(
         A folder that holds `config.json`.
 
     Raises:
+        ValueError: If `subfolder` leaves the model.
         ModelNotFoundError: If nothing of that name exists, or the Hub cannot be reached.
     """
     name = os.fspath(name_or_path)
+    inside = PureWindowsPath(subfolder or "")  # knows both separators, and drives
+    if inside.anchor or ".." in inside.parts:
+        raise ValueError(f"`subfolder` must be a relative path inside the model, without '..', got {subfolder!r}.")
     folder = Path(name)
     if not folder.is_dir():
         if name in builtin_models():
@@ -99,7 +97,7 @@ def _download(
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
+        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -112,7 +110,7 @@ def _download(
                 repo_id,
                 revision=revision,
                 token=token,
-                cache_dir=cache_dir,
+                cache_dir=None if cache_dir is None else os.fspath(cache_dir),
                 local_files_only=local_files_only,
                 force_download=force_download,
                 allow_patterns=[f"{inside}*.json", f"{inside}*.safetensors"],
@@ -130,7 +128,7 @@ def _download(
         raise ModelNotFoundError(f"{repo_id!r} has no revision {revision!r}.") from e
     except RepositoryNotFoundError as e:
         raise ModelNotFoundError(f"The Hub has no repository {repo_id!r}, or it is private: pass `token`.") from e
-    except (HfHubHTTPError, OSError, ValueError) as e:
+    except (HTTPError, OSError, ValueError) as e:  # httpx's base: timeouts and dropped connections are no OSErrors
         raise ModelNotFoundError(f"{repo_id!r} could not be fetched from the Hub: {e}") from e
 
 
@@ -145,17 +143,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise CheckpointError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes, so it is not a config.")
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise CheckpointError(f"{path} cannot be read as JSON: {e}") from e
     if not isinstance(config, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(config).__name__}.")
     return config
 
 
-def write_config(config: dict[str, Any], folder: Path) -> None:
-    """Write `config.json`, whole or not at all."""
+def write_config(config: dict[str, Any], folder: Path, *, name: str = CONFIG_NAME) -> None:
+    """Write a JSON object to a folder, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / CONFIG_NAME, lambda path: path.write_text(json.dumps(config, indent=2) + "\n", "utf-8"))
+    _write_whole(folder / name, lambda path: path.write_text(json.dumps(config, indent=2) + "\n", "utf-8"))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -215,14 +213,13 @@ def load_module(
         The network in eval mode, its parameters frozen.
 
     Raises:
-        CheckpointError: If a file is missing or damaged, the config has an unknown or bad field, or names or shapes differ.
+        CheckpointError: If a file is missing or damaged, the config has a bad field, or names or shapes differ.
     """
     fields = {key: value for key, value in read_config(folder).items() if not key.startswith("_")}
     try:
-        config = config_cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-    except (TypeError, ValueError) as e:
+        module = cls(config_cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}))
+    except (TypeError, ValueError, AttributeError, RuntimeError) as e:  # a field of the wrong type fails anywhere
         raise CheckpointError(f"{folder / CONFIG_NAME} does not describe a {cls.__name__}: {e}") from e
-    module = cls(config)  # type: ignore[call-arg]
     fill_module(module, read_tensors(folder / WEIGHTS_NAME), source=str(folder / WEIGHTS_NAME))
     return module.to(device=device, dtype=dtype or torch.float32)
 
@@ -233,7 +230,7 @@ def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str
     The network ends in eval mode with its parameters frozen.
 
     Raises:
-        CheckpointError: If a name is missing or unexpected, or a shape differs; the first five are listed.
+        CheckpointError: If a name is missing or unexpected, or a shape or kind of number differs; five are listed.
     """
     ours = module.state_dict()
     faults = [f"missing {key}" for key in ours if key not in state_dict]
@@ -242,6 +239,11 @@ def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str
         f"{key} is {tuple(state_dict[key].shape)}, not {tuple(tensor.shape)}"
         for key, tensor in ours.items()
         if key in state_dict and state_dict[key].shape != tensor.shape
+    ]
+    faults += [
+        f"{key} is {state_dict[key].dtype}, not {tensor.dtype}"
+        for key, tensor in ours.items()
+        if key in state_dict and state_dict[key].is_floating_point() != tensor.is_floating_point()
     ]
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
@@ -258,7 +260,7 @@ def save_module(module: nn.Module, folder: Path, *, dtype: torch.dtype | None = 
         folder: Created if needed.
         dtype: Floating-point type in the file, such as `torch.float16`. `None` keeps the network's own.
     """
-    config = dataclasses.asdict(module.config)  # type: ignore[arg-type]
+    config = dataclasses.asdict(cast(Any, module.config))
     state_dict = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in module.state_dict().items()}
     write_tensors(state_dict, folder / WEIGHTS_NAME)
     write_config({"_class_name": type(module).__name__, **config}, folder)

@@ -1,8 +1,9 @@
 """The operations of StyleGAN2 in native PyTorch: any device, any float type, differentiable twice.
 
-Each fast form stands beside a plain reference that follows the paper to the letter; the tests hold one against the other.
-The forms were chosen by measurement on a CPU (`recipes/benchmark_synthesis.py`): a transposed convolution followed by one
-depthwise 4 x 4 blur beats sub-pixel convolutions, fused 6 x 6 kernels and two separable blurs, forward and backward.
+Each fast form stands beside a plain reference that follows the paper to the letter; the tests compare the two.
+The forms were chosen by measurement on a CPU (`recipes/benchmark_synthesis.py` times the whole): a transposed
+convolution followed by one depthwise 4 x 4 blur beats sub-pixel convolutions, fused 6 x 6 kernels and two separable
+blurs, forward and backward.
 
 Paper: Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", arXiv:1912.04958.
 """
@@ -147,7 +148,9 @@ def modulated_conv2d_reference(
             w = w / (w.square().sum(dim=(1, 2, 3), keepdim=True) + DEMODULATION_EPS).sqrt()  # equation 3
         if up:
             padding = weight.shape[-1] - 1
-            zeros = upfirdn2d_reference(x_i[None], torch.ones(1, 1, dtype=x.dtype), up=2, padding=(padding, padding - 1))
+            zeros = upfirdn2d_reference(
+                x_i[None], torch.ones(1, 1, dtype=x.dtype), up=2, padding=(padding, padding - 1)
+            )
             blur = blur_kernel(x.device, x.dtype) * 4
             rows.append(upfirdn2d_reference(F.conv2d(zeros, w.flip(2, 3)), blur, padding=(1, 1)))
         else:

@@ -29,7 +29,7 @@ def split_checkpoint(state_dict: Mapping[str, Tensor]) -> tuple[StateDict, State
     parts: dict[str, StateDict] = {"encoder": {}, "decoder": {}}
     for key, tensor in state_dict.items():
         prefix, _, rest = key.partition(".")
-        if prefix in parts:
+        if prefix in parts and rest:
             parts[prefix][rest] = tensor
     if not parts["encoder"]:
         raise CheckpointError("Not a pSp or e4e checkpoint: its state dict has no `encoder.` tensors.")
@@ -42,13 +42,13 @@ def _backbone(state_dict: Mapping[str, Tensor]) -> tuple[IRSEConfig, StateDict]:
         width = state_dict["input_layer.0.weight"].shape[0]
         in_channels = state_dict["input_layer.0.weight"].shape[1]
         squeeze = state_dict["body.0.res_layer.5.fc1.weight"].shape[0]
+        depths = [state_dict[f"body.{i}.res_layer.3.weight"].shape[0] for i in range(_count(state_dict, "body."))]
     except KeyError as e:
         raise CheckpointError(f"Not an IR-SE backbone: tensor {e} is missing.") from e
-    depths = [state_dict[f"body.{i}.res_layer.3.weight"].shape[0] for i in range(_count(state_dict, "body."))]
     widths = sorted(set(depths))
     units = [depths.count(w) for w in widths]
     try:
-        config = IRSEConfig(in_channels, tuple(widths), tuple(units), width // squeeze)  # type: ignore[arg-type]
+        config = IRSEConfig(in_channels, tuple(widths), tuple(units), width // squeeze)
     except ValueError as e:
         raise CheckpointError(f"Not an IR-SE backbone of four stages: {e}") from e
     converted: StateDict = {}
@@ -64,6 +64,13 @@ def _backbone(state_dict: Mapping[str, Tensor]) -> tuple[IRSEConfig, StateDict]:
                 rest = ours + rest[len(theirs) :] if rest.startswith(theirs) else rest
             converted[f"stages.{stage}.{unit}.{rest}"] = tensor
     return config, converted
+
+
+def _refuse_others(state_dict: Mapping[str, Tensor], *known: str) -> None:
+    """Every tensor must have been read: its top-level module is one of `known`, or the backbone's."""
+    others = [key for key in state_dict if key.split(".")[0] not in {"input_layer", "body", *known}]
+    if others:
+        raise CheckpointError(f"Not one of the papers' encoders: unexpected tensors {others[:5]}.")
 
 
 def _count(state_dict: Mapping[str, Tensor], prefix: str) -> int:
@@ -88,31 +95,46 @@ def pyramid_encoder_from_official(
     """
     backbone, converted = _backbone(state_dict)
     num_ws = _count(state_dict, "styles.")
-    if num_ws < 2 or num_ws % 2 or "latlayer1.weight" not in state_dict:
-        raise CheckpointError(f"Not a feature-pyramid encoder: it has {num_ws} `styles` and no `latlayer1`.")
+    if num_ws < 2 or num_ws % 2:
+        raise CheckpointError(f"Not a feature-pyramid encoder: it has {num_ws} `styles`.")
+    if "latlayer1.weight" not in state_dict:
+        raise CheckpointError(f"Not a feature-pyramid encoder: it has {num_ws} `styles`, and `latlayer1` is missing.")
+    _refuse_others(state_dict, "styles", "latlayer1", "latlayer2")
     side = 2 ** _count(state_dict, "styles.0.convs.")
-    config = PyramidEncoderConfig(
-        output_resolution=2 ** (num_ws // 2 + 1),
-        input_resolution=16 * side,
-        w_dim=state_dict["styles.0.linear.weight"].shape[0],
-        in_channels=backbone.in_channels,
-        widths=backbone.widths,
-        units=backbone.units,
-        reduction=backbone.reduction,
-    )
+    try:
+        config = PyramidEncoderConfig(
+            output_resolution=2 ** (num_ws // 2 + 1),
+            input_resolution=16 * side,
+            w_dim=state_dict["styles.0.linear.weight"].shape[0],
+            in_channels=backbone.in_channels,
+            widths=backbone.widths,
+            units=backbone.units,
+            reduction=backbone.reduction,
+        )
+    except KeyError as e:
+        raise CheckpointError(f"Not a feature-pyramid encoder: tensor {e} is missing.") from e
+    except ValueError as e:
+        raise CheckpointError(f"Not a feature-pyramid encoder: {e}") from e
     converted = {f"pyramid.backbone.{key}": tensor for key, tensor in converted.items()}
     for key, tensor in state_dict.items():
-        if key.startswith("styles."):
-            _, i, layer, rest = key.split(".", 3)
-            if layer == "convs":  # numbered 0, 2, 4, ...: the activations between them have no tensors
-                j, part = rest.split(".")
-                rest = f"{int(j) // 2}.{part}"
-            converted[f"pyramid.styles.{i}.{layer}.{rest}"] = tensor
-        elif key.startswith("latlayer"):
-            level, part = key[len("latlayer") :].split(".")
-            converted[f"pyramid.lateral{3 - int(level)}.{part}"] = tensor  # theirs count from the coarse end
+        try:
+            if key.startswith("styles."):
+                _, i, layer, rest = key.split(".", 3)
+                if layer == "convs":  # numbered 0, 2, 4, ...: the activations between them have no tensors
+                    j, part = rest.split(".")
+                    rest = f"{int(j) // 2}.{part}"
+                converted[f"pyramid.styles.{i}.{layer}.{rest}"] = tensor
+            elif key.startswith("latlayer"):
+                level, part = key[len("latlayer") :].split(".")
+                converted[f"pyramid.lateral{3 - int(level)}.{part}"] = tensor  # theirs count from the coarse end
+        except ValueError as e:
+            raise CheckpointError(f"Not a feature-pyramid encoder: unexpected tensor {key!r}.") from e
     w_avg = torch.zeros(config.w_dim) if latent_avg is None else latent_avg
-    converted["pyramid.w_avg"] = w_avg.reshape(-1, config.w_dim).expand(num_ws, -1).clone()
+    if tuple(w_avg.shape) not in {(config.w_dim,), (1, config.w_dim), (num_ws, config.w_dim)}:
+        raise CheckpointError(
+            f"`latent_avg` must be ({config.w_dim},) or ({num_ws}, {config.w_dim}), got {tuple(w_avg.shape)}."
+        )
+    converted["pyramid.w_avg"] = w_avg.expand(num_ws, -1).clone()
     return config, converted
 
 
@@ -124,7 +146,7 @@ def w_encoder_from_official(
     Args:
         state_dict: The official encoder, without the prefix `encoder.`.
         output_resolution: Side of the generator's image; the tensors do not tell.
-        latent_avg: The average w, (w_dim,) or (1, w_dim). `None`: zeros.
+        latent_avg: The average w, (w_dim,) or (num_ws, w_dim), of which the first is taken. `None`: zeros.
 
     Raises:
         CheckpointError: If it is another encoder.
@@ -132,10 +154,14 @@ def w_encoder_from_official(
     backbone, converted = _backbone(state_dict)
     if "linear.weight" not in state_dict:
         raise CheckpointError("Not an encoder into W: tensor 'linear.weight' is missing.")
+    _refuse_others(state_dict, "linear")
     w_dim = state_dict["linear.weight"].shape[0]
     converted = {f"backbone.{key}": tensor for key, tensor in converted.items()}
-    converted |= {f"linear.{part}": state_dict[f"linear.{part}"] for part in ("weight", "bias")}
-    converted["w_avg"] = torch.zeros(w_dim) if latent_avg is None else latent_avg.reshape(-1, w_dim)[0]
+    converted |= {key: tensor for key, tensor in state_dict.items() if key.startswith("linear.")}
+    w_avg = torch.zeros(w_dim) if latent_avg is None else latent_avg
+    if w_avg.ndim not in (1, 2) or not len(w_avg) or w_avg.shape[-1] != w_dim:
+        raise CheckpointError(f"`latent_avg` must be ({w_dim},) or (num_ws, {w_dim}), got {tuple(w_avg.shape)}.")
+    converted["w_avg"] = w_avg.reshape(-1, w_dim)[0]
     config = WEncoderConfig(
         output_resolution=output_resolution,
         w_dim=w_dim,
@@ -156,6 +182,7 @@ def arcface_from_official(state_dict: Mapping[str, Tensor]) -> tuple[ArcFaceConf
     backbone, converted = _backbone(state_dict)
     if "output_layer.3.weight" not in state_dict:
         raise CheckpointError("Not an ArcFace network: tensor 'output_layer.3.weight' is missing.")
+    _refuse_others(state_dict, "output_layer")
     embedding_dim, features = state_dict["output_layer.3.weight"].shape
     side = round((features / backbone.widths[-1]) ** 0.5)
     converted = {f"backbone.{key}": tensor for key, tensor in converted.items()}

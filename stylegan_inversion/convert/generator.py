@@ -1,8 +1,8 @@
 """StyleGAN2 generators and discriminators: rosinality's and NVIDIA's key names <-> ours.
 
-Formats: rosinality/stylegan2-pytorch `model.py` (MIT), which pSp and e4e also use for their decoder, and the modules of
-NVlabs/stylegan2-ada-pytorch `training/networks.py`. A format is a table from our names to theirs; sizes are read from the
-tensors. The numbers are the same in all three: only names and shapes differ.
+Formats: rosinality/stylegan2-pytorch `model.py` (MIT), which pSp and e4e use for their decoder too, and the modules
+of NVlabs/stylegan2-ada-pytorch `training/networks.py`. A format is a table from our names to theirs; sizes are read
+from the tensors. The numbers are the same in all three: only names and shapes differ.
 """
 
 from collections.abc import Mapping
@@ -29,16 +29,16 @@ def _rosinality_table(config: GeneratorConfig) -> dict[str, tuple[str, tuple[int
     for k, r in enumerate(config.resolutions[1:]):
         convs += [(f"{r}.conv0", f"convs.{2 * k}"), (f"{r}.conv1", f"convs.{2 * k + 1}")]
         to_rgbs.append((str(r), f"to_rgbs.{k}"))
-    for i, (ours, theirs) in enumerate(convs):
-        ours = f"synthesis.blocks.{ours}"
+    for i, (block, theirs) in enumerate(convs):
+        ours = f"synthesis.blocks.{block}"
         table[f"{ours}.weight"] = (f"{theirs}.conv.weight", (0,))
         table[f"{ours}.bias"] = (f"{theirs}.activate.bias", ())
         table[f"{ours}.noise_strength"] = (f"{theirs}.noise.weight", (0,))
         table[f"{ours}.noise_const"] = (f"noises.noise_{i}", (0, 0))
         for part in ("weight", "bias"):
             table[f"{ours}.affine.{part}"] = (f"{theirs}.conv.modulation.{part}", ())
-    for r, theirs in to_rgbs:
-        ours = f"synthesis.blocks.{r}.to_rgb"
+    for block, theirs in to_rgbs:
+        ours = f"synthesis.blocks.{block}.to_rgb"
         table[f"{ours}.weight"] = (f"{theirs}.conv.weight", (0,))
         table[f"{ours}.bias"] = (f"{theirs}.bias", (0, 2, 3))
         for part in ("weight", "bias"):
@@ -56,18 +56,22 @@ def _rosinality_config(state_dict: Mapping[str, Tensor]) -> GeneratorConfig:
         widths |= {8 * 2**k: state_dict[f"convs.{2 * k + 1}.conv.weight"].shape[1] for k in range(blocks)}
     except KeyError as e:
         raise CheckpointError(f"Not a StyleGAN2 generator in rosinality's format: tensor {e} is missing.") from e
+    except (ValueError, IndexError) as e:
+        raise CheckpointError(f"Not a StyleGAN2 generator in rosinality's format: {e}") from e
     return _config(resolution, z_dim, w_dim, layers, widths)
 
 
 def _config(resolution: int, z_dim: int, w_dim: int, layers: int, widths: Mapping[int, int]) -> GeneratorConfig:
     """The config whose widths are min(channel_base / side, channel_max)."""
     try:
-        base, limit = widths[resolution] * resolution, max(widths.values())
+        base, limit = max(r * width for r, width in widths.items()), max(widths.values())
         config = GeneratorConfig(resolution, z_dim, w_dim, layers, channel_base=base, channel_max=limit)
-    except (ValueError, KeyError) as e:
+    except ValueError as e:
         raise CheckpointError(f"Not a StyleGAN2 generator: {e}") from e
     if any(config.channels(r) != width for r, width in widths.items()):
-        raise CheckpointError(f"The generator's widths {dict(widths)} are not min(base / side, max) for any base and max.")
+        raise CheckpointError(
+            f"The generator's widths {dict(widths)} are not min(base / side, max) for any base and max."
+        )
     return config
 
 
@@ -75,7 +79,9 @@ def _check_kernels(state_dict: Mapping[str, Tensor]) -> None:
     for key, tensor in state_dict.items():
         if key.endswith((".kernel", "resample_filter")):
             kernel = blur_kernel(dtype=torch.float32)
-            if tensor.shape != kernel.shape or not torch.allclose(tensor.float() / tensor.float().sum(), kernel, atol=1e-6):
+            if tensor.shape != kernel.shape or not torch.allclose(
+                tensor.float() / tensor.float().sum(), kernel, atol=1e-6
+            ):
                 raise CheckpointError(f"{key} is not the blur filter [1, 3, 3, 1]; other filters are not supported.")
 
 
@@ -113,7 +119,12 @@ def generator_from_rosinality(
     config = _rosinality_config(state_dict)
     _check_kernels(state_dict)
     converted = _take(state_dict, _rosinality_table(config), "a StyleGAN2 generator in rosinality's format")
-    w_avg = torch.zeros(config.w_dim) if latent_avg is None else latent_avg.reshape(-1, config.w_dim)[0]
+    w_avg = torch.zeros(config.w_dim) if latent_avg is None else latent_avg
+    if w_avg.ndim not in (1, 2) or not len(w_avg) or w_avg.shape[-1] != config.w_dim:
+        raise CheckpointError(
+            f"`latent_avg` must be ({config.w_dim},) or (num_ws, {config.w_dim}), got {tuple(w_avg.shape)}."
+        )
+    w_avg = w_avg.reshape(-1, config.w_dim)[0]
     return config, {**converted, "w_avg": w_avg}
 
 
@@ -166,7 +177,7 @@ def generator_from_nvidia(state_dict: Mapping[str, Tensor]) -> tuple[GeneratorCo
     state_dict = dict(state_dict)
     const = state_dict["synthesis.b4.const"]
     state_dict["synthesis.b4.const"] = const[None] if const.ndim == 3 else const
-    sides = [int(k.split(".")[1][1:]) for k in state_dict if k.startswith("synthesis.b") and k.endswith("torgb.weight")]
+    sides = [2**k for k in range(2, 12) if f"synthesis.b{2**k}.torgb.weight" in state_dict]
     if not sides:
         raise CheckpointError("Not NVIDIA's StyleGAN2 generator of the skip architecture: it has no `torgb`.")
     layers = sum(key.startswith("mapping.fc") and key.endswith(".weight") for key in state_dict)
@@ -175,6 +186,8 @@ def generator_from_nvidia(state_dict: Mapping[str, Tensor]) -> tuple[GeneratorCo
         widths = {r: state_dict[f"synthesis.b{r}.conv1.weight"].shape[0] for r in sides}
     except KeyError as e:
         raise CheckpointError(f"Not NVIDIA's StyleGAN2 generator: tensor {e} is missing.") from e
+    except (ValueError, IndexError) as e:
+        raise CheckpointError(f"Not NVIDIA's StyleGAN2 generator: {e}") from e
     config = _config(max(sides), z_dim, w_dim, layers, widths)
     _check_kernels(state_dict)
     return config, _take(state_dict, _nvidia_table(config), "NVIDIA's StyleGAN2 generator")
@@ -190,11 +203,10 @@ def discriminator_from_rosinality(state_dict: Mapping[str, Tensor]) -> tuple[Dis
     resolution = 4 * 2**blocks
     try:
         widths = {resolution: state_dict["convs.0.0.weight"].shape[0]}
-        widths |= {
-            resolution // 2**k: state_dict[f"convs.{k}.conv2.1.weight"].shape[0] for k in range(1, blocks + 1)
-        }
-        config = DiscriminatorConfig(resolution, widths[resolution] * resolution, max(widths.values()))
-    except (KeyError, ValueError) as e:
+        widths |= {resolution // 2**k: state_dict[f"convs.{k}.conv2.1.weight"].shape[0] for k in range(1, blocks + 1)}
+        base, limit = max(r * width for r, width in widths.items()), max(widths.values())
+        config = DiscriminatorConfig(resolution, base, limit)
+    except (KeyError, ValueError, IndexError) as e:
         raise CheckpointError(f"Not a StyleGAN2 discriminator in rosinality's format: {e}.") from e
     table = {"from_rgb.weight": "convs.0.0.weight", "from_rgb.bias": "convs.0.1.bias"}
     for k in range(blocks):

@@ -75,7 +75,7 @@ class Tuning:
 def tune_generator(
     generator: Generator,
     target: Float[Tensor, "batch 3 resolution resolution"],
-    w_pivot: Float[Tensor, "batch num_ws w_dim"],
+    w_pivot: Float[Tensor, "pivots num_ws w_dim"],
     *,
     perceptual: PerceptualDistance,
     config: TuningConfig | None = None,
@@ -94,8 +94,8 @@ def tune_generator(
         noise: Noise of the projection, one tensor (1, 1, r, r) a style layer, to become the copy's constant noise.
             `None` keeps the generator's own.
         seed: Of the locality term's draws of z.
-        callback: Called after each step with the step, from 1, and {"stage": "tuning", "loss", "l2", "lpips"}. Returning
-            True stops the run with the best state so far; an exception passes through.
+        callback: Called after each step with the step, from 1, and {"stage": "tuning", "loss", "l2", "lpips"}.
+            Returning True stops the run with the best state so far; an exception passes through.
 
     Returns:
         The state of the lowest loss.

@@ -156,7 +156,7 @@ def project_w_plus(
     seed: int = 123,
     callback: Callback | None = None,
 ) -> Projection:
-    """Find one w a layer, as in Image2StyleGAN (arXiv:1904.03189): nearer to the target, less editable. See `project_w`."""
+    """Find one w a layer, as Image2StyleGAN does (arXiv:1904.03189): nearer, less editable. See `project_w`."""
     return _project(generator, target, generator.num_ws, perceptual, config or ProjectorConfig(), seed, callback)
 
 

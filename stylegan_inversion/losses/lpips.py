@@ -1,8 +1,8 @@
 """Perceptual distance: LPIPS of the `lpips` package, and the shift-tolerant LPIPS that ships with this package.
 
-Papers: Zhang et al. 2018, LPIPS, arXiv:1801.03924; Ghildyal & Liu 2022, "Shift-tolerant Perceptual Similarity Metric",
-ECCV 2022, arXiv:2207.13686. Original code: richzhang/PerceptualSimilarity (BSD-2), abhijay9/ShiftTolerant-LPIPS (BSD-2).
-Own code. The two are different measures: figures of one must not be reported as the other.
+Papers: Zhang et al. 2018, LPIPS, arXiv:1801.03924; Ghildyal & Liu 2022, "Shift-tolerant Perceptual Similarity
+Metric", ECCV 2022, arXiv:2207.13686. Original code: richzhang/PerceptualSimilarity (BSD-2),
+abhijay9/ShiftTolerant-LPIPS (BSD-2). Own code. The two are different measures: figures of one must not be reported as the other.
 """
 
 import abc
@@ -86,7 +86,9 @@ class ShiftTolerantAlexNet(PerceptualDistance):
 
     def _halve(self, x: Tensor) -> Tensor:
         """Blur with [1, 2, 1] x [1, 2, 1], reflecting two pixels at the border, and keep every second pixel."""
-        return F.conv2d(F.pad(x, (2, 2, 2, 2), mode="reflect"), self.blur.expand(x.shape[1], 1, 3, 3), stride=2, groups=x.shape[1])
+        return F.conv2d(
+            F.pad(x, (2, 2, 2, 2), mode="reflect"), self.blur.expand(x.shape[1], 1, 3, 3), stride=2, groups=x.shape[1]
+        )
 
     def distance(self, a: list[Tensor], b: list[Tensor]) -> Float[Tensor, " batch"]:
         """Weighted squared differences, averaged over the pixels and summed over the layers."""
@@ -118,7 +120,7 @@ def load_perceptual(name: str = "st-alex", *, device: torch.device | str | None 
     """Load a perceptual distance, frozen and in eval mode.
 
     Args:
-        name: "st-alex", the built-in shift-tolerant LPIPS on AlexNet; "alex" or "vgg", LPIPS v0.1 of the `lpips` package.
+        name: "st-alex", the built-in shift-tolerant LPIPS on AlexNet; "alex" or "vgg", LPIPS v0.1 of `lpips`.
         device: Where to put it. `None` means the CPU.
 
     Raises:

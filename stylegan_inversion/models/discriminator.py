@@ -1,7 +1,8 @@
 """Discriminators: StyleGAN2's, of images, and e4e's, of w.
 
 Papers: Karras et al. 2020, arXiv:1912.04958 (residual discriminator, figure 7c); Tov et al. 2021, arXiv:2102.02766
-(latent discriminator, section 4.2). Original code: rosinality/stylegan2-pytorch (MIT), omertov/encoder4editing (MIT). Own code.
+(latent discriminator, section 4.2). Original code: rosinality/stylegan2-pytorch (MIT), omertov/encoder4editing
+(MIT). Own code.
 """
 
 import math
@@ -29,6 +30,10 @@ class DiscriminatorConfig:
         latents.num_ws(self.resolution)
         if self.group_size < 1:
             raise ValueError(f"`group_size` must be >= 1, got {self.group_size}.")
+        if self.channel_max < 1:
+            raise ValueError(f"`channel_max` must be >= 1, got {self.channel_max}.")
+        if self.channel_base < self.resolution:
+            raise ValueError(f"`channel_base` must be >= resolution, got {self.channel_base}.")
 
     def channels(self, resolution: int) -> int:
         """Width of the features at a side."""
@@ -99,6 +104,12 @@ class LatentDiscriminatorConfig:
 
     w_dim: int = 512
     num_layers: int = 4  # linear layers, the last one included
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        for name in ("w_dim", "num_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}.")
 
 
 class LatentDiscriminator(nn.Module):

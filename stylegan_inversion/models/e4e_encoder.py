@@ -1,7 +1,8 @@
 """e4e: one w, and an offset for every later layer.
 
 Paper: Tov et al. 2021, "Designing an Encoder for StyleGAN Image Manipulation", arXiv:2102.02766 (section 4, figure 5).
-Original code: omertov/encoder4editing (MIT). Own code. Departure: the average w is a buffer of the encoder, added inside.
+Original code: omertov/encoder4editing (MIT). Own code. Departure: the average w is a buffer of the encoder and is
+added inside.
 """
 
 import torch

@@ -7,6 +7,8 @@ rosinality/stylegan2-pytorch (MIT). Own code; `convert/generator.py` reads both 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -61,8 +63,7 @@ class MappingNetwork(nn.Module):
         super().__init__()
         sizes = [config.z_dim] + [config.w_dim] * config.mapping_layers
         self.layers = nn.ModuleList(
-            EqualLinear(a, b, lr_multiplier=config.mapping_lr_multiplier, activation=True)
-            for a, b in zip(sizes, sizes[1:])
+            EqualLinear(a, b, lr_multiplier=config.mapping_lr_multiplier, activation=True) for a, b in pairwise(sizes)
         )
 
     def forward(self, z: Float[Tensor, "batch z_dim"]) -> Float[Tensor, "batch w_dim"]:
@@ -75,6 +76,10 @@ class MappingNetwork(nn.Module):
 
 class SynthesisBlock(nn.Module):
     """The layers of one side: two style layers (one at 4 px) and a ToRGB."""
+
+    conv0: StyledConv | None
+    conv1: StyledConv
+    to_rgb: ToRGB
 
     def __init__(self, config: GeneratorConfig, resolution: int) -> None:
         super().__init__()
@@ -98,9 +103,13 @@ class SynthesisNetwork(nn.Module):
         self.blocks = nn.ModuleDict({str(r): SynthesisBlock(config, r) for r in config.resolutions})
 
     @property
+    def _blocks(self) -> list[SynthesisBlock]:
+        return [cast(SynthesisBlock, block) for block in self.blocks.values()]
+
+    @property
     def convs(self) -> list[StyledConv]:
         """The num_ws - 1 style layers, coarsest first: those that take noise."""
-        return [conv for block in self.blocks.values() for conv in (block.conv0, block.conv1) if conv is not None]
+        return [conv for block in self._blocks for conv in (block.conv0, block.conv1) if conv is not None]
 
     def noise(
         self, mode: NoiseMode, *, batch: int = 1, rng: torch.Generator | None = None
@@ -160,7 +169,7 @@ class SynthesisNetwork(nn.Module):
         x = self.const.expand(len(w_plus), -1, -1, -1)
         image: Tensor | None = None
         w = next(ws)
-        for block in self.blocks.values():
+        for block in self._blocks:
             if block.conv0 is not None:
                 x = block.conv0(x, w, next(noises))
                 w = next(ws)

@@ -19,8 +19,8 @@ class IRSEConfig:
     """Sizes of the backbone: the width of each of its four stages, and how many units each has."""
 
     in_channels: int = 3
-    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
-    units: tuple[int, int, int, int] = _UNITS[50]  # IR-SE50; (3, 13, 30, 3) is IR-SE100
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    units: tuple[int, ...] = _UNITS[50]  # IR-SE50; (3, 13, 30, 3) is IR-SE100
     reduction: int = 16  # squeeze of the SE module
 
     def __post_init__(self) -> None:
@@ -48,7 +48,7 @@ class SqueezeExcitation(nn.Module):
 
 
 class BottleneckIRSE(nn.Module):
-    """Residual unit: BN, conv, PReLU, conv with stride, BN, SE; the shortcut is a subsampling or a 1 x 1 convolution."""
+    """Residual unit: BN, conv, PReLU, conv with stride, BN, SE; the shortcut subsamples or is a 1 x 1 convolution."""
 
     def __init__(self, in_channels: int, width: int, stride: int, reduction: int) -> None:
         super().__init__()

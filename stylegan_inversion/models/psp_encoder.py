@@ -5,6 +5,7 @@ eladrich/pixel2style2pixel (MIT). Own code. Departure: the average w is a buffer
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,8 @@ class PyramidEncoderConfig:
     coarse_end: int = 3  # styles [0, 3) read c3, [3, 7) read p2, the others p1
     middle_end: int = 7
     in_channels: int = 3
-    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
-    units: tuple[int, int, int, int] = (3, 4, 14, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    units: tuple[int, ...] = (3, 4, 14, 3)
     reduction: int = 16
 
     def __post_init__(self) -> None:
@@ -49,7 +50,7 @@ class PyramidEncoderConfig:
     @property
     def backbone(self) -> IRSEConfig:
         """Sizes of the backbone."""
-        return IRSEConfig(self.in_channels, tuple(self.widths), tuple(self.units), self.reduction)  # type: ignore[arg-type]
+        return IRSEConfig(self.in_channels, tuple(self.widths), tuple(self.units), self.reduction)
 
 
 class MapToStyle(nn.Module):
@@ -59,7 +60,7 @@ class MapToStyle(nn.Module):
         super().__init__()
         num_convs = side.bit_length() - 1
         widths = [in_channels] + [w_dim] * num_convs
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(widths, widths[1:]))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise(widths))
         self.linear = EqualLinear(w_dim, w_dim)
 
     def forward(self, x: Float[Tensor, "batch in_channels side side"]) -> Float[Tensor, "batch w_dim"]:
@@ -128,18 +129,23 @@ class WEncoderConfig:
     input_resolution: int = 256
     w_dim: int = 512
     in_channels: int = 3
-    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
-    units: tuple[int, int, int, int] = (3, 4, 14, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    units: tuple[int, ...] = (3, 4, 14, 3)
     reduction: int = 16
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        latents.num_ws(self.output_resolution)
+        self.backbone  # noqa: B018  checks the rest
 
     @property
     def backbone(self) -> IRSEConfig:
         """Sizes of the backbone."""
-        return IRSEConfig(self.in_channels, tuple(self.widths), tuple(self.units), self.reduction)  # type: ignore[arg-type]
+        return IRSEConfig(self.in_channels, tuple(self.widths), tuple(self.units), self.reduction)
 
 
 class WEncoder(nn.Module):
-    """pSp's encoder into W (`BackboneEncoderUsingLastLayerIntoW`): the last features, pooled, through a linear layer."""
+    """pSp's encoder into W (`BackboneEncoderUsingLastLayerIntoW`): the last features, pooled, then a linear layer."""
 
     w_avg: Tensor
 

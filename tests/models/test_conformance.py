@@ -64,9 +64,7 @@ def test_encoder_and_its_generator(name: str) -> None:
 def test_arcface() -> None:
     case, expected = load_case("arcface")
     x = draw_state_dict({"input": case["input"]}, case["seed"])["input"]
-    arcface = build(
-        ArcFace, convert_encoder.arcface_from_official(draw_state_dict(case["state_dict"], case["seed"]))
-    )
+    arcface = build(ArcFace, convert_encoder.arcface_from_official(draw_state_dict(case["state_dict"], case["seed"])))
     crop = crop_face(x)
     check("crop", crop[:, :, ::8, ::8], expected["crop"])
     check("embedding", arcface(crop), expected["embedding"])

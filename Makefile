@@ -1,0 +1,45 @@
+# Everything runs in an environment of its own, .venv, which the first target sets up.
+# constraints-cpu.txt keeps it on the CPU build of PyTorch; `make demo CONSTRAINTS=` takes PyTorch's own choice.
+PYTHON ?= python3
+CONSTRAINTS ?= -c constraints-cpu.txt
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow lint types app clean
+
+demo: $(VENV)/.base
+	$(BIN)/stylegan-inversion demo --output demo
+
+app: $(VENV)/.app
+	$(BIN)/python app.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow" -n 2
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e .
+	touch $@
+
+$(VENV)/.app: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[app]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist demo outputs

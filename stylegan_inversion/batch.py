@@ -1,0 +1,105 @@
+"""Photos through a pipeline, one by one: each gets its pictures under its own name, or a line with the reason."""
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stylegan_inversion import hub
+from stylegan_inversion.errors import StyleGANInversionError
+from stylegan_inversion.pipelines.base import InversionPipeline
+from stylegan_inversion.pipelines.output import InversionOutput
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of one photo.
+
+    Attributes:
+        photo: Path of the photo, as it was given.
+        folder: Where its pictures are; `None` if it failed.
+        error: The reason, if it failed.
+        report: Figures of the inversion.
+    """
+
+    photo: str
+    folder: str | None = None
+    error: str | None = None
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def check_options(pipeline: InversionPipeline, options: Mapping[str, Any]) -> None:
+    """Check that a pipeline's call takes these options.
+
+    Raises:
+        ValueError: If it does not; the message names those it takes.
+    """
+    known = [name for name in inspect.signature(pipeline.__call__).parameters if name != "image"]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(f"{type(pipeline).__name__} has no option {unknown[0]!r}; it has {', '.join(known)}.")
+
+
+def invert_photos(
+    pipeline: InversionPipeline,
+    photos: Sequence[str | Path],
+    output: str | Path,
+    *,
+    edits: Mapping[str, float] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[Record, InversionOutput | None]]:
+    """Invert, edit and paste back photos; yields after each one.
+
+    A photo `cat.jpg` gets the folder `OUTPUT/cat` with `crop.png`, `inverted.png`, `edited.png` and `photo.png` (the
+    photo with the edited face; the two last only with edits), and `inversion/`, which `InversionOutput.load` reads. A
+    second `cat` becomes `cat_2`. `OUTPUT/report.json` holds the records so far.
+
+    Args:
+        pipeline: Inverts them.
+        photos: Paths.
+        output: Folder, made if needed.
+        edits: Strength by direction, in units of the unit-norm direction, all at once.
+        options: Further arguments of the pipeline's call, such as `face` or `num_w_steps`.
+
+    Yields:
+        The record of each photo, in order, and its inversion (edited if there are edits) unless it failed.
+
+    Raises:
+        ValueError: Before the first photo, if an option or a direction is unknown.
+    """
+    edits, options = dict(edits or {}), dict(options or {})
+    check_options(pipeline, options)
+    unknown = [name for name in edits if name not in pipeline.directions]
+    if unknown:
+        known = ", ".join(sorted(pipeline.directions)) or "none"
+        raise ValueError(f"Unknown direction {unknown[0]!r}; the directions of this model are: {known}.")
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    records: list[Record] = []
+    names: set[str] = set()
+    for photo in photos:
+        stem = Path(photo).stem or "photo"
+        name = next(n for n in (stem, *(f"{stem}_{k}" for k in range(2, len(photos) + 2))) if n.lower() not in names)
+        names.add(name.lower())
+        out = None
+        try:
+            out = pipeline(photo, **options)
+            folder = output / name
+            out.save(folder / "inversion")
+            out.crops[0].image.save(folder / "crop.png")
+            out.images[0].save(folder / "inverted.png")
+            if edits:
+                out = pipeline.edit(out, **edits)
+                out.images[0].save(folder / "edited.png")
+                pipeline.paste_back(out)[0].save(folder / "photo.png")
+            record = Record(str(photo), str(folder), None, out.reports[0])
+        except (StyleGANInversionError, OSError) as e:
+            record = Record(str(photo), error=str(e) or type(e).__name__)
+            out = None
+        records.append(record)
+        hub.write_config({"photos": [asdict(r) for r in records], "edits": edits}, output, name="report.json")
+        yield record, out

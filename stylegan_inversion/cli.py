@@ -1,0 +1,157 @@
+"""The command line: arguments -> one call per subcommand."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, __version__, hub
+from stylegan_inversion.batch import Record, invert_photos
+from stylegan_inversion.demo import run_demo
+from stylegan_inversion.editing.directions import load_directions
+from stylegan_inversion.errors import StyleGANInversionError
+from stylegan_inversion.pipelines.base import InversionPipeline
+
+METHODS: dict[str, type[InversionPipeline]] = {"pti": PTIPipeline, "e4e": E4EPipeline, "psp": PSPPipeline}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name. `None` takes those of the process.
+
+    Returns:
+        0 if all went well, 1 if a photo failed, 2 for wrong arguments.
+    """
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        return args.run(args)
+    except (StyleGANInversionError, ValueError) as e:
+        print(f"stylegan-inversion: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stylegan-inversion: interrupted; what was finished is kept.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="stylegan-inversion", description="Real photos in, edited photos out.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    invert = commands.add_parser("invert", help="invert photos, edit them, put the faces back")
+    invert.set_defaults(run=_invert)
+    invert.add_argument("photos", nargs="+", metavar="PHOTO")
+    invert.add_argument(
+        "--model", default="faces64", help="built-in model, folder, or organisation/repository [%(default)s]"
+    )
+    invert.add_argument("--method", default="pti", choices=METHODS, help="[%(default)s]")
+    invert.add_argument(
+        "--edit",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=_edit,
+        metavar="NAME=STRENGTH",
+        help="direction and strength, such as smile=2; `stylegan-inversion directions` lists them",
+    )
+    invert.add_argument("--output", default="outputs", metavar="DIR", help="[%(default)s]")
+    invert.add_argument("--face", type=int, help="which face of the photo, by size; 0 is the largest [0]")
+    invert.add_argument(
+        "--no-align", dest="align", action="store_false", default=None, help="the photos are aligned crops"
+    )
+    invert.add_argument("--num-w-steps", type=int, metavar="N", help="PTI: steps of the projection [450]")
+    invert.add_argument("--num-tuning-steps", type=int, metavar="N", help="PTI: steps of the tuning at most [350]")
+    invert.add_argument("--pivot", choices=("w", "w_plus"), help="PTI: space of the pivot [w]")
+    invert.add_argument("--seed", type=int, help="PTI: of the random draws [0]")
+    invert.add_argument("--device", default="auto", help="cpu, cuda, mps, or the best there is [%(default)s]")
+    invert.add_argument("--detector", default="auto", choices=("auto", "builtin", "facexlib"), help="[%(default)s]")
+
+    demo = commands.add_parser("demo", help="invert and edit the bundled photos")
+    demo.set_defaults(run=_demo)
+    demo.add_argument("--output", default="demo", metavar="DIR", help="[%(default)s]")
+
+    directions = commands.add_parser("directions", help="list what a model can edit")
+    directions.set_defaults(run=_directions)
+    directions.add_argument("--model", default="faces64", help="[%(default)s]")
+
+    app = commands.add_parser("app", help="start the web app")
+    app.set_defaults(run=_app)
+    app.add_argument("--model", default="faces64", help="[%(default)s]")
+    app.add_argument("--host", default="127.0.0.1", help="[%(default)s]")
+    app.add_argument("--port", type=int, help="[the first free one from 7860]")
+    app.add_argument("--share", action="store_true", help="also a public link")
+    app.add_argument("--device", default="auto", help="[%(default)s]")
+    return parser
+
+
+def _edit(text: str) -> tuple[str, float]:
+    name, equals, strength = text.partition("=")
+    try:
+        if not (name and equals):
+            raise ValueError
+        return name, float(strength)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=STRENGTH, such as smile=2") from None
+
+
+def _device(name: str) -> str:
+    """The best device there is for "auto"."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _invert(args: argparse.Namespace) -> int:
+    pipeline = METHODS[args.method].from_pretrained(args.model, device=_device(args.device), detector=args.detector)
+    names = ("face", "align", "num_w_steps", "num_tuning_steps", "pivot", "seed")
+    options: dict[str, Any] = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    options["progress"] = True
+    records = []
+    for record, _ in invert_photos(pipeline, args.photos, args.output, edits=dict(args.edit), options=options):
+        print(_line(record), flush=True)
+        records.append(record)
+    return _finish(records, args.output)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    records = run_demo(args.output)
+    for record in records:
+        print(_line(record))
+    return _finish(records, f"{args.output}/sheet.png and the folders beside it")
+
+
+def _line(record: Record) -> str:
+    if record.error is not None:
+        return f"{record.photo}: failed: {record.error}"
+    faces, l2 = record.report.get("face_count", 1), record.report["l2"]
+    which = f", face {record.report['face_index']} of {faces}" if faces > 1 else ""
+    return f"{record.photo}: {record.folder}{which}, mean squared error {l2:.4f}"
+
+
+def _finish(records: Sequence[Record], where: object) -> int:
+    failed = sum(record.error is not None for record in records)
+    print(f"{len(records) - failed} of {len(records)} photos done. Look at {where}.")
+    return 1 if failed else 0
+
+
+def _directions(args: argparse.Namespace) -> int:
+    folder = hub.find_model(args.model) / "directions"
+    for direction in load_directions(folder).values() if folder.is_dir() else []:
+        low, high = direction.strength_range or (float("nan"), float("nan"))
+        print(f"{direction.name:10} {low:+.1f} to {high:+.1f}  {direction.description}")
+    return 0
+
+
+def _app(args: argparse.Namespace) -> int:
+    from stylegan_inversion.webapp import launch
+
+    launch(args.model, host=args.host, port=args.port, share=args.share, device=_device(args.device))
+    return 0

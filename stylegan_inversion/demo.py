@@ -1,0 +1,66 @@
+"""The demo: the bundled photos inverted, edited and put back, and one sheet that shows it all."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from stylegan_inversion import hub
+from stylegan_inversion.batch import Record, invert_photos
+from stylegan_inversion.pipelines.pti import PTIPipeline
+
+CELL = 160  # pixels a side of one picture in the sheet
+MARGIN = 6
+LABEL = 22
+
+
+def sample_photos() -> list[Path]:
+    """The photos that ship with the package."""
+    return sorted(hub.builtin_path("samples").glob("*.jpg"))
+
+
+def run_demo(output: str | Path, *, photos: Sequence[str | Path] | None = None, model: str = "faces64") -> list[Record]:
+    """Invert photos by PTI, move each along every direction to both ends of its range, paste back, draw a sheet.
+
+    Args:
+        output: Folder, made if needed; gets a folder for each photo, and `sheet.png`.
+        photos: Paths. `None` means the bundled photos.
+        model: Name or folder of the model.
+
+    Returns:
+        A record for each photo.
+    """
+    output = Path(output)
+    pipeline = PTIPipeline.from_pretrained(model)
+    records, rows = [], []
+    options = {"progress": True}
+    for record, out in invert_photos(pipeline, photos or sample_photos(), output, options=options):
+        records.append(record)
+        if out is None or record.folder is None:
+            continue
+        row = [("crop", out.crops[0].image), ("inverted", out.images[0])]
+        for name, direction in pipeline.directions.items():
+            for strength in direction.strength_range or (-3.0, 3.0):
+                edited = pipeline.edit(out, **{name: strength})
+                label = f"{name}{strength:+g}"
+                edited.images[0].save(Path(record.folder) / f"{label}.png")
+                pipeline.paste_back(edited)[0].save(Path(record.folder) / f"photo_{label}.jpg", quality=92)
+                row.append((label, edited.images[0]))
+        rows.append(row)
+    if rows:
+        draw_sheet(rows).save(output / "sheet.png")
+    return records
+
+
+def draw_sheet(rows: Sequence[Sequence[tuple[str, Image.Image]]]) -> Image.Image:
+    """Labelled pictures, a row for each photo."""
+    columns = max(len(row) for row in rows)
+    step_x, step_y = CELL + MARGIN, CELL + LABEL + MARGIN
+    sheet = Image.new("RGB", (columns * step_x + MARGIN, len(rows) * step_y + MARGIN), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
+    for y, row in enumerate(rows):
+        for x, (label, picture) in enumerate(row):
+            left, top = MARGIN + x * step_x, MARGIN + y * step_y
+            pen.text((left + CELL // 2, top + LABEL // 2), label, fill="black", font=font, anchor="mm")
+            sheet.paste(picture.resize((CELL, CELL), Image.Resampling.BICUBIC), (left, top + LABEL))
+    return sheet

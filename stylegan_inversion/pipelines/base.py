@@ -1,0 +1,234 @@
+"""What all pipelines share: loading, aligning, editing, pasting back. A subclass fills in the inversion."""
+
+import abc
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from typing_extensions import Self
+
+from stylegan_inversion import __version__, hub
+from stylegan_inversion.editing.directions import Direction, apply_directions, load_directions, save_directions
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
+from stylegan_inversion.preprocessing.image import load_image, to_pil, to_tensor
+from stylegan_inversion.preprocessing.landmarks import LandmarkDetector, get_landmark_detector
+from stylegan_inversion.preprocessing.paste import paste_back
+
+logger = logging.getLogger(__name__)
+
+ImageLike = Any
+"""A path, a PIL image, bytes or an array; see `preprocessing.image.load_image`."""
+
+
+class InversionPipeline(abc.ABC):
+    """Photo in, `InversionOutput` out. A call never changes the state of the pipeline's parts."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        directions: Mapping[str, Direction] | None = None,
+        crop_scale: float = 1.0,
+        detector: LandmarkDetector | Literal["auto", "builtin", "facexlib"] = "auto",
+    ) -> None:
+        """Put the parts together; `from_pretrained` is the usual way.
+
+        Args:
+            generator: The StyleGAN2 generator; it is frozen and put in eval mode.
+            directions: What can be edited, by name.
+            crop_scale: Side of the face crop relative to FFHQ's; the generator was trained on such crops.
+            detector: Finds faces: a callable, or the name of one (`preprocessing.landmarks`).
+        """
+        self.generator = generator.eval().requires_grad_(False)
+        self.directions = dict(directions or {})
+        self.crop_scale = crop_scale
+        self._detector = detector
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        device: torch.device | str | None = None,
+        detector: LandmarkDetector | Literal["auto", "builtin", "facexlib"] = "auto",
+    ) -> Self:
+        """Load a pipeline from a folder, a built-in model ("faces64") or a repository on the Hugging Face Hub.
+
+        Args:
+            name_or_path: A folder, a built-in model, or "organisation/repository".
+            revision: Branch, tag or commit on the Hub.
+            subfolder: Folder inside the model.
+            token: Access token for the Hub.
+            cache_dir: Where downloads are kept.
+            local_files_only: Never use the network.
+            force_download: Download again.
+            device: Where to put it: "cpu", "cuda", "mps". `None` means the CPU.
+            detector: Finds faces: "auto", "builtin", "facexlib", or a callable.
+
+        Raises:
+            ModelNotFoundError: If there is no such model, or it lacks what this pipeline needs.
+            CheckpointError: If a file is damaged or does not fit.
+        """
+        folder = hub.find_model(
+            name_or_path,
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        config = hub.read_config(folder)
+        generator = hub.load_module(Generator, GeneratorConfig, folder / "generator", device=device)
+        directions = load_directions(folder / "directions") if (folder / "directions").is_dir() else {}
+        pipeline = cls._from_folder(folder, config, generator)
+        pipeline.directions = dict(directions)
+        pipeline.crop_scale = float(config.get("crop_scale", 1.0))
+        pipeline._detector = detector
+        return pipeline.to(device or "cpu")
+
+    @classmethod
+    @abc.abstractmethod
+    def _from_folder(cls, folder: Path, config: Mapping[str, Any], generator: Generator) -> Self:
+        """Build the pipeline around a loaded generator, reading its own parts from the folder."""
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+        """Write the pipeline to a folder that `from_pretrained` reads."""
+        folder = Path(folder)
+        hub.save_module(self.generator, folder / "generator")
+        if self.directions:
+            save_directions(self.directions, folder / "directions")
+        self._save_parts(folder)
+        root = {"_class_name": type(self).__name__, "_library_version": __version__, "crop_scale": self.crop_scale}
+        hub.write_config(root | self._settings(), folder)
+        return folder
+
+    def _save_parts(self, folder: Path) -> None:  # noqa: B027  most pipelines add nothing
+        """Write the parts of a subclass."""
+
+    def _settings(self) -> dict[str, Any]:
+        """Settings of a subclass for the root config, which `_from_folder` reads."""
+        return {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline runs."""
+        return self.generator.w_avg.device
+
+    @abc.abstractmethod
+    def __call__(
+        self, image: ImageLike | Sequence[ImageLike], *, align: bool = True, face: int = 0, progress: bool = False
+    ) -> InversionOutput:
+        """Invert one photo or a list of them."""
+
+    @abc.abstractmethod
+    def to(self, device: torch.device | str) -> Self:
+        """Move every network to a device, in place, and return the pipeline."""
+
+    @property
+    def detector(self) -> LandmarkDetector:
+        """Finds faces; loaded when first needed."""
+        if isinstance(self._detector, str):
+            self._detector = get_landmark_detector(self._detector)
+        return self._detector
+
+    def align(self, image: ImageLike, *, align: bool = True, face: int = 0) -> Crop:
+        """Load one photo and cut the face out of it.
+
+        Args:
+            image: The photo.
+            align: Find the face and cut it out. False takes the photo as an aligned crop.
+            face: Which face, by size: 0 is the largest.
+
+        Raises:
+            InvalidImageError: If the photo cannot be read.
+            FaceNotFoundError: If there is no face, or not that many.
+        """
+        photo = load_image(image)
+        resolution = self.generator.config.resolution
+        if not align:
+            return uncropped(photo, resolution)
+        landmarks = [found.landmarks for found in self.detector(photo)]
+        return align_face(photo, landmarks, size=resolution, scale=self.crop_scale, face=face)
+
+    def _crops(self, image: ImageLike | Sequence[ImageLike], align: bool, face: int) -> list[Crop]:
+        images = image if isinstance(image, (list, tuple)) else [image]
+        if not images:
+            raise ValueError("`image` must be a photo or a list of at least one photo, got an empty list.")
+        return [self.align(one, align=align, face=face) for one in images]
+
+    @torch.no_grad()
+    def _output(
+        self,
+        crops: list[Crop],
+        w_plus: Tensor,
+        generators: Sequence[Generator],
+        reports: Iterable[Mapping[str, Any]],
+    ) -> InversionOutput:
+        images = self._draw(generators, w_plus)
+        full = []
+        for crop, generator, w, report in zip(crops, generators, w_plus, reports, strict=True):
+            target = to_tensor(crop.image).to(w.device)
+            l2 = (generator.synthesis(w[None]).clamp(-1, 1) - target).square().mean().item()
+            full.append({"l2": l2, "face_count": crop.face_count, "face_index": crop.face_index, **report})
+        return InversionOutput(images, images, w_plus.cpu(), list(generators), crops, {}, full)
+
+    @torch.no_grad()
+    def _draw(self, generators: Sequence[Generator], w_plus: Tensor) -> list[Image.Image]:
+        return [
+            to_pil(generator.synthesis(w[None].to(generator.w_avg)).cpu())[0]
+            for generator, w in zip(generators, w_plus, strict=True)
+        ]
+
+    def edit(self, out: InversionOutput, **strengths: float) -> InversionOutput:
+        """Move along one or more directions; edits add up.
+
+        Args:
+            out: An inversion, edited or not.
+            **strengths: Strength by direction, in units of the unit-norm direction: `edit(out, smile=2.0, age=-1.0)`.
+
+        Returns:
+            A new output, drawn by the same generators.
+
+        Raises:
+            ValueError: If a direction is unknown (the known ones are named), or a strength is not finite.
+        """
+        strengths = {name: float(strength) for name, strength in strengths.items()}
+        w_plus = apply_directions(out.w_plus, self.directions, strengths=strengths)
+        edits = {name: out.edits.get(name, 0.0) + strengths.get(name, 0.0) for name in {**out.edits, **strengths}}
+        for name in strengths:
+            limits = self.directions[name].strength_range
+            if limits and not limits[0] <= edits[name] <= limits[1]:
+                logger.warning("%s=%g is outside its calibrated range [%g, %g].", name, edits[name], *limits)
+        images = self._draw(out.generators, w_plus)
+        return InversionOutput(images, out.reconstructions, w_plus, out.generators, out.crops, edits, out.reports)
+
+    def paste_back(self, out: InversionOutput, *, keep_detail: bool = True, feather: float = 0.08) -> list[Image.Image]:
+        """Put the faces back into their photos; nothing outside the crop changes.
+
+        Args:
+            out: An inversion, usually edited.
+            keep_detail: Add only what the edit changed, so the photo keeps detail that the generator cannot draw; an
+                unedited face gives the photo itself. False replaces the face by the generator's picture.
+            feather: Width of the soft seam inside the crop, relative to its side.
+
+        Returns:
+            One photo for each photo, at its own size.
+        """
+        return [
+            paste_back(crop, image, reference=reference if keep_detail else None, feather=feather)
+            for crop, image, reference in zip(out.crops, out.images, out.reconstructions)
+        ]

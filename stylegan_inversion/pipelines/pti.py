@@ -1,0 +1,173 @@
+"""PTI: a pivot, then a generator tuned around it (Roich et al. 2022, arXiv:2106.05744)."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from tqdm.auto import tqdm
+from typing_extensions import Self
+
+from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.inversion.pivotal_tuning import TuningConfig, tune_generator
+from stylegan_inversion.inversion.projector import Callback, ProjectorConfig, project_w, project_w_plus
+from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
+from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.pipelines.base import ImageLike, InversionPipeline
+from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.preprocessing.align import Crop
+from stylegan_inversion.preprocessing.image import to_tensor
+
+Pivot = Literal["w", "w_plus"]
+_PROJECTORS = {"w": project_w, "w_plus": project_w_plus}
+
+
+class PTIPipeline(InversionPipeline):
+    """Inversion by optimisation: the nearest w, then a copy of the generator tuned to draw the photo at that w.
+
+    Attributes:
+        perceptual: Perceptual distance of both stages.
+        projector: Settings of the first stage.
+        tuning: Settings of the second stage.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        *,
+        perceptual: PerceptualDistance,
+        projector: ProjectorConfig | None = None,
+        tuning: TuningConfig | None = None,
+        **parts: Any,
+    ) -> None:
+        """Put the parts together; `from_pretrained` is the usual way.
+
+        Args:
+            generator: The StyleGAN2 generator.
+            perceptual: Perceptual distance of both stages.
+            projector: Settings of the first stage. `None` means PTI's.
+            tuning: Settings of the second stage. `None` means PTI's.
+            **parts: See `InversionPipeline`.
+        """
+        super().__init__(generator, **parts)
+        self.perceptual = perceptual
+        self.projector = projector or ProjectorConfig()
+        self.tuning = tuning or TuningConfig()
+        self._perceptual_name = "st-alex"
+
+    @classmethod
+    def _from_folder(cls, folder: Path, config: Mapping[str, Any], generator: Generator) -> Self:
+        settings = config.get("pti", {})
+        name = settings.get("perceptual", "alex")
+        try:
+            projector, tuning = (
+                ProjectorConfig(**settings.get("projector", {})),
+                TuningConfig(**settings.get("tuning", {})),
+            )
+        except (TypeError, ValueError) as e:
+            raise CheckpointError(f"{folder / 'config.json'}: bad settings under `pti`: {e}") from e
+        pipeline = cls(generator, perceptual=load_perceptual(name), projector=projector, tuning=tuning)
+        pipeline._perceptual_name = name
+        return pipeline
+
+    def _settings(self) -> dict[str, Any]:
+        settings = {"projector": dataclasses.asdict(self.projector), "tuning": dataclasses.asdict(self.tuning)}
+        return {"pti": {"perceptual": self._perceptual_name, **settings}}
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move every network to a device, in place, and return the pipeline."""
+        self.generator.to(device)
+        self.perceptual.to(device)
+        return self
+
+    def __call__(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        *,
+        align: bool = True,
+        face: int = 0,
+        pivot: Pivot = "w",
+        num_w_steps: int | None = None,
+        num_tuning_steps: int | None = None,
+        seed: int = 0,
+        callback: Callback | None = None,
+        progress: bool = False,
+    ) -> InversionOutput:
+        """Invert one photo, or several one after the other; each gets a tuned generator of its own.
+
+        Args:
+            image: A photo (path, PIL image, bytes, array), or a list of them.
+            align: Find the face and cut it out. False takes the photo as an aligned crop.
+            face: Which face of the photo, by size: 0 is the largest.
+            pivot: Optimise "w", one for all layers, which stays editable, or "w_plus", one a layer.
+            num_w_steps: Steps of the first stage. `None` means the model's setting, by default 450.
+            num_tuning_steps: Steps of the second stage at most. `None` means the model's setting, by default 350.
+            seed: Of all random draws.
+            callback: Called after each step with the step and its figures ("stage", "loss", "photo", ...). Returning
+                True ends the stage there and keeps the best state; an exception ends the call.
+            progress: Show a progress bar.
+
+        Returns:
+            The inversions; `out.generators` are tuned copies, `pipe.generator` is untouched.
+
+        Raises:
+            ValueError: If a number or `pivot` is out of range.
+            InvalidImageError: If a photo cannot be read.
+            FaceNotFoundError: If there is no face, or not that many.
+            DivergedError: If the optimisation gives NaN at its first step.
+        """
+        if pivot not in get_args(Pivot):
+            raise ValueError(f"`pivot` must be one of {', '.join(get_args(Pivot))}, got {pivot!r}.")
+        projector = dataclasses.replace(self.projector, **_given(num_steps=num_w_steps))
+        tuning = dataclasses.replace(self.tuning, **_given(num_steps=num_tuning_steps))
+        crops = self._crops(image, align, face)
+        steps = len(crops) * (projector.num_steps + tuning.num_steps)
+        with tqdm(total=steps, disable=not progress, unit="step", leave=False) as bar:
+            inverted = []
+            for i, crop in enumerate(crops):
+
+                def on_step(step: int, info: dict[str, Any], photo: int = i) -> bool | None:
+                    done = photo * (projector.num_steps + tuning.num_steps) + step
+                    bar.n = done + (projector.num_steps if info["stage"] == "tuning" else 0)
+                    bar.set_postfix_str(f"{info['stage']} {info['loss']:.4f}", refresh=False)
+                    bar.update(0)
+                    return callback(step, {**info, "photo": photo}) if callback else None
+
+                inverted.append(self._invert(crop, pivot, projector, tuning, seed, on_step))
+        w_plus = torch.cat([w for w, _, _ in inverted])
+        return self._output(crops, w_plus, [g for _, g, _ in inverted], [report for _, _, report in inverted])
+
+    def _invert(
+        self, crop: Crop, pivot: Pivot, projector: ProjectorConfig, tuning: TuningConfig, seed: int, callback: Callback
+    ) -> tuple[torch.Tensor, Generator, dict[str, Any]]:
+        start = time.perf_counter()
+        target = to_tensor(crop.image).to(self.device)
+        found = _PROJECTORS[pivot](
+            self.generator, target, perceptual=self.perceptual, config=projector, seed=seed, callback=callback
+        )
+        with torch.no_grad():
+            y_hat = self.generator.synthesis(found.w_plus, noise=found.noise).clamp(-1, 1)
+        tuned = tune_generator(
+            self.generator,
+            target,
+            found.w_plus,
+            perceptual=self.perceptual,
+            config=tuning,
+            noise=found.noise,
+            seed=seed,
+            callback=callback,
+        )
+        report = {
+            "l2_pivot": (y_hat - target).square().mean().item(),
+            "w_steps": len(found.losses),
+            "tuning_steps": len(tuned.losses) - 1,
+            "stopped_by": tuned.stopped_by,
+            "seconds": round(time.perf_counter() - start, 2),
+        }
+        return found.w_plus, tuned.generator, report
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,1 @@
+"""Pixels: reading photos, finding landmarks, cropping faces and putting them back."""

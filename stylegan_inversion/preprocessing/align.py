@@ -1,0 +1,253 @@
+"""The FFHQ crop from landmarks.
+
+The crop is the alignment of FFHQ (Karras et al. 2019, arXiv:1812.04948; NVlabs/ffhq-dataset) in the version of PTI
+(Roich et al. 2022, arXiv:2106.05744; danielroich/PTI, `utils/alignment.py`), written anew. Quads are in the pixels of
+the photo, (x, y), whole numbers at the centres of pixels; corners top left, bottom left, bottom right, top right.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageFilter, ImageStat
+
+from stylegan_inversion.errors import FaceNotFoundError
+
+MIN_QUAD_SIDE = 16  # pixels of the photo
+MAX_QUAD_SIDE = 4  # times the longer side of the photo
+_OFFICIAL_SIZE = 256  # from here on crops equal the official ones
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """A square cut out of a photo, and all that is needed to put it back.
+
+    Attributes:
+        image: The cut-out, RGB, square.
+        quad: Corners of what `image` shows, pixels of `photo`. Equal to the quad asked for, except that the official
+            procedure moves it by up to half a pixel of `image` when the face is at least 4 times as large as `image`.
+            `None` if `image` is the whole photo.
+        photo: The photo, RGB, upright.
+        face_count: How many faces were found in the photo; 1 if none was looked for.
+        face_index: Which of them this is, from 0.
+    """
+
+    image: Image.Image
+    quad: Float[np.ndarray, "4 2"] | None
+    photo: Image.Image
+    face_count: int
+    face_index: int
+
+
+def face_quad(landmarks: np.ndarray, scale: float = 1.0) -> Float[np.ndarray, "4 2"]:
+    """Find FFHQ's square around a face: upright to the face, from the eyes and the corners of the mouth.
+
+    Args:
+        landmarks: (68, 2), pixels, (x, y), in the order of 300-W.
+        scale: Side of the square relative to FFHQ's, about the same centre. `faces64` uses 0.74.
+
+    Returns:
+        Corners, float64.
+
+    Raises:
+        ValueError: If `landmarks` is not (68, 2), or `scale` is not positive.
+        FaceNotFoundError: If the landmarks are not finite or span no face.
+    """
+    points = np.asarray(landmarks, dtype=np.float64)
+    if points.shape != (68, 2):
+        raise ValueError(f"`landmarks` must be (68, 2), got {points.shape}.")
+    if not 0 < scale < np.inf:
+        raise ValueError(f"`scale` must be positive and finite, got {scale}.")
+    if not np.isfinite(points).all():
+        raise FaceNotFoundError("The landmarks hold NaN or infinity; the face was not found. Try another photo.")
+    eye_left, eye_right = points[36:42].mean(0), points[42:48].mean(0)
+    eyes, mouth = (eye_left + eye_right) / 2, (points[48] + points[54]) / 2
+    across, down = eye_right - eye_left, mouth - eyes
+    x = across + np.array([down[1], -down[0]])  # `down` turned a quarter: both speak of the way right
+    length = np.hypot(*x)
+    if length < 1e-6:
+        raise FaceNotFoundError("Eyes and mouth lie on one point; the face was not found. Try another photo.")
+    x *= max(np.hypot(*across) * 2.0, np.hypot(*down) * 1.8) / length * scale
+    y = np.array([-x[1], x[0]])
+    centre = eyes + 0.1 * down
+    return np.stack([centre - x - y, centre - x + y, centre + x + y, centre + x - y])
+
+
+def crop_quad(photo: Image.Image, quad: np.ndarray, size: int) -> Image.Image:
+    """Cut a square out of a photo; what lies outside the photo is its mirror image, blurred towards the median.
+
+    Sizes from 256 on follow the official procedure to the letter, which takes bilinear samples from a photo up to 4
+    times as large. Smaller sizes, of which there is no official one, are sampled densely and then reduced with LANCZOS:
+    the official way would alias.
+
+    Args:
+        photo: RGB, upright.
+        quad: (4, 2), pixels of the photo: a square in any position, see `face_quad`.
+        size: Side of the result in pixels.
+
+    Returns:
+        RGB, size x size.
+
+    Raises:
+        ValueError: If `photo` is not RGB, `quad` is not a finite parallelogram, or `size` is not positive.
+        FaceNotFoundError: If the quad lies outside the photo, is too small, or many times as large as the photo.
+    """
+    return _crop(photo, quad, size)[0]
+
+
+def align_face(
+    photo: Image.Image, faces_landmarks: Sequence[np.ndarray], *, size: int, scale: float = 1.0, face: int = 0
+) -> Crop:
+    """Cut one face out of a photo the way FFHQ does.
+
+    Args:
+        photo: RGB, upright, as `load_image` gives it.
+        faces_landmarks: One (68, 2), pixels, (x, y), for each face, the most important face first.
+        size: Side of the crop in pixels.
+        scale: See `face_quad`.
+        face: Which face, from 0.
+
+    Returns:
+        The crop, which `paste_back` can undo.
+
+    Raises:
+        ValueError: See `face_quad` and `crop_quad`.
+        FaceNotFoundError: If there is no face, no face of this number, or it lies outside the photo or is too small.
+    """
+    count = len(faces_landmarks)
+    if count == 0:
+        raise FaceNotFoundError(
+            "No face was found in the photo. Use a photo in which the face is larger, lit and seen from the front; "
+            "if it is an aligned crop already, pass `align=False`."
+        )
+    if not 0 <= face < count:
+        raise FaceNotFoundError(f"`face` must be in [0, {count - 1}], got {face}: {count} found in the photo.")
+    image, quad = _crop(photo, face_quad(faces_landmarks[face], scale), size)
+    return Crop(image, quad, photo, face_count=count, face_index=face)
+
+
+def uncropped(photo: Image.Image, size: int) -> Crop:
+    """Take a photo that is an aligned crop already. Of a photo that is not square, the central square is taken.
+
+    Args:
+        photo: RGB, upright.
+        size: Side of the crop in pixels.
+
+    Returns:
+        The crop; its `quad` is `None` if the photo is square.
+
+    Raises:
+        ValueError: If `photo` is not RGB, or `size` is not positive.
+    """
+    _check_photo(photo, size)
+    side = min(photo.size)
+    left, top = (photo.width - side) // 2, (photo.height - side) // 2
+    image = photo.crop((left, top, left + side, top + side))
+    if side != size:
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    quad = None if photo.width == photo.height else rectangle(left, top, side, side)
+    return Crop(image, quad, photo, face_count=1, face_index=0)
+
+
+def _crop(photo: Image.Image, quad: np.ndarray, size: int) -> tuple[Image.Image, np.ndarray]:
+    """The crop, and the quad that it truly shows."""
+    _check_photo(photo, size)
+    quad = _check_quad(quad, photo)
+    side = float(np.hypot(*(quad[3] - quad[0])))
+
+    # Shrink. `corners` are those of the quad in the shrunken photo, `sampling` the size before the last reduction
+    official = size >= _OFFICIAL_SIZE
+    shrink = shrink_factor(side, size)
+    shrunken = np.maximum(np.rint(np.array(photo.size) / shrink), 1).astype(int)
+    step = np.array(photo.size) / shrunken
+    corners = quad / shrink if official else (quad + 0.5) / step - 0.5
+    side /= shrink
+    sampling = size if official or side <= size else size * 2 * int(np.ceil(side / size))
+
+    # Crop, and only shrink what is needed
+    border = max(int(np.rint(side * 0.1)), 3)
+    low = np.maximum(np.floor(corners.min(0)).astype(int) - border, 0)
+    high = np.minimum(np.ceil(corners.max(0)).astype(int) + border, shrunken)
+    low, high = np.minimum(low, shrunken - 1), np.maximum(high, 1)
+    box = (*(low * step), *(high * step))
+    region = photo.resize(tuple(high - low), Image.Resampling.LANCZOS, box=box) if shrink > 1 else photo.crop(box)
+    local = corners - low
+
+    # Pad
+    before = np.maximum(border - np.floor(local.min(0)).astype(int), 0)
+    after = np.maximum(np.ceil(local.max(0)).astype(int) - (high - low) + border, 0)
+    if max(*before, *after) > border - 4:
+        least = int(np.rint(side * 0.3))
+        before, after = np.maximum(before, least), np.maximum(after, least)
+        region = _pad(region, before, after, blur=side * 0.02)
+        local = local + before
+
+    data = tuple((local + 0.5).ravel())
+    image = region.transform((sampling, sampling), Image.Transform.QUAD, data, Image.Resampling.BILINEAR)
+    if sampling != size:
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    return image, (corners + 0.5) * step - 0.5
+
+
+def _pad(region: Image.Image, before: np.ndarray, after: np.ndarray, *, blur: float) -> Image.Image:
+    """Mirror at the edges, more blurred and closer to the median the farther out.
+
+    8 bits all the way and Pillow's blur (three box blurs) where the official code has 32-bit floats and SciPy's: a
+    fraction of the memory and time, and at most two levels apart.
+    """
+    pixels = np.pad(np.asarray(region), ((before[1], after[1]), (before[0], after[0]), (0, 0)), mode="reflect")
+    height, width = pixels.shape[:2]
+    x, y = np.arange(width), np.arange(height)[:, None]
+    # 1 at the rim, 0 where the photo begins, negative within
+    across = 1 - np.minimum(x / before[0], (width - 1 - x) / after[0])
+    along = 1 - np.minimum(y / before[1], (height - 1 - y) / after[1])
+
+    def mask(slope: int, offset: int) -> Image.Image:
+        levels = [np.rint(255 * np.clip(ramp * slope + offset, 0, 1)).astype(np.uint8) for ramp in (across, along)]
+        return Image.fromarray(np.maximum(*levels))  # (H, W)
+
+    padded = Image.fromarray(pixels)
+    padded = Image.composite(padded.filter(ImageFilter.GaussianBlur(blur)), padded, mask(3, 1))
+    padded.paste(tuple(ImageStat.Stat(padded).median), mask=mask(1, 0))
+    return padded
+
+
+def shrink_factor(side: float, size: int) -> int:
+    """How many times the photo is reduced before the crop."""
+    return max(int(side / size / (2 if size >= _OFFICIAL_SIZE else 4)), 1)
+
+
+def rectangle(left: int, top: int, width: int, height: int) -> np.ndarray:
+    """The quad of a rectangle of whole pixels."""
+    right, bottom = left + width, top + height
+    return np.array([[left, top], [left, bottom], [right, bottom], [right, top]], dtype=np.float64) - 0.5
+
+
+def _check_photo(photo: Image.Image, size: int) -> None:
+    if photo.mode != "RGB":
+        raise ValueError(f"`photo` must be of mode RGB, got {photo.mode}; pass it through `load_image` first.")
+    if size < 1:
+        raise ValueError(f"`size` must be at least 1, got {size}.")
+
+
+def _check_quad(quad: np.ndarray, photo: Image.Image) -> np.ndarray:
+    quad = np.asarray(quad, dtype=np.float64)
+    if quad.shape != (4, 2) or not np.isfinite(quad).all():
+        raise ValueError(f"`quad` must be (4, 2) and finite, got shape {quad.shape}: {quad.ravel().tolist()}.")
+    sides = np.hypot(*(quad[[3, 1]] - quad[0]).T)
+    if np.hypot(*(quad[0] + quad[2] - quad[1] - quad[3])) > 1e-3 * max(sides.max(), 1.0):
+        raise ValueError(f"`quad` must be a square or a parallelogram, got {quad.tolist()}; see `face_quad`.")
+    if sides.min() < MIN_QUAD_SIDE:
+        raise FaceNotFoundError(
+            f"The face is too small: its crop is {sides.min():.1f} pixels wide, at least {MIN_QUAD_SIDE} are needed. "
+            "Use a photo of a higher resolution."
+        )
+    if sides.max() > MAX_QUAD_SIDE * max(photo.size) or (
+        (quad.max(0) < 0).any() or (quad.min(0) > np.array(photo.size) - 1).any()
+    ):
+        raise FaceNotFoundError(
+            f"The crop from {quad.min(0).round(1).tolist()} to {quad.max(0).round(1).tolist()} does not fit the photo "
+            f"of {photo.width} x {photo.height} pixels; the landmarks must be in its pixels."
+        )
+    return quad

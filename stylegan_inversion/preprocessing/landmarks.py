@@ -1,0 +1,147 @@
+"""Faces in a photo and their 68 landmarks: the built-in networks, or facexlib's RetinaFace if it is installed.
+
+The order of the landmarks is that of iBUG 300-W, left and right as seen in the image: jaw 0-16, brows 17-21 and 22-26,
+nose 27-35 (tip 30), eyes 36-41 and 42-47, mouth 48-67 (left corner 48, right corner 54).
+"""
+
+import importlib.util
+import logging
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+
+from stylegan_inversion.errors import CheckpointError, MissingDependencyError
+
+logger = logging.getLogger(__name__)
+
+_FACEXLIB_WEIGHTS = "detection_Resnet50_Final.pth"
+_FACEXLIB_URL = f"https://github.com/xinntao/facexlib/releases/download/v0.1.0/{_FACEXLIB_WEIGHTS}"
+_FACEXLIB_LONGER_SIDE = 1280  # larger photos are shrunk to this for RetinaFace, which takes seconds for a megapixel
+
+
+@dataclass(frozen=True, eq=False)
+class Face:
+    """One face in a photo.
+
+    Attributes:
+        landmarks: (68, 2), pixels, (x, y); (0, 0) is the top left corner of the photo. May lie outside the photo.
+        box: (x0, y0, x1, y1), pixels; may reach beyond the photo.
+        score: How sure the detector is, in [0, 1].
+    """
+
+    landmarks: Float[np.ndarray, "68 2"]
+    box: tuple[float, float, float, float]
+    score: float
+
+
+@runtime_checkable
+class LandmarkDetector(Protocol):
+    """What finds faces: a callable, so that any other detector can be used instead of those below."""
+
+    def __call__(self, photo: Image.Image) -> list[Face]:
+        """Find the faces in an RGB photo, the largest box first; an empty list if there are none."""
+
+
+def get_landmark_detector(name: Literal["auto", "builtin", "facexlib"] = "auto") -> LandmarkDetector:
+    """Load a detector.
+
+    Args:
+        name: "builtin" needs nothing else. "facexlib" is RetinaFace, stronger on small, turned and covered faces; it
+            fetches its weights once. "auto" takes facexlib if it is installed with its weights, else the built-in one.
+
+    Raises:
+        ValueError: If `name` is none of these.
+        MissingDependencyError: If facexlib is asked for and not installed.
+        CheckpointError: If the weights cannot be read or fetched.
+    """
+    if name not in ("auto", "builtin", "facexlib"):
+        raise ValueError(f'`name` must be "auto", "builtin" or "facexlib", got {name!r}.')
+    if name == "facexlib":
+        return FacexlibLandmarkDetector()
+    if name == "auto" and importlib.util.find_spec("facexlib") and _facexlib_weights().is_file():
+        try:
+            return FacexlibLandmarkDetector()
+        except (MissingDependencyError, CheckpointError) as e:
+            logger.warning("facexlib cannot be used, so the built-in detector is: %s", e)
+    from stylegan_inversion.preprocessing.builtin_landmarks import BuiltinLandmarkDetector
+
+    return BuiltinLandmarkDetector()
+
+
+class FacexlibLandmarkDetector:
+    """RetinaFace (Deng et al. 2020, arXiv:1905.00641) of facexlib (https://github.com/xinntao/facexlib, MIT).
+
+    It measures five points. Of the 68 landmarks, the eyes (each of the six points of an eye is its centre), the tip of
+    the nose and the corners of the mouth are right, which is what the FFHQ crop needs; the rest of the mouth lies
+    between the corners, the nose on its tip, and the jaw and the brows on the eyes.
+    """
+
+    def __init__(self, *, device: torch.device | str = "cpu") -> None:
+        """Load the network, and fetch its weights (109 MB) if they are not there.
+
+        Args:
+            device: Where to run it.
+
+        Raises:
+            MissingDependencyError: If facexlib or what it needs is not installed.
+            CheckpointError: If the weights cannot be read or fetched.
+        """
+        try:
+            from facexlib.detection import init_detection_model
+        except (ImportError, RuntimeError) as e:  # a torchvision that does not fit torch raises RuntimeError
+            raise MissingDependencyError(
+                f'facexlib cannot be imported ({e}). Install it with `pip install "stylegan-inversion[faces]"`, or use '
+                'the built-in detector: get_landmark_detector("builtin").'
+            ) from e
+        weights = _facexlib_weights()
+        try:
+            self._network: Any = init_detection_model(
+                "retinaface_resnet50", device=device, model_rootpath=str(weights.parent)
+            )
+        except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as e:
+            raise CheckpointError(
+                f"The weights of RetinaFace could not be fetched or read ({e}). Download {_FACEXLIB_URL} to {weights}, "
+                'or use the built-in detector: get_landmark_detector("builtin").'
+            ) from e
+
+    @torch.no_grad()
+    def __call__(self, photo: Image.Image) -> list[Face]:
+        """Find the faces in an RGB photo; see `LandmarkDetector`."""
+        photo = photo.convert("RGB")
+        shrink = min(1.0, _FACEXLIB_LONGER_SIDE / max(photo.size))
+        width, height = max(1, round(photo.width * shrink)), max(1, round(photo.height * shrink))
+        small = photo.resize((width, height), Image.Resampling.LANCZOS) if shrink < 1 else photo
+        bgr = np.ascontiguousarray(np.asarray(small)[:, :, ::-1])
+        found = np.asarray(self._network.detect_faces(bgr), dtype=np.float64).reshape(-1, 15)
+        scale = np.array([photo.width / width, photo.height / height])
+        faces = []
+        for row in found:
+            x0, y0, x1, y1 = (row[:4].reshape(2, 2) * scale).ravel().tolist()
+            faces.append(Face(_spread_five_points(row[5:].reshape(5, 2) * scale), (x0, y0, x1, y1), float(row[4])))
+        return sorted(faces, key=lambda face: max(face.box[2] - face.box[0], face.box[3] - face.box[1]), reverse=True)
+
+
+def _spread_five_points(points: Float[np.ndarray, "5 2"]) -> Float[np.ndarray, "68 2"]:
+    """Spread (left eye, right eye, nose, left and right corner of the mouth) over 68 landmarks."""
+    left_eye, right_eye, nose, left_corner, right_corner = points
+    landmarks = np.empty((68, 2))
+    landmarks[0:9] = landmarks[17:22] = landmarks[36:42] = left_eye
+    landmarks[9:17] = landmarks[22:27] = landmarks[42:48] = right_eye
+    landmarks[27:36] = nose
+    share = np.array([0, 1, 2, 3, 4, 5, 6, 5, 4, 3, 2, 1, 0, 2, 3, 4, 6, 4, 3, 2])[:, None] / 6  # of the way, 48 to 67
+    landmarks[48:68] = left_corner + share * (right_corner - left_corner)
+    return landmarks
+
+
+def _facexlib_weights() -> Path:
+    """Where RetinaFace's weights are: in facexlib's own folder, or else, also to be fetched, in torch's cache."""
+    spec = importlib.util.find_spec("facexlib")
+    folders = [Path(folder) / "weights" for folder in (spec.submodule_search_locations or [])] if spec else []
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    return next((f for folder in folders if (f := folder / _FACEXLIB_WEIGHTS).is_file()), cache / _FACEXLIB_WEIGHTS)

@@ -1,0 +1,58 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stylegan_inversion import Direction, PTIPipeline
+from stylegan_inversion.inversion.pivotal_tuning import TuningConfig
+from stylegan_inversion.inversion.projector import ProjectorConfig
+from stylegan_inversion.losses.lpips import load_perceptual
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.preprocessing.landmarks import Face
+
+
+def landmarks_at(x: float, y: float, size: float) -> Face:
+    """A face whose eyes and mouth make a level FFHQ square of about 4 times `size`."""
+    points = np.full((68, 2), (x, y), dtype=np.float64)
+    points[36:42], points[42:48] = (x - size, y - size), (x + size, y - size)
+    points[48], points[54] = (x - size, y + size), (x + size, y + size)
+    return Face(points, (x - size, y - size, x + size, y + size), 1.0)
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def detector() -> Callable[[Image.Image], list[Face]]:
+    """Two faces in every photo, the larger first."""
+    return lambda photo: [landmarks_at(120.0, 120.0, 30.0), landmarks_at(250.0, 100.0, 15.0)]
+
+
+@pytest.fixture
+def generator() -> Generator:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Generator(GeneratorConfig(32, z_dim=8, w_dim=16, mapping_layers=2, channel_base=256, channel_max=8))
+
+
+@pytest.fixture
+def pti(generator: Generator, detector: Callable[[Image.Image], list[Face]]) -> PTIPipeline:
+    """The real classes, tiny, a few steps."""
+    vector = torch.eye(16)
+    return PTIPipeline(
+        generator,
+        perceptual=load_perceptual(),
+        projector=ProjectorConfig(num_steps=3),
+        tuning=TuningConfig(num_steps=3, lpips_threshold=0.0),
+        directions={
+            "smile": Direction("smile", vector[0], strength_range=(-5.0, 5.0)),
+            "age": Direction("age", vector[1]),
+        },
+        crop_scale=0.8,
+        detector=detector,
+    )

@@ -1,0 +1,144 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stylegan_inversion.errors import DivergedError
+from stylegan_inversion.inversion.projector import (
+    ProjectorConfig,
+    noise_regularization,
+    project_w,
+    project_w_plus,
+    w_statistics,
+)
+from stylegan_inversion.losses.lpips import PerceptualDistance
+from stylegan_inversion.models.generator import Generator
+
+SHORT = ProjectorConfig(num_steps=60, learning_rate=0.05)
+
+
+def test_the_defaults_are_ptis() -> None:
+    config = ProjectorConfig()
+    assert (config.num_steps, config.learning_rate, config.num_w_samples) == (450, 0.01, 600)
+    assert (config.ramp_up, config.ramp_down, config.w_noise, config.w_noise_ramp) == (0.05, 0.25, 0.05, 0.75)
+    assert config.noise_weight == 1e5
+
+
+def test_schedules() -> None:
+    config = ProjectorConfig(num_steps=100, learning_rate=2.0)
+    assert config.learning_rate_at(0) == 0
+    assert config.learning_rate_at(5) == pytest.approx(2.0)  # the end of the rise
+    assert config.learning_rate_at(50) == pytest.approx(2.0)
+    assert config.learning_rate_at(90) == pytest.approx(2 * (0.5 - 0.5 * math.cos(0.4 * math.pi)))
+    assert config.w_noise_at(0) == pytest.approx(0.05)
+    assert config.w_noise_at(50) == pytest.approx(0.05 / 9)
+    assert config.w_noise_at(75) == 0 == config.w_noise_at(99)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_steps", 0, "`num_steps` must be >= 1, got 0"),
+        ("num_w_samples", 1, "`num_w_samples` must be >= 2, got 1"),
+        ("ramp_down", 0.0, r"`ramp_down` must be in \(0, 1\], got 0.0"),
+        ("learning_rate", -1.0, "`learning_rate` must be positive, got -1.0"),
+    ],
+)
+def test_bad_settings(field: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ProjectorConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_statistics(generator: Generator) -> None:
+    w_avg, spread = w_statistics(generator, 500, seed=1)
+    z = torch.randn(500, 8, generator=torch.Generator().manual_seed(1))
+    w = generator.mapping(z)
+    torch.testing.assert_close(w_avg, w.mean(0))
+    assert spread == pytest.approx((w - w.mean(0)).norm(dim=1).square().mean().sqrt().item(), rel=1e-4)
+
+
+def test_noise_regularization_prefers_white_noise() -> None:
+    white = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.avg_pool2d(white, 3, 1, 1)
+    smooth = (smooth - smooth.mean()) / smooth.std()
+    assert noise_regularization([white]) < 0.1 * noise_regularization([smooth])
+    small = torch.ones(1, 1, 4, 4)
+    assert noise_regularization([small]).item() == pytest.approx(2.0)  # 1 along each axis, no pyramid below 8 px
+
+
+def test_projection_approaches_the_target(generator: Generator, perceptual: PerceptualDistance, target: Tensor) -> None:
+    before = {key: value.clone() for key, value in generator.state_dict().items()}
+    with torch.no_grad():  # the caller's mode must not matter
+        found = project_w(generator, target, perceptual=perceptual, config=SHORT)
+    assert found.stopped_by == "steps" and len(found.losses) == 60
+    assert min(found.losses) < 0.5 * found.losses[0]
+    assert (found.w_plus == found.w_plus[:, :1]).all() and found.w_plus.shape == (1, 8, 16)
+    assert [tuple(t.shape) for t in found.noise] == [(1, 1, r, r) for r in (4, 8, 8, 16, 16, 32, 32)]
+    assert all(torch.equal(value, before[key]) for key, value in generator.state_dict().items())
+    assert not any(p.requires_grad or p.grad is not None for p in generator.parameters())
+
+
+def test_w_plus_frees_the_layers(generator: Generator, perceptual: PerceptualDistance, target: Tensor) -> None:
+    found = project_w_plus(generator, target, perceptual=perceptual, config=ProjectorConfig(num_steps=5))
+    assert not torch.equal(found.w_plus[:, 0], found.w_plus[:, 1])
+
+
+def test_a_seed_fixes_the_result(generator: Generator, perceptual: PerceptualDistance, target: Tensor) -> None:
+    config = ProjectorConfig(num_steps=4)
+    results = [project_w(generator, target, perceptual=perceptual, config=config, seed=s).w_plus for s in (1, 1, 2)]
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+
+
+def test_images_of_a_batch_do_not_disturb_each_other(
+    generator: Generator, perceptual: PerceptualDistance, target: Tensor
+) -> None:
+    for conv in generator.synthesis.convs:  # each image has noise of its own: leave it out of the comparison
+        conv.noise_strength.data.zero_()
+    config = ProjectorConfig(num_steps=6, w_noise=0.0, learning_rate=0.05)
+    alone = project_w(generator, target, perceptual=perceptual, config=config).w_plus
+    both = project_w(generator, torch.cat([target, -target]), perceptual=perceptual, config=config).w_plus
+    torch.testing.assert_close(both[:1], alone, rtol=1e-3, atol=1e-3)
+    assert (both[1] - alone[0]).abs().max() > 0.05
+
+
+def test_callback_reports_and_stops(generator: Generator, perceptual: PerceptualDistance, target: Tensor) -> None:
+    seen: list[tuple[int, dict[str, Any]]] = []
+
+    def callback(step: int, info: dict[str, Any]) -> bool:
+        seen.append((step, info))
+        return step == 3
+
+    found = project_w(generator, target, perceptual=perceptual, config=SHORT, callback=callback)
+    assert [step for step, _ in seen] == [1, 2, 3] and found.stopped_by == "callback"
+    assert seen[0][1].keys() == {"stage", "loss", "learning_rate", "w_plus"} and seen[0][1]["stage"] == "projection"
+    assert seen[0][1]["w_plus"].shape == (1, 8, 16)
+
+
+class Poisoned(PerceptualDistance):
+    """Gives NaN from the n-th distance on."""
+
+    def __init__(self, inner: PerceptualDistance, good: int) -> None:
+        super().__init__()
+        self.inner, self.good = inner, good
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        return self.inner.features(x)
+
+    def distance(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
+        self.good -= 1
+        return self.inner.distance(a, b) * (1.0 if self.good >= 0 else math.nan)
+
+
+def test_nan_keeps_the_best_state(generator: Generator, perceptual: PerceptualDistance, target: Tensor) -> None:
+    found = project_w(generator, target, perceptual=Poisoned(perceptual, 4), config=SHORT)
+    assert found.stopped_by == "nan" and len(found.losses) == 4
+    assert torch.isfinite(found.w_plus).all()
+    with pytest.raises(DivergedError, match="loss of the first step is nan"):
+        project_w(generator, target, perceptual=Poisoned(perceptual, 0), config=SHORT)
+
+
+def test_wrong_size(generator: Generator, perceptual: PerceptualDistance) -> None:
+    with pytest.raises(ValueError, match="`target` must be 32 px a side, got 64 x 64"):
+        project_w(generator, torch.zeros(1, 3, 64, 64), perceptual=perceptual)

@@ -1,0 +1,203 @@
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stylegan_inversion.errors import CheckpointError, MissingDependencyError
+from stylegan_inversion.losses.lpips import (
+    LPIPS,
+    PerceptualDistance,
+    ShiftTolerantAlexNet,
+    ShiftTolerantAlexNetConfig,
+    load_perceptual,
+)
+from tests.conformance import draw
+
+# What stlpips-pytorch 0.0.2 (the authors' package, float32) answered on the inputs of `pair`.
+GOLDEN = {
+    33: [0.019597791135311127, 0.016355425119400024],
+    64: [0.009293916635215282, 0.008375877514481544],
+    128: [0.007496692705899477, 0.007724450901150703],
+}
+
+
+def pair(side: int) -> tuple[Tensor, Tensor]:
+    shape = (2, 3, side, side)
+    x = torch.from_numpy(draw("x", shape, ["normal", 0, 0.5], 0)).clamp(-1, 1)
+    y = (x + torch.from_numpy(draw("y", shape, ["normal", 0, 0.3], 0))).clamp(-1, 1)
+    return x, y
+
+
+@pytest.fixture(scope="module")
+def st_alex() -> PerceptualDistance:
+    return load_perceptual()
+
+
+@pytest.mark.parametrize("side", GOLDEN)
+@torch.no_grad()
+def test_golden_values(st_alex: PerceptualDistance, side: int) -> None:
+    """To 5e-4: the weights that ship are float16."""
+    torch.testing.assert_close(st_alex(*pair(side)), torch.tensor(GOLDEN[side]), rtol=5e-4, atol=0)
+
+
+@torch.no_grad()
+def test_a_distance(st_alex: PerceptualDistance) -> None:
+    x, y = pair(40)
+    assert torch.equal(st_alex(x, x.clone()), torch.zeros(2))
+    assert (st_alex(x, y) > 0).all()
+    torch.testing.assert_close(st_alex(x, y), st_alex(y, x))
+    closer = x + 0.3 * (y - x)
+    assert (st_alex(x, closer) < st_alex(x, y)).all()
+
+
+@torch.no_grad()
+def test_samples_do_not_mix_and_one_target_serves_a_batch(st_alex: PerceptualDistance) -> None:
+    x, y = pair(33)
+    target = y[:1]
+    one_by_one = torch.cat([st_alex(x[i : i + 1], target) for i in range(2)])
+    torch.testing.assert_close(st_alex(x, target), one_by_one)
+    torch.testing.assert_close(st_alex.distance(st_alex.features(x), st_alex.features(target)), one_by_one)
+
+
+@torch.no_grad()
+def test_features_have_unit_norm(st_alex: PerceptualDistance) -> None:
+    features = st_alex.features(pair(64)[0])
+    assert [h.shape[1] for h in features] == [64, 192, 384, 256, 256]
+    for h in features:
+        norm = h.norm(dim=1)
+        assert ((norm - 1).abs() < 1e-4).logical_or(norm == 0).all()
+
+
+def test_the_gradient_is_finite_and_reaches_the_image(st_alex: PerceptualDistance) -> None:
+    x, y = pair(33)
+    x.requires_grad_()
+    st_alex(x, y).sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all() and (x.grad.abs().amax(dim=(1, 2, 3)) > 0).all()
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in st_alex.parameters())
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
+def test_the_gradient_of_constant_images_is_finite(st_alex: PerceptualDistance, value: float) -> None:
+    x = torch.full((1, 3, 33, 33), value, requires_grad=True)
+    distance = st_alex(x, x.detach().clone())
+    distance.sum().backward()
+    assert distance.item() == 0 and x.grad is not None and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("network", ["own", "lpips"])
+def test_the_gradient_is_finite_where_all_channels_are_zero(network: str) -> None:
+    """The norm's own gradient is NaN there; a ReLU kills every channel of a dead image."""
+    if network == "own":
+        model: PerceptualDistance = ShiftTolerantAlexNet(ShiftTolerantAlexNetConfig(widths=(2, 2, 2, 2, 2)))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.startswith("conv"):
+                    parameter.fill_(-1.0 if name.endswith("bias") else 0.0)
+    else:
+        model = LPIPS(fake_network(dead=True))
+    x = torch.zeros(1, 3, 33, 33, requires_grad=True)
+    assert all((h == 0).all() for h in model.features(x))
+    model(x, torch.ones(1, 3, 33, 33)).sum().backward()
+    assert x.grad is not None and torch.equal(x.grad, torch.zeros_like(x))
+
+
+@pytest.mark.parametrize(("height", "width"), [(30, 64), (64, 30)])
+def test_too_small_an_image_is_refused(st_alex: PerceptualDistance, height: int, width: int) -> None:
+    x = torch.zeros(1, 3, height, width)
+    with pytest.raises(ValueError, match=rf"Images must be at least 31 px a side, got {height} x {width}\."):
+        st_alex(x, x)
+
+
+@torch.no_grad()
+def test_the_smallest_image(st_alex: PerceptualDistance) -> None:
+    distance = st_alex(torch.zeros(1, 3, 31, 31), torch.ones(1, 3, 31, 31))
+    assert distance.isfinite().all() and (distance > 0).all()
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`perceptual` must be one of st-alex, alex, vgg, got 'squeeze'\."):
+        load_perceptual("squeeze")
+
+
+@pytest.mark.parametrize("failure", ["absent", "broken"])
+def test_lpips_that_cannot_be_imported(failure: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    if failure == "absent":
+        monkeypatch.setitem(sys.modules, "lpips", None)
+    else:
+        (tmp_path / "lpips.py").write_text('raise RuntimeError("operator torchvision::nms does not exist")\n')
+        monkeypatch.delitem(sys.modules, "lpips", raising=False)
+        monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(
+        MissingDependencyError, match=r"'vgg' needs `lpips`: pip install \"stylegan-inversion\[faces\]\""
+    ):
+        load_perceptual("vgg")
+
+
+def install_lpips(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[dict[str, Any]]:
+    """Put a module `lpips` in place whose `LPIPS(...)` returns, or raises, `answer`."""
+    calls: list[dict[str, Any]] = []
+
+    def build(**arguments: Any) -> Any:
+        calls.append(arguments)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    module = ModuleType("lpips")
+    module.LPIPS = build  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lpips", module)
+    return calls
+
+
+def test_a_backbone_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_lpips(monkeypatch, OSError("no route to host"))
+    with pytest.raises(
+        CheckpointError, match=r"The backbone of LPIPS 'alex' .* could not be fetched: no route to host"
+    ):
+        load_perceptual("alex")
+
+
+def fake_network(dead: bool = False) -> nn.Module:
+    """A network with the parts of `lpips.LPIPS`: scaling_layer, net, lins."""
+    rng = torch.Generator().manual_seed(4)
+
+    class Backbone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)
+            for parameter in self.parameters():
+                nn.init.zeros_(parameter) if dead else nn.init.normal_(parameter, generator=rng)
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            h1 = self.conv1(x).relu()
+            return [h1, self.conv2(h1).relu()]
+
+    network: Any = nn.Module()
+    network.scaling_layer = nn.Hardtanh(-0.5, 0.5)
+    network.net = Backbone()
+    network.lins = nn.ModuleList(nn.Conv2d(width, 1, 1, bias=False) for width in (4, 5))
+    for lin in network.lins:
+        nn.init.uniform_(lin.weight, generator=rng)
+    return network
+
+
+def test_lpips_is_its_own_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    network: Any = fake_network()
+    calls = install_lpips(monkeypatch, network)
+    model = load_perceptual("vgg")
+    assert isinstance(model, LPIPS) and not model.training
+    assert calls == [{"net": "vgg", "verbose": False}]
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+    x, y = pair(33)
+    expected = torch.zeros(2)
+    layers = [network.net(network.scaling_layer(image)) for image in (x, y)]
+    for p, q, lin in zip(*layers, network.lins):
+        p, q = (h / (h.norm(dim=1, keepdim=True) + 1e-10) for h in (p, q))
+        expected += (lin.weight[0] * (p - q) ** 2).sum(dim=1).mean(dim=(1, 2))
+    torch.testing.assert_close(model(x, y), expected)
+    torch.testing.assert_close(model(x, y[:1])[0], expected[0])
+    assert torch.equal(model(x, x.clone()), torch.zeros(2))

@@ -1,0 +1,193 @@
+"""The port against what @vladmandic/face-api 1.7.15 itself computed on TensorFlow.js (tests/data/face_api.safetensors).
+
+The stored numbers are float32 from the original weights; ours are kept in float16, which sets the tolerances.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from stylegan_inversion.hub import builtin_path, load_module
+from stylegan_inversion.models.face import (
+    EXPRESSIONS,
+    AgeGenderConfig,
+    AgeGenderNet,
+    ExpressionNet,
+    FaceFeaturesConfig,
+    FaceLandmarks68,
+    FaceScorer,
+    landmark_yaw,
+)
+from stylegan_inversion.models.face_detector import FaceDetector, FaceDetectorConfig, non_max_suppression
+from stylegan_inversion.models.face_layers import pad_same
+from stylegan_inversion.models.face_recognition import SAME_PERSON_DISTANCE, FaceRecognitionConfig, FaceRecognitionNet
+from stylegan_inversion.preprocessing.image import to_tensor
+
+DATA = Path(__file__).parents[1] / "data"
+FACE = builtin_path("faces64/face")
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Tensor]:
+    return load_file(DATA / "face_api.safetensors")
+
+
+@pytest.fixture(scope="module")
+def detector() -> FaceDetector:
+    return load_module(FaceDetector, FaceDetectorConfig, FACE / "detector")
+
+
+@pytest.fixture(scope="module")
+def recognition() -> FaceRecognitionNet:
+    return load_module(FaceRecognitionNet, FaceRecognitionConfig, FACE / "recognition")
+
+
+@pytest.fixture(scope="module")
+def scorer() -> FaceScorer:
+    return FaceScorer(
+        load_module(FaceLandmarks68, FaceFeaturesConfig, FACE / "landmarks"),
+        load_module(ExpressionNet, FaceFeaturesConfig, FACE / "expression"),
+        load_module(AgeGenderNet, AgeGenderConfig, FACE / "age_gender"),
+    )
+
+
+def noise(size: int, count: int) -> Tensor:
+    """Blocks of colour with grain, (count, 3, size, size) in [-1, 1]: the inputs of the stored numbers."""
+    images = []
+    for seed in range(count):
+        generator = np.random.Generator(np.random.PCG64(seed))
+        blocks = generator.integers(0, 256, (-(-size // 16), -(-size // 16), 3))
+        grain = generator.integers(-20, 21, (size, size, 3))
+        images.append(np.clip(np.repeat(np.repeat(blocks, 16, 0), 16, 1)[:size, :size] + grain, 0, 255))
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def face(number: int, box: tuple[float, float, float, float], size: int = 150) -> Tensor:
+    """Crop a sample photo; the box is in shares of its longer side."""
+    photo = Image.open(builtin_path(f"samples/sample{number}.jpg"))
+    scaled = tuple(value * max(photo.size) for value in box)
+    return to_tensor(photo.resize((size, size), Image.Resampling.BICUBIC, box=scaled))  # type: ignore[arg-type]
+
+
+LAUGHING = face(1, (0.75, 0.096, 0.89, 0.236))
+SERIOUS = face(1, (0.19, 0.176, 0.33, 0.316))
+
+
+def test_landmarks_equal_the_original(golden: dict[str, Tensor], scorer: FaceScorer) -> None:
+    torch.testing.assert_close(scorer.landmarks(noise(112, 2)), golden["landmarks"], atol=1e-3, rtol=0)
+
+
+def test_expression_equals_the_original(golden: dict[str, Tensor], scorer: FaceScorer) -> None:
+    torch.testing.assert_close(scorer.expression(noise(112, 2)), golden["expression"], atol=0.03, rtol=0)
+
+
+def test_age_and_gender_equal_the_original(golden: dict[str, Tensor], scorer: FaceScorer) -> None:
+    age, log_odds = scorer.age_gender.logits(noise(112, 2))
+    torch.testing.assert_close(age, golden["age"], atol=0.02, rtol=0)
+    torch.testing.assert_close(log_odds, golden["gender"], atol=0.02, rtol=0)
+    torch.testing.assert_close(scorer.age_gender(noise(112, 2))[1], golden["gender"].sigmoid(), atol=5e-3, rtol=0)
+
+
+def test_recognition_equals_the_original(golden: dict[str, Tensor], recognition: FaceRecognitionNet) -> None:
+    torch.testing.assert_close(recognition(noise(150, 2)), golden["recognition"], atol=1e-3, rtol=0)
+
+
+def test_detector_equals_the_original(golden: dict[str, Tensor], detector: FaceDetector) -> None:
+    boxes, logits = detector(noise(512, 1))
+    torch.testing.assert_close(boxes[0, ::16], golden["detector.boxes"], atol=4.0, rtol=0)
+    torch.testing.assert_close(logits[0, ::16].sigmoid(), golden["detector.scores"], atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_detector_finds_the_faces_that_the_original_finds(detector: FaceDetector, number: int) -> None:
+    photo = Image.open(builtin_path(f"samples/sample{number}.jpg"))
+    theirs = torch.tensor(json.loads((DATA / "face_api_boxes.json").read_text())[f"sample{number}"])
+    ours = detector.detect(to_tensor(photo))
+    assert len(ours) == len(theirs)
+    torch.testing.assert_close(ours[:, 4], theirs[:, 4], atol=0.02, rtol=0)
+    torch.testing.assert_close(ours[:, :4] / max(photo.size), theirs[:, :4], atol=0.01, rtol=0)
+
+
+def test_detector_finds_nothing_in_noise_and_above_its_threshold(detector: FaceDetector) -> None:
+    assert detector.detect(noise(512, 1)).shape == (0, 5)
+    photo = to_tensor(Image.open(builtin_path("samples/sample2.jpg")))
+    assert len(detector.detect(photo)) > len(detector.detect(photo, score_threshold=0.95)) > 0
+
+
+def test_boxes_are_in_pixels_of_a_photo_of_any_shape(detector: FaceDetector) -> None:
+    photo = to_tensor(Image.open(builtin_path("samples/sample6.jpg")))[..., 400:1000]  # taller than wide
+    small = torch.nn.functional.interpolate(photo, scale_factor=0.5, mode="bilinear", antialias=True)
+    large_boxes, small_boxes = detector.detect(photo), detector.detect(small)
+    assert len(large_boxes) == len(small_boxes) == 2
+    torch.testing.assert_close(small_boxes[:, :4] * 2, large_boxes[:, :4], atol=20, rtol=0)  # faces of 180 pixels
+
+
+def test_non_max_suppression_keeps_the_best_of_each_group() -> None:
+    boxes = torch.tensor([[0, 0, 10, 10, 0.9], [1, 0, 11, 10, 0.8], [20, 0, 30, 10, 0.7], [0, 0, 10, 4, 0.6]])
+    assert non_max_suppression(boxes, 0.5).tolist() == [0, 2, 3]
+    assert non_max_suppression(boxes[:0], 0.5).tolist() == []
+
+
+def test_recognition_tells_people_apart(recognition: FaceRecognitionNet) -> None:
+    one = face(3, (0.285, 0.18, 0.425, 0.32))
+    other = face(6, (0.61, 0.175, 0.75, 0.315))
+    first, darker, second = recognition(torch.cat([one, one * 0.7 - 0.3, other]))
+    assert (first - darker).norm() < 0.3
+    assert (first - second).norm() > SAME_PERSON_DISTANCE
+
+
+def test_scores_have_the_right_order(scorer: FaceScorer) -> None:
+    scores = scorer(torch.cat([LAUGHING, SERIOUS]))
+    assert set(scores) == {"smile", "age", "gender", "yaw"}
+    assert scores["smile"][0] > 2 and scores["smile"][1] < scores["smile"][0] - 2
+    assert bool(((scores["age"] > 15) & (scores["age"] < 60)).all())
+    assert bool((scores["gender"] < 0).all())  # both are women
+
+
+def test_smile_is_the_log_odds_of_happy(scorer: FaceScorer) -> None:
+    x = torch.cat([SERIOUS, LAUGHING])
+    p = scorer.expression(x).double().softmax(dim=1)[:, EXPRESSIONS.index("happy")]
+    torch.testing.assert_close(scorer(x)["smile"].double(), p.logit(), atol=1e-2, rtol=1e-3)
+
+
+def test_yaw_is_positive_when_the_nose_points_right() -> None:
+    landmarks = torch.zeros(1, 68, 2)
+    landmarks[:, 36:42], landmarks[:, 42:48] = torch.tensor([0.3, 0.4]), torch.tensor([0.7, 0.4])
+    landmarks[:, 30] = torch.tensor([0.6, 0.6])
+    torch.testing.assert_close(landmark_yaw(landmarks), torch.tensor([0.25]))
+    turn = torch.tensor([[0.8, 0.6], [-0.6, 0.8]])  # rolling the head changes nothing
+    torch.testing.assert_close(landmark_yaw(landmarks @ turn), torch.tensor([0.25]))
+
+
+def test_yaw_changes_sign_in_the_mirror(scorer: FaceScorer) -> None:
+    turned = face(4, (0.115, 0.075, 0.245, 0.245))  # looks to the right of the image
+    yaw, mirrored = scorer(torch.cat([turned, turned.flip(3)]))["yaw"]
+    assert yaw > 0.1
+    assert mirrored.item() == pytest.approx(-yaw.item(), abs=0.06)
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_every_network_takes_any_size_and_passes_gradients(
+    scorer: FaceScorer, recognition: FaceRecognitionNet, size: int
+) -> None:
+    x = noise(size, 1).requires_grad_()
+    outputs = {**scorer(x), "identity": recognition(x).square().sum(dim=1)}
+    for name, value in outputs.items():
+        (gradient,) = torch.autograd.grad(value.sum(), x, retain_graph=True)
+        assert gradient.isfinite().all() and gradient.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel_size", "stride", "padded"), [(8, 3, 2, 9), (7, 3, 2, 9), (8, 3, 1, 10), (8, 1, 2, 8)]
+)
+def test_pad_same_puts_the_odd_pixel_last(size: int, kernel_size: int, stride: int, padded: int) -> None:
+    out = pad_same(torch.ones(1, 1, size, size), kernel_size, stride)
+    assert out.shape == (1, 1, padded, padded)
+    before = (padded - size) // 2
+    assert out[0, 0, before : before + size, before : before + size].min() == 1

@@ -1,0 +1,84 @@
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig, IRSEBackbone, IRSEConfig, crop_face
+
+TINY = IRSEConfig(widths=(4, 6, 8, 10), units=(1, 2, 1, 1), reduction=2)
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"widths": (4, 6, 8)}, r"`widths` and `units` must have 4 entries, got \(4, 6, 8\) and \(3, 4, 14, 3\)\."),
+        ({"units": (1, 1, 1, 1, 1)}, r"`widths` and `units` must have 4 entries, got .* and \(1, 1, 1, 1, 1\)\."),
+        ({"units": (1, 0, 1, 1)}, r"`units` must be >= 1 in each stage, got \(1, 0, 1, 1\)\."),
+        ({"reduction": 0}, r"`reduction` must be in \[1, smallest width\], got 0 for"),
+        ({"reduction": 65}, r"`reduction` must be in \[1, smallest width\], got 65 for"),
+    ],
+)
+def test_config_refuses(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        IRSEConfig(**arguments)
+
+
+@pytest.mark.parametrize("side", [32, 64])
+@torch.no_grad()
+def test_features_at_a_quarter_an_eighth_and_a_sixteenth(side: int) -> None:
+    pyramid = IRSEBackbone(TINY).eval()(noise(2, 3, side, side))
+    assert pyramid.c1.shape == (2, 6, side // 4, side // 4)
+    assert pyramid.c2.shape == (2, 8, side // 8, side // 8)
+    assert pyramid.c3.shape == (2, 10, side // 16, side // 16)
+
+
+def test_default_is_ir_se_50() -> None:
+    with torch.device("meta"):
+        backbone = IRSEBackbone(IRSEConfig())
+    assert [len(stage) for stage in backbone.stages] == [3, 4, 14, 3]  # type: ignore[arg-type]
+    convolutions = [m for m in backbone.stages.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
+    assert len(convolutions) == 2 * 24  # with the stem and the head: 50 layers
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    backbone = IRSEBackbone(TINY)
+    sum(c.square().mean() for c in backbone(noise(2, 3, 32, 32))).backward()  # type: ignore[union-attr]
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@torch.no_grad()
+def test_arcface_embeds_on_the_unit_sphere() -> None:
+    arcface = ArcFace(ArcFaceConfig(TINY, resolution=32, embedding_dim=5)).eval()
+    x = noise(3, 3, 32, 32)
+    embedding = arcface(x)
+    assert embedding.shape == (3, 5)
+    torch.testing.assert_close(embedding.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(arcface(x[1:2]), embedding[1:2])  # in eval mode samples do not mix
+
+
+@pytest.mark.parametrize("side", [64, 256, 512])
+@pytest.mark.parametrize("resolution", [112, 56])
+def test_crop_face_shapes(side: int, resolution: int) -> None:
+    assert crop_face(torch.zeros(2, 3, side, side), resolution).shape == (2, 3, resolution, resolution)
+
+
+def test_crop_face_takes_rows_35_to_223_and_columns_32_to_220() -> None:
+    rows = torch.arange(256.0).view(1, 1, 256, 1).expand(1, 1, 256, 256)
+    x = torch.cat([rows, rows.transpose(2, 3), torch.zeros_like(rows)], dim=1)
+    crop = crop_face(x, 188)
+    assert torch.equal(crop[0, 0, :, 0], torch.arange(35.0, 223.0))
+    assert torch.equal(crop[0, 1, 0], torch.arange(32.0, 220.0))
+
+
+def test_crop_face_pools_other_sides_to_256_first() -> None:
+    x = noise(1, 3, 512, 512)
+    torch.testing.assert_close(crop_face(x), crop_face(F.avg_pool2d(x, 2)))
+    x = noise(1, 3, 64, 64)
+    torch.testing.assert_close(crop_face(x), crop_face(x.repeat_interleave(4, 2).repeat_interleave(4, 3)))

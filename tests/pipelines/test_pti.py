@@ -1,0 +1,166 @@
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+from stylegan_inversion import InversionOutput, PTIPipeline
+from stylegan_inversion.errors import CheckpointError, FaceNotFoundError, InvalidImageError, ModelNotFoundError
+from stylegan_inversion.hub import read_config, write_config
+from stylegan_inversion.preprocessing.align import face_quad
+
+
+def state(pipeline: PTIPipeline) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in pipeline.generator.state_dict().items()}
+
+
+def test_photo_in_edited_photo_out(pti: PTIPipeline, photo: Image.Image) -> None:
+    before = state(pti)
+    out = pti(photo)
+    assert out.images[0].size == (32, 32) and out.w_plus.shape == (1, 8, 16)
+    assert out.reports[0]["face_count"] == 2 and out.reports[0]["face_index"] == 0
+    assert out.reports[0].keys() >= {"l2", "l2_pivot", "w_steps", "tuning_steps", "stopped_by", "seconds"}
+    assert out.generator is not pti.generator
+    assert all(torch.equal(value, before[key]) for key, value in pti.generator.state_dict().items())
+
+    edited = pti.edit(out, smile=3.0)
+    assert torch.allclose(edited.w_plus, out.w_plus + 3 * pti.directions["smile"].vector)
+    assert edited.edits == {"smile": 3.0} and edited.generator is out.generator
+    assert edited.reconstructions == out.images and edited.images != out.images
+    more = pti.edit(edited, smile=-3.0, age=1.0)
+    assert more.edits == {"smile": 0.0, "age": 1.0}
+    assert torch.allclose(more.w_plus, out.w_plus + pti.directions["age"].vector, atol=1e-6)
+
+    pasted = pti.paste_back(edited)[0]
+    assert pasted.size == photo.size
+    assert ImageChops.difference(pasted, photo).getbbox() is not None
+    quad = out.crops[0].quad
+    assert quad is not None
+    changed = np.argwhere(np.asarray(ImageChops.difference(pasted, photo)).any(axis=2))[:, ::-1]
+    assert (changed >= quad.min(0) - 1).all() and (changed <= quad.max(0) + 1).all()
+    # An inversion that is not edited changes nothing; one that replaces the face does.
+    assert ImageChops.difference(pti.paste_back(out)[0], photo).getbbox() is None
+    assert ImageChops.difference(pti.paste_back(out, keep_detail=False)[0], photo).getbbox() is not None
+
+
+def test_the_crop_has_the_models_scale_and_the_chosen_face(pti: PTIPipeline, photo: Image.Image) -> None:
+    faces = pti.detector(photo)
+    for face in (0, 1):
+        crop = pti.align(photo, face=face)
+        assert crop.quad is not None
+        np.testing.assert_allclose(crop.quad, face_quad(faces[face].landmarks, 0.8), atol=1.0)
+    with pytest.raises(FaceNotFoundError, match="2"):
+        pti(photo, face=2)
+
+
+def test_several_photos(pti: PTIPipeline, photo: Image.Image) -> None:
+    steps: list[tuple[int, int, str]] = []
+
+    def callback(step: int, info: dict[str, Any]) -> None:
+        steps.append((info["photo"], step, info["stage"]))
+
+    out = pti([photo, photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)], callback=callback)
+    assert len(out) == 2 and len(list(out)) == 2 and len(pti.paste_back(out)) == 2
+    assert steps == [(p, s, stage) for p in (0, 1) for stage in ("projection", "tuning") for s in (1, 2, 3)]
+    with pytest.raises(ValueError, match="Each of the 2 photos has its own generator"):
+        _ = out.generator
+    assert out[1].generator is out.generators[1] and torch.equal(out[1].w_plus, out.w_plus[1:])
+    assert out[-1].images[0] is out.images[1]
+    with pytest.raises(IndexError):
+        _ = out[2]
+
+
+def test_a_seed_fixes_everything(pti: PTIPipeline, photo: Image.Image) -> None:
+    first, second = pti(photo, seed=3), pti(photo, seed=3)
+    assert torch.equal(first.w_plus, second.w_plus) and first.images[0].tobytes() == second.images[0].tobytes()
+
+
+def test_step_counts_and_pivots(pti: PTIPipeline, photo: Image.Image) -> None:
+    out = pti(photo, num_w_steps=5, num_tuning_steps=1, pivot="w_plus")
+    assert (out.reports[0]["w_steps"], out.reports[0]["tuning_steps"]) == (5, 1)
+    assert not torch.equal(out.w_plus[:, 0], out.w_plus[:, 1])
+    with pytest.raises(ValueError, match="`pivot` must be one of w, w_plus, got 'e4e'"):
+        pti(photo, pivot="e4e")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`num_steps` must be >= 1, got 0"):
+        pti(photo, num_w_steps=0)
+
+
+def test_stopping_keeps_the_best_state(pti: PTIPipeline, photo: Image.Image) -> None:
+    out = pti(photo, callback=lambda step, info: info["stage"] == "tuning" and step == 1)
+    assert out.reports[0]["stopped_by"] == "callback" and out.reports[0]["tuning_steps"] == 1
+
+
+def test_unaligned_input(pti: PTIPipeline, photo: Image.Image) -> None:
+    out = pti(photo.resize((64, 64)), align=False)
+    assert out.crops[0].quad is None and out.crops[0].face_count == 1
+    assert pti.paste_back(out, keep_detail=False)[0].size == (64, 64)
+
+
+def test_bad_input(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("no picture")
+    with pytest.raises(InvalidImageError, match=r"text\.jpg"):
+        pti(text)
+    with pytest.raises(ValueError, match="got an empty list"):
+        pti([])
+    out = pti(photo)
+    with pytest.raises(ValueError, match=r"(?s)smle.*smile"):
+        pti.edit(out, smle=1.0)
+    empty = PTIPipeline(pti.generator, perceptual=pti.perceptual, detector=lambda photo: [])
+    with pytest.raises(FaceNotFoundError, match="align=False"):
+        empty(photo)
+
+
+def test_a_strength_out_of_range_is_said(
+    pti: PTIPipeline, photo: Image.Image, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = pti(photo)
+    with caplog.at_level(logging.WARNING):
+        pti.edit(pti.edit(out, smile=4.0, age=9.0), smile=4.0)
+    assert caplog.messages == ["smile=8 is outside its calibrated range [-5, 5]."]
+
+
+def test_save_and_load_an_inversion(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    out = pti.edit(pti([photo, photo]), smile=2.0)
+    loaded = InversionOutput.load(out.save(tmp_path / "out"))
+    assert torch.equal(loaded.w_plus, out.w_plus) and loaded.edits == out.edits and loaded.reports == out.reports
+    assert len(loaded.generators) == 2 and loaded.summary() == out.summary()
+    for mine, theirs in zip(loaded.generators, out.generators):
+        assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in mine.state_dict().items())
+    for mine, theirs in zip(pti.paste_back(loaded), pti.paste_back(out)):
+        assert mine.tobytes() == theirs.tobytes()
+    # It can be edited on.
+    assert pti.edit(loaded, smile=-2.0).edits == {"smile": 0.0}
+
+    config = read_config(tmp_path / "out")
+    write_config({**config, "_format": 99}, tmp_path / "out")
+    with pytest.raises(CheckpointError, match="not written by"):
+        InversionOutput.load(tmp_path / "out")
+    write_config(config, tmp_path / "out")
+    (tmp_path / "out" / "crop_1.png").unlink()
+    with pytest.raises(CheckpointError, match="damaged or incomplete"):
+        InversionOutput.load(tmp_path / "out")
+
+
+def test_save_and_load_a_pipeline(pti: PTIPipeline, photo: Image.Image, tmp_path: Path, detector: Any) -> None:
+    folder = pti.save_pretrained(tmp_path / "model")
+    loaded = PTIPipeline.from_pretrained(folder, detector=detector)
+    assert loaded.directions.keys() == pti.directions.keys() and loaded.crop_scale == 0.8
+    assert loaded.projector == pti.projector and loaded.tuning == pti.tuning
+    assert torch.equal(loaded(photo).w_plus, pti(photo).w_plus)
+
+    config = read_config(folder)
+    write_config({**config, "pti": {"tuning": {"num_stps": 3}}}, folder)
+    with pytest.raises(CheckpointError, match=r"bad settings under `pti`.*num_stps"):
+        PTIPipeline.from_pretrained(folder)
+
+
+def test_built_in_model_and_unknown_ones() -> None:
+    pipeline = PTIPipeline.from_pretrained("faces64")
+    assert pipeline.generator.config.resolution == 64 and pipeline.crop_scale == 0.74
+    assert str(pipeline.device) == "cpu"
+    with pytest.raises(ModelNotFoundError, match="faces64"):
+        PTIPipeline.from_pretrained("faces46")

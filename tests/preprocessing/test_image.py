@@ -1,0 +1,412 @@
+import io
+import logging
+import resource
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms
+
+from stylegan_inversion.errors import InvalidImageError
+from stylegan_inversion.preprocessing.image import MAX_SIDE, load_image, to_pil, to_tensor
+
+WIDTH, HEIGHT = 48, 32
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # EXIF orientation -> what the camera did (PIL's Transpose)
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    """Smooth, coloured, different in every corner."""
+    x, y = np.linspace(0, 255, WIDTH), np.linspace(0, 255, HEIGHT)[:, None]
+    red, green, blue = x + 0 * y, y + 0 * x, (255 - x) * y / 255
+    return Image.fromarray(np.stack([red, green, blue], axis=-1).round().astype(np.uint8))
+
+
+def encode(image: Image.Image, file_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def difference(a: Image.Image, b: Image.Image) -> int:
+    assert a.size == b.size and a.mode == b.mode == "RGB"
+    return int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    )
+
+
+def test_every_kind_of_source_gives_the_same_image(photo: Image.Image, tmp_path: Path) -> None:
+    data = encode(photo, "PNG")
+    (tmp_path / "photo.png").write_bytes(data)
+    array = np.asarray(photo)
+    opaque = np.dstack([array, np.full((HEIGHT, WIDTH), 255, np.uint8)])
+    sources = [
+        tmp_path / "photo.png",
+        str(tmp_path / "photo.png"),
+        data,
+        bytearray(data),
+        photo,
+        array,
+        opaque,
+        array.astype(np.uint16) * 257,
+        array.astype(np.float32) / 255,
+        array.astype(np.float64) / 255,
+    ]
+    for source in sources:
+        assert difference(load_image(source), photo) == 0
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_lossless_formats_are_read_exactly(photo: Image.Image, file_format: str) -> None:
+    assert difference(load_image(encode(photo, file_format, lossless=True)), photo) == 0
+
+
+@pytest.mark.parametrize("array_shape", [(HEIGHT, WIDTH), (HEIGHT, WIDTH, 1)])
+def test_grey_arrays(photo: Image.Image, array_shape: tuple[int, ...]) -> None:
+    grey = photo.convert("L")
+    assert difference(load_image(np.asarray(grey).reshape(array_shape)), grey.convert("RGB")) == 0
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_exif_orientation(photo: Image.Image, orientation: int, file_format: str, mode: str) -> None:
+    upright = photo.convert(mode)
+    stored = upright.transpose(Image.Transpose(TURNS[orientation])) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    plain = {"quality": 100, "subsampling": 0} if file_format == "JPEG" else {"lossless": True}
+    loaded = load_image(encode(stored, file_format, exif=exif, **plain))
+    assert difference(loaded, upright.convert("RGB")) <= (6 if file_format == "JPEG" else 0)
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"]
+)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_modes_equal_the_rgb_original(photo: Image.Image, mode: str, orientation: int) -> None:
+    """Opaque, each mode must look the same as its plain conversion to RGB, whichever way it is turned."""
+    grey = mode in ("1", "L", "LA", "La")
+    start = photo.convert("L") if grey else photo
+    if mode in ("La", "RGBa"):
+        image = start.convert(mode.upper()).convert(mode)
+    elif mode == "PA":
+        image = start.convert("P").convert("PA")
+    else:
+        image = start.convert(mode)
+    expected = image.convert("RGB") if mode in ("1", "P", "PA", "LAB") else start.convert("RGB")
+    image.getexif()[0x0112] = orientation
+    expected = expected.transpose(Image.Transpose.ROTATE_270) if orientation == 6 else expected
+    assert difference(load_image(image), expected) <= (6 if mode in ("HSV", "YCbCr", "LAB") else 0)
+
+
+def test_cmyk_jpeg(photo: Image.Image) -> None:
+    loaded = load_image(encode(photo.convert("CMYK"), "JPEG", quality=100, subsampling=0))
+    assert difference(loaded, photo) <= 6
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_laid_over_white(photo: Image.Image, mode: str) -> None:
+    image = photo.convert(mode)
+    if mode == "P":
+        data = encode(image, "PNG", transparency=bytes(256))
+    else:
+        image.putalpha(Image.new("L", image.size, 0))
+        data = encode(image, "PNG")
+    assert difference(load_image(data), Image.new("RGB", photo.size, "white")) == 0
+
+
+def test_half_transparency_is_half_white() -> None:
+    loaded = load_image(Image.new("RGBA", (20, 20), (0, 100, 200, 128)))
+    assert loaded.getpixel((3, 3)) == pytest.approx((127, 177, 227), abs=1)
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    levels = np.linspace(0, 65535, 32 * 32).round().astype(np.uint16).reshape(32, 32)
+    expected = np.rint(levels / 257).astype(np.uint8)
+    big_endian = Image.frombytes("I;16B", (32, 32), levels.astype(">u2").tobytes())
+    for source in (
+        Image.fromarray(levels),
+        encode(Image.fromarray(levels), "PNG"),
+        encode(Image.fromarray(levels), "TIFF"),
+        Image.fromarray(levels.astype(np.int32)),
+        big_endian,
+        levels,
+    ):
+        assert np.array_equal(np.asarray(load_image(source))[..., 0], expected)
+
+
+def test_float_images() -> None:
+    ramp = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
+    loaded = load_image(encode(Image.fromarray(ramp), "TIFF"))
+    assert np.array_equal(np.asarray(loaded)[..., 1], np.rint(ramp * 255))
+
+
+def swapped_profile() -> bytes:
+    """An sRGB profile whose red and green primaries changed places, under a name that does not say sRGB."""
+    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    tags = {
+        data[132 + 12 * i : 136 + 12 * i].decode(): 132 + 12 * i for i in range(struct.unpack(">I", data[128:132])[0])
+    }
+    red, green = (bytes(data[tags[t] + 4 : tags[t] + 12]) for t in ("rXYZ", "gXYZ"))
+    data[tags["rXYZ"] + 4 : tags["rXYZ"] + 12], data[tags["gXYZ"] + 4 : tags["gXYZ"] + 12] = green, red
+    return bytes(data).replace("sRGB built-in".encode("utf-16-be"), "swap built-in".encode("utf-16-be"))
+
+
+def test_colour_profile_is_applied() -> None:
+    red = Image.new("RGB", (20, 20), (255, 0, 0))
+    loaded = load_image(encode(red, "PNG", icc_profile=swapped_profile()))
+    assert loaded.getpixel((0, 0)) == pytest.approx((0, 255, 0), abs=2)
+
+
+def test_srgb_profile_changes_nothing(photo: Image.Image) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert difference(load_image(encode(photo, "PNG", icc_profile=profile)), photo) == 0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L", "P"])
+def test_broken_or_unfitting_profile_is_ignored(
+    photo: Image.Image, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    grey_only = mode == "L"  # an RGB profile on a grey image
+    profile = swapped_profile() if grey_only else b"no profile at all"
+    image = photo.convert(mode)
+    loaded = load_image(encode(image, "TIFF", icc_profile=profile))
+    assert difference(loaded, image.convert("RGB")) == 0
+    assert "profile" in caplog.text
+
+
+def test_broken_exif_is_ignored(photo: Image.Image) -> None:
+    broken = encode(photo, "PNG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff\0\0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert difference(load_image(broken), photo) == 0
+
+
+def test_exif_that_cannot_be_read_is_ignored(
+    photo: Image.Image, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(image: Image.Image) -> Image.Exif:
+        raise SyntaxError("not a TIFF file")
+
+    monkeypatch.setattr(Image.Image, "getexif", broken)
+    assert difference(load_image(photo), photo) == 0
+    assert "EXIF" in caplog.text
+
+
+def test_no_metadata_survives(photo: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    exif.get_ifd(0x8825)[1] = "N"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    loaded = load_image(encode(photo, "JPEG", exif=exif, icc_profile=profile, comment=b"secret", dpi=(300, 300)))
+    assert loaded.info == {} and len(loaded.getexif()) == 0
+    again = Image.open(io.BytesIO(encode(loaded, "JPEG")))
+    assert "exif" not in again.info and "icc_profile" not in again.info and len(again.getexif()) == 0
+
+
+def test_the_source_image_is_left_alone(photo: Image.Image) -> None:
+    before = photo.tobytes()
+    load_image(photo).paste("red", (0, 0, 10, 10))
+    assert photo.tobytes() == before
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_animation_is_its_first_frame(photo: Image.Image, file_format: str, caplog: pytest.LogCaptureFixture) -> None:
+    frames = [photo.rotate(90 * i).convert("P" if file_format == "GIF" else "RGB") for i in range(4)]
+    more = {} if file_format == "TIFF" else {"duration": 50, "lossless": True}
+    data = encode(frames[0], file_format, save_all=True, append_images=frames[1:], **more)
+    assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 4
+    with caplog.at_level(logging.WARNING):
+        loaded = load_image(data)
+    assert difference(loaded, frames[0].convert("RGB")) == 0
+    assert "several frames" in caplog.text
+
+
+def test_mpo_is_a_photo_not_an_animation(photo: Image.Image, caplog: pytest.LogCaptureFixture) -> None:
+    data = encode(photo, "MPO", save_all=True, append_images=[photo.rotate(180)], quality=100, subsampling=0)
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    assert difference(load_image(data), photo) <= 6
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (b"", "empty"),
+        (b"hello, I am no image at all", "not an image"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG drawing; convert it to JPEG"),
+        (b"\xef\xbb\xbf  <svg/>", "SVG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC.*pillow-heif"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0", "AVIF"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "PostScript"),
+        (b"%PDF-1.7", "PDF"),
+        (b"P6 32 32 255\n" + bytes(32 * 32 * 3), "not an image.*Supported are JPEG"),
+        (png_header(1, 1), "too small: 1 x 1"),
+        (png_header(20000, 20000), "too large: at most 16384 a side and 64 megapixels"),
+        (png_header(20000, 100), "too large: 20000 x 100 pixels, at most 16384 a side"),
+        (png_header(13000, 13000), "too large: 13000 x 13000 pixels.*64 megapixels"),
+        (png_header(64, 64), "damaged or incomplete"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_files(data: bytes, match: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidImageError, match=match):
+        load_image(data)
+    (tmp_path / "portrait.png").write_bytes(data)
+    with pytest.raises(InvalidImageError, match=match) as caught:
+        load_image(tmp_path / "portrait.png")
+    assert "`portrait.png`" in str(caught.value) and str(tmp_path) not in str(caught.value)
+
+
+def test_bad_paths(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nothing\.png"):
+        load_image(tmp_path / "nothing.png")
+    with pytest.raises(InvalidImageError, match="is a folder or a device"):
+        load_image(tmp_path)
+    with pytest.raises(InvalidImageError, match="null character"):
+        load_image("a\0b.png")
+
+
+@pytest.mark.parametrize("source", [None, 3, ["a.png"], torch.zeros(1, 3, 32, 32)])
+def test_unsupported_source(source: object) -> None:
+    with pytest.raises(TypeError, match=f"`source` must be a path.*got {type(source).__name__}"):
+        load_image(source)
+
+
+@pytest.mark.parametrize(
+    ("array", "match"),
+    [
+        (np.zeros(64, np.uint8), "got shape"),
+        (np.zeros((3, 64, 64), np.uint8), "move the channels to the end"),
+        (np.zeros((1, 64, 64, 3), np.uint8), "got shape"),
+        (np.zeros((64, 64, 2), np.uint8), "got shape"),
+        (np.zeros((64, 64, 3), np.int64), "got int64"),
+        (np.zeros((64, 64, 3), bool), "got bool"),
+        (np.zeros((64, 64, 3), complex), "got complex128"),
+        (np.full((64, 64, 3), np.nan), "must be finite and in"),
+        (np.full((64, 64, 3), np.inf), "must be finite and in"),
+        (np.full((64, 64, 3), -1.0), "map .-1, 1. with"),
+        (np.full((64, 64, 3), 255.0), "divide 0..255 by 255"),
+        (np.zeros((0, 0, 3), np.uint8), "too small: 0 x 0"),
+        (np.broadcast_to(np.uint8(0), (20000, 20000, 3)), "too large: 20000 x 20000"),
+    ],
+)
+def test_bad_arrays(array: np.ndarray, match: str) -> None:
+    with pytest.raises(InvalidImageError, match=match):
+        load_image(array)
+
+
+def test_bad_pil_images() -> None:
+    with pytest.raises(InvalidImageError, match="too small"):
+        load_image(Image.new("RGB", (1, 1)))
+    with pytest.raises(InvalidImageError, match="32-bit levels from 0 to 70000"):
+        load_image(Image.fromarray(np.linspace(0, 70000, 1024).astype(np.int32).reshape(32, 32)))
+    with pytest.raises(InvalidImageError, match="Floating point"):
+        load_image(Image.fromarray(np.full((32, 32), 7, np.float32)))
+    with pytest.raises(InvalidImageError, match="too large"):  # lazily opened: only the header is in memory
+        load_image(Image.open(io.BytesIO(png_header(8200, 8200))))
+
+
+def test_bombs_take_no_memory_and_leave_pillow_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    bombs = [png_header(20000, 20000), png_header(16000, 16000), png_header(MAX_SIDE, 5000), png_header(9000, 9000)]
+    bombs.append(b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xfe\x3f\0" * 2)
+    bombs.append(
+        b"GIF89a" + struct.pack("<HH", 20000, 20000) + b"\0\0\0," + struct.pack("<HHHHB", 0, 0, 20000, 20000, 0)
+    )
+    limit = Image.MAX_IMAGE_PIXELS
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for bomb in bombs:
+            with pytest.raises(InvalidImageError):
+                load_image(bomb)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # kB
+    assert limit == Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InvalidImageError, match="too large"):
+        load_image(png_header(64, 64))
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_truncated_files(photo: Image.Image, file_format: str) -> None:
+    data = encode(photo, file_format)
+    whole, refused = load_image(data), 0
+    cuts = range(0, len(data), max(1, len(data) // 60))
+    for cut in cuts:
+        try:
+            assert difference(load_image(data[:cut]), whole) == 0
+        except InvalidImageError:
+            refused += 1
+    assert refused >= 0.8 * len(cuts)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    file_format=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"]),
+    changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=8),
+)
+def test_mutated_files_give_an_image_or_the_typed_error(file_format: str, changes: list[tuple[float, int]]) -> None:
+    data = bytearray(encode(Image.linear_gradient("L").resize((40, 40)).convert("RGB"), file_format))
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            assert load_image(bytes(data)).mode == "RGB"
+        except InvalidImageError as e:
+            assert str(e)
+
+
+def test_tensor_and_image_are_exact_inverses() -> None:
+    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(np.dstack([levels, levels[::-1], levels.T]))
+    tensor = to_tensor(image)
+    assert tensor.shape == (1, 3, 16, 16) and tensor.dtype == torch.float32 and tensor.is_contiguous()
+    assert tensor.min() == -1 and tensor.max() == 1
+    assert tensor[0, 0, 0, 5].item() == pytest.approx(5 / 127.5 - 1)
+    [back] = to_pil(tensor)
+    assert np.array_equal(np.asarray(back), np.asarray(image))
+
+
+def test_to_tensor_keeps_height_and_width() -> None:
+    assert to_tensor(Image.new("RGB", (20, 30))).shape == (1, 3, 30, 20)
+
+
+def test_to_tensor_resizes_with_antialiasing() -> None:
+    stripes = np.tile(np.array([0, 255], np.uint8), (128, 64))
+    tensor = to_tensor(Image.fromarray(stripes).convert("RGB"), 16)
+    assert tensor.shape == (1, 3, 16, 16)
+    assert tensor[..., 2:-2].abs().max() < 0.02  # mid grey, not black or white
+
+
+def test_to_pil_clamps_and_rounds() -> None:
+    values = torch.tensor([-7.0, -1.0, 1.0, 9.0, 100.6 / 127.5 - 1, 100.4 / 127.5 - 1])
+    [image] = to_pil(values.reshape(1, 1, 1, 6).repeat(1, 3, 1, 1).requires_grad_())
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 255, 255, 101, 100]
+    assert len(to_pil(torch.zeros(3, 3, 8, 8, dtype=torch.bfloat16))) == 3
+
+
+def test_tensor_arguments() -> None:
+    with pytest.raises(ValueError, match="mode RGB, got L; pass it through `load_image`"):
+        to_tensor(Image.new("L", (20, 20)))
+    with pytest.raises(ValueError, match="square when `size` is given, got 20 x 30"):
+        to_tensor(Image.new("RGB", (20, 30)), 16)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        to_tensor(Image.new("RGB", (20, 20)), 0)
+    with pytest.raises(ValueError, match="holds NaN"):
+        to_pil(torch.full((1, 3, 4, 4), torch.nan))

@@ -1,0 +1,38 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from stylegan_inversion import InversionOutput, PTIPipeline
+from stylegan_inversion.batch import invert_photos
+from stylegan_inversion.preprocessing.image import load_image
+
+
+def test_every_photo_gets_its_pictures_or_a_reason(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    photos = [tmp_path / "cat.png", tmp_path / "broken.jpg", tmp_path / "other" / "cat.jpg", tmp_path / "missing.png"]
+    photo.save(photos[0])
+    photos[1].write_bytes(b"\xff\xd8\xff")
+    photo.save(photos[2])
+    results = list(invert_photos(pti, photos, tmp_path / "out", edits={"smile": 2.0}))
+    records = [record for record, _ in results]
+    assert [Path(r.folder).name if r.folder else None for r in records] == ["cat", None, "cat_2", None]
+    assert records[1].error and "broken.jpg" in records[1].error
+    assert records[3].error and "missing.png" in records[3].error
+    for name in ("cat", "cat_2"):
+        folder = tmp_path / "out" / name
+        sizes = {p.stem: load_image(p).size for p in folder.glob("*.png")}
+        assert sizes == {"photo": photo.size, "crop": (32, 32), "inverted": (32, 32), "edited": (32, 32)}
+        assert InversionOutput.load(folder / "inversion").edits == {}
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [entry["photo"] for entry in report["photos"]] == [str(p) for p in photos]
+    assert results[0][1] is not None and results[0][1].edits == {"smile": 2.0} and results[1][1] is None
+
+
+def test_wrong_arguments_are_said_before_any_work(pti: PTIPipeline, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Unknown direction 'smle'; the directions of this model are: age, smile"):
+        next(invert_photos(pti, ["a.jpg"], tmp_path / "out", edits={"smle": 1.0}))
+    with pytest.raises(ValueError, match="PTIPipeline has no option 'num_steps'; it has align, face, pivot"):
+        next(invert_photos(pti, ["a.jpg"], tmp_path / "out", options={"num_steps": 1}))
+    assert not (tmp_path / "out").exists()

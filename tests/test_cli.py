@@ -1,0 +1,94 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from stylegan_inversion import PTIPipeline, __version__, cli
+from stylegan_inversion.demo import draw_sheet, run_demo, sample_photos
+from stylegan_inversion.preprocessing.image import load_image
+
+
+@pytest.fixture
+def tiny_model(pti: PTIPipeline, tmp_path: Path) -> str:
+    return str(pti.save_pretrained(tmp_path / "model"))
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("invert", "demo", "directions", "app"))
+    for command in ("invert", "demo", "directions", "app"):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([command, "--help"])
+        assert stop.value.code == 0
+    result = subprocess.run(
+        [sys.executable, "-m", "stylegan_inversion", "--version"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == __version__
+
+
+def test_invert(tiny_model: str, photo: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photo.resize((64, 64)).save(tmp_path / "a.png")
+    arguments = ["invert", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--model", tiny_model, "--no-align"]
+    arguments += ["--edit", "smile=2", "age=-1", "--output", str(tmp_path / "out"), "--device", "cpu", "--seed", "1"]
+    assert cli.main(arguments) == 1  # b.png does not exist
+    out = capsys.readouterr().out
+    assert f"{tmp_path / 'a.png'}: {tmp_path / 'out' / 'a'}, mean squared error 0." in out
+    assert f"{tmp_path / 'b.png'}: failed: " in out and "1 of 2 photos done." in out
+    assert (tmp_path / "out" / "a" / "photo.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--edit", "smle=2"], "Unknown direction 'smle'; the directions of this model are: age, smile"),
+        (["--model", "faces46"], "No model 'faces46'.*faces64"),
+        (["--method", "e4e"], "holds no Encoder4Editing"),
+    ],
+)
+def test_wrong_arguments(
+    tiny_model: str, tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ["invert", "a.png", "--model", tiny_model, "--output", str(tmp_path / "out")]
+    assert cli.main(base + arguments) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+
+
+def test_edit_syntax(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("smile", "smile=", "=2", "smile=much"):
+        with pytest.raises(SystemExit):
+            cli.main(["invert", "a.png", "--edit", text])
+        assert f"{text!r} is not NAME=STRENGTH" in capsys.readouterr().err
+
+
+def test_directions(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["directions"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert sorted(names) == ["age", "gender", "smile", "yaw"]
+
+
+def test_demo_writes_a_sheet(tiny_model: str, tmp_path: Path) -> None:
+    assert len(sample_photos()) == 6
+    records = run_demo(tmp_path / "demo", photos=sample_photos()[:1], model=tiny_model)
+    assert records[0].error is None
+    assert load_image(tmp_path / "demo" / "sheet.png").width > 5 * 160
+    folder = tmp_path / "demo" / "sample1"
+    assert {p.name for p in folder.glob("photo_*.jpg")} == {
+        "photo_smile-5.jpg",
+        "photo_smile+5.jpg",
+        "photo_age-3.jpg",
+        "photo_age+3.jpg",
+    }
+
+
+def test_sheet_places_pictures_under_their_labels() -> None:
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    sheet = draw_sheet([[("a", red), ("b", blue)], [("c", blue)]])
+    assert sheet.getpixel((86, 108)) == (255, 0, 0) and sheet.getpixel((252, 108)) == (0, 0, 255)
+    assert sheet.getpixel((86, 296)) == (0, 0, 255) and sheet.getpixel((252, 296)) == (255, 255, 255)
