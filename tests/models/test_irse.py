@@ -47,7 +47,7 @@ def test_default_is_ir_se_50() -> None:
 
 def test_every_parameter_gets_a_gradient() -> None:
     backbone = IRSEBackbone(TINY)
-    sum(c.square().mean() for c in backbone(noise(2, 3, 32, 32))).backward()  # type: ignore[union-attr]
+    sum(c.square().mean() for c in backbone(noise(2, 3, 32, 32))).backward()
     for name, parameter in backbone.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().max() > 0, name
