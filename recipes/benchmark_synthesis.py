@@ -2,8 +2,9 @@
 
 usage: python recipes/benchmark_synthesis.py [--resolutions 64 256 1024] [--batches 1 8] [--threads N] [--device cpu]
 
-Prints, for each resolution and batch, the median milliseconds of the forward pass and of forward + backward to w and the
-weights, and the peak memory above what the weights take. Each row runs in a process of its own, so that the peaks are its own.
+Prints, for each resolution and batch, the median milliseconds of the forward pass and of forward + backward to w and
+the weights, and the peak memory above what the weights take. Each row runs in a process of its own, so that its peak is
+its own.
 With `--reference` it also times the plain per-sample convolutions of the paper's equations, as a ratio to ours.
 """
 

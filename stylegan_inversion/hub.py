@@ -68,8 +68,9 @@ def find_model(
     inside = PureWindowsPath(subfolder or "")  # knows both separators, and drives
     if inside.anchor or ".." in inside.parts:
         raise ValueError(f"`subfolder` must be a relative path inside the model, without '..', got {subfolder!r}.")
+    subfolder = inside.as_posix() if inside.parts else None
     folder = Path(name)
-    if not folder.is_dir():
+    if not name or not folder.is_dir():
         if name in builtin_models():
             folder = builtin_path(name)
         elif name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):

@@ -3,6 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from stylegan_inversion import Direction, PTIPipeline
@@ -11,6 +12,10 @@ from stylegan_inversion.inversion.projector import ProjectorConfig
 from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.preprocessing.landmarks import Face
+
+# Examples are drawn the same way each time, and a busy machine is no failure.
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci")
 
 
 def landmarks_at(x: float, y: float, size: float) -> Face:

@@ -4,6 +4,7 @@ Formats: eladrich/pixel2style2pixel and omertov/encoder4editing (MIT). Both save
 `decoder.` parts and the average w beside it; sizes are read from the tensors.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -188,7 +189,8 @@ def arcface_from_official(state_dict: Mapping[str, Tensor]) -> tuple[ArcFaceConf
     converted = {f"backbone.{key}": tensor for key, tensor in converted.items()}
     head = "output_layer."
     converted |= {f"head.{key[len(head) :]}": tensor for key, tensor in state_dict.items() if key.startswith(head)}
-    return ArcFaceConfig(backbone, 16 * side, embedding_dim), converted
+    config = ArcFaceConfig(**dataclasses.asdict(backbone), resolution=16 * side, embedding_dim=embedding_dim)
+    return config, converted
 
 
 def latent_discriminator_from_official(

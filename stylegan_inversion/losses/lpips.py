@@ -2,7 +2,8 @@
 
 Papers: Zhang et al. 2018, LPIPS, arXiv:1801.03924; Ghildyal & Liu 2022, "Shift-tolerant Perceptual Similarity
 Metric", ECCV 2022, arXiv:2207.13686. Original code: richzhang/PerceptualSimilarity (BSD-2),
-abhijay9/ShiftTolerant-LPIPS (BSD-2). Own code. The two are different measures: figures of one must not be reported as the other.
+abhijay9/ShiftTolerant-LPIPS (BSD-2). Own code. The two are different measures: figures of one must not be reported as
+the other.
 """
 
 import abc
@@ -81,7 +82,6 @@ class ShiftTolerantAlexNet(PerceptualDistance):
         h3 = F.relu(self.conv3(self._halve(F.max_pool2d(h2, 3, 1))))
         h4 = F.relu(self.conv4(h3))
         h5 = F.relu(self.conv5(h4))
-        # Departure: 1e-20 under the root, so that the gradient is 0 and not NaN where all channels are 0.
         return [h / ((h.square().sum(dim=1, keepdim=True) + 1e-20).sqrt() + 1e-10) for h in (h1, h2, h3, h4, h5)]
 
     def _halve(self, x: Tensor) -> Tensor:

@@ -110,10 +110,9 @@ class IRSEBackbone(nn.Module):
 
 
 @dataclass(frozen=True)
-class ArcFaceConfig:
-    """Sizes of the identity network."""
+class ArcFaceConfig(IRSEConfig):
+    """Sizes of the identity network: those of its backbone, and its own."""
 
-    backbone: IRSEConfig = IRSEConfig()
     resolution: int = 112
     embedding_dim: int = 512
     dropout: float = 0.6
@@ -125,8 +124,8 @@ class ArcFace(nn.Module):
     def __init__(self, config: ArcFaceConfig) -> None:
         super().__init__()
         self.config = config
-        width, side = config.backbone.widths[-1], config.resolution // 16
-        self.backbone = IRSEBackbone(config.backbone)
+        width, side = config.widths[-1], config.resolution // 16
+        self.backbone = IRSEBackbone(config)
         self.head = nn.Sequential(
             nn.BatchNorm2d(width),
             nn.Dropout(config.dropout),

@@ -16,7 +16,7 @@ from stylegan_inversion.convert.encoder import (
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.discriminator import LatentDiscriminator, LatentDiscriminatorConfig
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
-from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig, IRSEConfig
+from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig, WEncoder, WEncoderConfig
 
 StateDict = dict[str, Tensor]
@@ -24,7 +24,7 @@ StateDict = dict[str, Tensor]
 WIDTHS, UNITS = (4, 6, 8, 10), (1, 3, 2, 1)
 PYRAMID = PyramidEncoderConfig(64, 64, 6, widths=WIDTHS, units=UNITS, reduction=2)
 INTO_W = WEncoderConfig(64, 256, 6, widths=WIDTHS, units=UNITS, reduction=2)
-ARCFACE = ArcFaceConfig(IRSEConfig(widths=WIDTHS, units=UNITS, reduction=2), resolution=32, embedding_dim=5)
+ARCFACE = ArcFaceConfig(widths=WIDTHS, units=UNITS, reduction=2, resolution=32, embedding_dim=5)
 
 
 def draw(module: nn.Module) -> StateDict:

@@ -167,7 +167,7 @@ def test_not_a_generator() -> None:
     for convert in (generator_from_rosinality, generator_from_nvidia, discriminator_from_rosinality):
         for state_dict in ({}, {"fc.weight": torch.zeros(2, 2)}):
             with pytest.raises(CheckpointError, match=r"^Not "):
-                convert(state_dict)  # type: ignore[operator]
+                convert(state_dict)
 
 
 def test_a_generator_that_is_too_small() -> None:

@@ -1,9 +1,12 @@
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from stylegan_inversion.hub import load_module, save_module
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig, IRSEBackbone, IRSEConfig, crop_face
 
 TINY = IRSEConfig(widths=(4, 6, 8, 10), units=(1, 2, 1, 1), reduction=2)
@@ -55,7 +58,7 @@ def test_every_parameter_gets_a_gradient() -> None:
 
 @torch.no_grad()
 def test_arcface_embeds_on_the_unit_sphere() -> None:
-    arcface = ArcFace(ArcFaceConfig(TINY, resolution=32, embedding_dim=5)).eval()
+    arcface = ArcFace(ArcFaceConfig(**asdict(TINY), resolution=32, embedding_dim=5)).eval()
     x = noise(3, 3, 32, 32)
     embedding = arcface(x)
     assert embedding.shape == (3, 5)
@@ -82,3 +85,11 @@ def test_crop_face_pools_other_sides_to_256_first() -> None:
     torch.testing.assert_close(crop_face(x), crop_face(F.avg_pool2d(x, 2)))
     x = noise(1, 3, 64, 64)
     torch.testing.assert_close(crop_face(x), crop_face(x.repeat_interleave(4, 2).repeat_interleave(4, 3)))
+
+
+def test_arcface_is_saved_and_loaded(tmp_path: Path) -> None:
+    arcface = ArcFace(ArcFaceConfig(**asdict(TINY), resolution=32, embedding_dim=5)).eval()
+    save_module(arcface, tmp_path)
+    loaded = load_module(ArcFace, ArcFaceConfig, tmp_path)
+    assert loaded.config == arcface.config
+    assert all(torch.equal(value, arcface.state_dict()[key]) for key, value in loaded.state_dict().items())
