@@ -141,5 +141,5 @@ def test_bad_arguments(generator: Generator, perceptual: PerceptualDistance, pho
         tune_generator(generator, photo, w_pivot.repeat(2, 1, 1), perceptual=perceptual)
     with pytest.raises(ValueError, match="`num_steps` must be >= 1, got 0"):
         TuningConfig(num_steps=0)
-    with pytest.raises(ValueError, match="`learning_rate` must be positive, got 0.0"):
+    with pytest.raises(ValueError, match=r"`learning_rate` must be positive, got 0\.0"):
         TuningConfig(learning_rate=0.0)

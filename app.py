@@ -1,0 +1,10 @@
+"""Starts the web app: `python app.py` here, and by itself on a Hugging Face Space."""
+
+import os
+
+from stylegan_inversion.webapp import launch
+
+if __name__ == "__main__":
+    launch(
+        os.environ.get("STYLEGAN_INVERSION_MODEL", "faces64"), host=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    )

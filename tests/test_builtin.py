@@ -1,0 +1,93 @@
+"""What ships inside the package: whole, as the index says, and good enough for real photos."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stylegan_inversion import InversionOutput, PTIPipeline
+from stylegan_inversion.demo import sample_photos
+from stylegan_inversion.hub import builtin_models, builtin_path, read_tensors
+from stylegan_inversion.models.face import FaceScorer
+from stylegan_inversion.preprocessing.image import to_tensor
+from tests.faces64 import load_scorer
+
+ROOT = builtin_path("faces64")
+FILES = json.loads((ROOT / "index.json").read_text())["files"]
+
+
+def test_it_is_found() -> None:
+    assert builtin_models() == ["faces64"]
+
+
+def test_the_index_is_complete() -> None:
+    assert set(FILES) == {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.safetensors")}
+    assert {name.split("/")[0] for name in FILES} == {"generator", "directions", "face", "perceptual"}
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_file_is_what_the_index_says(name: str) -> None:
+    content = (ROOT / name).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == FILES[name]["sha256"] and len(content) == FILES[name]["bytes"]
+    assert sum(tensor.numel() for tensor in read_tensors(ROOT / name).values()) == FILES[name]["parameters"]
+    assert FILES[name]["license"] and FILES[name]["source"]
+
+
+def test_samples_carry_no_metadata() -> None:
+    for path in sample_photos():
+        assert b"Exif" not in path.read_bytes() and b"GPS" not in path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def inversions() -> Iterator[tuple[PTIPipeline, list[InversionOutput]]]:
+    """The bundled photos through PTI with the default steps."""
+    pipeline = PTIPipeline.from_pretrained("faces64", detector="builtin")
+    yield pipeline, [pipeline(photo) for photo in sample_photos()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_pti_on_real_photos(inversions: tuple[PTIPipeline, list[InversionOutput]]) -> None:
+    for photo, out in zip(sample_photos(), inversions[1]):
+        report: dict[str, Any] = out.reports[0]
+        print(Path(photo).name, report)
+        assert report["l2"] < 0.01
+        assert report["l2_pivot"] >= 5 * report["l2"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("tuned", [False, True])
+def test_smile_moves_the_smile_of_real_photos(
+    inversions: tuple[PTIPipeline, list[InversionOutput]], tuned: bool
+) -> None:
+    pipeline, outputs = inversions
+    scorer: FaceScorer = load_scorer()
+    direction = pipeline.directions["smile"]
+    assert direction.strength_range is not None
+    right = 0
+    for out in outputs:
+        generator = out.generator if tuned else pipeline.generator
+
+        def smile(strength: float, out: InversionOutput = out, generator: Any = generator) -> float:
+            w_plus: Tensor = direction.apply(out.w_plus, strength)
+            with torch.no_grad():
+                return float(scorer(generator.synthesis(w_plus).clamp(-1, 1))["smile"])
+
+        low, middle, high = (smile(s) for s in (direction.strength_range[0], 0.0, direction.strength_range[1]))
+        print(f"smile score {low:.2f} < {middle:.2f} < {high:.2f}")
+        right += low < middle < high
+    assert right >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_a_saved_crop_is_the_one_that_was_inverted(inversions: tuple[PTIPipeline, list[InversionOutput]]) -> None:
+    out = inversions[1][0]
+    l2 = (to_tensor(out.images[0]) - to_tensor(out.crops[0].image)).square().mean().item()
+    assert l2 == pytest.approx(out.reports[0]["l2"], abs=1e-4)

@@ -1,0 +1,117 @@
+"""The edit directions that ship with faces64 do what their names say. recipes/faces64/directions.py made them."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from stylegan_inversion import latents
+from stylegan_inversion.editing.directions import Direction, load_directions
+from stylegan_inversion.hub import builtin_path, load_module
+from stylegan_inversion.models.face import (
+    EXPRESSIONS,
+    AgeGenderConfig,
+    AgeGenderNet,
+    ExpressionNet,
+    FaceFeaturesConfig,
+    FaceLandmarks68,
+    FaceScorer,
+    landmark_yaw,
+)
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
+
+NAMES = ["smile", "age", "gender", "yaw"]
+SEED = 20_000_000  # the recipe's seeds are below a million
+NUM_STRENGTHS = 7
+
+
+@pytest.fixture(scope="module")
+def directions() -> dict[str, Direction]:
+    return load_directions(builtin_path("faces64/directions"))
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    generator = load_module(Generator, GeneratorConfig, builtin_path("faces64/generator"))
+    generator.synthesis.to(memory_format=torch.channels_last)  # faster on a CPU
+    return generator
+
+
+@pytest.fixture(scope="module")
+def scorer() -> FaceScorer:
+    face = builtin_path("faces64/face")
+    return FaceScorer(
+        load_module(FaceLandmarks68, FaceFeaturesConfig, face / "landmarks"),
+        load_module(ExpressionNet, FaceFeaturesConfig, face / "expression"),
+        load_module(AgeGenderNet, AgeGenderConfig, face / "age_gender"),
+    )
+
+
+def one_score(scorer: FaceScorer, name: str, x: Tensor) -> Tensor:
+    """`scorer(x)[name]`, with only the network that it needs."""
+    if name == "smile":
+        logits, happy = scorer.expression(x), EXPRESSIONS.index("happy")
+        return logits[:, happy] - torch.cat([logits[:, :happy], logits[:, happy + 1 :]], dim=1).logsumexp(dim=1)
+    if name == "yaw":
+        return landmark_yaw(scorer.landmarks(x))
+    return scorer.age_gender.logits(x)[("age", "gender").index(name)]
+
+
+@torch.no_grad()
+def curves(generator: Generator, scorer: FaceScorer, direction: Direction, *, count: int, seed: int) -> Tensor:
+    """The score a direction is named after on unseen w, (count, strengths), lowest strength first."""
+    assert direction.strength_range is not None
+    z = torch.randn(count, generator.config.z_dim, generator=torch.Generator().manual_seed(seed))
+    w_plus = latents.broadcast(generator.mapping(z), generator.num_ws)
+    columns = []
+    for strength in torch.linspace(*direction.strength_range, NUM_STRENGTHS).tolist():
+        moved = direction.apply(w_plus, strength)
+        images = [generator.synthesis(part).clamp(-1, 1) for part in moved.split(8)]
+        columns.append(torch.cat([one_score(scorer, direction.name, x) for x in images]))
+    return torch.stack(columns, dim=1)
+
+
+def monotone_share(scores: Tensor) -> float:
+    return (scores.diff(dim=1) > 0).all(dim=1).double().mean().item()
+
+
+def test_shipped_directions_are_usable(directions: dict[str, Direction], generator: Generator) -> None:
+    assert list(directions) == NAMES
+    for name, direction in directions.items():
+        assert direction.name == name
+        assert direction.vector.shape == (generator.config.w_dim,)
+        assert direction.vector.norm().item() == pytest.approx(1, abs=1e-5)
+        assert direction.strength_range is not None
+        low, high = direction.strength_range
+        assert low <= -2 and high >= 2
+        assert 0 in torch.linspace(low, high, NUM_STRENGTHS).tolist()
+        assert direction.description
+
+
+def test_directions_differ(directions: dict[str, Direction]) -> None:
+    vectors = torch.stack([directions[name].vector for name in NAMES])
+    cosines = vectors @ vectors.T - torch.eye(len(NAMES))
+    assert cosines.abs().max() < 0.4
+
+
+def test_short_way_to_a_score_equals_the_scorer(scorer: FaceScorer, generator: Generator) -> None:
+    with torch.no_grad():
+        x = generator(torch.randn(4, 512, generator=torch.Generator().manual_seed(SEED))).clamp(-1, 1)
+        for name, expected in scorer(x).items():
+            torch.testing.assert_close(one_score(scorer, name, x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_score_rises_with_strength(
+    name: str, directions: dict[str, Direction], generator: Generator, scorer: FaceScorer
+) -> None:
+    scores = curves(generator, scorer, directions[name], count=40, seed=SEED)
+    assert monotone_share(scores) >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_score_rises_with_strength_on_500(
+    name: str, directions: dict[str, Direction], generator: Generator, scorer: FaceScorer
+) -> None:
+    scores = curves(generator, scorer, directions[name], count=500, seed=SEED + 1)
+    assert monotone_share(scores) >= 0.9
