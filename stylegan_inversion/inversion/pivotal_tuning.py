@@ -94,8 +94,8 @@ def tune_generator(
         noise: Noise of the projection, one tensor (1, 1, r, r) a style layer, to become the copy's constant noise.
             `None` keeps the generator's own.
         seed: Of the locality term's draws of z.
-        callback: Called after each step with the step, from 1, and {"stage": "tuning", "loss", "l2", "lpips"}.
-            Returning True stops the run with the best state so far; an exception passes through.
+        callback: Called after each step with the step, from 1, and {"stage": "tuning", "loss", "l2", "lpips",
+            "y_hat"}. Returning True stops the run with the best state so far; an exception passes through.
 
     Returns:
         The state of the lowest loss.
@@ -143,7 +143,7 @@ def tune_generator(
             torch._foreach_copy_(best, [p.detach() for p in parameters])
         if step > 0:
             info = {"stage": "tuning", "loss": losses[-1], "l2": l2.item(), "lpips": lpips.item()}
-            if callback and callback(step, info):
+            if callback and callback(step, {**info, "y_hat": y_hat.detach()}):
                 stopped_by = "callback"
                 break
             if lpips.item() <= config.lpips_threshold:

@@ -135,7 +135,8 @@ def project_w(
         config: Settings. `None` means PTI's.
         seed: Of the draws of z and of the noise.
         callback: Called after each step with the step, from 1, and {"stage": "projection", "loss", "learning_rate",
-            "w_plus"}. Returning True stops the run with the best state so far; an exception passes through.
+            "y_hat", "w_plus"}; `y_hat` is what was drawn in this step. Returning True stops the run with the best state
+            so far; an exception passes through.
 
     Returns:
         The state of the lowest loss.
@@ -220,7 +221,8 @@ def _project(
                 tensor -= tensor.mean(dim=(1, 2, 3), keepdim=True)
                 tensor *= tensor.square().mean(dim=(1, 2, 3), keepdim=True).rsqrt()
         info = {"stage": "projection", "loss": figure, "learning_rate": config.learning_rate_at(step)}
-        if callback and callback(step + 1, {**info, "w_plus": w_opt.detach().expand(-1, num_ws, -1)}):
+        tensors = {"y_hat": y_hat.detach(), "w_plus": w_opt.detach().expand(-1, num_ws, -1)}
+        if callback and callback(step + 1, info | tensors):
             stopped_by = "callback"
             break
     w_plus = latents.broadcast(w_best[:, 0], num_ws) if num_free == 1 else w_best

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from PIL import Image
 
 from stylegan_inversion.pipelines.output import InversionOutput
@@ -146,8 +145,8 @@ class Sessions:
             now = time.perf_counter()
             if now - reported >= REPORT_SECONDS:
                 step += num_w_steps if info["stage"] == "tuning" else 0
-                if "w_plus" in info and (previewed == 0 or step - previewed >= PREVIEW_STEPS):
-                    preview, previewed = self._draw(info["w_plus"]), step
+                if previewed == 0 or step - previewed >= PREVIEW_STEPS:
+                    preview, previewed = to_pil(info["y_hat"].cpu())[0], step
                 reported = now
                 changes = {"stage": info["stage"], "step": step, "loss": info["loss"], "preview": preview}
                 reports.put(dataclasses.replace(report, seconds=now - start, **changes))
@@ -165,10 +164,6 @@ class Sessions:
             reports.put(dataclasses.replace(out, crops=[crop], reports=[{**r, **where} for r in out.reports]))
         except Exception as e:
             reports.put(e)
-
-    @torch.no_grad()
-    def _draw(self, w_plus: torch.Tensor) -> Image.Image:
-        return to_pil(self.pipeline.generator.synthesis(w_plus))[0]
 
     def stop(self, token: str) -> bool:
         """End a running inversion within a step; its best state so far becomes the result.

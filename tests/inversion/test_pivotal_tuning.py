@@ -112,7 +112,7 @@ def test_callback_reports_stops_and_may_raise(
     config = TuningConfig(num_steps=9, lpips_threshold=0.0)
     tuned = tune_generator(generator, photo, w_pivot, perceptual=perceptual, config=config, callback=callback)
     assert tuned.stopped_by == "callback" and len(seen) == 2
-    assert seen[0].keys() == {"stage", "loss", "l2", "lpips"} and seen[0]["stage"] == "tuning"
+    assert seen[0].keys() == {"stage", "loss", "l2", "lpips", "y_hat"} and seen[0]["stage"] == "tuning"
 
     def cancel(step: int, info: dict[str, Any]) -> bool:
         raise KeyboardInterrupt

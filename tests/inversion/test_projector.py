@@ -112,7 +112,10 @@ def test_callback_reports_and_stops(generator: Generator, perceptual: Perceptual
 
     found = project_w(generator, target, perceptual=perceptual, config=SHORT, callback=callback)
     assert [step for step, _ in seen] == [1, 2, 3] and found.stopped_by == "callback"
-    assert seen[0][1].keys() == {"stage", "loss", "learning_rate", "w_plus"} and seen[0][1]["stage"] == "projection"
+    assert (
+        seen[0][1].keys() == {"stage", "loss", "learning_rate", "y_hat", "w_plus"}
+        and seen[0][1]["stage"] == "projection"
+    )
     assert seen[0][1]["w_plus"].shape == (1, 8, 16)
 
 
