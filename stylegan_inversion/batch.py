@@ -2,17 +2,23 @@
 
 import inspect
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from stylegan_inversion import hub
+from stylegan_inversion.editing.directions import apply_directions
 from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.output import InversionOutput
 
 logger = logging.getLogger(__name__)
+
+REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -69,26 +75,27 @@ def invert_photos(
         The record of each photo, in order, and its inversion (edited if there are edits) unless it failed.
 
     Raises:
-        ValueError: Before the first photo, if an option or a direction is unknown.
+        ValueError: Before the first photo, if an option or a direction is unknown, or a strength is not finite.
+        OSError: Before the first photo, if the output folder cannot be made.
     """
     edits, options = dict(edits or {}), dict(options or {})
     check_options(pipeline, options)
-    unknown = [name for name in edits if name not in pipeline.directions]
-    if unknown:
-        known = ", ".join(sorted(pipeline.directions)) or "none"
-        raise ValueError(f"Unknown direction {unknown[0]!r}; the directions of this model are: {known}.")
+    num_ws, w_dim = pipeline.generator.num_ws, pipeline.generator.config.w_dim
+    # Before the first photo: what is wrong with the edits would be wrong after it too.
+    apply_directions(torch.zeros(1, num_ws, w_dim), pipeline.directions, strengths=edits)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     records: list[Record] = []
-    names: set[str] = set()
+    names = {REPORT}
     for photo in photos:
         stem = Path(photo).stem or "photo"
         name = next(n for n in (stem, *(f"{stem}_{k}" for k in range(2, len(photos) + 2))) if n.lower() not in names)
         names.add(name.lower())
         out = None
         try:
-            out = pipeline(photo, **options)
             folder = output / name
+            _clear(folder)
+            out = pipeline(photo, **options)
             out.save(folder / "inversion")
             out.crops[0].image.save(folder / "crop.png")
             out.images[0].save(folder / "inverted.png")
@@ -97,9 +104,19 @@ def invert_photos(
                 out.images[0].save(folder / "edited.png")
                 pipeline.paste_back(out)[0].save(folder / "photo.png")
             record = Record(str(photo), str(folder), None, out.reports[0])
-        except (StyleGANInversionError, OSError) as e:
-            record = Record(str(photo), error=str(e) or type(e).__name__)
+        except Exception as e:  # whatever it is, the other photos go on
+            expected = isinstance(e, (StyleGANInversionError, OSError))
+            logger.debug("%s failed", photo, exc_info=True)
+            record = Record(str(photo), error=str(e) if expected else f"{type(e).__name__}: {e}")
             out = None
         records.append(record)
-        hub.write_config({"photos": [asdict(r) for r in records], "edits": edits}, output, name="report.json")
+        hub.write_config({"photos": [asdict(r) for r in records], "edits": edits}, output, name=REPORT)
         yield record, out
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left for a photo of this name, so that old pictures do not pass for new ones."""
+    for name in ("crop", "inverted", "edited", "photo"):
+        (folder / f"{name}.png").unlink(missing_ok=True)
+    if (folder / "inversion" / hub.CONFIG_NAME).is_file():
+        shutil.rmtree(folder / "inversion")

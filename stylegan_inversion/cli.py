@@ -1,12 +1,11 @@
 """The command line: arguments -> one call per subcommand."""
 
 import argparse
+import io
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import torch
 
 from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, __version__, hub
 from stylegan_inversion.batch import Record, invert_photos
@@ -27,11 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 if all went well, 1 if a photo failed, 2 for wrong arguments.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         return args.run(args)
-    except (StyleGANInversionError, ValueError) as e:
+    except (StyleGANInversionError, ValueError, OSError) as e:
         print(f"stylegan-inversion: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -61,20 +63,23 @@ def _parser() -> argparse.ArgumentParser:
         help="direction and strength, such as smile=2; `stylegan-inversion directions` lists them",
     )
     invert.add_argument("--output", default="outputs", metavar="DIR", help="[%(default)s]")
-    invert.add_argument("--face", type=int, help="which face of the photo, by size; 0 is the largest [0]")
+    invert.add_argument("--face", type=_at_least(0), help="which face of the photo, by size; 0 is the largest [0]")
     invert.add_argument(
         "--no-align", dest="align", action="store_false", default=None, help="the photos are aligned crops"
     )
-    invert.add_argument("--num-w-steps", type=int, metavar="N", help="PTI: steps of the projection [450]")
-    invert.add_argument("--num-tuning-steps", type=int, metavar="N", help="PTI: steps of the tuning at most [350]")
+    invert.add_argument("--num-w-steps", type=_at_least(1), metavar="N", help="PTI: steps of the projection [450]")
+    invert.add_argument(
+        "--num-tuning-steps", type=_at_least(0), metavar="N", help="PTI: steps of the tuning at most [350]"
+    )
     invert.add_argument("--pivot", choices=("w", "w_plus"), help="PTI: space of the pivot [w]")
-    invert.add_argument("--seed", type=int, help="PTI: of the random draws [0]")
+    invert.add_argument("--seed", type=_at_least(0), help="PTI: of the random draws [0]")
     invert.add_argument("--device", default="auto", help="cpu, cuda, mps, or the best there is [%(default)s]")
     invert.add_argument("--detector", default="auto", choices=("auto", "builtin", "facexlib"), help="[%(default)s]")
 
     demo = commands.add_parser("demo", help="invert and edit the bundled photos")
     demo.set_defaults(run=_demo)
     demo.add_argument("--output", default="demo", metavar="DIR", help="[%(default)s]")
+    demo.add_argument("--device", default="auto", help="[%(default)s]")
 
     directions = commands.add_parser("directions", help="list what a model can edit")
     directions.set_defaults(run=_directions)
@@ -90,6 +95,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _at_least(least: int) -> Callable[[str], int]:
+    """A whole number that is not below `least`."""
+
+    def number(text: str) -> int:
+        if not text.lstrip("+-").isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number >= {least}, got {text!r}")
+        return int(text)
+
+    return number
+
+
 def _edit(text: str) -> tuple[str, float]:
     name, equals, strength = text.partition("=")
     try:
@@ -100,17 +116,8 @@ def _edit(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=STRENGTH, such as smile=2") from None
 
 
-def _device(name: str) -> str:
-    """The best device there is for "auto"."""
-    if name != "auto":
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def _invert(args: argparse.Namespace) -> int:
-    pipeline = METHODS[args.method].from_pretrained(args.model, device=_device(args.device), detector=args.detector)
+    pipeline = METHODS[args.method].from_pretrained(args.model, device=args.device, detector=args.detector)
     names = ("face", "align", "num_w_steps", "num_tuning_steps", "pivot", "seed")
     options: dict[str, Any] = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
     options["progress"] = True
@@ -122,7 +129,7 @@ def _invert(args: argparse.Namespace) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    records = run_demo(args.output)
+    records = run_demo(args.output, device=args.device)
     for record in records:
         print(_line(record))
     return _finish(records, f"{args.output}/sheet.png and the folders beside it")
@@ -131,9 +138,9 @@ def _demo(args: argparse.Namespace) -> int:
 def _line(record: Record) -> str:
     if record.error is not None:
         return f"{record.photo}: failed: {record.error}"
-    faces, l2 = record.report.get("face_count", 1), record.report["l2"]
-    which = f", face {record.report['face_index']} of {faces}" if faces > 1 else ""
-    return f"{record.photo}: {record.folder}{which}, mean squared error {l2:.4f}"
+    faces, index = record.report["face_count"], record.report["face_index"]
+    which = f", face {index} of {faces} (0 is the largest)" if faces > 1 else ""
+    return f"{record.photo}: {record.folder}{which}, mean squared error {record.report['l2']:.4f}"
 
 
 def _finish(records: Sequence[Record], where: object) -> int:
@@ -153,5 +160,5 @@ def _directions(args: argparse.Namespace) -> int:
 def _app(args: argparse.Namespace) -> int:
     from stylegan_inversion.webapp import launch
 
-    launch(args.model, host=args.host, port=args.port, share=args.share, device=_device(args.device))
+    launch(args.model, host=args.host, port=args.port, share=args.share, device=args.device)
     return 0

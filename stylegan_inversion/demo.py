@@ -19,19 +19,26 @@ def sample_photos() -> list[Path]:
     return sorted(hub.builtin_path("samples").glob("*.jpg"))
 
 
-def run_demo(output: str | Path, *, photos: Sequence[str | Path] | None = None, model: str = "faces64") -> list[Record]:
+def run_demo(
+    output: str | Path,
+    *,
+    photos: Sequence[str | Path] | None = None,
+    model: str = "faces64",
+    device: str = "auto",
+) -> list[Record]:
     """Invert photos by PTI, move each along every direction to both ends of its range, paste back, draw a sheet.
 
     Args:
         output: Folder, made if needed; gets a folder for each photo, and `sheet.png`.
         photos: Paths. `None` means the bundled photos.
         model: Name or folder of the model.
+        device: Where to run.
 
     Returns:
         A record for each photo.
     """
     output = Path(output)
-    pipeline = PTIPipeline.from_pretrained(model)
+    pipeline = PTIPipeline.from_pretrained(model, device=device)
     records, rows = [], []
     options = {"progress": True}
     for record, out in invert_photos(pipeline, photos or sample_photos(), output, options=options):

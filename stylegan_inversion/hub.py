@@ -70,10 +70,10 @@ def find_model(
         raise ValueError(f"`subfolder` must be a relative path inside the model, without '..', got {subfolder!r}.")
     subfolder = inside.as_posix() if inside.parts else None
     folder = Path(name)
-    if not name or not folder.is_dir():
-        if name in builtin_models():
-            folder = builtin_path(name)
-        elif name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
+    if name in builtin_models() and not (folder / CONFIG_NAME).is_file():  # a mere folder of that name
+        folder = builtin_path(name)
+    elif not name or not folder.is_dir():
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
             folder = _download(name, revision, subfolder, token, cache_dir, local_files_only, force_download)
         else:
             raise ModelNotFoundError(
@@ -218,7 +218,8 @@ def load_module(
     """
     fields = {key: value for key, value in read_config(folder).items() if not key.startswith("_")}
     try:
-        module = cls(config_cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}))
+        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: leave the caller's seed alone
+            module = cls(config_cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}))
     except (TypeError, ValueError, AttributeError, RuntimeError) as e:  # a field of the wrong type fails anywhere
         raise CheckpointError(f"{folder / CONFIG_NAME} does not describe a {cls.__name__}: {e}") from e
     fill_module(module, read_tensors(folder / WEIGHTS_NAME), source=str(folder / WEIGHTS_NAME))

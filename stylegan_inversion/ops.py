@@ -149,7 +149,7 @@ def modulated_conv2d_reference(
         if up:
             padding = weight.shape[-1] - 1
             zeros = upfirdn2d_reference(
-                x_i[None], torch.ones(1, 1, dtype=x.dtype), up=2, padding=(padding, padding - 1)
+                x_i[None], torch.ones(1, 1, device=x.device, dtype=x.dtype), up=2, padding=(padding, padding - 1)
             )
             blur = blur_kernel(x.device, x.dtype) * 4
             rows.append(upfirdn2d_reference(F.conv2d(zeros, w.flip(2, 3)), blur, padding=(1, 1)))

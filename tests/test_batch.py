@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -31,8 +32,43 @@ def test_every_photo_gets_its_pictures_or_a_reason(pti: PTIPipeline, photo: Imag
 
 
 def test_wrong_arguments_are_said_before_any_work(pti: PTIPipeline, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Unknown direction 'smle'; the directions of this model are: age, smile"):
+    with pytest.raises(ValueError, match="There is no direction 'smle'"):
         next(invert_photos(pti, ["a.jpg"], tmp_path / "out", edits={"smle": 1.0}))
     with pytest.raises(ValueError, match="PTIPipeline has no option 'num_steps'; it has align, face, pivot"):
         next(invert_photos(pti, ["a.jpg"], tmp_path / "out", options={"num_steps": 1}))
     assert not (tmp_path / "out").exists()
+
+
+def test_one_photo_that_breaks_does_not_end_the_others(
+    pti: PTIPipeline, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = [tmp_path / name for name in ("a.png", "b.png")]
+    for path in photos:
+        photo.save(path)
+    align = pti.align
+
+    def broken(image: Path, **options: Any) -> Any:
+        if image == photos[0]:
+            raise RuntimeError("out of memory")
+        return align(image, **options)
+
+    monkeypatch.setattr(pti, "align", broken)
+    records = [record for record, _ in invert_photos(pti, photos, tmp_path / "out")]
+    assert records[0].error == "RuntimeError: out of memory" and records[1].error is None
+
+
+def test_old_pictures_do_not_pass_for_new_ones(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    photo.save(tmp_path / "a.png")
+    list(invert_photos(pti, [tmp_path / "a.png"], tmp_path / "out", edits={"smile": 1.0}))
+    assert (tmp_path / "out" / "a" / "edited.png").exists()
+    list(invert_photos(pti, [tmp_path / "a.png"], tmp_path / "out"))
+    assert sorted(p.name for p in (tmp_path / "out" / "a").iterdir()) == ["crop.png", "inversion", "inverted.png"]
+    (tmp_path / "a.png").write_bytes(b"")
+    list(invert_photos(pti, [tmp_path / "a.png"], tmp_path / "out"))
+    assert list((tmp_path / "out" / "a").iterdir()) == []
+
+
+def test_a_photo_may_be_called_like_the_report(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    photo.save(tmp_path / "report.json.png")
+    ((record, _),) = invert_photos(pti, [tmp_path / "report.json.png"], tmp_path / "out")
+    assert record.folder is not None and Path(record.folder).name == "report.json_2"

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from stylegan_inversion import InversionOutput, PTIPipeline
 from stylegan_inversion.demo import sample_photos
+from stylegan_inversion.evaluation.face_scores import load_face_scorer
 from stylegan_inversion.hub import builtin_models, builtin_path, read_tensors
 from stylegan_inversion.models.face import FaceScorer
 from stylegan_inversion.preprocessing.image import to_tensor
-from tests.faces64 import load_scorer
 
 ROOT = builtin_path("faces64")
 FILES = json.loads((ROOT / "index.json").read_text())["files"]
@@ -67,7 +67,7 @@ def test_smile_moves_the_smile_of_real_photos(
     inversions: tuple[PTIPipeline, list[InversionOutput]], tuned: bool
 ) -> None:
     pipeline, outputs = inversions
-    scorer: FaceScorer = load_scorer()
+    scorer: FaceScorer = load_face_scorer()
     direction = pipeline.directions["smile"]
     assert direction.strength_range is not None
     right = 0

@@ -46,9 +46,11 @@ def test_invert(tiny_model: str, photo: Image.Image, tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--edit", "smle=2"], "Unknown direction 'smle'; the directions of this model are: age, smile"),
+        (["--edit", "smle=2"], "There is no direction 'smle'. Did you mean 'smile'\\? Known directions: age, smile"),
         (["--model", "faces46"], "No model 'faces46'.*faces64"),
         (["--method", "e4e"], "holds no Encoder4Editing"),
+        (["--device", "gpu"], "`device` must be auto, cuda, mps, cpu or such as cuda:1, got 'gpu'"),
+        (["--edit", "smile=nan"], "nan"),
     ],
 )
 def test_wrong_arguments(
@@ -65,6 +67,16 @@ def test_edit_syntax(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit):
             cli.main(["invert", "a.png", "--edit", text])
         assert f"{text!r} is not NAME=STRENGTH" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [("--num-w-steps", "0"), ("--face", "-1"), ("--seed", "x")])
+def test_numbers(arguments: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["invert", "a.png", *arguments])
+    assert stop.value.code == 2
+    assert re.search(
+        rf"argument {arguments[0]}: must be a whole number >= ., got '{arguments[1]}'", capsys.readouterr().err
+    )
 
 
 def test_directions(capsys: pytest.CaptureFixture[str]) -> None:

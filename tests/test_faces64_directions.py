@@ -32,7 +32,7 @@ def directions() -> dict[str, Direction]:
 @pytest.fixture(scope="module")
 def generator() -> Generator:
     generator = load_module(Generator, GeneratorConfig, builtin_path("faces64/generator"))
-    generator.synthesis.to(memory_format=torch.channels_last)  # faster on a CPU
+    generator.synthesis.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster on a CPU
     return generator
 
 
@@ -82,8 +82,7 @@ def test_shipped_directions_are_usable(directions: dict[str, Direction], generat
         assert direction.vector.norm().item() == pytest.approx(1, abs=1e-5)
         assert direction.strength_range is not None
         low, high = direction.strength_range
-        assert low <= -2 and high >= 2
-        assert 0 in torch.linspace(low, high, NUM_STRENGTHS).tolist()
+        assert low == -high and high >= 2  # 0 is the middle one of the strengths
         assert direction.description
 
 
@@ -104,11 +103,12 @@ def test_short_way_to_a_score_equals_the_scorer(scorer: FaceScorer, generator: G
 def test_score_rises_with_strength(
     name: str, directions: dict[str, Direction], generator: Generator, scorer: FaceScorer
 ) -> None:
-    scores = curves(generator, scorer, directions[name], count=40, seed=SEED)
+    scores = curves(generator, scorer, directions[name], count=24, seed=SEED)
     assert monotone_share(scores) >= 0.9
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", NAMES)
 def test_score_rises_with_strength_on_500(
     name: str, directions: dict[str, Direction], generator: Generator, scorer: FaceScorer

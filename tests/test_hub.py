@@ -510,3 +510,17 @@ def test_fill_module(tmp_path: Path) -> None:
     with torch.no_grad():
         other.linear.weight.zero_()
     assert module.linear.weight.abs().max() > 0  # a copy
+
+
+def test_a_mere_folder_does_not_hide_a_built_in_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "faces64").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert hub.find_model("faces64") == hub.builtin_path("faces64")
+    hub.write_config({}, tmp_path / "faces64")
+    assert hub.find_model("faces64") == Path("faces64")
+
+
+def test_loading_leaves_the_random_state_alone() -> None:
+    state = torch.get_rng_state()
+    hub.load_module(Generator, GeneratorConfig, hub.builtin_path("faces64/generator"))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -6,8 +6,8 @@ usage: python recipes/faces64/directions.py [--num-chunks 20] [--num-points 512]
    `fit_boundary` separates high from low scores among the leading components of w; several seeds, averaged.
 2. Local boundaries. At points spread along each global boundary's normal the gradient of the score by w is taken, and
    `fit_boundary` separates the gradients from their negatives: the normal is the one direction along which the score
-   of as many images as possible rises. Step 1 alone finds what goes along with a score in the data; its scores rise
-   all the way for 80 to 95 % of the images, those of step 2 for nearly all.
+   of as many images as possible rises. Step 1 alone finds what goes along with a score in the data: along its
+   normal, smile rose all the way from -4.5 to 4.5 for about 80 % of 48 images, the others for about 90 %.
 3. Each local boundary is conditioned on the three others (`condition_boundary`), so that their scores stay put.
 4. The range is the largest symmetric one of whole numbers up to 6 in which, on images not seen in the fit, (a) the
    score rises at each step of 1 for at least 95 % and (b) the mean score at both ends stays among those of random
@@ -24,7 +24,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -209,18 +209,16 @@ def measure(bench: Workbench, index: int, vector: Tensor, samples: Tensor, accur
     w = bench.sample(CALIBRATION_SEED, NUM_CALIBRATION)
     curves = bench.cached(f"calibration_{name}", lambda: bench.curves(w, vector, grid), vector, grid)
     half, shares = calibrate(curves[:, :, index], samples[:, index])
-    result = Result(*accuracies, calibration_shares=shares, strength_range=(-half, half))
+    result = Result(*accuracies, shares, (-half, half))
     if not test:
         return result
     grid = torch.linspace(-half, half, NUM_STRENGTHS)
     w = bench.sample(TEST_SEED, NUM_TEST)
     curves = bench.cached(f"test_{name}", lambda: bench.curves(w, vector, grid), vector, grid)
     moved = (curves[:, -1] - curves[:, 0]).mean(dim=0) / samples.std(dim=0)
-    return Result(
-        *accuracies,
-        calibration_shares=shares,
-        strength_range=(-half, half),
-        monotone_share=monotone_share(curves[:, :, index]),
+    return replace(
+        result,
+        monotone_share=round(monotone_share(curves[:, :, index]), 4),
         mean_scores=[round(value, 3) for value in curves[:, :, index].mean(dim=0).tolist()],
         moves={key: round(value, 2) for key, value in zip(NAMES, moved.tolist())},
     )

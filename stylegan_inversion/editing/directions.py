@@ -54,7 +54,7 @@ class Direction:
             )
         if not torch.isfinite(self.vector).all():
             raise ValueError(f"`vector` of direction {self.name!r} must be finite, got NaN or infinity.")
-        norms = self.vector.double().norm(dim=-1)
+        norms = self.vector.cpu().double().norm(dim=-1)
         if (norms - 1).abs().max() > NORM_TOLERANCE:
             raise ValueError(
                 f"`vector` of direction {self.name!r} must have unit norm (in each layer), "

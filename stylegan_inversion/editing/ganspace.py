@@ -57,7 +57,7 @@ def fit_pca(w: Float[Tensor, "samples w_dim"], num_components: int) -> Principal
     limit = min(w.shape[0] - 1, w.shape[1])
     if not 1 <= num_components <= limit:
         raise ValueError(f"`num_components` must be in [1, {limit}] for {w.shape[0]} samples, got {num_components}.")
-    samples = w.detach().double().cpu()
+    samples = w.detach().cpu().double()
     if not torch.isfinite(samples).all():
         raise ValueError("`w` must be finite, got NaN or infinity.")
     mean = samples.mean(dim=0)

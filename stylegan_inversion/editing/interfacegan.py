@@ -80,7 +80,7 @@ def fit_boundary(
     samples = w.detach().float().cpu().numpy()
     values = scores.detach().cpu().numpy()
     if invalid_value is not None:
-        valid = values != invalid_value
+        valid = ~np.isnan(values) if np.isnan(invalid_value) else values != invalid_value
         samples, values = samples[valid], values[valid]
     if not (np.isfinite(samples).all() and np.isfinite(values).all()):
         raise ValueError("`w` and `scores` must be finite, got NaN or infinity; mark such scores with `invalid_value`.")
@@ -139,7 +139,7 @@ def condition_boundary(
         ValueError: If a vector is zero or not finite, the conditions are linearly dependent, or nothing of `primary`
             is left.
     """
-    unit = torch.stack([vector.detach().double().cpu() for vector in (primary, *conditions)])  # (1 + conditions, w_dim)
+    unit = torch.stack([vector.detach().cpu().double() for vector in (primary, *conditions)])  # (1 + conditions, w_dim)
     norms = unit.norm(dim=1, keepdim=True)
     if not (torch.isfinite(norms).all() and (norms > 0).all()):
         raise ValueError("`primary` and `conditions` must be finite and not zero.")

@@ -35,7 +35,7 @@ def factorize(
     sizes = {weight.shape[1] for weight in weights}
     if len(sizes) != 1:
         raise ValueError(f"`weights` must be at least one matrix, all with the same w_dim, got w_dim {sorted(sizes)}.")
-    rows = torch.cat([weight.detach().double().cpu() for weight in weights])  # (all channels, w_dim)
+    rows = torch.cat([weight.detach().cpu().double() for weight in weights])  # (all channels, w_dim)
     w_dim = rows.shape[1]
     count = w_dim if num_directions is None else num_directions
     if not 1 <= count <= w_dim:

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 class TuningConfig:
     """Settings of pivotal tuning. The defaults are PTI's."""
 
-    num_steps: int = 350
+    num_steps: int = 350  # 0 gives an untuned copy
     learning_rate: float = 3e-4  # of Adam, constant
     l2_weight: float = 1.0
     lpips_weight: float = 1.0
@@ -42,14 +42,16 @@ class TuningConfig:
     use_locality: bool = False  # off in PTI's code "for faster inversion"; on if the generator is to be used elsewhere
     locality_interval: int = 1  # steps between two locality terms
     locality_samples: int = 1  # codes a term
-    locality_alpha: float = 30.0  # distance from the pivot, in the units of w
+    locality_alpha: float = 30.0  # distance from the pivot, in the units of w; PTI's code steps 30 / sqrt(num_ws)
     locality_l2_weight: float = 0.1
     locality_lpips_weight: float = 0.1
     locality_truncation_psi: float = 0.5
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("num_steps", "locality_interval", "locality_samples"):
+        if self.num_steps < 0:
+            raise ValueError(f"`num_steps` must be >= 0, got {self.num_steps}.")
+        for name in ("locality_interval", "locality_samples"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}.")
         if self.learning_rate <= 0:
@@ -71,6 +73,7 @@ class Tuning:
     stopped_by: str = "steps"
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def tune_generator(
     generator: Generator,
@@ -118,7 +121,7 @@ def tune_generator(
             conv.noise_const.copy_(tensor[0, 0])
     parameters = [p.requires_grad_() for p in tuned.synthesis.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
-    w_pivot = w_pivot.detach()
+    target, w_pivot = target.clone(), w_pivot.detach().clone()  # of the caller's inference mode, if that is on
     with torch.no_grad():
         wanted = perceptual.features(target)
         best = [p.clone() for p in parameters]
@@ -140,7 +143,8 @@ def tune_generator(
         losses.append(loss.item())
         if losses[-1] <= best_loss:
             best_loss = losses[-1]
-            torch._foreach_copy_(best, [p.detach() for p in parameters])
+            for kept, p in zip(best, parameters):
+                kept.copy_(p.detach())
         if step > 0:
             info = {"stage": "tuning", "loss": losses[-1], "l2": l2.item(), "lpips": lpips.item()}
             if callback and callback(step, {**info, "y_hat": y_hat.detach()}):
@@ -157,7 +161,8 @@ def tune_generator(
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        torch._foreach_copy_(parameters, best)
+        for p, kept in zip(parameters, best):
+            p.copy_(kept)
     return Tuning(tuned.requires_grad_(False), losses, stopped_by)
 
 

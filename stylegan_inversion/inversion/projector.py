@@ -3,11 +3,13 @@
 Paper: Karras et al. 2020, arXiv:1912.04958, appendix D. Settings: PTI's (Roich et al. 2022, arXiv:2106.05744;
 danielroich/PTI, MIT, `configs/hyperparameters.py` and `training/projectors/w_projector.py`). Own code.
 
-Departures from PTI's code, each towards what it meant:
+Departures from PTI's code, most of them towards what it meant:
 - The learning rate is the one that acts. PTI's `first_inv_lr` 5e-3 is overwritten at every step by 0.01 times the ramp.
 - w is repeated for as many layers as the generator has, not 18.
 - The optimised noise is returned; PTI throws it away.
-- The state of the lowest loss is returned, not the last one.
+- For each image the w of the lowest distance is returned, not the last one; the distance is that of the step, in which
+  w still has its noise added.
+- The perceptual network is the caller's; PTI takes the VGG16 of NVIDIA's LPIPS.
 """
 
 import copy
@@ -161,6 +163,7 @@ def project_w_plus(
     return _project(generator, target, generator.num_ws, perceptual, config or ProjectorConfig(), seed, callback)
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def _project(
     generator: Generator,
@@ -174,6 +177,7 @@ def _project(
     resolution, num_ws = generator.config.resolution, generator.num_ws
     if target.shape[-2:] != (resolution, resolution):
         raise ValueError(f"`target` must be {resolution} px a side, got {target.shape[-2]} x {target.shape[-1]}.")
+    target = target.clone()  # of the caller's inference mode, if that is on
     synthesis = copy.deepcopy(generator.synthesis).requires_grad_(False)
     w_avg, w_spread = w_statistics(generator, config.num_w_samples, seed=seed)
     rng = torch.Generator().manual_seed(seed)
@@ -190,8 +194,8 @@ def _project(
         wanted = perceptual.features(_at_most_256(target))
 
     losses: list[float] = []
-    best_loss, stopped_by = float("inf"), "steps"
-    w_best, noise_best = w_opt.detach(), [t.detach() for t in noise]
+    best, stopped_by = torch.full((len(target),), torch.inf, device=target.device), "steps"
+    w_best, noise_best = w_opt.detach().clone(), [t.detach().clone() for t in noise]
     for step in range(config.num_steps):
         w_plus = w_opt + draw(*w_opt.shape) * (w_spread * config.w_noise_at(step))
         y_hat = synthesis(w_plus.expand(-1, num_ws, -1), noise=noise)
@@ -208,8 +212,10 @@ def _project(
             stopped_by = "nan"
             break
         losses.append(figure)
-        if figure <= best_loss:
-            best_loss, w_best, noise_best = figure, w_opt.detach().clone(), [t.detach().clone() for t in noise]
+        better = distance.detach() <= best
+        best = torch.where(better, distance.detach(), best)
+        for kept, tensor in zip([w_best, *noise_best], [w_opt, *noise]):
+            kept[better] = tensor.detach()[better]
 
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate_at(step)

@@ -22,7 +22,12 @@ PERCEPTUAL_NETWORKS = ("st-alex", "alex", "vgg")
 
 
 class PerceptualDistance(nn.Module, abc.ABC):
-    """Distance of images = sum over layers of the mean over pixels of weighted squared differences of unit features."""
+    """Distance of images = sum over layers of the mean over pixels of weighted squared differences of unit features.
+
+    `name` is what `load_perceptual` takes; a network without one cannot be saved with a pipeline.
+    """
+
+    name: str | None = None
 
     @abc.abstractmethod
     def features(self, x: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
@@ -130,7 +135,9 @@ def load_perceptual(name: str = "st-alex", *, device: torch.device | str | None 
     """
     if name == "st-alex":
         folder = hub.builtin_path("faces64/perceptual")
-        return hub.load_module(ShiftTolerantAlexNet, ShiftTolerantAlexNetConfig, folder, device=device)
+        built_in = hub.load_module(ShiftTolerantAlexNet, ShiftTolerantAlexNetConfig, folder, device=device)
+        built_in.name = name
+        return built_in
     if name not in PERCEPTUAL_NETWORKS:
         raise ValueError(f"`perceptual` must be one of {', '.join(PERCEPTUAL_NETWORKS)}, got {name!r}.")
     try:
@@ -147,4 +154,6 @@ def load_perceptual(name: str = "st-alex", *, device: torch.device | str | None 
             f"The backbone of LPIPS {name!r} is not in PyTorch's cache and could not be fetched: {e}. "
             "Connect once, or take the built-in 'st-alex'."
         ) from e
-    return LPIPS(network).eval().requires_grad_(False).to(device)
+    distance = LPIPS(network).eval().requires_grad_(False).to(device)
+    distance.name = name
+    return distance

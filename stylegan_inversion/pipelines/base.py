@@ -27,6 +27,24 @@ ImageLike = Any
 """A path, a PIL image, bytes or an array; see `preprocessing.image.load_image`."""
 
 
+def find_device(name: torch.device | str | None) -> torch.device:
+    """Check a device. "auto" is the best there is, `None` the CPU.
+
+    Raises:
+        ValueError: If this machine, or this build of PyTorch, has no such device.
+    """
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, available in here.items() if available)
+    try:
+        device = torch.device(name or "cpu")
+    except RuntimeError as e:
+        raise ValueError(f"`device` must be auto, {', '.join(here)} or such as cuda:1, got {name!r}.") from e
+    if not here.get(device.type, True):
+        raise ValueError(f"`device` is {name!r}, which this machine or this build of PyTorch lacks. Take 'cpu'.")
+    return device
+
+
 class InversionPipeline(abc.ABC):
     """Photo in, `InversionOutput` out. A call never changes the state of the pipeline's parts."""
 
@@ -75,13 +93,15 @@ class InversionPipeline(abc.ABC):
             cache_dir: Where downloads are kept.
             local_files_only: Never use the network.
             force_download: Download again.
-            device: Where to put it: "cpu", "cuda", "mps". `None` means the CPU.
+            device: Where to put it: "cpu", "cuda", "mps", or "auto" for the best there is. `None` means the CPU.
             detector: Finds faces: "auto", "builtin", "facexlib", or a callable.
 
         Raises:
             ModelNotFoundError: If there is no such model, or it lacks what this pipeline needs.
             CheckpointError: If a file is damaged or does not fit.
+            ValueError: If this machine has no such device.
         """
+        device = find_device(device)
         folder = hub.find_model(
             name_or_path,
             revision=revision,
@@ -98,7 +118,7 @@ class InversionPipeline(abc.ABC):
         pipeline.directions = dict(directions)
         pipeline.crop_scale = float(config.get("crop_scale", 1.0))
         pipeline._detector = detector
-        return pipeline.to(device or "cpu")
+        return pipeline.to(device)
 
     @classmethod
     @abc.abstractmethod
@@ -178,22 +198,23 @@ class InversionPipeline(abc.ABC):
         generators: Sequence[Generator],
         reports: Iterable[Mapping[str, Any]],
     ) -> InversionOutput:
-        images = self._draw(generators, w_plus)
-        full = []
-        for crop, generator, w, report in zip(crops, generators, w_plus, reports, strict=True):
-            target = to_tensor(crop.image).to(w.device)
-            l2 = (generator.synthesis(w[None]).clamp(-1, 1) - target).square().mean().item()
-            full.append({"l2": l2, "face_count": crop.face_count, "face_index": crop.face_index, **report})
+        drawn = self._draw(generators, w_plus)
+        targets = torch.cat([to_tensor(crop.image) for crop in crops])
+        l2 = (drawn.clamp(-1, 1) - targets).square().mean(dim=(1, 2, 3)).tolist()
+        full = [
+            {"l2": error, "face_count": crop.face_count, "face_index": crop.face_index, **report}
+            for error, crop, report in zip(l2, crops, reports, strict=True)
+        ]
+        images = to_pil(drawn)
         return InversionOutput(images, images, w_plus.cpu(), list(generators), crops, {}, full)
 
     @torch.no_grad()
-    def _draw(self, generators: Sequence[Generator], w_plus: Tensor) -> list[Image.Image]:
-        return [
-            to_pil(generator.synthesis(w[None].to(generator.w_avg)).cpu())[0]
-            for generator, w in zip(generators, w_plus, strict=True)
-        ]
+    def _draw(self, generators: Sequence[Generator], w_plus: Tensor) -> Tensor:
+        """Images, (B, 3, R, R), on the CPU."""
+        pairs = zip(generators, w_plus, strict=True)
+        return torch.cat([generator.synthesis(w[None].to(generator.w_avg)).cpu() for generator, w in pairs])
 
-    def edit(self, out: InversionOutput, **strengths: float) -> InversionOutput:
+    def edit(self, out: InversionOutput, /, **strengths: float) -> InversionOutput:
         """Move along one or more directions; edits add up.
 
         Args:
@@ -213,7 +234,7 @@ class InversionPipeline(abc.ABC):
             limits = self.directions[name].strength_range
             if limits and not limits[0] <= edits[name] <= limits[1]:
                 logger.warning("%s=%g is outside its calibrated range [%g, %g].", name, edits[name], *limits)
-        images = self._draw(out.generators, w_plus)
+        images = to_pil(self._draw(out.generators, w_plus))
         return InversionOutput(images, out.reconstructions, w_plus, out.generators, out.crops, edits, out.reports)
 
     def paste_back(self, out: InversionOutput, *, keep_detail: bool = True, feather: float = 0.08) -> list[Image.Image]:

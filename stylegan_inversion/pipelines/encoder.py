@@ -17,6 +17,7 @@ from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 from stylegan_inversion.pipelines.base import ImageLike, InversionPipeline
 from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.preprocessing.align import recrop
 from stylegan_inversion.preprocessing.image import to_tensor
 
 
@@ -78,7 +79,7 @@ class EncoderPipeline(InversionPipeline):
         crops = self._crops(image, align, face)
         start = time.perf_counter()
         side = cast(PyramidEncoderConfig, self.encoder.config).input_resolution
-        inputs = (to_tensor(crop.image, side).to(self.device) for crop in crops)
+        inputs = (to_tensor(recrop(crop, side)).to(self.device) for crop in crops)
         bar = tqdm(inputs, total=len(crops), disable=not progress, unit="photo", leave=False)
         w_plus = torch.cat([self.encoder(x) for x in bar])
         seconds = round((time.perf_counter() - start) / len(crops), 4)

@@ -1,6 +1,5 @@
 """What an inversion is: the pair (`w_plus`, `generator`), the pictures it draws, and where they came from."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -146,9 +145,5 @@ class InversionOutput:
                 edits={str(k): float(v) for k, v in config["edits"].items()},
                 reports=[dict(entry["report"]) for entry in entries],
             )
-        except (KeyError, TypeError, ValueError, OSError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as e:
             raise CheckpointError(f"{folder} is damaged or incomplete: {type(e).__name__}: {e}") from e
-
-    def summary(self) -> str:
-        """The figures as indented JSON."""
-        return json.dumps({"edits": self.edits, "photos": self.reports}, indent=2)

@@ -55,12 +55,10 @@ class PTIPipeline(InversionPipeline):
         self.perceptual = perceptual
         self.projector = projector or ProjectorConfig()
         self.tuning = tuning or TuningConfig()
-        self._perceptual_name = "st-alex"
 
     @classmethod
     def _from_folder(cls, folder: Path, config: Mapping[str, Any], generator: Generator) -> Self:
         settings = config.get("pti", {})
-        name = settings.get("perceptual", "alex")
         try:
             projector, tuning = (
                 ProjectorConfig(**settings.get("projector", {})),
@@ -68,13 +66,14 @@ class PTIPipeline(InversionPipeline):
             )
         except (TypeError, ValueError) as e:
             raise CheckpointError(f"{folder / 'config.json'}: bad settings under `pti`: {e}") from e
-        pipeline = cls(generator, perceptual=load_perceptual(name), projector=projector, tuning=tuning)
-        pipeline._perceptual_name = name
-        return pipeline
+        perceptual = load_perceptual(settings.get("perceptual", "st-alex"))
+        return cls(generator, perceptual=perceptual, projector=projector, tuning=tuning)
 
     def _settings(self) -> dict[str, Any]:
+        if self.perceptual.name is None:
+            raise ValueError("`perceptual` has no name, so it cannot be saved: take one from `load_perceptual`.")
         settings = {"projector": dataclasses.asdict(self.projector), "tuning": dataclasses.asdict(self.tuning)}
-        return {"pti": {"perceptual": self._perceptual_name, **settings}}
+        return {"pti": {"perceptual": self.perceptual.name, **settings}}
 
     def to(self, device: torch.device | str) -> Self:
         """Move every network to a device, in place, and return the pipeline."""
@@ -103,10 +102,11 @@ class PTIPipeline(InversionPipeline):
             face: Which face of the photo, by size: 0 is the largest.
             pivot: Optimise "w", one for all layers, which stays editable, or "w_plus", one a layer.
             num_w_steps: Steps of the first stage. `None` means the model's setting, by default 450.
-            num_tuning_steps: Steps of the second stage at most. `None` means the model's setting, by default 350.
+            num_tuning_steps: Steps of the second stage at most; 0 leaves the generator as it is. `None` means the
+                model's setting, by default 350.
             seed: Of all random draws.
             callback: Called after each step with the step and its figures ("stage", "loss", "photo", ...). Returning
-                True ends the stage there and keeps the best state; an exception ends the call.
+                True stops there and keeps the best state so far; an exception ends the call.
             progress: Show a progress bar.
 
         Returns:
@@ -120,6 +120,11 @@ class PTIPipeline(InversionPipeline):
         """
         if pivot not in get_args(Pivot):
             raise ValueError(f"`pivot` must be one of {', '.join(get_args(Pivot))}, got {pivot!r}.")
+        for name, value, least in (("num_w_steps", num_w_steps, 1), ("num_tuning_steps", num_tuning_steps, 0)):
+            if value is not None and value < least:
+                raise ValueError(f"`{name}` must be >= {least}, got {value}.")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"`seed` must be in [0, 2**63), got {seed}.")
         projector = dataclasses.replace(self.projector, **_given(num_steps=num_w_steps))
         tuning = dataclasses.replace(self.tuning, **_given(num_steps=num_tuning_steps))
         crops = self._crops(image, align, face)
@@ -149,6 +154,8 @@ class PTIPipeline(InversionPipeline):
         )
         with torch.no_grad():
             y_hat = self.generator.synthesis(found.w_plus, noise=found.noise).clamp(-1, 1)
+        if found.stopped_by != "steps":  # a stopped projection stops the run
+            tuning = dataclasses.replace(tuning, num_steps=0)
         tuned = tune_generator(
             self.generator,
             target,
@@ -163,7 +170,7 @@ class PTIPipeline(InversionPipeline):
             "l2_pivot": (y_hat - target).square().mean().item(),
             "w_steps": len(found.losses),
             "tuning_steps": len(tuned.losses) - 1,
-            "stopped_by": tuned.stopped_by,
+            "stopped_by": tuned.stopped_by if found.stopped_by == "steps" else found.stopped_by,
             "seconds": round(time.perf_counter() - start, 2),
         }
         return found.w_plus, tuned.generator, report

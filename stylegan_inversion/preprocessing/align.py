@@ -119,12 +119,17 @@ def align_face(
     if count == 0:
         raise FaceNotFoundError(
             "No face was found in the photo. Use a photo in which the face is larger, lit and seen from the front; "
-            "if it is an aligned crop already, pass `align=False`."
+            "if it is an aligned crop already, pass `align=False` (`--no-align`)."
         )
     if not 0 <= face < count:
         raise FaceNotFoundError(f"`face` must be in [0, {count - 1}], got {face}: {count} found in the photo.")
     image, quad = _crop(photo, face_quad(faces_landmarks[face], scale), size)
     return Crop(image, quad, photo, face_count=count, face_index=face)
+
+
+def recrop(crop: Crop, size: int) -> Image.Image:
+    """Cut what a crop shows out of its photo once more, at another size: sharper than resizing the crop."""
+    return uncropped(crop.photo, size).image if crop.quad is None else crop_quad(crop.photo, crop.quad, size)
 
 
 def uncropped(photo: Image.Image, size: int) -> Crop:

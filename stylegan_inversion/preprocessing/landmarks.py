@@ -53,7 +53,8 @@ def get_landmark_detector(name: Literal["auto", "builtin", "facexlib"] = "auto")
 
     Args:
         name: "builtin" needs nothing else. "facexlib" is RetinaFace, stronger on small, turned and covered faces; it
-            fetches its weights once. "auto" takes facexlib if it is installed with its weights, else the built-in one.
+            fetches its weights once. "auto" takes facexlib if it is installed and its weights are there or can be
+            fetched, else the built-in one.
 
     Raises:
         ValueError: If `name` is none of these.
@@ -64,7 +65,7 @@ def get_landmark_detector(name: Literal["auto", "builtin", "facexlib"] = "auto")
         raise ValueError(f'`name` must be "auto", "builtin" or "facexlib", got {name!r}.')
     if name == "facexlib":
         return FacexlibLandmarkDetector()
-    if name == "auto" and importlib.util.find_spec("facexlib") and _facexlib_weights().is_file():
+    if name == "auto" and importlib.util.find_spec("facexlib"):
         try:
             return FacexlibLandmarkDetector()
         except (MissingDependencyError, CheckpointError) as e:

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, no_type_check
 
-import torch
 from PIL import Image
 
 from stylegan_inversion.pipelines.output import InversionOutput
@@ -65,7 +64,7 @@ def launch(
     host: str = "127.0.0.1",
     port: int | None = None,
     share: bool = False,
-    device: str | None = None,
+    device: str = "auto",
 ) -> None:
     """Serve the app until it is interrupted.
 
@@ -74,13 +73,13 @@ def launch(
         host: Address to listen on. "0.0.0.0" is everyone who can reach this machine.
         port: Port to listen on. `None` means the first free one from 7860.
         share: Also open a public link through Gradio's servers.
-        device: Where to run. `None` means the first GPU, or else the CPU.
+        device: Where to run; "auto" is the best there is.
 
     Raises:
         ModelNotFoundError: If there is no such model.
         CheckpointError: If a file of the model is damaged.
     """
-    pipeline = PTIPipeline.from_pretrained(model, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipeline = PTIPipeline.from_pretrained(model, device=device)
     build_app(pipeline).launch(server_name=host, server_port=port, share=share, **launch_options())
 
 

@@ -14,7 +14,7 @@ from stylegan_inversion.inversion.projector import (
     w_statistics,
 )
 from stylegan_inversion.losses.lpips import PerceptualDistance
-from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
 
 SHORT = ProjectorConfig(num_steps=60, learning_rate=0.05)
 
@@ -145,3 +145,69 @@ def test_nan_keeps_the_best_state(generator: Generator, perceptual: PerceptualDi
 def test_wrong_size(generator: Generator, perceptual: PerceptualDistance) -> None:
     with pytest.raises(ValueError, match="`target` must be 32 px a side, got 64 x 64"):
         project_w(generator, torch.zeros(1, 3, 64, 64), perceptual=perceptual)
+
+
+def test_it_is_the_loop_of_the_paper(generator: Generator, perceptual: PerceptualDistance, target: Tensor) -> None:
+    """Three steps against a plain loop, written out."""
+    config = ProjectorConfig(num_steps=3, learning_rate=0.5, ramp_up=0.3, num_w_samples=50)
+    found = project_w(generator, target, perceptual=perceptual, config=config, seed=7)
+
+    w_avg, spread = w_statistics(generator, 50, seed=7)
+    rng = torch.Generator().manual_seed(7)
+    noise = [torch.randn(1, 1, *c.noise_const.shape, generator=rng).requires_grad_() for c in generator.synthesis.convs]
+    w = w_avg[None, None].clone().requires_grad_()
+    adam = torch.optim.Adam([w, *noise], betas=(0.9, 0.999))
+    states, losses = [], []
+    for step in range(3):
+        t = step / 3
+        rate = 0.5 * min(1, t / 0.3) * (0.5 - 0.5 * math.cos(math.pi * min(1, (1 - t) / 0.25)))
+        sigma = 0.05 * spread * max(0, 1 - t / 0.75) ** 2
+        noisy = w + torch.randn(w.shape, generator=rng) * sigma
+        distance = perceptual(generator.synthesis(noisy.expand(-1, 8, -1), noise=noise), target)
+        loss = distance.sum() + 1e5 * noise_regularization(noise)
+        losses.append(distance.item())
+        states.append((w.detach().clone(), [n.detach().clone() for n in noise]))
+        adam.param_groups[0]["lr"] = rate
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        for n in noise:
+            n.data = (n.data - n.data.mean()) / (n.data - n.data.mean()).square().mean().sqrt()
+    best = min(range(3), key=lambda i: losses[i])
+    assert found.losses == pytest.approx(losses, rel=1e-4)
+    torch.testing.assert_close(found.w_plus[:, :1], states[best][0], rtol=1e-3, atol=1e-4)
+    for ours, theirs in zip(found.noise, states[best][1]):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_the_best_state_of_each_image_is_returned(
+    generator: Generator, perceptual: PerceptualDistance, target: Tensor
+) -> None:
+    """With a learning rate far too high the loss rises; the lowest must come back, for each image its own."""
+    for conv in generator.synthesis.convs:
+        conv.noise_strength.data.zero_()
+    config = ProjectorConfig(num_steps=8, learning_rate=5.0, w_noise=0.0)
+    targets = torch.cat([target, target.flip(3)])
+    found = project_w(generator, targets, perceptual=perceptual, config=config)
+    assert found.losses[-1] > min(found.losses)
+    distances = perceptual(generator.synthesis(found.w_plus), targets)
+    assert distances.mean().item() <= min(found.losses) + 1e-6
+
+
+def test_large_images_are_pooled_for_the_distance(perceptual: PerceptualDistance) -> None:
+    sizes: list[int] = []
+
+    class Spy(Poisoned):
+        def features(self, x: Tensor) -> list[Tensor]:
+            sizes.append(x.shape[-1])
+            return super().features(x)
+
+    config = GeneratorConfig(512, z_dim=4, w_dim=4, mapping_layers=1, channel_base=512, channel_max=1)
+    big = Generator(config).eval()
+    project_w(
+        big,
+        torch.zeros(1, 3, 512, 512),
+        perceptual=Spy(perceptual, 9),
+        config=ProjectorConfig(num_steps=1, num_w_samples=2),
+    )
+    assert sizes == [256, 256]

@@ -10,7 +10,11 @@ from PIL import Image, ImageChops
 from stylegan_inversion import InversionOutput, PTIPipeline
 from stylegan_inversion.errors import CheckpointError, FaceNotFoundError, InvalidImageError, ModelNotFoundError
 from stylegan_inversion.hub import read_config, write_config
+from stylegan_inversion.inversion.projector import project_w
+from stylegan_inversion.losses.lpips import ShiftTolerantAlexNet, ShiftTolerantAlexNetConfig
+from stylegan_inversion.pipelines.base import find_device
 from stylegan_inversion.preprocessing.align import face_quad
+from stylegan_inversion.preprocessing.image import to_tensor
 
 
 def state(pipeline: PTIPipeline) -> dict[str, torch.Tensor]:
@@ -84,13 +88,68 @@ def test_step_counts_and_pivots(pti: PTIPipeline, photo: Image.Image) -> None:
     assert not torch.equal(out.w_plus[:, 0], out.w_plus[:, 1])
     with pytest.raises(ValueError, match="`pivot` must be one of w, w_plus, got 'e4e'"):
         pti(photo, pivot="e4e")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="`num_steps` must be >= 1, got 0"):
+    with pytest.raises(ValueError, match="`num_w_steps` must be >= 1, got 0"):
         pti(photo, num_w_steps=0)
+    with pytest.raises(ValueError, match="`num_tuning_steps` must be >= 0, got -1"):
+        pti(photo, num_tuning_steps=-1)
+    with pytest.raises(ValueError, match=r"`seed` must be in \[0, 2\*\*63\), got -1"):
+        pti(photo, seed=-1)
 
 
 def test_stopping_keeps_the_best_state(pti: PTIPipeline, photo: Image.Image) -> None:
     out = pti(photo, callback=lambda step, info: info["stage"] == "tuning" and step == 1)
     assert out.reports[0]["stopped_by"] == "callback" and out.reports[0]["tuning_steps"] == 1
+
+
+def test_stopping_the_projection_stops_the_run(pti: PTIPipeline, photo: Image.Image) -> None:
+    calls: list[str] = []
+
+    def callback(step: int, info: dict[str, Any]) -> bool:
+        calls.append(info["stage"])
+        return step == 2
+
+    out = pti(photo, callback=callback)
+    assert calls == ["projection", "projection"]
+    assert (out.reports[0]["stopped_by"], out.reports[0]["tuning_steps"]) == ("callback", 0)
+    weights = pti.generator.synthesis.blocks["4"].conv1.weight
+    assert torch.equal(out.generator.synthesis.blocks["4"].conv1.weight, weights)
+
+
+def test_the_report_and_the_noise_are_those_of_the_projection(pti: PTIPipeline, photo: Image.Image) -> None:
+    out = pti(photo, num_tuning_steps=0, seed=4)
+    target = to_tensor(out.crops[0].image)
+    found = project_w(pti.generator, target, perceptual=pti.perceptual, config=pti.projector, seed=4)
+    assert torch.equal(out.w_plus, found.w_plus)
+    for conv, noise in zip(out.generator.synthesis.convs, found.noise, strict=True):
+        assert torch.equal(conv.noise_const, noise[0, 0])
+    with torch.no_grad():
+        l2 = (out.generator.synthesis(out.w_plus).clamp(-1, 1) - target).square().mean().item()
+    assert out.reports[0]["l2_pivot"] == pytest.approx(l2) == pytest.approx(out.reports[0]["l2"])
+
+
+def test_inference_mode_of_the_caller_does_not_matter(pti: PTIPipeline, photo: Image.Image) -> None:
+    expected = pti(photo, seed=1)
+    with torch.inference_mode():
+        out = pti(photo, seed=1)
+    assert torch.equal(out.w_plus, expected.w_plus) and out.images[0].tobytes() == expected.images[0].tobytes()
+
+
+def test_devices() -> None:
+    assert find_device(None).type == "cpu" and find_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(ValueError, match="`device` must be auto, cuda, mps, cpu or such as cuda:1, got 'gpu'"):
+        find_device("gpu")
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="`device` is 'cuda:0', which this machine or this build of PyTorch lacks"):
+        find_device("cuda:0")
+
+
+def test_a_nameless_perceptual_network_is_not_saved(pti: PTIPipeline, tmp_path: Path) -> None:
+    own = ShiftTolerantAlexNet(ShiftTolerantAlexNetConfig((4, 4, 4, 4, 4)))
+    with pytest.raises(ValueError, match="`perceptual` has no name"):
+        PTIPipeline(pti.generator, perceptual=own).save_pretrained(tmp_path)
 
 
 def test_unaligned_input(pti: PTIPipeline, photo: Image.Image) -> None:
@@ -127,7 +186,7 @@ def test_save_and_load_an_inversion(pti: PTIPipeline, photo: Image.Image, tmp_pa
     out = pti.edit(pti([photo, photo]), smile=2.0)
     loaded = InversionOutput.load(out.save(tmp_path / "out"))
     assert torch.equal(loaded.w_plus, out.w_plus) and loaded.edits == out.edits and loaded.reports == out.reports
-    assert len(loaded.generators) == 2 and loaded.summary() == out.summary()
+    assert len(loaded.generators) == 2
     for mine, theirs in zip(loaded.generators, out.generators):
         assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in mine.state_dict().items())
     for mine, theirs in zip(pti.paste_back(loaded), pti.paste_back(out)):

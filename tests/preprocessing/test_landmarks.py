@@ -207,12 +207,11 @@ def test_facexlib_without_weights_says_where_they_go(
         FacexlibLandmarkDetector()
 
 
-def test_auto_takes_facexlib_only_with_its_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    weights = tmp_path / "weights.pth"
-    install_facexlib(monkeypatch, lambda *_, **__: FakeRetinaFace(), weights)
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object())
+def test_auto_takes_facexlib_if_it_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_facexlib(monkeypatch, lambda *_, **__: FakeRetinaFace(), tmp_path / "weights.pth")
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     assert isinstance(get_landmark_detector(), BuiltinLandmarkDetector)
-    weights.touch()
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object())
     assert isinstance(get_landmark_detector(), FacexlibLandmarkDetector)
 
 

@@ -1,0 +1,1 @@
+"""Measures of what came out: one function a measure."""
