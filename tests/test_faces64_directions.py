@@ -6,17 +6,9 @@ from torch import Tensor
 
 from stylegan_inversion import latents
 from stylegan_inversion.editing.directions import Direction, load_directions
+from stylegan_inversion.evaluation.face_scores import load_face_scorer
 from stylegan_inversion.hub import builtin_path, load_module
-from stylegan_inversion.models.face import (
-    EXPRESSIONS,
-    AgeGenderConfig,
-    AgeGenderNet,
-    ExpressionNet,
-    FaceFeaturesConfig,
-    FaceLandmarks68,
-    FaceScorer,
-    landmark_yaw,
-)
+from stylegan_inversion.models.face import EXPRESSIONS, FaceScorer, landmark_yaw
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 
 NAMES = ["smile", "age", "gender", "yaw"]
@@ -38,12 +30,7 @@ def generator() -> Generator:
 
 @pytest.fixture(scope="module")
 def scorer() -> FaceScorer:
-    face = builtin_path("faces64/face")
-    return FaceScorer(
-        load_module(FaceLandmarks68, FaceFeaturesConfig, face / "landmarks"),
-        load_module(ExpressionNet, FaceFeaturesConfig, face / "expression"),
-        load_module(AgeGenderNet, AgeGenderConfig, face / "age_gender"),
-    )
+    return load_face_scorer()
 
 
 def one_score(scorer: FaceScorer, name: str, x: Tensor) -> Tensor:

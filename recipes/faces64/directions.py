@@ -33,15 +33,8 @@ from torch import Tensor
 from stylegan_inversion import latents
 from stylegan_inversion.editing.directions import Direction, save_directions
 from stylegan_inversion.editing.interfacegan import condition_boundary, fit_boundary
+from stylegan_inversion.evaluation.face_scores import load_face_scorer
 from stylegan_inversion.hub import WEIGHTS_NAME, builtin_path, load_module, read_tensors, write_tensors
-from stylegan_inversion.models.face import (
-    AgeGenderConfig,
-    AgeGenderNet,
-    ExpressionNet,
-    FaceFeaturesConfig,
-    FaceLandmarks68,
-    FaceScorer,
-)
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 
 logger = logging.getLogger("directions")
@@ -80,13 +73,9 @@ class Workbench:
 
     def __init__(self, cache: Path) -> None:
         """Load the networks; channels last, which is the faster layout on a CPU."""
-        face, generator = builtin_path("faces64/face"), builtin_path("faces64/generator")
+        generator = builtin_path("faces64/generator")
         self.generator = load_module(Generator, GeneratorConfig, generator)
-        self.scorer = FaceScorer(
-            load_module(FaceLandmarks68, FaceFeaturesConfig, face / "landmarks"),
-            load_module(ExpressionNet, FaceFeaturesConfig, face / "expression"),
-            load_module(AgeGenderNet, AgeGenderConfig, face / "age_gender"),
-        ).to(memory_format=torch.channels_last)
+        self.scorer = load_face_scorer().to(memory_format=torch.channels_last)
         self.generator.synthesis.to(memory_format=torch.channels_last)
         digest = hashlib.sha256((generator / WEIGHTS_NAME).read_bytes()).hexdigest()
         self.cache = cache / f"directions-{digest[:12]}"
