@@ -40,25 +40,30 @@ def measure(resolution: int, batch: int, device: str, repeats: int) -> dict[str,
         generator.zero_grad(set_to_none=True)
 
     result = {}
+    resting = peak(device)  # the weights, and on a CPU the interpreter
     for name, run in (("forward", forward), ("backward", backward)):
-        before = peak(device)
+        if device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats()
         times = []
         for _ in range(repeats + 1):
             start = time.perf_counter()
             run()
             if device != "cpu":
-                torch.cuda.synchronize()
+                getattr(torch, device.partition(":")[0]).synchronize()
             times.append((time.perf_counter() - start) * 1e3)
         result[name] = statistics.median(times[1:])
-        result[f"{name}_mb"] = peak(device) - before
+        result[f"{name}_mb"] = peak(device) - resting
     return result
 
 
 def peak(device: str) -> float:
-    """Peak memory of the process (CPU) or of the allocator (CUDA) so far, in megabytes."""
-    if device != "cpu":
+    """Peak memory so far, in megabytes: of the process on a CPU, of the allocator on CUDA, at present on MPS."""
+    if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    if device.startswith("mps"):
+        return torch.mps.current_allocated_memory() / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def main() -> None:
