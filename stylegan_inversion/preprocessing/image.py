@@ -62,7 +62,7 @@ def load_image(source: Any) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _read(io.BytesIO(source), "The image")
+        return _read(io.BytesIO(source), "The file")
     if isinstance(source, (str, os.PathLike)):
         path = Path(os.fsdecode(source))
         if "\0" in str(path):
