@@ -66,7 +66,7 @@ def test_whoever_leaves_ends_the_computation(pti: PTIPipeline, photo: Image.Imag
 
 
 def test_errors_come_through(pti: PTIPipeline, photo: Image.Image) -> None:
-    with pytest.raises(ValueError, match=r"`num_steps` must be >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"`num_w_steps` must be >= 1, got 0"):
         list(Sessions(pti).invert(pti.align(photo), num_w_steps=0, num_tuning_steps=1))
 
 
