@@ -71,7 +71,11 @@ def _parser() -> argparse.ArgumentParser:
     invert.add_argument(
         "--num-tuning-steps", type=_at_least(0), metavar="N", help="PTI: steps of the tuning at most [350]"
     )
-    invert.add_argument("--pivot", choices=("w", "w_plus"), help="PTI: space of the pivot [w]")
+    invert.add_argument(
+        "--pivot",
+        choices=("w", "w_plus", "e4e", "psp"),
+        help="PTI: space of the pivot, or the encoder that gives it [w]",
+    )
     invert.add_argument("--seed", type=_at_least(0), help="PTI: of the random draws [0]")
     invert.add_argument("--device", default="auto", help="cpu, cuda, mps, or the best there is [%(default)s]")
     invert.add_argument("--detector", default="auto", choices=("auto", "builtin", "facexlib"), help="[%(default)s]")
@@ -84,6 +88,44 @@ def _parser() -> argparse.ArgumentParser:
     directions = commands.add_parser("directions", help="list what a model can edit")
     directions.set_defaults(run=_directions)
     directions.add_argument("--model", default="faces64", help="[%(default)s]")
+
+    train = commands.add_parser("train", help="train a pSp or e4e encoder, or go on with a run")
+    train.set_defaults(run=_train)
+    train.add_argument("--config", metavar="FILE", help="YAML with fields of TrainConfig")
+    train.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="such as data=folder optimizer.lr=1e-4")
+
+    evaluate = commands.add_parser("evaluate", help="compare methods on a folder of images")
+    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument("data", metavar="DATA_FOLDER", help="aligned face crops, or photos with --align")
+    evaluate.add_argument("--model", default="faces64", help="[%(default)s]")
+    evaluate.add_argument(
+        "--methods",
+        nargs="+",
+        default=["w", "e4e", "psp", "pti"],
+        metavar="NAME",
+        help="of w, w_plus, e4e, psp, pti, pti-e4e, pti-psp [w e4e psp pti]",
+    )
+    evaluate.add_argument("--output", default="evaluation", metavar="DIR", help="[%(default)s]; a stopped run goes on")
+    evaluate.add_argument("--limit", type=_at_least(1), metavar="N", help="only the first N images by name")
+    evaluate.add_argument(
+        "--limit-for",
+        nargs="+",
+        action="extend",
+        default=[],
+        type=_limit,
+        metavar="METHOD=N",
+        help="the same for one method, such as pti=50; a second table compares on the images all methods did",
+    )
+    evaluate.add_argument("--edits", nargs="*", default=["smile"], metavar="NAME", help="[smile]; none if empty")
+    evaluate.add_argument("--align", action="store_true", help="find the face in each photo and cut it out")
+    evaluate.add_argument("--resolution", type=_at_least(11), metavar="PX", help="compare at this side [the model's]")
+    evaluate.add_argument("--perceptual", default="st-alex", help="st-alex, alex or vgg [%(default)s]")
+    evaluate.add_argument("--identity", default="builtin", help="builtin, or a folder with an ArcFace [%(default)s]")
+    evaluate.add_argument("--batch-size", type=_at_least(1), default=16, metavar="N", help="[%(default)s]")
+    evaluate.add_argument("--num-w-steps", type=_at_least(1), metavar="N", help="steps of the projection [450]")
+    evaluate.add_argument("--num-tuning-steps", type=_at_least(0), metavar="N", help="PTI: steps of the tuning [350]")
+    evaluate.add_argument("--device", default="auto", help="[%(default)s]")
+    evaluate.add_argument("--detector", default="auto", choices=("auto", "builtin", "facexlib"), help="[%(default)s]")
 
     app = commands.add_parser("app", help="start the web app")
     app.set_defaults(run=_app)
@@ -114,6 +156,13 @@ def _edit(text: str) -> tuple[str, float]:
         return name, float(strength)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=STRENGTH, such as smile=2") from None
+
+
+def _limit(text: str) -> tuple[str, int]:
+    name, equals, number = text.partition("=")
+    if not (name and equals and number.isdigit() and int(number) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not METHOD=N, such as pti=50")
+    return name, int(number)
 
 
 def _invert(args: argparse.Namespace) -> int:
@@ -155,6 +204,52 @@ def _directions(args: argparse.Namespace) -> int:
         low, high = direction.strength_range or (float("nan"), float("nan"))
         print(f"{direction.name:10} {low:+.1f} to {high:+.1f}  {direction.description}")
     return 0
+
+
+def _train(args: argparse.Namespace) -> int:
+    from stylegan_inversion.training.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    from stylegan_inversion.training.trainer import train
+
+    logging.getLogger("stylegan_inversion").setLevel(logging.INFO)
+    result = train(config)
+    if result.interrupted:
+        print(f"Stopped after step {result.step}; the same command goes on from there.")
+        return 130
+    print(f"{result.step} steps done. The models are in {config.output}: last/" + (", best/" if result.best else ""))
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from stylegan_inversion.evaluation.benchmark import evaluate, find_images
+    from stylegan_inversion.evaluation.methods import load_methods
+
+    images = find_images(args.data)
+    methods = load_methods(
+        args.methods,
+        args.model,
+        device=args.device,
+        detector=args.detector,
+        options={"num_w_steps": args.num_w_steps, "num_tuning_steps": args.num_tuning_steps},
+        limits=dict(args.limit_for),
+    )
+    done = evaluate(
+        methods,
+        images,
+        args.output,
+        root=args.data,
+        limit=args.limit,
+        edits=args.edits,
+        align=args.align,
+        perceptual=args.perceptual,
+        identity=args.identity,
+        resolution=args.resolution,
+        batch_size=args.batch_size,
+        progress=True,
+    )
+    print(f"{done.table}\nEverything is in {done.output}.")
+    return 1 if done.failed else 0
 
 
 def _app(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -173,21 +173,51 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the texts in the header of a safetensors file.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError, ValueError) as e:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {e}") from e
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Args:
+        tensors: By name.
+        path: The file.
+        metadata: Texts for its header; `read_metadata` gives them back.
+
+    Raises:
+        CheckpointError: If it cannot be written, as on a full disk. A file that was there is untouched.
+    """
     contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    _write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata={"format": "pt"}))
+    texts = {"format": "pt", **(metadata or {})}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata=texts))
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(
+            f"{path} could not be written: {e}. What was there before is untouched; make room or choose another folder."
+        ) from e
 
 
 def _write_whole(path: Path, write: Any) -> None:
-    """Call `write` with a temporary file beside `path`, then put it in place in one step."""
+    """Call `write` with a temporary file beside `path`, then put it in place in one step, and wait for the disk."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     temporary = Path(name)
     try:
         write(temporary)
         temporary.chmod(0o644)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

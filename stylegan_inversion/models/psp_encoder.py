@@ -30,10 +30,13 @@ class PyramidEncoderConfig:
     widths: tuple[int, ...] = (64, 128, 256, 512)
     units: tuple[int, ...] = (3, 4, 14, 3)
     reduction: int = 16
+    style_channels: int | None = None  # width of map2style's convolutions; None is w_dim, as in the paper
 
     def __post_init__(self) -> None:
         """Check the values."""
         latents.num_ws(self.output_resolution)
+        if self.style_channels is not None and self.style_channels < 1:
+            raise ValueError(f"`style_channels` must be >= 1, or None for w_dim, got {self.style_channels}.")
         if self.input_resolution not in {2**k for k in range(5, 12)}:
             raise ValueError(f"`input_resolution` must be a power of two from 32 to 2048, got {self.input_resolution}.")
         if not 0 < self.coarse_end <= self.middle_end:
@@ -56,12 +59,12 @@ class PyramidEncoderConfig:
 class MapToStyle(nn.Module):
     """map2style: convolutions of stride 2 down to one pixel, then a linear layer (paper, figure 2)."""
 
-    def __init__(self, in_channels: int, w_dim: int, side: int) -> None:
+    def __init__(self, in_channels: int, channels: int, w_dim: int, side: int) -> None:
         super().__init__()
         num_convs = side.bit_length() - 1
-        widths = [in_channels] + [w_dim] * num_convs
+        widths = [in_channels] + [channels] * num_convs
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise(widths))
-        self.linear = EqualLinear(w_dim, w_dim)
+        self.linear = EqualLinear(channels, w_dim)
 
     def forward(self, x: Float[Tensor, "batch in_channels side side"]) -> Float[Tensor, "batch w_dim"]:
         """One w from features of the side it was built for."""
@@ -85,7 +88,8 @@ class StylePyramid(nn.Module):
         sides = [config.input_resolution // 16] * config.coarse_end
         sides += [config.input_resolution // 8] * (config.middle_end - config.coarse_end)
         sides += [config.input_resolution // 4] * max(0, config.num_ws - config.middle_end)
-        self.styles = nn.ModuleList(MapToStyle(c3, config.w_dim, side) for side in sides[: config.num_ws])
+        channels = config.style_channels or config.w_dim
+        self.styles = nn.ModuleList(MapToStyle(c3, channels, config.w_dim, side) for side in sides[: config.num_ws])
         self.register_buffer("w_avg", torch.zeros(config.num_ws, config.w_dim))
 
     def levels(self, pyramid: Pyramid) -> list[Tensor]:

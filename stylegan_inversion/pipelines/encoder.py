@@ -1,5 +1,7 @@
 """pSp and e4e: one pass through an encoder (arXiv:2008.00951, arXiv:2102.02766); the generator is shared."""
 
+import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,32 +13,53 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from stylegan_inversion import hub
-from stylegan_inversion.errors import ModelNotFoundError
+from stylegan_inversion.editing.mixing import mix_styles
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.latents import broadcast
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 from stylegan_inversion.pipelines.base import ImageLike, InversionPipeline
 from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.preprocessing.align import recrop
-from stylegan_inversion.preprocessing.image import to_tensor
+from stylegan_inversion.preprocessing.align import recrop, uncropped
+from stylegan_inversion.preprocessing.image import to_pil, to_tensor
+from stylegan_inversion.preprocessing.sources import PhotoSource, Source, source_from_config, to_config
 
 
 class EncoderPipeline(InversionPipeline):
-    """What pSp and e4e share: the encoder gives w_plus, the pipeline's own generator draws it."""
+    """What pSp and e4e share: the encoder gives w_plus, the pipeline's own generator draws it.
+
+    Attributes:
+        source: What the encoder reads: photos, sketches or label maps.
+    """
 
     encoder_class: ClassVar[type[nn.Module]]
     encoder_folder: ClassVar[str]
 
-    def __init__(self, generator: Generator, encoder: nn.Module, **parts: Any) -> None:
+    def __init__(self, generator: Generator, encoder: nn.Module, *, source: Source | None = None, **parts: Any) -> None:
         """Put the parts together; `from_pretrained` is the usual way.
 
         Args:
             generator: The StyleGAN2 generator.
             encoder: Images -> w_plus.
+            source: What the encoder reads. `None` means photos.
             **parts: See `InversionPipeline`.
+
+        Raises:
+            ValueError: If the encoder reads another number of channels than the source has.
         """
         super().__init__(generator, **parts)
+        self.source = source or PhotoSource()
         self.encoder = encoder.eval().requires_grad_(False)
+        if self.source.in_channels != self._config.in_channels:
+            raise ValueError(
+                f"`source` has {self.source.in_channels} channels ({self.source}), but the encoder reads "
+                f"{self._config.in_channels}; give the source that it was trained on."
+            )
+
+    @property
+    def _config(self) -> PyramidEncoderConfig:
+        return cast(PyramidEncoderConfig, self.encoder.config)
 
     @classmethod
     def _from_folder(cls, folder: Path, config: Mapping[str, Any], generator: Generator) -> Self:
@@ -46,10 +69,17 @@ class EncoderPipeline(InversionPipeline):
                 "PTIPipeline needs only the generator."
             )
         encoder = hub.load_module(cls.encoder_class, PyramidEncoderConfig, folder / cls.encoder_folder)
-        return cls(generator, encoder)
+        try:
+            source = source_from_config(config["source"]) if "source" in config else PhotoSource()
+            return cls(generator, encoder, source=source)
+        except (TypeError, ValueError) as e:
+            raise CheckpointError(f"{folder / hub.CONFIG_NAME}: bad settings under `source`: {e}") from e
 
     def _save_parts(self, folder: Path) -> None:
         hub.save_module(self.encoder, folder / self.encoder_folder)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"source": to_config(self.source)}
 
     def to(self, device: torch.device | str) -> Self:
         """Move every network to a device, in place, and return the pipeline."""
@@ -75,15 +105,99 @@ class EncoderPipeline(InversionPipeline):
         Raises:
             InvalidImageError: If a photo cannot be read.
             FaceNotFoundError: If there is no face, or not that many.
+            ValueError: If the encoder reads sketches or label maps: use `translate`.
         """
+        if not isinstance(self.source, PhotoSource):
+            raise ValueError(
+                f"This encoder reads {self.source}, in which no face can be found; use `translate(image)` instead."
+            )
         crops = self._crops(image, align, face)
         start = time.perf_counter()
-        side = cast(PyramidEncoderConfig, self.encoder.config).input_resolution
-        inputs = (to_tensor(recrop(crop, side)).to(self.device) for crop in crops)
+        inputs = (to_tensor(recrop(crop, self._config.input_resolution)).to(self.device) for crop in crops)
         bar = tqdm(inputs, total=len(crops), disable=not progress, unit="photo", leave=False)
         w_plus = torch.cat([self.encoder(x) for x in bar])
         seconds = round((time.perf_counter() - start) / len(crops), 4)
         return self._output(crops, w_plus, [self.generator] * len(crops), [{"seconds": seconds}] * len(crops))
+
+    @torch.no_grad()
+    def translate(
+        self,
+        image: ImageLike,
+        *,
+        num_outputs: int = 1,
+        latent_mask: Sequence[int] | None = None,
+        mix_alpha: float | None = None,
+        seed: int = 0,
+    ) -> InversionOutput:
+        """Turn a picture of the kind the encoder was trained on into one or more faces (pSp, section 4).
+
+        Nothing is aligned. Style mixing gives several faces for one sketch: the layers in `latent_mask`, the fine ones
+        for instance, get a random w, another one for each output.
+
+        Args:
+            image: A photo that is an aligned crop, a sketch, or a label map (path, PIL image, bytes, array). Of a
+                picture that is not square the central square is taken.
+            num_outputs: How many faces.
+            latent_mask: The layers that get a random w, each in [0, num_ws - 1]; pSp's are 8 to 17 at 1024 px. `None`
+                mixes nothing.
+            mix_alpha: Weight of the random w in these layers, in [0, 1]; the rest is the picture's own w. `None`
+                means 1.
+            seed: Of the random w. Output i does not depend on `num_outputs`.
+
+        Returns:
+            `num_outputs` outputs. Their crops show the picture itself; a label map in one colour a label. Unless it is
+            a photo, the reports have no "l2": a face is not compared with a drawing.
+
+        Raises:
+            InvalidImageError: If the picture cannot be read, or a label map holds a number that is no label.
+            ValueError: If an argument is out of range, or `num_outputs` or `mix_alpha` is given without `latent_mask`.
+        """
+        mask = self._latent_mask(num_outputs, latent_mask, mix_alpha)
+        picture, resolution = self.source.load(image), self.generator.config.resolution
+        if isinstance(self.source, PhotoSource):
+            crop = uncropped(picture, resolution)
+        else:
+            crop = uncropped(to_pil(self.source.preview(self.source(picture, resolution)[None]))[0], resolution)
+        start = time.perf_counter()
+        x = self.source(picture, self._config.input_resolution)[None]
+        w_plus = self.encoder(x.to(self.device)).repeat(num_outputs, 1, 1)
+        if mask is not None:
+            rng = torch.Generator().manual_seed(seed)  # on the CPU: the same faces on every device
+            z = torch.stack([torch.randn(self.generator.config.z_dim, generator=rng) for _ in range(num_outputs)])
+            w = self.generator.mapping(z.to(self.device))
+            alpha = 1.0 if mix_alpha is None else mix_alpha
+            w_plus = mix_styles(w_plus, broadcast(w, w_plus.shape[1]), layers=mask, alpha=alpha)
+        report = {"seconds": round((time.perf_counter() - start) / num_outputs, 4)}
+        out = self._output([crop] * num_outputs, w_plus, [self.generator] * num_outputs, [report] * num_outputs)
+        if isinstance(self.source, PhotoSource):
+            return out
+        reports = [{name: value for name, value in full.items() if name != "l2"} for full in out.reports]
+        return dataclasses.replace(out, reports=reports)
+
+    def _latent_mask(
+        self, num_outputs: int, latent_mask: Sequence[int] | None, mix_alpha: float | None
+    ) -> torch.Tensor | None:
+        """Check the arguments of `translate`; the layers as a mask (num_ws,)."""
+        num_ws = self._config.num_ws
+        if num_outputs < 1:
+            raise ValueError(f"`num_outputs` must be at least 1, got {num_outputs}.")
+        if latent_mask is None:
+            if num_outputs > 1:
+                raise ValueError(
+                    f"`num_outputs` is {num_outputs}, but without `latent_mask` all outputs would be the same; name "
+                    f"the layers that get a random w, such as latent_mask=range({num_ws // 2}, {num_ws})."
+                )
+            if mix_alpha is not None:
+                raise ValueError(f"`mix_alpha` is {mix_alpha}, but there is no `latent_mask` for it to work on.")
+            return None
+        if mix_alpha is not None and not (math.isfinite(mix_alpha) and 0 <= mix_alpha <= 1):
+            raise ValueError(f"`mix_alpha` must be in [0, 1], got {mix_alpha}.")
+        layers = list(latent_mask)
+        if not layers or not all(0 <= layer < num_ws for layer in layers):
+            raise ValueError(f"`latent_mask` must name layers in [0, {num_ws - 1}], at least one, got {layers}.")
+        mask = torch.zeros(num_ws, dtype=torch.bool)
+        mask[layers] = True
+        return mask
 
 
 class PSPPipeline(EncoderPipeline):

@@ -2,35 +2,49 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
-from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion import hub
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.pivotal_tuning import TuningConfig, tune_generator
-from stylegan_inversion.inversion.projector import Callback, ProjectorConfig, project_w, project_w_plus
+from stylegan_inversion.inversion.projector import Callback, Projection, ProjectorConfig, project_w, project_w_plus
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.pipelines.base import ImageLike, InversionPipeline
+from stylegan_inversion.pipelines.encoder import E4EPipeline, EncoderPipeline, PSPPipeline
 from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.preprocessing.align import Crop
+from stylegan_inversion.preprocessing.align import Crop, recrop
 from stylegan_inversion.preprocessing.image import to_tensor
+from stylegan_inversion.preprocessing.sources import PhotoSource, to_config
 
-Pivot = Literal["w", "w_plus"]
+Pivot = Literal["w", "w_plus", "e4e", "psp"]
 _PROJECTORS = {"w": project_w, "w_plus": project_w_plus}
+_ENCODERS: dict[str, type[EncoderPipeline]] = {"e4e": E4EPipeline, "psp": PSPPipeline}
+
+
+class _PivotFinder(NamedTuple):
+    """Finds the pivot of a crop, whose tensor is given with it, in so many steps of optimisation."""
+
+    find: Callable[[Crop, Tensor, Callback], Projection]
+    num_steps: int
 
 
 class PTIPipeline(InversionPipeline):
-    """Inversion by optimisation: the nearest w, then a copy of the generator tuned to draw the photo at that w.
+    """Inversion by optimisation: a w near the photo, then a copy of the generator tuned to draw the photo at that w.
 
     Attributes:
         perceptual: Perceptual distance of both stages.
         projector: Settings of the first stage.
         tuning: Settings of the second stage.
+        encoders: Encoders that can give the pivot, by name; those of a model are loaded when first needed.
     """
 
     def __init__(
@@ -40,6 +54,7 @@ class PTIPipeline(InversionPipeline):
         perceptual: PerceptualDistance,
         projector: ProjectorConfig | None = None,
         tuning: TuningConfig | None = None,
+        encoders: Mapping[str, nn.Module] | None = None,
         **parts: Any,
     ) -> None:
         """Put the parts together; `from_pretrained` is the usual way.
@@ -49,9 +64,18 @@ class PTIPipeline(InversionPipeline):
             perceptual: Perceptual distance of both stages.
             projector: Settings of the first stage. `None` means PTI's.
             tuning: Settings of the second stage. `None` means PTI's.
+            encoders: Images -> w_plus: an `Encoder4Editing` as "e4e", a `GradualStyleEncoder` as "psp", or neither.
             **parts: See `InversionPipeline`.
+
+        Raises:
+            ValueError: If an encoder has another name.
         """
+        unknown = [name for name in encoders or {} if name not in _ENCODERS]
+        if unknown:
+            raise ValueError(f"`encoders` must be named {' or '.join(_ENCODERS)}, got {unknown[0]!r}.")
         super().__init__(generator, **parts)
+        self.encoders = {name: encoder.eval().requires_grad_(False) for name, encoder in (encoders or {}).items()}
+        self._encoder_folders: dict[str, Path] = {}
         self.perceptual = perceptual
         self.projector = projector or ProjectorConfig()
         self.tuning = tuning or TuningConfig()
@@ -67,7 +91,34 @@ class PTIPipeline(InversionPipeline):
         except (TypeError, ValueError) as e:
             raise CheckpointError(f"{folder / 'config.json'}: bad settings under `pti`: {e}") from e
         perceptual = load_perceptual(settings.get("perceptual", "st-alex"))
-        return cls(generator, perceptual=perceptual, projector=projector, tuning=tuning)
+        pipeline = cls(generator, perceptual=perceptual, projector=projector, tuning=tuning)
+        if config.get("source") in (None, to_config(PhotoSource())):  # encoders of sketches and labels give no pivot
+            folders = {name: folder / kind.encoder_folder for name, kind in _ENCODERS.items()}
+            pipeline._encoder_folders = {name: inside for name, inside in folders.items() if inside.is_dir()}
+        return pipeline
+
+    @property
+    def pivots(self) -> tuple[str, ...]:
+        """What a call can take as `pivot`: both projections, and the encoders there are."""
+        return (*_PROJECTORS, *(name for name in _ENCODERS if name in {**self.encoders, **self._encoder_folders}))
+
+    @torch.inference_mode(False)  # of the caller, if that is on: the encoder stays
+    def _encoder(self, name: str) -> nn.Module:
+        if name not in self.pivots:
+            raise ModelNotFoundError(
+                f"The model holds no {_ENCODERS[name].encoder_class.__name__} of photos (folder "
+                f"{_ENCODERS[name].encoder_folder!r}) for pivot={name!r}. Take one of {', '.join(self.pivots)}."
+            )
+        if name not in self.encoders:
+            self.encoders[name] = hub.load_module(
+                _ENCODERS[name].encoder_class, PyramidEncoderConfig, self._encoder_folders[name], device=self.device
+            )
+        return self.encoders[name]
+
+    def _save_parts(self, folder: Path) -> None:
+        for name in self.pivots:
+            if name in _ENCODERS:
+                hub.save_module(self._encoder(name), folder / _ENCODERS[name].encoder_folder)
 
     def _settings(self) -> dict[str, Any]:
         if self.perceptual.name is None:
@@ -79,6 +130,8 @@ class PTIPipeline(InversionPipeline):
         """Move every network to a device, in place, and return the pipeline."""
         self.generator.to(device)
         self.perceptual.to(device)
+        for encoder in self.encoders.values():
+            encoder.to(device)
         return self
 
     def __call__(
@@ -100,8 +153,10 @@ class PTIPipeline(InversionPipeline):
             image: A photo (path, PIL image, bytes, array), or a list of them.
             align: Find the face and cut it out. False takes the photo as an aligned crop.
             face: Which face of the photo, by size: 0 is the largest.
-            pivot: Optimise "w", one for all layers, which stays editable, or "w_plus", one a layer.
-            num_w_steps: Steps of the first stage. `None` means the model's setting, by default 450.
+            pivot: Optimise "w", one for all layers, which stays editable, or "w_plus", one a layer; or take the answer
+                of the model's encoder "e4e" or "psp", at once. `pivots` names those there are.
+            num_w_steps: Steps of the optimisation of w, which an encoder needs none of. `None` means the model's
+                setting, by default 450.
             num_tuning_steps: Steps of the second stage at most; 0 leaves the generator as it is. `None` means the
                 model's setting, by default 350.
             seed: Of all random draws.
@@ -116,6 +171,8 @@ class PTIPipeline(InversionPipeline):
             ValueError: If a number or `pivot` is out of range.
             InvalidImageError: If a photo cannot be read.
             FaceNotFoundError: If there is no face, or not that many.
+            ModelNotFoundError: If `pivot` is an encoder that the model does not hold.
+            CheckpointError: If the encoder's files are damaged.
             DivergedError: If the optimisation gives NaN at its first step.
         """
         if pivot not in get_args(Pivot):
@@ -127,31 +184,50 @@ class PTIPipeline(InversionPipeline):
             raise ValueError(f"`seed` must be in [0, 2**63), got {seed}.")
         projector = dataclasses.replace(self.projector, **_given(num_steps=num_w_steps))
         tuning = dataclasses.replace(self.tuning, **_given(num_steps=num_tuning_steps))
+        finder = self._pivot_finder(pivot, projector, seed)
         crops = self._crops(image, align, face)
-        steps = len(crops) * (projector.num_steps + tuning.num_steps)
-        with tqdm(total=steps, disable=not progress, unit="step", leave=False) as bar:
+        steps = finder.num_steps + tuning.num_steps
+        with tqdm(total=len(crops) * steps, disable=not progress, unit="step", leave=False) as bar:
             inverted = []
             for i, crop in enumerate(crops):
 
                 def on_step(step: int, info: dict[str, Any], photo: int = i) -> bool | None:
-                    done = photo * (projector.num_steps + tuning.num_steps) + step
-                    bar.n = done + (projector.num_steps if info["stage"] == "tuning" else 0)
+                    bar.n = photo * steps + step + (finder.num_steps if info["stage"] == "tuning" else 0)
                     bar.set_postfix_str(f"{info['stage']} {info['loss']:.4f}", refresh=False)
                     bar.update(0)
                     return callback(step, {**info, "photo": photo}) if callback else None
 
-                inverted.append(self._invert(crop, pivot, projector, tuning, seed, on_step))
+                w, tuned, report = self._invert(crop, finder, tuning, seed, on_step)
+                inverted.append((w, tuned, {"pivot": pivot, **report}))
         w_plus = torch.cat([w for w, _, _ in inverted])
         return self._output(crops, w_plus, [g for _, g, _ in inverted], [report for _, _, report in inverted])
 
+    def _pivot_finder(self, pivot: Pivot, projector: ProjectorConfig, seed: int) -> _PivotFinder:
+        if pivot in _PROJECTORS:
+
+            def project(crop: Crop, target: Tensor, callback: Callback) -> Projection:
+                return _PROJECTORS[pivot](
+                    self.generator, target, perceptual=self.perceptual, config=projector, seed=seed, callback=callback
+                )
+
+            return _PivotFinder(project, projector.num_steps)
+        encoder = self._encoder(pivot)
+        side = cast(PyramidEncoderConfig, encoder.config).input_resolution
+
+        @torch.no_grad()
+        def encode(crop: Crop, target: Tensor, callback: Callback) -> Projection:
+            w_plus = encoder(to_tensor(recrop(crop, side)).to(target))
+            # Encoders are made for the generator as it is, with its own noise.
+            return Projection(w_plus, [conv.noise_const[None, None] for conv in self.generator.synthesis.convs])
+
+        return _PivotFinder(encode, 0)
+
     def _invert(
-        self, crop: Crop, pivot: Pivot, projector: ProjectorConfig, tuning: TuningConfig, seed: int, callback: Callback
-    ) -> tuple[torch.Tensor, Generator, dict[str, Any]]:
+        self, crop: Crop, finder: _PivotFinder, tuning: TuningConfig, seed: int, callback: Callback
+    ) -> tuple[Tensor, Generator, dict[str, Any]]:
         start = time.perf_counter()
         target = to_tensor(crop.image).to(self.device)
-        found = _PROJECTORS[pivot](
-            self.generator, target, perceptual=self.perceptual, config=projector, seed=seed, callback=callback
-        )
+        found = finder.find(crop, target, callback)
         with torch.no_grad():
             y_hat = self.generator.synthesis(found.w_plus, noise=found.noise).clamp(-1, 1)
         if found.stopped_by != "steps":  # a stopped projection stops the run

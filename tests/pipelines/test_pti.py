@@ -7,13 +7,15 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from stylegan_inversion import InversionOutput, PTIPipeline
+from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline
 from stylegan_inversion.errors import CheckpointError, FaceNotFoundError, InvalidImageError, ModelNotFoundError
 from stylegan_inversion.hub import read_config, write_config
 from stylegan_inversion.inversion.projector import project_w
 from stylegan_inversion.losses.lpips import ShiftTolerantAlexNet, ShiftTolerantAlexNetConfig
+from stylegan_inversion.models.e4e_encoder import Encoder4Editing
+from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 from stylegan_inversion.pipelines.base import find_device
-from stylegan_inversion.preprocessing.align import face_quad
+from stylegan_inversion.preprocessing.align import face_quad, recrop
 from stylegan_inversion.preprocessing.image import to_tensor
 
 
@@ -86,14 +88,97 @@ def test_step_counts_and_pivots(pti: PTIPipeline, photo: Image.Image) -> None:
     out = pti(photo, num_w_steps=5, num_tuning_steps=1, pivot="w_plus")
     assert (out.reports[0]["w_steps"], out.reports[0]["tuning_steps"]) == (5, 1)
     assert not torch.equal(out.w_plus[:, 0], out.w_plus[:, 1])
-    with pytest.raises(ValueError, match="`pivot` must be one of w, w_plus, got 'e4e'"):
-        pti(photo, pivot="e4e")  # type: ignore[arg-type]
+    assert out.reports[0]["pivot"] == "w_plus"
+    with pytest.raises(ValueError, match="`pivot` must be one of w, w_plus, e4e, psp, got 'restyle'"):
+        pti(photo, pivot="restyle")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`num_w_steps` must be >= 1, got 0"):
         pti(photo, num_w_steps=0)
     with pytest.raises(ValueError, match="`num_tuning_steps` must be >= 0, got -1"):
         pti(photo, num_tuning_steps=-1)
     with pytest.raises(ValueError, match=r"`seed` must be in \[0, 2\*\*63\), got -1"):
         pti(photo, seed=-1)
+
+
+def small_encoders() -> dict[str, Encoder4Editing | GradualStyleEncoder]:
+    config = PyramidEncoderConfig(32, 64, w_dim=16, widths=(4, 4, 8, 8), units=(1, 1, 1, 1), reduction=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return {"e4e": Encoder4Editing(config), "psp": GradualStyleEncoder(config)}
+
+
+@pytest.mark.parametrize("name", ["e4e", "psp"])
+def test_pivots_of_encoders(name: Any, pti: PTIPipeline, photo: Image.Image) -> None:
+    encoder = small_encoders()[name].train()
+    pipeline = PTIPipeline(
+        pti.generator, perceptual=pti.perceptual, tuning=pti.tuning, encoders={name: encoder}, detector=pti.detector
+    )
+    assert pipeline.pivots == ("w", "w_plus", name)
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    steps: list[tuple[int, str]] = []
+    out = pipeline(
+        photo, pivot=name, num_w_steps=7, callback=lambda step, info: steps.append((step, info["stage"])), progress=True
+    )
+    with torch.no_grad():
+        expected = encoder(to_tensor(recrop(out.crops[0], 64)))
+    assert torch.equal(out.w_plus, expected) and not expected.requires_grad
+    assert steps == [(1, "tuning"), (2, "tuning"), (3, "tuning")]
+    report = out.reports[0]
+    assert (report["pivot"], report["w_steps"], report["tuning_steps"]) == (name, 0, 3)
+    assert report["stopped_by"] == "steps" and report["l2"] < report["l2_pivot"]
+    # The tuned copy keeps the noise of the generator, which the encoder was made for; nothing else has changed.
+    for conv, own in zip(out.generator.synthesis.convs, pti.generator.synthesis.convs):
+        assert torch.equal(conv.noise_const, own.noise_const)
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+    other = "psp" if name == "e4e" else "e4e"
+    with pytest.raises(ModelNotFoundError, match=rf"folder '{other}_encoder'\) for pivot='{other}'.*w_plus, {name}"):
+        pipeline(photo, pivot=other)
+
+
+def test_untuned_pivot_of_an_encoder_is_what_the_encoders_pipeline_gives(pti: PTIPipeline, photo: Image.Image) -> None:
+    encoders = small_encoders()
+    pipeline = PTIPipeline(pti.generator, perceptual=pti.perceptual, encoders=encoders, detector=pti.detector)
+    expected = E4EPipeline(pti.generator, encoders["e4e"], detector=pti.detector)(photo)
+    out = pipeline(photo, pivot="e4e", num_tuning_steps=0)
+    assert torch.equal(out.w_plus, expected.w_plus) and out.images[0].tobytes() == expected.images[0].tobytes()
+    assert out.reports[0]["l2"] == expected.reports[0]["l2"] == pytest.approx(out.reports[0]["l2_pivot"])
+
+
+def test_encoders_are_loaded_when_needed_and_saved(
+    pti: PTIPipeline, photo: Image.Image, tmp_path: Path, detector: Any
+) -> None:
+    encoders = small_encoders()
+    pipeline = PTIPipeline(pti.generator, perceptual=pti.perceptual, tuning=pti.tuning, encoders=encoders)
+    folder = pipeline.save_pretrained(tmp_path / "model")
+    loaded = PTIPipeline.from_pretrained(folder, detector=detector)
+    assert loaded.pivots == ("w", "w_plus", "e4e", "psp") and not loaded.encoders
+    with torch.inference_mode():  # of the caller: what is loaded in it stays usable outside
+        out = loaded(photo, pivot="psp")
+    assert loaded.encoders.keys() == {"psp"} and not loaded.encoders["psp"].training
+    assert not any(p.requires_grad or p.is_inference() for p in loaded.encoders["psp"].parameters())
+    assert torch.equal(out.w_plus, PSPPipeline.from_pretrained(folder, detector=detector)(photo).w_plus)
+
+    again = loaded.save_pretrained(tmp_path / "again")  # the one that was never needed goes with it
+    for name in ("e4e", "psp"):
+        files = [path / f"{name}_encoder" / "model.safetensors" for path in (folder, again)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    assert loaded.to("meta").encoders["psp"].w_avg.device.type == "meta"
+
+    (folder / "e4e_encoder" / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        PTIPipeline.from_pretrained(folder, detector=detector)(photo, pivot="e4e")
+
+
+def test_encoders_of_sketches_give_no_pivot(pti: PTIPipeline, tmp_path: Path) -> None:
+    encoders = small_encoders()
+    folder = PSPPipeline(pti.generator, encoders["psp"]).save_pretrained(tmp_path)
+    assert PTIPipeline.from_pretrained(folder).pivots == ("w", "w_plus", "psp")
+    write_config({**read_config(folder), "source": {"kind": "sketch"}}, folder)
+    assert PTIPipeline.from_pretrained(folder).pivots == ("w", "w_plus")
+
+
+def test_encoders_of_another_name_are_refused(pti: PTIPipeline) -> None:
+    with pytest.raises(ValueError, match=r"`encoders` must be named e4e or psp, got 'restyle'\."):
+        PTIPipeline(pti.generator, perceptual=pti.perceptual, encoders={"restyle": small_encoders()["psp"]})
 
 
 def test_stopping_keeps_the_best_state(pti: PTIPipeline, photo: Image.Image) -> None:

@@ -1,0 +1,118 @@
+"""Identity: how alike two faces look to a face recognition network, as a similarity and as a loss.
+
+Paper: Richardson et al. 2021 (pSp), "Encoding in Style", arXiv:2008.00951, L_ID, with ArcFace (arXiv:1801.07698).
+Original code: https://github.com/eladrich/pixel2style2pixel (MIT), criteria/id_loss.py. Own code.
+
+Similarities of different networks must not be mixed up. dlib's, which ships with the package, was trained on distances,
+not angles: two strangers in crops of faces64 have a cosine of 0.93 +- 0.02 there, a mirrored face 0.98 with itself;
+with ArcFace strangers are near 0. Its loss is as much smaller, and wants a weight about ten times as large.
+"""
+
+import abc
+from pathlib import PurePath
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stylegan_inversion import hub
+from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.models.face_recognition import FaceRecognitionConfig, FaceRecognitionNet
+from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig, crop_face
+
+_PICKLES = {".pth", ".pt", ".pkl", ".bin"}
+
+
+class IdentityEmbedding(nn.Module, abc.ABC):
+    """Face crops -> identities on the unit sphere. Frozen, and in eval mode whatever mode its parent is put into.
+
+    `name` is what `load_identity` takes; a report that gives a similarity gives the name with it.
+    """
+
+    name: str | None = None
+
+    @abc.abstractmethod
+    def embed(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
+        """Embed FFHQ crops, RGB, in [-1, 1]; embeddings have unit norm."""
+
+    def similarity(
+        self, a: Float[Tensor, "batch 3 height width"], b: Float[Tensor, "batch 3 height_b width_b"]
+    ) -> Float[Tensor, " batch"]:
+        """Cosine of the embeddings of images, RGB, in [-1, 1]: (B,), in [-1, 1], 1 for the same face."""
+        return (self.embed(a) * self.embed(b)).sum(dim=1)
+
+    def train(self, mode: bool = True) -> "IdentityEmbedding":
+        """Stay in eval mode: batch statistics and dropout have no place in a measure."""
+        return super().train(False)
+
+
+class ArcFaceEmbedding(IdentityEmbedding):
+    """The papers' network, which sees the inner face of an FFHQ crop at 112 px (`crop_face`)."""
+
+    def __init__(self, network: ArcFace) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.eval()
+
+    def embed(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
+        """Cut out the inner face and embed it."""
+        return self.network(crop_face(x, self.network.config.resolution))
+
+
+class DlibEmbedding(IdentityEmbedding):
+    """dlib's network, which sees the crop as it is, at 150 px."""
+
+    def __init__(self, network: FaceRecognitionNet) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.eval()
+
+    def embed(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
+        """Embed the crop and put it on the unit sphere."""
+        return F.normalize(self.network(x), dim=1)
+
+
+class IdentityLoss(nn.Module):
+    """L_ID of pSp: the mean of 1 - <f(y_hat), f(y)>."""
+
+    def __init__(self, embedding: IdentityEmbedding) -> None:
+        super().__init__()
+        self.embedding = embedding
+
+    def forward(
+        self, y_hat: Float[Tensor, "batch 3 height width"], y: Float[Tensor, "batch 3 height_y width_y"]
+    ) -> Float[Tensor, ""]:
+        """Compare the generator's images with their targets, both RGB, in [-1, 1]: in [0, 2]. `y` gets no gradient."""
+        with torch.no_grad():
+            wanted = self.embedding.embed(y)
+        return (1 - (self.embedding.embed(y_hat) * wanted).sum(dim=1)).mean()
+
+
+def load_identity(name: str = "builtin", *, device: torch.device | str | None = None) -> IdentityEmbedding:
+    """Load an identity network, frozen and in eval mode.
+
+    Args:
+        name: "builtin", dlib's network, which ships with the package; or an ArcFace saved by this package: a folder, or
+            "organisation/repository" on the Hugging Face Hub.
+        device: Where to put it. `None` means the CPU.
+
+    Raises:
+        CheckpointError: If it is a pickle such as `model_ir_se50.pth` (the message says how to convert it), or another
+            network, or damaged.
+        ModelNotFoundError: If there is no such folder or repository.
+    """
+    embedding: IdentityEmbedding
+    if name == "builtin":
+        folder = hub.builtin_path("faces64/face/recognition")
+        embedding = DlibEmbedding(hub.load_module(FaceRecognitionNet, FaceRecognitionConfig, folder, device=device))
+    elif PurePath(name).suffix in _PICKLES:
+        raise CheckpointError(
+            f"{name!r} is not in this package's format. Convert it once: read it with `torch.load(path, "
+            "weights_only=True)`, pass the state dict to `convert.encoder.arcface_from_official`, load the result into "
+            "`ArcFace(config)`, write that with `hub.save_module(arcface, folder)`, and give the folder."
+        )
+    else:
+        embedding = ArcFaceEmbedding(hub.load_module(ArcFace, ArcFaceConfig, hub.find_model(name), device=device))
+    embedding.name = name
+    return embedding

@@ -1,0 +1,87 @@
+"""ResNet with bottlenecks, up to its pooled features: the trunk of ResNet-50 for MoCo's similarity.
+
+Paper: He et al. 2016, "Deep Residual Learning", arXiv:1512.03385; the stride is in the 3 x 3 convolution (v1.5).
+Names of the parts are those of pytorch/vision (BSD-3), which MoCo's weights (facebookresearch/moco, MIT) follow.
+Own code.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+_EXPANSION = 4
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """Sizes of the trunk: the bottleneck's width in each stage, and how many units each has. Default: ResNet-50."""
+
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    units: tuple[int, ...] = (3, 4, 6, 3)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if len(self.widths) != 4 or len(self.units) != 4:
+            raise ValueError(f"`widths` and `units` must have 4 entries, got {self.widths} and {self.units}.")
+        if min(self.widths) < 1 or min(self.units) < 1:
+            raise ValueError(f"`widths` and `units` must be >= 1, got {self.widths} and {self.units}.")
+
+    @property
+    def num_features(self) -> int:
+        """How many features an image has."""
+        return self.widths[3] * _EXPANSION
+
+
+class Bottleneck(nn.Module):
+    """Residual unit: 1 x 1 convolution, 3 x 3 with the stride, 1 x 1 to four times the width."""
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        out_channels = width * _EXPANSION
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.downsample: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            projection = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(out_channels))
+
+    def forward(
+        self, x: Float[Tensor, "batch in_channels height width"]
+    ) -> Float[Tensor, "batch out_channels new_height new_width"]:
+        """Residual plus shortcut."""
+        h = F.relu(self.bn1(self.conv1(x)))
+        h = F.relu(self.bn2(self.conv2(h)))
+        return F.relu(self.bn3(self.conv3(h)) + self.downsample(x))
+
+
+class ResNet(nn.Module):
+    """Images -> pooled features of the last stage; there is no classifier."""
+
+    def __init__(self, config: ResNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.widths[0]
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        inputs = (width, *(w * _EXPANSION for w in config.widths))
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            _stage(inputs[i], config.widths[i], config.units[i], stride=1 if i == 0 else 2) for i in range(4)
+        )
+
+    def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch num_features"]:
+        """Features, >= 0, averaged over the pixels. The network was made for 224 px; any side from 1 px works."""
+        h = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        h = self.layer4(self.layer3(self.layer2(self.layer1(h))))
+        return h.mean(dim=(2, 3))
+
+
+def _stage(in_channels: int, width: int, units: int, *, stride: int) -> nn.Sequential:
+    """Units of one width; the first one changes the size."""
+    later = (Bottleneck(width * _EXPANSION, width, 1) for _ in range(units - 1))
+    return nn.Sequential(Bottleneck(in_channels, width, stride), *later)

@@ -1,0 +1,1 @@
+"""Learning networks: data, objectives, optimisers and the loop around them."""

@@ -1,0 +1,110 @@
+"""Checkpoints of a training run: one safetensors file each, written whole or not at all, and never a pickle."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stylegan_inversion import hub
+from stylegan_inversion.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+_STATE = "state"
+
+
+def write_checkpoint(state: Mapping[str, Any], folder: Path, *, step: int, keep: int = 2) -> Path:
+    """Write `FOLDER/step-00001000.safetensors` and remove all but the newest `keep`.
+
+    Args:
+        state: Nested dicts and lists of tensors, numbers, texts and None, such as `state_dict()`s.
+        folder: Made if needed. Only one run may write to it.
+        step: Steps done.
+        keep: How many to keep, the new one included.
+
+    Raises:
+        CheckpointError: If a tensor holds NaN or infinity, or the file cannot be written. The older ones stay.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _flatten({"step": step, **state}, "", tensors)
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"The state at step {step} is not saved: {key} holds NaN or infinity.")
+    path = folder / f"step-{step:08d}.safetensors"
+    hub.write_tensors(tensors, path, metadata={_STATE: json.dumps(tree)})
+    for old in _checkpoints(folder)[keep:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def read_latest(folder: Path) -> dict[str, Any] | None:
+    """Read the newest checkpoint of a folder that is whole; `None` if the folder holds none.
+
+    What a killed run left half written is removed.
+
+    Raises:
+        CheckpointError: If there are checkpoints and none of them can be read.
+    """
+    for orphan in folder.glob(".step-*"):
+        orphan.unlink(missing_ok=True)
+    paths = _checkpoints(folder)
+    for path in paths:
+        try:
+            return read_checkpoint(path)
+        except CheckpointError as e:
+            logger.warning("%s; taking the one before.", e)
+    if paths:
+        raise CheckpointError(
+            f"None of the {len(paths)} checkpoints in {folder} can be read. Remove them to start anew."
+        )
+    return None
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read one checkpoint: what `write_checkpoint` was given, and its `step`.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged, or is no checkpoint of a training run.
+    """
+    texts = hub.read_metadata(path)
+    if _STATE not in texts:
+        raise CheckpointError(f"{path} holds tensors, but it is no checkpoint of a training run.")
+    tensors = hub.read_tensors(path)
+    try:
+        return _unflatten(json.loads(texts[_STATE]), tensors)
+    except (ValueError, KeyError) as e:
+        raise CheckpointError(f"{path} does not describe its own tensors: {e}") from e
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
+
+
+def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Move the tensors of a nested structure into `tensors`; what is left is JSON."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().clone()  # safetensors refuses tensors that share memory
+        return {"tensor": name}
+    if isinstance(value, Mapping):  # keys of an optimizer's state are numbers, which JSON has not
+        return {
+            "dict": [
+                [key, _flatten(item, f"{name}/{key}" if name else str(key), tensors)] for key, item in value.items()
+            ]
+        }
+    if isinstance(value, (list, tuple)):
+        return [_flatten(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
+    return value
+
+
+def _unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    if isinstance(tree, list):
+        return [_unflatten(item, tensors) for item in tree]
+    if isinstance(tree, dict):
+        if "tensor" in tree:
+            return tensors[tree["tensor"]]
+        return {key: _unflatten(item, tensors) for key, item in tree["dict"]}
+    return tree

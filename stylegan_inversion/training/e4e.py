@@ -1,0 +1,173 @@
+"""What only e4e has: the offsets that open one by one, and the discriminator that keeps the codes near W.
+
+Paper: Tov et al. 2021, "Designing an Encoder for StyleGAN Image Manipulation", arXiv:2102.02766 (section 5).
+Original code: omertov/encoder4editing (MIT), training/coach.py. Own code. Departures: the discriminator is updated
+after the encoder, with the codes of that same pass (the original runs the encoder a second time, before it); the pools
+draw from a seeded source, so that a resumed run goes on exactly.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stylegan_inversion.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
+from stylegan_inversion.models.discriminator import LatentDiscriminator, LatentDiscriminatorConfig
+
+
+def progressive_stage(share: float, *, num_ws: int, open_from: float, open_until: float) -> int:
+    """How many offsets are switched on.
+
+    The paper opens the first of the 17 offsets after 20,000 of 200,000 steps and one more every 2,000 steps: from 10 %
+    to 26 % of the run, which is what is scaled here to runs of any length and generators of any size.
+
+    Args:
+        share: Share of the run that is done, in [0, 1].
+        num_ws: How many w the generator takes.
+        open_from: Share at which the first offset opens.
+        open_until: Share at which the last one opens.
+
+    Returns:
+        The stage, in [0, num_ws - 1].
+    """
+    last = num_ws - 1
+    if share >= open_until or last < 1:
+        return last
+    if share < open_from:
+        return 0
+    if last == 1:
+        return 1
+    return 1 + int((share - open_from) / (open_until - open_from) * (last - 1) + 1e-9)
+
+
+class WPool:
+    """A pool of earlier w: of what goes in, about half comes back as an older one.
+
+    Shrivastava et al. 2017, arXiv:1612.07828; here as in e4e: while it fills, every w passes; then with probability
+    1/2 a w is exchanged for a random one of the pool.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.w: Tensor | None = None  # (at most size, w_dim)
+
+    def query(self, w: Tensor, rng: torch.Generator) -> Tensor:
+        """Exchange codes.
+
+        Args:
+            w: New codes, (B, w_dim), detached.
+            rng: Source of the draws, on the CPU.
+
+        Returns:
+            Codes of the same shape: new ones and older ones.
+        """
+        if self.size == 0:
+            return w
+        pool = w[:0] if self.w is None else self.w.to(w)
+        result = []
+        for code in w:
+            if len(pool) < self.size:
+                pool = torch.cat([pool, code[None]])
+                result.append(code)
+            elif float(torch.rand((), generator=rng)) < 0.5:
+                index = int(torch.randint(self.size, (), generator=rng))
+                result.append(pool[index].clone())
+                pool = pool.clone()
+                pool[index] = code
+            else:
+                result.append(code)
+        self.w = pool
+        return torch.stack(result)
+
+
+class LatentAdversary:
+    """The latent discriminator with its optimizer and its two pools of w."""
+
+    def __init__(self, w_dim: int, *, lr: float, r1: float, r1_every: int, pool_size: int) -> None:
+        """Build it.
+
+        Args:
+            w_dim: Length of w.
+            lr: Learning rate of Adam; 2e-5 in the paper's runs.
+            r1: Weight gamma of the R1 penalty, gamma / 2 * ||grad D||^2; 10 in the paper's runs.
+            r1_every: R1 is added every so many steps, times this number; 16 in the paper's runs.
+            pool_size: Codes kept in each pool; 50 in the paper's runs, 0 for none.
+        """
+        self.network = LatentDiscriminator(LatentDiscriminatorConfig(w_dim=w_dim)).requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr)
+        self.r1, self.r1_every = r1, r1_every
+        self.real_pool, self.fake_pool = WPool(pool_size), WPool(pool_size)
+
+    def encoder_loss(self, w_plus: Tensor, stage: int) -> Tensor:
+        """What the encoder pays: the mean over the open layers of softplus(-D(w_i)); a scalar."""
+        open_w = w_plus[:, : stage + 1].flatten(0, 1)  # (B * (stage + 1), w_dim)
+        return generator_loss(self.network(open_w))
+
+    def update(
+        self, real_w: Tensor, w_plus: Tensor, *, stage: int, step: int, rng: torch.Generator
+    ) -> tuple[dict[str, Tensor], bool]:
+        """Train the discriminator for a step.
+
+        Args:
+            real_w: From the mapping network, (B, w_dim).
+            w_plus: From the encoder, (B, num_ws, w_dim), detached. One random open layer of each sample is judged.
+            stage: How many offsets are switched on.
+            step: Number of the step, for the lazy R1.
+            rng: Source of the draws, on the CPU.
+
+        Returns:
+            The loss, and R1 where it was computed, and whether the update was finite. One that is not changes nothing.
+        """
+        layers = torch.randint(stage + 1, (len(w_plus),), generator=rng).to(w_plus.device)
+        fake_w = self.fake_pool.query(w_plus[torch.arange(len(w_plus), device=w_plus.device), layers], rng)
+        real_w = self.real_pool.query(real_w, rng)
+
+        def logistic() -> Tensor:
+            return discriminator_loss(self.network(real_w), self.network(fake_w))
+
+        def penalty() -> Tensor:
+            w = real_w.detach().requires_grad_()
+            return r1_penalty(self.network(w), w) * (self.r1 / 2 * self.r1_every)
+
+        terms = {}
+        terms["discriminator"], finite = self._descend(logistic)
+        if step % self.r1_every == 0:
+            terms["r1"], finite_r1 = self._descend(penalty)
+            finite = finite and finite_r1
+        return terms, finite
+
+    def _descend(self, loss_of: Callable[[], Tensor]) -> tuple[Tensor, bool]:
+        self.network.requires_grad_(True)
+        try:
+            loss = loss_of()
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+            finite = bool(torch.isfinite(torch.stack([g.sum() for g in gradients])).all())
+            if finite:
+                self.optimizer.step()
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.network.requires_grad_(False)
+        return loss.detach(), finite
+
+    def to(self, device: torch.device) -> "LatentAdversary":
+        """Move it, in place."""
+        self.network.to(device)
+        return self
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "real_pool": self.real_pool.w,
+            "fake_pool": self.fake_pool.w,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.real_pool.w, self.fake_pool.w = state["real_pool"], state["fake_pool"]

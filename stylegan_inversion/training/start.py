@@ -1,0 +1,98 @@
+"""Where the encoder of a run comes from: a new one, a face recognition network's backbone, or a trained encoder."""
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from stylegan_inversion import hub
+from stylegan_inversion.errors import ModelNotFoundError
+from stylegan_inversion.models.e4e_encoder import Encoder4Editing
+from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
+from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
+from stylegan_inversion.training.config import TrainConfig
+from stylegan_inversion.training.tasks import Task
+
+Encoder = GradualStyleEncoder | Encoder4Editing
+ENCODERS: dict[str, tuple[type[Encoder], str]] = {
+    "psp": (GradualStyleEncoder, "psp_encoder"),
+    "e4e": (Encoder4Editing, "e4e_encoder"),
+}
+
+
+def make_encoder(config: TrainConfig, task: Task, generator: Generator) -> Encoder:
+    """Build or load the encoder that a run trains, in training mode, on the CPU.
+
+    Its average w is that of the generator, also when an encoder of another generator is fine-tuned.
+
+    Raises:
+        ValueError: If it does not fit the generator or the task.
+        ModelNotFoundError: If `init` holds no such encoder.
+        CheckpointError: If a file is damaged or does not fit.
+    """
+    cls, folder = ENCODERS[config.method]
+    if config.init is not None:
+        encoder = _load_encoder(config.init, cls, folder)
+    else:
+        options = config.encoder
+        encoder = cls(
+            PyramidEncoderConfig(
+                output_resolution=generator.config.resolution,
+                input_resolution=options.input_resolution,
+                w_dim=generator.config.w_dim,
+                coarse_end=options.coarse_end,
+                middle_end=options.middle_end,
+                in_channels=task.source.in_channels,
+                widths=tuple(options.widths),
+                units=tuple(options.units),
+                reduction=options.reduction,
+                style_channels=options.style_channels,
+            )
+        )
+        if options.backbone is not None:
+            _load_backbone(encoder, options.backbone)
+    _check(encoder.config, generator, task)
+    encoder.w_avg.copy_(generator.w_avg.cpu())
+    return encoder.train().requires_grad_(True)
+
+
+def _load_encoder(name: str, cls: type[Encoder], folder: str) -> Encoder:
+    """Load a trained encoder. e4e may go on from a pSp encoder: it takes its first w, and its offsets start from 0."""
+    model = hub.find_model(name)
+    if (model / folder).is_dir():
+        return hub.load_module(cls, PyramidEncoderConfig, model / folder)
+    psp_folder = model / ENCODERS["psp"][1]
+    if cls is not Encoder4Editing or not psp_folder.is_dir():
+        raise ModelNotFoundError(f"`init`: {name!r} holds no {cls.__name__} (folder {folder!r}).")
+    psp = hub.load_module(GradualStyleEncoder, PyramidEncoderConfig, psp_folder)
+    encoder = Encoder4Editing(psp.config)
+    encoder.load_state_dict(psp.state_dict())
+    for style in list(encoder.pyramid.styles)[1:]:
+        nn.init.zeros_(cast(Any, style).linear.weight)
+        nn.init.zeros_(cast(Any, style).linear.bias)
+    return encoder
+
+
+def _load_backbone(encoder: Encoder, name: str) -> None:
+    """Start from the backbone of a face recognition network, as pSp does; but for the stem if the channels differ."""
+    arcface = hub.load_module(ArcFace, ArcFaceConfig, hub.find_model(name))
+    backbone = encoder.pyramid.backbone
+    theirs: dict[str, Tensor] = arcface.backbone.state_dict()
+    if backbone.config.in_channels != arcface.config.in_channels:
+        ours = backbone.state_dict()
+        theirs = {key: ours[key] if key.startswith("stem.") else tensor for key, tensor in theirs.items()}
+    hub.fill_module(backbone, theirs, source=name)
+
+
+def _check(sizes: PyramidEncoderConfig, generator: Generator, task: Task) -> None:
+    theirs = generator.config
+    if (sizes.output_resolution, sizes.w_dim) != (theirs.resolution, theirs.w_dim):
+        raise ValueError(
+            f"The encoder is for a generator of {sizes.output_resolution} px and w_dim {sizes.w_dim}; "
+            f"`model` has {theirs.resolution} px and w_dim {theirs.w_dim}."
+        )
+    if sizes.in_channels != task.source.in_channels:
+        raise ValueError(
+            f"The encoder takes {sizes.in_channels} channels; `task` {type(task).__name__} gives "
+            f"{task.source.in_channels}."
+        )

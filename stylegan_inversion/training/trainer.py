@@ -1,0 +1,268 @@
+"""The loop: steps, log, pictures, validation, checkpoints, resume. It knows no loss and no network by name."""
+
+import dataclasses
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from stylegan_inversion import hub
+from stylegan_inversion.errors import DivergedError
+from stylegan_inversion.training.checkpoint import read_latest, write_checkpoint
+from stylegan_inversion.training.config import TrainConfig, config_dict
+from stylegan_inversion.training.data import FaceFolder, PositionSampler, load_batches
+from stylegan_inversion.training.encoder import EncoderLearner
+from stylegan_inversion.training.run_log import RunLog, check_trackers
+
+logger = logging.getLogger(__name__)
+
+MAX_BAD_STEPS = 5
+MAX_GRID_ROWS = 16
+# What may differ between a run and its continuation.
+FREE = (
+    "steps",
+    "output",
+    "num_workers",
+    "log_every",
+    "image_every",
+    "validate_every",
+    "checkpoint_every",
+    "trackers",
+    "cpu",
+)
+
+Callback = Callable[[int, dict[str, float]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """How a run ended: steps done, the best validation loss (None without validation), and whether it was stopped."""
+
+    step: int
+    best: float | None
+    interrupted: bool
+
+
+def train(config: TrainConfig, *, callback: Callback | None = None) -> TrainResult:
+    """Train an encoder, or go on with a run that was stopped at any moment.
+
+    Writes to `config.output`: `config.json`, `log.jsonl` (a line each `log_every` steps and each validation),
+    `images/`, `checkpoints/`, TensorBoard's files, and two models that the pipelines read: `best/` (with validation)
+    and `last/`. A run that finds its own checkpoint goes on from there, exactly. Ctrl-C and SIGTERM end the step, save
+    and stop.
+
+    Args:
+        config: The run.
+        callback: Called after each step with the number of steps done and the terms of the loss.
+
+    Raises:
+        ValueError: If the folder holds a run of another config, or parts do not fit each other.
+        DivergedError: After five steps in a row whose loss or gradient is not finite. The last good state is saved.
+        CheckpointError: If a checkpoint cannot be written or read. The older ones stay.
+    """
+    check_trackers(config.trackers)
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        cpu=config.cpu,
+        log_with=cast(Any, config.trackers) or None,
+        project_dir=config.output,
+    )
+    learner = EncoderLearner(config, accelerator)
+    return Trainer(config, accelerator, learner, callback).run()
+
+
+class Trainer:
+    """One run."""
+
+    def __init__(
+        self, config: TrainConfig, accelerator: Accelerator, learner: EncoderLearner, callback: Callback | None
+    ) -> None:
+        """Read the data and the last checkpoint, if there is one."""
+        self.config, self.accelerator, self.learner, self.callback = config, accelerator, learner, callback
+        self.output = Path(config.output)
+        self.log = RunLog(self.output, accelerator, trackers=config.trackers)
+        self.step, self.best, self.bad_steps = 0, float("inf"), 0
+        self.data = self._folder(config.data, config.sources, training=True) if config.batch_size else None
+        self.validation = self._folder(config.validation_data, config.validation_sources, training=False)
+        self._resume()
+
+    def _folder(self, targets: str | None, sources: str | None, *, training: bool) -> FaceFolder | None:
+        if targets is None:
+            return None
+        return FaceFolder(
+            Path(targets),
+            self.learner.task,
+            input_resolution=self.learner.input_resolution,
+            output_resolution=self.learner.output_resolution,
+            seed=self.config.seed,
+            training=training,
+            sources=None if sources is None else Path(sources),
+        )
+
+    def _resume(self) -> None:
+        ours = config_dict(self.config)
+        state = read_latest(self.output / "checkpoints")
+        if state is not None:
+            theirs = hub.read_config(self.output)
+            differing = [key for key in ours if key not in FREE and ours[key] != theirs.get(key)]
+            if differing:
+                key = differing[0]
+                raise ValueError(
+                    f"{self.output} holds a run with {key}={theirs.get(key)!r}, and this one has {ours[key]!r}. "
+                    "Give this one another `output`, or remove that folder."
+                )
+            self.learner.load_state(state["learner"])
+            self.step, self.bad_steps = state["step"], state["bad_steps"]
+            self.best = float("inf") if state["best"] is None else state["best"]
+            logger.info("Going on from step %d of %s.", self.step, self.output)
+        if self.accelerator.is_main_process:
+            hub.write_config(ours, self.output)
+            self.log.cut(self.step)
+
+    def run(self) -> TrainResult:
+        """Train to the end, or until a signal."""
+        config, accelerator = self.config, self.accelerator
+        self.log.open()
+        interrupted = False
+        bar = tqdm(
+            total=config.steps, initial=self.step, disable=not accelerator.is_main_process, unit="step", mininterval=1
+        )
+        with _signals() as stop, bar:
+            for batches in self._batches():
+                terms, finite = self.learner.step(batches, self.step)
+                self._count_bad(finite)
+                self.step += 1
+                self._after_step(terms, bar)
+                interrupted = self._any(bool(stop))
+                if interrupted or self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                    self._save()
+                if interrupted:
+                    break
+        self.log.close()
+        best = None if self.best == float("inf") else self.best
+        return TrainResult(self.step, best, interrupted and self.step < config.steps)
+
+    def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
+        """The micro-batches of each step from the present one on."""
+        config, accelerator = self.config, self.accelerator
+        k = config.accumulation
+        if self.data is None:
+            for _ in range(self.step, config.steps):
+                yield [{} for _ in range(k)]
+            return
+        sampler = PositionSampler(
+            config.batch_size,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            start=self.step * k,
+            end=config.steps * k,
+        )
+        micro: list[dict[str, Tensor]] = []
+        for batch in load_batches(self.data, sampler, num_workers=config.num_workers):
+            micro.append(self._move(batch))
+            if len(micro) == k:
+                yield micro
+                micro = []
+
+    def _move(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        device = self.accelerator.device
+        return {key: value.to(device) if key in ("x", "y") else value for key, value in batch.items()}
+
+    def _count_bad(self, finite: bool) -> None:
+        self.bad_steps = 0 if finite else self.bad_steps + 1
+        if finite:
+            return
+        logger.warning("Step %d is skipped: its loss or gradient is not finite.", self.step)
+        if self.bad_steps >= MAX_BAD_STEPS:
+            self._save()
+            raise DivergedError(
+                f"{MAX_BAD_STEPS} steps in a row were not finite, up to step {self.step}. The last good state is saved "
+                f"in {self.output}. Lower `optimizer.lr`, set `optimizer.max_grad_norm`, or take mixed_precision=bf16."
+            )
+
+    def _after_step(self, terms: dict[str, Tensor], bar: Any) -> None:
+        config = self.config
+        bar.update()
+        if self.step % config.log_every == 0 or self.callback is not None:
+            values = {name: float(term) for name, term in self._mean(terms).items()}
+            if self.callback is not None:
+                self.callback(self.step, values)
+            if self.step % config.log_every == 0:
+                bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
+                self.log.write(self.step, "train", values | {"lr": self.learner.optimizer.param_groups[0]["lr"]})
+        last = self.step == config.steps
+        validates = self.validation is not None and (last or self.step % config.validate_every == 0)
+        if validates or (self.validation is not None and self.step % config.image_every == 0):
+            self._validate(score=validates)
+
+    def _mean(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Means over the processes, in one reduction."""
+        names = sorted(terms)
+        if self.accelerator.num_processes == 1:
+            return {name: terms[name] for name in names}
+        stacked = torch.stack([terms[name].float() for name in names])
+        return dict(zip(names, cast(Tensor, self.accelerator.reduce(stacked, reduction="mean"))))
+
+    def _validate(self, *, score: bool) -> None:
+        """Look at the first pictures of the validation folder; with `score` at all of them, and keep the best model."""
+        assert self.validation is not None
+        accelerator = self.accelerator
+        count = min(len(self.validation), self.config.validation_images if score else MAX_GRID_ROWS)
+        sampler = PositionSampler(
+            max(1, self.config.batch_size),
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            end=count,
+            limit=count,
+        )
+        batches = (self._move(batch) for batch in load_batches(self.validation, sampler, num_workers=0))
+        values, shown = self.learner.evaluate(batches)
+        if shown:
+            x, y, y_hat = (tensor[:MAX_GRID_ROWS].float().cpu() for tensor in shown)
+            self.log.draw(self.step, self.learner.task.source.preview(x), y, y_hat)
+        if not score:
+            return
+        self.log.write(self.step, "validation", values)
+        if values["loss"] < self.best:
+            self.best = values["loss"]
+            if accelerator.is_main_process:
+                self.learner.export(self.output / "best")
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            best = None if self.best == float("inf") else self.best
+            state = {"learner": self.learner.state(), "best": best, "bad_steps": self.bad_steps}
+            write_checkpoint(state, self.output / "checkpoints", step=self.step)
+            self.learner.export(self.output / "last")
+        self.accelerator.wait_for_everyone()
+
+    def _any(self, here: bool) -> bool:
+        """Whether it is so in any process."""
+        if self.accelerator.num_processes == 1:
+            return here
+        flag = torch.tensor(float(here), device=self.accelerator.device)
+        return bool(cast(Tensor, self.accelerator.reduce(flag)) > 0)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of them, where signals can be had: in the main thread."""
+    received: list[int] = []
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, lambda n, _: received.append(n))
+    except ValueError:
+        pass
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,108 @@
+import math
+import sys
+
+import pytest
+import torch
+
+from stylegan_inversion import Direction
+from stylegan_inversion.errors import MissingDependencyError
+from stylegan_inversion.evaluation import metrics
+from stylegan_inversion.losses.lpips import load_perceptual
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_l2_and_psnr_are_those_of_the_formula(images: torch.Tensor) -> None:
+    grey = torch.zeros(2, 3, 8, 8)
+    other = torch.stack([torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), -1.0)])
+    torch.testing.assert_close(metrics.l2(other, grey), torch.tensor([0.25, 1.0]))
+    # Peak 2: 10 log10(4 / mse). An error of the whole range has 0 dB, and GANInverter's 10 log10(2 / mse) is 3.01 less.
+    expected = torch.tensor([10 * math.log10(16), 10 * math.log10(4)])
+    torch.testing.assert_close(metrics.psnr(other, grey), expected)
+    assert metrics.psnr(-torch.ones(1, 3, 8, 8), torch.ones(1, 3, 8, 8)).item() == pytest.approx(0, abs=1e-5)
+    assert metrics.psnr(images, images).tolist() == pytest.approx([106.02] * 3, abs=0.01)
+
+
+def test_what_lies_outside_the_range_is_clamped(images: torch.Tensor) -> None:
+    wide = images * 3
+    for metric in (metrics.l2, metrics.psnr, metrics.ms_ssim):
+        torch.testing.assert_close(metric(wide, images), metric(wide.clamp(-1, 1), images))
+
+
+def test_scales_of_ms_ssim() -> None:
+    assert [metrics.ms_ssim_scales(side) for side in (11, 32, 64, 128, 256, 1024)] == [1, 2, 3, 4, 5, 5]
+    with pytest.raises(ValueError, match="MS-SSIM needs images of at least 11 px a side, got 10"):
+        metrics.ms_ssim_scales(10)
+    for side in (11, 22, 40, 44, 90, 100, 160, 176):  # every number of scales must be possible at its smallest sides
+        image = torch.zeros(1, 3, side, side)
+        assert metrics.ms_ssim(image, image).item() == pytest.approx(1)
+
+
+def test_ms_ssim_follows_its_definition(images: torch.Tensor) -> None:
+    """Wang et al. 2003, written out: contrast at the finer scales, ssim at the coarsest, betas divided by their sum."""
+    noisy = (images + 0.3 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
+    x, y = (images + 1) / 2, (noisy + 1) / 2
+    taps = torch.exp(-((torch.arange(11) - 5.0) ** 2) / (2 * 1.5**2))
+    window = (torch.outer(taps, taps) / taps.sum() ** 2).expand(3, 1, 11, 11)
+
+    def blur(a: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.conv2d(torch.nn.functional.pad(a, (5,) * 4, "reflect"), window, groups=3)
+
+    betas, total = (0.0448, 0.2856, 0.3001), torch.ones(3)
+    for scale, beta in enumerate(betas):
+        mx, my = blur(x), blur(y)
+        vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
+        contrast = (2 * cov + 0.03**2) / (vx + vy + 0.03**2)
+        if scale < 2:
+            value = contrast[..., 5:-5, 5:-5].mean(dim=(1, 2, 3))
+        else:
+            value = (contrast * (2 * mx * my + 0.01**2) / (mx * mx + my * my + 0.01**2)).mean(dim=(1, 2, 3))
+        total = total * value.clamp_min(0) ** (beta / sum(betas))
+        x, y = (torch.nn.functional.avg_pool2d(a, 2) for a in (x, y))
+    torch.testing.assert_close(metrics.ms_ssim(noisy, images), total, rtol=1e-4, atol=1e-5)
+    assert (total < 0.99).all()
+    torch.testing.assert_close(metrics.ms_ssim(images, images), torch.ones(3))
+
+
+def test_ms_ssim_says_what_it_needs(images: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install .*\[evaluate\]"):
+        metrics.ms_ssim(images, images)
+
+
+def test_lpips_is_that_of_the_network(images: torch.Tensor) -> None:
+    network = load_perceptual("st-alex")
+    with torch.no_grad():
+        targets = network.features(images)
+        assert metrics.lpips(images, targets, network=network).tolist() == pytest.approx([0] * 3, abs=1e-6)
+        torch.testing.assert_close(metrics.lpips(-images, targets, network=network), network(-images, images))
+
+
+def test_identity_similarity_is_a_cosine() -> None:
+    a = torch.tensor([[1.0, 0.0], [0.6, 0.8], [1.0, 0.0]])
+    b = torch.tensor([[1.0, 0.0], [0.8, 0.6], [-1.0, 0.0]])
+    torch.testing.assert_close(metrics.identity_similarity(a, b), torch.tensor([1.0, 0.96, -1.0]))
+
+
+def test_lec_is_the_distance_after_going_back() -> None:
+    w_plus = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    direction = Direction("smile", torch.tensor([0.6, 0.8, 0.0]), layers=(1, 3))
+    edited = direction.apply(w_plus, 2.5)
+    exact = metrics.latent_edit_consistency(w_plus, edited, direction=direction, strength=2.5)
+    torch.testing.assert_close(exact, torch.zeros(2), atol=1e-5, rtol=0)  # an encoder that inverts exactly
+    # One that is 3 off in one number and 4 in another is 5 off; one that ignores the edit misses it twice over layers.
+    off = edited.clone()
+    off[0, 0, 0] += 3
+    off[0, 3, 2] -= 4
+    off[1] = w_plus[1]
+    found = metrics.latent_edit_consistency(w_plus, off, direction=direction, strength=2.5)
+    torch.testing.assert_close(found, torch.tensor([5.0, 2.5 * 2**0.5]))
+
+
+def test_offsets_are_zero_in_w() -> None:
+    w_plus = torch.ones(2, 1, 3).repeat(1, 5, 1)
+    w_plus[1, 2] += torch.tensor([0.0, 3.0, 4.0])  # one of four later layers, 5 away
+    torch.testing.assert_close(metrics.mean_offset_norm(w_plus), torch.tensor([0.0, 1.25]))

@@ -1,0 +1,114 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.hub import save_module
+from stylegan_inversion.losses.identity import (
+    ArcFaceEmbedding,
+    DlibEmbedding,
+    IdentityEmbedding,
+    IdentityLoss,
+    load_identity,
+)
+from stylegan_inversion.models.face_recognition import FaceRecognitionConfig, FaceRecognitionNet
+from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
+
+ARCFACE = ArcFaceConfig(widths=(4, 6, 8, 10), units=(1, 1, 1, 1), reduction=2, resolution=32, embedding_dim=5)
+DLIB = FaceRecognitionConfig(40, (4, 6), (1, 1), 7)
+
+
+def images(seed: int, count: int = 2, side: int = 64) -> Tensor:
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def arcface() -> ArcFaceEmbedding:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ArcFaceEmbedding(ArcFace(ARCFACE))
+
+
+def dlib() -> DlibEmbedding:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return DlibEmbedding(FaceRecognitionNet(DLIB))
+
+
+both = pytest.mark.parametrize("build", [arcface, dlib])
+
+
+@both
+def test_unit_norm_similarity_and_loss(build: Callable[[], IdentityEmbedding]) -> None:
+    embedding, a, b = build(), images(1), images(2)
+    e, f = embedding.embed(a), embedding.embed(b)
+    torch.testing.assert_close(e.norm(dim=1), torch.ones(2))
+    similarity = embedding.similarity(a, b)
+    torch.testing.assert_close(similarity, F.cosine_similarity(e, f))
+    torch.testing.assert_close(embedding.similarity(a, a), torch.ones(2))
+    assert (similarity < 0.9999).all()
+    torch.testing.assert_close(IdentityLoss(embedding)(a, b), (1 - similarity).mean())
+    torch.testing.assert_close(IdentityLoss(embedding)(a, a), torch.tensor(0.0), atol=1e-6, rtol=0)
+    torch.testing.assert_close(embedding.embed(a[:1]), e[:1], atol=1e-6, rtol=1e-5)  # samples do not mix
+
+
+@both
+def test_sides_may_differ(build: Callable[[], IdentityEmbedding]) -> None:
+    assert IdentityLoss(build())(images(1, side=64), images(2, side=256)).isfinite()
+
+
+@both
+def test_gradient_reaches_y_hat_and_nothing_else(build: Callable[[], IdentityEmbedding]) -> None:
+    embedding, y_hat, y = build(), images(1).requires_grad_(), images(2).requires_grad_()
+    IdentityLoss(embedding)(y_hat, y).backward()
+    assert y_hat.grad is not None and y_hat.grad.isfinite().all() and (y_hat.grad.abs().amax(dim=(1, 2, 3)) > 0).all()
+    assert y.grad is None
+    assert all(p.grad is None and not p.requires_grad for p in embedding.parameters())
+
+
+@both
+def test_train_mode_of_a_parent_changes_nothing(build: Callable[[], IdentityEmbedding]) -> None:
+    loss = IdentityLoss(build())
+    before = {key: value.clone() for key, value in loss.state_dict().items()}
+    expected = loss(images(1), images(2))
+    parent = nn.ModuleList([loss]).train()
+    assert parent.training and not any(m.training for m in loss.embedding.modules())
+    assert torch.equal(loss(images(1), images(2)), expected)
+    assert all(torch.equal(value, before[key]) for key, value in loss.state_dict().items())
+
+
+def test_arcface_sees_the_inner_face_and_dlib_the_whole_crop() -> None:
+    x = images(1, side=256)
+    border = x.clone()
+    border[:, :, :35] = border[:, :, 223:] = 1.0
+    border[:, :, :, :32] = border[:, :, :, 220:] = 1.0
+    assert torch.equal(arcface().embed(x), arcface().embed(border))
+    assert not torch.allclose(dlib().embed(x), dlib().embed(border))
+
+
+def test_built_in() -> None:
+    embedding = load_identity()
+    assert isinstance(embedding, DlibEmbedding) and embedding.name == "builtin" and not embedding.training
+    assert embedding.embed(images(0)).shape == (2, 128)
+
+
+def test_arcface_from_a_folder(tmp_path: Path) -> None:
+    network = arcface().network
+    save_module(network, tmp_path / "arcface")
+    embedding = load_identity(str(tmp_path / "arcface"))
+    assert isinstance(embedding, ArcFaceEmbedding) and embedding.name == str(tmp_path / "arcface")
+    assert torch.equal(embedding.embed(images(3)), arcface().embed(images(3)))
+
+
+def test_what_is_no_identity_network(tmp_path: Path) -> None:
+    for name in ("model_ir_se50.pth", "weights/other.pt"):
+        with pytest.raises(CheckpointError, match=r"(?s)Convert it once.*`convert\.encoder\.arcface_from_official`"):
+            load_identity(name)
+    with pytest.raises(ModelNotFoundError, match="No model 'nowhere'"):
+        load_identity("nowhere")
+    save_module(dlib().network, tmp_path)
+    with pytest.raises(CheckpointError, match="does not describe a ArcFace"):
+        load_identity(str(tmp_path))

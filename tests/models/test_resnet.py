@@ -1,0 +1,78 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stylegan_inversion.models.resnet import ResNet, ResNetConfig
+
+TINY = ResNetConfig((2, 3, 4, 5), (2, 1, 2, 1))
+
+
+def tiny() -> ResNet:
+    """With statistics and scales that are not the initial ones, which would hide a swap."""
+    rng = torch.Generator().manual_seed(0)
+    network = ResNet(TINY).eval().double()
+    for key, tensor in network.state_dict().items():
+        if tensor.is_floating_point():
+            draw = torch.rand(tensor.shape, generator=rng, dtype=tensor.dtype)
+            tensor.copy_(draw + 0.5 if key.endswith(("running_var", "weight")) and tensor.ndim == 1 else draw - 0.5)
+    return network
+
+
+def by_names(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    """ResNet with bottlenecks as the paper has it, from the tensors' official names."""
+
+    def conv_bn(x: Tensor, conv: str, bn: str, stride: int = 1, padding: int = 0) -> Tensor:
+        x = F.conv2d(x, weights[f"{conv}.weight"], stride=stride, padding=padding)
+        parts = (weights[f"{bn}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        mean, var, scale, shift = (part[:, None, None] for part in parts)
+        return (x - mean) / (var + 1e-5).sqrt() * scale + shift
+
+    x = F.max_pool2d(conv_bn(x, "conv1", "bn1", 2, 3).relu(), 3, 2, 1)
+    for stage, units in enumerate(TINY.units, start=1):
+        for unit in range(units):
+            name, stride = f"layer{stage}.{unit}", 2 if stage > 1 and unit == 0 else 1
+            h = conv_bn(x, f"{name}.conv1", f"{name}.bn1").relu()
+            h = conv_bn(h, f"{name}.conv2", f"{name}.bn2", stride, 1).relu()
+            h = conv_bn(h, f"{name}.conv3", f"{name}.bn3")
+            if unit == 0:
+                x = conv_bn(x, f"{name}.downsample.0", f"{name}.downsample.1", stride)
+            x = (h + x).relu()
+    return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", [1, 33, 64])
+def test_features(side: int) -> None:
+    network = tiny()
+    x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    features = network(x)
+    assert features.shape == (2, 20) and TINY.num_features == 20
+    torch.testing.assert_close(features, by_names(dict(network.state_dict()), x))
+
+
+def test_default_is_resnet_50() -> None:
+    with torch.device("meta"):
+        network = ResNet(ResNetConfig())
+    assert sum(p.numel() for p in network.parameters()) == 25_557_032 - 2_049_000  # of the paper's, without `fc`
+    shapes = {
+        "conv1.weight": (64, 3, 7, 7),
+        "layer1.0.downsample.0.weight": (256, 64, 1, 1),
+        "layer3.5.bn3.running_var": (1024,),
+        "layer4.0.conv2.weight": (512, 512, 3, 3),
+        "layer4.2.bn3.num_batches_tracked": (),
+    }
+    assert {key: tuple(network.state_dict()[key].shape) for key in shapes} == shapes
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    network = tiny()
+    network(torch.rand(2, 3, 64, 64, dtype=torch.float64)).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_config_refuses() -> None:
+    with pytest.raises(ValueError, match=r"`widths` and `units` must have 4 entries, got \(4, 4, 4\) and"):
+        ResNetConfig((4, 4, 4))
+    with pytest.raises(ValueError, match=r"`widths` and `units` must be >= 1, got .* and \(1, 0, 1, 1\)"):
+        ResNetConfig(units=(1, 0, 1, 1))

@@ -1,0 +1,236 @@
+import itertools
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stylegan_inversion.errors import InvalidImageError
+from stylegan_inversion.preprocessing.align import uncropped
+from stylegan_inversion.preprocessing.image import to_tensor
+from stylegan_inversion.training.data import FaceFolder, PositionSampler, list_images, load_batches
+from stylegan_inversion.training.tasks import Task, make_task
+
+NAMES = ["a.png", "b/c.d.png", "b/e.PNG", "f.jpg", "g.webp", "h.bmp", "i.png"]
+
+
+@pytest.fixture
+def faces(tmp_path: Path) -> Path:
+    folder = tmp_path / "faces"
+    (folder / "b").mkdir(parents=True)
+    for i, name in enumerate(NAMES):
+        pixels = np.random.default_rng(i).integers(0, 256, (20, 20 + i, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "._a.png").write_bytes(b"what macOS leaves")
+    (folder / ".trash").mkdir()
+    (folder / ".trash" / "z.png").write_bytes(b"hidden")
+    return folder
+
+
+def open_folder(folder: Path, task: Task | None = None, *, seed: int = 0, training: bool = True) -> FaceFolder:
+    task = task or make_task("inversion")
+    return FaceFolder(folder, task, input_resolution=16, output_resolution=32, seed=seed, training=training)
+
+
+def test_lists_every_picture(faces: Path) -> None:
+    dataset = open_folder(faces)
+    assert dataset.names == NAMES and len(dataset) == 7
+    dataset.names.clear()
+    assert len(dataset) == 7
+
+
+def test_links_are_followed_but_not_in_circles(faces: Path, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "all").symlink_to(faces)
+    (linked / "one.png").symlink_to(faces / "a.png")
+    (faces / "b" / "back").symlink_to(linked)
+    assert list_images(linked) == [*(f"all/{name}" for name in NAMES), "one.png"]
+    assert open_folder(linked, training=False)[7]["y"].shape == (3, 32, 32)
+
+
+def test_validation_takes_each_picture_as_it_is(faces: Path) -> None:
+    dataset = open_folder(faces, training=False)
+    for index, name in enumerate(NAMES):
+        example = dataset[index]
+        with Image.open(faces / name) as image:
+            rgb = image.convert("RGB")
+        assert example["index"] == index
+        torch.testing.assert_close(example["x"], to_tensor(uncropped(rgb, 16).image)[0])
+        torch.testing.assert_close(example["y"], to_tensor(uncropped(rgb, 32).image)[0])
+    for bad in (7, -1):
+        with pytest.raises(IndexError, match=f"in validation, < 7, got {bad}"):
+            dataset[bad]
+
+
+def test_each_epoch_shows_every_picture_once_in_its_own_order(faces: Path) -> None:
+    dataset = open_folder(faces)
+    epochs = [[dataset[position]["index"] for position in range(7 * k, 7 * k + 7)] for k in range(6)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 4
+    other = [open_folder(faces, seed=1)[position]["index"] for position in range(7)]
+    assert other != epochs[0]
+    with pytest.raises(IndexError, match="must be >= 0"):
+        dataset[-1]
+
+
+def test_an_example_depends_on_seed_and_position_alone(faces: Path) -> None:
+    state = torch.get_rng_state()
+    dataset = open_folder(faces, make_task("frontalization"))
+    forward = [dataset[position] for position in range(40)]
+    again = pickle.loads(pickle.dumps(open_folder(faces, make_task("frontalization"))))
+    for position in reversed(range(40)):
+        example = again[position]
+        assert example["index"] == forward[position]["index"]
+        assert torch.equal(example["x"], forward[position]["x"])
+        assert torch.equal(example["y"], forward[position]["y"])
+    assert torch.equal(torch.get_rng_state(), state)
+    # The same picture is mirrored in one epoch and not in another
+    looks = {i: {e["x"].numpy().tobytes() for e in forward if e["index"] == i} for i in range(7)}
+    assert all(len(seen) <= 2 for seen in looks.values()) and sum(len(seen) == 2 for seen in looks.values()) >= 4
+
+
+def test_neighbouring_seeds_and_positions_have_nothing_in_common(faces: Path) -> None:
+    task = make_task("inversion")
+    plain = [open_folder(faces, training=False)[i]["x"] for i in range(7)]
+    flipped = []
+    for seed in range(6):
+        dataset = open_folder(faces, task, seed=seed)
+        flipped.append([not torch.equal(e["x"], plain[e["index"]]) for e in (dataset[p] for p in range(64))])
+    table = torch.tensor(flipped, dtype=torch.float64)
+    assert 0.4 < table.mean() < 0.6
+    assert torch.corrcoef(table).fill_diagonal_(0).abs().max() < 0.5
+
+
+def test_many_pictures_are_shuffled_fast(faces: Path) -> None:
+    dataset = open_folder(faces)
+    dataset._names = NAMES * 10_000
+    for epoch in range(4):
+        assert sorted(dataset._order(epoch)) == list(range(70_000))
+    assert list(dataset._orders) == [2, 3]  # memory does not grow
+
+
+def save_sources(faces: Path, folder: Path) -> None:
+    for k, name in enumerate(NAMES):
+        path = (folder / name).with_suffix(".png" if k % 2 else ".gif")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.fromarray(np.full((18, 18), k, np.uint8))
+        image.putpalette([9, 9, 9] * 256)  # the colours say nothing
+        image.save(path, optimize=False)
+
+
+def test_pairs_are_matched_by_name(faces: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "labels"
+    save_sources(faces, folder)
+    (folder / "stranger.png").write_bytes(b"never opened")
+    dataset = FaceFolder(
+        faces,
+        make_task("labels_to_face", num_labels=7),
+        input_resolution=16,
+        output_resolution=32,
+        seed=0,
+        training=True,
+        sources=folder,
+    )
+    for position in range(7):
+        example = dataset[position]
+        assert (example["x"].argmax(0) == (example["index"] if example["index"] % 2 else example["x"].argmax(0))).all()
+        with Image.open(faces / NAMES[example["index"]]) as image:
+            torch.testing.assert_close(example["y"], to_tensor(uncropped(image.convert("RGB"), 32).image)[0])
+
+
+def test_bad_pairs(faces: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "labels"
+    save_sources(faces, folder)
+    task = make_task("labels_to_face", num_labels=3)
+
+    def pair(task: Task = task, sources: Path | None = folder) -> FaceFolder:
+        return FaceFolder(
+            faces, task, input_resolution=16, output_resolution=16, seed=0, training=False, sources=sources
+        )
+
+    with pytest.raises(InvalidImageError, match=r"c\.d\.png: The label map is|f\.png: The label map holds 3"):
+        pair()[3]
+    Image.new("L", (16, 16)).save(folder / "a.bmp")
+    with pytest.raises(ValueError, match=r"holds two sources of one name: a\.bmp and a\.gif"):
+        pair()
+    with pytest.raises(ValueError, match="LabelsToFace needs a folder of sources"):
+        pair(sources=None)
+    with pytest.raises(ValueError, match="Inversion makes its sources from the targets: leave out `sources`"):
+        pair(make_task("inversion"))
+    for path in [*folder.glob("*.gif"), *folder.glob("*.bmp"), *folder.glob("b/*")]:
+        path.unlink()
+    with pytest.raises(
+        ValueError, match=r"5 of 7 targets have no source in .*: a\.png, b/c\.d\.png, b/e\.PNG, g\.webp, i\.png\. A"
+    ):
+        pair()
+    (folder / "f.png").unlink()
+    with pytest.raises(ValueError, match=r"6 of 7 .*: a\.png, b/c\.d\.png, b/e\.PNG, f\.jpg, g\.webp, \.\.\.\. A"):
+        pair()
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none is not a folder; give a folder of pictures"):
+        open_folder(tmp_path / "none")
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"holds no picture \(.*\.jpg, .*\.png"):
+        open_folder(tmp_path)
+    with pytest.raises(ValueError, match="`seed` must be >= 0, got -1"):
+        open_folder(tmp_path, seed=-1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_damaged_picture_is_named(faces: Path, num_workers: int) -> None:
+    (faces / "i.png").write_bytes((faces / "i.png").read_bytes()[:200])
+    with pytest.raises(InvalidImageError, match=r"^/.*/i\.png: `i\.png` is damaged.*Replace the file, then resume\.$"):
+        for _ in load_batches(open_folder(faces), PositionSampler(3, end=3), num_workers=num_workers):
+            pass
+
+
+@pytest.mark.parametrize(("world_size", "start"), [(1, 0), (2, 3), (3, 1)])
+def test_processes_share_the_positions_of_one(world_size: int, start: int) -> None:
+    samplers = [PositionSampler(4, rank=r, world_size=world_size, start=start, end=6) for r in range(world_size)]
+    alone = list(PositionSampler(4 * world_size, start=start, end=6))
+    together = [list(itertools.chain(*step)) for step in zip(*samplers)]
+    assert together == alone
+    assert alone[0][0] == start * 4 * world_size and len(alone) == 6 - start == len(samplers[0])
+
+
+@pytest.mark.parametrize("limit", range(0, 26))
+@pytest.mark.parametrize("start", [0, 1])
+def test_the_tail_is_not_dropped(limit: int, start: int) -> None:
+    samplers = [PositionSampler(4, rank=r, world_size=2, start=start, end=3, limit=limit) for r in range(2)]
+    batches = [list(sampler) for sampler in samplers]
+    assert [len(sampler) for sampler in samplers] == [len(b) for b in batches]
+    assert sorted(itertools.chain(*batches[0], *batches[1])) == list(range(8 * start, min(limit, 24)))
+    assert all(batch for b in batches for batch in b)
+
+
+def test_bad_samplers() -> None:
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
+        PositionSampler(0, end=1)
+    for rank, world_size in ((-1, 1), (1, 1), (0, 0)):
+        with pytest.raises(ValueError, match=rf"`rank` must be in .*, got {rank} with world_size={world_size}"):
+            PositionSampler(1, rank=rank, world_size=world_size, end=1)
+    for start, end in ((-1, 1), (2, 1)):
+        with pytest.raises(ValueError, match=rf"`start` must be in \[0, end\], got {start} with end={end}"):
+            PositionSampler(1, start=start, end=end)
+    with pytest.raises(ValueError, match="`limit` must be >= 0, got -1"):
+        PositionSampler(1, end=1, limit=-1)
+
+
+def test_batches_do_not_depend_on_the_workers(faces: Path) -> None:
+    state = torch.get_rng_state()
+    dataset = open_folder(faces, make_task("frontalization"))
+    plain, parallel = (list(load_batches(dataset, PositionSampler(3, start=2, end=8), num_workers=n)) for n in (0, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(plain) == len(parallel) == 6
+    for step, (a, b) in enumerate(zip(plain, parallel), 2):
+        assert a["x"].shape == (3, 3, 16, 16) and a["y"].shape == (3, 3, 32, 32)
+        assert all(torch.equal(a[key], b[key]) for key in ("x", "y", "index"))
+        assert a["index"].tolist() == [dataset[position]["index"] for position in range(3 * step, 3 * step + 3)]
+    with pytest.raises(ValueError, match="`num_workers` must be >= 0, got -1"):
+        load_batches(dataset, PositionSampler(3, end=1), num_workers=-1)

@@ -1,0 +1,132 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stylegan_inversion.preprocessing.image import to_tensor
+from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, SketchSource
+from stylegan_inversion.training.tasks import TASKS, SuperResolution, Task, make_task
+
+# name: l2, lpips, identity, w_norm, l2_crop, lpips_crop, source, paired: pSp's README and options
+TABLE = {
+    "inversion": (1.0, 0.8, 0.1, 0.0, 0.0, 0.0, PhotoSource(), False),
+    "frontalization": (0.001, 0.08, 1.0, 0.005, 0.01, 0.8, PhotoSource(), False),
+    "super_resolution": (1.0, 0.8, 0.1, 0.005, 0.0, 0.0, PhotoSource(), False),
+    "labels_to_face": (1.0, 0.8, 0.0, 0.005, 0.0, 0.0, LabelSource(19), True),
+    "sketch_to_face": (1.0, 0.8, 0.0, 0.005, 0.0, 0.0, SketchSource(), True),
+    "toonify": (1.0, 0.8, 1.0, 0.025, 0.0, 0.0, PhotoSource(), False),
+}
+
+
+def rng(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def face() -> Image.Image:
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def pairs(task: Task, face: Image.Image, count: int = 64) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [task.pair(face, face, input_resolution=32, output_resolution=64, rng=rng(seed)) for seed in range(count)]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_papers_settings(name: str) -> None:
+    task, loss = make_task(name), make_task(name).loss
+    used = (loss.l2, loss.lpips, loss.identity, loss.w_norm, loss.l2_crop, loss.lpips_crop, task.source, task.paired)
+    assert used == TABLE[name]
+    assert (loss.moco, loss.delta, loss.adversarial, loss.w_distance) == (0, 0, 0, 0)
+    loss.l2 = 7.0
+    assert task.loss.l2 != 7.0  # a new object each time
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_validation_draws_nothing(name: str, face: Image.Image) -> None:
+    task = make_task(name)
+    source = Image.fromarray(np.arange(48 * 48, dtype=np.uint8).reshape(48, 48) % 19) if task.paired else face
+    state = torch.get_rng_state()
+    first, second = (task.pair(source, face, input_resolution=32, output_resolution=64, rng=None) for _ in range(2))
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    assert first[0].shape == (task.source.in_channels, 32, 32)
+    torch.testing.assert_close(first[1], to_tensor(face)[0])
+    if name != "super_resolution":
+        torch.testing.assert_close(first[0], task.source(source, 32))
+    task.pair(source, face, input_resolution=32, output_resolution=64, rng=rng(0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def sides(task: Task, face: Image.Image) -> set[tuple[bool, bool]]:
+    """Whether source and target were mirrored, in many draws."""
+    x, y = task.pair(face, face, input_resolution=32, output_resolution=64, rng=None)
+    found = set()
+    for a, b in pairs(task, face):
+        assert torch.equal(a, x) or torch.equal(a, x.flip(-1))
+        assert torch.equal(b, y) or torch.equal(b, y.flip(-1))
+        found.add((not torch.equal(a, x), not torch.equal(b, y)))
+    return found
+
+
+@pytest.mark.parametrize("name", ["inversion", "toonify"])
+def test_inversion_mirrors_both(name: str, face: Image.Image) -> None:
+    assert sides(make_task(name), face) == {(False, False), (True, True)}
+
+
+def test_frontalization_mirrors_each_apart(face: Image.Image) -> None:
+    assert sides(make_task("frontalization"), face) == {(a, b) for a in (False, True) for b in (False, True)}
+
+
+@pytest.mark.parametrize("name", ["labels_to_face", "sketch_to_face"])
+def test_paired_tasks_mirror_nothing(name: str, face: Image.Image) -> None:
+    task = make_task(name)
+    source = Image.fromarray(np.arange(48 * 48, dtype=np.uint8).reshape(48, 48) % 19)
+    for seed in range(16):
+        x, y = task.pair(source, face, input_resolution=32, output_resolution=64, rng=rng(seed))
+        torch.testing.assert_close(x, task.source(source, 32))
+        torch.testing.assert_close(y, to_tensor(face)[0])
+
+
+def test_super_resolution_draws_its_factors(face: Image.Image) -> None:
+    by_factor = {}
+    for factor in (1, 2, 4, 32, 1000):
+        x, y = SuperResolution((factor,)).pair(face, face, input_resolution=64, output_resolution=64, rng=None)
+        torch.testing.assert_close(y, to_tensor(face)[0])
+        by_factor[factor] = x
+    torch.testing.assert_close(by_factor[1], to_tensor(face)[0])
+    detail = [by_factor[factor].diff(dim=-1).abs().mean().item() for factor in (1, 2, 4, 32)]
+    assert detail == sorted(detail, reverse=True) and detail[-1] < 0.1 * detail[0]
+    assert by_factor[1000].std(dim=(1, 2)).max() == 0  # one pixel
+    small = face.resize((16, 16), Image.Resampling.BICUBIC).resize((64, 64), Image.Resampling.BILINEAR)
+    torch.testing.assert_close(by_factor[4], to_tensor(small)[0])
+
+    task = SuperResolution([1, 4, 2])
+    drawn = [task.pair(face, face, input_resolution=64, output_resolution=64, rng=rng(seed))[0] for seed in range(60)]
+    counts = [sum(torch.equal(x, by_factor[factor]) for x in drawn) for factor in (1, 2, 4)]
+    assert sum(counts) == 60 and min(counts) >= 10
+    middle = task.pair(face, face, input_resolution=64, output_resolution=64, rng=None)[0]
+    torch.testing.assert_close(middle, by_factor[2])
+
+
+def test_options() -> None:
+    task = make_task("labels_to_face", num_labels=5)
+    assert task.source == LabelSource(5)
+    assert make_task("super_resolution", factors=[2, 4]) == SuperResolution((2, 4))
+    assert dataclasses.asdict(SuperResolution()) == {"factors": (1, 2, 4, 8, 16, 32)}
+
+
+def test_bad_options() -> None:
+    with pytest.raises(ValueError, match=r"`task` must be one of inversion, .*toonify, got 'colourise'"):
+        make_task("colourise")
+    with pytest.raises(ValueError, match="'inversion' has no option 'factors'; it has none"):
+        make_task("inversion", factors=[2])
+    with pytest.raises(ValueError, match="'super_resolution' has no option 'factor'; it has factors"):
+        make_task("super_resolution", factor=2)
+    with pytest.raises(ValueError, match=r"`num_labels` must be a whole number in \[1, 256\], got 0"):
+        make_task("labels_to_face", num_labels=0)
+    for bad in ([], [0], [1.5], 4, [math.nan]):
+        with pytest.raises(ValueError, match="`factors` must be a list of whole numbers >= 1, got"):
+            make_task("super_resolution", factors=bad)
