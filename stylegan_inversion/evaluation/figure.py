@@ -64,7 +64,7 @@ def draw_figure(columns: Sequence[Column], *, cell: int = CELL) -> Image.Image:
 
 def save_figure(columns: Sequence[Column], path: Path, *, cell: int = CELL) -> None:
     """Draw the columns and write them as a PNG, which loses nothing."""
-    draw_figure(columns, cell=cell).save(path, optimize=True)
+    draw_figure(columns, cell=cell).save(path)
 
 
 def _fit(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:

@@ -68,6 +68,7 @@ def plot_editability(summary: Mapping[str, Any], config: Mapping[str, Any], path
             if found["level"] is not None:
                 scatter.set(xlabel="L2 to the photo", ylabel=f"{edit} moved at ID {found['level']:.4f}")
             scatter.set_title(f"{edit}: distortion and editability")
+            scatter.margins(0.2)
             scatter.set_xlim(left=0)
             scatter.set_ylim(bottom=min(0, scatter.get_ylim()[0]))
             for panel, key, whom in zip(

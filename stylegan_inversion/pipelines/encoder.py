@@ -26,6 +26,9 @@ from stylegan_inversion.preprocessing.image import to_pil, to_tensor
 from stylegan_inversion.preprocessing.sources import PhotoSource, Source, source_from_config, to_config
 
 
+BATCH_SIZE = 16  # photos that go through an encoder at once
+
+
 class EncoderPipeline(InversionPipeline):
     """What pSp and e4e share: the encoder gives w_plus, the pipeline's own generator draws it.
 
@@ -113,9 +116,10 @@ class EncoderPipeline(InversionPipeline):
             )
         crops = self._crops(image, align, face)
         start = time.perf_counter()
-        inputs = (to_tensor(recrop(crop, self._config.input_resolution)).to(self.device) for crop in crops)
-        bar = tqdm(inputs, total=len(crops), disable=not progress, unit="photo", leave=False)
-        w_plus = torch.cat([self.encoder(x) for x in bar])
+        inputs = [to_tensor(recrop(crop, self._config.input_resolution)) for crop in crops]
+        batches = torch.cat(inputs).split(BATCH_SIZE)
+        bar = tqdm(batches, disable=not progress, unit="batch", leave=False)
+        w_plus = torch.cat([self.encoder(x.to(self.device)) for x in bar])
         seconds = round((time.perf_counter() - start) / len(crops), 4)
         return self._output(crops, w_plus, [self.generator] * len(crops), [{"seconds": seconds}] * len(crops))
 

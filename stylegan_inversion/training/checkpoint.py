@@ -21,7 +21,7 @@ def write_checkpoint(state: Mapping[str, Any], folder: Path, *, step: int, keep:
     """Write `FOLDER/step-00001000.safetensors` and remove all but the newest `keep`.
 
     Args:
-        state: Nested dicts and lists of tensors, numbers, texts and None, such as `state_dict()`s.
+        state: Nested dicts, lists and tuples of tensors, numbers, texts and None, such as `state_dict()`s.
         folder: Made if needed. Only one run may write to it.
         step: Steps done.
         keep: How many to keep, the new one included.
@@ -75,8 +75,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} holds tensors, but it is no checkpoint of a training run.")
     tensors = hub.read_tensors(path)
     try:
-        return _unflatten(json.loads(texts[_STATE]), tensors)
-    except (ValueError, KeyError) as e:
+        return dict(_unflatten(json.loads(texts[_STATE]), tensors))
+    except (ValueError, KeyError, TypeError) as e:
         raise CheckpointError(f"{path} does not describe its own tensors: {e}") from e
 
 
@@ -96,7 +96,8 @@ def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
             ]
         }
     if isinstance(value, (list, tuple)):
-        return [_flatten(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
+        items = [_flatten(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
+        return {"tuple": items} if isinstance(value, tuple) else items
     return value
 
 
@@ -106,5 +107,7 @@ def _unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(tree, dict):
         if "tensor" in tree:
             return tensors[tree["tensor"]]
+        if "tuple" in tree:
+            return tuple(_unflatten(item, tensors) for item in tree["tuple"])
         return {key: _unflatten(item, tensors) for key, item in tree["dict"]}
     return tree

@@ -1,5 +1,7 @@
 """`TrainConfig`: all that a training run is told, read from YAML and overridden on the command line."""
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -93,7 +95,7 @@ class TrainConfig:
         for name in ("steps", "accumulation", "log_every", "image_every", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}.")
-        for name in ("batch_size", "synthetic_batch_size", "num_workers", "validation_images"):
+        for name in ("batch_size", "synthetic_batch_size", "num_workers", "validation_images", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be >= 0, got {getattr(self, name)}.")
         if self.batch_size + self.synthetic_batch_size == 0:
@@ -107,12 +109,20 @@ class TrainConfig:
                 f"`e4e.open_from` and `e4e.open_until` must be shares of the run, in this order, "
                 f"got {self.e4e.open_from} and {self.e4e.open_until}."
             )
-        if self.optimizer.lr <= 0 or self.e4e.discriminator_lr <= 0:
-            raise ValueError("`optimizer.lr` and `e4e.discriminator_lr` must be > 0.")
+        for name, value in (
+            ("optimizer.lr", self.optimizer.lr),
+            ("optimizer.max_grad_norm", self.optimizer.max_grad_norm),
+            ("e4e.discriminator_lr", self.e4e.discriminator_lr),
+        ):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"`{name}` must be > 0, got {value}.")
         if not 0 <= self.optimizer.warmup <= 1:
             raise ValueError(f"`optimizer.warmup` must be a share of the run, in [0, 1], got {self.optimizer.warmup}.")
-        if self.e4e.r1_every < 1 or self.e4e.pool_size < 0:
-            raise ValueError("`e4e.r1_every` must be >= 1 and `e4e.pool_size` >= 0.")
+        if self.e4e.r1_every < 1 or self.e4e.pool_size < 0 or not (math.isfinite(self.e4e.r1) and self.e4e.r1 >= 0):
+            raise ValueError(
+                "`e4e.r1_every` must be >= 1, `e4e.pool_size` and `e4e.r1` >= 0, "
+                f"got {self.e4e.r1_every}, {self.e4e.pool_size} and {self.e4e.r1}."
+            )
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> None:
@@ -148,13 +158,15 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         return cast(TrainConfig, OmegaConf.to_object(config))
     except OSError as e:
         raise ValueError(f"The config cannot be read: {e}") from e
-    except YAMLError as e:
-        raise ValueError(f"{path} is not YAML: {e}") from e
+    except (YAMLError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path or 'An override'} is not YAML: {e}") from e
+    except TypeError as e:
+        raise ValueError(f"{path} must hold NAME: VALUE lines.") from e
     except OmegaConfBaseException as e:
         reason = str(e).splitlines()[0]
         raise ValueError(f"The config does not fit at {getattr(e, 'full_key', None) or '?'}: {reason}") from e
 
 
 def config_dict(config: TrainConfig) -> dict[str, Any]:
-    """The config as plain dicts and lists, for JSON."""
-    return asdict(config)
+    """The config as plain dicts and lists: what is read back from its JSON."""
+    return cast(dict[str, Any], json.loads(json.dumps(asdict(config))))

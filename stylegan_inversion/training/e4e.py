@@ -6,6 +6,7 @@ after the encoder, with the codes of that same pass (the original runs the encod
 draw from a seeded source, so that a resumed run goes on exactly.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -117,8 +118,11 @@ class LatentAdversary:
             rng: Source of the draws, on the CPU.
 
         Returns:
-            The loss, and R1 where it was computed, and whether the update was finite. One that is not changes nothing.
+            The loss, and R1 where it was computed, and whether both were finite. If not, nothing has changed.
         """
+        lazy = step % self.r1_every == 0
+        pools = self.real_pool.w, self.fake_pool.w
+        before = copy.deepcopy(self.state()) if lazy else None  # two updates are undone together
         layers = torch.randint(stage + 1, (len(w_plus),), generator=rng).to(w_plus.device)
         fake_w = self.fake_pool.query(w_plus[torch.arange(len(w_plus), device=w_plus.device), layers], rng)
         real_w = self.real_pool.query(real_w, rng)
@@ -132,9 +136,12 @@ class LatentAdversary:
 
         terms = {}
         terms["discriminator"], finite = self._descend(logistic)
-        if step % self.r1_every == 0:
-            terms["r1"], finite_r1 = self._descend(penalty)
-            finite = finite and finite_r1
+        if lazy and finite:
+            terms["r1"], finite = self._descend(penalty)
+        if not finite:
+            if before is not None:
+                self.load_state(before)
+            self.real_pool.w, self.fake_pool.w = pools
         return terms, finite
 
     def _descend(self, loss_of: Callable[[], Tensor]) -> tuple[Tensor, bool]:

@@ -1,7 +1,6 @@
 """`EncoderLearner`: an encoder of pSp or e4e, the frozen generator behind it, and one training step of the two."""
 
 import copy
-import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,29 +24,13 @@ from stylegan_inversion.training.batch_norm import synchronize_batch_norm
 from stylegan_inversion.training.config import TrainConfig
 from stylegan_inversion.training.draws import Draws
 from stylegan_inversion.training.e4e import LatentAdversary, progressive_stage
-from stylegan_inversion.training.objective import EncoderObjective, LossWeights
+from stylegan_inversion.training.objective import EncoderObjective
 from stylegan_inversion.training.optimize import apply_gradients, make_optimizer
-from stylegan_inversion.training.start import ENCODERS, make_encoder
+from stylegan_inversion.training.seeds import seeded_weights
+from stylegan_inversion.training.start import ENCODERS, close_offsets, loss_weights, make_encoder
 from stylegan_inversion.training.tasks import Task, make_task
 
 LOSS_RESOLUTION = 256  # pictures are compared at this side at most, as pSp and e4e do
-
-
-E4E_LOSS = {"delta": 2e-4, "adversarial": 0.1}  # the paper's, beside the task's
-
-
-def loss_weights(task: Task, config: TrainConfig) -> LossWeights:
-    """The weights of a run: the task's, e4e's, and above them those of the config.
-
-    Raises:
-        ValueError: If the config weighs a term that does not exist, or a weight is out of range.
-    """
-    weights = {**vars(task.loss), **(E4E_LOSS if config.method == "e4e" else {}), **config.loss}
-    known = [field.name for field in dataclasses.fields(LossWeights)]
-    unknown = [name for name in weights if name not in known]
-    if unknown:
-        raise ValueError(f"`loss` has no term {unknown[0]!r}; the terms are {', '.join(known)}.")
-    return LossWeights(**weights)
 
 
 class EncoderLearner:
@@ -71,7 +54,9 @@ class EncoderLearner:
         self.weights = loss_weights(self.task, config)
         self.model_folder = hub.find_model(config.model)
         self.generator = hub.load_module(Generator, GeneratorConfig, self.model_folder / "generator", device=device)
-        self.encoder = make_encoder(config, self.task, self.generator).to(device)
+        with seeded_weights(config.seed):
+            self.encoder = make_encoder(config, self.task, self.generator).to(device)
+            self.adversary = self._make_adversary()
         synchronize_batch_norm(self.encoder)
         self.input_resolution = self.encoder.config.input_resolution
         self.output_resolution = min(self.generator.config.resolution, LOSS_RESOLUTION)
@@ -79,7 +64,6 @@ class EncoderLearner:
         self.parameters = [p for p in self.encoder.parameters() if p.requires_grad]
         self.optimizer, self.schedule = make_optimizer(config.optimizer, self.parameters, steps=config.steps)
         self.draws = Draws(self.generator, accelerator, seed=config.seed)
-        self.adversary = self._make_adversary()
         self.objective = self._make_objective()
 
     def _make_adversary(self) -> LatentAdversary | None:
@@ -101,7 +85,7 @@ class EncoderLearner:
             weights,
             perceptual=load_perceptual(self.config.perceptual) if weights.lpips + weights.lpips_crop > 0 else None,
             identity=IdentityLoss(load_identity(self.config.identity)) if weights.identity > 0 else None,
-            moco=load_moco(self.config.moco or "") if weights.moco > 0 else None,
+            moco=load_moco(self.config.moco) if weights.moco > 0 and self.config.moco else None,
         ).to(self.accelerator.device)
 
     def stage(self, step: int) -> int:
@@ -121,13 +105,14 @@ class EncoderLearner:
             step: Number of the step, from 0. All random draws follow from it and from the positions.
 
         Returns:
-            The terms of the loss, means over this process, and whether the step was finite. A step that is not
-            changes nothing.
+            The terms of the loss, means over this process, and whether the step was finite. If the encoder's part is
+            not, nothing has changed; if only the discriminator's is not, the discriminator has not.
         """
         stage = self.stage(step)
         if isinstance(self.encoder, Encoder4Editing):
             self.encoder.progressive_stage = stage
         buffers = [buffer.clone() for buffer in self.encoder.buffers()]
+        self.schedule.step(step)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         codes = []
@@ -150,11 +135,10 @@ class EncoderLearner:
             for buffer, before in zip(self.encoder.buffers(), buffers):
                 buffer.copy_(before)
             return sums, False
-        self.schedule.step(step + 1)
         if self.ema is not None:
             self._update_ema(self.ema)
         if self.adversary is not None:
-            terms, finite = self._update_adversary(self.adversary, torch.cat(codes), step, stage)
+            terms, finite = self._update_adversary(self.adversary, torch.stack(codes), step, stage)
             sums.update(terms)
         return sums, finite
 
@@ -193,8 +177,14 @@ class EncoderLearner:
     def _update_adversary(
         self, adversary: LatentAdversary, w_plus: Tensor, step: int, stage: int
     ) -> tuple[dict[str, Tensor], bool]:
-        """Every process makes the same update, with the codes of all of them."""
-        w_plus = cast(Tensor, self.accelerator.gather(w_plus))
+        """Every process makes the same update, with the codes of all of them.
+
+        `w_plus` holds those of this one, (micro-batches, B, num_ws, w_dim). They are put in the order in which a single
+        process with the whole batch has them.
+        """
+        everyone = cast(Tensor, self.accelerator.gather(w_plus)).unflatten(0, (-1, len(w_plus)))  # (processes, ...)
+        parts = everyone.tensor_split([self.config.batch_size], dim=2)  # pictures, samples of the generator
+        w_plus = torch.cat([part.transpose(0, 1).flatten(1, 2) for part in parts], dim=1).flatten(0, 1)
         real_w, rng = self.draws.w(step, len(w_plus))
         return adversary.update(real_w, w_plus, stage=stage, step=step, rng=rng)
 
@@ -208,20 +198,20 @@ class EncoderLearner:
         Returns:
             Each term's mean over all pictures of all processes, `loss` among them; and the first batch as x, y, y_hat.
         """
-        encoder = self.ema or self.encoder
+        encoder = self.ema if self.ema is not None else self.encoder
         was_training = encoder.training
         encoder.eval()
         if isinstance(encoder, Encoder4Editing):
             encoder.progressive_stage = cast(Encoder4Editing, self.encoder).progressive_stage
-        sums: dict[str, Tensor] = {}
-        shown: list[Tensor] = []
         count = torch.zeros((), device=self.accelerator.device)
+        sums = {name: torch.zeros_like(count) for name in ("l2", "loss", *self.objective.image_terms)}
+        shown: list[Tensor] = []
         for batch in batches:
             y_hat = self.resize(self.generator.synthesis(encoder(batch["x"])))
             terms = self.objective.images(y_hat, batch["y"])
             l2 = l2_loss(y_hat, batch["y"])  # what is compared when the run weighs no pictures
             for name, term in {"l2": l2, "loss": self.objective.total(terms) if terms else l2, **terms}.items():
-                sums[name] = sums.get(name, torch.zeros_like(count)) + term * len(y_hat)
+                sums[name] += term * len(y_hat)
             count += len(y_hat)
             shown = shown or [batch["x"], batch["y"], y_hat]
         encoder.train(was_training)
@@ -252,12 +242,20 @@ class EncoderLearner:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def export(self, folder: Path) -> None:
-        """Write a model that the pipelines read: the encoder, with the generator and the directions beside it."""
+        """Write a model that the pipelines read: the encoder, with the generator and the directions beside it.
+
+        Offsets of e4e that are not open yet are written as 0: the pipelines switch all of them on.
+        """
         _, name = ENCODERS[self.config.method]
+        for orphan in [*folder.rglob(f".{hub.WEIGHTS_NAME}.*"), *folder.rglob(f".{hub.CONFIG_NAME}.*")]:
+            orphan.unlink(missing_ok=True)  # half written by a run that was killed
+        encoder = copy.deepcopy(self.ema if self.ema is not None else self.encoder)
+        if isinstance(encoder, Encoder4Editing):
+            close_offsets(encoder, cast(Encoder4Editing, self.encoder).progressive_stage)
         config = hub.read_config(self.model_folder)
         source = to_config(self.task.source)
         for part in ("generator", "directions"):
             if (self.model_folder / part).is_dir():
                 shutil.copytree(self.model_folder / part, folder / part, dirs_exist_ok=True)
-        hub.save_module(self.ema or self.encoder, folder / name)
+        hub.save_module(encoder, folder / name)
         hub.write_config({**config, "source": source}, folder)

@@ -7,6 +7,7 @@ section 3.3.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +58,8 @@ class LossWeights:
 class EncoderObjective:
     """The weighted sum of what an encoder is trained for; a term of weight 0 is not computed."""
 
+    IMAGE_TERMS: ClassVar[tuple[str, ...]] = ("l2", "lpips", "lpips_crop", "identity", "moco", "l2_crop")
+
     def __init__(
         self,
         weights: LossWeights,
@@ -80,8 +83,13 @@ class EncoderObjective:
         needs = {"lpips": perceptual, "lpips_crop": perceptual, "identity": identity, "moco": moco}
         for name, network in needs.items():
             if getattr(weights, name) > 0 and network is None:
-                raise ValueError(f"`loss.{name}` is {getattr(weights, name)}, but there is no network for it.")
+                raise ValueError(f"`loss.{name}` is {getattr(weights, name)}, but there is no network for it: name it.")
         self.perceptual, self.identity, self.moco = perceptual, identity, moco
+
+    @property
+    def image_terms(self) -> list[str]:
+        """Names of the terms that `images` gives, in its order."""
+        return [name for name in self.IMAGE_TERMS if getattr(self.weights, name) > 0]
 
     def images(self, y_hat: Tensor, y: Tensor) -> dict[str, Tensor]:
         """The terms that compare pictures, (B, 3, R, R) in [-1, 1], unweighted."""
@@ -97,7 +105,7 @@ class EncoderObjective:
             moco = self.moco
             terms["moco"] = lambda: moco(y_hat, y)
         terms["l2_crop"] = lambda: l2_loss(inner_face(y_hat), inner_face(y))
-        return {name: term() for name, term in terms.items() if getattr(self.weights, name) > 0}
+        return {name: terms[name]() for name in self.image_terms}
 
     def codes(self, w_plus: Tensor, *, w_avg: Tensor, num_deltas: int) -> dict[str, Tensor]:
         """The regularisers of the codes, (B, num_ws, w_dim), unweighted; `num_deltas` offsets are switched on."""

@@ -1,6 +1,7 @@
 """What a run leaves to look at: `log.jsonl`, grids of pictures, and the trackers (TensorBoard, Weights & Biases)."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,24 +47,26 @@ class RunLog:
             self.accelerator.init_trackers("logs")
 
     def close(self) -> None:
-        """End the trackers."""
-        if self.trackers:
-            self.accelerator.end_training()
+        """End the trackers, and the processes' connection."""
+        self.accelerator.end_training()
 
     def cut(self, step: int) -> None:
         """Drop the lines that a killed run wrote after its last checkpoint: they are written again."""
         if self.accelerator.is_main_process and self.path.exists():
             kept = [line for line in self.path.read_text("utf-8").splitlines() if _step_of(line) <= step]
-            self.path.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+            whole = self.path.with_name(f".{self.path.name}")  # a kill must not cost the log
+            whole.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+            whole.replace(self.path)
 
     def write(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """Write a line, "train" or "validation"."""
+        """Write a line, "train" or "validation". What is not finite becomes null, since JSON has no NaN."""
         if not self.accelerator.is_main_process:
             return
         if self.trackers:
             self.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+            known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            file.write(json.dumps({"step": step, "kind": kind, **known}, allow_nan=False) + "\n")
 
     def draw(self, step: int, x: Tensor, y: Tensor, y_hat: Tensor) -> None:
         """Save sources, targets and outputs side by side, each (B, 3, H, W), RGB, in [-1, 1], on the CPU."""

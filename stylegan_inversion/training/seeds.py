@@ -1,6 +1,8 @@
 """Random sources that follow from numbers, so that a resumed run needs no saved random state."""
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -16,3 +18,11 @@ def seeded(seed: int, purpose: str, number: int) -> torch.Generator:
     """
     words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), number]).generate_state(2, np.uint32)
     return torch.Generator().manual_seed((int(words[0]) << 31) ^ int(words[1]))
+
+
+@contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Inside, the weights of new networks follow from a seed; afterwards PyTorch's own random state is as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -1,5 +1,6 @@
-"""Where the encoder of a run comes from: a new one, a face recognition network's backbone, or a trained encoder."""
+"""What a run starts from: its encoder (new, with the backbone of a face recognition network, or trained), its loss."""
 
+import dataclasses
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 from stylegan_inversion.training.config import TrainConfig
+from stylegan_inversion.training.objective import EncoderObjective, LossWeights
 from stylegan_inversion.training.tasks import Task
 
 Encoder = GradualStyleEncoder | Encoder4Editing
@@ -18,6 +20,35 @@ ENCODERS: dict[str, tuple[type[Encoder], str]] = {
     "psp": (GradualStyleEncoder, "psp_encoder"),
     "e4e": (Encoder4Editing, "e4e_encoder"),
 }
+E4E_LOSS = {"delta": 2e-4, "adversarial": 0.1}  # the paper's, beside the task's
+
+
+def loss_weights(task: Task, config: TrainConfig) -> LossWeights:
+    """The weights of a run: the task's, e4e's, and above them those of the config.
+
+    Raises:
+        ValueError: If the config weighs a term that does not exist, a weight is out of range, or the run has nothing
+            that a term could be computed of.
+    """
+    weights = {**vars(task.loss), **(E4E_LOSS if config.method == "e4e" else {}), **config.loss}
+    known = [field.name for field in dataclasses.fields(LossWeights)]
+    unknown = [name for name in weights if name not in known]
+    if unknown:
+        raise ValueError(f"`loss` has no term {unknown[0]!r}; the terms are {', '.join(known)}.")
+    loss = LossWeights(**weights)
+    if loss.adversarial > 0 and config.method != "e4e":
+        raise ValueError(f"`loss.adversarial` is {loss.adversarial:g}, but only method=e4e has a latent discriminator.")
+    if loss.w_distance > 0 and config.synthetic_batch_size == 0:
+        raise ValueError(
+            f"`loss.w_distance` is {loss.w_distance:g}, but pictures have no known w: set `synthetic_batch_size`."
+        )
+    of_pictures = sum(getattr(loss, name) for name in EncoderObjective.IMAGE_TERMS) if config.batch_size else 0.0
+    if of_pictures + loss.w_distance == 0:
+        raise ValueError(
+            "`loss` weighs nothing that tells the encoder what to draw: with pictures (`batch_size`) it needs l2, "
+            "lpips, identity or moco, with samples of the generator (`synthetic_batch_size`) w_distance."
+        )
+    return loss
 
 
 def make_encoder(config: TrainConfig, task: Task, generator: Generator) -> Encoder:
@@ -67,10 +98,15 @@ def _load_encoder(name: str, cls: type[Encoder], folder: str) -> Encoder:
     psp = hub.load_module(GradualStyleEncoder, PyramidEncoderConfig, psp_folder)
     encoder = Encoder4Editing(psp.config)
     encoder.load_state_dict(psp.state_dict())
-    for style in list(encoder.pyramid.styles)[1:]:
+    close_offsets(encoder, 0)
+    return encoder
+
+
+def close_offsets(encoder: Encoder4Editing, stage: int) -> None:
+    """Make the offsets of e4e above a stage 0 for every picture, in place."""
+    for style in list(encoder.pyramid.styles)[stage + 1 :]:
         nn.init.zeros_(cast(Any, style).linear.weight)
         nn.init.zeros_(cast(Any, style).linear.bias)
-    return encoder
 
 
 def _load_backbone(encoder: Encoder, name: str) -> None:

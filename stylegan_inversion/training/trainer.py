@@ -4,12 +4,14 @@ import dataclasses
 import logging
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -56,18 +58,20 @@ def train(config: TrainConfig, *, callback: Callback | None = None) -> TrainResu
     Writes to `config.output`: `config.json`, `log.jsonl` (a line each `log_every` steps and each validation),
     `images/`, `checkpoints/`, TensorBoard's files, and two models that the pipelines read: `best/` (with validation)
     and `last/`. A run that finds its own checkpoint goes on from there, exactly. Ctrl-C and SIGTERM end the step, save
-    and stop.
+    and stop; a second Ctrl-C stops at once, and costs the steps since the last checkpoint.
 
     Args:
         config: The run.
         callback: Called after each step with the number of steps done and the terms of the loss.
 
     Raises:
-        ValueError: If the folder holds a run of another config, or parts do not fit each other.
+        ValueError: If the folder holds a run of another config or something else, or parts do not fit each other.
         DivergedError: After five steps in a row whose loss or gradient is not finite. The last good state is saved.
         CheckpointError: If a checkpoint cannot be written or read. The older ones stay.
     """
     check_trackers(config.trackers)
+    # Accelerate keeps its state for the whole process and refuses a second run with another precision or device.
+    AcceleratorState._reset_state(reset_partial_state=not (dist.is_available() and dist.is_initialized()))
     accelerator = Accelerator(
         mixed_precision=config.mixed_precision,
         cpu=config.cpu,
@@ -109,8 +113,11 @@ class Trainer:
     def _resume(self) -> None:
         ours = config_dict(self.config)
         state = read_latest(self.output / "checkpoints")
+        known = (self.output / hub.CONFIG_NAME).exists()
+        theirs = hub.read_config(self.output) if known or state is not None else ours
+        if "steps" not in theirs:
+            raise ValueError(f"{self.output} holds something else than a training run. Give another `output`.")
         if state is not None:
-            theirs = hub.read_config(self.output)
             differing = [key for key in ours if key not in FREE and ours[key] != theirs.get(key)]
             if differing:
                 key = differing[0]
@@ -129,12 +136,12 @@ class Trainer:
     def run(self) -> TrainResult:
         """Train to the end, or until a signal."""
         config, accelerator = self.config, self.accelerator
-        self.log.open()
         interrupted = False
         bar = tqdm(
             total=config.steps, initial=self.step, disable=not accelerator.is_main_process, unit="step", mininterval=1
         )
-        with _signals() as stop, bar:
+        with _signals() as stop, bar, closing(self.log):
+            self.log.open()
             for batches in self._batches():
                 terms, finite = self.learner.step(batches, self.step)
                 self._count_bad(finite)
@@ -145,7 +152,6 @@ class Trainer:
                     self._save()
                 if interrupted:
                     break
-        self.log.close()
         best = None if self.best == float("inf") else self.best
         return TrainResult(self.step, best, interrupted and self.step < config.steps)
 
@@ -216,7 +222,7 @@ class Trainer:
         accelerator = self.accelerator
         count = min(len(self.validation), self.config.validation_images if score else MAX_GRID_ROWS)
         sampler = PositionSampler(
-            max(1, self.config.batch_size),
+            max(8, self.config.batch_size),
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             end=count,
@@ -239,8 +245,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             best = None if self.best == float("inf") else self.best
             state = {"learner": self.learner.state(), "best": best, "bad_steps": self.bad_steps}
-            write_checkpoint(state, self.output / "checkpoints", step=self.step)
             self.learner.export(self.output / "last")
+            write_checkpoint(state, self.output / "checkpoints", step=self.step)  # last: before it, all is done again
         self.accelerator.wait_for_everyone()
 
     def _any(self, here: bool) -> bool:
@@ -256,9 +262,15 @@ def _signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of dying of them, where signals can be had: in the main thread."""
     received: list[int] = []
     before = {}
+
+    def note(number: int, _: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, lambda n, _: received.append(n))
+            before[number] = signal.signal(number, note)
     except ValueError:
         pass
     try:

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from stylegan_inversion.evaluation.figure import GAP, GROUP_GAP, HEADER, Column, draw_figure, save_figure
+from stylegan_inversion.preprocessing.image import load_image
 
 RED, BLUE = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (64, 64), "blue")
 
@@ -16,8 +17,8 @@ def test_every_picture_has_its_place(tmp_path: Path) -> None:
         Column("e4e", "b", [RED] * 2),
     ]
     save_figure(columns, tmp_path / "figure.png", cell=32)
-    sheet = Image.open(tmp_path / "figure.png")
-    assert sheet.format == "PNG"
+    assert (tmp_path / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    sheet = load_image(tmp_path / "figure.png")
     lefts = [GAP, GAP + 32 + GROUP_GAP, GAP + 32 + GROUP_GAP + 32 + GAP]
     tops = [2 * HEADER, 2 * HEADER + 32 + GAP]
     assert sheet.size == (lefts[2] + 32 + GAP, tops[1] + 32 + GAP + GAP)

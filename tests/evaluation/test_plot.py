@@ -3,10 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from stylegan_inversion.errors import MissingDependencyError
 from stylegan_inversion.evaluation.plot import check_matplotlib, plot_editability
+from stylegan_inversion.preprocessing.image import load_image
 
 
 def test_matplotlib_is_asked_for_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +32,7 @@ def test_each_method_is_drawn_in_its_colour(tmp_path: Path) -> None:
     labels = {"a": "A", "b": "B", "failed": "C"}
     config = {"methods": {name: {"label": label} for name, label in labels.items()}, "identity": "builtin"}
     plot_editability(summary, config, tmp_path / "plot.png")
-    pixels = np.asarray(Image.open(tmp_path / "plot.png").convert("RGB")).astype(int)
+    pixels = np.asarray(load_image(tmp_path / "plot.png")).astype(int)
     assert pixels.shape[1] > 1500
     for colour in ((0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)):
         assert (abs(pixels - colour).max(axis=2) < 3).sum() > 500

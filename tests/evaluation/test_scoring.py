@@ -31,7 +31,9 @@ def test_figures_are_those_of_each_picture_alone(e4e: tuple[Inversion, torch.Ten
     records, pictures = score(inversion, prepare_targets(targets, scoring), scoring)
     assert len(records) == 5 and inversion.encode is not None
     assert set(pictures) == {None, ("smile", -5.0), ("smile", 5.0), ("age", -3.0), ("age", 3.0)}
-    embed, attributes = scoring.embed, scoring.attribute_scores
+    attributes = scoring.attribute_scores
+    assert scoring.identity is not None
+    embed = scoring.identity.embed
     for i, (record, target) in enumerate(zip(records, targets)):
         target = target[None]
         w_plus = inversion.w_plus[i : i + 1]

@@ -1,0 +1,126 @@
+"""Runs in processes of their own, to be killed. They are forked from a server that has only imported PyTorch: quick."""
+
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import debug_launcher
+
+from stylegan_inversion import hub
+from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.training import checkpoint, trainer
+from stylegan_inversion.training.config import TrainConfig
+
+CRASHED = 9
+FULL = 3
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload([__name__])
+
+
+def start(function: Callable[..., None], *args: Any) -> Any:
+    """Start a process that calls a function of this module."""
+    process = _server.Process(target=_quietly, args=(function, args))
+    process.start()
+    return process
+
+
+def run(function: Callable[..., None], *args: Any, timeout: float = 120) -> int:
+    """Call a function of this module in a process of its own, and give the exit code."""
+    process = start(function, *args)
+    process.join(timeout)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+    return process.exitcode
+
+
+def _quietly(function: Callable[..., None], args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    function(*args)
+
+
+def train(config: TrainConfig) -> None:
+    trainer.train(config)
+
+
+def train_twofold(config: TrainConfig, processes: int = 2) -> None:
+    """The same run in two processes that exchange gradients."""
+    debug_launcher(trainer.train, (config,), num_processes=processes)
+
+
+def train_and_crash(config: TrainConfig, where: str) -> None:
+    """Die of a power cut, so to speak, at a place in the first checkpoint."""
+    save_file, export = hub.save_file, trainer.EncoderLearner.export
+
+    def writes_half(tensors: Any, path: Path, **options: Any) -> None:
+        save_file(tensors, path, **options)
+        if not path.name.startswith(".step-"):
+            return
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size // 2)
+        os._exit(CRASHED)
+
+    def dies_on_checkpoint(method: str) -> Any:
+        real = getattr(Path, method)
+
+        def wrapped(self: Path, *args: Any, **options: Any) -> Any:
+            if self.name.lstrip(".").startswith("step-") and self.parent.name == "checkpoints":
+                os._exit(CRASHED)
+            return real(self, *args, **options)
+
+        return wrapped
+
+    def exports_half(self: Any, folder: Path) -> None:
+        export(self, folder)
+        for path in folder.rglob("*.safetensors"):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        os._exit(CRASHED)
+
+    if where == "half written":
+        hub.save_file = writes_half
+    elif where == "written":
+        Path.replace = dies_on_checkpoint("replace")  # type: ignore[method-assign]
+    elif where == "in place":  # the third checkpoint is the first that has an old one to remove
+        Path.unlink = dies_on_checkpoint("unlink")  # type: ignore[method-assign]
+        hub._write_whole = _without_cleaning
+    elif where == "half exported":
+        trainer.EncoderLearner.export = exports_half  # type: ignore[method-assign]
+    trainer.train(config)
+
+
+def _without_cleaning(path: Path, write: Any) -> None:
+    """As the real one, but that its `finally` removes nothing: the file has been moved."""
+    temporary = path.with_name(f".{path.name}.temporary")
+    write(temporary)
+    temporary.replace(path)
+
+
+def write_on_full_disk(folder: Path) -> None:
+    """Files may not grow beyond 50 kB."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    try:
+        checkpoint.write_checkpoint({"weights": torch.ones(100_000)}, folder, step=2)
+    except CheckpointError as e:
+        (folder.parent / "message.txt").write_text(str(e))
+        os._exit(FULL)
+
+
+def kill_at(process: Any, log: Path, step: int, delay: float) -> None:
+    """Kill a run with no warning, a moment after it has logged a step."""
+    end = time.monotonic() + 60
+    while last_step(log) < step and process.is_alive() and time.monotonic() < end:
+        time.sleep(0.001)
+    time.sleep(delay)
+    process.kill()
+    process.join()
+
+
+def last_step(log: Path) -> int:
+    return log.read_text().count('"kind": "train"') if log.exists() else 0

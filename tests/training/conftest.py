@@ -1,0 +1,97 @@
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from PIL import Image
+
+from stylegan_inversion import Direction, hub
+from stylegan_inversion.editing.directions import save_directions
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.training.config import EncoderOptions, OptimizerOptions, TrainConfig
+from stylegan_inversion.training.encoder import EncoderLearner
+
+MakeConfig = Callable[..., TrainConfig]
+MakeLearner = Callable[..., EncoderLearner]
+
+
+def save_model(folder: Path, *, resolution: int = 16, w_dim: int = 16, seed: int = 0) -> Path:
+    """A model without an encoder: a tiny generator of the real class, with an average w and noise that shows."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sizes = GeneratorConfig(resolution, z_dim=8, w_dim=w_dim, mapping_layers=2, channel_base=128, channel_max=8)
+        generator = Generator(sizes)
+        with torch.no_grad():
+            generator.w_avg.copy_(generator.mapping(torch.randn(256, 8)).mean(0))
+    for conv in generator.synthesis.convs:
+        conv.noise_strength.data.fill_(0.05)
+    hub.save_module(generator, folder / "generator")
+    save_directions({"smile": Direction("smile", torch.eye(w_dim)[0])}, folder / "directions")
+    hub.write_config({"_class_name": "PTIPipeline", "crop_scale": 0.9}, folder)
+    return folder
+
+
+def save_pictures(folder: Path, count: int, *, side: int = 20, seed: int = 0) -> Path:
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        small.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return save_model(tmp_path / "model")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return save_pictures(tmp_path / "pictures", 10)
+
+
+@pytest.fixture
+def make_config(model: Path, pictures: Path, tmp_path: Path) -> MakeConfig:
+    """Configs of tiny runs; a step takes a few hundredths of a second."""
+
+    def make(**overrides: Any) -> TrainConfig:
+        values: dict[str, Any] = {
+            "model": str(model),
+            "data": str(pictures),
+            "output": str(tmp_path / "run"),
+            # coarse, middle and fine styles among the 6 of a generator of 16 px
+            "encoder": EncoderOptions(32, [8, 8, 8, 8], [1, 1, 1, 1], 4, 8, coarse_end=2, middle_end=4),
+            "loss": {"lpips": 0.0, "identity": 0.0},
+            "optimizer": OptimizerOptions(lr=1e-3),
+            "steps": 4,
+            "batch_size": 4,
+            "num_workers": 0,
+            "cpu": True,
+            "log_every": 1,
+            "image_every": 1000,
+            "validate_every": 1000,
+            "checkpoint_every": 1000,
+            "trackers": [],
+        }
+        return TrainConfig(**(values | overrides))
+
+    return make
+
+
+@pytest.fixture
+def make_learner(make_config: MakeConfig) -> MakeLearner:
+    def make(**overrides: Any) -> EncoderLearner:
+        return EncoderLearner(make_config(**overrides), Accelerator(cpu=True))
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps its state for the whole process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

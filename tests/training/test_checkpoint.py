@@ -1,0 +1,144 @@
+import errno
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stylegan_inversion import hub
+from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.training.checkpoint import read_checkpoint, read_latest, write_checkpoint
+from tests.training import children
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two nested states are equal, to the bit and to the type."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
+    return type(a) is type(b) and a == b
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    shared = torch.arange(6.0)
+    state = {
+        "network": {"a.weight": shared, "a.alias": shared, "view": shared[::2], "half": torch.ones(3).bfloat16()},
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(3.0)}, 12: {"step": torch.tensor(4)}},
+            "groups": [[1, 2], [], (0.9, 0.999)],
+        },
+        "flags": torch.tensor([True, False]),
+        "empty": torch.empty(0, 4),
+        "best": 0.1 + 0.2,
+        "none": None,
+        "yes": True,
+        "text": "so – ok",
+        "nothing": {},
+        "tensor": {"tensor": torch.tensor(1, dtype=torch.int32), "dict": 3},
+    }
+    path = write_checkpoint(state, tmp_path / "checkpoints", step=7)
+    assert path.name == "step-00000007.safetensors"
+    assert same(read_checkpoint(path), {"step": 7, **state})
+    assert same(read_latest(tmp_path / "checkpoints"), {"step": 7, **state})
+
+
+def test_an_optimizer_goes_on(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    adam = torch.optim.Adam([weight], lr=0.1, betas=(0.5, 0.9))
+    weight.grad = torch.tensor([1.0, -2.0, 3.0])
+    adam.step()
+    saved = read_checkpoint(write_checkpoint({"adam": adam.state_dict()}, tmp_path, step=1))
+    copied = torch.nn.Parameter(weight.detach().clone())
+    other = torch.optim.Adam([copied])
+    other.load_state_dict(saved["adam"])
+    copied.grad = weight.grad.clone()
+    adam.step()
+    other.step()
+    assert torch.equal(weight, copied)
+
+
+def test_two_are_kept(tmp_path: Path) -> None:
+    assert read_latest(tmp_path / "checkpoints") is None
+    for step in (1, 2, 30):
+        write_checkpoint({"x": torch.tensor(step)}, tmp_path, step=step)
+    (tmp_path / "notes.txt").write_text("mine")
+    write_checkpoint({"x": torch.tensor(4)}, tmp_path, step=200)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "notes.txt",
+        "step-00000030.safetensors",
+        "step-00000200.safetensors",
+    ]
+    latest = read_latest(tmp_path)
+    assert latest is not None and latest["step"] == 200
+
+
+def test_orphans_are_removed(tmp_path: Path) -> None:
+    write_checkpoint({"x": torch.ones(1)}, tmp_path, step=1)
+    orphan = tmp_path / ".step-00000002.safetensors.ab12"
+    orphan.write_bytes(b"half")
+    (tmp_path / ".keep").touch()
+    assert read_latest(tmp_path) is not None
+    assert not orphan.exists() and (tmp_path / ".keep").exists()
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (1, 2):
+        newest = write_checkpoint({"x": torch.full((100,), step)}, tmp_path, step=step)
+    whole = newest.read_bytes()
+    for length in (0, 4, 100, len(whole) - 1):
+        newest.write_bytes(whole[:length])
+        with caplog.at_level(logging.WARNING):
+            latest = read_latest(tmp_path)
+        assert latest is not None and latest["step"] == 1
+        assert "step-00000002.safetensors cannot be read" in caplog.text and "taking the one before" in caplog.text
+        caplog.clear()
+    for path in tmp_path.glob("step-*"):
+        path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(CheckpointError, match="None of the 2 checkpoints in .* can be read. Remove them"):
+        read_latest(tmp_path)
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none\.safetensors cannot be read"):
+        read_checkpoint(tmp_path / "none.safetensors")
+    path = tmp_path / "model.safetensors"
+    hub.write_tensors({"x": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors holds tensors, but it is no checkpoint"):
+        read_checkpoint(path)
+    for tree in ('{"dict": [["x", {"tensor": "y"}]]}', "not JSON", '{"list": 1}', '{"dict": 3}', "3"):
+        hub.write_tensors({"x": torch.ones(1)}, path, metadata={"state": tree})
+        with pytest.raises(CheckpointError, match="does not describe its own tensors"):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_is_not_saved(tmp_path: Path, bad: float) -> None:
+    good = write_checkpoint({"x": torch.ones(2)}, tmp_path, step=1).read_bytes()
+    with pytest.raises(CheckpointError, match="The state at step 2 is not saved: net/w holds NaN or infinity"):
+        write_checkpoint({"net": {"w": torch.tensor([1.0, bad])}}, tmp_path, step=2)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [good]
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = write_checkpoint({"x": torch.ones(2)}, tmp_path, step=1).read_bytes()
+
+    def full(tensors: Any, path: Path, **options: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(hub, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"step-00000002.* could not be written: .*No space left.*make room"):
+        write_checkpoint({"x": torch.ones(2)}, tmp_path, step=2)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [good]
+
+
+def test_full_disk_for_real(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    good = write_checkpoint({"x": torch.ones(2)}, folder, step=1).read_bytes()
+    assert children.run(children.write_on_full_disk, folder) == children.FULL
+    assert "could not be written" in (tmp_path / "message.txt").read_text()
+    assert [p.read_bytes() for p in folder.iterdir()] == [good]
