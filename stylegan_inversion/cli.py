@@ -217,7 +217,10 @@ def _train(args: argparse.Namespace) -> int:
     if result.interrupted:
         print(f"Stopped after step {result.step}; the same command goes on from there.")
         return 130
-    print(f"{result.step} steps done. The models are in {config.output}: last/" + (", best/" if result.best else ""))
+    print(
+        f"{result.step} steps done. The models are in {config.output}: last/"
+        + (", best/" if result.best is not None else "")
+    )
     return 0
 
 

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from stylegan_inversion import InversionOutput, PTIPipeline
+from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline
 from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.evaluation.face_scores import load_face_scorer
+from stylegan_inversion.evaluation.metrics import mean_offset_norm
 from stylegan_inversion.hub import builtin_models, builtin_path, read_tensors
+from stylegan_inversion.latents import broadcast
 from stylegan_inversion.models.face import FaceScorer
 from stylegan_inversion.preprocessing.image import to_tensor
 
@@ -27,7 +29,8 @@ def test_it_is_found() -> None:
 
 def test_the_index_is_complete() -> None:
     assert set(FILES) == {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.safetensors")}
-    assert {name.split("/")[0] for name in FILES} == {"generator", "directions", "face", "perceptual"}
+    parts = {"generator", "psp_encoder", "e4e_encoder", "directions", "face", "perceptual"}
+    assert {name.split("/")[0] for name in FILES} == parts
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -41,6 +44,22 @@ def test_a_file_is_what_the_index_says(name: str) -> None:
 def test_samples_carry_no_metadata() -> None:
     for path in sample_photos():
         assert b"Exif" not in path.read_bytes() and b"GPS" not in path.read_bytes()
+
+
+def test_the_encoders_keep_the_order_of_the_papers() -> None:
+    """On pictures that were never trained on: pSp distorts less than e4e, e4e stays nearer to W."""
+    pictures = sorted((Path(__file__).parent / "data" / "faces64").glob("*.png"))
+    e4e, psp = (kind.from_pretrained("faces64")(pictures, align=False) for kind in (E4EPipeline, PSPPipeline))
+    average = PSPPipeline.from_pretrained("faces64").generator
+    with torch.no_grad():
+        plain = average.synthesis(broadcast(average.w_avg[None], average.num_ws))
+    targets = torch.cat([to_tensor(crop.image) for crop in psp.crops])
+
+    def mean_l2(out: InversionOutput) -> float:
+        return sum(report["l2"] for report in out.reports) / len(pictures)
+
+    assert mean_l2(psp) < mean_l2(e4e) < 0.5 * float((plain - targets).square().mean())
+    assert mean_offset_norm(e4e.w_plus).mean() < 0.8 * mean_offset_norm(psp.w_plus).mean()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,11 @@
+import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -104,3 +108,69 @@ def test_sheet_places_pictures_under_their_labels() -> None:
     sheet = draw_sheet([[("a", red), ("b", blue)], [("c", blue)]])
     assert sheet.getpixel((86, 108)) == (255, 0, 0) and sheet.getpixel((252, 108)) == (0, 0, 255)
     assert sheet.getpixel((86, 296)) == (0, 0, 255) and sheet.getpixel((252, 296)) == (255, 255, 255)
+
+
+@pytest.fixture
+def recipe(tiny_model: str, photo: Image.Image, tmp_path: Path) -> Path:
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    for i in range(3):
+        photo.crop((20 * i, 0, 20 * i + 100, 100)).resize((32, 32)).save(faces / f"{i}.png")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"model: {tiny_model}\ndata: {faces}\noutput: {tmp_path / 'run'}\ncpu: true\nnum_workers: 0\nbatch_size: 2\n"
+        "encoder: {input_resolution: 32, widths: [8, 8, 8, 8], units: [1, 1, 1, 1], reduction: 4, style_channels: 8}\n"
+        "loss: {lpips: 0, identity: 0}\ntrackers: []\nlog_every: 1\n"
+    )
+    return path
+
+
+def test_train(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "--config", str(recipe), "method=e4e", "optimizer.lr=1e-3"]
+    assert cli.main([*arguments, "steps=2"]) == 0
+    assert capsys.readouterr().out == f"2 steps done. The models are in {tmp_path / 'run'}: last/\n"
+    log = tmp_path / "run" / "log.jsonl"
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2]
+    first = log.read_text()
+    assert cli.main([*arguments, "steps=3", f"validation_data={tmp_path / 'faces'}"]) == 2  # of another run
+    assert "holds a run with validation_data=None" in capsys.readouterr().err
+    assert cli.main([*arguments, "steps=3"]) == 0
+    assert log.read_text().startswith(first) and len(log.read_text().splitlines()) == 3
+    photo, model = str(tmp_path / "faces" / "0.png"), str(tmp_path / "run" / "last")
+    options = ["--method", "e4e", "--no-align", "--device", "cpu", "--output", str(tmp_path / "out")]
+    assert cli.main(["invert", photo, "--model", model, *options]) == 0
+
+
+def test_train_interrupted(recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from stylegan_inversion.training import trainer
+
+    real = trainer.train
+
+    def interrupted(config: Any) -> Any:
+        return real(config, callback=lambda step, _: os.kill(os.getpid(), signal.SIGTERM) if step == 1 else None)
+
+    monkeypatch.setattr(trainer, "train", interrupted)
+    assert cli.main(["train", "--config", str(recipe), "steps=5"]) == 130
+    assert capsys.readouterr().out == "Stopped after step 1; the same command goes on from there.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stpes=3"], "The config does not fit at stpes: "),
+        (["steps=many"], "The config does not fit at steps: Value 'many'"),
+        (["steps"], "'steps' is not NAME=VALUE, such as steps=1000"),
+        (["steps=0"], "`steps` must be >= 1, got 0"),
+        (["loss.lpip=1"], "`loss` has no term 'lpip'"),
+        (["task=cartoon"], "`task` must be one of inversion, "),
+        (["model=faces46"], "No model 'faces46'"),
+        (["data=nowhere"], "nowhere is not a folder"),
+        (["--config", "none.yaml"], "The config cannot be read: .*none.yaml"),
+    ],
+)
+def test_train_with_wrong_arguments(
+    recipe: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "--config", str(recipe), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and "Traceback" not in error, error

@@ -25,7 +25,6 @@ from stylegan_inversion.preprocessing.align import recrop, uncropped
 from stylegan_inversion.preprocessing.image import to_pil, to_tensor
 from stylegan_inversion.preprocessing.sources import PhotoSource, Source, source_from_config, to_config
 
-
 BATCH_SIZE = 16  # photos that go through an encoder at once
 
 

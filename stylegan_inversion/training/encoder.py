@@ -145,11 +145,11 @@ class EncoderLearner:
     def _losses(self, batch: dict[str, Tensor], serial: int, stage: int) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Loss, terms and codes of a micro-batch; `serial` counts the micro-batches of one process."""
         synthetic, true_w = self.draws.synthesize(serial, self.config.synthetic_batch_size, side=self.input_resolution)
-        x = torch.cat([batch["x"], synthetic]) if self.config.batch_size else synthetic
-        w_plus = self.encoder(x)
-        count = len(x) - len(synthetic)
+        pictures = [batch["x"]] if self.config.batch_size else []
+        w_plus = self.encoder(torch.cat(pictures + [synthetic] * bool(len(synthetic))))  # a sketch has other channels
+        count = len(w_plus) - len(synthetic)
         terms = self.objective.codes(w_plus, w_avg=self.encoder.w_avg, num_deltas=stage)
-        if count and any(getattr(self.weights, name) > 0 for name in ("l2", "lpips", "identity", "moco")):
+        if count and self.objective.image_terms:
             noise = self.draws.noise(serial, count)
             y_hat = self.resize(self.generator.synthesis(w_plus[:count], noise=noise))
             terms |= self.objective.images(y_hat, batch["y"])

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from stylegan_inversion.training.config import OptimizerOptions
 from stylegan_inversion.training.ranger import Ranger
 
+MIN_SCALE = 2.0**-10  # of float16's gradients: below, it is not the scale that makes them overflow
+
 
 class Schedule:
     """The learning rate as a function of the step alone: nothing to save."""
@@ -67,7 +69,7 @@ def apply_gradients(
 
     Returns:
         Whether loss and gradients were finite, the same for all processes. If not, nothing has changed, but for
-        the scale of float16, whose overflows are its normal life and count as finite.
+        the scale of float16: overflows are its normal life and count as finite, until the scale is next to nothing.
     """
     used = [p for p in parameters if p.grad is not None]
     gradients = [p.grad for p in used if p.grad is not None]
@@ -87,9 +89,10 @@ def apply_gradients(
         scaler.unscale_(optimizer)
     if max_norm is not None:
         torch.nn.utils.clip_grad_norm_(used, max_norm)
-    if scaler is not None:
-        scaler.step(optimizer)
-        scaler.update()
-    else:
+    if scaler is None:
         optimizer.step()
-    return True
+        return True
+    before = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    return not scaler.get_scale() < min(before, MIN_SCALE)

@@ -11,6 +11,7 @@ from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
+from stylegan_inversion.preprocessing.sources import PhotoSource
 from stylegan_inversion.training.config import TrainConfig
 from stylegan_inversion.training.objective import EncoderObjective, LossWeights
 from stylegan_inversion.training.tasks import Task
@@ -83,6 +84,11 @@ def make_encoder(config: TrainConfig, task: Task, generator: Generator) -> Encod
         if options.backbone is not None:
             _load_backbone(encoder, options.backbone)
     _check(encoder.config, generator, task)
+    if config.synthetic_batch_size and not isinstance(task.source, PhotoSource):
+        raise ValueError(
+            f"`synthetic_batch_size` is {config.synthetic_batch_size}, but `task` {type(task).__name__} does not read "
+            "pictures, which is what the generator draws. Set it to 0."
+        )
     encoder.w_avg.copy_(generator.w_avg.cpu())
     return encoder.train().requires_grad_(True)
 

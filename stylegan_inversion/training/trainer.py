@@ -65,7 +65,8 @@ def train(config: TrainConfig, *, callback: Callback | None = None) -> TrainResu
         callback: Called after each step with the number of steps done and the terms of the loss.
 
     Raises:
-        ValueError: If the folder holds a run of another config or something else, or parts do not fit each other.
+        ValueError: If the folder holds a run of another config or something else, parts do not fit each other, or the
+            device does not know the precision.
         DivergedError: After five steps in a row whose loss or gradient is not finite. The last good state is saved.
         CheckpointError: If a checkpoint cannot be written or read. The older ones stay.
     """
@@ -78,6 +79,8 @@ def train(config: TrainConfig, *, callback: Callback | None = None) -> TrainResu
         log_with=cast(Any, config.trackers) or None,
         project_dir=config.output,
     )
+    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would silently train in fp32
+        raise ValueError("`mixed_precision` is fp16, which needs a GPU. On the CPU take bf16 or no.")
     learner = EncoderLearner(config, accelerator)
     return Trainer(config, accelerator, learner, callback).run()
 

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # optimizers import it, and it takes seconds: better once, in the server
+import torch.multiprocessing
 from accelerate import debug_launcher
+from PIL import Image
 
 from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.training import checkpoint, trainer
 from stylegan_inversion.training.config import TrainConfig
 
+Image.init()
 CRASHED = 9
 FULL = 3
 _server = multiprocessing.get_context("forkserver")
@@ -66,11 +70,11 @@ def train_and_crash(config: TrainConfig, where: str) -> None:
             file.truncate(path.stat().st_size // 2)
         os._exit(CRASHED)
 
-    def dies_on_checkpoint(method: str) -> Any:
+    def dies_on_checkpoint(method: str, prefix: str) -> Any:
         real = getattr(Path, method)
 
         def wrapped(self: Path, *args: Any, **options: Any) -> Any:
-            if self.name.lstrip(".").startswith("step-") and self.parent.name == "checkpoints":
+            if self.name.startswith(prefix) and self.parent.name == "checkpoints":
                 os._exit(CRASHED)
             return real(self, *args, **options)
 
@@ -83,22 +87,14 @@ def train_and_crash(config: TrainConfig, where: str) -> None:
         os._exit(CRASHED)
 
     if where == "half written":
-        hub.save_file = writes_half
+        hub.save_file = writes_half  # type: ignore[assignment]
     elif where == "written":
-        Path.replace = dies_on_checkpoint("replace")  # type: ignore[method-assign]
+        Path.replace = dies_on_checkpoint("replace", ".step-")  # type: ignore[method-assign]
     elif where == "in place":  # the third checkpoint is the first that has an old one to remove
-        Path.unlink = dies_on_checkpoint("unlink")  # type: ignore[method-assign]
-        hub._write_whole = _without_cleaning
+        Path.unlink = dies_on_checkpoint("unlink", "step-")  # type: ignore[method-assign]
     elif where == "half exported":
         trainer.EncoderLearner.export = exports_half  # type: ignore[method-assign]
     trainer.train(config)
-
-
-def _without_cleaning(path: Path, write: Any) -> None:
-    """As the real one, but that its `finally` removes nothing: the file has been moved."""
-    temporary = path.with_name(f".{path.name}.temporary")
-    write(temporary)
-    temporary.replace(path)
 
 
 def write_on_full_disk(folder: Path) -> None:

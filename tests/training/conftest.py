@@ -91,6 +91,15 @@ def make_learner(make_config: MakeConfig) -> MakeLearner:
 
 
 @pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny networks only lose by more, above all beside other tests; and the bits are those of the child processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def fresh_accelerate() -> Iterator[None]:
     """Accelerate keeps its state for the whole process."""
     yield

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def batches() -> Tensor:
 
 def train_network(network: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """A few passes: outputs, gradients and statistics. The loss is not symmetric, or there would be no gradient."""
-    results = {}
+    results: dict[str, Any] = {}
     for step, batch in enumerate(x):
         batch = batch.clone().requires_grad_()
         out = network(batch)

@@ -1,4 +1,6 @@
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -83,3 +85,22 @@ def test_a_bad_step_changes_nothing(weights: list[nn.Parameter], bad: float, pla
     assert not apply_gradients(Accelerator(cpu=True), adam, weights, loss)
     assert all(bool((weight == 1).all()) and weight.grad is None for weight in weights)
     assert not adam.state
+
+
+def test_float16_scales_until_there_is_no_hope(weights: list[nn.Parameter]) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    process: Any = SimpleNamespace(num_processes=1, scaler=scaler)
+    sgd = torch.optim.SGD(weights, lr=1.0)
+
+    def step(gradient: float, loss: float = 1.0) -> bool:
+        scale = float(scaler.scale(torch.ones(())))
+        for weight in weights:
+            weight.grad = torch.full_like(weight, gradient * scale)
+        return apply_gradients(process, sgd, weights, torch.tensor(loss), max_norm=100.0)
+
+    assert step(0.5) and all(bool((weight == 0.5).all()) for weight in weights)
+    overflows = [step(math.inf) for _ in range(20)]
+    assert overflows == [True] * 13 + [False] * 7  # the scale falls from 8 to 2**-10, and below
+    assert not step(0.5, math.nan)
+    assert all(bool((weight == 0.5).all()) for weight in weights)
+    assert step(0.25) and all(bool((weight == 0.25).all()) for weight in weights)

@@ -1,0 +1,370 @@
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from stylegan_inversion import E4EPipeline, PSPPipeline, hub
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.models.e4e_encoder import Encoder4Editing
+from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
+from stylegan_inversion.preprocessing.image import load_image
+from stylegan_inversion.preprocessing.sources import LabelSource, SketchSource
+from stylegan_inversion.training.checkpoint import read_checkpoint, write_checkpoint
+from stylegan_inversion.training.config import E4EOptions, EncoderOptions, OptimizerOptions
+from stylegan_inversion.training.data import FaceFolder, PositionSampler, load_batches
+from stylegan_inversion.training.encoder import EncoderLearner
+from stylegan_inversion.training.trainer import train
+from tests.training.conftest import MakeConfig, MakeLearner, save_model, save_pictures
+from tests.training.test_checkpoint import same
+
+SPREAD = E4EOptions(open_from=0.2, open_until=0.8, pool_size=6)
+
+
+def batches_of(learner: EncoderLearner, count: int, *, start: int = 0) -> list[dict[str, Any]]:
+    """The first micro-batches of the run."""
+    config = learner.config
+    folder = FaceFolder(
+        Path(config.data or ""),
+        learner.task,
+        input_resolution=learner.input_resolution,
+        output_resolution=learner.output_resolution,
+        seed=0,
+        training=True,
+    )
+    sampler = PositionSampler(config.batch_size, start=start, end=start + count)
+    return list(load_batches(folder, sampler, num_workers=0))
+
+
+def frozen(learner: EncoderLearner) -> list[nn.Module]:
+    """Every network of the run but the encoder."""
+    networks: list[nn.Module] = [learner.generator]
+    networks += [] if learner.adversary is None else [learner.adversary.network]
+    networks += [] if learner.ema is None else [learner.ema]
+    objective = learner.objective
+    for part in (objective.perceptual, objective.identity, objective.moco):
+        networks += [] if part is None else [part]
+    return networks
+
+
+def expected_styles(name: str, stage: int) -> bool:
+    """Whether a parameter of the encoder of the tiny runs takes part at a stage of e4e: of 6 styles, 0 and 1 read c3,
+    2 and 3 read p2, 4 and 5 read p1."""
+    if ".styles." in name:
+        return int(name.split(".styles.")[1].split(".")[0]) <= stage
+    if ".lateral2." in name:
+        return stage >= 2
+    if ".lateral1." in name:
+        return stage >= 4
+    return True
+
+
+def check_gradients(learner: EncoderLearner, stage: int) -> None:
+    for name, p in learner.encoder.named_parameters():
+        if expected_styles(name, stage):
+            assert p.grad is not None and torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0, (name, stage)
+        else:
+            assert p.grad is None, (name, stage)
+    for network in frozen(learner):
+        assert all(not p.requires_grad and p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize("stage", range(6))
+def test_gradients_at_each_stage_of_e4e(make_learner: MakeLearner, stage: int) -> None:
+    learner = make_learner(method="e4e", steps=100, e4e=SPREAD, synthetic_batch_size=2, ema_decay=0.9)
+    step = next(step for step in range(101) if learner.stage(step) == stage)
+    generator, others = copy.deepcopy(learner.generator.state_dict()), copy.deepcopy(learner.encoder.state_dict())
+    _, finite = learner.step(batches_of(learner, 1), step)
+    assert finite
+    check_gradients(learner, stage)
+    assert same(dict(learner.generator.state_dict()), dict(generator))
+    changed = {name for name, p in learner.encoder.named_parameters() if not torch.equal(p, others[name])}
+    assert changed == {name for name, _ in learner.encoder.named_parameters() if expected_styles(name, stage)}
+    assert torch.equal(learner.encoder.w_avg, learner.generator.w_avg.expand(6, -1))
+    # The next step, at another stage, starts afresh
+    learner.step(batches_of(learner, 1), 0)
+    check_gradients(learner, 0)
+
+
+def test_gradients_of_psp_with_every_loss(make_learner: MakeLearner, tmp_path: Path) -> None:
+    loss = {"lpips": 0.8, "identity": 0.1, "w_norm": 0.005, "l2_crop": 0.1, "w_distance": 1.0}
+    learner = make_learner(
+        model=str(save_model(tmp_path / "32", resolution=32)),
+        perceptual="st-alex",
+        loss=loss | {"delta": 1e-4},
+        synthetic_batch_size=2,
+        batch_size=2,
+        encoder=EncoderOptions(32, [8, 8, 8, 8], [1, 1, 1, 1], 4, 8),
+        accumulation=2,
+    )
+    states = [copy.deepcopy(network.state_dict()) for network in frozen(learner)]
+    assert len(states) == 3
+    for step in range(2):
+        terms, finite = learner.step(batches_of(learner, 2, start=2 * step), step)
+        assert finite and set(terms) == {"l2", "loss", "delta", *loss}
+    check_gradients(learner, 7)
+    assert all(same(dict(n.state_dict()), dict(s)) for n, s in zip(frozen(learner), states))
+    weights = dataclasses.asdict(learner.weights)
+    assert float(terms["loss"]) == pytest.approx(sum(weights[k] * float(v) for k, v in terms.items() if k != "loss"))
+
+
+def test_terms_of_e4e(make_learner: MakeLearner) -> None:
+    learner = make_learner(method="e4e", steps=100, e4e=SPREAD)
+    for step, names in (
+        (0, {"l2", "adversarial", "discriminator", "r1"}),
+        (99, {"l2", "adversarial", "discriminator"}),
+    ):
+        terms, _ = learner.step(batches_of(learner, 1), step)
+        assert set(terms) == names | {"loss"} | ({"delta"} if step else set())
+    without = make_learner(method="e4e", loss={"lpips": 0.0, "identity": 0.0, "adversarial": 0.0})
+    assert without.adversary is None and "adversarial" not in without.step(batches_of(without, 1), 0)[0]
+
+
+def test_the_inner_face_alone(make_learner: MakeLearner) -> None:
+    learner = make_learner(loss={"l2": 0.0, "lpips": 0.0, "identity": 0.0, "l2_crop": 1.0})
+    terms, finite = learner.step(batches_of(learner, 1), 0)
+    assert finite and set(terms) == {"l2_crop", "loss"}
+
+
+def test_accumulation_is_the_mean_of_its_batches(make_learner: MakeLearner, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = make_learner(batch_size=4), make_learner(batch_size=2, accumulation=2)
+    for learner in (one, two):  # with the statistics of a batch they would differ
+        learner.encoder.eval()
+        monkeypatch.setattr(learner.draws, "noise", lambda serial, count: [None] * 5)
+    whole, halves = one.step(batches_of(one, 1), 0), two.step(batches_of(two, 2), 0)
+    assert float(whole[0]["loss"]) == pytest.approx(float(halves[0]["loss"]), rel=1e-5)
+    for a, b in zip(one.encoder.parameters(), two.encoder.parameters()):
+        assert a.grad is not None and b.grad is not None
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_weights_follow_from_the_seed_alone(make_learner: MakeLearner) -> None:
+    state = torch.get_rng_state()
+    first = make_learner(method="e4e").state()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(7)
+    assert same(make_learner(method="e4e").state(), first)
+    other = make_learner(method="e4e", seed=1).state()
+    for part in (lambda s: s["encoder"], lambda s: s["adversary"]["network"]):
+        assert not same(part(other), part(first))
+
+
+def test_ema(make_learner: MakeLearner) -> None:
+    learner = make_learner(method="e4e", ema_decay=0.75, e4e=SPREAD, steps=10)
+    assert learner.ema is not None
+    expected = {name: p.detach().clone() for name, p in learner.encoder.named_parameters()}
+    for step in range(9):
+        learner.step(batches_of(learner, 1, start=step), step)
+        for name, p in learner.encoder.named_parameters():
+            expected[name] = 0.75 * expected[name] + 0.25 * p.detach()
+    for name, p in learner.ema.named_parameters():
+        torch.testing.assert_close(p, expected[name], rtol=1e-4, atol=1e-6)
+    assert all(torch.equal(a, b) for a, b in zip(learner.ema.buffers(), learner.encoder.buffers()))
+    assert not same(dict(learner.ema.state_dict()), dict(learner.encoder.state_dict()))
+
+
+def test_known_w_teach(make_learner: MakeLearner) -> None:
+    loss = {"w_distance": 1.0, "l2": 0.0, "lpips": 0.0, "identity": 0.0}
+    learner = make_learner(
+        batch_size=0, data=None, synthetic_batch_size=8, loss=loss, optimizer=OptimizerOptions("adam", 1e-2)
+    )
+    losses = []
+    for _ in range(30):
+        terms, finite = learner.step([{}], 0)  # always the same samples
+        assert finite and set(terms) == {"loss", "w_distance"}
+        losses.append(float(terms["loss"]))
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+def test_a_psp_encoder_becomes_an_e4e_encoder(
+    make_config: MakeConfig, make_learner: MakeLearner, tmp_path: Path
+) -> None:
+    psp = make_learner()
+    psp.export(tmp_path / "psp")
+    learner = make_learner(method="e4e", init=str(tmp_path / "psp"))
+    x = batches_of(learner, 1)[0]["x"]
+    w_plus, theirs = learner.encoder.eval()(x), psp.encoder.eval()(x)
+    for i in range(6):
+        torch.testing.assert_close(w_plus[:, i], theirs[:, 0])
+    learner.encoder.train()
+    learner.step(batches_of(learner, 1), 3)
+    assert learner.stage(3) == 5 and not torch.equal(*learner.encoder.eval()(x)[:, 4:].unbind(1))
+
+
+def test_fine_tuning_starts_from_the_encoder(make_learner: MakeLearner, tmp_path: Path) -> None:
+    first = make_learner(method="e4e")
+    first.step(batches_of(first, 1), 3)
+    first.export(tmp_path / "first")
+    second = make_learner(method="e4e", init=str(tmp_path / "first"), seed=5)
+    assert same(dict(second.encoder.state_dict()), dict(first.encoder.state_dict()))
+    assert second.encoder.training and all(p.requires_grad for p in second.encoder.parameters())
+
+
+def test_another_generator_brings_its_own_average(make_learner: MakeLearner, tmp_path: Path) -> None:
+    first = make_learner()
+    first.export(tmp_path / "first")
+    toons = save_model(tmp_path / "toons", seed=9)
+    learner = make_learner(
+        model=str(toons), task="toonify", init=str(tmp_path / "first"), loss={"lpips": 0, "identity": 0}
+    )
+    assert learner.weights.w_norm == 0.025
+    assert not torch.equal(learner.generator.w_avg, first.generator.w_avg)
+    assert torch.equal(learner.encoder.w_avg, learner.generator.w_avg.expand(6, -1))
+    assert all(torch.equal(a, b) for a, b in zip(learner.encoder.parameters(), first.encoder.parameters()))
+    assert learner.step(batches_of(learner, 1), 0)[1]
+
+
+def test_bad_beginnings(make_config: MakeConfig, make_learner: MakeLearner, model: Path, tmp_path: Path) -> None:
+    make_learner().export(tmp_path / "psp")
+    init = str(tmp_path / "psp")
+    with pytest.raises(ModelNotFoundError, match=r"`init`: .* holds no Encoder4Editing .folder 'e4e_encoder'"):
+        make_learner(method="e4e", init=str(model))
+    with pytest.raises(ModelNotFoundError, match=r"`init`: .* holds no GradualStyleEncoder"):
+        make_learner(init=str(model))
+    with pytest.raises(ValueError, match="generator of 16 px and w_dim 16; `model` has 32 px and w_dim 16"):
+        make_learner(init=init, model=str(save_model(tmp_path / "large", resolution=32)))
+    with pytest.raises(ValueError, match="generator of 16 px and w_dim 16; `model` has 16 px and w_dim 8"):
+        make_learner(init=init, model=str(save_model(tmp_path / "narrow", w_dim=8)))
+    with pytest.raises(ValueError, match="takes 3 channels; `task` SketchToFace gives 1"):
+        make_learner(init=init, task="sketch_to_face")
+    with pytest.raises(ValueError, match="`synthetic_batch_size` is 2, but `task` SketchToFace does not read pictures"):
+        make_learner(task="sketch_to_face", synthetic_batch_size=2)
+    with pytest.raises(ValueError, match=r"`loss\.moco` is 0\.5, but there is no network for it"):
+        make_learner(loss={"lpips": 0.0, "identity": 0.0, "moco": 0.5})
+
+
+def save_arcface(folder: Path, *, in_channels: int = 3, widths: tuple[int, ...] = (8, 8, 8, 8)) -> Path:
+    arcface = ArcFace(ArcFaceConfig(in_channels, widths, (1, 1, 1, 1), 4, resolution=32, embedding_dim=4))
+    for p in arcface.parameters():
+        p.data.uniform_(0.1, 0.2)
+    hub.save_module(arcface, folder)
+    return folder
+
+
+def test_backbone_of_a_face_recognition_network(make_learner: MakeLearner, tmp_path: Path) -> None:
+    folder = save_arcface(tmp_path / "arcface")
+    sizes = EncoderOptions(32, [8, 8, 8, 8], [1, 1, 1, 1], 4, 8, 2, 4, backbone=str(folder))
+    learner = make_learner(encoder=sizes)
+    theirs = hub.read_tensors(folder / hub.WEIGHTS_NAME)
+    ours = learner.encoder.pyramid.backbone.state_dict()
+    assert all(torch.equal(tensor, theirs[f"backbone.{name}"]) for name, tensor in ours.items())
+    assert learner.encoder.training and all(p.requires_grad for p in learner.encoder.parameters())
+    # A sketch has one channel: all but the stem is taken over
+    learner = make_learner(encoder=sizes, task="sketch_to_face", loss={"lpips": 0.0})
+    ours = learner.encoder.pyramid.backbone.state_dict()
+    assert ours["stem.0.weight"].shape[1] == 1
+    for name, tensor in ours.items():
+        if not name.startswith("stem."):
+            assert torch.equal(tensor, theirs[f"backbone.{name}"])
+    wide = save_arcface(tmp_path / "wide", widths=(8, 8, 8, 12))
+    with pytest.raises(CheckpointError, match="does not fit IRSEBackbone"):
+        make_learner(encoder=dataclasses.replace(sizes, backbone=str(wide)))
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+@pytest.mark.parametrize(("method", "cls"), [("psp", PSPPipeline), ("e4e", E4EPipeline)])
+def test_export(make_learner: MakeLearner, tmp_path: Path, method: str, cls: Any, ema_decay: float) -> None:
+    learner = make_learner(method=method, e4e=SPREAD, steps=10, ema_decay=ema_decay)
+    folder = tmp_path / "export"
+    (folder / "e4e_encoder").mkdir(parents=True)
+    orphans = [folder / ".config.json.abc", folder / "e4e_encoder" / ".model.safetensors.abc"]
+    for orphan in orphans:
+        orphan.write_text("half")
+    for step in (5, 9):  # of e4e three offsets are open, then all
+        learner.step(batches_of(learner, 1), step)
+        learner.export(folder)
+        assert not any(orphan.exists() for orphan in orphans)
+        pipeline = cls.from_pretrained(folder, device="cpu")
+        x = batches_of(learner, 1)[0]["x"]
+        best = learner.encoder if learner.ema is None else learner.ema
+        training = best.training
+        with torch.no_grad():
+            torch.testing.assert_close(pipeline.encoder(x), best.eval()(x), rtol=0, atol=0)
+        best.train(training)
+        assert pipeline.directions.keys() == {"smile"} and pipeline.crop_scale == 0.9
+        assert same(dict(pipeline.generator.state_dict()), dict(learner.generator.state_dict()))
+        assert not any(tensor.dtype != torch.float32 for tensor in pipeline.encoder.parameters())
+    assert (learner.stage(5), learner.stage(9)) == ((3, 5) if method == "e4e" else (5, 5))
+
+
+def test_state_goes_on(make_learner: MakeLearner, tmp_path: Path) -> None:
+    options = {"method": "e4e", "steps": 10, "ema_decay": 0.5, "e4e": SPREAD, "synthetic_batch_size": 1}
+    one, other = make_learner(**options), make_learner(**options)
+    for step in range(4):
+        one.step(batches_of(one, 1, start=step), step)
+    other.load_state(read_checkpoint(write_checkpoint(one.state(), tmp_path, step=4)))
+    for step in range(4, 9):
+        mine = one.step(batches_of(one, 1, start=step), step)
+        assert same(other.step(batches_of(other, 1, start=step), step)[0], mine[0])
+    assert same(other.state(), one.state())
+
+
+def test_labels_to_face(make_config: MakeConfig, pictures: Path, tmp_path: Path) -> None:
+    sources = tmp_path / "labels"
+    sources.mkdir()
+    for i, path in enumerate(sorted(pictures.iterdir())):
+        labels = np.random.default_rng(i).integers(0, 4, (24, 24), dtype=np.uint8)
+        Image.fromarray(labels).save(sources / path.name)
+    config = make_config(
+        task="labels_to_face",
+        task_options={"num_labels": 4},
+        sources=str(sources),
+        validation_data=str(pictures),
+        validation_sources=str(sources),
+        loss={"lpips": 0.0},
+        steps=2,
+    )
+    assert train(config).step == 2
+    pipeline = PSPPipeline.from_pretrained(tmp_path / "run" / "best", device="cpu")
+    assert pipeline.source == LabelSource(4)
+    out = pipeline.translate(sources / "00.png", num_outputs=2, latent_mask=[4, 5])
+    assert len(out.images) == 2
+    assert load_image(tmp_path / "run" / "images" / "step-00000002.png").width > 3 * 16
+
+
+def test_sketch_to_face(make_config: MakeConfig, pictures: Path, tmp_path: Path) -> None:
+    sources = save_pictures(tmp_path / "sketches", 10, seed=5)
+    config = make_config(
+        method="e4e", task="sketch_to_face", sources=str(sources), validation_data=None, loss={"lpips": 0.0}, steps=2
+    )
+    assert train(config).best is None
+    pipeline = E4EPipeline.from_pretrained(tmp_path / "run" / "last", device="cpu")
+    assert pipeline.source == SketchSource() and len(pipeline.translate(sources / "00.png").images) == 1
+
+
+def test_evaluation_counts_every_picture_once(make_learner: MakeLearner) -> None:
+    learner = make_learner(batch_size=4, ema_decay=0.9, loss={"lpips": 0.0, "identity": 0.0, "l2_crop": 0.5})
+    assert learner.ema is not None
+    learner.ema.train()  # whatever it was, it is left so
+    everything = {key: torch.cat([b[key] for b in batches_of(learner, 3)])[:10] for key in ("x", "y")}
+
+    def cut(*sizes: int) -> list[dict[str, Tensor]]:
+        parts = {key: value.split(sizes) for key, value in everything.items()}
+        return [{"x": x, "y": y} for x, y in zip(parts["x"], parts["y"])]
+
+    before = copy.deepcopy(learner.state())
+    values, shown = learner.evaluate(iter(cut(4, 4, 2)))
+    whole, _ = learner.evaluate(iter(cut(10)))
+    assert values == pytest.approx(whole, rel=1e-5) and set(values) == {"l2", "l2_crop", "loss"}
+    assert values["loss"] == pytest.approx(values["l2"] + 0.5 * values["l2_crop"], rel=1e-5)
+    assert [t.shape for t in shown] == [(4, 3, 32, 32), (4, 3, 16, 16), (4, 3, 16, 16)]
+    assert same(learner.state(), before) and learner.ema.training
+    with torch.no_grad():
+        y_hat = learner.generator.synthesis(learner.ema.eval()(everything["x"]))
+    assert float((y_hat - everything["y"]).square().mean()) == pytest.approx(values["l2"], rel=1e-5)
+
+
+def test_evaluation_at_an_early_stage(make_learner: MakeLearner) -> None:
+    learner = make_learner(method="e4e", steps=10, e4e=SPREAD, ema_decay=0.9)
+    learner.step(batches_of(learner, 1), 0)
+    _, shown = learner.evaluate(iter(batches_of(learner, 1)))
+    ema = learner.ema
+    assert isinstance(ema, Encoder4Editing) and ema.progressive_stage == 0
+    with torch.no_grad():
+        w_plus = ema(shown[0])
+    assert torch.equal(w_plus[:, 5] - ema.w_avg[5], w_plus[:, 0] - ema.w_avg[0])
