@@ -128,7 +128,7 @@ def recipe(tiny_model: str, photo: Image.Image, tmp_path: Path) -> Path:
 def test_train(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", "--config", str(recipe), "method=e4e", "optimizer.lr=1e-3"]
     assert cli.main([*arguments, "steps=2"]) == 0
-    assert capsys.readouterr().out == f"2 steps done. The models are in {tmp_path / 'run'}: last/\n"
+    assert capsys.readouterr().out == f"2 steps done. Look at last/ in {tmp_path / 'run'}.\n"
     log = tmp_path / "run" / "log.jsonl"
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2]
     first = log.read_text()

@@ -132,6 +132,10 @@ class Trainer:
             self.step, self.bad_steps = state["step"], state["bad_steps"]
             self.best = float("inf") if state["best"] is None else state["best"]
             logger.info("Going on from step %d of %s.", self.step, self.output)
+            if (before := state.get("processes")) != (now := self.accelerator.num_processes):
+                logger.warning(
+                    "The run had %s processes and now has %d: its batches are others from here on.", before, now
+                )
         if self.accelerator.is_main_process:
             hub.write_config(ours, self.output)
             self.log.cut(self.step)
@@ -247,7 +251,8 @@ class Trainer:
     def _save(self) -> None:
         if self.accelerator.is_main_process:
             best = None if self.best == float("inf") else self.best
-            state = {"learner": self.learner.state(), "best": best, "bad_steps": self.bad_steps}
+            processes = self.accelerator.num_processes
+            state = {"learner": self.learner.state(), "best": best, "bad_steps": self.bad_steps, "processes": processes}
             self.learner.export(self.output / "last")
             write_checkpoint(state, self.output / "checkpoints", step=self.step)  # last: before it, all is done again
         self.accelerator.wait_for_everyone()
