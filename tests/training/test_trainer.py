@@ -17,7 +17,7 @@ from stylegan_inversion import E4EPipeline, PSPPipeline, hub
 from stylegan_inversion.errors import CheckpointError, DivergedError, InvalidImageError, MissingDependencyError
 from stylegan_inversion.preprocessing.image import load_image
 from stylegan_inversion.training import checkpoint, run_log
-from stylegan_inversion.training.checkpoint import read_latest
+from stylegan_inversion.training.checkpoint import read_latest, write_checkpoint
 from stylegan_inversion.training.config import E4EOptions, EncoderOptions, OptimizerOptions, TrainConfig
 from stylegan_inversion.training.encoder import EncoderLearner
 from stylegan_inversion.training.trainer import train
@@ -314,6 +314,19 @@ def test_full_disk(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.
     assert saved(config)["step"] == 2
     assert train(config).step == 6
     same_runs(config, whole)
+
+
+def test_another_number_of_processes_is_said(
+    make_config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(steps=2)
+    train(config)
+    folder = Path(config.output) / "checkpoints"
+    state = read_latest(folder)
+    assert state is not None and state["processes"] == 1
+    write_checkpoint({**state, "processes": 2}, folder, step=state["step"])
+    train(dataclasses.replace(config, steps=3))
+    assert "The run had 2 processes and now has 1" in caplog.text
 
 
 def test_another_config_in_the_same_folder(make_config: MakeConfig, tmp_path: Path) -> None:
