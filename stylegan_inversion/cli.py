@@ -5,6 +5,7 @@ import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, __version__, hub
@@ -13,6 +14,7 @@ from stylegan_inversion.demo import run_demo
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.pipelines.base import InversionPipeline
+from stylegan_inversion.preprocessing.folder import list_images
 
 METHODS: dict[str, type[InversionPipeline]] = {"pti": PTIPipeline, "e4e": E4EPipeline, "psp": PSPPipeline}
 
@@ -116,11 +118,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="METHOD=N",
         help="the same for one method, such as pti=50; a second table compares on the images all methods did",
     )
-    evaluate.add_argument("--edits", nargs="*", default=["smile"], metavar="NAME", help="[smile]; none if empty")
+    evaluate.add_argument("--edits", nargs="*", metavar="NAME", help="[smile, if there]; none if empty")
     evaluate.add_argument("--align", action="store_true", help="find the face in each photo and cut it out")
     evaluate.add_argument("--resolution", type=_at_least(11), metavar="PX", help="compare at this side [the model's]")
     evaluate.add_argument("--perceptual", default="st-alex", help="st-alex, alex or vgg [%(default)s]")
-    evaluate.add_argument("--identity", default="builtin", help="builtin, or a folder with an ArcFace [%(default)s]")
+    evaluate.add_argument("--identity", default="builtin", help="builtin, an ArcFace's folder, or none [%(default)s]")
     evaluate.add_argument("--batch-size", type=_at_least(1), default=16, metavar="N", help="[%(default)s]")
     evaluate.add_argument("--num-w-steps", type=_at_least(1), metavar="N", help="steps of the projection [450]")
     evaluate.add_argument("--num-tuning-steps", type=_at_least(0), metavar="N", help="PTI: steps of the tuning [350]")
@@ -217,18 +219,17 @@ def _train(args: argparse.Namespace) -> int:
     if result.interrupted:
         print(f"Stopped after step {result.step}; the same command goes on from there.")
         return 130
-    print(
-        f"{result.step} steps done. The models are in {config.output}: last/"
-        + (", best/" if result.best is not None else "")
-    )
+    models = "last/" if result.best is None else "best/ and last/"
+    print(f"{result.step} steps done. Look at {models} in {config.output}.")
     return 0
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from stylegan_inversion.evaluation.benchmark import evaluate, find_images
+    from stylegan_inversion.evaluation.benchmark import evaluate
     from stylegan_inversion.evaluation.methods import load_methods
 
-    images = find_images(args.data)
+    data = Path(args.data)
+    images = [data / name for name in list_images(data)]
     methods = load_methods(
         args.methods,
         args.model,
@@ -246,7 +247,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         edits=args.edits,
         align=args.align,
         perceptual=args.perceptual,
-        identity=args.identity,
+        identity=None if args.identity == "none" else args.identity,
         resolution=args.resolution,
         batch_size=args.batch_size,
         progress=True,

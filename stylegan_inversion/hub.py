@@ -5,8 +5,10 @@ executes a file: JSON and safetensors only.
 """
 
 import dataclasses
+import filecmp
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar, cast
@@ -152,9 +154,17 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def write_config(config: dict[str, Any], folder: Path, *, name: str = CONFIG_NAME) -> None:
-    """Write a JSON object to a folder, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(folder / name, lambda path: path.write_text(json.dumps(config, indent=2) + "\n", "utf-8"))
+    """Write a JSON object to a folder, whole or not at all.
+
+    Raises:
+        CheckpointError: If it cannot be written, as on a full disk. A file that was there is untouched.
+    """
+    text = json.dumps(config, indent=2) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_whole(folder / name, lambda path: path.write_text(text, "utf-8"))
+    except OSError as e:
+        raise CheckpointError(f"{folder / name} could not be written: {e}. What was there before is untouched.") from e
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -206,6 +216,20 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str,
         raise CheckpointError(
             f"{path} could not be written: {e}. What was there before is untouched; make room or choose another folder."
         ) from e
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copy a file, whole or not at all; one that is the same already is left alone.
+
+    Raises:
+        CheckpointError: If it cannot be written. What was there is untouched.
+    """
+    try:
+        if not (path.is_file() and filecmp.cmp(source, path, shallow=False)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_whole(path, lambda temporary: shutil.copyfile(source, temporary))
+    except OSError as e:
+        raise CheckpointError(f"{path} could not be written: {e}. What was there before is untouched.") from e
 
 
 def _write_whole(path: Path, write: Any) -> None:

@@ -126,7 +126,7 @@ def recipe(tiny_model: str, photo: Image.Image, tmp_path: Path) -> Path:
 
 
 def test_train(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["train", "--config", str(recipe), "method=e4e", "optimizer.lr=1e-3"]
+    arguments = ["train", "--config", str(recipe), "optimizer.lr=1e-3"]
     assert cli.main([*arguments, "steps=2"]) == 0
     assert capsys.readouterr().out == f"2 steps done. Look at last/ in {tmp_path / 'run'}.\n"
     log = tmp_path / "run" / "log.jsonl"
@@ -137,7 +137,7 @@ def test_train(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert cli.main([*arguments, "steps=3"]) == 0
     assert log.read_text().startswith(first) and len(log.read_text().splitlines()) == 3
     photo, model = str(tmp_path / "faces" / "0.png"), str(tmp_path / "run" / "last")
-    options = ["--method", "e4e", "--no-align", "--device", "cpu", "--output", str(tmp_path / "out")]
+    options = ["--method", "psp", "--no-align", "--device", "cpu", "--output", str(tmp_path / "out")]
     assert cli.main(["invert", photo, "--model", model, *options]) == 0
 
 

@@ -402,6 +402,30 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_a_copy_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_bytes(b"new")
+    hub.copy_file(tmp_path / "a", tmp_path / "folder" / "b")
+    assert (tmp_path / "folder" / "b").read_bytes() == b"new"
+    before = (tmp_path / "folder" / "b").stat()
+    hub.copy_file(tmp_path / "a", tmp_path / "folder" / "b")
+    assert (tmp_path / "folder" / "b").stat() == before  # the same already: left alone
+
+    def half(_source: Path, path: Path) -> None:
+        path.write_bytes(b"ha")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(hub.shutil, "copyfile", half)
+    (tmp_path / "a").write_bytes(b"newer")
+    with pytest.raises(CheckpointError, match="could not be written: No space left"):
+        hub.copy_file(tmp_path / "a", tmp_path / "folder" / "b")
+    assert [path.read_bytes() for path in (tmp_path / "folder").iterdir()] == [b"new"]
+
+    monkeypatch.setattr(Path, "write_text", lambda *_: half(tmp_path, _[0]))
+    with pytest.raises(CheckpointError, match=r"config.json could not be written: No space left"):
+        hub.write_config({"a": 2}, tmp_path / "folder")
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["b"]
+
+
 # --- networks
 
 

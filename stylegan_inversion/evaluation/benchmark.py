@@ -18,8 +18,6 @@ from stylegan_inversion.evaluation.runner import Photo, Runner, read_photos
 from stylegan_inversion.evaluation.scoring import FaceScores
 from stylegan_inversion.evaluation.settings import configure, load_scoring
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -43,19 +41,6 @@ class Evaluation:
         return sum(record["error"] is not None for record in self.records)
 
 
-def find_images(folder: str | Path) -> list[Path]:
-    """All images of a folder and the folders in it, in the order of their names.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    folder = Path(folder)
-    images = [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file()]
-    if not images:
-        raise ValueError(f"There is no image in {str(folder)!r}; looked for {', '.join(sorted(SUFFIXES))}.")
-    return sorted(images, key=lambda path: path.relative_to(folder).as_posix())
-
-
 def evaluate(
     methods: Mapping[str, Method],
     images: Sequence[str | Path],
@@ -63,7 +48,7 @@ def evaluate(
     *,
     root: str | Path | None = None,
     limit: int | None = None,
-    edits: Sequence[str] = ("smile",),
+    edits: Sequence[str] | None = None,
     align: bool = False,
     perceptual: str = "st-alex",
     identity: str | None = "builtin",
@@ -84,12 +69,14 @@ def evaluate(
     numbers of images, all figures are given a second time for the images that every method did; the plot shows these.
 
     Args:
-        methods: What to compare, by name; see `methods.load_methods`. All of one model.
+        methods: What to compare, by name; see `methods.load_methods`. They must share resolution, crop scale, device
+            and directions.
         images: Paths. Each gets a record for each method, whether or not it fails.
         output: Folder, made if needed.
         root: Folder that names in the records are relative to. `None` takes the one that holds all images.
-        limit: Take only that many images, the first ones (`find_images` sorts them by name).
-        edits: Directions to measure, each named like the attribute that it moves: smile, age, gender, yaw.
+        limit: Take only that many images, the first ones (`preprocessing.folder.list_images` sorts them by name).
+        edits: Directions to measure, each named like the attribute that it moves: smile, age, gender, yaw. `None` takes
+            smile if the model has it.
         align: Find the face in each photo and cut it out. False takes the images as aligned crops.
         perceptual: Perceptual distance, see `losses.lpips.load_perceptual`.
         identity: Identity network, see `losses.identity.load_identity`. `None` leaves identity out.
@@ -106,12 +93,14 @@ def evaluate(
         Results, records and tables.
 
     Raises:
-        ValueError: Before the first image, if an argument is wrong: no or equal images, methods of different models, an
-            edit that is no direction of the model or has no score.
+        ValueError: Before the first image, if an argument is wrong: no or equal images, methods that cannot be
+            compared, an edit that is no direction of the model or has no score.
         MissingDependencyError: If torchmetrics or matplotlib is not installed.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` must be >= 1, got {limit}.")
+    if edits is None:
+        edits = [name for name in ("smile",) if all(name in method.pipeline.directions for method in methods.values())]
     scoring = load_scoring(
         methods,
         edits,

@@ -111,6 +111,7 @@ def configure(methods: Mapping[str, Method], scoring: Scoring, *, align: bool) -
         "perceptual_sha256": hash_tensors(scoring.perceptual.state_dict()),
         "identity": None if identity is None else identity.name,
         "identity_sha256": hash_tensors(identity.state_dict()) if isinstance(identity, nn.Module) else None,
+        "attributes": _attributes_name(scoring),
         "directions": {
             name: [hash_tensors({"vector": edit.direction.vector}), edit.direction.layers, edit.strengths]
             for name, edit in scoring.edits.items()
@@ -148,6 +149,14 @@ def _columns(scoring: Scoring) -> dict[str, str]:
     columns["offset_norm"] = "offset norm"
     columns |= {f"lec_{name}": f"LEC ({name} {edit.far:+g})" for name, edit in scoring.edits.items()}
     return columns | {"seconds": "s/image"}
+
+
+def _attributes_name(scoring: Scoring) -> str | None:
+    """What tells one face scorer from another: its weights, or the function's name."""
+    scorer = scoring.attributes
+    if scorer is None or isinstance(scorer, nn.Module):
+        return None if scorer is None else hash_tensors(scorer.state_dict())
+    return f"{type(scorer).__module__}.{getattr(scorer, '__qualname__', type(scorer).__qualname__)}"
 
 
 def _device_name(device: torch.device) -> str:

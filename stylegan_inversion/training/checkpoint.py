@@ -41,15 +41,17 @@ def write_checkpoint(state: Mapping[str, Any], folder: Path, *, step: int, keep:
     return path
 
 
-def read_latest(folder: Path) -> dict[str, Any] | None:
+def read_latest(folder: Path, *, sweep: bool = True) -> dict[str, Any] | None:
     """Read the newest checkpoint of a folder that is whole; `None` if the folder holds none.
 
-    What a killed run left half written is removed.
+    Args:
+        folder: Where `write_checkpoint` wrote them.
+        sweep: Remove what a killed run left half written. One process of a run does so.
 
     Raises:
         CheckpointError: If there are checkpoints and none of them can be read.
     """
-    for orphan in folder.glob(".step-*"):
+    for orphan in folder.glob(".step-*") if sweep else []:
         orphan.unlink(missing_ok=True)
     paths = _checkpoints(folder)
     for path in paths:

@@ -142,6 +142,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         MissingDependencyError: If OmegaConf is not installed.
     """
     try:
+        import accelerate  # noqa: F401  the trainer's; better said here than by a traceback
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
         from yaml import YAMLError

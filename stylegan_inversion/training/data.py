@@ -4,7 +4,6 @@ The n-th example of a run is a function of the seed and n alone: order and augme
 do not depend on the number of processes or workers.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,7 +13,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from stylegan_inversion.errors import InvalidImageError
-from stylegan_inversion.preprocessing.image import FORMATS, load_image
+from stylegan_inversion.preprocessing.folder import list_images
+from stylegan_inversion.preprocessing.image import load_image
 from stylegan_inversion.training.seeds import seeded
 from stylegan_inversion.training.tasks import Task
 
@@ -251,31 +251,3 @@ def _batches(loader: DataLoader[Any]) -> Iterator[dict[str, Any]]:
         if isinstance(batch, InvalidImageError):
             raise batch
         yield batch
-
-
-def list_images(folder: Path) -> list[str]:
-    """Paths of the pictures in a folder and its subfolders, relative to it, with "/", sorted.
-
-    Raises:
-        ValueError: If it is no folder, or holds no picture.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give a folder of pictures.")
-    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-    names, seen = [], set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        # A link may lead back to a folder above
-        if (real := os.path.realpath(root)) in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(root).relative_to(folder)
-        names += [
-            (inside / name).as_posix()
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
-        ]
-    if not names:
-        raise ValueError(f"{folder} holds no picture ({', '.join(sorted(suffixes))}).")
-    return sorted(names)

@@ -14,7 +14,7 @@ from stylegan_inversion.training.seeds import seeded
 
 
 class Draws:
-    """The random draws of one process of a run. They are made on the CPU: the same on every device."""
+    """The random draws of one process of a run, made on its device: a CPU and a GPU draw different numbers."""
 
     def __init__(self, generator: Generator, accelerator: Accelerator, *, seed: int) -> None:
         """Bind them to a generator.
@@ -59,8 +59,8 @@ class Draws:
         if count == 0:
             return torch.empty(0, 3, side, side, device=self.device), torch.empty(0, sizes.w_dim, device=self.device)
         sources = self._sources("synthetic", serial, count)
-        z = torch.cat([torch.randn(1, sizes.z_dim, generator=rng) for rng in sources])
-        w = self.generator.mapping(z.to(self.device))
+        z = torch.cat([torch.randn(1, sizes.z_dim, generator=rng, device=self.device) for rng in sources])
+        w = self.generator.mapping(z)
         w_plus = latents.broadcast(w, self.generator.num_ws)
         images = self.generator.synthesis(w_plus, noise=self._noise(sources))
         if side != sizes.resolution:
@@ -70,10 +70,11 @@ class Draws:
     def _sources(self, purpose: str, serial: int, count: int) -> list[torch.Generator]:
         """A random source for each example of a micro-batch, by its place among those of all processes."""
         first = (serial * self.world + self.rank) * count
-        return [seeded(self.seed, purpose, first + i) for i in range(count)]
+        return [seeded(self.seed, purpose, first + i, device=self.device) for i in range(count)]
 
     def _noise(self, sources: list[torch.Generator]) -> list[Tensor]:
         sides = [conv.noise_const.shape for conv in self.generator.synthesis.convs]
         return [
-            torch.cat([torch.randn(1, 1, *side, generator=rng) for rng in sources]).to(self.device) for side in sides
+            torch.cat([torch.randn(1, 1, *side, generator=rng, device=self.device) for rng in sources])
+            for side in sides
         ]

@@ -1,7 +1,7 @@
 """`EncoderLearner`: an encoder of pSp or e4e, the frozen generator behind it, and one training step of the two."""
 
 import copy
-import shutil
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +30,8 @@ from stylegan_inversion.training.seeds import seeded_weights
 from stylegan_inversion.training.start import ENCODERS, close_offsets, loss_weights, make_encoder
 from stylegan_inversion.training.tasks import Task, make_task
 
+logger = logging.getLogger(__name__)
+
 LOSS_RESOLUTION = 256  # pictures are compared at this side at most, as pSp and e4e do
 
 
@@ -52,6 +54,12 @@ class EncoderLearner:
         device = accelerator.device
         self.task: Task = make_task(config.task, **config.task_options)
         self.weights = loss_weights(self.task, config)
+        if config.identity == "builtin" and 0 < self.weights.identity < 0.5:
+            logger.warning(
+                "`loss.identity` is %g with the built-in network, for which strangers differ by 0.07 only: it will "
+                "hardly count. Weigh it about 1, or give ArcFace as `identity`: the papers' weights are for it.",
+                self.weights.identity,
+            )
         self.model_folder = hub.find_model(config.model)
         self.generator = hub.load_module(Generator, GeneratorConfig, self.model_folder / "generator", device=device)
         with seeded_weights(config.seed):
@@ -238,7 +246,7 @@ class EncoderLearner:
             self.ema.load_state_dict(state["ema"])
         if self.adversary is not None:
             self.adversary.load_state(state["adversary"])
-        if self.accelerator.scaler is not None:
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def export(self, folder: Path) -> None:
@@ -255,7 +263,7 @@ class EncoderLearner:
         config = hub.read_config(self.model_folder)
         source = to_config(self.task.source)
         for part in ("generator", "directions"):
-            if (self.model_folder / part).is_dir():
-                shutil.copytree(self.model_folder / part, folder / part, dirs_exist_ok=True)
+            for file in sorted((self.model_folder / part).glob("*")):
+                hub.copy_file(file, folder / part / file.name)
         hub.save_module(encoder, folder / name)
         hub.write_config({**config, "source": source}, folder)

@@ -21,11 +21,9 @@ from stylegan_inversion.losses.moco import MoCoLoss
 from stylegan_inversion.losses.w_norm import w_norm_loss
 
 
-@dataclass
+@dataclass(frozen=True)
 class LossWeights:
     """Weight of each term of the loss, all >= 0; 0 leaves the term out. The defaults are pSp's for faces.
-
-    Not frozen: OmegaConf cannot merge into frozen dataclasses.
 
     Raises:
         ValueError: If a weight is negative or not finite, or both `identity` and `moco` are used.

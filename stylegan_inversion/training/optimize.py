@@ -73,18 +73,17 @@ def apply_gradients(
     """
     used = [p for p in parameters if p.grad is not None]
     gradients = [p.grad for p in used if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients] + [loss.detach().reshape(1).float()])
+    loss = loss.detach().reshape(1).float()
     if accelerator.num_processes > 1:
-        flat = accelerator.reduce(flat, reduction="mean")
+        flat = torch.cat([g.flatten() for g in gradients] + [loss])
+        *means, loss = accelerator.reduce(flat, reduction="mean").split([g.numel() for g in gradients] + [1])
+        for gradient, mean in zip(gradients, means):
+            gradient.copy_(mean.view_as(gradient))
     scaler = accelerator.scaler
-    finite_loss = bool(torch.isfinite(flat[-1]))
-    finite = finite_loss and (scaler is not None or bool(torch.isfinite(flat).all()))
-    if not finite:
+    checked = [loss] if scaler is not None else [loss, *gradients]
+    if not torch.isfinite(torch.stack(torch._foreach_norm(checked))).all():
         optimizer.zero_grad(set_to_none=True)
         return False
-    if accelerator.num_processes > 1:
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients] + [1])):
-            gradient.copy_(mean.view_as(gradient))
     if scaler is not None:
         scaler.unscale_(optimizer)
     if max_norm is not None:

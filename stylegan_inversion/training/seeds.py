@@ -8,16 +8,17 @@ import numpy as np
 import torch
 
 
-def seeded(seed: int, purpose: str, number: int) -> torch.Generator:
-    """Give a random source on the CPU.
+def seeded(seed: int, purpose: str, number: int, *, device: torch.device | str | None = None) -> torch.Generator:
+    """Give a random source.
 
     Args:
         seed: Seed of the run, >= 0.
         purpose: What it is for: two purposes share no draws.
         number: Step, or serial number of a sample, >= 0.
+        device: Where it draws; another kind of device draws other numbers. `None` means the CPU.
     """
     words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), number]).generate_state(2, np.uint32)
-    return torch.Generator().manual_seed((int(words[0]) << 31) ^ int(words[1]))
+    return torch.Generator(device or "cpu").manual_seed((int(words[0]) << 31) ^ int(words[1]))
 
 
 @contextmanager

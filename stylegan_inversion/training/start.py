@@ -12,7 +12,7 @@ from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 from stylegan_inversion.preprocessing.sources import PhotoSource
-from stylegan_inversion.training.config import TrainConfig
+from stylegan_inversion.training.config import EncoderOptions, TrainConfig
 from stylegan_inversion.training.objective import EncoderObjective, LossWeights
 from stylegan_inversion.training.tasks import Task
 
@@ -65,6 +65,8 @@ def make_encoder(config: TrainConfig, task: Task, generator: Generator) -> Encod
     cls, folder = ENCODERS[config.method]
     if config.init is not None:
         encoder = _load_encoder(config.init, cls, folder)
+        if config.encoder != EncoderOptions():
+            _compare(config.encoder, encoder.config)
     else:
         options = config.encoder
         encoder = cls(
@@ -124,6 +126,16 @@ def _load_backbone(encoder: Encoder, name: str) -> None:
         ours = backbone.state_dict()
         theirs = {key: ours[key] if key.startswith("stem.") else tensor for key, tensor in theirs.items()}
     hub.fill_module(backbone, theirs, source=name)
+
+
+def _compare(options: EncoderOptions, sizes: PyramidEncoderConfig) -> None:
+    """Sizes that the config names must be those that the loaded encoder has."""
+    for name in (field.name for field in dataclasses.fields(options) if field.name != "backbone"):
+        wanted, there = getattr(options, name), getattr(sizes, name)
+        if (tuple(wanted) if isinstance(wanted, list) else wanted) != there:
+            raise ValueError(
+                f"`init` brings an encoder with {name}={there}, `encoder.{name}` is {wanted}: leave it out."
+            )
 
 
 def _check(sizes: PyramidEncoderConfig, generator: Generator, task: Task) -> None:

@@ -1,6 +1,7 @@
 """The loop: steps, log, pictures, validation, checkpoints, resume. It knows no loss and no network by name."""
 
 import dataclasses
+import hashlib
 import logging
 import signal
 from collections.abc import Callable, Iterator
@@ -27,9 +28,11 @@ logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 5
 MAX_GRID_ROWS = 16
-# What may differ between a run and its continuation.
+# What may differ between a run and its continuation: what changes no step, and the ways out of a divergence.
 FREE = (
-    "steps",
+    "optimizer.lr",
+    "optimizer.max_grad_norm",
+    "mixed_precision",
     "output",
     "num_workers",
     "log_every",
@@ -115,18 +118,17 @@ class Trainer:
 
     def _resume(self) -> None:
         ours = config_dict(self.config)
-        state = read_latest(self.output / "checkpoints")
+        state = read_latest(self.output / "checkpoints", sweep=self.accelerator.is_main_process)
         known = (self.output / hub.CONFIG_NAME).exists()
         theirs = hub.read_config(self.output) if known or state is not None else ours
         if "steps" not in theirs:
             raise ValueError(f"{self.output} holds something else than a training run. Give another `output`.")
         if state is not None:
-            differing = [key for key in ours if key not in FREE and ours[key] != theirs.get(key)]
-            if differing:
-                key = differing[0]
+            self._compare(_flat(ours), _flat(theirs))
+            if state["data"] != self._fingerprint():
                 raise ValueError(
-                    f"{self.output} holds a run with {key}={theirs.get(key)!r}, and this one has {ours[key]!r}. "
-                    "Give this one another `output`, or remove that folder."
+                    f"The pictures in {self.config.data} are not those that the run in {self.output} began with: their "
+                    "names differ. Put them back, or begin another run (another `output`, with `init` if you like)."
                 )
             self.learner.load_state(state["learner"])
             self.step, self.bad_steps = state["step"], state["bad_steps"]
@@ -136,9 +138,39 @@ class Trainer:
                 logger.warning(
                     "The run had %s processes and now has %d: its batches are others from here on.", before, now
                 )
+        steps = self.accelerator.gather(torch.tensor([self.step], device=self.accelerator.device))
+        if len(set(cast(Tensor, steps).tolist())) > 1:
+            raise ValueError(
+                f"The processes read different checkpoints: `output`, {self.output}, must be a shared folder."
+            )
         if self.accelerator.is_main_process:
             hub.write_config(ours, self.output)
             self.log.cut(self.step)
+
+    def _compare(self, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+        """Refuse to go on with a run of another config; say what else has changed."""
+        free = set(FREE)
+        if (
+            self.config.method == "psp"
+            and self.config.optimizer.schedule == "constant"
+            and not ours["optimizer.warmup"]
+        ):
+            free.add("steps")  # otherwise the schedule and e4e's stages are shares of it
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) == theirs.get(key):
+                continue
+            if key not in free:
+                raise ValueError(
+                    f"{self.output} holds a run with {key}={theirs.get(key)!r}, and this one has {ours.get(key)!r}. "
+                    "Give this one another `output`, or remove that folder."
+                )
+            if key in ("optimizer.lr", "optimizer.max_grad_norm", "mixed_precision"):
+                logger.warning("The run goes on with %s=%r instead of %r.", key, ours.get(key), theirs.get(key))
+
+    def _fingerprint(self) -> str:
+        """What tells one folder of pictures from another, since their order follows from their names."""
+        names = "\n".join(self.data.names if self.data is not None else [])
+        return hashlib.sha256(names.encode()).hexdigest()
 
     def run(self) -> TrainResult:
         """Train to the end, or until a signal."""
@@ -252,7 +284,13 @@ class Trainer:
         if self.accelerator.is_main_process:
             best = None if self.best == float("inf") else self.best
             processes = self.accelerator.num_processes
-            state = {"learner": self.learner.state(), "best": best, "bad_steps": self.bad_steps, "processes": processes}
+            state = {
+                "learner": self.learner.state(),
+                "best": best,
+                "bad_steps": self.bad_steps % MAX_BAD_STEPS,  # who goes on after a divergence has five again
+                "processes": processes,
+                "data": self._fingerprint(),
+            }
             self.learner.export(self.output / "last")
             write_checkpoint(state, self.output / "checkpoints", step=self.step)  # last: before it, all is done again
         self.accelerator.wait_for_everyone()
@@ -263,6 +301,14 @@ class Trainer:
             return here
         flag = torch.tensor(float(here), device=self.accelerator.device)
         return bool(cast(Tensor, self.accelerator.reduce(flag)) > 0)
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Names as they are typed: `optimizer.lr`."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 @contextmanager

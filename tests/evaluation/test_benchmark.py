@@ -8,9 +8,15 @@ from PIL import Image
 
 from stylegan_inversion import E4EPipeline, PTIPipeline
 from stylegan_inversion.evaluation import benchmark, runner
-from stylegan_inversion.evaluation.benchmark import Evaluation, evaluate, find_images
+from stylegan_inversion.evaluation.benchmark import Evaluation, evaluate
 from stylegan_inversion.evaluation.methods import Method, load_methods
+from stylegan_inversion.preprocessing.folder import list_images
 from stylegan_inversion.preprocessing.image import load_image
+
+
+def found_images(folder: Path) -> list[Path]:
+    return [folder / name for name in list_images(folder)]
+
 
 STEPS = {"num_w_steps": 2, "num_tuning_steps": 1}
 
@@ -26,18 +32,18 @@ def run(model: str, faces: list[Path], stubs: dict[str, Any], tmp_path: Path, mo
         for name, function in drawing.items():
             monkeypatch.setattr(benchmark, name, function if draw else lambda *args: None)
         methods = options.pop("methods", None) or load_methods(names, model, options=STEPS, limits=limits)
-        images = options.pop("images", None) or find_images(tmp_path / "faces")
+        images = options.pop("images", None) or found_images(tmp_path / "faces")
         return evaluate(methods, images, tmp_path / "out", **{**stubs, "edits": ("smile", "age"), **options})
 
+    call.model = model  # type: ignore[attr-defined]
     return call
 
 
-def test_images_are_found_by_name(faces: list[Path], tmp_path: Path) -> None:
-    found = [path.relative_to(tmp_path / "faces").as_posix() for path in find_images(tmp_path / "faces")]
-    assert found == ["a.png", "b.png", "c.jpg", "d.PNG", "more/a.png"]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"There is no image in '.*empty'; looked for .bmp, .gif, .jpeg"):
-        find_images(tmp_path / "empty")
+def test_without_edits_named_smile_is_taken_if_it_is_there(run: Any) -> None:
+    assert list(run(("e4e",), edits=None).results["config"]["edits"]) == ["smile"]
+    methods = load_methods(["e4e"], run.model, options=STEPS)
+    methods["e4e"].pipeline.directions = {}
+    assert run(methods=methods, edits=None).results["config"]["edits"] == {}
 
 
 def test_every_image_gets_a_record_and_every_file_is_there(run: Any, tmp_path: Path) -> None:
@@ -198,7 +204,7 @@ def test_photos_are_aligned(
     (tmp_path / "photos").mkdir()
     photo.save(tmp_path / "photos" / "a.png")
     methods = load_methods(["w", "e4e"], model, detector=detector, options=STEPS)
-    done = evaluate(methods, find_images(tmp_path / "photos"), tmp_path / "out", align=True, **stubs)
+    done = evaluate(methods, found_images(tmp_path / "photos"), tmp_path / "out", align=True, **stubs)
     assert done.failed == 0
     crop = methods["e4e"].pipeline.align(photo)
     shown = load_image(tmp_path / "out" / "pictures" / "a.png" / "_original.png")

@@ -18,7 +18,7 @@ from stylegan_inversion.training.config import (
 from stylegan_inversion.training.e4e import progressive_stage
 from stylegan_inversion.training.objective import LossWeights
 from stylegan_inversion.training.start import loss_weights
-from stylegan_inversion.training.tasks import make_task
+from stylegan_inversion.training.tasks import TASKS, make_task
 
 
 def test_defaults_are_those_of_psp() -> None:
@@ -194,3 +194,16 @@ def test_ranges(values: dict[str, Any], message: str) -> None:
 def test_config_as_json() -> None:
     config = TrainConfig(data="faces", encoder=EncoderOptions(widths=(8, 8, 8, 8)), task_options={"factors": (1, 2)})  # type: ignore[arg-type]
     assert json.loads(json.dumps(config_dict(config))) == config_dict(config)
+
+
+@pytest.mark.parametrize("recipe", ["psp", "e4e"])
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_the_recipes_leave_each_task_its_weights(recipe: str, task: str) -> None:
+    """What the papers weigh, whatever the recipe."""
+    path = Path(__file__).parents[2] / "recipes" / f"{recipe}.yaml"
+    config = load_config(path, [f"task={task}", "data=x"])
+    expected = {**vars(make_task(task).loss)}
+    if recipe == "e4e":
+        expected |= {"delta": 2e-4, "adversarial": 0.1}
+    assert vars(loss_weights(make_task(task), config)) == expected
+    assert config.optimizer.name == "ranger" and config.optimizer.lr == 1e-4 and config.batch_size == 8

@@ -9,8 +9,9 @@ from PIL import Image
 
 from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.preprocessing.align import uncropped
+from stylegan_inversion.preprocessing.folder import list_images
 from stylegan_inversion.preprocessing.image import to_tensor
-from stylegan_inversion.training.data import FaceFolder, PositionSampler, list_images, load_batches
+from stylegan_inversion.training.data import FaceFolder, PositionSampler, load_batches
 from stylegan_inversion.training.tasks import Task, make_task
 
 NAMES = ["a.png", "b/c.d.png", "b/e.PNG", "f.jpg", "g.webp", "h.bmp", "i.png"]

@@ -232,10 +232,21 @@ def test_bad_beginnings(make_config: MakeConfig, make_learner: MakeLearner, mode
         make_learner(init=init, model=str(save_model(tmp_path / "narrow", w_dim=8)))
     with pytest.raises(ValueError, match="takes 3 channels; `task` SketchToFace gives 1"):
         make_learner(init=init, task="sketch_to_face")
+    with pytest.raises(
+        ValueError, match=r"encoder with units=.1, 1, 1, 1., `encoder.units` is .1, 1, 1, 2.: leave it out"
+    ):
+        make_learner(init=init, encoder=dataclasses.replace(make_config().encoder, units=[1, 1, 1, 2]))
     with pytest.raises(ValueError, match="`synthetic_batch_size` is 2, but `task` SketchToFace does not read pictures"):
         make_learner(task="sketch_to_face", synthetic_batch_size=2)
     with pytest.raises(ValueError, match=r"`loss\.moco` is 0\.5, but there is no network for it"):
         make_learner(loss={"lpips": 0.0, "identity": 0.0, "moco": 0.5})
+
+
+def test_a_weight_that_hardly_counts_is_said(make_learner: MakeLearner, caplog: pytest.LogCaptureFixture) -> None:
+    make_learner(loss={"lpips": 0.0, "identity": 1.0})
+    assert not caplog.text
+    make_learner(loss={"lpips": 0.0, "identity": 0.1})
+    assert "`loss.identity` is 0.1 with the built-in network" in caplog.text
 
 
 def save_arcface(folder: Path, *, in_channels: int = 3, widths: tuple[int, ...] = (8, 8, 8, 8)) -> Path:

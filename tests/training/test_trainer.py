@@ -279,7 +279,7 @@ def test_five_bad_steps_end_the_run(
     make_config: MakeConfig, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watched = BadSteps(monkeypatch, bad=set(range(4, 20)))
-    config = everything(make_config, pictures, tmp_path, steps=12, checkpoint_every=100)
+    config = everything(make_config, pictures, tmp_path, steps=16, checkpoint_every=100)
     good = elsewhere(config, tmp_path, "good")
     with pytest.raises(DivergedError, match=r"5 steps in a row were not finite, up to step 8\. The last good state is"):
         train(config)
@@ -288,11 +288,11 @@ def test_five_bad_steps_end_the_run(
     for name in ("encoder", "ema", "adversary"):
         assert same(saved(config)["learner"][name], saved(good)["learner"][name])
     E4EPipeline.from_pretrained(Path(config.output, "last"))
-    # Started again it stops at the first bad step, and goes on once the cause is gone
-    with pytest.raises(DivergedError):
+    # Started again it tries five more, and goes on once the cause is gone
+    with pytest.raises(DivergedError, match="up to step 12"):
         train(config)
     watched.bad = set()
-    assert train(config).step == 12
+    assert train(config).step == 16
 
 
 def test_full_disk(make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,13 +329,39 @@ def test_another_number_of_processes_is_said(
     assert "The run had 2 processes and now has 1" in caplog.text
 
 
+def test_the_ways_out_of_a_divergence_are_open(make_config: MakeConfig, caplog: pytest.LogCaptureFixture) -> None:
+    config = make_config(steps=2)
+    train(config)
+    milder = OptimizerOptions(lr=config.optimizer.lr / 2, max_grad_norm=1.0)
+    assert train(dataclasses.replace(config, steps=3, optimizer=milder, mixed_precision="bf16")).step == 3
+    for name in ("optimizer.lr=0.0005 instead of 0.001", "max_grad_norm=1.0 instead of None", "mixed_precision='bf16'"):
+        assert name in caplog.text
+
+
+def test_other_pictures_are_another_run(make_config: MakeConfig) -> None:
+    config = make_config(steps=2)
+    train(config)
+    pictures = sorted(Path(str(config.data)).glob("*"))
+    pictures[0].rename(pictures[0].with_name("zz.png"))
+    with pytest.raises(ValueError, match=r"are not those that the run .* began with.*Put them back"):
+        train(dataclasses.replace(config, steps=3))
+
+
+def test_the_length_of_a_run_with_a_schedule_is_fixed(make_config: MakeConfig, tmp_path: Path) -> None:
+    for changes in ({"method": "e4e"}, {"optimizer": OptimizerOptions(lr=1e-3, schedule="cosine")}):
+        config = make_config(steps=2, output=str(tmp_path / "-".join(changes)), **changes)
+        train(config)
+        with pytest.raises(ValueError, match="holds a run with steps=2, and this one has 3"):
+            train(dataclasses.replace(config, steps=3))
+
+
 def test_another_config_in_the_same_folder(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(steps=2)
     train(config)
     for changes, key in (
         ({"seed": 1}, "seed=0, and this one has 1"),
-        ({"loss": {"lpips": 0.0, "identity": 0.0, "l2": 2.0}}, "loss={'lpips': 0.0, 'identity': 0.0}, and this one"),
-        ({"optimizer": OptimizerOptions(lr=1.0)}, "optimizer={'name': 'ranger', 'lr': 0.001"),
+        ({"loss": {"lpips": 0.0, "identity": 0.0, "l2": 2.0}}, "loss.l2=None, and this one has 2.0"),
+        ({"optimizer": OptimizerOptions(name="adam", lr=1e-3)}, "optimizer.name='ranger', and this one has 'adam'"),
     ):
         with pytest.raises(ValueError, match=f"holds a run with {key}.*Give this one another `output`"):
             train(dataclasses.replace(config, **changes))
