@@ -220,7 +220,8 @@ def _train(args: argparse.Namespace) -> int:
         print(f"Stopped after step {result.step}; the same command goes on from there.")
         return 130
     models = "last/" if result.best is None else "best/ and last/"
-    print(f"{result.step} steps done. Look at {models} in {config.output}.")
+    if result.main:
+        print(f"{result.step} steps done. Look at {models} in {config.output}.")
     return 0
 
 

@@ -3,10 +3,29 @@
 PyTorch's own `SyncBatchNorm` refuses the CPU. Statistics are added up with a differentiable all-reduce.
 """
 
+from typing import Any, cast
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_f
 from torch import Tensor, nn
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _sum_over_processes(gradients[0])
+
+
+def _sum_over_processes(x: Tensor) -> Tensor:
+    return cast(Tensor, _SumOverProcesses.apply(x))
 
 
 class SynchronizedBatchNorm2d(nn.BatchNorm2d):
@@ -19,7 +38,7 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
         x = input.float()
         world = dist.get_world_size()
         sums = torch.cat([x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))])
-        mean, square = (dist_f.all_reduce(sums) / world).chunk(2)
+        mean, square = (_sum_over_processes(sums) / world).chunk(2)
         variance = (square - mean.square()).clamp(min=0)
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             count = input.numel() / input.shape[1] * world

@@ -48,11 +48,19 @@ Callback = Callable[[int, dict[str, float]], None]
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: steps done, the best validation loss (None without validation), and whether it was stopped."""
+    """How a run ended.
+
+    Attributes:
+        step: Steps done.
+        best: The best validation loss; `None` without validation.
+        interrupted: Whether it was stopped.
+        main: Whether this is the process that writes.
+    """
 
     step: int
     best: float | None
     interrupted: bool
+    main: bool = True
 
 
 def train(config: TrainConfig, *, callback: Callback | None = None) -> TrainResult:
@@ -192,7 +200,7 @@ class Trainer:
                 if interrupted:
                     break
         best = None if self.best == float("inf") else self.best
-        return TrainResult(self.step, best, interrupted and self.step < config.steps)
+        return TrainResult(self.step, best, interrupted and self.step < config.steps, accelerator.is_main_process)
 
     def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
         """The micro-batches of each step from the present one on."""

@@ -84,7 +84,7 @@ def test_bfloat16_keeps_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(batch_norm.dist, "is_initialized", lambda: True)
     monkeypatch.setattr(batch_norm.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(batch_norm.dist_f, "all_reduce", lambda sums: sums * 2)
+    monkeypatch.setattr(batch_norm.dist, "all_reduce", lambda sums: sums.mul_(2))
     norm, x = SynchronizedBatchNorm2d(3), batches()[0].bfloat16()
     out = norm(x)
     assert out.dtype == torch.bfloat16 and norm.running_mean is not None and norm.running_mean.dtype == torch.float32
