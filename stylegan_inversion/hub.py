@@ -22,6 +22,7 @@ from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+TEMPORARY = (".*.????????", ".tmp??????")  # what a kill leaves beside a file: ours, and safetensors' own
 _MAX_CONFIG_BYTES = 1_000_000
 
 

@@ -51,8 +51,9 @@ def read_latest(folder: Path, *, sweep: bool = True) -> dict[str, Any] | None:
     Raises:
         CheckpointError: If there are checkpoints and none of them can be read.
     """
-    for orphan in folder.glob(".step-*") if sweep else []:
-        orphan.unlink(missing_ok=True)
+    for pattern in hub.TEMPORARY if sweep else ():
+        for orphan in folder.glob(pattern):
+            orphan.unlink(missing_ok=True)
     paths = _checkpoints(folder)
     for path in paths:
         try:

@@ -255,8 +255,9 @@ class EncoderLearner:
         Offsets of e4e that are not open yet are written as 0: the pipelines switch all of them on.
         """
         _, name = ENCODERS[self.config.method]
-        for orphan in [*folder.rglob(f".{hub.WEIGHTS_NAME}.*"), *folder.rglob(f".{hub.CONFIG_NAME}.*")]:
-            orphan.unlink(missing_ok=True)  # half written by a run that was killed
+        for pattern in hub.TEMPORARY:
+            for orphan in folder.rglob(pattern):
+                orphan.unlink(missing_ok=True)  # half written by a run that was killed
         encoder = copy.deepcopy(self.ema if self.ema is not None else self.encoder)
         if isinstance(encoder, Encoder4Editing):
             close_offsets(encoder, cast(Encoder4Editing, self.encoder).progressive_stage)

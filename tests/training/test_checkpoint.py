@@ -78,11 +78,13 @@ def test_two_are_kept(tmp_path: Path) -> None:
 
 def test_orphans_are_removed(tmp_path: Path) -> None:
     write_checkpoint({"x": torch.ones(1)}, tmp_path, step=1)
-    orphan = tmp_path / ".step-00000002.safetensors.ab12"
-    orphan.write_bytes(b"half")
+    orphans = [tmp_path / ".step-00000002.safetensors.ab12cd34", tmp_path / ".tmpKvrlkD"]  # ours, and safetensors'
+    for orphan in orphans:
+        orphan.write_bytes(b"half")
     (tmp_path / ".keep").touch()
+    assert read_latest(tmp_path, sweep=False) is not None and all(orphan.exists() for orphan in orphans)
     assert read_latest(tmp_path) is not None
-    assert not orphan.exists() and (tmp_path / ".keep").exists()
+    assert not any(orphan.exists() for orphan in orphans) and (tmp_path / ".keep").exists()
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -283,7 +283,7 @@ def test_export(make_learner: MakeLearner, tmp_path: Path, method: str, cls: Any
     learner = make_learner(method=method, e4e=SPREAD, steps=10, ema_decay=ema_decay)
     folder = tmp_path / "export"
     (folder / "e4e_encoder").mkdir(parents=True)
-    orphans = [folder / ".config.json.abc", folder / "e4e_encoder" / ".model.safetensors.abc"]
+    orphans = [folder / ".config.json.abcd1234", folder / "e4e_encoder" / ".tmpabcdef"]
     for orphan in orphans:
         orphan.write_text("half")
     for step in (5, 9):  # of e4e three offsets are open, then all
