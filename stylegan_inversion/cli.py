@@ -91,9 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     directions.set_defaults(run=_directions)
     directions.add_argument("--model", default="faces64", help="[%(default)s]")
 
-    train = commands.add_parser("train", help="train a pSp or e4e encoder, or go on with a run")
+    train = commands.add_parser("train", help="train an encoder or a generator, or go on with a run")
     train.set_defaults(run=_train)
-    train.add_argument("--config", metavar="FILE", help="YAML with fields of TrainConfig")
+    train.add_argument("--config", metavar="FILE", help="YAML with `method` and the fields of its config")
     train.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="such as data=folder optimizer.lr=1e-4")
 
     evaluate = commands.add_parser("evaluate", help="compare methods on a folder of images")
@@ -128,6 +128,36 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--num-tuning-steps", type=_at_least(0), metavar="N", help="PTI: steps of the tuning [350]")
     evaluate.add_argument("--device", default="auto", help="[%(default)s]")
     evaluate.add_argument("--detector", default="auto", choices=("auto", "builtin", "facexlib"), help="[%(default)s]")
+
+    generators = commands.add_parser("evaluate-generator", help="compare what generators draw with a folder of images")
+    generators.set_defaults(run=_evaluate_generator)
+    generators.add_argument("--data", required=True, metavar="FOLDER", help="aligned face crops, as in training")
+    generators.add_argument(
+        "--models",
+        nargs="+",
+        default=["faces64"],
+        metavar="MODEL",
+        help="built-in models, folders, or organisation/repository; NAME=MODEL gives a name [faces64]",
+    )
+    generators.add_argument("--output", default="generators", metavar="DIR", help="[%(default)s]")
+    generators.add_argument("--num-samples", type=_at_least(8), default=10_000, metavar="N", help="[%(default)s]")
+    generators.add_argument(
+        "--num-paths",
+        type=_at_least(0),
+        default=2_000,
+        metavar="N",
+        help="of the path length; 0 leaves it out [%(default)s]",
+    )
+    generators.add_argument("--limit", type=_at_least(1), metavar="N", help="only the first N images by name")
+    generators.add_argument(
+        "--truncation-psi", type=float, default=1.0, metavar="PSI", help="of the samples [%(default)s]"
+    )
+    generators.add_argument("--seed", type=_at_least(0), default=0, help="[%(default)s]")
+    generators.add_argument("--perceptual", default="st-alex", help="st-alex, alex or vgg [%(default)s]")
+    generators.add_argument("--identity", default="builtin", help="builtin, an ArcFace's folder, or none [%(default)s]")
+    generators.add_argument("--fid", action="store_true", help="also FID and KID; needs torch-fidelity and its weights")
+    generators.add_argument("--batch-size", type=_at_least(1), default=32, metavar="N", help="[%(default)s]")
+    generators.add_argument("--device", default="auto", help="[%(default)s]")
 
     app = commands.add_parser("app", help="start the web app")
     app.set_defaults(run=_app)
@@ -209,7 +239,7 @@ def _directions(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from stylegan_inversion.training.config import load_config
+    from stylegan_inversion.training.methods import load_config
 
     config = load_config(args.config, args.overrides)
     from stylegan_inversion.training.trainer import train
@@ -255,6 +285,28 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
     print(f"{done.table}\nEverything is in {done.output}.")
     return 1 if done.failed else 0
+
+
+def _evaluate_generator(args: argparse.Namespace) -> int:
+    from stylegan_inversion.evaluation.generators import evaluate_generators, load_generators
+
+    done = evaluate_generators(
+        load_generators(args.models, device=args.device),
+        args.data,
+        args.output,
+        num_samples=args.num_samples,
+        truncation_psi=args.truncation_psi,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        perceptual=args.perceptual,
+        identity=None if args.identity == "none" else args.identity,
+        fid=args.fid,
+        num_paths=args.num_paths,
+        limit=args.limit,
+        progress=True,
+    )
+    print(f"{done.table}\nEverything is in {done.output}.")
+    return 0
 
 
 def _app(args: argparse.Namespace) -> int:

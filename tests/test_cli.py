@@ -110,6 +110,29 @@ def test_sheet_places_pictures_under_their_labels() -> None:
     assert sheet.getpixel((86, 296)) == (0, 0, 255) and sheet.getpixel((252, 296)) == (255, 255, 255)
 
 
+def test_evaluate_generator(
+    tiny_model: str, photo: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "faces").mkdir()
+    for i in range(9):
+        photo.crop((20 * i, 0, 20 * i + 100, 100)).resize((32, 32)).save(tmp_path / "faces" / f"{i}.png")
+    arguments = ["evaluate-generator", "--data", str(tmp_path / "faces"), "--output", str(tmp_path / "out")]
+    arguments += ["--models", tiny_model, f"again={tiny_model}", "--device", "cpu", "--batch-size", "4"]
+    arguments += ["--num-samples", "8", "--num-paths", "2", "--limit", "8", "--identity", "none"]
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "# 8 samples against 8 pictures at 32 px" in out and f"Everything is in {tmp_path / 'out'}." in out
+    figures = [line.split(" | ", 1)[1] for line in out.splitlines() if line.startswith(("| model |", "| again |"))]
+    assert len(figures) == 2 and figures[0] == figures[1]
+    assert (tmp_path / "out" / "again_samples.png").exists()
+
+    assert cli.main([*arguments, "--models", "faces46"]) == 2
+    assert "No model 'faces46'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--num-samples", "7"])
+    assert "argument --num-samples: must be a whole number >= 8, got '7'" in capsys.readouterr().err
+
+
 @pytest.fixture
 def recipe(tiny_model: str, photo: Image.Image, tmp_path: Path) -> Path:
     faces = tmp_path / "faces"

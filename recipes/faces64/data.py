@@ -1,6 +1,6 @@
 """Step 0 of faces64: its data, aligned synthetic faces of 64 x 64 pixels. No real person is in them.
 
-    python recipes/faces64/data.py --output runs/faces64/data --count 24000 --heldout 2000
+    python recipes/faces64/data.py --output runs/faces64/data --count 24000 --heldout 10000
 
 Draws from the DCGAN inside the PyPI package gan-face-generate 1.1.1 (MIT; trained on the synthetic faces of
 DigiFace-1M, whose terms are non-commercial research), keeps frontal, lit faces on which the 68 landmarks agree with
@@ -130,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/faces64/data"))
     parser.add_argument("--count", type=int, default=24_000, help="training faces")
-    parser.add_argument("--heldout", type=int, default=2_000, help="faces that are never trained on")
+    parser.add_argument("--heldout", type=int, default=10_000, help="faces that are never trained on")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     dcgan, cropper = load_dcgan(), Cropper()

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from stylegan_inversion import hub
 from stylegan_inversion.losses.identity import IdentityLoss, load_identity
@@ -22,8 +22,10 @@ from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.preprocessing.sources import to_config
 from stylegan_inversion.training.batch_norm import synchronize_batch_norm
 from stylegan_inversion.training.config import TrainConfig
+from stylegan_inversion.training.data import FaceFolder
 from stylegan_inversion.training.draws import Draws
 from stylegan_inversion.training.e4e import LatentAdversary, progressive_stage
+from stylegan_inversion.training.learner import sweep, update_ema
 from stylegan_inversion.training.objective import EncoderObjective
 from stylegan_inversion.training.optimize import apply_gradients, make_optimizer
 from stylegan_inversion.training.seeds import seeded_weights
@@ -75,7 +77,7 @@ class EncoderLearner:
         self.objective = self._make_objective()
 
     def _make_adversary(self) -> LatentAdversary | None:
-        if self.config.method != "e4e" or self.weights.adversarial == 0:
+        if self.weights.adversarial == 0:
             return None
         options = self.config.e4e
         adversary = LatentAdversary(
@@ -96,10 +98,31 @@ class EncoderLearner:
             moco=load_moco(self.config.moco) if weights.moco > 0 and self.config.moco else None,
         ).to(self.accelerator.device)
 
+    def open_data(self) -> FaceFolder | None:
+        """The pictures that are trained on; `None` if the run takes the generator's own samples alone."""
+        return self._folder(self.config.data, self.config.sources, training=True) if self.config.batch_size else None
+
+    def open_validation_data(self) -> FaceFolder | None:
+        """The pictures that are held out; `None` if there are none."""
+        return self._folder(self.config.validation_data, self.config.validation_sources, training=False)
+
+    def _folder(self, targets: str | None, sources: str | None, *, training: bool) -> FaceFolder | None:
+        if targets is None:
+            return None
+        return FaceFolder(
+            targets,
+            self.task,
+            input_resolution=self.input_resolution,
+            output_resolution=self.output_resolution,
+            seed=self.config.seed,
+            training=training,
+            sources=sources,
+        )
+
     def stage(self, step: int) -> int:
         """How many offsets e4e has switched on at a step; for pSp all of them count."""
         num_ws = self.generator.num_ws
-        if self.config.method != "e4e":
+        if not ENCODERS[self.config.method].progressive:
             return num_ws - 1
         options = self.config.e4e
         share = step / self.config.steps
@@ -144,7 +167,9 @@ class EncoderLearner:
                 buffer.copy_(before)
             return sums, False
         if self.ema is not None:
-            self._update_ema(self.ema)
+            update_ema(self.ema, self.encoder, self.config.ema_decay)
+            if isinstance(self.ema, Encoder4Editing):
+                self.ema.progressive_stage = stage
         if self.adversary is not None:
             terms, finite = self._update_adversary(self.adversary, torch.stack(codes), step, stage)
             sums.update(terms)
@@ -173,15 +198,6 @@ class EncoderLearner:
             return images
         return F.adaptive_avg_pool2d(images, self.output_resolution)
 
-    @torch.no_grad()
-    def _update_ema(self, ema: nn.Module) -> None:
-        for weight, new in zip(ema.parameters(), self.encoder.parameters()):
-            weight.lerp_(new, 1 - self.config.ema_decay)
-        for buffer, now in zip(ema.buffers(), self.encoder.buffers()):
-            buffer.copy_(now)
-        if isinstance(ema, Encoder4Editing):
-            ema.progressive_stage = cast(Encoder4Editing, self.encoder).progressive_stage
-
     def _update_adversary(
         self, adversary: LatentAdversary, w_plus: Tensor, step: int, stage: int
     ) -> tuple[dict[str, Tensor], bool]:
@@ -197,14 +213,16 @@ class EncoderLearner:
         return adversary.update(real_w, w_plus, stage=stage, step=step, rng=rng)
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterator[dict[str, Tensor]]) -> tuple[dict[str, float], list[Tensor]]:
+    def evaluate(self, batches: Iterator[dict[str, Tensor]], *, score: bool) -> tuple[dict[str, float], list[Tensor]]:
         """Losses on pictures that are not trained on, with the encoder that would be saved.
 
         Args:
             batches: "x" and "y"; each process may get its own share.
+            score: Of no matter: few pictures take no longer with their figures.
 
         Returns:
-            Each term's mean over all pictures of all processes, `loss` among them; and the first batch as x, y, y_hat.
+            Each term's mean over all pictures of all processes, `loss` among them; and the first batch's sources,
+            targets and outputs.
         """
         encoder = self.ema if self.ema is not None else self.encoder
         was_training = encoder.training
@@ -221,7 +239,7 @@ class EncoderLearner:
             for name, term in {"l2": l2, "loss": self.objective.total(terms) if terms else l2, **terms}.items():
                 sums[name] += term * len(y_hat)
             count += len(y_hat)
-            shown = shown or [batch["x"], batch["y"], y_hat]
+            shown = shown or [self.task.source.preview(batch["x"]), batch["y"], y_hat]
         encoder.train(was_training)
         total = cast(Tensor, self.accelerator.reduce(count))
         reduced = {name: cast(Tensor, self.accelerator.reduce(value)) for name, value in sorted(sums.items())}
@@ -254,10 +272,7 @@ class EncoderLearner:
 
         Offsets of e4e that are not open yet are written as 0: the pipelines switch all of them on.
         """
-        _, name = ENCODERS[self.config.method]
-        for pattern in hub.TEMPORARY:
-            for orphan in folder.rglob(pattern):
-                orphan.unlink(missing_ok=True)  # half written by a run that was killed
+        sweep(folder)
         encoder = copy.deepcopy(self.ema if self.ema is not None else self.encoder)
         if isinstance(encoder, Encoder4Editing):
             close_offsets(encoder, cast(Encoder4Editing, self.encoder).progressive_stage)
@@ -266,5 +281,5 @@ class EncoderLearner:
         for part in ("generator", "directions"):
             for file in sorted((self.model_folder / part).glob("*")):
                 hub.copy_file(file, folder / part / file.name)
-        hub.save_module(encoder, folder / name)
+        hub.save_module(encoder, folder / ENCODERS[self.config.method].folder)
         hub.write_config({**config, "source": source}, folder)

@@ -1,5 +1,6 @@
 """The optimizer of a run, its learning rate, and the step that many processes make as one."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -40,11 +41,29 @@ def make_optimizer(
     options: OptimizerOptions, parameters: Sequence[nn.Parameter], *, steps: int
 ) -> tuple[torch.optim.Optimizer, Schedule]:
     """Build the optimizer and its schedule, set for step 0."""
+    betas = {} if options.betas is None else {"betas": (options.betas[0], options.betas[1])}
     cls = {"ranger": Ranger, "adam": torch.optim.Adam}[options.name]
-    optimizer = cls(parameters, lr=options.lr)
+    optimizer = cls(parameters, lr=options.lr, **betas)
     schedule = Schedule(optimizer, options, steps=steps)
     schedule.step(0)
     return optimizer, schedule
+
+
+def lazy_options(options: OptimizerOptions, every: int) -> OptimizerOptions:
+    """Options of an optimizer that takes a further step, of a regulariser, each `every` steps.
+
+    With c = every / (every + 1), lr * c and betas ** c, the steps reach as far as they would without the further ones
+    (StyleGAN2, arXiv:1912.04958, appendix B).
+
+    Args:
+        options: The optimizer's.
+        every: Steps between two regularisations; 0 for none, which changes nothing.
+    """
+    if every == 0:
+        return options
+    c = every / (every + 1)
+    betas = None if options.betas is None else [beta**c for beta in options.betas]
+    return dataclasses.replace(options, lr=options.lr * c, betas=betas)
 
 
 def apply_gradients(

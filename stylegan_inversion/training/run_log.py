@@ -68,22 +68,23 @@ class RunLog:
             known = {name: value if math.isfinite(value) else None for name, value in values.items()}
             file.write(json.dumps({"step": step, "kind": kind, **known}, allow_nan=False) + "\n")
 
-    def draw(self, step: int, x: Tensor, y: Tensor, y_hat: Tensor) -> None:
-        """Save sources, targets and outputs side by side, each (B, 3, H, W), RGB, in [-1, 1], on the CPU."""
+    def draw(self, step: int, columns: Sequence[Tensor]) -> None:
+        """Save pictures side by side, each column (B, 3, H, W), RGB, in [-1, 1], on the CPU; at the last one's side."""
         if not self.accelerator.is_main_process:
             return
-        x = F.interpolate(x, size=y.shape[-1], mode="nearest") if x.shape[-1] != y.shape[-1] else x
-        rows = torch.cat([x, y, y_hat.clamp(-1, 1)], dim=3)  # (B, 3, H, 3 W)
+        side = columns[-1].shape[-1]
+        same = [x if x.shape[-1] == side else F.interpolate(x, size=side, mode="nearest") for x in columns]
+        rows = torch.cat(same, dim=3).clamp(-1, 1)  # (B, 3, H, columns * W)
         rows = F.pad(rows, (0, 0, 0, 0, 0, 0, 0, -len(rows) % GRID_COLUMN), value=1.0)
-        columns = rows.unflatten(0, (-1, GRID_COLUMN)).transpose(1, 2).flatten(2, 3)  # (columns, 3, 4 H, 3 W)
-        grid = torch.cat(list(F.pad(columns, (0, MARGIN), value=1.0)), dim=2)
+        stacks = rows.unflatten(0, (-1, GRID_COLUMN)).transpose(1, 2).flatten(2, 3)  # (stacks, 3, 4 H, columns * W)
+        grid = torch.cat(list(F.pad(stacks, (0, MARGIN), value=1.0)), dim=2)
         picture = to_pil(grid[None])[0]
         folder = self.folder / "images"
         folder.mkdir(parents=True, exist_ok=True)
         picture.save(folder / f"step-{step:08d}.png")
         for tracker in self.accelerator.trackers:
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({"source_target_output": np.asarray(picture)[None]}, step=step, **options)
+            tracker.log_images({"pictures": np.asarray(picture)[None]}, step=step, **options)
 
 
 def _step_of(line: str) -> float:

@@ -17,11 +17,29 @@ from stylegan_inversion.training.objective import EncoderObjective, LossWeights
 from stylegan_inversion.training.tasks import Task
 
 Encoder = GradualStyleEncoder | Encoder4Editing
-ENCODERS: dict[str, tuple[type[Encoder], str]] = {
-    "psp": (GradualStyleEncoder, "psp_encoder"),
-    "e4e": (Encoder4Editing, "e4e_encoder"),
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderMethod:
+    """How the two papers differ.
+
+    Attributes:
+        encoder: The network.
+        folder: Where a model keeps it.
+        loss: Weights beside the task's.
+        progressive: Whether offsets open one by one and a discriminator keeps the codes near W.
+    """
+
+    encoder: type[Encoder]
+    folder: str
+    loss: dict[str, float]
+    progressive: bool
+
+
+ENCODERS = {
+    "psp": EncoderMethod(GradualStyleEncoder, "psp_encoder", {}, progressive=False),
+    "e4e": EncoderMethod(Encoder4Editing, "e4e_encoder", {"delta": 2e-4, "adversarial": 0.1}, progressive=True),
 }
-E4E_LOSS = {"delta": 2e-4, "adversarial": 0.1}  # the paper's, beside the task's
 
 
 def loss_weights(task: Task, config: TrainConfig) -> LossWeights:
@@ -31,13 +49,13 @@ def loss_weights(task: Task, config: TrainConfig) -> LossWeights:
         ValueError: If the config weighs a term that does not exist, a weight is out of range, or the run has nothing
             that a term could be computed of.
     """
-    weights = {**vars(task.loss), **(E4E_LOSS if config.method == "e4e" else {}), **config.loss}
+    weights = {**vars(task.loss), **ENCODERS[config.method].loss, **config.loss}
     known = [field.name for field in dataclasses.fields(LossWeights)]
     unknown = [name for name in weights if name not in known]
     if unknown:
         raise ValueError(f"`loss` has no term {unknown[0]!r}; the terms are {', '.join(known)}.")
     loss = LossWeights(**weights)
-    if loss.adversarial > 0 and config.method != "e4e":
+    if loss.adversarial > 0 and not ENCODERS[config.method].progressive:
         raise ValueError(f"`loss.adversarial` is {loss.adversarial:g}, but only method=e4e has a latent discriminator.")
     if loss.w_distance > 0 and config.synthetic_batch_size == 0:
         raise ValueError(
@@ -62,9 +80,10 @@ def make_encoder(config: TrainConfig, task: Task, generator: Generator) -> Encod
         ModelNotFoundError: If `init` holds no such encoder.
         CheckpointError: If a file is damaged or does not fit.
     """
-    cls, folder = ENCODERS[config.method]
+    method = ENCODERS[config.method]
+    cls = method.encoder
     if config.init is not None:
-        encoder = _load_encoder(config.init, cls, folder)
+        encoder = _load_encoder(config.init, cls, method.folder)
         if config.encoder != EncoderOptions():
             _compare(config.encoder, encoder.config)
     else:
@@ -100,7 +119,7 @@ def _load_encoder(name: str, cls: type[Encoder], folder: str) -> Encoder:
     model = hub.find_model(name)
     if (model / folder).is_dir():
         return hub.load_module(cls, PyramidEncoderConfig, model / folder)
-    psp_folder = model / ENCODERS["psp"][1]
+    psp_folder = model / ENCODERS["psp"].folder
     if cls is not Encoder4Editing or not psp_folder.is_dir():
         raise ModelNotFoundError(f"`init`: {name!r} holds no {cls.__name__} (folder {folder!r}).")
     psp = hub.load_module(GradualStyleEncoder, PyramidEncoderConfig, psp_folder)

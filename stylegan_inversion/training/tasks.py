@@ -83,6 +83,32 @@ class Inversion(Task):
 
 
 @dataclass(frozen=True)
+class Pictures(Task):
+    """Pictures alone, as a generator is trained on: the source is the target. No task of the encoders."""
+
+    mirror: bool = True
+
+    @property
+    def loss(self) -> LossWeights:
+        """Nothing that an encoder would pay."""
+        return LossWeights()
+
+    def pair(
+        self,
+        source: Image.Image,
+        target: Image.Image,
+        *,
+        input_resolution: int,
+        output_resolution: int,
+        rng: torch.Generator | None,
+    ) -> Pair:
+        """Make one example; with `mirror`, in training every second one is mirrored."""
+        y = PhotoSource()(target, output_resolution)
+        y = y.flip(-1) if self.mirror and _heads(rng) else y
+        return y, y
+
+
+@dataclass(frozen=True)
 class Toonify(Inversion):
     """The inversion of photos with another generator, which the config's model names. Best after about 6,000 steps."""
 

@@ -19,9 +19,10 @@ from tqdm.auto import tqdm
 from stylegan_inversion import hub
 from stylegan_inversion.errors import DivergedError
 from stylegan_inversion.training.checkpoint import read_latest, write_checkpoint
-from stylegan_inversion.training.config import TrainConfig, config_dict
-from stylegan_inversion.training.data import FaceFolder, PositionSampler, load_batches
-from stylegan_inversion.training.encoder import EncoderLearner
+from stylegan_inversion.training.config import RunConfig, config_dict
+from stylegan_inversion.training.data import PositionSampler, load_batches
+from stylegan_inversion.training.learner import Learner
+from stylegan_inversion.training.methods import METHODS
 from stylegan_inversion.training.run_log import RunLog, check_trackers
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,8 @@ class TrainResult:
     main: bool = True
 
 
-def train(config: TrainConfig, *, callback: Callback | None = None) -> TrainResult:
-    """Train an encoder, or go on with a run that was stopped at any moment.
+def train(config: RunConfig, *, callback: Callback | None = None) -> TrainResult:
+    """Train an encoder or a generator, or go on with a run that was stopped at any moment.
 
     Writes to `config.output`: `config.json`, `log.jsonl` (a line each `log_every` steps and each validation),
     `images/`, `checkpoints/`, TensorBoard's files, and two models that the pipelines read: `best/` (with validation)
@@ -92,7 +93,7 @@ def train(config: TrainConfig, *, callback: Callback | None = None) -> TrainResu
     )
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would silently train in fp32
         raise ValueError("`mixed_precision` is fp16, which needs a GPU. On the CPU take bf16 or no.")
-    learner = EncoderLearner(config, accelerator)
+    learner = METHODS[config.method].learner(config, accelerator)
     return Trainer(config, accelerator, learner, callback).run()
 
 
@@ -100,29 +101,16 @@ class Trainer:
     """One run."""
 
     def __init__(
-        self, config: TrainConfig, accelerator: Accelerator, learner: EncoderLearner, callback: Callback | None
+        self, config: RunConfig, accelerator: Accelerator, learner: Learner, callback: Callback | None
     ) -> None:
         """Read the data and the last checkpoint, if there is one."""
         self.config, self.accelerator, self.learner, self.callback = config, accelerator, learner, callback
         self.output = Path(config.output)
         self.log = RunLog(self.output, accelerator, trackers=config.trackers)
         self.step, self.best, self.bad_steps = 0, float("inf"), 0
-        self.data = self._folder(config.data, config.sources, training=True) if config.batch_size else None
-        self.validation = self._folder(config.validation_data, config.validation_sources, training=False)
+        self.data = learner.open_data()
+        self.validation = learner.open_validation_data()
         self._resume()
-
-    def _folder(self, targets: str | None, sources: str | None, *, training: bool) -> FaceFolder | None:
-        if targets is None:
-            return None
-        return FaceFolder(
-            Path(targets),
-            self.learner.task,
-            input_resolution=self.learner.input_resolution,
-            output_resolution=self.learner.output_resolution,
-            seed=self.config.seed,
-            training=training,
-            sources=None if sources is None else Path(sources),
-        )
 
     def _resume(self) -> None:
         ours = config_dict(self.config)
@@ -158,12 +146,8 @@ class Trainer:
     def _compare(self, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         """Refuse to go on with a run of another config; say what else has changed."""
         free = set(FREE)
-        if (
-            self.config.method == "psp"
-            and self.config.optimizer.schedule == "constant"
-            and not ours["optimizer.warmup"]
-        ):
-            free.add("steps")  # otherwise the schedule and e4e's stages are shares of it
+        if self.config.extendable:
+            free.add("steps")
         for key in sorted(ours.keys() | theirs.keys()):
             if ours.get(key) == theirs.get(key):
                 continue
@@ -276,10 +260,9 @@ class Trainer:
             limit=count,
         )
         batches = (self._move(batch) for batch in load_batches(self.validation, sampler, num_workers=0))
-        values, shown = self.learner.evaluate(batches)
-        if shown:
-            x, y, y_hat = (tensor[:MAX_GRID_ROWS].float().cpu() for tensor in shown)
-            self.log.draw(self.step, self.learner.task.source.preview(x), y, y_hat)
+        values, columns = self.learner.evaluate(batches, score=score)
+        if columns:
+            self.log.draw(self.step, [column[:MAX_GRID_ROWS].float().cpu() for column in columns])
         if not score:
             return
         self.log.write(self.step, "validation", values)

@@ -19,6 +19,7 @@ from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.training import checkpoint, trainer
 from stylegan_inversion.training.config import TrainConfig
+from stylegan_inversion.training.encoder import EncoderLearner
 
 Image.init()
 CRASHED = 9
@@ -60,7 +61,7 @@ def train_twofold(config: TrainConfig, processes: int = 2) -> None:
 
 def train_and_crash(config: TrainConfig, where: str) -> None:
     """Die of a power cut, so to speak, at a place in the first checkpoint."""
-    save_file, export = hub.save_file, trainer.EncoderLearner.export
+    save_file, export = hub.save_file, EncoderLearner.export
 
     def writes_half(tensors: Any, path: Path, **options: Any) -> None:
         save_file(tensors, path, **options)
@@ -93,7 +94,7 @@ def train_and_crash(config: TrainConfig, where: str) -> None:
     elif where == "in place":  # the third checkpoint is the first that has an old one to remove
         Path.unlink = dies_on_checkpoint("unlink", "step-")  # type: ignore[method-assign]
     elif where == "half exported":
-        trainer.EncoderLearner.export = exports_half  # type: ignore[method-assign]
+        EncoderLearner.export = exports_half  # type: ignore[method-assign]
     trainer.train(config)
 
 

@@ -13,9 +13,9 @@ from stylegan_inversion.training.config import (
     OptimizerOptions,
     TrainConfig,
     config_dict,
-    load_config,
 )
 from stylegan_inversion.training.e4e import progressive_stage
+from stylegan_inversion.training.methods import load_config
 from stylegan_inversion.training.objective import LossWeights
 from stylegan_inversion.training.start import loss_weights
 from stylegan_inversion.training.tasks import TASKS, make_task

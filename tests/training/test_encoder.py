@@ -359,8 +359,8 @@ def test_evaluation_counts_every_picture_once(make_learner: MakeLearner) -> None
         return [{"x": x, "y": y} for x, y in zip(parts["x"], parts["y"])]
 
     before = copy.deepcopy(learner.state())
-    values, shown = learner.evaluate(iter(cut(4, 4, 2)))
-    whole, _ = learner.evaluate(iter(cut(10)))
+    values, shown = learner.evaluate(iter(cut(4, 4, 2)), score=True)
+    whole, _ = learner.evaluate(iter(cut(10)), score=True)
     assert values == pytest.approx(whole, rel=1e-5) and set(values) == {"l2", "l2_crop", "loss"}
     assert values["loss"] == pytest.approx(values["l2"] + 0.5 * values["l2_crop"], rel=1e-5)
     assert [t.shape for t in shown] == [(4, 3, 32, 32), (4, 3, 16, 16), (4, 3, 16, 16)]
@@ -373,7 +373,7 @@ def test_evaluation_counts_every_picture_once(make_learner: MakeLearner) -> None
 def test_evaluation_at_an_early_stage(make_learner: MakeLearner) -> None:
     learner = make_learner(method="e4e", steps=10, e4e=SPREAD, ema_decay=0.9)
     learner.step(batches_of(learner, 1), 0)
-    _, shown = learner.evaluate(iter(batches_of(learner, 1)))
+    _, shown = learner.evaluate(iter(batches_of(learner, 1)), score=True)
     ema = learner.ema
     assert isinstance(ema, Encoder4Editing) and ema.progressive_stage == 0
     with torch.no_grad():

@@ -112,10 +112,10 @@ def test_as_many_validation_images_as_wanted(make_config: MakeConfig, pictures: 
     config = make_config(validation_data=str(pictures), validation_images=3, batch_size=2, steps=1)
     real = EncoderLearner.evaluate
 
-    def evaluate(self: EncoderLearner, batches: Any) -> Any:
+    def evaluate(self: EncoderLearner, batches: Any, *, score: bool) -> Any:
         kept = list(batches)
         seen.extend(index for batch in kept for index in batch["index"].tolist())
-        return real(self, iter(kept))
+        return real(self, iter(kept), score=score)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EncoderLearner, "evaluate", evaluate)

@@ -1,0 +1,185 @@
+"""`AutoencoderLearner`: the synthesis network as the decoder of an autoencoder, to begin a generator with few cores.
+
+Own design, no paper: adversarial training from nothing needs millions of pictures, a regression tens of thousands.
+It is run at 16, 32, ... px in turn, each run from the model of the one before (`init`, `generator.resolution`).
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor
+
+from stylegan_inversion import hub, latents
+from stylegan_inversion.losses.lpips import load_perceptual
+from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
+from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.training.data import FaceFolder
+from stylegan_inversion.training.draws import Draws
+from stylegan_inversion.training.generator_config import AutoencoderConfig
+from stylegan_inversion.training.generator_model import export_model, load_part, make_generator, open_pictures
+from stylegan_inversion.training.learner import update_ema
+from stylegan_inversion.training.optimize import apply_gradients, make_optimizer
+from stylegan_inversion.training.reconstruction import Reconstruction
+from stylegan_inversion.training.seeds import seeded_weights
+
+
+class AutoencoderLearner:
+    """An encoder and a synthesis network, their running averages, and what a step does to them."""
+
+    def __init__(self, config: AutoencoderConfig, accelerator: Accelerator) -> None:
+        """Build or load everything.
+
+        Args:
+            config: The run.
+            accelerator: Device, precision, processes.
+
+        Raises:
+            ValueError: If parts do not fit each other.
+            ModelNotFoundError: If a model is missing.
+            CheckpointError: If a file is damaged.
+        """
+        self.config, self.accelerator = config, accelerator
+        device, options = accelerator.device, config.reconstruction
+        self.init = None if config.init is None else hub.find_model(config.init)
+        with seeded_weights(config.seed):
+            self.generator = make_generator(config.generator, self.init).to(device).train().requires_grad_(True)
+            encoder = self._make_encoder()
+        self.generator.mapping.requires_grad_(False)
+        betas = config.optimizer.betas or [0.9, 0.999]
+        self.reconstruction = Reconstruction(
+            encoder,
+            options,
+            perceptual=load_perceptual(config.perceptual, device=device) if options.lpips else None,
+            betas=(betas[0], betas[1]),
+            accelerator=accelerator,
+        )
+        self.average: tuple[Generator, ImageEncoder] = (copy.deepcopy(self.generator), copy.deepcopy(encoder))
+        for network in self.average:
+            network.eval().requires_grad_(False)
+        self.parameters = list(self.generator.synthesis.parameters())
+        self.optimizer, self.schedule = make_optimizer(config.optimizer, self.parameters, steps=config.steps)
+        self.draws = Draws(self.generator, accelerator, seed=config.seed)
+
+    def _make_encoder(self) -> ImageEncoder:
+        config = self.config
+        encoder = load_part(self.init, "autoencoder", ImageEncoder, ImageEncoderConfig)
+        if encoder is not None:
+            if encoder.config.w_dim != self.generator.config.w_dim:
+                raise ValueError(
+                    f"`init` brings an encoder with a w of {encoder.config.w_dim}; the generator has "
+                    f"{self.generator.config.w_dim}."
+                )
+            return encoder
+        encoder = ImageEncoder(ImageEncoderConfig(config.input_resolution, self.generator.config.w_dim))
+        if config.components:
+            folder = open_pictures(config.data, config, side=config.input_resolution, training=True)
+            assert folder is not None  # the config wants data
+            count = min(config.component_images, len(folder))
+            with torch.no_grad():
+                pixels = torch.cat([encoder.pixels(folder[i]["y"][None]) for i in range(count)])
+            encoder.start_from_components(pixels, config.components)
+        return encoder
+
+    @property
+    def side(self) -> int:
+        """Of the pictures that are loaded: the encoder may look at larger ones than the generator draws."""
+        return max(self.generator.config.resolution, self.reconstruction.encoder.config.input_resolution)
+
+    def open_data(self) -> FaceFolder | None:
+        """The pictures that are trained on."""
+        return open_pictures(self.config.data, self.config, side=self.side, training=True)
+
+    def open_validation_data(self) -> FaceFolder | None:
+        """The pictures that are held out; `None` if there are none."""
+        return open_pictures(self.config.validation_data, self.config, side=self.side, training=False)
+
+    def step(self, batches: Sequence[dict[str, Tensor]], step: int) -> tuple[dict[str, Tensor], bool]:
+        """Train for one step, see `Learner.step`."""
+        encoder = self.reconstruction.encoder
+        buffers = [buffer.clone() for buffer in encoder.buffers()]
+        self.schedule.step(step)
+        sums: dict[str, Tensor] = {}
+        for micro, batch in enumerate(batches):
+            serial = step * len(batches) + micro
+            with self.accelerator.autocast():
+                y_hat = self.reconstruction.draw(self.generator, batch["y"], self.draws, serial)
+                loss, terms = self.reconstruction.losses(y_hat, self._target(batch["y"]))
+            self.accelerator.backward(loss / len(batches))
+            for name, term in {**terms, "loss": loss}.items():
+                sums[name] = sums.get(name, torch.zeros_like(loss)) + term.detach() / len(batches)
+        finite = apply_gradients(
+            self.accelerator,
+            self.optimizer,
+            self.parameters,
+            sums["loss"],
+            max_norm=self.config.optimizer.max_grad_norm,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        finite = (
+            self.reconstruction.step(sums["loss"], rate=self.schedule.rate(step) / self.config.optimizer.lr) and finite
+        )
+        if not finite:
+            for buffer, before in zip(encoder.buffers(), buffers):
+                buffer.copy_(before)
+            return sums, False
+        for average, network in zip(self.average, (self.generator, encoder)):
+            update_ema(average, network, min(self.config.ema_decay, (step + 1) / (step + 10)))
+        return sums, True
+
+    def _target(self, y: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(y, self.generator.config.resolution)
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterator[dict[str, Tensor]], *, score: bool) -> tuple[dict[str, float], list[Tensor]]:
+        """Errors of the average networks on held-out pictures: originals and copies side by side."""
+        generator, encoder = self.average
+        count = torch.zeros((), device=self.accelerator.device)
+        sums: dict[str, Tensor] = {}
+        shown: list[Tensor] = []
+        for batch in batches:
+            y = self._target(batch["y"])
+            w_plus = latents.broadcast(encoder(batch["y"]), generator.num_ws)
+            y_hat = generator.synthesis(w_plus)
+            loss, terms = self.reconstruction.losses(y_hat, y)
+            for name, term in {**terms, "loss": loss}.items():
+                sums[name] = sums.get(name, torch.zeros_like(count)) + term * len(y)
+            count += len(y)
+            shown = shown or [y, y_hat.clamp(-1, 1)]
+        total = cast(Tensor, self.accelerator.reduce(count))
+        names = ("l1", "l2", "loss", *(("lpips",) if self.reconstruction.perceptual is not None else ()))
+        reduced = {
+            name: cast(Tensor, self.accelerator.reduce(sums.get(name, torch.zeros_like(count)))) for name in names
+        }
+        return {name: float(value / total) for name, value in reduced.items()}, shown
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs, beside the step."""
+        scaler = self.accelerator.scaler
+        return {
+            "generator": self.generator.state_dict(),
+            "average": [network.state_dict() for network in self.average],
+            "optimizer": self.optimizer.state_dict(),
+            "reconstruction": self.reconstruction.state(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        self.generator.load_state_dict(state["generator"])
+        for network, weights in zip(self.average, state["average"]):
+            network.load_state_dict(weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.reconstruction.load_state(state["reconstruction"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def export(self, folder: Path) -> None:
+        """Write the average networks. The mapping network is not trained yet: samples come after a mapping run."""
+        generator, encoder = self.average
+        parts = {"generator": generator, "autoencoder": encoder}
+        export_model(folder, parts, init=self.init, crop_scale=self.config.crop_scale)

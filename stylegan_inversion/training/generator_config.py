@@ -1,0 +1,192 @@
+"""What a training run of a generator is told: the adversarial run, and the two that can go before it."""
+
+from dataclasses import dataclass, field
+
+from stylegan_inversion.training.augment import AugmentOptions
+from stylegan_inversion.training.config import OptimizerOptions, RunConfig, at_least, one_of, positive, share
+
+# Not frozen: OmegaConf cannot merge into frozen dataclasses.
+
+
+@dataclass
+class GeneratorOptions:
+    """Sizes of a new generator, see `GeneratorConfig`. Where `init` brings one, it keeps its own, but may grow."""
+
+    resolution: int | None = None  # None: that of `init`, or 256
+    z_dim: int = 512
+    w_dim: int = 512
+    mapping_layers: int = 8
+    mapping_lr_multiplier: float = 0.01
+    channel_base: int = 32768
+    channel_max: int = 512
+
+
+@dataclass
+class DiscriminatorOptions:
+    """Sizes of a new discriminator, see `DiscriminatorConfig`; `None` takes the generator's."""
+
+    channel_base: int | None = None
+    channel_max: int | None = None
+    group_size: int = 4
+    lr: float | None = None  # None: the generator's
+
+
+@dataclass
+class AdversarialOptions:
+    """StyleGAN2's training. The defaults are the paper's, with NVIDIA's half-life of the average generator."""
+
+    r1: float = 10.0  # gamma of the penalty gamma / 2 * ||grad D||^2; about 0.0002 * resolution^2 / batch is a start
+    r1_every: int = 16  # steps between two such penalties, which count as many times; 0: never
+    path_length: float = 2.0  # weight of the path-length penalty
+    path_length_every: int = 4  # 0: never
+    path_length_shrink: int = 2  # it is taken of a batch so many times smaller
+    style_mixing: float = 0.9  # share of the samples that are drawn with two w
+    ema_kimg: float = 10.0  # thousands of pictures after which half of the average generator is new
+    ema_rampup: float | None = 0.05  # ... but at most this share of the pictures so far; None: no such bound
+    w_avg_decay: float = 0.998  # of the average w, a step
+
+
+@dataclass
+class AdaptiveOptions:
+    """When the discriminator's pictures are changed (ADA, arXiv:2006.06676): for sets of less than 50,000 or so."""
+
+    p: float = 0.0  # probability of each change at the beginning
+    target: float = 0.6  # of E[sign D(real)], where overfitting begins
+    kimg: float = 500.0  # thousands of pictures in which p can go from 0 to 1; 0 keeps p
+
+
+@dataclass
+class ReconstructionOptions:
+    """Pictures that an encoder and the generator draw again, beside the samples or alone."""
+
+    batch_size: int = 0  # of a micro-batch's pictures, so many are drawn again and judged in place of samples
+    weight: float = 1.0  # of L1 + L2 + lpips * perceptual distance
+    lpips: float = 2.0
+    w_noise: float = 0.1  # standard deviation of the noise that is added to w, whose mean square is 1
+    encoder_lr: float = 1e-3
+
+
+@dataclass
+class GeneratorRun(RunConfig):
+    """What the three runs share."""
+
+    optimizer: OptimizerOptions = field(default_factory=lambda: OptimizerOptions("adam", 2.5e-3, betas=[0.0, 0.99]))
+    output: str = "runs/generator"
+    init: str | None = None  # a model whose networks are trained on: built-in model, folder, or repository on the Hub
+    generator: GeneratorOptions = field(default_factory=GeneratorOptions)
+    mirror: bool = True  # each picture is mirrored every second time
+    perceptual: str = "st-alex"  # of reconstructions and of the Frechet distance: alex, vgg, or the built-in st-alex
+    crop_scale: float | None = None  # of the pipeline that comes out; None: that of `init`, or 1.0, the FFHQ crop
+    batch_size: int = 32
+    validation_images: int = 10_000
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        super().__post_init__()
+        at_least("batch_size", self.batch_size, 1)
+        if self.crop_scale is not None:
+            positive("crop_scale", self.crop_scale)
+
+
+@dataclass
+class GANConfig(GeneratorRun):
+    """StyleGAN2's adversarial training."""
+
+    method: str = "gan"
+    discriminator: DiscriminatorOptions = field(default_factory=DiscriminatorOptions)
+    adversarial: AdversarialOptions = field(default_factory=AdversarialOptions)
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    ada: AdaptiveOptions = field(default_factory=AdaptiveOptions)
+    reconstruction: ReconstructionOptions = field(default_factory=ReconstructionOptions)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        one_of("method", self.method, ("gan",))
+        super().__post_init__()
+        if self.discriminator.lr is not None:
+            positive("discriminator.lr", self.discriminator.lr)
+        options = self.adversarial
+        for name in ("r1", "r1_every", "path_length", "path_length_every"):
+            at_least(f"adversarial.{name}", getattr(options, name), 0)
+        at_least("adversarial.path_length_shrink", options.path_length_shrink, 1)
+        positive("adversarial.ema_kimg", options.ema_kimg)
+        if options.ema_rampup is not None:
+            positive("adversarial.ema_rampup", options.ema_rampup)
+        share("adversarial.style_mixing", options.style_mixing)
+        share("adversarial.w_avg_decay", options.w_avg_decay)
+        share("ada.p", self.ada.p)
+        at_least("ada.kimg", self.ada.kimg, 0)
+        if not -1 < self.ada.target < 1:
+            raise ValueError(f"`ada.target` must be in (-1, 1), got {self.ada.target}.")
+        check_reconstruction(self.reconstruction)
+        at_least("reconstruction.batch_size", self.reconstruction.batch_size, 0)
+        if self.reconstruction.batch_size > self.batch_size:
+            raise ValueError(
+                f"`reconstruction.batch_size` is {self.reconstruction.batch_size}, but a micro-batch has only "
+                f"{self.batch_size} pictures (`batch_size`)."
+            )
+
+
+@dataclass
+class AutoencoderConfig(GeneratorRun):
+    """The warm start, first part: the synthesis network as the decoder of an autoencoder."""
+
+    method: str = "autoencoder"
+    optimizer: OptimizerOptions = field(
+        default_factory=lambda: OptimizerOptions("adam", 1e-2, schedule="cosine", betas=[0.5, 0.99])
+    )
+    batch_size: int = 8
+    input_resolution: int = 64  # side of the encoder's input, a multiple of 16
+    components: int = 256  # principal components of the pictures that the encoder begins with
+    component_images: int = 6000  # how many pictures they are computed of
+    reconstruction: ReconstructionOptions = field(default_factory=ReconstructionOptions)
+    ema_decay: float = 0.995  # a step
+    validation_images: int = 500
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        one_of("method", self.method, ("autoencoder",))
+        super().__post_init__()
+        check_reconstruction(self.reconstruction)
+        share("ema_decay", self.ema_decay)
+        at_least("components", self.components, 0)
+        at_least("component_images", self.component_images, 1)
+        if self.input_resolution < 16 or self.input_resolution % 16:
+            raise ValueError(f"`input_resolution` must be a multiple of 16, got {self.input_resolution}.")
+
+
+@dataclass
+class MappingConfig(GeneratorRun):
+    """The warm start, second part: the mapping network, fitted to the w of an autoencoder's pictures."""
+
+    method: str = "mapping"
+    optimizer: OptimizerOptions = field(
+        default_factory=lambda: OptimizerOptions("adam", 2e-3, schedule="cosine", betas=[0.0, 0.99])
+    )
+    batch_size: int = 512  # codes a step
+    adversarial: float = 0.1  # weight of the latent discriminator's judgement, beside the sliced Wasserstein distance
+    projections: int = 512  # directions that the distance looks along, drawn anew each step
+    components: int = 160  # principal components of the w that are fitted; the rest is left out as noise
+    ema_decay: float = 0.995  # a step
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        one_of("method", self.method, ("mapping",))
+        super().__post_init__()
+        at_least("adversarial", self.adversarial, 0)
+        at_least("projections", self.projections, 1)
+        at_least("components", self.components, 1)
+        share("ema_decay", self.ema_decay)
+        if self.init is None:
+            raise ValueError("`init` must be the model of an autoencoder run (its `last` folder), got none.")
+
+
+def check_reconstruction(options: ReconstructionOptions) -> None:
+    """Check the values.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    for name in ("weight", "lpips", "w_noise"):
+        at_least(f"reconstruction.{name}", getattr(options, name), 0)
+    positive("reconstruction.encoder_lr", options.encoder_lr)

@@ -1,0 +1,141 @@
+"""The networks that a run of a generator starts from, and the model that it leaves."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from stylegan_inversion import hub
+from stylegan_inversion.errors import ModelNotFoundError
+from stylegan_inversion.models.discriminator import Discriminator, DiscriminatorConfig
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.training.data import FaceFolder
+from stylegan_inversion.training.generator_config import DiscriminatorOptions, GeneratorOptions, GeneratorRun
+from stylegan_inversion.training.learner import sweep
+from stylegan_inversion.training.tasks import Pictures
+
+Part = TypeVar("Part", bound=nn.Module)
+DEFAULT_RESOLUTION = 256
+PIPELINE = {"_class_name": "PTIPipeline", "crop_scale": 1.0}  # what needs no encoder; the FFHQ crop
+
+
+def open_pictures(folder: str | None, config: GeneratorRun, *, side: int, training: bool) -> FaceFolder | None:
+    """The pictures of a folder, as "y" of a side; `None` if there is no folder.
+
+    Raises:
+        ValueError: If it is missing or holds no picture.
+    """
+    if folder is None:
+        return None
+    task = Pictures(mirror=config.mirror)
+    return FaceFolder(folder, task, input_resolution=side, output_resolution=side, seed=config.seed, training=training)
+
+
+def load_part(model: Path | None, name: str, cls: type[Part], config_cls: type[Any]) -> Part | None:
+    """Load one network of a model, on the CPU; `None` if there is no model or it has no such network.
+
+    Raises:
+        CheckpointError: If a file is damaged.
+    """
+    if model is None or not (model / name).is_dir():
+        return None
+    return hub.load_module(cls, config_cls, model / name)
+
+
+def make_generator(options: GeneratorOptions, model: Path | None) -> Generator:
+    """Build a generator, or load that of a model; if a larger resolution is asked for, it grows.
+
+    Args:
+        options: Sizes of a new generator.
+        model: Folder of a model to start from.
+
+    Raises:
+        ModelNotFoundError: If the model has no generator.
+        ValueError: If it is larger than what is asked for.
+        CheckpointError: If a file is damaged.
+    """
+    if model is None:
+        sizes = {**vars(options), "resolution": options.resolution or DEFAULT_RESOLUTION}
+        return Generator(GeneratorConfig(**sizes))
+    generator = load_part(model, "generator", Generator, GeneratorConfig)
+    if generator is None:
+        raise ModelNotFoundError(f"`init`: {model} holds no generator (folder 'generator').")
+    there = generator.config.resolution
+    if options.resolution is None or options.resolution == there:
+        return generator
+    if options.resolution < there:
+        raise ValueError(
+            f"`generator.resolution` is {options.resolution}, but `init` brings a generator of {there} px."
+        )
+    return grow_generator(generator, options.resolution)
+
+
+def grow_generator(generator: Generator, resolution: int) -> Generator:
+    """Give a generator further blocks, which draw nothing yet: its pictures are the old ones, enlarged.
+
+    Args:
+        generator: Left as it is.
+        resolution: New side, larger than the old one.
+    """
+    old = generator.config
+    sizes = {name: getattr(old, name) for name in old.__dataclass_fields__}
+    grown = Generator(GeneratorConfig(**{**sizes, "resolution": resolution}))
+    state = grown.state_dict()
+    for side in grown.config.resolutions:
+        if side > old.resolution:
+            state[f"synthesis.blocks.{side}.to_rgb.weight"].zero_()  # in place: it is the network's own
+    grown.load_state_dict(state | generator.state_dict())
+    return grown
+
+
+def make_discriminator(options: DiscriminatorOptions, sizes: GeneratorConfig, model: Path | None) -> Discriminator:
+    """Build a discriminator for a generator, or load that of a model.
+
+    Raises:
+        ValueError: If it judges pictures of another size.
+        CheckpointError: If a file is damaged.
+    """
+    discriminator = load_part(model, "discriminator", Discriminator, DiscriminatorConfig)
+    if discriminator is None:
+        return Discriminator(
+            DiscriminatorConfig(
+                resolution=sizes.resolution,
+                channel_base=options.channel_base or sizes.channel_base,
+                channel_max=options.channel_max or sizes.channel_max,
+                group_size=options.group_size,
+            )
+        )
+    there = discriminator.config.resolution
+    if there != sizes.resolution:
+        raise ValueError(f"`init` brings a discriminator of {there} px; the generator draws {sizes.resolution} px.")
+    return discriminator
+
+
+def export_model(
+    folder: Path,
+    parts: dict[str, nn.Module],
+    *,
+    init: Path | None,
+    crop_scale: float | None,
+    keep: tuple[str, ...] = (),
+) -> None:
+    """Write a model that the pipelines read, and that another run can start from.
+
+    Directions and encoders of `init` are left out: they belong to its generator.
+
+    Args:
+        folder: Made if needed.
+        parts: Networks by the name of their folder.
+        init: The model that the run began with: the settings of its pipeline stay.
+        crop_scale: Of the pipeline; `None` leaves it.
+        keep: Further networks of `init` that are copied.
+    """
+    sweep(folder)
+    for name, module in parts.items():
+        hub.save_module(module, folder / name)
+    for name in keep:
+        for file in sorted((init / name).glob("*")) if init is not None else ():
+            hub.copy_file(file, folder / name / file.name)
+    config = hub.read_config(init) if init is not None and (init / hub.CONFIG_NAME).exists() else dict(PIPELINE)
+    config["_class_name"] = PIPELINE["_class_name"]
+    hub.write_config(config if crop_scale is None else {**config, "crop_scale": crop_scale}, folder)
