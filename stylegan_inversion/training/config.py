@@ -90,6 +90,11 @@ class RunConfig:
             raise ValueError(f"`optimizer.betas` must be two numbers in [0, 1), got {betas}.")
 
     @property
+    def examples(self) -> int:
+        """How many examples a micro-batch of a process has."""
+        return self.batch_size
+
+    @property
     def extendable(self) -> bool:
         """Whether a run can go on with more `steps` than it began with: nothing in it is a share of its length."""
         return self.optimizer.schedule == "constant" and not self.optimizer.warmup
@@ -137,6 +142,11 @@ class TrainConfig(RunConfig):
                 "`e4e.r1_every` must be >= 1, `e4e.pool_size` and `e4e.r1` >= 0, "
                 f"got {self.e4e.r1_every}, {self.e4e.pool_size} and {self.e4e.r1}."
             )
+
+    @property
+    def examples(self) -> int:
+        """How many examples a micro-batch of a process has: pictures and samples."""
+        return self.batch_size + self.synthetic_batch_size
 
     @property
     def extendable(self) -> bool:

@@ -61,10 +61,13 @@ class GANLearner:
         self.init = None if config.init is None else hub.find_model(config.init)
         with seeded_weights(config.seed):
             self.generator = make_generator(config.generator, self.init).to(device).train().requires_grad_(True)
-            discriminator = make_discriminator(config.discriminator, self.generator.config, self.init)
+            perceptual = load_perceptual(config.perceptual)
+            discriminator = make_discriminator(
+                config.discriminator, self.generator.config, self.init, perceptual=perceptual
+            )
+        perceptual.to(device)
         self.discriminator = discriminator.to(device).train().requires_grad_(False)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        perceptual = load_perceptual(config.perceptual, device=device)
         self.reconstruction = self._make_reconstruction(perceptual) if config.reconstruction.batch_size else None
         self.parameters = {
             "generator": list(self.generator.parameters()),
@@ -84,6 +87,7 @@ class GANLearner:
         self.draws = Draws(self.generator, accelerator, seed=config.seed)
         self.ada = AdaptiveProbability(target=config.ada.target, kimg=config.ada.kimg, p=config.ada.p)
         self.mean_length = torch.zeros((), device=device)
+        self.drawn: list[Tensor] = []  # by the generator's step, one batch a micro-batch
         self.progress = SampleProgress(perceptual, accelerator, seed=config.seed)
 
     def _make_reconstruction(self, perceptual: Any) -> Reconstruction:
@@ -163,6 +167,10 @@ class GANLearner:
             parts.append(self.reconstruction.draw(self.generator, x, self.draws, serial))
         return torch.cat(parts), parts[-1], w
 
+    @torch.no_grad()
+    def _new_fakes(self, batch: dict[str, Tensor], serial: int) -> Tensor:
+        return self._fakes(batch, serial, "discriminator")[0]
+
     def _seen(self, images: Tensor, serial: int, purpose: str) -> Tensor:
         """What the discriminator sees of pictures."""
         if self.ada.p == 0:
@@ -172,11 +180,13 @@ class GANLearner:
 
     def _generator_step(self, batches: Batches, step: int) -> tuple[Terms, bool]:
         terms: Terms = {}
+        self.drawn = []
         mean_w = torch.zeros_like(self.generator.w_avg)
         for micro, batch in enumerate(batches):
             serial = step * len(batches) + micro
             with self.accelerator.autocast():
                 images, drawn_again, w = self._fakes(batch, serial, "generator")
+                self.drawn.append(images.detach())
                 loss = generator_loss(self.discriminator(self._seen(images, serial, "generator")))
                 parts = {"generator": loss}
                 if self.reconstruction is not None:
@@ -219,12 +229,12 @@ class GANLearner:
     def _discriminator_step(self, batches: Batches, step: int) -> tuple[Terms, bool]:
         terms: Terms = {}
         signs = torch.zeros((), device=self.accelerator.device)
+        reuse = self.config.adversarial.reuse_samples
         self.discriminator.requires_grad_(True)
         for micro, batch in enumerate(batches):
             serial = step * len(batches) + micro
             with self.accelerator.autocast():
-                with torch.no_grad():
-                    images, _, _ = self._fakes(batch, serial, "discriminator")
+                images = self.drawn[micro] if reuse else self._new_fakes(batch, serial)
                 fake = self.discriminator(self._seen(images, serial, "fake"))
                 real = self.discriminator(self._seen(batch["y"], serial, "real"))
                 loss = discriminator_loss(real, fake)

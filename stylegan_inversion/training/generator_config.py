@@ -23,8 +23,10 @@ class GeneratorOptions:
 
 @dataclass
 class DiscriminatorOptions:
-    """Sizes of a new discriminator, see `DiscriminatorConfig`; `None` takes the generator's."""
+    """A new discriminator. Sizes as in `DiscriminatorConfig`; `None` takes the generator's."""
 
+    kind: str = "stylegan2"  # stylegan2, or features: heads on the frozen perceptual network, which learn with less
+    width: int = 64  # channels of a head on features
     channel_base: int | None = None
     channel_max: int | None = None
     group_size: int = 4
@@ -40,6 +42,7 @@ class AdversarialOptions:
     path_length: float = 2.0  # weight of the path-length penalty
     path_length_every: int = 4  # 0: never
     path_length_shrink: int = 2  # it is taken of a batch so many times smaller
+    reuse_samples: bool = False  # judge the pictures of the generator's step, instead of drawing others: saves a pass
     style_mixing: float = 0.9  # share of the samples that are drawn with two w
     ema_kimg: float = 10.0  # thousands of pictures after which half of the average generator is new
     ema_rampup: float | None = 0.05  # ... but at most this share of the pictures so far; None: no such bound
@@ -103,6 +106,8 @@ class GANConfig(GeneratorRun):
         """Check the values."""
         one_of("method", self.method, ("gan",))
         super().__post_init__()
+        one_of("discriminator.kind", self.discriminator.kind, ("stylegan2", "features"))
+        at_least("discriminator.width", self.discriminator.width, 1)
         if self.discriminator.lr is not None:
             positive("discriminator.lr", self.discriminator.lr)
         options = self.adversarial

@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from stylegan_inversion import hub
 from stylegan_inversion.errors import ModelNotFoundError
+from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.discriminator import Discriminator, DiscriminatorConfig
+from stylegan_inversion.models.feature_discriminator import FeatureDiscriminator, FeatureDiscriminatorConfig
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.training.data import FaceFolder
 from stylegan_inversion.training.generator_config import DiscriminatorOptions, GeneratorOptions, GeneratorRun
@@ -88,15 +91,34 @@ def grow_generator(generator: Generator, resolution: int) -> Generator:
     return grown
 
 
-def make_discriminator(options: DiscriminatorOptions, sizes: GeneratorConfig, model: Path | None) -> Discriminator:
-    """Build a discriminator for a generator, or load that of a model.
+def make_discriminator(
+    options: DiscriminatorOptions, sizes: GeneratorConfig, model: Path | None, *, perceptual: PerceptualDistance
+) -> Discriminator | FeatureDiscriminator:
+    """Build a discriminator for a generator, or load that of a model if it is of the kind that is wanted.
+
+    Args:
+        options: Kind and sizes.
+        sizes: Of the generator.
+        model: Folder of a model to start from.
+        perceptual: Whose features the kind "features" judges by.
 
     Raises:
         ValueError: If it judges pictures of another size.
         CheckpointError: If a file is damaged.
     """
-    discriminator = load_part(model, "discriminator", Discriminator, DiscriminatorConfig)
-    if discriminator is None:
+    there = None if model is None or not (model / "discriminator").is_dir() else model / "discriminator"
+    kind = None if there is None else hub.read_config(there).get("_class_name")
+    if options.kind == "features":
+        if there is not None and kind == FeatureDiscriminator.__name__:
+            heads = hub.load_module(FeatureDiscriminator, FeatureDiscriminatorConfig, there)
+        else:
+            with torch.no_grad():
+                layers = perceptual.features(torch.zeros(1, 3, sizes.resolution, sizes.resolution))
+            channels = tuple(layer.shape[1] for layer in layers)
+            heads = FeatureDiscriminator(FeatureDiscriminatorConfig(channels, options.width))
+        heads.features = perceptual.features
+        return heads
+    if there is None or kind != Discriminator.__name__:
         return Discriminator(
             DiscriminatorConfig(
                 resolution=sizes.resolution,
@@ -105,9 +127,10 @@ def make_discriminator(options: DiscriminatorOptions, sizes: GeneratorConfig, mo
                 group_size=options.group_size,
             )
         )
-    there = discriminator.config.resolution
-    if there != sizes.resolution:
-        raise ValueError(f"`init` brings a discriminator of {there} px; the generator draws {sizes.resolution} px.")
+    discriminator = hub.load_module(Discriminator, DiscriminatorConfig, there)
+    side = discriminator.config.resolution
+    if side != sizes.resolution:
+        raise ValueError(f"`init` brings a discriminator of {side} px; the generator draws {sizes.resolution} px.")
     return discriminator
 
 

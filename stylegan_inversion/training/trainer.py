@@ -108,6 +108,7 @@ class Trainer:
         self.output = Path(config.output)
         self.log = RunLog(self.output, accelerator, trackers=config.trackers)
         self.step, self.best, self.bad_steps = 0, float("inf"), 0
+        self.examples = config.examples * config.accumulation * accelerator.num_processes  # a step
         self.data = learner.open_data()
         self.validation = learner.open_validation_data()
         self._resume()
@@ -168,8 +169,13 @@ class Trainer:
         """Train to the end, or until a signal."""
         config, accelerator = self.config, self.accelerator
         interrupted = False
-        bar = tqdm(
-            total=config.steps, initial=self.step, disable=not accelerator.is_main_process, unit="step", mininterval=1
+        bar = tqdm(  # counts examples, so that it shows how many a second
+            total=config.steps * self.examples,
+            initial=self.step * self.examples,
+            disable=not accelerator.is_main_process,
+            unit="img",
+            unit_scale=True,
+            mininterval=1,
         )
         with _signals() as stop, bar, closing(self.log):
             self.log.open()
@@ -226,13 +232,14 @@ class Trainer:
 
     def _after_step(self, terms: dict[str, Tensor], bar: Any) -> None:
         config = self.config
-        bar.update()
+        bar.update(self.examples)
         if self.step % config.log_every == 0 or self.callback is not None:
             values = {name: float(term) for name, term in self._mean(terms).items()}
             if self.callback is not None:
                 self.callback(self.step, values)
             if self.step % config.log_every == 0:
-                bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
+                shown = {"step": str(self.step)} | {name: f"{value:.3g}" for name, value in values.items()}
+                bar.set_postfix(shown, refresh=False)
                 self.log.write(self.step, "train", values | {"lr": self.learner.optimizer.param_groups[0]["lr"]})
         last = self.step == config.steps
         validates = self.validation is not None and (last or self.step % config.validate_every == 0)

@@ -1,0 +1,74 @@
+"""A discriminator of few parameters: small heads on the features of a frozen network that knows pictures already.
+
+Paper: Sauer et al. 2021, "Projected GANs Converge Faster", arXiv:2111.01007, whose idea it is. Original code:
+autonomousvision/projected-gan (MIT). Own code. Departures: features of a perceptual distance, without random
+projections over channels and scales; the score of an image is the mean over heads and pixels, so that the losses of
+StyleGAN2 serve.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+
+@dataclass(frozen=True)
+class FeatureDiscriminatorConfig:
+    """Sizes of the heads."""
+
+    channels: tuple[int, ...]  # of the features, layer by layer
+    width: int = 64  # channels inside a head
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not self.channels or min(self.channels) < 1:
+            raise ValueError(f"`channels` must hold a number >= 1 for each layer of features, got {self.channels}.")
+        if self.width < 1:
+            raise ValueError(f"`width` must be >= 1, got {self.width}.")
+
+
+class FeatureDiscriminator(nn.Module):
+    """Images -> logits; high means real. The network behind it is no part of its weights."""
+
+    def __init__(
+        self, config: FeatureDiscriminatorConfig, features: Callable[[Tensor], Sequence[Tensor]] | None = None
+    ) -> None:
+        """Build the heads.
+
+        Args:
+            config: Their sizes.
+            features: Gives the features of images, (B, C, h, w) a layer and of unit norm over the channels, as
+                `PerceptualDistance.features` does. `None` leaves it to be set before the first call.
+        """
+        super().__init__()
+        self.config = config
+        self.features = features
+        self.heads = nn.ModuleList(self._head(channels) for channels in config.channels)
+
+    def _head(self, channels: int) -> nn.Module:
+        width = self.config.width
+        return nn.Sequential(
+            spectral_norm(nn.Conv2d(channels, width, 1)),
+            nn.LeakyReLU(0.2),
+            spectral_norm(nn.Conv2d(width, width, 3, padding=1)),
+            nn.LeakyReLU(0.2),
+            spectral_norm(nn.Conv2d(width, 1, 3, padding=1)),
+        )
+
+    def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, " batch"]:
+        """Judge images, RGB, in [-1, 1], of a side that the features know.
+
+        Raises:
+            ValueError: If no `features` have been set, or they have another number of layers.
+        """
+        if self.features is None:
+            raise ValueError("`features` must be set before images are judged, such as to `perceptual.features`.")
+        layers = self.features(x)
+        if len(layers) != len(self.heads):
+            raise ValueError(f"`features` must give {len(self.heads)} layers, one a head, got {len(layers)}.")
+        # sqrt(C) makes the mean square of a unit vector's parts 1
+        scores = [head(layer * layer.shape[1] ** 0.5) for head, layer in zip(self.heads, layers)]
+        return torch.stack([score.mean(dim=(1, 2, 3)) for score in scores]).sum(dim=0)
