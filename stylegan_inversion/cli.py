@@ -10,10 +10,15 @@ from typing import Any
 
 from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, __version__, hub
 from stylegan_inversion.batch import Record, invert_photos
+from stylegan_inversion.catalogue import describe_models
+from stylegan_inversion.convert.single_file import read_single_file
 from stylegan_inversion.demo import run_demo
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.pipelines.base import InversionPipeline
+from stylegan_inversion.pipelines.export import LAYOUTS, write_official
+from stylegan_inversion.pipelines.official import find_file, write_model
+from stylegan_inversion.pipelines.publishing import push_folder
 from stylegan_inversion.preprocessing.folder import list_images
 
 METHODS: dict[str, type[InversionPipeline]] = {"pti": PTIPipeline, "e4e": E4EPipeline, "psp": PSPPipeline}
@@ -90,6 +95,31 @@ def _parser() -> argparse.ArgumentParser:
     directions = commands.add_parser("directions", help="list what a model can edit")
     directions.set_defaults(run=_directions)
     directions.add_argument("--model", default="faces64", help="[%(default)s]")
+
+    models = commands.add_parser("models", help="list the models: built in, cached, and the known ones of the field")
+    models.set_defaults(run=_models)
+    models.add_argument("--cache-dir", metavar="DIR", help="[the Hub's own cache]")
+
+    convert = commands.add_parser("convert", help="a checkpoint of the field into a model folder, or a model back")
+    convert.set_defaults(run=_convert)
+    convert.add_argument("source", metavar="SRC", help="file, hf://organisation/repository/file, or https:// address")
+    convert.add_argument("destination", metavar="DST", help="folder of the model that is written")
+    convert.add_argument("--to", choices=LAYOUTS, help="SRC is a model: write DST, a .pt file of this layout")
+    convert.add_argument("--encoder", choices=("psp", "e4e"), help="whose encoder it is, if the file does not say")
+    convert.add_argument(
+        "--name", default="direction", help="of a direction, which its file does not tell [%(default)s]"
+    )
+    convert.add_argument("--sha256", help="of the file, to be checked; needed for https")
+
+    push = commands.add_parser("push", help="upload the folder of a model to the Hugging Face Hub")
+    push.set_defaults(run=_push)
+    push.add_argument("folder", metavar="FOLDER", help="a model, as `save_pretrained` and `train` write it")
+    push.add_argument("repo_id", metavar="REPO", help="organisation/repository; made if it is not there")
+    push.add_argument("--private", action="store_true", default=None, help="if it is made")
+    push.add_argument("--license", metavar="ID", help="of the weights, for the card, such as cc-by-nc-4.0")
+    push.add_argument("--message", metavar="TEXT", help="of the commit")
+    push.add_argument("--revision", metavar="BRANCH", help="[the default branch]")
+    push.add_argument("--overwrite-card", action="store_true", help="also replace a README.md that is there")
 
     train = commands.add_parser("train", help="train an encoder or a generator, or go on with a run")
     train.set_defaults(run=_train)
@@ -235,6 +265,30 @@ def _directions(args: argparse.Namespace) -> int:
     for direction in load_directions(folder).values() if folder.is_dir() else []:
         low, high = direction.strength_range or (float("nan"), float("nan"))
         print(f"{direction.name:10} {low:+.1f} to {high:+.1f}  {direction.description}")
+    return 0
+
+
+def _models(args: argparse.Namespace) -> int:
+    print(describe_models(args.cache_dir))
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> int:
+    if args.to is not None:
+        print(write_official(args.source, args.destination, layout=args.to))
+        return 0
+    path = find_file(args.source, sha256=args.sha256)
+    file = read_single_file(path, encoder=args.encoder)
+    for note in file.notes:
+        print(f"Note: {note}")
+    print(f"{file.kind}: {write_model(file, Path(args.destination), name=args.name)}")
+    return 0
+
+
+def _push(args: argparse.Namespace) -> int:
+    options = {"private": args.private, "commit_message": args.message, "revision": args.revision}
+    card = {"license": args.license, "overwrite_card": args.overwrite_card}
+    print(push_folder(Path(args.folder), args.repo_id, **options, **card))
     return 0
 
 

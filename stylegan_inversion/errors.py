@@ -27,3 +27,7 @@ class MissingDependencyError(StyleGANInversionError, ImportError):
 
 class DivergedError(StyleGANInversionError):
     """An optimisation gave NaN or infinity before any usable state was reached."""
+
+
+class UploadError(StyleGANInversionError):
+    """A model could not be uploaded to the Hub."""

@@ -8,8 +8,10 @@ import dataclasses
 import filecmp
 import json
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar, cast
 
@@ -19,12 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.remote.transfer import download_snapshot
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 TEMPORARY = (".*.????????", ".tmp??????")  # what a kill leaves beside a file: ours, and safetensors' own
 _MAX_CONFIG_BYTES = 1_000_000
-
+_MAX_HEADER_BYTES = 2_000_000  # of a safetensors file; a model's has a hundredth of it, and a huge one takes minutes
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -39,6 +42,19 @@ def builtin_models() -> list[str]:
     return sorted(folder.parent.name for folder in builtin_path("").glob(f"*/{CONFIG_NAME}"))
 
 
+def weights_name(variant: str | None = None) -> str:
+    """Name of a network's weights: model.safetensors, or model.fp16.safetensors for the variant "fp16".
+
+    Raises:
+        ValueError: If `variant` is no plain word.
+    """
+    if variant is None:
+        return WEIGHTS_NAME
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", variant):
+        raise ValueError(f"`variant` must be a word such as 'fp16', got {variant!r}.")
+    return f"model.{variant}.safetensors"
+
+
 def find_model(
     name_or_path: str | os.PathLike[str],
     *,
@@ -48,8 +64,12 @@ def find_model(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
+    variant: str | None = None,
+    timeout: float | None = None,
 ) -> Path:
     """Find the folder of a model: a local folder wins, then a built-in model, then the Hub.
+
+    What comes from the Hub is checked against its sha256; a damaged file is fetched once more.
 
     Args:
         name_or_path: A folder, the name of a built-in model, or "organisation/repository".
@@ -59,14 +79,21 @@ def find_model(
         cache_dir: Where downloads are kept. `None` means the Hub's own cache.
         local_files_only: Take what the cache holds; never use the network.
         force_download: Download again what the cache holds.
+        variant: Which weights to fetch, such as "fp16": see `weights_name`.
+        timeout: Seconds that all downloads together may take; they then run in a process of their own. `None` leaves
+            it to the limits that the Hub's client sets each request.
 
     Returns:
         A folder that holds `config.json`.
 
     Raises:
-        ValueError: If `subfolder` leaves the model.
+        ValueError: If `subfolder` leaves the model, or `variant` or `timeout` is out of range.
         ModelNotFoundError: If nothing of that name exists, or the Hub cannot be reached.
+        CheckpointError: If a file from the Hub is damaged, and still is when it was fetched again.
     """
+    if timeout is not None and not 0 < timeout < float("inf"):
+        raise ValueError(f"`timeout` must be a positive number of seconds, got {timeout}.")
+    weights = weights_name(variant)
     name = os.fspath(name_or_path)
     inside = PureWindowsPath(subfolder or "")  # knows both separators, and drives
     if inside.anchor or ".." in inside.parts:
@@ -77,7 +104,19 @@ def find_model(
         folder = builtin_path(name)
     elif not name or not folder.is_dir():
         if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
-            folder = _download(name, revision, subfolder, token, cache_dir, local_files_only, force_download)
+            prefix = f"{subfolder}/" if subfolder else ""
+            patterns = [f"{prefix}*.json", f"{prefix}*{weights}"]
+            folder = download_snapshot(
+                name,
+                patterns=patterns if variant is None else [*patterns, f"{prefix}*directions/{WEIGHTS_NAME}"],
+                revision=revision,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                force_download=force_download,
+                timeout=timeout,
+                otherwise=f"or give a folder, or a built-in model: {', '.join(builtin_models())}",
+            )
         else:
             raise ModelNotFoundError(
                 f"No model {name!r}: it is not a folder, and the built-in models are {', '.join(builtin_models())}. "
@@ -87,53 +126,6 @@ def find_model(
     if not (folder / CONFIG_NAME).is_file():
         raise ModelNotFoundError(f"{folder} holds no {CONFIG_NAME}, so it is not a model saved by this package.")
     return folder
-
-
-def _download(
-    repo_id: str,
-    revision: str | None,
-    subfolder: str | None,
-    token: str | bool | None,
-    cache_dir: str | os.PathLike[str] | None,
-    local_files_only: bool,
-    force_download: bool,
-) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    inside = f"{subfolder}/" if subfolder else ""
-    try:
-        return Path(
-            snapshot_download(
-                repo_id,
-                revision=revision,
-                token=token,
-                cache_dir=None if cache_dir is None else os.fspath(cache_dir),
-                local_files_only=local_files_only,
-                force_download=force_download,
-                allow_patterns=[f"{inside}*.json", f"{inside}*.safetensors"],
-                library_name="stylegan_inversion",
-            )
-        )
-    except LocalEntryNotFoundError as e:
-        raise ModelNotFoundError(
-            f"{repo_id!r} is not in the cache and the Hub cannot be reached. Connect once, or give a folder, "
-            f"or a built-in model: {', '.join(builtin_models())}."
-        ) from e
-    except GatedRepoError as e:
-        raise ModelNotFoundError(f"{repo_id!r} is gated: accept its terms on the Hub and pass `token`.") from e
-    except RevisionNotFoundError as e:
-        raise ModelNotFoundError(f"{repo_id!r} has no revision {revision!r}.") from e
-    except RepositoryNotFoundError as e:
-        raise ModelNotFoundError(f"The Hub has no repository {repo_id!r}, or it is private: pass `token`.") from e
-    except (HTTPError, OSError, ValueError) as e:  # httpx's base: timeouts and dropped connections are no OSErrors
-        raise ModelNotFoundError(f"{repo_id!r} could not be fetched from the Hub: {e}") from e
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -160,12 +152,37 @@ def write_config(config: dict[str, Any], folder: Path, *, name: str = CONFIG_NAM
     Raises:
         CheckpointError: If it cannot be written, as on a full disk. A file that was there is untouched.
     """
-    text = json.dumps(config, indent=2) + "\n"
+    write_text(json.dumps(config, indent=2) + "\n", folder / name)
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file in UTF-8, whole or not at all.
+
+    Raises:
+        CheckpointError: If it cannot be written, as on a full disk. A file that was there is untouched.
+    """
+    write_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> Path:
+    """Write a file, whole or not at all.
+
+    Args:
+        path: Its folder is made if needed.
+        write: Writes a temporary file, which is then put in place.
+
+    Returns:
+        The path.
+
+    Raises:
+        CheckpointError: If it cannot be written, as on a full disk. A file that was there is untouched.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(folder / name, lambda path: path.write_text(text, "utf-8"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, write)
     except OSError as e:
-        raise CheckpointError(f"{folder / name} could not be written: {e}. What was there before is untouched.") from e
+        raise CheckpointError(f"{path} could not be written: {e}. What was there before is untouched.") from e
+    return path
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -175,6 +192,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: If the file is missing or damaged, or holds NaN or infinity.
     """
     try:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > _MAX_HEADER_BYTES:
+            raise ValueError(f"its header would have {header} bytes, and at most {_MAX_HEADER_BYTES} are read")
         tensors = load_file(path)
     except (OSError, SafetensorError, ValueError) as e:
         raise CheckpointError(f"{path} cannot be read as safetensors: {e}") from e
@@ -255,6 +276,7 @@ def load_module(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
+    variant: str | None = None,
 ) -> Module:
     """Build a network from the `config.json` of a folder and fill it, strictly, from its `model.safetensors`.
 
@@ -264,6 +286,7 @@ def load_module(
         folder: Folder with both files.
         device: Where to put it. `None` means the CPU.
         dtype: Floating-point type of the parameters. `None` means float32, whatever the file holds.
+        variant: Which weights: see `weights_name`.
 
     Returns:
         The network in eval mode, its parameters frozen.
@@ -271,14 +294,26 @@ def load_module(
     Raises:
         CheckpointError: If a file is missing or damaged, the config has a bad field, or names or shapes differ.
     """
-    fields = {key: value for key, value in read_config(folder).items() if not key.startswith("_")}
+    weights = folder / weights_name(variant)
+    if variant is not None and folder.is_dir() and not weights.is_file():
+        raise CheckpointError(f"{folder} has no variant {variant!r} ({weights.name}); leave `variant` out.")
+    module = build_module(cls, config_cls, read_config(folder), source=str(folder / CONFIG_NAME))
+    fill_module(module, read_tensors(weights), source=str(weights))
+    return module.to(device=device, dtype=dtype or torch.float32)
+
+
+def build_module(cls: type[Module], config_cls: type[Any], config: dict[str, Any], *, source: str) -> Module:
+    """Build a network from the fields of its config; those that begin with an underscore are left out.
+
+    Raises:
+        CheckpointError: If a field is unknown or of the wrong type or value; `source` says where it comes from.
+    """
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if not k.startswith("_")}
     try:
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: leave the caller's seed alone
-            module = cls(config_cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}))
+            return cls(config_cls(**fields))
     except (TypeError, ValueError, AttributeError, RuntimeError) as e:  # a field of the wrong type fails anywhere
-        raise CheckpointError(f"{folder / CONFIG_NAME} does not describe a {cls.__name__}: {e}") from e
-    fill_module(module, read_tensors(folder / WEIGHTS_NAME), source=str(folder / WEIGHTS_NAME))
-    return module.to(device=device, dtype=dtype or torch.float32)
+        raise CheckpointError(f"{source} does not describe a {cls.__name__}: {e}") from e
 
 
 def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:
@@ -309,15 +344,24 @@ def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str
     module.eval().requires_grad_(False)
 
 
-def save_module(module: nn.Module, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+def save_module(
+    module: nn.Module, folder: Path, *, dtype: torch.dtype | None = None, variant: str | None = None
+) -> None:
     """Write a network that has a `config` as `config.json` and `model.safetensors`.
 
     Args:
         module: The network; `module.config` is the dataclass it was built from.
         folder: Created if needed.
         dtype: Floating-point type in the file, such as `torch.float16`. `None` keeps the network's own.
+        variant: Of the file's name: see `weights_name`.
+
+    Raises:
+        ValueError: If a number is too large for `dtype`.
+        CheckpointError: If the files cannot be written.
     """
     config = dataclasses.asdict(cast(Any, module.config))
     state_dict = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in module.state_dict().items()}
-    write_tensors(state_dict, folder / WEIGHTS_NAME)
+    if dtype is not None and not all(torch.isfinite(v).all() for v in state_dict.values() if v.is_floating_point()):
+        raise ValueError(f"`dtype` {dtype} cannot hold the weights of this {type(module).__name__}.")
+    write_tensors(state_dict, folder / weights_name(variant))
     write_config({"_class_name": type(module).__name__, **config}, folder)

@@ -121,7 +121,7 @@ def test_spellings_of_a_subfolder(subfolder: str, tmp_path: Path, monkeypatch: p
     assert hub.find_model(tmp_path, subfolder=subfolder) == expected
     calls = record_downloads(monkeypatch, tmp_path)
     assert hub.find_model("org/repo", subfolder=subfolder) == expected
-    assert calls[0][1]["allow_patterns"] == ["a/b/*.json", "a/b/*.safetensors"]
+    assert calls[0][1]["allow_patterns"] == ["a/b/*.json", "a/b/*model.safetensors"]
 
 
 # --- the Hub
@@ -136,14 +136,15 @@ def test_what_the_hub_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found == tmp_path
     assert calls == [
         (
-            ("org/repo",),
+            (),
             {
+                "repo_id": "org/repo",
                 "revision": "v1",
                 "token": "t",
                 "cache_dir": str(tmp_path / "c"),
                 "local_files_only": True,
                 "force_download": True,
-                "allow_patterns": ["*.json", "*.safetensors"],
+                "allow_patterns": ["*.json", "*model.safetensors"],
                 "library_name": "stylegan_inversion",
             },
         )
@@ -376,6 +377,13 @@ def test_damaged_tensors(fault: str, tmp_path: Path) -> None:
         hub.read_tensors(path)
 
 
+def test_a_header_that_would_take_minutes(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({f"a{i}": torch.zeros(0) for i in range(40_000)}, path)
+    with pytest.raises(CheckpointError, match=r"its header would have \d+ bytes, and at most 2000000 are read"):
+        hub.read_tensors(path)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_tensors_that_are_not_finite(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
@@ -460,6 +468,35 @@ def test_half_precision_in_the_file_is_float32_in_memory(tmp_path: Path) -> None
     loaded = hub.load_module(Tiny, TinyConfig, tmp_path)
     assert loaded.linear.weight.dtype == torch.float32
     assert torch.equal(loaded.linear.weight, module.linear.weight.half().float())
+
+
+def test_variants(tmp_path: Path) -> None:
+    module = Tiny(TinyConfig())
+    hub.save_module(module, tmp_path, dtype=torch.float16, variant="fp16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.fp16.safetensors"]
+    assert torch.equal(
+        hub.load_module(Tiny, TinyConfig, tmp_path, variant="fp16").linear.weight, module.linear.weight.half().float()
+    )
+    with pytest.raises(CheckpointError, match=r"has no variant 'bf16' \(model.bf16.safetensors\); leave `variant` out"):
+        hub.load_module(Tiny, TinyConfig, tmp_path, variant="bf16")
+    for variant in ("", "a/b", "..", "a b", "x" * 33):
+        with pytest.raises(ValueError, match=r"`variant` must be a word such as 'fp16', got "):
+            hub.find_model("faces64", variant=variant)
+    module.linear.weight.data.fill_(1e9)
+    with pytest.raises(ValueError, match=r"`dtype` torch.float16 cannot hold the weights of this Tiny\."):
+        hub.save_module(module, tmp_path, dtype=torch.float16)
+
+
+def test_which_files_of_a_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = record_downloads(monkeypatch, model_folder(tmp_path))
+    hub.find_model("org/repo", variant="fp16")
+    assert calls[0][1]["allow_patterns"] == ["*.json", "*model.fp16.safetensors", "*directions/model.safetensors"]
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_timeout_is_positive(timeout: float) -> None:
+    with pytest.raises(ValueError, match=r"`timeout` must be a positive number of seconds, got "):
+        hub.find_model("faces64", timeout=timeout)
 
 
 def test_dtype_on_request(tmp_path: Path) -> None:

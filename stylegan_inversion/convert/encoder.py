@@ -101,12 +101,17 @@ def pyramid_encoder_from_official(
     if "latlayer1.weight" not in state_dict:
         raise CheckpointError(f"Not a feature-pyramid encoder: it has {num_ws} `styles`, and `latlayer1` is missing.")
     _refuse_others(state_dict, "styles", "latlayer1", "latlayer2")
-    side = 2 ** _count(state_dict, "styles.0.convs.")
+    depths = [_count(state_dict, f"styles.{i}.convs.") for i in range(num_ws)]  # one more a level
+    coarse_end, middle_end = depths.count(depths[0]), depths.count(depths[0]) + depths.count(depths[0] + 1)
     try:
+        w_dim, style_channels = state_dict["styles.0.linear.weight"].shape
         config = PyramidEncoderConfig(
             output_resolution=2 ** (num_ws // 2 + 1),
-            input_resolution=16 * side,
-            w_dim=state_dict["styles.0.linear.weight"].shape[0],
+            input_resolution=16 * 2 ** depths[0],
+            w_dim=w_dim,
+            coarse_end=coarse_end,
+            middle_end=middle_end if middle_end < num_ws else max(7, middle_end),  # none reads p1: the paper's 7
+            style_channels=None if style_channels == w_dim else style_channels,
             in_channels=backbone.in_channels,
             widths=backbone.widths,
             units=backbone.units,

@@ -193,6 +193,20 @@ def generator_from_nvidia(state_dict: Mapping[str, Tensor]) -> tuple[GeneratorCo
     return config, _take(state_dict, _nvidia_table(config), "NVIDIA's StyleGAN2 generator")
 
 
+def generator_to_nvidia(config: GeneratorConfig, state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Write a generator as the state dict of NVIDIA's; the inverse of `generator_from_nvidia`, to the bit.
+
+    Load it there with `Generator(z_dim, 0, w_dim, resolution, 3, mapping_kwargs=dict(num_layers=...),
+    synthesis_kwargs=dict(channel_base=..., channel_max=...)).load_state_dict(...)`.
+    """
+    official = {theirs: state_dict[ours] for ours, (theirs, _) in _nvidia_table(config).items()}
+    official["synthesis.b4.const"] = official["synthesis.b4.const"][0]
+    for side in config.resolutions:
+        for part in ("", "conv1.") if side == 4 else ("", "conv0.", "conv1."):
+            official[f"synthesis.b{side}.{part}resample_filter"] = blur_kernel()
+    return official
+
+
 def discriminator_from_rosinality(state_dict: Mapping[str, Tensor]) -> tuple[DiscriminatorConfig, StateDict]:
     """Read rosinality's discriminator (`d` of a training snapshot).
 

@@ -1,21 +1,21 @@
 """What all pipelines share: loading, aligning, editing, pasting back. A subclass fills in the inversion."""
 
 import abc
+import dataclasses
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
-from typing_extensions import Self
 
-from stylegan_inversion import __version__, hub
-from stylegan_inversion.editing.directions import Direction, apply_directions, load_directions, save_directions
-from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.editing.directions import Direction, apply_directions
+from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.pipelines.pretrained import PretrainedPipeline
+from stylegan_inversion.pipelines.pretrained import find_device as find_device
+from stylegan_inversion.pipelines.saving import Base
 from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
 from stylegan_inversion.preprocessing.image import load_image, to_pil, to_tensor
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector, get_landmark_detector
@@ -27,25 +27,7 @@ ImageLike = Any
 """A path, a PIL image, bytes or an array; see `preprocessing.image.load_image`."""
 
 
-def find_device(name: torch.device | str | None) -> torch.device:
-    """Check a device. "auto" is the best there is, `None` the CPU.
-
-    Raises:
-        ValueError: If this machine, or this build of PyTorch, has no such device.
-    """
-    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, available in here.items() if available)
-    try:
-        device = torch.device(name or "cpu")
-    except RuntimeError as e:
-        raise ValueError(f"`device` must be auto, {', '.join(here)} or such as cuda:1, got {name!r}.") from e
-    if not here.get(device.type, True):
-        raise ValueError(f"`device` is {name!r}, which this machine or this build of PyTorch lacks. Take 'cpu'.")
-    return device
-
-
-class InversionPipeline(abc.ABC):
+class InversionPipeline(PretrainedPipeline):
     """Photo in, `InversionOutput` out. A call never changes the state of the pipeline's parts."""
 
     def __init__(
@@ -69,79 +51,10 @@ class InversionPipeline(abc.ABC):
         self.crop_scale = crop_scale
         self._detector = detector
 
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        subfolder: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-        device: torch.device | str | None = None,
-        detector: LandmarkDetector | Literal["auto", "builtin", "facexlib"] = "auto",
-    ) -> Self:
-        """Load a pipeline from a folder, a built-in model ("faces64") or a repository on the Hugging Face Hub.
-
-        Args:
-            name_or_path: A folder, a built-in model, or "organisation/repository".
-            revision: Branch, tag or commit on the Hub.
-            subfolder: Folder inside the model.
-            token: Access token for the Hub.
-            cache_dir: Where downloads are kept.
-            local_files_only: Never use the network.
-            force_download: Download again.
-            device: Where to put it: "cpu", "cuda", "mps", or "auto" for the best there is. `None` means the CPU.
-            detector: Finds faces: "auto", "builtin", "facexlib", or a callable.
-
-        Raises:
-            ModelNotFoundError: If there is no such model, or it lacks what this pipeline needs.
-            CheckpointError: If a file is damaged or does not fit.
-            ValueError: If this machine has no such device.
-        """
-        device = find_device(device)
-        folder = hub.find_model(
-            name_or_path,
-            revision=revision,
-            subfolder=subfolder,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
-        config = hub.read_config(folder)
-        generator = hub.load_module(Generator, GeneratorConfig, folder / "generator", device=device)
-        directions = load_directions(folder / "directions") if (folder / "directions").is_dir() else {}
-        pipeline = cls._from_folder(folder, config, generator)
-        pipeline.directions = dict(directions)
-        pipeline.crop_scale = float(config.get("crop_scale", 1.0))
-        pipeline._detector = detector
-        return pipeline.to(device)
-
-    @classmethod
-    @abc.abstractmethod
-    def _from_folder(cls, folder: Path, config: Mapping[str, Any], generator: Generator) -> Self:
-        """Build the pipeline around a loaded generator, reading its own parts from the folder."""
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
-        """Write the pipeline to a folder that `from_pretrained` reads."""
-        folder = Path(folder)
-        hub.save_module(self.generator, folder / "generator")
-        if self.directions:
-            save_directions(self.directions, folder / "directions")
-        self._save_parts(folder)
-        root = {"_class_name": type(self).__name__, "_library_version": __version__, "crop_scale": self.crop_scale}
-        hub.write_config(root | self._settings(), folder)
-        return folder
-
-    def _save_parts(self, folder: Path) -> None:  # noqa: B027  most pipelines add nothing
-        """Write the parts of a subclass."""
-
-    def _settings(self) -> dict[str, Any]:
-        """Settings of a subclass for the root config, which `_from_folder` reads."""
-        return {}
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the networks."""
+        return self.generator.w_avg.dtype
 
     @property
     def device(self) -> torch.device:
@@ -153,10 +66,6 @@ class InversionPipeline(abc.ABC):
         self, image: ImageLike | Sequence[ImageLike], *, align: bool = True, face: int = 0, progress: bool = False
     ) -> InversionOutput:
         """Invert one photo or a list of them."""
-
-    @abc.abstractmethod
-    def to(self, device: torch.device | str) -> Self:
-        """Move every network to a device, in place, and return the pipeline."""
 
     @property
     def detector(self) -> LandmarkDetector:
@@ -206,13 +115,14 @@ class InversionPipeline(abc.ABC):
             for error, crop, report in zip(l2, crops, reports, strict=True)
         ]
         images = to_pil(drawn)
-        return InversionOutput(images, images, w_plus.cpu(), list(generators), crops, {}, full)
+        base = Base(self.generator, self._name)
+        return InversionOutput(images, images, w_plus.cpu().float(), list(generators), crops, {}, full, base)
 
     @torch.no_grad()
     def _draw(self, generators: Sequence[Generator], w_plus: Tensor) -> Tensor:
         """Images, (B, 3, R, R), on the CPU."""
         pairs = zip(generators, w_plus, strict=True)
-        return torch.cat([generator.synthesis(w[None].to(generator.w_avg)).cpu() for generator, w in pairs])
+        return torch.cat([generator.synthesis(w[None].to(generator.w_avg)).cpu().float() for generator, w in pairs])
 
     def edit(self, out: InversionOutput, /, **strengths: float) -> InversionOutput:
         """Move along one or more directions; edits add up.
@@ -235,7 +145,8 @@ class InversionPipeline(abc.ABC):
             if limits and not limits[0] <= edits[name] <= limits[1]:
                 logger.warning("%s=%g is outside its calibrated range [%g, %g].", name, edits[name], *limits)
         images = to_pil(self._draw(out.generators, w_plus))
-        return InversionOutput(images, out.reconstructions, w_plus, out.generators, out.crops, edits, out.reports)
+        w_inverted = out.w_plus if out.w_inverted is None else out.w_inverted
+        return dataclasses.replace(out, images=images, w_plus=w_plus, w_inverted=w_inverted, edits=edits)
 
     def paste_back(self, out: InversionOutput, *, keep_detail: bool = True, feather: float = 0.08) -> list[Image.Image]:
         """Put the faces back into their photos; nothing outside the crop changes.

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from stylegan_inversion import hub
+from stylegan_inversion.convert.part import SingleFile
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.latents import broadcast
@@ -20,7 +21,9 @@ from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 from stylegan_inversion.pipelines.base import ImageLike, InversionPipeline
+from stylegan_inversion.pipelines.official import build_part, source_of
 from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.pipelines.pretrained import ModuleLoader, ModuleSaver
 from stylegan_inversion.preprocessing.align import recrop, uncropped
 from stylegan_inversion.preprocessing.image import to_pil, to_tensor
 from stylegan_inversion.preprocessing.sources import PhotoSource, Source, source_from_config, to_config
@@ -64,21 +67,26 @@ class EncoderPipeline(InversionPipeline):
         return cast(PyramidEncoderConfig, self.encoder.config)
 
     @classmethod
-    def _from_folder(cls, folder: Path, config: Mapping[str, Any], generator: Generator) -> Self:
+    def _from_folder(cls, folder: Path, config: Mapping[str, Any], generator: Generator, load: ModuleLoader) -> Self:
         if not (folder / cls.encoder_folder).is_dir():
             raise ModelNotFoundError(
                 f"{folder.name!r} holds no {cls.encoder_class.__name__} (folder {cls.encoder_folder!r}). "
                 "PTIPipeline needs only the generator."
             )
-        encoder = hub.load_module(cls.encoder_class, PyramidEncoderConfig, folder / cls.encoder_folder)
+        encoder = load(cls.encoder_class, PyramidEncoderConfig, folder / cls.encoder_folder)
         try:
             source = source_from_config(config["source"]) if "source" in config else PhotoSource()
             return cls(generator, encoder, source=source)
         except (TypeError, ValueError) as e:
             raise CheckpointError(f"{folder / hub.CONFIG_NAME}: bad settings under `source`: {e}") from e
 
-    def _save_parts(self, folder: Path) -> None:
-        hub.save_module(self.encoder, folder / self.encoder_folder)
+    @classmethod
+    def _from_file(cls, file: SingleFile) -> Self:
+        encoder = build_part(file, "encoder", cls.encoder_class)
+        return cls(build_part(file, "generator", Generator), encoder, source=source_of(encoder))
+
+    def _save_parts(self, folder: Path, save: ModuleSaver) -> None:
+        save(self.encoder, folder / self.encoder_folder)
 
     def _settings(self) -> dict[str, Any]:
         return {"source": to_config(self.source)}
@@ -118,7 +126,7 @@ class EncoderPipeline(InversionPipeline):
         inputs = [to_tensor(recrop(crop, self._config.input_resolution)) for crop in crops]
         batches = torch.cat(inputs).split(BATCH_SIZE)
         bar = tqdm(batches, disable=not progress, unit="batch", leave=False)
-        w_plus = torch.cat([self.encoder(x.to(self.device)) for x in bar])
+        w_plus = torch.cat([self.encoder(x.to(self.device, self.dtype)) for x in bar])
         seconds = round((time.perf_counter() - start) / len(crops), 4)
         return self._output(crops, w_plus, [self.generator] * len(crops), [{"seconds": seconds}] * len(crops))
 
@@ -163,11 +171,11 @@ class EncoderPipeline(InversionPipeline):
             crop = uncropped(to_pil(self.source.preview(self.source(picture, resolution)[None]))[0], resolution)
         start = time.perf_counter()
         x = self.source(picture, self._config.input_resolution)[None]
-        w_plus = self.encoder(x.to(self.device)).repeat(num_outputs, 1, 1)
+        w_plus = self.encoder(x.to(self.device, self.dtype)).repeat(num_outputs, 1, 1)
         if mask is not None:
             rng = torch.Generator().manual_seed(seed)  # on the CPU: the same faces on every device
             z = torch.stack([torch.randn(self.generator.config.z_dim, generator=rng) for _ in range(num_outputs)])
-            w = self.generator.mapping(z.to(self.device))
+            w = self.generator.mapping(z.to(self.device, self.dtype))
             alpha = 1.0 if mix_alpha is None else mix_alpha
             w_plus = mix_styles(w_plus, broadcast(w, w_plus.shape[1]), layers=mask, alpha=alpha)
         report = {"seconds": round((time.perf_counter() - start) / num_outputs, 4)}
@@ -208,6 +216,7 @@ class PSPPipeline(EncoderPipeline):
 
     encoder_class = GradualStyleEncoder
     encoder_folder = "psp_encoder"
+    _encoder_kind = "psp"
 
 
 class E4EPipeline(EncoderPipeline):
@@ -215,3 +224,4 @@ class E4EPipeline(EncoderPipeline):
 
     encoder_class = Encoder4Editing
     encoder_folder = "e4e_encoder"
+    _encoder_kind = "e4e"

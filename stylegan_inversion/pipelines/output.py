@@ -5,19 +5,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from stylegan_inversion import hub
-from stylegan_inversion.errors import CheckpointError
-from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.pipelines.saving import Base, read_output, write_output
 from stylegan_inversion.preprocessing.align import Crop
-from stylegan_inversion.preprocessing.image import load_image
-
-FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +27,8 @@ class InversionOutput:
         crops: The aligned faces and their photos.
         edits: The sum of all edits so far, by direction, in units of the unit-norm direction.
         reports: Figures of each inversion, such as "l2" (mean squared error in [-1, 1]), "seconds", "stopped_by".
+        base: The pipeline's generator, from which the tuned ones came; `None` if that is not known.
+        w_inverted: The codes before any edit, as `w_plus`; `None` if there was none.
     """
 
     images: list[Image.Image]
@@ -41,6 +38,8 @@ class InversionOutput:
     crops: list[Crop]
     edits: dict[str, float] = field(default_factory=dict)
     reports: list[dict[str, Any]] = field(default_factory=list)
+    base: Base | None = None
+    w_inverted: Float[Tensor, "batch num_ws w_dim"] | None = None
 
     def __len__(self) -> int:
         """How many photos."""
@@ -55,6 +54,7 @@ class InversionOutput:
             images=self.images[one],
             reconstructions=self.reconstructions[one],
             w_plus=self.w_plus[one],
+            w_inverted=None if self.w_inverted is None else self.w_inverted[one],
             generators=self.generators[one],
             crops=self.crops[one],
             reports=self.reports[one],
@@ -75,75 +75,49 @@ class InversionOutput:
             raise ValueError(f"Each of the {len(self)} photos has its own generator: take `out[i].generator`.")
         return self.generators[0]
 
-    def save(self, folder: str | Path) -> Path:
-        """Write everything to a folder: pictures as PNG, codes and generators as safetensors, the rest as JSON."""
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        rank: int | None = None,
+        energy: float | None = None,
+        dtype: torch.dtype | None = None,
+        whole: bool = False,
+    ) -> Path:
+        """Write everything to a folder: `config.json` and one `model.safetensors`.
+
+        Of tuned generators only what differs from the pipeline's generator is kept, if the pipeline was loaded by a
+        name; without options that is exact, and so is every picture after `load`.
+
+        Args:
+            folder: Made if needed.
+            rank: Keep the difference of each weight matrix at this rank; see `GeneratorDelta.between`.
+            energy: Keep this share of each difference's squared norm.
+            dtype: Keep the difference in this type, such as `torch.float16`.
+            whole: Keep whole generators instead: larger, but it can be loaded where the base model is not.
+
+        Raises:
+            ValueError: If an option is out of range, or given for a pipeline without a name or with `whole`.
+            CheckpointError: If the folder cannot be written.
+        """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        unique = list({id(generator): generator for generator in self.generators}.values())
-        for k, generator in enumerate(unique):
-            hub.save_module(generator, folder / f"generator_{k}")
-        hub.write_tensors({"w_plus": self.w_plus}, folder / hub.WEIGHTS_NAME)
-        entries = []
-        for i, (image, reconstruction, crop) in enumerate(zip(self.images, self.reconstructions, self.crops)):
-            for name, picture in (
-                ("image", image),
-                ("reconstruction", reconstruction),
-                ("crop", crop.image),
-                ("photo", crop.photo),
-            ):
-                picture.save(folder / f"{name}_{i}.png")
-            entries.append(
-                {
-                    "generator": next(k for k, g in enumerate(unique) if g is self.generators[i]),
-                    "quad": None if crop.quad is None else crop.quad.tolist(),
-                    "face_count": crop.face_count,
-                    "face_index": crop.face_index,
-                    "report": self.reports[i] if self.reports else {},
-                }
-            )
-        hub.write_config(
-            {"_class_name": "InversionOutput", "_format": FORMAT, "edits": self.edits, "photos": entries}, folder
-        )
+        write_output(self, folder, rank=rank, energy=energy, dtype=dtype, whole=whole)
         return folder
 
     @classmethod
-    def load(cls, folder: str | Path, *, device: torch.device | str | None = None) -> "InversionOutput":
-        """Read what `save` wrote.
+    def load(
+        cls, folder: str | Path, *, base: Generator | None = None, device: torch.device | str | None = None
+    ) -> "InversionOutput":
+        """Read what `save` wrote, with this version or 0.1.
+
+        Args:
+            folder: The folder.
+            base: The generator of the model that the inversion was made with. `None` loads that model by its name.
+            device: Where to put the generators.
 
         Raises:
-            CheckpointError: If the folder is not such a folder, or a file is missing or damaged.
+            CheckpointError: If the folder is not such a folder, a file is missing or damaged, or `base` (or what is
+                now found under its name) is another generator.
+            ModelNotFoundError: If the base model is not found.
         """
-        folder = Path(folder)
-        config = hub.read_config(folder)
-        if config.get("_class_name") != "InversionOutput" or config.get("_format") != FORMAT:
-            raise CheckpointError(f"{folder} was not written by `InversionOutput.save` of this version.")
-        generators: dict[int, Generator] = {}
-        try:
-            entries = config["photos"]
-            pictures = {
-                name: [load_image(folder / f"{name}_{i}.png") for i in range(len(entries))]
-                for name in ("image", "reconstruction", "crop", "photo")
-            }
-            for k in {int(entry["generator"]) for entry in entries}:
-                generators[k] = hub.load_module(Generator, GeneratorConfig, folder / f"generator_{k}", device=device)
-            crops = [
-                Crop(
-                    pictures["crop"][i],
-                    None if entry["quad"] is None else np.asarray(entry["quad"], dtype=np.float64),
-                    pictures["photo"][i],
-                    face_count=int(entry["face_count"]),
-                    face_index=int(entry["face_index"]),
-                )
-                for i, entry in enumerate(entries)
-            ]
-            return cls(
-                images=pictures["image"],
-                reconstructions=pictures["reconstruction"],
-                w_plus=hub.read_tensors(folder / hub.WEIGHTS_NAME)["w_plus"],
-                generators=[generators[int(entry["generator"])] for entry in entries],
-                crops=crops,
-                edits={str(k): float(v) for k, v in config["edits"].items()},
-                reports=[dict(entry["report"]) for entry in entries],
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, OSError) as e:
-            raise CheckpointError(f"{folder} is damaged or incomplete: {type(e).__name__}: {e}") from e
+        return cls(**read_output(Path(folder), base=base, device=device))

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from stylegan_inversion import hub
+from stylegan_inversion.convert.part import SingleFile
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.pivotal_tuning import TuningConfig, tune_generator
 from stylegan_inversion.inversion.projector import Callback, Projection, ProjectorConfig, project_w, project_w_plus
@@ -20,7 +21,9 @@ from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.pipelines.base import ImageLike, InversionPipeline
 from stylegan_inversion.pipelines.encoder import E4EPipeline, EncoderPipeline, PSPPipeline
+from stylegan_inversion.pipelines.official import build_part, source_of
 from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.pipelines.pretrained import ModuleLoader, ModuleSaver
 from stylegan_inversion.preprocessing.align import Crop, recrop
 from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.preprocessing.sources import PhotoSource, to_config
@@ -76,12 +79,13 @@ class PTIPipeline(InversionPipeline):
         super().__init__(generator, **parts)
         self.encoders = {name: encoder.eval().requires_grad_(False) for name, encoder in (encoders or {}).items()}
         self._encoder_folders: dict[str, Path] = {}
+        self._load: ModuleLoader = hub.load_module
         self.perceptual = perceptual
         self.projector = projector or ProjectorConfig()
         self.tuning = tuning or TuningConfig()
 
     @classmethod
-    def _from_folder(cls, folder: Path, config: Mapping[str, Any], generator: Generator) -> Self:
+    def _from_folder(cls, folder: Path, config: Mapping[str, Any], generator: Generator, load: ModuleLoader) -> Self:
         settings = config.get("pti", {})
         try:
             projector, tuning = (
@@ -90,11 +94,22 @@ class PTIPipeline(InversionPipeline):
             )
         except (TypeError, ValueError) as e:
             raise CheckpointError(f"{folder / 'config.json'}: bad settings under `pti`: {e}") from e
-        perceptual = load_perceptual(settings.get("perceptual", "st-alex"))
+        perceptual = load_perceptual(settings.get("perceptual", "st-alex")).to(generator.w_avg.dtype)
         pipeline = cls(generator, perceptual=perceptual, projector=projector, tuning=tuning)
         if config.get("source") in (None, to_config(PhotoSource())):  # encoders of sketches and labels give no pivot
             folders = {name: folder / kind.encoder_folder for name, kind in _ENCODERS.items()}
+            pipeline._load = load
             pipeline._encoder_folders = {name: inside for name, inside in folders.items() if inside.is_dir()}
+        return pipeline
+
+    @classmethod
+    def _from_file(cls, file: SingleFile) -> Self:
+        pipeline = cls(build_part(file, "generator", Generator), perceptual=load_perceptual("st-alex"))
+        for name, kind in _ENCODERS.items():
+            if "encoder" in file.parts and file.kind == name:
+                encoder = build_part(file, "encoder", kind.encoder_class)
+                if isinstance(source_of(encoder), PhotoSource):  # those of sketches and labels give no pivot
+                    pipeline.encoders[name] = encoder
         return pipeline
 
     @property
@@ -110,15 +125,22 @@ class PTIPipeline(InversionPipeline):
                 f"{_ENCODERS[name].encoder_folder!r}) for pivot={name!r}. Take one of {', '.join(self.pivots)}."
             )
         if name not in self.encoders:
-            self.encoders[name] = hub.load_module(
+            self.encoders[name] = self._load(
                 _ENCODERS[name].encoder_class, PyramidEncoderConfig, self._encoder_folders[name], device=self.device
             )
         return self.encoders[name]
 
-    def _save_parts(self, folder: Path) -> None:
+    @classmethod
+    def _check_dtype(cls, dtype: torch.dtype | None) -> None:
+        if dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(
+                f"`dtype` must be torch.float32 or torch.float64, got {dtype}: tuning needs the precision."
+            )
+
+    def _save_parts(self, folder: Path, save: ModuleSaver) -> None:
         for name in self.pivots:
             if name in _ENCODERS:
-                hub.save_module(self._encoder(name), folder / _ENCODERS[name].encoder_folder)
+                save(self._encoder(name), folder / _ENCODERS[name].encoder_folder)
 
     def _settings(self) -> dict[str, Any]:
         if self.perceptual.name is None:
@@ -226,7 +248,7 @@ class PTIPipeline(InversionPipeline):
         self, crop: Crop, finder: _PivotFinder, tuning: TuningConfig, seed: int, callback: Callback
     ) -> tuple[Tensor, Generator, dict[str, Any]]:
         start = time.perf_counter()
-        target = to_tensor(crop.image).to(self.device)
+        target = to_tensor(crop.image).to(self.device, self.dtype)
         found = finder.find(crop, target, callback)
         with torch.no_grad():
             y_hat = self.generator.synthesis(found.w_plus, noise=found.noise).clamp(-1, 1)

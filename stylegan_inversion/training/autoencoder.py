@@ -21,7 +21,13 @@ from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.training.data import FaceFolder
 from stylegan_inversion.training.draws import Draws
 from stylegan_inversion.training.generator_config import AutoencoderConfig
-from stylegan_inversion.training.generator_model import export_model, load_part, make_generator, open_pictures
+from stylegan_inversion.training.generator_model import (
+    check_side,
+    export_model,
+    load_part,
+    make_generator,
+    open_pictures,
+)
 from stylegan_inversion.training.learner import update_ema
 from stylegan_inversion.training.optimize import apply_gradients, make_optimizer
 from stylegan_inversion.training.reconstruction import Reconstruction
@@ -50,11 +56,14 @@ class AutoencoderLearner:
             self.generator = make_generator(config.generator, self.init).to(device).train().requires_grad_(True)
             encoder = self._make_encoder()
         self.generator.mapping.requires_grad_(False)
+        perceptual = load_perceptual(config.perceptual, device=device) if options.lpips else None
+        if perceptual is not None:
+            check_side(perceptual, self.generator.config.resolution, otherwise="reconstruction.lpips=0")
         betas = config.optimizer.betas or [0.9, 0.999]
         self.reconstruction = Reconstruction(
             encoder,
             options,
-            perceptual=load_perceptual(config.perceptual, device=device) if options.lpips else None,
+            perceptual=perceptual,
             betas=(betas[0], betas[1]),
             accelerator=accelerator,
         )
@@ -80,6 +89,12 @@ class AutoencoderLearner:
             folder = open_pictures(config.data, config, side=config.input_resolution, training=True)
             assert folder is not None  # the config wants data
             count = min(config.component_images, len(folder))
+            most = min(count - 1, encoder.config.w_dim, encoder.linear.in_features)
+            if config.components > most:
+                raise ValueError(
+                    f"`components` must be in [0, {most}], for {count} pictures and a w of {encoder.config.w_dim}, "
+                    f"got {config.components}."
+                )
             with torch.no_grad():
                 pixels = torch.cat([encoder.pixels(folder[i]["y"][None]) for i in range(count)])
             encoder.start_from_components(pixels, config.components)
@@ -101,7 +116,7 @@ class AutoencoderLearner:
     def step(self, batches: Sequence[dict[str, Tensor]], step: int) -> tuple[dict[str, Tensor], bool]:
         """Train for one step, see `Learner.step`."""
         encoder = self.reconstruction.encoder
-        buffers = [buffer.clone() for buffer in encoder.buffers()]
+        statistics = self.reconstruction.statistics()
         self.schedule.step(step)
         sums: dict[str, Tensor] = {}
         for micro, batch in enumerate(batches):
@@ -124,8 +139,7 @@ class AutoencoderLearner:
             self.reconstruction.step(sums["loss"], rate=self.schedule.rate(step) / self.config.optimizer.lr) and finite
         )
         if not finite:
-            for buffer, before in zip(encoder.buffers(), buffers):
-                buffer.copy_(before)
+            self.reconstruction.restore(statistics)
             return sums, False
         for average, network in zip(self.average, (self.generator, encoder)):
             update_ema(average, network, min(self.config.ema_decay, (step + 1) / (step + 10)))

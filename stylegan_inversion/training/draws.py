@@ -48,8 +48,8 @@ class Draws:
 
     def normal(self, purpose: str, serial: int, shape: tuple[int, ...]) -> Tensor:
         """Standard normal numbers of a shape, whose first axis counts the examples of a micro-batch."""
-        sources = self.sources(purpose, serial, shape[0])
-        return torch.stack([torch.randn(shape[1:], generator=rng) for rng in sources]).to(self.device)
+        sources = self.sources(purpose, serial, shape[0], device=self.device)
+        return torch.stack([torch.randn(shape[1:], generator=rng, device=self.device) for rng in sources])
 
     def numbered(self, purpose: str, numbers: Sequence[int], size: int) -> Tensor:
         """Standard normal vectors, (len(numbers), size), that belong to numbers, whoever asks for them."""

@@ -25,6 +25,8 @@ from stylegan_inversion.training.data import FaceFolder
 from stylegan_inversion.training.draws import Draws
 from stylegan_inversion.training.generator_config import GANConfig
 from stylegan_inversion.training.generator_model import (
+    check_groups,
+    check_side,
     export_model,
     load_part,
     make_discriminator,
@@ -67,6 +69,7 @@ class GANLearner:
             )
         perceptual.to(device)
         self.discriminator = discriminator.to(device).train().requires_grad_(False)
+        check_groups(discriminator, config.batch_size)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         self.reconstruction = self._make_reconstruction(perceptual) if config.reconstruction.batch_size else None
         self.parameters = {
@@ -87,6 +90,7 @@ class GANLearner:
         self.draws = Draws(self.generator, accelerator, seed=config.seed)
         self.ada = AdaptiveProbability(target=config.ada.target, kimg=config.ada.kimg, p=config.ada.p)
         self.mean_length = torch.zeros((), device=device)
+        self.lazy: Terms = {}  # of the regularisers, as last computed: a log line seldom falls on such a step
         self.drawn: list[Tensor] = []  # by the generator's step, one batch a micro-batch
         self.progress = SampleProgress(perceptual, accelerator, seed=config.seed)
 
@@ -98,6 +102,8 @@ class GANLearner:
                 "or set it to 0."
             )
         options = self.config.reconstruction
+        if options.lpips:
+            check_side(perceptual, self.generator.config.resolution, otherwise="reconstruction.lpips=0")
         betas = self.config.optimizer.betas or [0.9, 0.999]
         return Reconstruction(
             encoder,
@@ -113,8 +119,7 @@ class GANLearner:
 
     def open_validation_data(self) -> FaceFolder | None:
         """The pictures that are held out; `None` if there are none."""
-        side = self.generator.config.resolution
-        return open_pictures(self.config.validation_data, self.config, side=side, training=False)
+        return self.progress.open_pictures(self.config, side=self.generator.config.resolution)
 
     def step(self, batches: Batches, step: int) -> tuple[Terms, bool]:
         """Train for one step: the generator, its path length, the discriminator, its R1; the second and last are lazy.
@@ -124,7 +129,8 @@ class GANLearner:
             step: Number of the step, from 0. All random draws follow from it and from the places in the run.
 
         Returns:
-            The terms, means over this process, and whether all were finite. What was not has changed nothing.
+            The terms, means over this process, those of the lazy parts as last computed, and whether all were finite.
+            What was not has changed nothing.
         """
         options = self.config.adversarial
         self.schedule.step(step)
@@ -133,6 +139,7 @@ class GANLearner:
         if options.path_length and options.path_length_every and step % options.path_length_every == 0:
             more, fine = self._path_length_step(batches, step)
             terms, finite = terms | more, finite and fine
+            self._remember(more if fine else {})
         images = len(batches) * self.config.batch_size * self.accelerator.num_processes
         if finite:
             update_ema(self.average, self.generator, self._decay((step + 1) * images, images))
@@ -141,8 +148,14 @@ class GANLearner:
         if options.r1 and options.r1_every and step % options.r1_every == 0:
             more, fine = self._r1_step(batches, step)
             terms, finite = terms | more, finite and fine
+            self._remember(more if fine else {})
         terms["augmentation"] = torch.tensor(self.ada.p, device=self.accelerator.device)
-        return terms, finite
+        return self.lazy | terms, finite
+
+    def _remember(self, lazy: Terms) -> None:
+        """Keep means over the processes: a resumed run gets the main one's state."""
+        for name, term in lazy.items():
+            self.lazy[name] = cast(Tensor, self.accelerator.reduce(term, reduction="mean"))
 
     def _decay(self, seen: int, images: int) -> float:
         """Of the average generator at a step of so many images, when so many have been seen."""
@@ -169,7 +182,11 @@ class GANLearner:
 
     @torch.no_grad()
     def _new_fakes(self, batch: dict[str, Tensor], serial: int) -> Tensor:
-        return self._fakes(batch, serial, "discriminator")[0]
+        statistics = [] if self.reconstruction is None else self.reconstruction.statistics()
+        images, _, _ = self._fakes(batch, serial, "discriminator")
+        if self.reconstruction is not None:
+            self.reconstruction.restore(statistics)  # the generator's step has moved them already
+        return images
 
     def _seen(self, images: Tensor, serial: int, purpose: str) -> Tensor:
         """What the discriminator sees of pictures."""
@@ -182,6 +199,7 @@ class GANLearner:
         terms: Terms = {}
         self.drawn = []
         mean_w = torch.zeros_like(self.generator.w_avg)
+        statistics = [] if self.reconstruction is None else self.reconstruction.statistics()
         for micro, batch in enumerate(batches):
             serial = step * len(batches) + micro
             with self.accelerator.autocast():
@@ -197,8 +215,10 @@ class GANLearner:
             mean_w += w.detach().float().mean(dim=0) / len(batches)
         finite = self._apply("generator", terms["loss"])
         if self.reconstruction is not None:
-            rate = self.optimizer.param_groups[0]["lr"] / self.config.optimizer.lr
+            rate = self.schedule.rate(step) / self.schedule.options.lr  # the encoder takes no lazy steps
             finite = self.reconstruction.step(terms["loss"], rate=rate) and finite
+            if not finite:
+                self.reconstruction.restore(statistics)
         if finite:
             mean_w = cast(Tensor, self.accelerator.reduce(mean_w, reduction="mean"))
             self.generator.w_avg.lerp_(mean_w, 1 - self.config.adversarial.w_avg_decay)
@@ -239,7 +259,7 @@ class GANLearner:
                 real = self.discriminator(self._seen(batch["y"], serial, "real"))
                 loss = discriminator_loss(real, fake)
             self.accelerator.backward(loss / len(batches))
-            signs += real.detach().sign().sum()
+            signs += real.detach().float().sign().sum()
             scores = {"discriminator": loss, "real score": real.mean(), "fake score": fake.mean()}
             _add(terms, scores, len(batches))
         finite = self._apply("discriminator", terms["discriminator"])
@@ -286,6 +306,7 @@ class GANLearner:
             "optimizer": self.optimizer.state_dict(),
             "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
             "mean_length": self.mean_length,
+            "lazy": self.lazy,
             "ada": self.ada.state(),
             "reconstruction": None if self.reconstruction is None else self.reconstruction.state(),
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -299,6 +320,7 @@ class GANLearner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
         self.mean_length = state["mean_length"].to(self.accelerator.device)
+        self.lazy = {name: term.to(self.accelerator.device) for name, term in state.get("lazy", {}).items()}
         self.ada.load_state(state["ada"])
         if self.reconstruction is not None:
             self.reconstruction.load_state(state["reconstruction"])

@@ -125,10 +125,10 @@ class GANConfig(GeneratorRun):
             raise ValueError(f"`ada.target` must be in (-1, 1), got {self.ada.target}.")
         check_reconstruction(self.reconstruction)
         at_least("reconstruction.batch_size", self.reconstruction.batch_size, 0)
-        if self.reconstruction.batch_size > self.batch_size:
+        if self.reconstruction.batch_size >= self.batch_size:
             raise ValueError(
-                f"`reconstruction.batch_size` is {self.reconstruction.batch_size}, but a micro-batch has only "
-                f"{self.batch_size} pictures (`batch_size`)."
+                f"`reconstruction.batch_size` must be less than `batch_size`, {self.batch_size}, to leave room for "
+                f"samples, got {self.reconstruction.batch_size}."
             )
 
 
@@ -170,6 +170,7 @@ class MappingConfig(GeneratorRun):
     )
     batch_size: int = 512  # codes a step
     adversarial: float = 0.1  # weight of the latent discriminator's judgement, beside the sliced Wasserstein distance
+    discriminator_lr: float = 2e-3  # of plain layers; for the mapping network's `optimizer.lr` counts a hundredth
     projections: int = 512  # directions that the distance looks along, drawn anew each step
     components: int = 160  # principal components of the w that are fitted; the rest is left out as noise
     ema_decay: float = 0.995  # a step
@@ -179,6 +180,7 @@ class MappingConfig(GeneratorRun):
         one_of("method", self.method, ("mapping",))
         super().__post_init__()
         at_least("adversarial", self.adversarial, 0)
+        positive("discriminator_lr", self.discriminator_lr)
         at_least("projections", self.projections, 1)
         at_least("components", self.components, 1)
         share("ema_decay", self.ema_decay)

@@ -112,6 +112,7 @@ def make_discriminator(
         if there is not None and kind == FeatureDiscriminator.__name__:
             heads = hub.load_module(FeatureDiscriminator, FeatureDiscriminatorConfig, there)
         else:
+            check_side(perceptual, sizes.resolution, otherwise="discriminator.kind=stylegan2")
             with torch.no_grad():
                 layers = perceptual.features(torch.zeros(1, 3, sizes.resolution, sizes.resolution))
             channels = tuple(layer.shape[1] for layer in layers)
@@ -130,8 +131,47 @@ def make_discriminator(
     discriminator = hub.load_module(Discriminator, DiscriminatorConfig, there)
     side = discriminator.config.resolution
     if side != sizes.resolution:
-        raise ValueError(f"`init` brings a discriminator of {side} px; the generator draws {sizes.resolution} px.")
+        raise ValueError(
+            f"`init` brings a discriminator of {side} px; the generator draws {sizes.resolution} px. Remove the folder "
+            "'discriminator' from a copy of that model to begin with a new one."
+        )
     return discriminator
+
+
+def check_groups(discriminator: nn.Module, batch_size: int) -> None:
+    """Check that a micro-batch can be divided into the groups of a discriminator, see `append_minibatch_std`.
+
+    Raises:
+        ValueError: If not.
+    """
+    if isinstance(discriminator, Discriminator) and batch_size > (size := discriminator.config.group_size):
+        if batch_size % size:
+            raise ValueError(
+                f"`batch_size` must be a multiple of the discriminator's group size, {size}, or less, got "
+                f"{batch_size}. Of a new discriminator it is `discriminator.group_size`."
+            )
+
+
+@torch.no_grad()
+def check_side(perceptual: PerceptualDistance, side: int, *, otherwise: str) -> None:
+    """Check that pictures are large enough for a perceptual network.
+
+    Args:
+        perceptual: The network.
+        side: Of the pictures.
+        otherwise: What to set to go without it.
+
+    Raises:
+        ValueError: If they are too small.
+    """
+    device = next(perceptual.parameters()).device
+    try:
+        perceptual.features(torch.zeros(1, 3, min(side, 64), min(side, 64), device=device))
+    except (ValueError, RuntimeError) as e:
+        raise ValueError(
+            f"The perceptual network {perceptual.name!r} does not take pictures of {side} px: {e} "
+            f"Draw larger ones, or set {otherwise}."
+        ) from e
 
 
 def export_model(

@@ -23,7 +23,7 @@ from stylegan_inversion.training.generator_model import export_model, load_part,
 from stylegan_inversion.training.learner import update_ema
 from stylegan_inversion.training.optimize import apply_gradients, make_optimizer
 from stylegan_inversion.training.progress import SampleProgress
-from stylegan_inversion.training.seeds import seeded
+from stylegan_inversion.training.seeds import seeded, seeded_weights
 
 ENCODED_AT_ONCE = 64
 AVERAGED = 10_000  # samples of which the average w is computed
@@ -62,7 +62,8 @@ class MappingLearner:
         self.config, self.accelerator = config, accelerator
         device = accelerator.device
         self.init = hub.find_model(config.init)
-        self.generator = make_generator(config.generator, self.init).to(device)
+        with seeded_weights(config.seed):  # it may grow
+            self.generator = make_generator(config.generator, self.init).to(device)
         self.generator.requires_grad_(False).mapping.requires_grad_(True)
         encoder = load_part(self.init, "autoencoder", ImageEncoder, ImageEncoderConfig)
         if encoder is None:
@@ -77,10 +78,9 @@ class MappingLearner:
     def _make_adversary(self) -> LatentAdversary | None:
         if not self.config.adversarial:
             return None
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.config.seed)
+        with seeded_weights(self.config.seed):
             adversary = LatentAdversary(
-                self.generator.config.w_dim, lr=self.config.optimizer.lr, r1=10.0, r1_every=16, pool_size=0
+                self.generator.config.w_dim, lr=self.config.discriminator_lr, r1=10.0, r1_every=16, pool_size=0
             )
         return adversary.to(self.accelerator.device)
 
@@ -116,8 +116,7 @@ class MappingLearner:
 
     def open_validation_data(self) -> FaceFolder | None:
         """The pictures that are held out; `None` if there are none."""
-        side = self.generator.config.resolution
-        return open_pictures(self.config.validation_data, self.config, side=side, training=False)
+        return self.progress.open_pictures(self.config, side=self.generator.config.resolution)
 
     def step(self, batches: Sequence[dict[str, Tensor]], step: int) -> tuple[dict[str, Tensor], bool]:
         """Train for one step, see `Learner.step`."""
@@ -164,6 +163,7 @@ class MappingLearner:
             "average": self.average.mapping.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "adversary": None if self.adversary is None else self.adversary.state(),
+            "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -173,6 +173,8 @@ class MappingLearner:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.adversary is not None:
             self.adversary.load_state(state["adversary"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def export(self, folder: Path) -> None:
         """Write the generator with its average mapping network, and the encoder it was fitted to."""

@@ -41,7 +41,7 @@ def make_optimizer(
     options: OptimizerOptions, parameters: Sequence[nn.Parameter], *, steps: int
 ) -> tuple[torch.optim.Optimizer, Schedule]:
     """Build the optimizer and its schedule, set for step 0."""
-    betas = {} if options.betas is None else {"betas": (options.betas[0], options.betas[1])}
+    betas = {} if options.betas is None else {"betas": (float(options.betas[0]), float(options.betas[1]))}
     cls = {"ranger": Ranger, "adam": torch.optim.Adam}[options.name]
     optimizer = cls(parameters, lr=options.lr, **betas)
     schedule = Schedule(optimizer, options, steps=steps)

@@ -11,7 +11,12 @@ from stylegan_inversion import latents
 from stylegan_inversion.losses.distribution import FeatureStatistics, frechet_distance, pool_features
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.training.data import FaceFolder
 from stylegan_inversion.training.draws import Draws
+from stylegan_inversion.training.generator_config import GeneratorRun
+from stylegan_inversion.training.generator_model import check_side, open_pictures
+
+AT_ONCE = 64  # pictures that go through the networks: the batch of a run may be far larger
 
 
 class SampleProgress:
@@ -27,6 +32,24 @@ class SampleProgress:
         """
         self.perceptual, self.accelerator, self.seed = perceptual, accelerator, seed
         self.name = f"fd ({perceptual.name})"
+
+    def open_pictures(self, config: GeneratorRun, *, side: int) -> FaceFolder | None:
+        """The held-out pictures of a run; `None` if there are none.
+
+        Raises:
+            ValueError: If the folder is missing, there are fewer than two pictures, or they are too small for the
+                perceptual network.
+        """
+        folder = open_pictures(config.validation_data, config, side=side, training=False)
+        if folder is None:
+            return None
+        if (count := min(len(folder), config.validation_images)) < 2:
+            raise ValueError(
+                f"A Frechet distance needs at least 2 pictures in `validation_data`, and `validation_images` >= 2, "
+                f"got {count}."
+            )
+        check_side(self.perceptual, side, otherwise="no validation_data")
+        return folder
 
     @torch.no_grad()
     def evaluate(
@@ -46,16 +69,16 @@ class SampleProgress:
         draws = Draws(generator, self.accelerator, seed=self.seed)
         real, fake = FeatureStatistics(), FeatureStatistics()
         shown: list[Tensor] = []
-        for batch in batches:
-            w = generator.mapping(draws.numbered("progress", batch["index"].tolist(), generator.config.z_dim))
+        for y, index in _pieces(batches):
+            w = generator.mapping(draws.numbered("progress", index.tolist(), generator.config.z_dim))
             w_plus = latents.broadcast(w, generator.num_ws)
             images = generator.synthesis(w_plus).clamp(-1, 1)
             if not shown:
                 truncated = latents.truncate(w_plus, generator.w_avg, truncation_psi=0.7)
-                shown = [batch["y"], images, generator.synthesis(truncated).clamp(-1, 1)]
+                shown = [y, images, generator.synthesis(truncated).clamp(-1, 1)]
             if not score:
                 break
-            for statistics, pictures in ((real, batch["y"]), (fake, images)):
+            for statistics, pictures in ((real, y), (fake, images)):
                 statistics.update(pool_features(self.perceptual.features(pictures)))
         if not score:
             return {}, shown
@@ -69,3 +92,9 @@ class SampleProgress:
         for other in gather_object([statistics]):
             total.merge(other)
         return total
+
+
+def _pieces(batches: Iterator[dict[str, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pictures and their numbers, a few at once."""
+    for batch in batches:
+        yield from zip(batch["y"].split(AT_ONCE), batch["index"].split(AT_ONCE))

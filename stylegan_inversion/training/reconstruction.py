@@ -42,7 +42,8 @@ class Reconstruction:
         self.encoder = encoder.to(accelerator.device).train().requires_grad_(True)
         synchronize_batch_norm(self.encoder)
         self.parameters = list(self.encoder.parameters())
-        self.optimizer = torch.optim.Adam(self.parameters, lr=options.encoder_lr, betas=betas)
+        first, second = betas
+        self.optimizer = torch.optim.Adam(self.parameters, lr=options.encoder_lr, betas=(float(first), float(second)))
 
     def draw(self, generator: Generator, x: Tensor, draws: Draws, serial: int) -> Tensor:
         """Draw pictures again, (B, 3, R, R), from a w with some noise, so that neighbours of each w mean something."""
@@ -51,6 +52,15 @@ class Reconstruction:
         return generator.synthesis(
             latents.broadcast(w, generator.num_ws), noise=draws.noise(serial, len(w), purpose="reconstruction noise")
         )
+
+    def statistics(self) -> list[Tensor]:
+        """Copies of the encoder's buffers, which every pass in training moves; for `restore`."""
+        return [buffer.clone() for buffer in self.encoder.buffers()]
+
+    def restore(self, statistics: list[Tensor]) -> None:
+        """Put the encoder's buffers back."""
+        for buffer, before in zip(self.encoder.buffers(), statistics):
+            buffer.copy_(before)
 
     def losses(self, y_hat: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """L1 + L2 + lpips * perceptual distance, times the weight; and the terms."""

@@ -127,6 +127,11 @@ class Trainer:
                     f"The pictures in {self.config.data} are not those that the run in {self.output} began with: their "
                     "names differ. Put them back, or begin another run (another `output`, with `init` if you like)."
                 )
+            if state["step"] > self.config.steps:
+                raise ValueError(
+                    f"The run in {self.output} has done {state['step']} steps; `steps` must be at least as many, got "
+                    f"{self.config.steps}."
+                )
             self.learner.load_state(state["learner"])
             self.step, self.bad_steps = state["step"], state["bad_steps"]
             self.best = float("inf") if state["best"] is None else state["best"]

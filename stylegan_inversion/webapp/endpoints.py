@@ -162,7 +162,8 @@ class Endpoints:
         target = Path(tempfile.mkdtemp(dir=folder))
         if kind == "inversion":
             with tempfile.TemporaryDirectory() as scratch:
-                out.save(scratch)
+                name = None if out.base is None else out.base.name
+                out.save(scratch, whole=name is None or name.is_local)  # the server's folders are not the visitor's
                 return shutil.make_archive(str(target / "inversion"), "zip", scratch)
         face, photo = self.pictures(out)
         path = target / f"edited-{kind}.png"

@@ -284,7 +284,11 @@ def test_save_and_load_an_inversion(pti: PTIPipeline, photo: Image.Image, tmp_pa
     with pytest.raises(CheckpointError, match="not written by"):
         InversionOutput.load(tmp_path / "out")
     write_config(config, tmp_path / "out")
-    (tmp_path / "out" / "crop_1.png").unlink()
+    (tmp_path / "out" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        InversionOutput.load(tmp_path / "out")
+    out.save(tmp_path / "out")
+    write_config({**config, "photos": [{**config["photos"][0], "crop": 99}]}, tmp_path / "out")
     with pytest.raises(CheckpointError, match="damaged or incomplete"):
         InversionOutput.load(tmp_path / "out")
 

@@ -18,8 +18,8 @@ from PIL import Image
 from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.training import checkpoint, trainer
-from stylegan_inversion.training.config import TrainConfig
-from stylegan_inversion.training.encoder import EncoderLearner
+from stylegan_inversion.training.config import RunConfig
+from stylegan_inversion.training.methods import METHODS
 
 Image.init()
 CRASHED = 9
@@ -50,18 +50,28 @@ def _quietly(function: Callable[..., None], args: tuple[Any, ...]) -> None:
     function(*args)
 
 
-def train(config: TrainConfig) -> None:
+def train(config: RunConfig) -> None:
     trainer.train(config)
 
 
-def train_twofold(config: TrainConfig, processes: int = 2) -> None:
+def train_twofold(config: RunConfig, processes: int = 2) -> None:
     """The same run in two processes that exchange gradients."""
     debug_launcher(trainer.train, (config,), num_processes=processes)
 
 
-def train_and_crash(config: TrainConfig, where: str) -> None:
+def train_and_crash_twofold(config: RunConfig, step: int) -> None:
+    """Both die once a step is done."""
+    debug_launcher(_train_until, (config, step), num_processes=2)
+
+
+def _train_until(config: RunConfig, last: int) -> None:
+    trainer.train(config, callback=lambda step, _: os._exit(CRASHED) if step == last else None)
+
+
+def train_and_crash(config: RunConfig, where: str) -> None:
     """Die of a power cut, so to speak, at a place in the first checkpoint."""
-    save_file, export = hub.save_file, EncoderLearner.export
+    learner: Any = METHODS[config.method].learner
+    save_file, export = hub.save_file, learner.export
 
     def writes_half(tensors: Any, path: Path, **options: Any) -> None:
         save_file(tensors, path, **options)
@@ -94,7 +104,7 @@ def train_and_crash(config: TrainConfig, where: str) -> None:
     elif where == "in place":  # the third checkpoint is the first that has an old one to remove
         Path.unlink = dies_on_checkpoint("unlink", "step-")  # type: ignore[method-assign]
     elif where == "half exported":
-        EncoderLearner.export = exports_half  # type: ignore[method-assign]
+        learner.export = exports_half
     trainer.train(config)
 
 

@@ -11,12 +11,35 @@ from PIL import Image
 
 from stylegan_inversion import Direction, hub
 from stylegan_inversion.editing.directions import save_directions
+from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.training.config import EncoderOptions, OptimizerOptions, TrainConfig
 from stylegan_inversion.training.encoder import EncoderLearner
+from stylegan_inversion.training.gan import GANLearner
+from stylegan_inversion.training.generator_config import (
+    AutoencoderConfig,
+    GANConfig,
+    GeneratorOptions,
+    MappingConfig,
+    ReconstructionOptions,
+)
 
 MakeConfig = Callable[..., TrainConfig]
 MakeLearner = Callable[..., EncoderLearner]
+MakeGAN = Callable[..., GANConfig]
+MakeGANLearner = Callable[..., GANLearner]
+MakeAutoencoder = Callable[..., AutoencoderConfig]
+MakeMapping = Callable[..., MappingConfig]
+
+QUIET: dict[str, Any] = {
+    "num_workers": 0,
+    "cpu": True,
+    "log_every": 1,
+    "image_every": 1000,
+    "validate_every": 1000,
+    "checkpoint_every": 1000,
+    "trackers": [],
+}
 
 
 def save_model(folder: Path, *, resolution: int = 16, w_dim: int = 16, seed: int = 0) -> Path:
@@ -33,6 +56,15 @@ def save_model(folder: Path, *, resolution: int = 16, w_dim: int = 16, seed: int
     save_directions({"smile": Direction("smile", torch.eye(w_dim)[0])}, folder / "directions")
     hub.write_config({"_class_name": "PTIPipeline", "crop_scale": 0.9}, folder)
     return folder
+
+
+def save_warm_model(folder: Path, *, resolution: int = 16, w_dim: int = 16) -> Path:
+    """The same with the encoder of an autoencoder."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        encoder = ImageEncoder(ImageEncoderConfig(resolution, w_dim, (4, 4, 4, 4)))
+    hub.save_module(encoder, folder / "autoencoder")
+    return save_model(folder, resolution=resolution, w_dim=w_dim)
 
 
 def save_pictures(folder: Path, count: int, *, side: int = 20, seed: int = 0) -> Path:
@@ -69,15 +101,79 @@ def make_config(model: Path, pictures: Path, tmp_path: Path) -> MakeConfig:
             "optimizer": OptimizerOptions(lr=1e-3),
             "steps": 4,
             "batch_size": 4,
-            "num_workers": 0,
-            "cpu": True,
-            "log_every": 1,
-            "image_every": 1000,
-            "validate_every": 1000,
-            "checkpoint_every": 1000,
-            "trackers": [],
         }
-        return TrainConfig(**(values | overrides))
+        return TrainConfig(**(QUIET | values | overrides))
+
+    return make
+
+
+def tiny_generator(resolution: int = 16) -> GeneratorOptions:
+    return GeneratorOptions(resolution, z_dim=8, w_dim=16, mapping_layers=2, channel_base=128, channel_max=8)
+
+
+@pytest.fixture
+def warm(tmp_path: Path) -> Path:
+    return save_warm_model(tmp_path / "warm")
+
+
+@pytest.fixture
+def make_gan(pictures: Path, tmp_path: Path) -> MakeGAN:
+    """Configs of tiny adversarial runs; a step takes about a twentieth of a second."""
+
+    def make(**overrides: Any) -> GANConfig:
+        values: dict[str, Any] = {
+            "data": str(pictures),
+            "output": str(tmp_path / "run"),
+            "generator": tiny_generator(),
+            "steps": 4,
+            "batch_size": 4,
+        }
+        return GANConfig(**(QUIET | values | overrides))
+
+    return make
+
+
+@pytest.fixture
+def make_gan_learner(make_gan: MakeGAN) -> MakeGANLearner:
+    def make(**overrides: Any) -> GANLearner:
+        return GANLearner(make_gan(**overrides), Accelerator(cpu=True))
+
+    return make
+
+
+@pytest.fixture
+def make_autoencoder(pictures: Path, tmp_path: Path) -> MakeAutoencoder:
+    """At 16 px, for which there is no perceptual network."""
+
+    def make(**overrides: Any) -> AutoencoderConfig:
+        values: dict[str, Any] = {
+            "data": str(pictures),
+            "output": str(tmp_path / "run"),
+            "generator": tiny_generator(),
+            "reconstruction": ReconstructionOptions(lpips=0),
+            "input_resolution": 16,
+            "components": 4,
+            "steps": 4,
+            "batch_size": 4,
+        }
+        return AutoencoderConfig(**(QUIET | values | overrides))
+
+    return make
+
+
+@pytest.fixture
+def make_mapping(pictures: Path, warm: Path, tmp_path: Path) -> MakeMapping:
+    def make(**overrides: Any) -> MappingConfig:
+        values: dict[str, Any] = {
+            "data": str(pictures),
+            "init": str(warm),
+            "output": str(tmp_path / "run"),
+            "components": 4,
+            "projections": 32,
+            "steps": 4,
+            "batch_size": 32,
+        }
+        return MappingConfig(**(QUIET | values | overrides))
 
     return make
 

@@ -65,6 +65,29 @@ def test_samples_are_what_the_generator_draws(tiny: Generator) -> None:
     assert (smaller - images).abs().mean() < 0.1 < (images - images.mean()).abs().mean()
 
 
+def test_numbers_and_styles_of_two_processes(tiny: Generator) -> None:
+    one, two = draws_of(tiny), [draws_of(tiny, rank=rank, world=2) for rank in (0, 1)]
+    whole = one.normal("direction", 2, (4, 3, 5))
+    assert torch.equal(whole, torch.cat([draws.normal("direction", 2, (2, 3, 5)) for draws in two]))
+    assert len({tuple(row.flatten().tolist()) for row in whole}) == 4
+    assert not torch.equal(whole, one.normal("reconstruction", 2, (4, 3, 5)))
+    w_plus, w = one.styles("generator", 2, 4, mixing=0.5)
+    parts = [draws.styles("generator", 2, 2, mixing=0.5) for draws in two]
+    torch.testing.assert_close(w_plus, torch.cat([part[0] for part in parts]))
+    torch.testing.assert_close(w, torch.cat([part[1] for part in parts]))
+    # Two processes with a micro-batch each draw what one draws with two of them
+    micro = [one.styles("generator", serial, 2, mixing=0.5)[0] for serial in (4, 5)]
+    assert torch.equal(torch.cat(micro), torch.cat([part[0] for part in parts]))
+
+
+def test_what_belongs_to_a_number(tiny: Generator) -> None:
+    draws = draws_of(tiny)
+    first = draws.numbered("progress", [0, 7, 3], 8)
+    assert first.shape == (3, 8) and torch.equal(draws.numbered("progress", [3], 8)[0], first[2])
+    assert torch.equal(draws_of(tiny, rank=1, world=2).numbered("progress", [7], 8)[0], first[1])
+    assert not torch.equal(draws.numbered("other", [3], 8)[0], first[2])
+
+
 def test_none(tiny: Generator) -> None:
     images, w = draws_of(tiny).synthesize(0, 0, side=32)
     assert images.shape == (0, 3, 32, 32) and w.shape == (0, 16)

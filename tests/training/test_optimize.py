@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from stylegan_inversion.training.config import OptimizerOptions
-from stylegan_inversion.training.optimize import apply_gradients, make_optimizer
+from stylegan_inversion.training.optimize import apply_gradients, lazy_options, make_optimizer
 from stylegan_inversion.training.ranger import Ranger
 
 
@@ -43,6 +43,22 @@ def test_optimizers() -> None:
     ranger, _ = make_optimizer(OptimizerOptions(), weights, steps=10)
     assert isinstance(ranger, Ranger) and ranger.defaults["betas"] == (0.95, 0.999) and ranger.defaults["lr"] == 1e-4
     assert type(make_optimizer(OptimizerOptions(name="adam"), weights, steps=10)[0]) is torch.optim.Adam
+
+
+def test_whole_numbers_are_betas_too() -> None:
+    adam, _ = make_optimizer(OptimizerOptions("adam", betas=[0, 0.99]), [nn.Parameter(torch.ones(2))], steps=10)
+    assert adam.param_groups[0]["betas"] == (0.0, 0.99)
+
+
+def test_lazy_options() -> None:
+    options = OptimizerOptions("adam", 2e-3, warmup=0.1, betas=[0.5, 0.99], max_grad_norm=3.0)
+    lazy = lazy_options(options, 16)
+    assert lazy.lr == pytest.approx(2e-3 * 16 / 17)
+    assert lazy.betas == pytest.approx([0.5 ** (16 / 17), 0.99 ** (16 / 17)])
+    assert (lazy.name, lazy.warmup, lazy.max_grad_norm) == ("adam", 0.1, 3.0)
+    assert options.lr == 2e-3 and options.betas == [0.5, 0.99]
+    assert lazy_options(options, 0) is options
+    assert lazy_options(OptimizerOptions(lr=1.0), 4) == OptimizerOptions(lr=0.8)
 
 
 @pytest.fixture

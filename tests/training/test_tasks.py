@@ -8,7 +8,7 @@ from PIL import Image
 
 from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, SketchSource
-from stylegan_inversion.training.tasks import TASKS, SuperResolution, Task, make_task
+from stylegan_inversion.training.tasks import TASKS, Pictures, SuperResolution, Task, make_task
 
 # name: l2, lpips, identity, w_norm, l2_crop, lpips_crop, source, paired: pSp's README and options
 TABLE = {
@@ -72,6 +72,19 @@ def sides(task: Task, face: Image.Image) -> set[tuple[bool, bool]]:
 @pytest.mark.parametrize("name", ["inversion", "toonify"])
 def test_inversion_mirrors_both(name: str, face: Image.Image) -> None:
     assert sides(make_task(name), face) == {(False, False), (True, True)}
+
+
+def test_pictures_alone(face: Image.Image) -> None:
+    plain = to_tensor(face)[0]
+    seen = set()
+    for task in (Pictures(), Pictures(mirror=False)):
+        for seed in range(20):
+            x, y = task.pair(face, face, input_resolution=64, output_resolution=64, rng=rng(seed))
+            assert torch.equal(x, y) and (torch.equal(y, plain) or torch.equal(y, plain.flip(-1)))
+            seen.add((task.mirror, torch.equal(y, plain)))
+        assert torch.equal(task.pair(face, face, input_resolution=64, output_resolution=64, rng=None)[1], plain)
+    assert seen == {(True, True), (True, False), (False, True)}
+    assert not any(vars(Pictures().loss).values()) and "Pictures" not in str(TASKS)
 
 
 def test_frontalization_mirrors_each_apart(face: Image.Image) -> None:

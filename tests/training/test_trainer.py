@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -18,26 +18,28 @@ from stylegan_inversion.errors import CheckpointError, DivergedError, InvalidIma
 from stylegan_inversion.preprocessing.image import load_image
 from stylegan_inversion.training import checkpoint, run_log
 from stylegan_inversion.training.checkpoint import read_latest, write_checkpoint
-from stylegan_inversion.training.config import E4EOptions, EncoderOptions, OptimizerOptions, TrainConfig
+from stylegan_inversion.training.config import E4EOptions, EncoderOptions, OptimizerOptions, RunConfig, TrainConfig
 from stylegan_inversion.training.encoder import EncoderLearner
 from stylegan_inversion.training.trainer import train
 from tests.training import children
 from tests.training.conftest import MakeConfig, save_pictures
 from tests.training.test_checkpoint import same
 
+Config = TypeVar("Config", bound=RunConfig)
 
-def read_log(config: TrainConfig, kind: str = "train") -> list[dict[str, Any]]:
+
+def read_log(config: RunConfig, kind: str = "train") -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (Path(config.output) / "log.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == kind]
 
 
-def saved(config: TrainConfig) -> dict[str, Any]:
+def saved(config: RunConfig) -> dict[str, Any]:
     state = read_latest(Path(config.output) / "checkpoints")
     assert state is not None
     return state
 
 
-def same_runs(a: TrainConfig, b: TrainConfig) -> None:
+def same_runs(a: RunConfig, b: RunConfig) -> None:
     """Two runs have ended with the same bits everywhere."""
     one, other = saved(a), saved(b)
     assert one.keys() == other.keys()
@@ -51,7 +53,7 @@ def same_runs(a: TrainConfig, b: TrainConfig) -> None:
         assert all(Path(a.output, file).read_bytes() == Path(b.output, file).read_bytes() for file in files)
 
 
-def elsewhere(config: TrainConfig, tmp_path: Path, name: str, **changes: Any) -> TrainConfig:
+def elsewhere(config: Config, tmp_path: Path, name: str, **changes: Any) -> Config:
     return dataclasses.replace(config, output=str(tmp_path / name), **changes)
 
 

@@ -1,0 +1,222 @@
+"""What pivotal tuning changed in a generator, and nothing else: exact, or of low rank with its error stated.
+
+A tuned generator is its base and a small change (Roich et al. 2022, arXiv:2106.05744, leaves the mapping network as it
+is). Keeping only the change makes a saved inversion small; the sha256 of the base's tensors makes sure that it is put
+on the same base again. Own code.
+"""
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.models.generator import Generator
+
+FORMAT = "generator-delta-1"
+_KINDS = ("value", "difference", "left", "right")  # the last part of a tensor's name
+
+
+def generator_sha256(generator: Generator) -> str:
+    """Fingerprint of a generator: sha256 over the names, shapes and float32 bytes of its tensors, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(generator.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().astype("<f4", copy=False).reshape(-1).data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class GeneratorDelta:
+    """The change from a base generator to a tuned one; `between` makes it, `apply` puts it on the base again.
+
+    Attributes:
+        tensors: The changed tensors by name, on the CPU, each name with one of these endings: `.value` holds the new
+            tensor; `.difference` new minus old; `.left` and `.right` two factors of the difference seen as a matrix
+            (out, everything else).
+        base_sha256: `generator_sha256` of the base.
+        errors: By changed tensor, how far the kept change is from the true one: ||kept - true|| / ||true||.
+        relative_error: The same over all changed parameters together; 0 if the change is exact. Constant noise, which
+            is not learned, counts only if nothing else changed.
+    """
+
+    tensors: Mapping[str, Tensor]
+    base_sha256: str
+    errors: Mapping[str, float]
+    relative_error: float
+
+    @classmethod
+    @torch.no_grad()
+    def between(
+        cls,
+        base: Generator,
+        tuned: Generator,
+        *,
+        rank: int | None = None,
+        energy: float | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "GeneratorDelta":
+        """Find what changed, in float32. Without options the change is kept exactly.
+
+        Args:
+            base: The generator before.
+            tuned: The generator after; of the same sizes.
+            rank: Keep the change of each weight matrix (out, in * k * k) as its best approximation of this rank, by
+                truncated singular value decomposition. Biases, noise and matrices that would not get smaller are whole.
+            energy: The same, but each matrix takes the lowest rank that keeps this share, in (0, 1], of its change's
+                squared norm. Not together with `rank`.
+            dtype: Floating-point type to keep the change in, such as `torch.float16`. `None` means float32.
+
+        Returns:
+            The change, with its error.
+
+        Raises:
+            ValueError: If the sizes differ, an option is out of range, or the change is not finite, or too large for
+                `dtype`.
+        """
+        if base.config != tuned.config:
+            raise ValueError(f"`tuned` must have the sizes of `base`, {base.config}, got {tuned.config}.")
+        if rank is not None and energy is not None:
+            raise ValueError(f"Give `rank` or `energy`, not both: got {rank} and {energy}.")
+        if rank is not None and rank < 1:
+            raise ValueError(f"`rank` must be >= 1, got {rank}.")
+        if energy is not None and not 0 < energy <= 1:
+            raise ValueError(f"`energy` must be in (0, 1], got {energy}.")
+        if dtype is not None and not dtype.is_floating_point:
+            raise ValueError(f"`dtype` must be a floating-point type such as torch.float16, got {dtype}.")
+        exact = rank is None and energy is None and dtype in (None, torch.float32)
+        parameters = {name for name, _ in tuned.named_parameters()}
+        before, tensors, errors = base.state_dict(), {}, {}
+        norms: dict[bool, list[float]] = {True: [0.0, 0.0], False: [0.0, 0.0]}  # of parameters, of buffers: lost, true
+        for name, tensor in tuned.state_dict().items():
+            old, new = before[name].float().cpu(), tensor.float().cpu()
+            if torch.equal(old, new):
+                continue
+            if not torch.isfinite(new).all():
+                raise ValueError(f"`tuned` holds NaN or infinity in {name!r}; there is nothing sensible to keep.")
+            if exact:
+                tensors[f"{name}.value"], errors[name] = new.clone(), 0.0
+                continue
+            difference = new - old
+            kept = _compress(difference, rank if name in parameters else None, energy if name in parameters else None)
+            kept = {kind: part.to(dtype or torch.float32).contiguous() for kind, part in kept.items()}
+            if not all(torch.isfinite(part).all() for part in kept.values()):
+                raise ValueError(f"`dtype` {dtype} cannot hold the change of {name!r}; take torch.float32.")
+            lost = (_restore(kept, difference.shape) - difference).double().square().sum().item()
+            true = difference.double().square().sum().item()
+            errors[name] = (lost / true) ** 0.5
+            norms[name in parameters][0] += lost
+            norms[name in parameters][1] += true
+            tensors.update({f"{name}.{kind}": part for kind, part in kept.items()})
+        lost, true = norms[True] if norms[True][1] else norms[False]
+        return cls(tensors, generator_sha256(base), errors, (lost / true) ** 0.5 if true else 0.0)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def apply(self, base: Generator) -> Generator:
+        """Put the change on the base.
+
+        Args:
+            base: The generator that the change was made from; it stays as it is.
+
+        Returns:
+            A tuned copy on the base's device and in its dtype, frozen, in eval mode.
+
+        Raises:
+            CheckpointError: If `base` is another generator, or a changed tensor does not fit it.
+        """
+        found = generator_sha256(base)
+        if found != self.base_sha256:
+            raise CheckpointError(
+                f"This change belongs to the generator with sha256 {self.base_sha256[:12]}..., but got one with "
+                f"{found[:12]}...: load the model, and the revision of it, that the inversion was made with."
+            )
+        tuned = copy.deepcopy(base).eval().requires_grad_(False)
+        state = tuned.state_dict()
+        for name, parts in self._parts().items():
+            if name not in state:
+                raise CheckpointError(f"The change holds {name!r}, which the generator does not have.")
+            try:
+                old = state[name].float().cpu()
+                change = _restore(parts, old.shape)
+            except RuntimeError as e:
+                raise CheckpointError(f"The change of {name!r} does not fit its shape {tuple(old.shape)}: {e}") from e
+            state[name].copy_(change if "value" in parts else old + change)
+        return tuned
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """As tensors by name and texts by name, for a safetensors file and its header."""
+        figures = {"relative_error": repr(self.relative_error), "errors": json.dumps(dict(self.errors))}
+        return dict(self.tensors), {"format": FORMAT, "base_sha256": self.base_sha256, **figures}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> "GeneratorDelta":
+        """Read what `to_tensors` gave.
+
+        Raises:
+            CheckpointError: If it is not such a change, or damaged.
+        """
+        if metadata.get("format") != FORMAT or not re.fullmatch(r"[0-9a-f]{64}", metadata.get("base_sha256", "")):
+            raise CheckpointError(
+                f"This is no change of a generator: its header must say format {FORMAT} and a sha256."
+            )
+        try:
+            errors = {str(name): float(error) for name, error in json.loads(metadata["errors"]).items()}
+            delta = cls(dict(tensors), metadata["base_sha256"], errors, float(metadata["relative_error"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise CheckpointError(f"The header of the change is damaged: {type(e).__name__}: {e}") from e
+        for name, parts in delta._parts().items():
+            if sorted(parts) not in (["value"], ["difference"], ["left", "right"]):
+                raise CheckpointError(f"The change of {name!r} is incomplete: it holds {sorted(parts)}.")
+            if not all(part.is_floating_point() for part in parts.values()):
+                raise CheckpointError(f"The change of {name!r} must be floating-point numbers.")
+        return delta
+
+    def _parts(self) -> dict[str, dict[str, Tensor]]:
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in self.tensors.items():
+            name, _, kind = key.rpartition(".")
+            if kind not in _KINDS:
+                raise CheckpointError(f"The change holds {key!r}, which ends in none of {', '.join(_KINDS)}.")
+            parts.setdefault(name, {})[kind] = tensor
+        return parts
+
+
+def _compress(difference: Float[Tensor, "..."], rank: int | None, energy: float | None) -> dict[str, Tensor]:
+    """The difference whole, or as two factors where that is smaller."""
+    if difference.ndim < 2 or (rank is None and energy is None):
+        return {"difference": difference}
+    matrix = difference.flatten(1).double()
+    rows, columns = matrix.shape
+    wide = matrix if rows <= columns else matrix.T
+    # The singular vectors of a wide matrix are the eigenvectors of its small Gram matrix: much faster than an SVD.
+    values, vectors = torch.linalg.eigh(wide @ wide.T)
+    if rank is None:
+        squares = values.flip(0).clamp(min=0).cumsum(0)
+        rank = 1 + int((squares < energy * squares[-1]).sum().clamp(max=len(squares) - 1))
+    if rank * (rows + columns) >= rows * columns:
+        return {"difference": difference}
+    leading = vectors[:, -rank:]
+    left, right = leading, leading.T @ wide
+    return {"left": left, "right": right} if rows <= columns else {"left": right.T, "right": left.T}
+
+
+def _restore(parts: Mapping[str, Tensor], shape: torch.Size) -> Float[Tensor, "..."]:
+    """The kept tensor in float32, of its shape; a `RuntimeError` if it does not fit."""
+    if "left" in parts:
+        return (parts["left"].float() @ parts["right"].float()).reshape(shape)
+    (whole,) = parts.values()
+    if whole.shape != shape:
+        raise RuntimeError(f"it is {tuple(whole.shape)}")
+    return whole.float()

@@ -1,0 +1,89 @@
+"""A file from an https address, checked against its sha256."""
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPSHandler, Request, build_opener
+
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.remote.integrity import cache_root
+
+MAX_BYTES = 16 << 30
+STALLED = 30.0  # seconds without a byte
+_CHUNK = 1 << 20
+
+
+def download_url(
+    url: str,
+    *,
+    sha256: str,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    timeout: float | None = None,
+) -> Path:
+    """Fetch a file, or find it in the cache under its sha256.
+
+    Only https is spoken, after a redirect too. What is not the file that was asked for is not kept.
+
+    Args:
+        url: An https address.
+        sha256: Of the file, 64 hexadecimal digits.
+        cache_dir: Where downloads are kept. `None` means the Hub's own cache.
+        local_files_only: Never use the network.
+        force_download: Fetch it again.
+        timeout: Seconds for the whole file. `None` sets no limit, but for half a minute without a byte.
+
+    Raises:
+        ValueError: If the address or the sha256 is none.
+        ModelNotFoundError: If it cannot be fetched.
+        CheckpointError: If another file came.
+    """
+    if not url.startswith("https://"):
+        raise ValueError(f"`url` must begin with https://, got {url!r}.")
+    sha256 = sha256.lower()
+    if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+        raise ValueError(f"`sha256` must be 64 hexadecimal digits, got {sha256!r}.")
+    folder = cache_root(cache_dir) / "files--https"
+    path = folder / sha256 / (Path(urlsplit(url).path).name or "file")
+    if path.is_file() and not force_download:
+        return path
+    if local_files_only:
+        raise ModelNotFoundError(f"{url} is not in the cache, and `local_files_only` forbids to fetch it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        found = _fetch(url, partial, None if timeout is None else time.monotonic() + timeout)
+        if found != sha256:
+            raise CheckpointError(
+                f"{url} gave another file: its sha256 is {found}, not {sha256}. Often it is a page that asks for a "
+                "log-in or reports a quota: open the address in a browser."
+            )
+        partial.replace(path)
+    except (URLError, OSError, TimeoutError) as e:
+        raise ModelNotFoundError(f"{url} could not be fetched: {getattr(e, 'reason', e)}. Try again later.") from e
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _fetch(url: str, path: Path, deadline: float | None) -> str:
+    """Write the file and give its sha256."""
+    digest, size = hashlib.sha256(), 0
+    request = Request(url, headers={"User-Agent": "stylegan_inversion"})
+    opener = build_opener(HTTPSHandler())
+    with opener.open(request, timeout=STALLED) as answer, path.open("wb") as file:
+        if not answer.geturl().startswith("https://"):
+            raise OSError(f"it leads to {answer.geturl()}, which is not https")
+        while chunk := answer.read(_CHUNK):
+            size += len(chunk)
+            if size > MAX_BYTES:
+                raise OSError(f"it is larger than {MAX_BYTES >> 30} GiB")
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError("it took longer than `timeout`")
+            digest.update(chunk)
+            file.write(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,197 @@
+import copy
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.inversion.generator_delta import FORMAT, GeneratorDelta, generator_sha256
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
+
+WEIGHT = "synthesis.blocks.8.conv1.weight"
+
+
+def state(generator: Generator) -> dict[str, Tensor]:
+    return {key: tensor.clone() for key, tensor in generator.state_dict().items()}
+
+
+@pytest.fixture
+def tuned(generator: Generator) -> Generator:
+    """Every parameter of the synthesis network and the noise changed a little, the mapping network not."""
+    changed = copy.deepcopy(generator)
+    rng = torch.Generator().manual_seed(1)
+    for parameter in changed.synthesis.parameters():
+        parameter.add_(0.01 * torch.randn(parameter.shape, generator=rng))
+    for conv in changed.synthesis.convs:
+        conv.noise_const.copy_(torch.randn(conv.noise_const.shape, generator=rng))
+    return changed
+
+
+def test_exact(generator: Generator, tuned: Generator) -> None:
+    before = state(generator)
+    delta = GeneratorDelta.between(generator, tuned)
+    assert delta.relative_error == 0 and set(delta.errors.values()) == {0.0}
+    assert not any("mapping" in key or "w_avg" in key for key in delta.tensors)  # what did not change is not kept
+    assert delta.nbytes == sum(4 * t.numel() for key, t in tuned.state_dict().items() if key.startswith("synthesis"))
+    for base in (generator, copy.deepcopy(generator).requires_grad_()):
+        again = delta.apply(base)
+        assert all(torch.equal(tensor, tuned.state_dict()[key]) for key, tensor in again.state_dict().items())
+        assert not again.training and not any(parameter.requires_grad for parameter in again.parameters())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in generator.state_dict().items())
+    with torch.no_grad():
+        tuned.synthesis.const.zero_()
+    assert delta.tensors["synthesis.const.value"].abs().max() > 0  # a copy
+
+
+def test_nothing_changed(generator: Generator) -> None:
+    delta = GeneratorDelta.between(generator, copy.deepcopy(generator))
+    assert delta.nbytes == 0 and delta.relative_error == 0 and not delta.errors
+    assert generator_sha256(delta.apply(generator)) == generator_sha256(generator)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16])
+@pytest.mark.parametrize("rank", [1, 3])
+def test_low_rank_is_the_best_there_is(
+    generator: Generator, tuned: Generator, rank: int, dtype: torch.dtype | None
+) -> None:
+    delta = GeneratorDelta.between(generator, tuned, rank=rank, dtype=dtype)
+    left, right = delta.tensors[f"{WEIGHT}.left"], delta.tensors[f"{WEIGHT}.right"]
+    old, new = generator.state_dict()[WEIGHT], tuned.state_dict()[WEIGHT]
+    assert left.shape == (len(old), rank) and right.shape == (rank, old[0].numel())
+    assert {left.dtype, right.dtype} == {dtype or torch.float32}
+    values = torch.linalg.svdvals((new - old).flatten(1).double())
+    expected = (values[rank:].square().sum() / values.square().sum()).sqrt().item()
+    assert delta.errors[WEIGHT] == pytest.approx(expected, rel=1e-3)
+    applied = delta.apply(generator).state_dict()[WEIGHT]
+    found = ((applied - new).norm() / (new - old).norm()).item()
+    assert found == pytest.approx(expected, rel=1e-2)
+    # What has no rank to lose is whole: noise, biases, matrices that would not get smaller.
+    assert not any(key.startswith("synthesis.const.l") or ("noise" in key and ".left" in key) for key in delta.tensors)
+    assert delta.errors["synthesis.blocks.8.conv1.bias"] < 1e-3
+    assert min(delta.errors.values()) < delta.relative_error <= max(delta.errors.values())
+
+
+def test_a_tall_matrix(generator: Generator) -> None:
+    tuned = copy.deepcopy(generator)
+    affine = tuned.mapping.layers[0].weight
+    assert affine.shape == (16, 8)
+    affine.add_(torch.randn(16, 1) @ torch.randn(1, 8))
+    delta = GeneratorDelta.between(generator, tuned, rank=1)
+    assert delta.tensors["mapping.layers.0.weight.left"].shape == (16, 1)
+    assert delta.relative_error < 1e-5
+    torch.testing.assert_close(delta.apply(generator).mapping.layers[0].weight, affine, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("energy", [0.3, 0.8])
+def test_energy(generator: Generator, tuned: Generator, energy: float) -> None:
+    delta = GeneratorDelta.between(generator, tuned, energy=energy)
+    factors = [key.removesuffix(".left") for key in delta.tensors if key.endswith(".left")]
+    assert factors
+    for name in factors:
+        assert delta.errors[name] ** 2 <= 1 - energy + 1e-6
+        rank = delta.tensors[f"{name}.left"].shape[1]
+        if rank > 1:  # one less would not have done
+            fewer = GeneratorDelta.between(generator, tuned, rank=rank - 1)
+            assert fewer.errors[name] ** 2 > 1 - energy - 1e-6
+    assert GeneratorDelta.between(generator, tuned, energy=1.0).relative_error < 1e-6
+
+
+def test_half_precision(generator: Generator, tuned: Generator) -> None:
+    exact, half = (GeneratorDelta.between(generator, tuned, dtype=dtype) for dtype in (None, torch.float16))
+    assert half.nbytes * 2 == exact.nbytes and 0 < half.relative_error < 1e-3
+    w_plus = torch.randn(1, generator.num_ws, 16)
+    drawn, wanted = (each.synthesis(w_plus) for each in (half.apply(generator), tuned))
+    assert 0 < (drawn - wanted).abs().max() < 1e-3
+
+
+def test_the_error_of_noise_counts_if_nothing_else_changed(generator: Generator) -> None:
+    tuned = copy.deepcopy(generator)
+    tuned.synthesis.convs[0].noise_const.add_(0.1)
+    assert 0 < GeneratorDelta.between(generator, tuned, dtype=torch.float16).relative_error < 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"rank": 2, "dtype": torch.float16}])
+def test_round_trip_through_tensors_and_texts(generator: Generator, tuned: Generator, options: dict[str, Any]) -> None:
+    delta = GeneratorDelta.between(generator, tuned, **options)
+    tensors, texts = delta.to_tensors()
+    assert all(isinstance(text, str) for text in texts.values())
+    again = GeneratorDelta.from_tensors(tensors, texts)
+    assert again.relative_error == delta.relative_error and again.errors == delta.errors
+    assert generator_sha256(again.apply(generator)) == generator_sha256(delta.apply(generator))
+
+
+def test_another_base_is_refused(generator: Generator, tuned: Generator) -> None:
+    delta = GeneratorDelta.between(generator, tuned)
+    other = copy.deepcopy(generator)
+    other.mapping.layers[1].bias[3] += 1e-6
+    with pytest.raises(CheckpointError, match=rf"sha256 {delta.base_sha256[:12]}.*, but got one with .*: load the"):
+        delta.apply(other)
+    with pytest.raises(CheckpointError, match="belongs to the generator"):
+        delta.apply(tuned)
+
+
+def test_the_fingerprint_sees_names_shapes_and_values_but_not_the_dtype(generator: Generator) -> None:
+    sha256 = generator_sha256(generator)
+    assert len(sha256) == 64 and generator_sha256(copy.deepcopy(generator)) == sha256
+    half = copy.deepcopy(generator).half()
+    assert generator_sha256(half) != sha256 and generator_sha256(half.float()) == generator_sha256(half)
+
+
+def test_options_out_of_range(generator: Generator, tuned: Generator) -> None:
+    for options, message in (
+        ({"rank": 0}, r"`rank` must be >= 1, got 0\."),
+        ({"energy": 0.0}, r"`energy` must be in \(0, 1\], got 0\.0\."),
+        ({"energy": 1.1}, r"`energy` must be in \(0, 1\], got 1\.1\."),
+        ({"rank": 1, "energy": 0.5}, r"Give `rank` or `energy`, not both: got 1 and 0\.5\."),
+        ({"dtype": torch.int8}, r"`dtype` must be a floating-point type such as torch.float16, got torch.int8\."),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GeneratorDelta.between(generator, tuned, **options)
+    small = Generator(GeneratorConfig(16, z_dim=8, w_dim=16, mapping_layers=2, channel_base=256, channel_max=16))
+    with pytest.raises(ValueError, match=r"`tuned` must have the sizes of `base`, .*=32.*, got .*=16"):
+        GeneratorDelta.between(generator, small)
+    tuned.synthesis.const[0, 0, 0, 0] = 1e6
+    with pytest.raises(ValueError, match=r"`dtype` torch.float16 cannot hold the change of 'synthesis.const'"):
+        GeneratorDelta.between(generator, tuned, dtype=torch.float16)
+    tuned.synthesis.const[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"`tuned` holds NaN or infinity in 'synthesis.const'"):
+        GeneratorDelta.between(generator, tuned)
+
+
+def test_damaged_tensors_and_texts(generator: Generator, tuned: Generator) -> None:
+    tensors, texts = GeneratorDelta.between(generator, tuned, rank=2).to_tensors()
+    for change, message in (
+        ({"format": "other"}, f"must say format {FORMAT} and a sha256"),
+        ({"base_sha256": "123"}, "its header must say"),
+        ({"errors": "{"}, "The header of the change is damaged: JSONDecodeError"),
+        ({"errors": json.dumps([1])}, "The header of the change is damaged: AttributeError"),
+        ({"relative_error": "much"}, "The header of the change is damaged: ValueError"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            GeneratorDelta.from_tensors(tensors, {**texts, **change})
+    one = torch.ones(1)
+    for added, message in (
+        ({"x.code": one}, r"holds 'x.code', which ends in none of value, difference, left, right\."),
+        ({"x.left": one}, r"The change of 'x' is incomplete: it holds \['left'\]\."),
+        ({"x.value": one, "x.difference": one}, r"incomplete: it holds \['difference', 'value'\]"),
+        ({"x.value": one.to(torch.int64)}, r"The change of 'x' must be floating-point numbers\."),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            GeneratorDelta.from_tensors({**tensors, **added}, texts)
+
+
+def test_a_change_that_does_not_fit_leaves_the_base_alone(generator: Generator, tuned: Generator) -> None:
+    before = state(generator)
+    delta = GeneratorDelta.between(generator, tuned, rank=2)
+    for change, message in (
+        ({"x.value": torch.ones(1)}, r"The change holds 'x', which the generator does not have\."),
+        ({"w_avg.value": torch.ones(1)}, r"The change of 'w_avg' does not fit its shape \(16,\): it is \(1,\)"),
+        ({f"{WEIGHT}.left": torch.ones(3, 2)}, rf"The change of '{WEIGHT}' does not fit its shape"),
+        ({f"{WEIGHT}.left": torch.ones(3, 3)}, rf"The change of '{WEIGHT}' does not fit its shape"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            dataclasses.replace(delta, tensors={**delta.tensors, **change}).apply(generator)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in generator.state_dict().items())

@@ -1,0 +1,180 @@
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, hub
+from stylegan_inversion.catalogue import CatalogueEntry
+from stylegan_inversion.editing.directions import load_directions
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.pipelines import official
+from stylegan_inversion.pipelines.export import write_official
+from stylegan_inversion.pipelines.official import find_file, find_known_model, is_known, write_model
+
+CLASSES = {"psp": PSPPipeline, "e4e": E4EPipeline}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """faces64 in the official layouts."""
+    folder = tmp_path_factory.mktemp("official")
+    layouts: tuple[Any, ...] = ("psp", "e4e", "rosinality", "nvidia")
+    return {name: write_official("faces64", folder / f"{name}.pt", layout=name) for name in layouts}
+
+
+@pytest.mark.parametrize("kind", ["psp", "e4e"])
+def test_there_and_back(kind: str, files: dict[str, Path], tmp_path: Path) -> None:
+    cls = CLASSES[kind]
+    theirs, ours = cls.from_single_file(files[kind], crop_scale=0.74), cls.from_pretrained("faces64")
+    assert isinstance(theirs, cls) and theirs.crop_scale == 0.74
+    for a, b in ((theirs.generator, ours.generator), (theirs.encoder, ours.encoder)):
+        assert a.state_dict().keys() == b.state_dict().keys()
+        assert all(torch.equal(a.state_dict()[key], value) for key, value in b.state_dict().items())
+    photo = np.asarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)), np.uint8)
+    assert torch.equal(theirs(photo, align=False).w_plus, ours(photo, align=False).w_plus)
+    again = cls.from_pretrained(theirs.save_pretrained(tmp_path / "saved"))
+    assert torch.equal(again(photo, align=False).w_plus, ours(photo, align=False).w_plus)
+
+
+@pytest.mark.parametrize("kind", ["psp", "e4e", "rosinality", "nvidia"])
+def test_pti_takes_the_generator_and_what_encoder_there_is(kind: str, files: dict[str, Path]) -> None:
+    pipeline = PTIPipeline.from_single_file(files[kind])
+    w = torch.randn(1, 10, 512, generator=torch.Generator().manual_seed(0))
+    expected = PTIPipeline.from_pretrained("faces64").generator.synthesis(w)
+    assert torch.equal(pipeline.generator.synthesis(w), expected)
+    assert pipeline.pivots == ("w", "w_plus", *((kind,) if kind in CLASSES else ()))
+
+
+def test_dtype_of_a_single_file(files: dict[str, Path]) -> None:
+    pipeline = PSPPipeline.from_single_file(files["psp"], dtype=torch.bfloat16)
+    assert {p.dtype for net in (pipeline.generator, pipeline.encoder) for p in net.parameters()} == {torch.bfloat16}
+    with pytest.raises(ValueError, match=r"torch.float32 or torch.float64"):
+        PTIPipeline.from_single_file(files["psp"], dtype=torch.bfloat16)
+
+
+def test_what_a_pipeline_cannot_take(files: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"a checkpoint of psp, not of e4e: use the pipeline of psp"):
+        E4EPipeline.from_single_file(files["psp"])
+    with pytest.raises(CheckpointError, match=r"holds no encoder .*rosinality.* PTIPipeline needs the generator"):
+        PSPPipeline.from_single_file(files["rosinality"])
+    boundary = tmp_path / "smile.npy"
+    np.save(boundary, np.eye(1, 512))
+    with pytest.raises(CheckpointError, match=r"holds a direction, .* `pipeline.load_direction` reads it"):
+        PTIPipeline.from_single_file(boundary)
+
+
+def test_a_part_of_another_class(files: dict[str, Path]) -> None:
+    file = official.read_networks(files["psp"], encoder="psp")
+    with pytest.raises(CheckpointError, match=r"encoder is a GradualStyleEncoder, not a Generator"):
+        official.build_part(file, "encoder", Generator)
+
+
+def test_finding_a_file(files: dict[str, Path], tmp_path: Path) -> None:
+    path = files["rosinality"]
+    assert find_file(path, sha256=sha256(path)) == path
+    with pytest.raises(CheckpointError, match=r"has not the sha256 0000.*another file, or damaged"):
+        find_file(path, sha256="0" * 64)
+    with pytest.raises(ModelNotFoundError, match=r"no file '.*gone.pt'"):
+        find_file(tmp_path / "gone.pt")
+    with pytest.raises(ModelNotFoundError, match=r"a folder: use from_pretrained"):
+        find_file(tmp_path)
+    with pytest.raises(ValueError, match=r"'hf://a/b' is not hf://organisation/repository/file"):
+        find_file("hf://a/b")
+    with pytest.raises(ValueError, match=r"give the `sha256` of the file too"):
+        find_file("https://example.org/e4e.pt")
+    with pytest.raises(ValueError, match=r"'ftp://.*' is neither a path nor an hf:// or https:// address"):
+        find_file("ftp://example.org/e4e.pt")
+
+
+def test_an_address_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def download(*args: Any, **options: Any) -> Path:
+        asked.append((args, options["revision"], options["sha256"]))
+        return tmp_path
+
+    monkeypatch.setattr(official, "download_file", download)
+    assert find_file("hf://org/repo@v1/folder/e4e.pt", sha256="abc") == tmp_path
+    find_file("hf://org/repo/e4e.pt")
+    assert asked == [(("org/repo", "folder/e4e.pt"), "v1", "abc"), (("org/repo", "e4e.pt"), None, None)]
+
+
+@pytest.mark.parametrize("shape", [(1, 512), (1, 10, 512)])
+def test_a_direction_of_the_field(shape: tuple[int, ...], tmp_path: Path) -> None:
+    vector = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    vector /= vector.norm(dim=-1, keepdim=True)
+    torch.save(vector, tmp_path / "age.pt")
+    pipeline = PTIPipeline.from_pretrained("faces64")
+    direction = pipeline.load_direction(tmp_path / "age.pt", "older", description="of the field")
+    assert pipeline.directions["older"] is direction and direction.description == "of the field"
+    w_plus = torch.zeros(1, 10, 512)
+    assert torch.allclose(direction.apply(w_plus, 1.0)[0], vector.reshape(-1, 512).expand(10, 512), atol=1e-6)
+
+
+def test_no_direction_of_this_generator(files: dict[str, Path], tmp_path: Path) -> None:
+    pipeline = PTIPipeline.from_pretrained("faces64")
+    np.save(tmp_path / "small.npy", np.eye(1, 16))
+    with pytest.raises(CheckpointError, match=r"shape \(16,\); it must be \(512,\) or \(10, 512\)"):
+        pipeline.load_direction(tmp_path / "small.npy", "small")
+    with pytest.raises(CheckpointError, match=r"holds no single direction \(found: rosinality\)"):
+        pipeline.load_direction(files["rosinality"], "smile")
+    assert "small" not in pipeline.directions
+
+
+def test_models_of_single_files(files: dict[str, Path], tmp_path: Path) -> None:
+    for kind in ("psp", "e4e", "rosinality"):
+        folder = write_model(official.read_single_file(files[kind]), tmp_path / kind)
+        assert hub.read_config(folder)["_class_name"] == {"psp": "PSPPipeline", "e4e": "E4EPipeline"}.get(
+            kind, "PTIPipeline"
+        )
+        (CLASSES.get(kind) or PTIPipeline).from_pretrained(folder)
+    np.save(tmp_path / "boundary.npy", np.eye(1, 512))
+    write_model(official.read_single_file(tmp_path / "boundary.npy"), tmp_path / "directions", name="pose")
+    assert list(load_directions(tmp_path / "directions")) == ["pose"]
+
+
+def test_what_has_no_form_in_a_folder(tmp_path: Path) -> None:
+    torch.save(
+        {"mean": torch.zeros(1, 512), "comp": torch.eye(512)[:3, None], "std": torch.ones(3)}, tmp_path / "ganspace.pt"
+    )
+    with pytest.raises(CheckpointError, match=r"kind ganspace has no form in a folder"):
+        write_model(official.read_single_file(tmp_path / "ganspace.pt"), tmp_path / "model")
+
+
+def test_a_name_of_the_catalogue(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = CatalogueEntry("e4e-test", "e4e", "", "", "", "org/repo", "e4e.pt", sha256=sha256(files["e4e"]))
+    fetched: list[CatalogueEntry] = []
+
+    def fetch(entry: CatalogueEntry, **options: Any) -> Path:
+        fetched.append(entry)
+        return files["e4e"]
+
+    monkeypatch.setattr(official, "catalogue", lambda: (entry,))
+    monkeypatch.setattr(official, "find_entry", lambda name: entry)
+    monkeypatch.setattr(official, "fetch", fetch)
+    assert is_known("e4e-test") and not is_known("e4e")
+    pipeline = E4EPipeline.from_pretrained("e4e-test", cache_dir=tmp_path)
+    assert isinstance(pipeline, E4EPipeline) and fetched == [entry]
+    folder = find_known_model("e4e-test", cache_dir=tmp_path)
+    stamp = (folder / hub.CONFIG_NAME).stat().st_mtime_ns
+    assert find_known_model("e4e-test", cache_dir=tmp_path) == folder  # converted once
+    assert (folder / hub.CONFIG_NAME).stat().st_mtime_ns == stamp
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_layouts_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`layout` must be one of psp, e4e, rosinality, nvidia, got 'tf'"):
+        write_official("faces64", tmp_path / "x.pt", layout="tf")  # type: ignore[arg-type]
+    hub.save_module(Generator(GeneratorConfig(16, 8, 8, 2, channel_base=128, channel_max=8)), tmp_path / "m/generator")
+    hub.write_config({}, tmp_path / "m")
+    with pytest.raises(ModelNotFoundError, match=r"holds no encoder of e4e \(folder 'e4e_encoder'\)"):
+        write_official(tmp_path / "m", tmp_path / "x.pt", layout="e4e")
+    assert not (tmp_path / "x.pt").exists()

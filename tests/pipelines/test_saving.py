@@ -1,0 +1,213 @@
+import copy
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, hub
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.inversion.generator_delta import generator_sha256
+from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.pipelines.saving import BaseName
+from stylegan_inversion.preprocessing.landmarks import Face
+
+Detector = Callable[[Image.Image], list[Face]]
+
+
+@pytest.fixture
+def named(pti: PTIPipeline, detector: Detector, tmp_path: Path) -> PTIPipeline:
+    """The tiny pipeline, loaded by a name."""
+    return PTIPipeline.from_pretrained(pti.save_pretrained(tmp_path / "model"), detector=detector)
+
+
+def pixels(images: list[Image.Image]) -> list[bytes]:
+    return [image.tobytes() for image in images]
+
+
+def assert_same(loaded: InversionOutput, out: InversionOutput) -> None:
+    assert torch.equal(loaded.w_plus, out.w_plus)
+    assert (loaded.w_inverted is None) == (out.w_inverted is None)
+    assert loaded.edits == out.edits and loaded.reports == out.reports
+    assert pixels(loaded.images) == pixels(out.images) and pixels(loaded.reconstructions) == pixels(out.reconstructions)
+    for mine, theirs in zip(loaded.crops, out.crops, strict=True):
+        assert pixels([mine.image, mine.photo]) == pixels([theirs.image, theirs.photo])
+        assert (mine.face_count, mine.face_index) == (theirs.face_count, theirs.face_index)
+        assert (mine.quad is None) == (theirs.quad is None)
+        assert mine.quad is None or (mine.quad == theirs.quad).all()
+
+
+def generators(out: InversionOutput) -> list[str]:
+    return [generator_sha256(generator) for generator in out.generators]
+
+
+def test_only_the_change_is_kept_and_nothing_is_lost(named: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    out = named.edit(named([photo, photo], num_tuning_steps=2), smile=2.0)
+    before = generator_sha256(named.generator)
+    folder = out.save(tmp_path / "out")
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    names = hub.read_tensors(folder / "model.safetensors")
+    assert any(name.startswith("generator.1.synthesis") for name in names)
+    assert not any("mapping" in name or "w_avg" in name for name in names)
+    assert hub.read_config(folder)["generators"] == [{"kind": "delta", "relative_error": 0.0}] * 2
+
+    for loaded in (InversionOutput.load(folder), InversionOutput.load(folder, base=named.generator)):
+        assert_same(loaded, out)
+        assert generators(loaded) == generators(out)
+        # edited on and back, it draws the same pictures
+        back = named.edit(loaded, smile=-2.0)
+        assert pixels(back.images) == pixels(named.edit(out, smile=-2.0).images)
+        assert_same(InversionOutput.load(loaded.save(tmp_path / "again")), out)
+    assert generator_sha256(named.generator) == before
+    assert_same(InversionOutput.load(out[1].save(tmp_path / "one")), out[1])
+
+
+def test_a_shared_generator_takes_no_room(tmp_path: Path) -> None:
+    pipe = E4EPipeline.from_pretrained("faces64")
+    out = pipe(Image.new("RGB", (64, 64), "grey"), align=False)
+    folder = out.save(tmp_path / "out")
+    assert (folder / "model.safetensors").stat().st_size < 40_000
+    loaded = InversionOutput.load(folder)
+    assert_same(loaded, out)
+    assert generators(loaded) == generators(out)
+    assert hub.read_config(folder)["base"] == {"name_or_path": "faces64", "revision": None, "subfolder": None}
+    assert InversionOutput.load(folder, base=pipe.generator).generator is pipe.generator
+
+
+@pytest.mark.parametrize("options", [{"rank": 1}, {"energy": 0.5, "dtype": torch.float16}])
+def test_a_change_of_low_rank(named: PTIPipeline, photo: Image.Image, options: dict[str, Any], tmp_path: Path) -> None:
+    named.tuning = dataclasses.replace(named.tuning, learning_rate=0.05)  # a change that can be seen
+    out = named.edit(named(photo, num_tuning_steps=3), smile=2.0)
+    exact = out.save(tmp_path / "exact")
+    folder = out.save(tmp_path / "small", **options)
+    assert (folder / "model.safetensors").stat().st_size < (exact / "model.safetensors").stat().st_size
+    assert 0 < hub.read_config(folder)["generators"][0]["relative_error"] < 1
+    loaded = InversionOutput.load(folder)
+    # Its pictures are those that the kept generator draws, before and after the edit.
+    assert pixels(named.edit(loaded, smile=0.0).images) == pixels(loaded.images)
+    difference = ImageChops.difference(named.edit(loaded, smile=-2.0).images[0], loaded.reconstructions[0])
+    assert max(high for _, high in difference.getextrema()) <= 1  # adding and subtracting 2 is not quite nothing
+    other = ImageChops.difference(out.reconstructions[0], loaded.reconstructions[0])
+    assert max(high for _, high in other.getextrema()) > 1
+    assert generators(loaded) != generators(out)
+    assert pixels(out.images) == pixels(InversionOutput.load(exact).images)
+
+
+def test_without_a_name_the_generator_is_kept_whole(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    out = pti(photo)
+    folder = out.save(tmp_path / "out")
+    entry = hub.read_config(folder)["generators"][0]
+    assert entry["kind"] == "whole" and entry["config"]["resolution"] == 32
+    loaded = InversionOutput.load(folder)
+    assert_same(loaded, out)
+    assert generators(loaded) == generators(out) and loaded.base is None
+    with pytest.raises(ValueError, match="`rank`, `energy` and `dtype` are for the change from a base model"):
+        out.save(tmp_path / "out", rank=1)
+
+    config = hub.read_config(folder)
+    hub.write_config({**config, "generators": [{**entry, "config": {"resolution": 7}}]}, folder)
+    with pytest.raises(CheckpointError, match="generator 0, does not describe a Generator"):
+        InversionOutput.load(folder)
+
+
+def test_whole_on_request(named: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    out = named(photo, num_tuning_steps=1)
+    assert out.base is not None and out.base.name is not None and out.base.name.is_local
+    folder = out.save(tmp_path / "out", whole=True)
+    assert "model" not in (folder / "config.json").read_text()  # no word of this machine's folders
+    shutil.rmtree(tmp_path / "model")
+    assert_same(InversionOutput.load(folder), out)
+    with pytest.raises(ValueError, match="so not with `whole`, nor where that has no name"):
+        out.save(folder, whole=True, dtype=torch.float16)
+
+
+def test_another_base_is_refused(named: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    folder = named(photo, num_tuning_steps=1).save(tmp_path / "out")
+    other = copy.deepcopy(named.generator)
+    with torch.no_grad():
+        other.mapping.layers[0].bias.add_(1e-3)
+    with pytest.raises(CheckpointError, match="This change belongs to the generator with sha256"):
+        InversionOutput.load(folder, base=other)
+    hub.save_module(other, tmp_path / "model" / "generator")  # what is found under the name is no longer the same
+    with pytest.raises(CheckpointError, match="This change belongs to the generator with sha256"):
+        InversionOutput.load(folder)
+    shutil.rmtree(tmp_path / "model")
+    with pytest.raises(ModelNotFoundError, match=r"holds only what differs from the base model .*load\(folder, base="):
+        InversionOutput.load(folder)
+    assert generators(InversionOutput.load(folder, base=named.generator))
+
+
+def test_damaged_folders(named: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    folder = named(photo, num_tuning_steps=1).save(tmp_path / "out")
+    config = hub.read_config(folder)
+    for change in (
+        {"photos": [{}]},
+        {"photos": 3},
+        {"edits": []},
+        {"base": {"path": "x"}},
+        {"base": None},
+        {"generators": []},
+        {"generators": [{}]},
+    ):
+        hub.write_config({**config, **change}, folder)
+        with pytest.raises(CheckpointError, match="is damaged or incomplete: "):
+            InversionOutput.load(folder)
+    hub.write_config({**config, "_class_name": "Other"}, folder)
+    with pytest.raises(CheckpointError, match="was not written by `InversionOutput"):
+        InversionOutput.load(folder)
+    tensors = hub.read_tensors(folder / "model.safetensors")
+    hub.write_config(config, folder)
+    hub.write_tensors(tensors, folder / "model.safetensors")  # without its texts
+    with pytest.raises(CheckpointError, match="This is no change of a generator"):
+        InversionOutput.load(folder)
+
+
+def write_format_1(out: InversionOutput, folder: Path) -> Path:
+    """As version 0.1 wrote it."""
+    folder.mkdir()
+    hub.write_tensors({"w_plus": out.w_plus}, folder / "model.safetensors")
+    entries = []
+    for i, crop in enumerate(out.crops):
+        hub.save_module(out.generators[i], folder / f"generator_{i}")
+        pictures = {"image": out.images[i], "reconstruction": out.reconstructions[i]}
+        for name, picture in {**pictures, "crop": crop.image, "photo": crop.photo}.items():
+            picture.save(folder / f"{name}_{i}.png")
+        quad = None if crop.quad is None else crop.quad.tolist()
+        faces = {"face_count": crop.face_count, "face_index": crop.face_index}
+        entries.append({"generator": i, "quad": quad, **faces, "report": out.reports[i]})
+    config = {"_class_name": "InversionOutput", "_format": 1, "edits": out.edits, "photos": entries}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_folders_of_version_0_1(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    out = pti.edit(pti([photo, photo]), smile=1.0)
+    folder = write_format_1(out, tmp_path / "old")
+    loaded = InversionOutput.load(folder)
+    out = InversionOutput(**{**vars(out), "w_inverted": None})
+    assert_same(loaded, out)
+    assert generators(loaded) == generators(out)
+    (folder / "crop_1.png").unlink()
+    with pytest.raises(CheckpointError, match="is damaged or incomplete: "):
+        InversionOutput.load(folder)
+
+
+def test_names_of_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:
+    commit = "a" * 40
+    snapshot = tmp_path / "models--org--repo" / "snapshots" / commit
+    assert BaseName.of("org/repo", snapshot) == BaseName("org/repo", commit)
+    assert BaseName.of("org/repo", snapshot / "sub", subfolder="sub") == BaseName("org/repo", commit, "sub")
+    assert BaseName.of("faces64", hub.builtin_path("faces64")) == BaseName("faces64")
+    assert not BaseName("faces64").is_local and not BaseName("org/repo", commit).is_local
+    monkeypatch.chdir(tmp_path)
+    hub.save_module(generator, tmp_path / "mine" / "generator")
+    hub.write_config({}, tmp_path / "mine")
+    name = BaseName.of("mine", Path("mine"))
+    assert name == BaseName(str(tmp_path / "mine"))
+    monkeypatch.chdir("/")
+    assert generator_sha256(name.load()) == generator_sha256(generator)

@@ -1,0 +1,93 @@
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import pytest
+
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.remote import web
+from stylegan_inversion.remote.web import download_url
+
+URL = "https://example.org/files/e4e.pt?download=1"
+CONTENT = b"weights" * 1000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Answer(io.BytesIO):
+    """What an address gives."""
+
+    end = URL
+
+    def geturl(self) -> str:
+        return self.end
+
+
+class FakeOpener:
+    """Answers every request with the same bytes, or fails."""
+
+    def __init__(self) -> None:
+        self.content, self.end, self.asked = CONTENT, URL, 0
+        self.error: Exception | None = None
+
+    def open(self, request: Any, timeout: float) -> Answer:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        answer = Answer(self.content)
+        answer.end = self.end
+        return answer
+
+
+@pytest.fixture
+def opener(monkeypatch: pytest.MonkeyPatch) -> FakeOpener:
+    fake = FakeOpener()
+    monkeypatch.setattr(web, "build_opener", lambda *handlers: fake)
+    return fake
+
+
+def left(folder: Path) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file()]
+
+
+def test_fetched_once(opener: FakeOpener, tmp_path: Path) -> None:
+    path = download_url(URL, sha256=SHA256.upper(), cache_dir=tmp_path, timeout=10)
+    assert path.read_bytes() == CONTENT and path.name == "e4e.pt" and left(tmp_path) == ["e4e.pt"]
+    assert download_url(URL, sha256=SHA256, cache_dir=tmp_path, local_files_only=True) == path
+    assert opener.asked == 1
+    download_url(URL, sha256=SHA256, cache_dir=tmp_path, force_download=True)
+    assert opener.asked == 2
+
+
+def test_another_file(opener: FakeOpener, tmp_path: Path) -> None:
+    opener.content = b"<html>Quota exceeded</html>"
+    with pytest.raises(CheckpointError, match=r"gave another file: .* not .* open the address in a browser"):
+        download_url(URL, sha256=SHA256, cache_dir=tmp_path)
+    assert left(tmp_path) == []
+
+
+def test_what_cannot_be_fetched(opener: FakeOpener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"not in the cache, and `local_files_only` forbids"):
+        download_url(URL, sha256=SHA256, cache_dir=tmp_path, local_files_only=True)
+    opener.error = URLError("no route to host")
+    with pytest.raises(ModelNotFoundError, match=r"could not be fetched: no route to host"):
+        download_url(URL, sha256=SHA256, cache_dir=tmp_path)
+    opener.error = None
+    with pytest.raises(ModelNotFoundError, match=r"longer than `timeout`"):
+        download_url(URL, sha256=SHA256, cache_dir=tmp_path, timeout=0)
+    opener.end = "http://example.org/e4e.pt"
+    with pytest.raises(ModelNotFoundError, match=r"it leads to http://example.org/e4e.pt, which is not https"):
+        download_url(URL, sha256=SHA256, cache_dir=tmp_path)
+    opener.end = URL
+    monkeypatch.setattr(web, "MAX_BYTES", 100)
+    with pytest.raises(ModelNotFoundError, match=r"it is larger than 0 GiB"):
+        download_url(URL, sha256=SHA256, cache_dir=tmp_path)
+    assert left(tmp_path) == []
+
+
+def test_arguments(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"`url` must begin with https://, got 'http://a/b'"):
+        download_url("http://a/b", sha256=SHA256, cache_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"`sha256` must be 64 hexadecimal digits, got 'abc'"):
+        download_url(URL, sha256="abc", cache_dir=tmp_path)

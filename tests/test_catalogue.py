@@ -1,0 +1,166 @@
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stylegan_inversion import PTIPipeline, catalogue, cli, hub
+from stylegan_inversion.catalogue import CatalogueEntry, describe_models, fetch, find_entry, list_models
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from tests.fake_hub import FakeHub, hub_client, serve
+
+CONTENT = b"not a pickle, but as large as one" * 1000
+
+
+@pytest.fixture
+def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
+    with serve() as server, hub_client(server, tmp_path / "cache"):
+        server.repositories["org/weights"] = {"folder/file.pt": CONTENT}
+        yield server
+
+
+@pytest.fixture
+def entry() -> CatalogueEntry:
+    return CatalogueEntry(
+        name="some-file",
+        kind="generator",
+        description="",
+        licence="",
+        source="somewhere",
+        repository="org/weights",
+        file="folder/file.pt",
+        size=len(CONTENT),
+        sha256=hashlib.sha256(CONTENT).hexdigest(),
+    )
+
+
+def test_the_table() -> None:
+    entries = catalogue.catalogue()
+    names = [entry.name for entry in entries]
+    assert len(set(names)) == len(names) and {"e4e-ffhq-1024", "psp-ffhq-1024", "stylegan2-ffhq-1024"} <= set(names)
+    assert {"direction-ffhq-age", "direction-ffhq-smile", "direction-ffhq-pose"} <= set(names)
+    for entry in entries:
+        assert re.fullmatch(r"[a-z0-9-]+", entry.name) and entry.name not in hub.builtin_models()
+        assert entry.licence and entry.source and entry.description and entry.kind
+        assert (entry.repository is None) == (entry.file is None)
+        assert entry.repository is None or re.fullmatch(r"[\w.-]+/[\w.-]+", entry.repository)
+        assert entry.file is None or ".." not in entry.file
+        assert entry.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
+        assert entry.size is None or entry.sha256 is not None
+        assert entry.verifiable == (entry.sha256 is not None)
+        assert entry.kind in CatalogueEntry.__doc__  # type: ignore[operator]
+    assert sum(entry.verifiable for entry in entries) == 4
+
+
+def test_find() -> None:
+    entry = find_entry("arcface-ir-se50")
+    assert entry.size == 175_367_323 and entry.sha256 is not None and entry.sha256.startswith("a035c768")
+    with pytest.raises(ModelNotFoundError, match=r"catalogue has no 'e4e-ffhq-102'\. Did you mean 'e4e-ffhq-1024'\?"):
+        find_entry("e4e-ffhq-102")
+    with pytest.raises(ModelNotFoundError, match=r"catalogue has no 'xyz'\. It has e4e-ffhq-1024, .*ganspace-cars\."):
+        find_entry("xyz")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "catalogue.json is damaged: .*Install the package again"),
+        ('{"entries": [{"name": "x"}]}', "catalogue.json is damaged: .*missing"),
+        ('{"entries": [{"name": "x", "code": 1}]}', "catalogue.json is damaged: .*unexpected"),
+        ("{}", "catalogue.json is damaged: 'entries'"),
+    ],
+)
+def test_a_damaged_table(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "catalogue.json").write_text(text)
+    monkeypatch.setattr(hub, "builtin_path", lambda name: tmp_path / name)
+    with pytest.raises(CheckpointError, match=message):
+        catalogue.catalogue.__wrapped__()
+
+
+def test_a_sha256_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: CatalogueEntry) -> None:
+    table = {"entries": [dataclasses.asdict(dataclasses.replace(entry, sha256="9d4c6277...c364"))]}
+    (tmp_path / "catalogue.json").write_text(json.dumps(table))
+    monkeypatch.setattr(hub, "builtin_path", lambda name: tmp_path / name)
+    with pytest.raises(CheckpointError, match="the sha256 of 'some-file' is not one"):
+        catalogue.catalogue.__wrapped__()
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+def test_fetch(fake_hub: FakeHub, entry: CatalogueEntry, timeout: float | None, tmp_path: Path) -> None:
+    path = fetch(entry, timeout=timeout)
+    assert path.read_bytes() == CONTENT and (tmp_path / "cache") in path.parents
+    assert fetch(entry, timeout=timeout) == path and fetch(entry, local_files_only=True) == path
+    assert fake_hub.gets("folder/file.pt") == 1
+    assert fetch(entry, cache_dir=tmp_path / "other", timeout=timeout).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("fault", ["same size", "a page", "cut", "hang"])
+def test_what_is_not_the_file_is_not_kept(fake_hub: FakeHub, entry: CatalogueEntry, fault: str, tmp_path: Path) -> None:
+    if fault == "same size":
+        fake_hub.repositories["org/weights"]["folder/file.pt"] = CONTENT[:-1] + b"!"
+    elif fault == "a page":
+        fake_hub.repositories["org/weights"]["folder/file.pt"] = b"<html>Quota exceeded</html>"
+    else:
+        fake_hub.faults["folder/file.pt"] = fault
+    error = ModelNotFoundError if fault in ("cut", "hang") else CheckpointError
+    message = {"cut": "org/weights", "hang": "within 4 s"}.get(fault, "is not the file with the sha256")
+    with pytest.raises(error, match=message):
+        fetch(entry, timeout=4.0 if fault == "hang" else 60.0)
+    left = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() or path.is_symlink()]
+    assert not [path for path in left if path.suffix in (".pt", ".incomplete") or path.parent.name == "blobs"]
+    fake_hub.faults.clear()
+    fake_hub.repositories["org/weights"]["folder/file.pt"] = CONTENT
+    assert fetch(entry, timeout=60.0).read_bytes() == CONTENT
+
+
+def test_what_cannot_be_verified_is_not_fetched(fake_hub: FakeHub) -> None:
+    with pytest.raises(
+        ModelNotFoundError, match=r"no sha256 of it is known .* take it from hf://public-data/e4e/e4e_ffhq_encode\.pt"
+    ):
+        fetch(find_entry("e4e-ffhq-1024"))
+    with pytest.raises(ModelNotFoundError, match=r"no copy of it on the Hub is known .* omertov/encoder4editing"):
+        fetch(find_entry("direction-ffhq-age"))
+    assert not fake_hub.log
+
+
+def test_list(fake_hub: FakeHub, pti: PTIPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_hub.add("org/mine", pti.save_pretrained(tmp_path / "model"))
+    PTIPipeline.from_pretrained("org/mine")
+    fake_hub.add("org/other", tmp_path / "model" / "generator")
+    hub.find_model("org/other")  # a network, no pipeline
+    file = tmp_path / "cache" / "models--public-data--e4e" / "snapshots" / ("1" * 40) / "e4e_ffhq_encode.pt"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"x")
+    asked = len(fake_hub.log)
+    models = {model.name: model for model in list_models()}
+    assert len(fake_hub.log) == asked
+    assert models["faces64"].where == "built in" and models["faces64"].licence == "non-commercial-research"
+    assert models["faces64"].size is not None and 5e7 < models["faces64"].size < 2e8
+    assert models["org/mine"].where == "cached" and models["org/mine"].size and "org/other" not in models
+    assert models["e4e-ffhq-1024"].detail == f"in the cache: {file}"
+    assert models["psp-ffhq-1024"].detail == "by hand: trysem/pixel2style2pixel: psp_ffhq_encode.pt"
+    assert models["arcface-ir-se50"].detail.startswith("AIRI-Institute/StyleFeatureEditor: ")
+    assert models["direction-ffhq-age"].detail == "by hand: omertov/encoder4editing (GitHub): age.pt"
+
+    assert cli.main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == describe_models().splitlines() and len(lines) == len(models)
+    (line,) = [line for line in lines if " e4e-ffhq-1024 " in line]
+    assert "1.2 GB" in line and "non-commercial: derives from" in line
+    assert cli.main(["models", "--cache-dir", str(tmp_path / "empty")]) == 0
+    assert "org/mine" not in capsys.readouterr().out
+
+
+def test_licences_of_cards(tmp_path: Path) -> None:
+    assert catalogue._licence(tmp_path) == "see its page"
+    for text, expected in (
+        ("no header", "not stated"),
+        ("---\nlicense: mit\n---\n", "mit"),
+        ('---\nlicense: "cc-by-4.0"\n---\nlicense: other\n', "cc-by-4.0"),
+        ("---\nlicense: other\nlicense_name: mine\n---\n", "mine"),
+    ):
+        (tmp_path / "README.md").write_text(text)
+        assert catalogue._licence(tmp_path) == expected
