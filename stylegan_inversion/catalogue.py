@@ -201,7 +201,7 @@ def _is_ours(folder: Path) -> bool:
         config = hub.read_config(folder)
     except CheckpointError:
         return False
-    return "_library_version" in config and (folder / "generator" / hub.CONFIG_NAME).is_file()
+    return "_class_name" in config and (folder / "generator" / hub.CONFIG_NAME).is_file()
 
 
 def _bytes(folder: Path) -> int:

@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument(
         "--name", default="direction", help="of a direction, which its file does not tell [%(default)s]"
     )
+    convert.add_argument("--crop-scale", type=float, default=1.0, help="of the faces, to FFHQ's crop [%(default)s]")
     convert.add_argument("--sha256", help="of the file, to be checked; needed for https")
 
     push = commands.add_parser("push", help="upload the folder of a model to the Hugging Face Hub")
@@ -281,7 +282,7 @@ def _convert(args: argparse.Namespace) -> int:
     file = read_single_file(path, encoder=args.encoder)
     for note in file.notes:
         print(f"Note: {note}")
-    print(f"{file.kind}: {write_model(file, Path(args.destination), name=args.name)}")
+    print(f"{file.kind}: {write_model(file, Path(args.destination), name=args.name, crop_scale=args.crop_scale)}")
     return 0
 
 

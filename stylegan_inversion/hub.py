@@ -297,8 +297,13 @@ def load_module(
     weights = folder / weights_name(variant)
     if variant is not None and folder.is_dir() and not weights.is_file():
         raise CheckpointError(f"{folder} has no variant {variant!r} ({weights.name}); leave `variant` out.")
-    module = build_module(cls, config_cls, read_config(folder), source=str(folder / CONFIG_NAME))
-    fill_module(module, read_tensors(weights), source=str(weights))
+    config, source = read_config(folder), str(folder / CONFIG_NAME)
+    with torch.device("meta"):  # first without memory: a config may ask for more than there is
+        outline = build_module(cls, config_cls, config, source=source)
+    tensors = read_tensors(weights)
+    _check_fit(outline, tensors, source=str(weights))
+    module = build_module(cls, config_cls, config, source=source)
+    fill_module(module, tensors, source=str(weights))
     return module.to(device=device, dtype=dtype or torch.float32)
 
 
@@ -324,6 +329,12 @@ def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str
     Raises:
         CheckpointError: If a name is missing or unexpected, or a shape or kind of number differs; five are listed.
     """
+    _check_fit(module, state_dict, source=source)
+    module.load_state_dict(state_dict, strict=True)
+    module.eval().requires_grad_(False)
+
+
+def _check_fit(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:
     ours = module.state_dict()
     faults = [f"missing {key}" for key in ours if key not in state_dict]
     faults += [f"unexpected {key}" for key in state_dict if key not in ours]
@@ -340,8 +351,6 @@ def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CheckpointError(f"{source} does not fit {type(module).__name__}: {'; '.join(faults[:5])}{more}.")
-    module.load_state_dict(state_dict, strict=True)
-    module.eval().requires_grad_(False)
 
 
 def save_module(

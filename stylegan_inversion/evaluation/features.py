@@ -131,7 +131,8 @@ def inception_network(*, device: torch.device) -> FeatureNetwork:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as e:  # torchvision raises RuntimeError beside a torch it was not built for
         raise MissingDependencyError(
-            "FID and KID need torch-fidelity, and 90 MB of weights that it fetches: pip install torch-fidelity. The "
+            "FID and KID need torch-fidelity, and 90 MB of weights that it fetches: "
+            'pip install "stylegan-inversion[fid]". The '
             "Fréchet and kernel distances in the built-in networks need nothing: leave out `fid`."
         ) from e
     try:

@@ -209,7 +209,7 @@ def evaluate_generators(
         "resolution": resolution,
         "num_paths": num_paths,
         "num_data": len(pictures.paths),
-        "data_sha256": data_key(pictures, resolution),
+        "data_key": data_key(pictures, resolution),
         "networks": {n.key: {"label": n.label, "sha256": n.sha256, "dim": real[n.key].shape[1]} for n in networks},
         "columns": columns,
         "generators": {

@@ -108,9 +108,8 @@ def load_identity(name: str = "builtin", *, device: torch.device | str | None = 
         embedding = DlibEmbedding(hub.load_module(FaceRecognitionNet, FaceRecognitionConfig, folder, device=device))
     elif PurePath(name).suffix in _PICKLES:
         raise CheckpointError(
-            f"{name!r} is not in this package's format. Convert it once: read it with `torch.load(path, "
-            "weights_only=True)`, pass the state dict to `convert.encoder.arcface_from_official`, load the result into "
-            "`ArcFace(config)`, write that with `hub.save_module(arcface, folder)`, and give the folder."
+            f"{name!r} is not in this package's format. Convert it once, by `stylegan-inversion convert {name} FOLDER`"
+            ", and give the folder."
         )
     else:
         embedding = ArcFaceEmbedding(hub.load_module(ArcFace, ArcFaceConfig, hub.find_model(name), device=device))

@@ -1,5 +1,6 @@
 """A pipeline from one foreign checkpoint: where the file is found, and which of its networks a pipeline takes."""
 
+import logging
 import os
 import re
 import tempfile
@@ -16,11 +17,13 @@ from stylegan_inversion.convert.part import SingleFile
 from stylegan_inversion.convert.single_file import read_single_file
 from stylegan_inversion.editing.directions import save_directions
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
+from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig, WEncoder
 from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, SketchSource, Source, to_config
 from stylegan_inversion.remote.integrity import cache_root, file_sha256
 from stylegan_inversion.remote.transfer import TIMEOUT, download_file
 from stylegan_inversion.remote.web import download_url
+
+logger = logging.getLogger(__name__)
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -146,13 +149,14 @@ def source_of(encoder: nn.Module) -> Source:
     return SketchSource() if channels == 1 else LabelSource(channels)
 
 
-def write_model(file: SingleFile, folder: Path, *, name: str = "direction") -> Path:
+def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop_scale: float = 1.0) -> Path:
     """Write what a foreign file holds in our own format: a model that `from_pretrained` and `train` read.
 
     Args:
         file: What was read.
         folder: Made if needed. A network for face identity or MoCo fills the folder itself; directions go there too.
         name: Of a direction, as a Python identifier: the file does not tell.
+        crop_scale: Side of the face crop relative to FFHQ's, for the pipeline: the file does not tell.
 
     Returns:
         The folder.
@@ -170,10 +174,13 @@ def write_model(file: SingleFile, folder: Path, *, name: str = "direction") -> P
             return folder
     if "generator" not in file.parts:
         raise CheckpointError(f"A file of kind {file.kind} has no form in a folder: its parts are read where they are.")
-    config: dict[str, Any] = {"_class_name": "PTIPipeline", "crop_scale": 1.0}
+    config: dict[str, Any] = {"_class_name": "PTIPipeline", "crop_scale": crop_scale}
     for part, network in file.parts.items():
         module = network.build()
         folder_name = part
+        if part == "encoder" and isinstance(module, WEncoder):
+            logger.warning("The encoder into W is left out: no pipeline takes it.")
+            continue
         if part == "encoder":
             folder_name = f"{file.kind}_encoder"
             config |= {"_class_name": _PIPELINES[file.kind], "source": to_config(source_of(module))}
@@ -211,6 +218,8 @@ def find_known_model(
         CheckpointError: If another file came, or it cannot be converted.
     """
     entry = find_entry(name)
+    if entry.kind not in (*_KINDS, "generator"):
+        raise ModelNotFoundError(f"{name!r} is no model that a pipeline can be built of: {entry.description}.")
     path = fetch(
         entry,
         token=token,

@@ -92,8 +92,9 @@ class PretrainedPipeline(abc.ABC):
         """Load a pipeline from a folder, a built-in model ("faces64"), the Hugging Face Hub, or the catalogue.
 
         Args:
-            name_or_path: A folder, a built-in model, "organisation/repository", or a checkpoint of the field that
-                `stylegan-inversion models` lists, which is fetched, verified and converted once.
+            name_or_path: A folder, a built-in model, "organisation/repository", or a checkpoint of the field in the
+                catalogue: those whose sha256 is known are fetched, verified and converted once; of the others the
+                error says where they are.
             revision: Branch, tag or commit on the Hub.
             subfolder: Folder inside the model.
             token: Access token for the Hub.
@@ -133,7 +134,9 @@ class PretrainedPipeline(abc.ABC):
         generator = load(Generator, GeneratorConfig, folder / "generator", device=device)
         directions = load_directions(folder / "directions") if (folder / "directions").is_dir() else {}
         pipeline = cls._from_folder(folder, config, generator, load)
-        pipeline._name = BaseName.of(name_or_path, folder, subfolder=subfolder)
+        if dtype in (None, torch.float32, torch.float64) and variant is None:  # else the name gives other numbers
+            name = folder if is_known(name_or_path) else name_or_path
+            pipeline._name = BaseName.of(name, folder, subfolder=subfolder)
         pipeline.directions = dict(directions)
         pipeline.crop_scale = float(config.get("crop_scale", 1.0))
         pipeline._detector = detector

@@ -107,7 +107,9 @@ class PTIPipeline(InversionPipeline):
         pipeline = cls(build_part(file, "generator", Generator), perceptual=load_perceptual("st-alex"))
         for name, kind in _ENCODERS.items():
             if "encoder" in file.parts and file.kind == name:
-                encoder = build_part(file, "encoder", kind.encoder_class)
+                encoder = file.parts["encoder"].build()
+                if not isinstance(encoder, kind.encoder_class):
+                    continue  # pSp's encoder into W: the projection does that
                 if isinstance(source_of(encoder), PhotoSource):  # those of sketches and labels give no pivot
                     pipeline.encoders[name] = encoder
         return pipeline

@@ -38,9 +38,7 @@ class BaseName:
     subfolder: str | None = None
 
     @classmethod
-    def of(
-        cls, name_or_path: object, folder: Path, *, revision: str | None = None, subfolder: str | None = None
-    ) -> "BaseName":
+    def of(cls, name_or_path: object, folder: Path, *, subfolder: str | None = None) -> "BaseName":
         """Name a model that was found in `folder`: a folder by its full path, a repository with its commit."""
         commit = re.search(r"[\\/]snapshots[\\/]([0-9a-f]{40})(?:[\\/]|$)", str(folder))
         name = str(name_or_path)

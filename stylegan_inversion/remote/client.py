@@ -101,7 +101,13 @@ def _in_process(function: str, arguments: dict[str, Any], timeout: float, storag
             env=environment,
         )
         assert process.stdin is not None and process.stdout is not None
-        timer = threading.Timer(timeout, process.kill)
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()  # before the end, which the loop below may see first
+            process.kill()
+
+        timer = threading.Timer(timeout, expire)
         timer.start()
         try:
             os.write(process.stdin.fileno(), json.dumps([function, arguments]).encode() + b"\n")
@@ -113,7 +119,6 @@ def _in_process(function: str, arguments: dict[str, Any], timeout: float, storag
                         bar.total, bar.n = answer["total"], answer["done"]
                         bar.refresh()
         finally:
-            expired = timer.finished.is_set()
             timer.cancel()
             process.kill()
             process.wait()
@@ -121,7 +126,7 @@ def _in_process(function: str, arguments: dict[str, Any], timeout: float, storag
             process.stdout.close()
             if storage is not None:
                 sweep(storage, before)
-        if "done" in answer and not expired:  # it died
+        if "done" in answer and not expired.is_set():  # it died
             said.seek(0)
             last = (said.read().decode(errors="replace").strip().splitlines() or ["without a word"])[-1]
             answer = {

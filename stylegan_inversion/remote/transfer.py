@@ -136,9 +136,14 @@ def download_file(
     ):
         _check_room(storage, size)
     path = Path(call_hub("hf_hub_download", arguments, timeout=timeout, storage=storage))
-    if sha256 is None:
-        snapshot = storage / "snapshots" / path.relative_to(storage / "snapshots").parts[0]
-        sha256 = expected_sha256(snapshot, path.relative_to(snapshot), storage)
+    snapshot = storage / "snapshots" / path.relative_to(storage / "snapshots").parts[0]
+    hubs = expected_sha256(snapshot, path.relative_to(snapshot), storage)
+    if sha256 is not None and hubs is not None and hubs != sha256:
+        raise CheckpointError(
+            f"{filename} of {repo_id!r} is not the file that was asked for: the Hub says its sha256 is {hubs}, not "
+            f"{sha256}. Nothing was removed; give another `revision`, or the sha256 of that file if you trust it."
+        )
+    sha256 = sha256 or hubs
     if sha256 is None or is_intact(path, sha256, storage):
         return path
     return _fetch_again(path, sha256, arguments, storage, deadline)

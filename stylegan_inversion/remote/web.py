@@ -3,13 +3,15 @@
 import hashlib
 import os
 import time
+from http.client import HTTPMessage
 from pathlib import Path
+from typing import IO
 from urllib.error import URLError
 from urllib.parse import urlsplit
-from urllib.request import HTTPSHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.remote.integrity import cache_root
+from stylegan_inversion.remote.integrity import cache_root, file_sha256
 
 MAX_BYTES = 16 << 30
 STALLED = 30.0  # seconds without a byte
@@ -49,7 +51,7 @@ def download_url(
         raise ValueError(f"`sha256` must be 64 hexadecimal digits, got {sha256!r}.")
     folder = cache_root(cache_dir) / "files--https"
     path = folder / sha256 / (Path(urlsplit(url).path).name or "file")
-    if path.is_file() and not force_download:
+    if path.is_file() and not force_download and file_sha256(path) == sha256:
         return path
     if local_files_only:
         raise ModelNotFoundError(f"{url} is not in the cache, and `local_files_only` forbids to fetch it.")
@@ -70,15 +72,25 @@ def download_url(
     return path
 
 
+class _OnlyHTTPS(HTTPRedirectHandler):
+    """Follows no address but https."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        """The next request, or an error."""
+        if not newurl.startswith("https://"):
+            raise URLError(f"it leads to {newurl}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _fetch(url: str, path: Path, deadline: float | None) -> str:
     """Write the file and give its sha256."""
     digest, size = hashlib.sha256(), 0
     request = Request(url, headers={"User-Agent": "stylegan_inversion"})
-    opener = build_opener(HTTPSHandler())
+    opener = build_opener(HTTPSHandler(), _OnlyHTTPS())
     with opener.open(request, timeout=STALLED) as answer, path.open("wb") as file:
-        if not answer.geturl().startswith("https://"):
-            raise OSError(f"it leads to {answer.geturl()}, which is not https")
-        while chunk := answer.read(_CHUNK):
+        while chunk := answer.read1(_CHUNK):  # what has come, instead of waiting for a whole chunk
             size += len(chunk)
             if size > MAX_BYTES:
                 raise OSError(f"it is larger than {MAX_BYTES >> 30} GiB")

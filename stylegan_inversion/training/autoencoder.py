@@ -133,6 +133,7 @@ class AutoencoderLearner:
             self.parameters,
             sums["loss"],
             max_norm=self.config.optimizer.max_grad_norm,
+            last=False,
         )
         self.optimizer.zero_grad(set_to_none=True)
         finite = (

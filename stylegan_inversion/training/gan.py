@@ -101,9 +101,14 @@ class GANLearner:
                 "`reconstruction.batch_size` needs the encoder of an autoencoder run: give that run's model as `init`, "
                 "or set it to 0."
             )
-        options = self.config.reconstruction
+        options, side = self.config.reconstruction, self.generator.config.resolution
+        if encoder.config.input_resolution > side:
+            raise ValueError(
+                f"`init` brings an encoder of pictures of {encoder.config.input_resolution} px; the generator draws "
+                f"{side} px. Let the autoencoder grow first, or set reconstruction.batch_size=0."
+            )
         if options.lpips:
-            check_side(perceptual, self.generator.config.resolution, otherwise="reconstruction.lpips=0")
+            check_side(perceptual, side, otherwise="reconstruction.lpips=0")
         betas = self.config.optimizer.betas or [0.9, 0.999]
         return Reconstruction(
             encoder,
@@ -213,7 +218,7 @@ class GANLearner:
             self.accelerator.backward(loss / len(batches))
             _add(terms, {**parts, "loss": loss}, len(batches))
             mean_w += w.detach().float().mean(dim=0) / len(batches)
-        finite = self._apply("generator", terms["loss"])
+        finite = self._apply("generator", terms["loss"], last=self.reconstruction is None)
         if self.reconstruction is not None:
             rate = self.schedule.rate(step) / self.schedule.options.lr  # the encoder takes no lazy steps
             finite = self.reconstruction.step(terms["loss"], rate=rate) and finite
@@ -282,12 +287,12 @@ class GANLearner:
         self.discriminator.requires_grad_(False)
         return terms, finite
 
-    def _apply(self, name: str, loss: Tensor) -> bool:
-        """Step one of the two networks, and forget all gradients; the encoder's are its own affair."""
+    def _apply(self, name: str, loss: Tensor, *, last: bool = True) -> bool:
+        """Step one of the two networks, and forget its gradients; `last` as in `apply_gradients`."""
         optimizer = self.optimizer if name == "generator" else self.discriminator_optimizer
         parameters = self.parameters[name]
         norm = self.config.optimizer.max_grad_norm
-        finite = apply_gradients(self.accelerator, optimizer, parameters, loss, max_norm=norm)
+        finite = apply_gradients(self.accelerator, optimizer, parameters, loss, max_norm=norm, last=last)
         optimizer.zero_grad(set_to_none=True)
         return finite
 

@@ -26,6 +26,7 @@ from stylegan_inversion.training.progress import SampleProgress
 from stylegan_inversion.training.seeds import seeded, seeded_weights
 
 ENCODED_AT_ONCE = 64
+FLOOR = 0.1  # deviations below it count as much: the noise on w that the autoencoder was trained with
 AVERAGED = 10_000  # samples of which the average w is computed
 
 
@@ -74,6 +75,7 @@ class MappingLearner:
         self.optimizer, self.schedule = make_optimizer(config.optimizer, self.parameters, steps=config.steps)
         self.progress = SampleProgress(load_perceptual(config.perceptual, device=device), accelerator, seed=config.seed)
         self.w = self._main_components(self._encode(encoder.to(device).eval()))
+        self._mean, self._axes = self._whitening()
 
     def _make_adversary(self) -> LatentAdversary | None:
         if not self.config.adversarial:
@@ -110,6 +112,24 @@ class MappingLearner:
         components = vectors[:, -count:]
         return mean + centred @ components @ components.T
 
+    def whiten(self, w: Tensor) -> Tensor:
+        """The w along their principal axes, (B, w_dim), in units of the deviation there.
+
+        In high dimensions nearly all directions look alike, and the w as they are would only be matched in size.
+        """
+        return (w - self._mean) @ self._axes
+
+    def _whitening(self) -> tuple[Tensor, Tensor]:
+        mean = self.w.mean(dim=0)
+        variance, axes = torch.linalg.eigh((self.w - mean).T @ (self.w - mean) / len(self.w))
+        return mean, axes / variance.clamp(min=0).sqrt().clamp(min=FLOOR)
+
+    def _projections(self, rng: torch.Generator) -> Tensor:
+        """The principal axes, and as many directions between them as the config wants."""
+        count = self.w.shape[1]
+        between = torch.randn(count, self.config.projections, generator=rng)
+        return torch.cat([torch.eye(count), between / between.norm(dim=0)], dim=1)
+
     def open_data(self) -> FaceFolder | None:
         """No batches of pictures: all of them have been encoded."""
         return None
@@ -125,9 +145,9 @@ class MappingLearner:
         self.schedule.step(step)
         z = torch.randn(config.batch_size, self.generator.config.z_dim, generator=rng).to(device)
         real = self.w[torch.randint(len(self.w), (config.batch_size,), generator=rng).to(device)]
-        projections = torch.randn(self.w.shape[1], config.projections, generator=rng).to(device)
         w = self.generator.mapping(z)
-        terms = {"wasserstein": sliced_wasserstein(w, real, projections / projections.norm(dim=0))}
+        projections = self._projections(rng).to(device)
+        terms = {"wasserstein": sliced_wasserstein(self.whiten(w), self.whiten(real), projections)}
         loss = terms["wasserstein"]
         if self.adversary is not None:
             terms["adversarial"] = self.adversary.encoder_loss(w[:, None], 0)
@@ -159,6 +179,7 @@ class MappingLearner:
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs, beside the step."""
         return {
+            "w_mean": self._mean,
             "mapping": self.generator.mapping.state_dict(),
             "average": self.average.mapping.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -167,7 +188,16 @@ class MappingLearner:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
+        """Take over what `state` gave.
+
+        Raises:
+            ValueError: If the run began with other pictures: their w have another mean.
+        """
+        if not torch.allclose(state["w_mean"].to(self._mean), self._mean, atol=1e-4):
+            raise ValueError(
+                f"The pictures in {self.config.data} are not those that the run began with: their w have another mean. "
+                "Put them back, or begin another run (another `output`)."
+            )
         self.generator.mapping.load_state_dict(state["mapping"])
         self.average.mapping.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

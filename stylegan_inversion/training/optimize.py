@@ -73,6 +73,7 @@ def apply_gradients(
     loss: Tensor,
     *,
     max_norm: float | None = None,
+    last: bool = True,
 ) -> bool:
     """Average the gradients of all processes and take a step, unless something is not finite.
 
@@ -85,6 +86,7 @@ def apply_gradients(
         parameters: Those that are trained; some may have no gradient.
         loss: The loss of this process, to tell a bad step.
         max_norm: Longer gradients are scaled down to this norm.
+        last: Whether no other optimizer steps on gradients of the same pass: float16's scale changes after the last.
 
     Returns:
         Whether loss and gradients were finite, the same for all processes. If not, nothing has changed, but for
@@ -112,5 +114,6 @@ def apply_gradients(
         return True
     before = scaler.get_scale()
     scaler.step(optimizer)
-    scaler.update()
+    if last:
+        scaler.update()
     return not scaler.get_scale() < min(before, MIN_SCALE)

@@ -219,3 +219,13 @@ def test_buffers_that_are_not_saved() -> None:
     state = {"_buffers": {"a": torch.ones(1), "b": torch.zeros(1)}, "_non_persistent_buffers_set": ["b"]}
     assert PickledModule("X", state).state_dict().keys() == {"a"}
     assert PickledModule("X", {}).state_dict() == {}
+
+
+def test_a_crash_of_the_reader_is_no_attack(tmp_path: Path) -> None:
+    """Whatever goes wrong inside, the file is called damaged: a traceback would open files, and trip the guard."""
+    deep = b"\x80\x02ctorch\ndevice\n(" + b"]" * 3000 + b"a" * 2999 + b"tR."
+    path = tmp_path / "deep.pkl"
+    path.write_bytes(deep)
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(path)
+    assert "would have opened or run" not in str(caught.value)

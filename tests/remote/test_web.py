@@ -1,8 +1,10 @@
 import hashlib
 import io
+from http.client import HTTPMessage
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
+from urllib.request import Request
 
 import pytest
 
@@ -18,26 +20,19 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 class Answer(io.BytesIO):
     """What an address gives."""
 
-    end = URL
-
-    def geturl(self) -> str:
-        return self.end
-
 
 class FakeOpener:
     """Answers every request with the same bytes, or fails."""
 
     def __init__(self) -> None:
-        self.content, self.end, self.asked = CONTENT, URL, 0
+        self.content, self.asked = CONTENT, 0
         self.error: Exception | None = None
 
     def open(self, request: Any, timeout: float) -> Answer:
         self.asked += 1
         if self.error is not None:
             raise self.error
-        answer = Answer(self.content)
-        answer.end = self.end
-        return answer
+        return Answer(self.content)
 
 
 @pytest.fixture
@@ -76,10 +71,6 @@ def test_what_cannot_be_fetched(opener: FakeOpener, tmp_path: Path, monkeypatch:
     opener.error = None
     with pytest.raises(ModelNotFoundError, match=r"longer than `timeout`"):
         download_url(URL, sha256=SHA256, cache_dir=tmp_path, timeout=0)
-    opener.end = "http://example.org/e4e.pt"
-    with pytest.raises(ModelNotFoundError, match=r"it leads to http://example.org/e4e.pt, which is not https"):
-        download_url(URL, sha256=SHA256, cache_dir=tmp_path)
-    opener.end = URL
     monkeypatch.setattr(web, "MAX_BYTES", 100)
     with pytest.raises(ModelNotFoundError, match=r"it is larger than 0 GiB"):
         download_url(URL, sha256=SHA256, cache_dir=tmp_path)
@@ -91,3 +82,19 @@ def test_arguments(tmp_path: Path) -> None:
         download_url("http://a/b", sha256=SHA256, cache_dir=tmp_path)
     with pytest.raises(ValueError, match=r"`sha256` must be 64 hexadecimal digits, got 'abc'"):
         download_url(URL, sha256="abc", cache_dir=tmp_path)
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_again(opener: FakeOpener, tmp_path: Path) -> None:
+    path = download_url(URL, sha256=SHA256, cache_dir=tmp_path)
+    path.write_bytes(CONTENT[::-1])
+    assert download_url(URL, sha256=SHA256, cache_dir=tmp_path).read_bytes() == CONTENT and opener.asked == 2
+
+
+def test_only_https_after_a_redirect(tmp_path: Path) -> None:
+    handler, request = web._OnlyHTTPS(), Request(URL)
+    headers = HTTPMessage()
+    following = handler.redirect_request(request, io.BytesIO(), 302, "", headers, "https://example.org/other")
+    assert following is not None and following.full_url == "https://example.org/other"
+    for address in ("http://example.org/e4e.pt", "ftp://example.org/e4e.pt", "file:///etc/passwd"):
+        with pytest.raises(URLError, match=r"it leads to .*, which is not https"):
+            handler.redirect_request(request, io.BytesIO(), 302, "", headers, address)

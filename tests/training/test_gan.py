@@ -730,3 +730,9 @@ def test_constant_colours_are_learnt(make_gan: MakeGAN, tmp_path: Path) -> None:
     train(config)
     learner.load_state(saved(config)["learner"])
     assert error(learner) < 0.3 * before
+
+
+def test_an_encoder_of_larger_pictures(make_gan_learner: MakeGANLearner, warm: Path) -> None:
+    hub.save_module(ImageEncoder(ImageEncoderConfig(32, 16, (4, 4, 4, 4))), warm / "autoencoder")
+    with pytest.raises(ValueError, match=r"encoder of pictures of 32 px; the generator draws 16 px"):
+        make_gan_learner(init=str(warm), reconstruction=AGAIN)

@@ -63,7 +63,7 @@ def test_the_gradient_pulls_each_point_to_its_partner() -> None:
 @pytest.mark.parametrize("adversarial", [0.0, 0.1])
 def test_the_mapped_z_come_to_be_distributed_as_the_codes(make_mapping: MakeMapping, adversarial: float) -> None:
     config = make_mapping(
-        steps=200,
+        steps=800,
         batch_size=64,
         components=6,
         adversarial=adversarial,
@@ -82,7 +82,7 @@ def test_the_mapped_z_come_to_be_distributed_as_the_codes(make_mapping: MakeMapp
     train(config)
     learner.load_state(saved(config)["learner"])
     new_mean, new_cov = errors()
-    assert new_mean < 0.25 * mean and new_cov < 0.55 * cov
+    assert new_mean < 0.4 * mean and new_cov < 0.55 * cov
     losses = [line["wasserstein"] for line in read_log(config)]
     assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
     names = {"step", "kind", "lr", "wasserstein", "loss"}
@@ -270,3 +270,12 @@ def test_the_length_of_a_run_is_fixed(make_mapping: MakeMapping) -> None:
     train(config)
     with pytest.raises(ValueError, match="holds a run with steps=2, and this one has 3"):
         train(dataclasses.replace(config, steps=3))
+
+
+def test_a_run_of_other_pictures(make_mapping: MakeMapping) -> None:
+    config = make_mapping(steps=1)
+    train(config)
+    state = saved(config)["learner"]
+    state["w_mean"] = state["w_mean"] + 0.1
+    with pytest.raises(ValueError, match=r"The pictures in .* are not those that the run began with"):
+        learner_of(config).load_state(state)
