@@ -26,7 +26,6 @@ from stylegan_inversion.training.progress import SampleProgress
 from stylegan_inversion.training.seeds import seeded, seeded_weights
 
 ENCODED_AT_ONCE = 64
-FLOOR = 0.1  # deviations below it count as much: the noise on w that the autoencoder was trained with
 AVERAGED = 10_000  # samples of which the average w is computed
 
 
@@ -75,7 +74,8 @@ class MappingLearner:
         self.optimizer, self.schedule = make_optimizer(config.optimizer, self.parameters, steps=config.steps)
         self.progress = SampleProgress(load_perceptual(config.perceptual, device=device), accelerator, seed=config.seed)
         self.w = self._main_components(self._encode(encoder.to(device).eval()))
-        self._mean, self._axes = self._whitening()
+        self._mean = self.w.mean(dim=0)
+        self._axes = self._principal_axes()
 
     def _make_adversary(self) -> LatentAdversary | None:
         if not self.config.adversarial:
@@ -112,23 +112,16 @@ class MappingLearner:
         components = vectors[:, -count:]
         return mean + centred @ components @ components.T
 
-    def whiten(self, w: Tensor) -> Tensor:
-        """The w along their principal axes, (B, w_dim), in units of the deviation there.
-
-        In high dimensions nearly all directions look alike, and the w as they are would only be matched in size.
-        """
-        return (w - self._mean) @ self._axes
-
-    def _whitening(self) -> tuple[Tensor, Tensor]:
-        mean = self.w.mean(dim=0)
-        variance, axes = torch.linalg.eigh((self.w - mean).T @ (self.w - mean) / len(self.w))
-        return mean, axes / variance.clamp(min=0).sqrt().clamp(min=FLOOR)
+    def _principal_axes(self) -> Tensor:
+        """Of the w, (w_dim, w_dim): in high dimensions nearly all other directions look alike."""
+        centred = self.w - self._mean
+        return torch.linalg.eigh(centred.T @ centred)[1]
 
     def _projections(self, rng: torch.Generator) -> Tensor:
         """The principal axes, and as many directions between them as the config wants."""
         count = self.w.shape[1]
         between = torch.randn(count, self.config.projections, generator=rng)
-        return torch.cat([torch.eye(count), between / between.norm(dim=0)], dim=1)
+        return torch.cat([self._axes, (between / between.norm(dim=0)).to(self._axes)], dim=1)
 
     def open_data(self) -> FaceFolder | None:
         """No batches of pictures: all of them have been encoded."""
@@ -146,8 +139,7 @@ class MappingLearner:
         z = torch.randn(config.batch_size, self.generator.config.z_dim, generator=rng).to(device)
         real = self.w[torch.randint(len(self.w), (config.batch_size,), generator=rng).to(device)]
         w = self.generator.mapping(z)
-        projections = self._projections(rng).to(device)
-        terms = {"wasserstein": sliced_wasserstein(self.whiten(w), self.whiten(real), projections)}
+        terms = {"wasserstein": sliced_wasserstein(w, real, self._projections(rng))}
         loss = terms["wasserstein"]
         if self.adversary is not None:
             terms["adversarial"] = self.adversary.encoder_loss(w[:, None], 0)
