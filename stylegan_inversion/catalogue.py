@@ -137,7 +137,7 @@ def fetch(
         why = "no sha256 of it is known" if entry.repository else "no copy of it on the Hub is known"
         raise ModelNotFoundError(
             f"{entry.name!r} is not fetched by its name, since {why} and it could not be verified. If you trust it, "
-            f"take it from {where} and load that file."
+            f"take it from {where} with `from_single_file`."
         )
     return download_file(
         entry.repository,
