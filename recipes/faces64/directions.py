@@ -47,7 +47,7 @@ WORDS = {
 }
 MIRRORED = torch.tensor([1.0, 1.0, 1.0, -1.0])  # what a mirror does to the scores
 CHUNK, BATCH = 256, 8  # small batches stay in the processor's cache
-GLOBAL_COMPONENTS, LOCAL_COMPONENTS = 60, 160  # of w; the mapping network was fitted to 160
+GLOBAL_COMPONENTS, LOCAL_COMPONENTS = 60, 160  # the largest of w, of up to w_dim / 2 = 256 that `fit_prior` draws
 CHOSEN_RATIO, NUM_FITS = 0.45, 3
 LARGEST_STRENGTH, MONOTONE_SHARE = 6, 0.95
 # Chunk i of step 1 is drawn with seed i

@@ -1,13 +1,14 @@
-"""A discriminator of few parameters: small heads on the features of a frozen network that knows pictures already.
+"""A discriminator of few parameters: small heads on the features of a frozen network, and a small network of its own.
 
 Paper: Sauer et al. 2021, "Projected GANs Converge Faster", arXiv:2111.01007, whose idea it is. Original code:
 autonomousvision/projected-gan (MIT). Own code. Departures: features of a perceptual distance, without random
-projections over channels and scales; the score of an image is the mean over heads and pixels, so that the losses of
-StyleGAN2 serve.
+projections over channels and scales; they are normalised, so that colour and fine grain are left to the network on the
+picture; the score of an image is the mean over heads and pixels, so that the losses of StyleGAN2 serve.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -21,6 +22,7 @@ class FeatureDiscriminatorConfig:
 
     channels: tuple[int, ...]  # of the features, layer by layer
     width: int = 64  # channels inside a head
+    pixel_widths: tuple[int, ...] = (32, 64, 128, 128)  # of the network on the picture, at 1, 1/2, 1/4, ... of its side
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -28,6 +30,8 @@ class FeatureDiscriminatorConfig:
             raise ValueError(f"`channels` must hold a number >= 1 for each layer of features, got {self.channels}.")
         if self.width < 1:
             raise ValueError(f"`width` must be >= 1, got {self.width}.")
+        if not self.pixel_widths or min(self.pixel_widths) < 1:
+            raise ValueError(f"`pixel_widths` must hold at least one number >= 1, got {self.pixel_widths}.")
 
 
 class FeatureDiscriminator(nn.Module):
@@ -47,6 +51,7 @@ class FeatureDiscriminator(nn.Module):
         self.config = config
         self.features = features
         self.heads = nn.ModuleList(self._head(channels) for channels in config.channels)
+        self.pixels = self._pixel_network()
 
     def _head(self, channels: int) -> nn.Module:
         width = self.config.width
@@ -57,6 +62,13 @@ class FeatureDiscriminator(nn.Module):
             nn.LeakyReLU(0.2),
             spectral_norm(nn.Conv2d(width, 1, 3, padding=1)),
         )
+
+    def _pixel_network(self) -> nn.Module:
+        first = self.config.pixel_widths[0]
+        layers: list[nn.Module] = [spectral_norm(nn.Conv2d(3, first, 3, padding=1)), nn.LeakyReLU(0.2)]
+        for before, after in pairwise(self.config.pixel_widths):
+            layers += [spectral_norm(nn.Conv2d(before, after, 4, 2, 1)), nn.LeakyReLU(0.2)]
+        return nn.Sequential(*layers, spectral_norm(nn.Conv2d(self.config.pixel_widths[-1], 1, 3, padding=1)))
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, " batch"]:
         """Judge images, RGB, in [-1, 1], of a side that the features know.
@@ -71,4 +83,5 @@ class FeatureDiscriminator(nn.Module):
             raise ValueError(f"`features` must give {len(self.heads)} layers, one a head, got {len(layers)}.")
         # sqrt(C) makes the mean square of a unit vector's parts 1
         scores = [head(layer * layer.shape[1] ** 0.5) for head, layer in zip(self.heads, layers)]
+        scores.append(self.pixels(x))
         return torch.stack([score.mean(dim=(1, 2, 3)) for score in scores]).sum(dim=0)

@@ -1,10 +1,12 @@
 """`AutoencoderLearner`: the synthesis network as the decoder of an autoencoder, to begin a generator with few cores.
 
 Own design, no paper: adversarial training from nothing needs millions of pictures, a regression tens of thousands.
-It is run at 16, 32, ... px in turn, each run from the model of the one before (`init`, `generator.resolution`).
+It is run at 16, 32, ... px in turn, each run from the model of the one before (`init`, `generator.resolution`). The
+models that it leaves draw samples too: see `prior`.
 """
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -30,8 +32,13 @@ from stylegan_inversion.training.generator_model import (
 )
 from stylegan_inversion.training.learner import update_ema
 from stylegan_inversion.training.optimize import apply_gradients, make_optimizer
+from stylegan_inversion.training.prior import fit_prior
 from stylegan_inversion.training.reconstruction import Reconstruction
 from stylegan_inversion.training.seeds import seeded_weights
+
+logger = logging.getLogger(__name__)
+
+ENCODED_AT_ONCE = 64  # pictures
 
 
 class AutoencoderLearner:
@@ -73,6 +80,8 @@ class AutoencoderLearner:
         self.parameters = list(self.generator.synthesis.parameters())
         self.optimizer, self.schedule = make_optimizer(config.optimizer, self.parameters, steps=config.steps)
         self.draws = Draws(self.generator, accelerator, seed=config.seed)
+        self._prior_pictures: Tensor | None = None  # read when the first model is saved
+        self._check_prior()
 
     def _make_encoder(self) -> ImageEncoder:
         config = self.config
@@ -99,6 +108,20 @@ class AutoencoderLearner:
                 pixels = torch.cat([encoder.pixels(folder[i]["y"][None]) for i in range(count)])
             encoder.start_from_components(pixels, config.components)
         return encoder
+
+    def _check_prior(self) -> None:
+        if not self.config.prior_images:
+            return
+        way_out = "Or set prior_images=0: then the mapping network is left as it is."
+        if (layers := self.generator.config.mapping_layers) < 2:
+            raise ValueError(f"`prior_images` needs `generator.mapping_layers` of at least 2, got {layers}. {way_out}")
+        if (count := len(self._open_prior_data())) < 2:
+            raise ValueError(f"`prior_images` needs at least 2 pictures in {self.config.data}, got {count}. {way_out}")
+
+    def _open_prior_data(self) -> FaceFolder:
+        folder = open_pictures(self.config.data, self.config, side=self.side, training=False)
+        assert folder is not None  # the config wants data
+        return folder
 
     @property
     def side(self) -> int:
@@ -193,8 +216,29 @@ class AutoencoderLearner:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
+    @torch.no_grad()
+    def _prior_codes(self) -> Tensor:
+        """The average encoder's w of `prior_images` training pictures, spread evenly, and of their mirror images."""
+        encoder = self.average[1]
+        if self._prior_pictures is None:
+            folder, side = self._open_prior_data(), encoder.config.input_resolution
+            count = min(self.config.prior_images, len(folder))
+            pictures = (folder[i * len(folder) // count]["y"] for i in range(count))
+            self._prior_pictures = torch.stack([F.adaptive_avg_pool2d(y, side) for y in pictures])
+        codes = []
+        for y in self._prior_pictures.split(ENCODED_AT_ONCE):
+            y = y.to(self.accelerator.device)
+            codes += [encoder(y), encoder(y.flip(-1))] if self.config.mirror else [encoder(y)]
+        return torch.cat(codes)
+
     def export(self, folder: Path) -> None:
-        """Write the average networks. The mapping network is not trained yet: samples come after a mapping run."""
-        generator, encoder = self.average
+        """Write copies of the average networks, with a mapping network that is fitted to training pictures."""
+        generator, encoder = copy.deepcopy(self.average)
+        if self.config.prior_images:
+            w = self._prior_codes()
+            if w.isfinite().all():
+                fit_prior(generator, encoder, w)
+            else:  # a run that has diverged is saved nevertheless
+                logger.warning("The mapping network is left as it is: the w of training pictures are not finite.")
         parts = {"generator": generator, "autoencoder": encoder}
         export_model(folder, parts, init=self.init, crop_scale=self.config.crop_scale)

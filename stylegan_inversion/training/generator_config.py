@@ -1,4 +1,4 @@
-"""What a training run of a generator is told: the adversarial run, and the two that can go before it."""
+"""What a training run of a generator is told: the adversarial run, and the autoencoder that can go before it."""
 
 from dataclasses import dataclass, field
 
@@ -71,7 +71,7 @@ class ReconstructionOptions:
 
 @dataclass
 class GeneratorRun(RunConfig):
-    """What the three runs share."""
+    """What both runs share."""
 
     optimizer: OptimizerOptions = field(default_factory=lambda: OptimizerOptions("adam", 2.5e-3, betas=[0.0, 0.99]))
     output: str = "runs/generator"
@@ -134,7 +134,7 @@ class GANConfig(GeneratorRun):
 
 @dataclass
 class AutoencoderConfig(GeneratorRun):
-    """The warm start, first part: the synthesis network as the decoder of an autoencoder."""
+    """The warm start: the synthesis network as the decoder of an autoencoder, the mapping network fitted to its w."""
 
     method: str = "autoencoder"
     optimizer: OptimizerOptions = field(
@@ -146,6 +146,7 @@ class AutoencoderConfig(GeneratorRun):
     component_images: int = 6000  # how many pictures they are computed of
     reconstruction: ReconstructionOptions = field(default_factory=ReconstructionOptions)
     ema_decay: float = 0.995  # a step
+    prior_images: int = 1000  # pictures to whose w the saved mapping network is fitted; 0 leaves it as it is
     validation_images: int = 500
 
     def __post_init__(self) -> None:
@@ -156,36 +157,11 @@ class AutoencoderConfig(GeneratorRun):
         share("ema_decay", self.ema_decay)
         at_least("components", self.components, 0)
         at_least("component_images", self.component_images, 1)
+        at_least("prior_images", self.prior_images, 0)
+        if self.prior_images == 1:
+            raise ValueError("`prior_images` must be 0, to leave the mapping network as it is, or >= 2, got 1.")
         if self.input_resolution < 16 or self.input_resolution % 16:
             raise ValueError(f"`input_resolution` must be a multiple of 16, got {self.input_resolution}.")
-
-
-@dataclass
-class MappingConfig(GeneratorRun):
-    """The warm start, second part: the mapping network, fitted to the w of an autoencoder's pictures."""
-
-    method: str = "mapping"
-    optimizer: OptimizerOptions = field(
-        default_factory=lambda: OptimizerOptions("adam", 2e-3, schedule="cosine", betas=[0.0, 0.99])
-    )
-    batch_size: int = 512  # codes a step
-    adversarial: float = 0.1  # weight of the latent discriminator's judgement, beside the sliced Wasserstein distance
-    discriminator_lr: float = 2e-3  # of plain layers; for the mapping network's `optimizer.lr` counts a hundredth
-    projections: int = 512  # directions that the distance looks along, drawn anew each step
-    components: int = 160  # principal components of the w that are fitted; the rest is left out as noise
-    ema_decay: float = 0.995  # a step
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        one_of("method", self.method, ("mapping",))
-        super().__post_init__()
-        at_least("adversarial", self.adversarial, 0)
-        positive("discriminator_lr", self.discriminator_lr)
-        at_least("projections", self.projections, 1)
-        at_least("components", self.components, 1)
-        share("ema_decay", self.ema_decay)
-        if self.init is None:
-            raise ValueError("`init` must be the model of an autoencoder run (its `last` folder), got none.")
 
 
 def check_reconstruction(options: ReconstructionOptions) -> None:

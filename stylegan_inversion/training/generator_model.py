@@ -174,14 +174,7 @@ def check_side(perceptual: PerceptualDistance, side: int, *, otherwise: str) -> 
         ) from e
 
 
-def export_model(
-    folder: Path,
-    parts: dict[str, nn.Module],
-    *,
-    init: Path | None,
-    crop_scale: float | None,
-    keep: tuple[str, ...] = (),
-) -> None:
+def export_model(folder: Path, parts: dict[str, nn.Module], *, init: Path | None, crop_scale: float | None) -> None:
     """Write a model that the pipelines read, and that another run can start from.
 
     Directions and encoders of `init` are left out: they belong to its generator.
@@ -191,14 +184,10 @@ def export_model(
         parts: Networks by the name of their folder.
         init: The model that the run began with: the settings of its pipeline stay.
         crop_scale: Of the pipeline; `None` leaves it.
-        keep: Further networks of `init` that are copied.
     """
     sweep(folder)
     for name, module in parts.items():
         hub.save_module(module, folder / name)
-    for name in keep:
-        for file in sorted((init / name).glob("*")) if init is not None else ():
-            hub.copy_file(file, folder / name / file.name)
     config = hub.read_config(init) if init is not None and (init / hub.CONFIG_NAME).exists() else dict(PIPELINE)
     config["_class_name"] = PIPELINE["_class_name"]
     hub.write_config(config if crop_scale is None else {**config, "crop_scale": crop_scale}, folder)

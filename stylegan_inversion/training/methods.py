@@ -12,9 +12,8 @@ from stylegan_inversion.training.autoencoder import AutoencoderLearner
 from stylegan_inversion.training.config import RunConfig, TrainConfig, one_of
 from stylegan_inversion.training.encoder import EncoderLearner
 from stylegan_inversion.training.gan import GANLearner
-from stylegan_inversion.training.generator_config import AutoencoderConfig, GANConfig, MappingConfig
+from stylegan_inversion.training.generator_config import AutoencoderConfig, GANConfig
 from stylegan_inversion.training.learner import Learner
-from stylegan_inversion.training.mapping import MappingLearner
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,6 @@ METHODS = {
     "e4e": Method(TrainConfig, EncoderLearner),
     "gan": Method(GANConfig, GANLearner),
     "autoencoder": Method(AutoencoderConfig, AutoencoderLearner),
-    "mapping": Method(MappingConfig, MappingLearner),
 }
 DEFAULT = "psp"
 

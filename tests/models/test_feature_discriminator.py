@@ -53,8 +53,16 @@ def test_the_network_behind_it_is_no_part_of_it() -> None:
 
     network = Network()
     discriminator = FeatureDiscriminator(FeatureDiscriminatorConfig((6, 3)), network.features)
-    assert all(key.startswith("heads.") for key in discriminator.state_dict())
-    assert len(list(discriminator.parameters())) == 2 * 3 * 2  # heads, convolutions, weight and bias
+    assert all(key.startswith(("heads.", "pixels.")) for key in discriminator.state_dict())
+    assert len(list(discriminator.parameters())) == (2 * 3 + 5) * 2  # convolutions, weight and bias
+
+
+def test_it_sees_what_the_features_leave_out() -> None:
+    """A brighter picture of the same features, where they are normalised over the channels."""
+    discriminator = make().eval()
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(features(x), features(2 * x)))
+    assert (discriminator(x) - discriminator(2 * x)).abs().min() > 1e-4
 
 
 def test_bad_values() -> None:
@@ -62,6 +70,9 @@ def test_bad_values() -> None:
         FeatureDiscriminatorConfig(())
     with pytest.raises(ValueError, match=r"`width` must be >= 1, got 0"):
         FeatureDiscriminatorConfig((3,), width=0)
+    for widths in ((), (4, 0)):
+        with pytest.raises(ValueError, match=r"`pixel_widths` must hold at least one number >= 1, got \("):
+            FeatureDiscriminatorConfig((3,), pixel_widths=widths)
     x = torch.zeros(1, 3, 16, 16)
     with pytest.raises(ValueError, match=r"`features` must be set before images are judged"):
         FeatureDiscriminator(FeatureDiscriminatorConfig((3,)))(x)

@@ -20,7 +20,6 @@ from stylegan_inversion.training.generator_config import (
     AutoencoderConfig,
     GANConfig,
     GeneratorOptions,
-    MappingConfig,
     ReconstructionOptions,
 )
 
@@ -29,7 +28,6 @@ MakeLearner = Callable[..., EncoderLearner]
 MakeGAN = Callable[..., GANConfig]
 MakeGANLearner = Callable[..., GANLearner]
 MakeAutoencoder = Callable[..., AutoencoderConfig]
-MakeMapping = Callable[..., MappingConfig]
 
 QUIET: dict[str, Any] = {
     "num_workers": 0,
@@ -157,23 +155,6 @@ def make_autoencoder(pictures: Path, tmp_path: Path) -> MakeAutoencoder:
             "batch_size": 4,
         }
         return AutoencoderConfig(**(QUIET | values | overrides))
-
-    return make
-
-
-@pytest.fixture
-def make_mapping(pictures: Path, warm: Path, tmp_path: Path) -> MakeMapping:
-    def make(**overrides: Any) -> MappingConfig:
-        values: dict[str, Any] = {
-            "data": str(pictures),
-            "init": str(warm),
-            "output": str(tmp_path / "run"),
-            "components": 4,
-            "projections": 32,
-            "steps": 4,
-            "batch_size": 32,
-        }
-        return MappingConfig(**(QUIET | values | overrides))
 
     return make
 

@@ -13,17 +13,12 @@ from stylegan_inversion.training.generator_config import (
     GANConfig,
     GeneratorOptions,
     GeneratorRun,
-    MappingConfig,
     ReconstructionOptions,
 )
 from stylegan_inversion.training.methods import METHODS, load_config
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-CLASSES: list[tuple[type[GeneratorRun], dict[str, Any]]] = [
-    (GANConfig, {}),
-    (AutoencoderConfig, {}),
-    (MappingConfig, {"init": "model"}),
-]
+CLASSES: list[type[GeneratorRun]] = [GANConfig, AutoencoderConfig]
 
 
 def test_defaults_are_those_of_stylegan2() -> None:
@@ -51,10 +46,7 @@ def test_defaults_of_the_warm_start() -> None:
     assert (options.weight, options.lpips, options.w_noise) == (1.0, 2.0, 0.1)
     assert (config.ema_decay, config.input_resolution, config.components) == (0.995, 64, 256)
     assert config.optimizer.schedule == "cosine" and not config.extendable
-    mapping = MappingConfig(data="faces", init="model")
-    assert (mapping.batch_size, mapping.projections, mapping.components) == (512, 512, 160)
-    assert (mapping.adversarial, mapping.discriminator_lr, mapping.ema_decay) == (0.1, 2e-3, 0.995)
-    assert not mapping.extendable
+    assert (config.component_images, config.prior_images) == (6000, 1000)
 
 
 def test_two_configs_share_nothing() -> None:
@@ -63,17 +55,16 @@ def test_two_configs_share_nothing() -> None:
     assert other == GANConfig(data="faces") and one != other
 
 
-@pytest.mark.parametrize(("method", "extra"), [("gan", []), ("autoencoder", []), ("mapping", ["init=runs/ae/last"])])
-def test_yaml_and_overrides(tmp_path: Path, method: str, extra: list[str]) -> None:
+@pytest.mark.parametrize("method", ["gan", "autoencoder"])
+def test_yaml_and_overrides(tmp_path: Path, method: str) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(f"method: {method}\ndata: faces\nsteps: 1000\noptimizer: {{lr: 1e-3}}\ngenerator: {{w_dim: 64}}\n")
-    config = load_config(path, ["steps=2000", "optimizer.betas=[0.1,0.9]", "generator.resolution=32", "seed=3", *extra])
+    config = load_config(path, ["steps=2000", "optimizer.betas=[0.1,0.9]", "generator.resolution=32", "seed=3"])
     assert type(config) is METHODS[method].config and isinstance(config, GeneratorRun)
     assert (config.method, config.steps, config.seed) == (method, 2000, 3)
     assert (config.optimizer.name, config.optimizer.lr, config.optimizer.betas) == ("adam", 1e-3, [0.1, 0.9])
     assert config.generator == GeneratorOptions(resolution=32, w_dim=64)
-    given: dict[str, Any] = {"data": "faces", **({"init": "runs/ae/last"} if extra else {})}
-    assert load_config(None, [f"method={method}", "data=faces", *extra]) == METHODS[method].config(**given)
+    assert load_config(None, [f"method={method}", "data=faces"]) == METHODS[method].config(data="faces")
 
 
 def test_overrides_of_every_part() -> None:
@@ -93,15 +84,14 @@ def test_overrides_of_every_part() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method=stylegan3"], "`method` must be one of psp, e4e, gan, autoencoder, mapping, got 'stylegan3'"),
+        (["method=stylegan3"], "`method` must be one of psp, e4e, gan, autoencoder, got 'stylegan3'"),
         (["method=gan", "loss.l2=1"], r"does not fit at loss: .*'loss'"),
         (["method=gan", "adversarial.gamma=1"], r"does not fit at adversarial\.gamma"),
         (["method=autoencoder", "adversarial.r1=1"], "does not fit at adversarial"),
-        (["method=mapping", "init=x", "adversarial.r1=1"], r"does not fit at adversarial"),
         (["adversarial.r1=1"], "does not fit at adversarial"),  # an encoder has none
         (["method=gan", "generator.resolution=large"], r"does not fit at generator\.resolution: Value 'large'"),
         (["method=gan", "ada.p=2"], r"`ada\.p` must be a share of the run, in \[0, 1\], got 2"),
-        (["method=mapping"], "`init` must be the model of an autoencoder run"),
+        (["method=autoencoder", "prior_images=1"], "`prior_images` must be 0, .*, or >= 2, got 1"),
         (["method=gan", "augment.shift=0.7"], r"`augment\.shift` must be in \[0, 0\.5\], got 0\.7"),
     ],
 )
@@ -110,12 +100,12 @@ def test_bad_overrides(overrides: list[str], message: str) -> None:
         load_config(None, ["data=faces", *overrides])
 
 
-@pytest.mark.parametrize(("cls", "needed"), CLASSES)
+@pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"data": None}, "`data` must be a folder of pictures, got none"),
-        ({"method": "psp"}, "`method` must be one of (gan|autoencoder|mapping), got 'psp'"),
+        ({"method": "psp"}, "`method` must be one of (gan|autoencoder), got 'psp'"),
         ({"batch_size": 0}, "`batch_size` must be >= 1, got 0"),
         ({"steps": 0}, "`steps` must be >= 1, got 0"),
         ({"crop_scale": 0.0}, r"`crop_scale` must be > 0, got 0\.0"),
@@ -124,11 +114,9 @@ def test_bad_overrides(overrides: list[str], message: str) -> None:
         ({"optimizer": OptimizerOptions("adam", betas=[0.0, 1.0])}, r"in \[0, 1\), got \[0\.0, 1\.0\]"),
     ],
 )
-def test_ranges_of_every_run(
-    cls: type[GeneratorRun], needed: dict[str, Any], values: dict[str, Any], message: str
-) -> None:
+def test_ranges_of_every_run(cls: type[GeneratorRun], values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        cls(**({"data": "faces"} | needed | values))
+        cls(**({"data": "faces"} | values))
 
 
 @pytest.mark.parametrize(
@@ -174,28 +162,20 @@ def test_ranges_of_reconstructions(cls: type[GeneratorRun], name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cls", "values", "message"),
+    ("values", "message"),
     [
-        (AutoencoderConfig, {"ema_decay": 1.5}, "`ema_decay` must be a share"),
-        (AutoencoderConfig, {"components": -1}, "`components` must be >= 0, got -1"),
-        (AutoencoderConfig, {"component_images": 0}, "`component_images` must be >= 1, got 0"),
-        (AutoencoderConfig, {"input_resolution": 24}, "`input_resolution` must be a multiple of 16, got 24"),
-        (AutoencoderConfig, {"input_resolution": 0}, "`input_resolution` must be a multiple of 16, got 0"),
-        (MappingConfig, {"adversarial": -1}, "`adversarial` must be >= 0, got -1"),
-        (MappingConfig, {"discriminator_lr": 0}, "`discriminator_lr` must be > 0, got 0"),
-        (MappingConfig, {"projections": 0}, "`projections` must be >= 1, got 0"),
-        (MappingConfig, {"components": 0}, "`components` must be >= 1, got 0"),
-        (MappingConfig, {"ema_decay": -0.1}, "`ema_decay` must be a share"),
-        (
-            MappingConfig,
-            {"init": None},
-            r"`init` must be the model of an autoencoder run \(its `last` folder\), got no",
-        ),
+        ({"ema_decay": 1.5}, "`ema_decay` must be a share"),
+        ({"components": -1}, "`components` must be >= 0, got -1"),
+        ({"component_images": 0}, "`component_images` must be >= 1, got 0"),
+        ({"input_resolution": 24}, "`input_resolution` must be a multiple of 16, got 24"),
+        ({"input_resolution": 0}, "`input_resolution` must be a multiple of 16, got 0"),
+        ({"prior_images": -1}, "`prior_images` must be >= 0, got -1"),
+        ({"prior_images": 1}, "`prior_images` must be 0, to leave the mapping .*, or >= 2, got 1"),
     ],
 )
-def test_ranges_of_the_warm_start(cls: type[GeneratorRun], values: dict[str, Any], message: str) -> None:
+def test_ranges_of_the_warm_start(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        cls(**({"data": "faces", "init": "model"} | values))
+        AutoencoderConfig(**({"data": "faces"} | values))
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: str(path.relative_to(RECIPES)))
