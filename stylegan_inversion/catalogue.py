@@ -1,10 +1,12 @@
 """The known checkpoints of the field, by name. The facts are data: `builtin/catalogue.json`.
 
-A file is fetched only if its sha256 is known; the others are listed with the reason and with where they are.
+A file is checked against its sha256 here if that is known, else against the Hub's own, with a warning. Those of which
+no copy on the Hub is known are listed with where they are.
 """
 
 import difflib
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -13,8 +15,10 @@ from pathlib import Path
 
 from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.remote.integrity import cached_snapshots
+from stylegan_inversion.remote.integrity import cached_snapshots, file_sha256
 from stylegan_inversion.remote.transfer import TIMEOUT, download_file
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class CatalogueEntry:
         revision: Commit, if one is known.
         size: Bytes, if exactly known.
         about: The size in words, as a page shows it.
-        sha256: If known; without it nothing is fetched.
+        sha256: If known.
         note: What else to know.
     """
 
@@ -50,9 +54,9 @@ class CatalogueEntry:
     note: str | None = None
 
     @property
-    def verifiable(self) -> bool:
-        """Whether it can be fetched and checked."""
-        return None not in (self.repository, self.file, self.sha256)
+    def fetchable(self) -> bool:
+        """Whether a copy on the Hub is known."""
+        return None not in (self.repository, self.file)
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,9 @@ def fetch(
 ) -> Path:
     """Fetch the file of an entry into the Hub's cache, and check its size and sha256. Nothing in it is run.
 
+    Where no sha256 is known, a warning says so, and which one the file has: then the Hub is trusted to give what its
+    owner put there, and the owner to have put there what the name says.
+
     Args:
         entry: What to fetch.
         token: Access token for the Hub.
@@ -129,17 +136,15 @@ def fetch(
         The file; the same at once if it is in the cache already.
 
     Raises:
-        ModelNotFoundError: If it cannot be verified and so is not fetched, or cannot be fetched.
+        ModelNotFoundError: If no copy on the Hub is known, or it cannot be fetched.
         CheckpointError: If what came is another file; nothing of it is kept.
     """
-    if entry.repository is None or entry.file is None or entry.sha256 is None:
-        where = f"hf://{entry.repository}/{entry.file}" if entry.repository and entry.file else entry.source
-        why = "no sha256 of it is known" if entry.repository else "no copy of it on the Hub is known"
+    if entry.repository is None or entry.file is None:
         raise ModelNotFoundError(
-            f"{entry.name!r} is not fetched by its name, since {why} and it could not be verified. If you trust it, "
-            f"take it from {where} with `from_single_file`."
+            f"{entry.name!r} cannot be fetched by its name, since no copy of it on the Hub is known. Get it from "
+            f"{entry.source} and take the file with `from_single_file` or `load_direction`."
         )
-    return download_file(
+    path = download_file(
         entry.repository,
         entry.file,
         sha256=entry.sha256,
@@ -151,29 +156,38 @@ def fetch(
         force_download=force_download,
         timeout=timeout,
     )
+    if entry.sha256 is None:
+        logger.warning(
+            "No sha256 of %s is known in advance: %s of %s was checked against the Hub's own, %s.",
+            entry.name,
+            entry.file,
+            entry.repository,
+            file_sha256(path),
+        )
+    return path
 
 
 def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[KnownModel]:
     """What there is: built-in models, models in the Hub's cache, and the catalogue. Uses no network."""
     models = [
         KnownModel(
-            name, "built in", _bytes(hub.builtin_path(name)), _licence(hub.builtin_path(name)), "nothing to fetch"
+            name, "built in", _bytes(hub.builtin_path(name)), read_licence(hub.builtin_path(name)), "nothing to fetch"
         )
         for name in hub.builtin_models()
     ]
     cached = cached_snapshots(cache_dir)
     for repo_id, folder in cached:
         if _is_ours(folder):
-            models.append(KnownModel(repo_id, "cached", _bytes(folder), _licence(folder), str(folder)))
+            models.append(KnownModel(repo_id, "cached", _bytes(folder), read_licence(folder), str(folder)))
     folders = dict(cached)
     for entry in catalogue():
         there = folders.get(entry.repository or "")
         if there is not None and entry.file is not None and (there / entry.file).is_file():
             detail = f"in the cache: {there / entry.file}"
-        elif entry.verifiable:
+        elif entry.fetchable:
             detail = f"{entry.repository}: {entry.file}"
         else:
-            detail = f"by hand: {entry.repository + ': ' + str(entry.file) if entry.repository else entry.source}"
+            detail = f"by hand: {entry.source}"
         models.append(KnownModel(entry.name, "catalogue", entry.size, entry.licence, detail))
     return models
 
@@ -196,6 +210,16 @@ def describe_models(cache_dir: str | os.PathLike[str] | None = None) -> str:
     return "\n".join(lines)
 
 
+def read_licence(folder: Path) -> str:
+    """The licence of a model's weights, as the header of its card names it."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return "see its page"
+    header = card.read_text("utf-8", errors="replace").partition("---\n")[2].partition("\n---")[0]
+    found = dict(re.findall(r"^(license\w*): *\"?([^\"\n]+)\"?$", header, flags=re.MULTILINE))
+    return found.get("license_name") or found.get("license") or "not stated"
+
+
 def _is_ours(folder: Path) -> bool:
     try:
         config = hub.read_config(folder)
@@ -206,13 +230,3 @@ def _is_ours(folder: Path) -> bool:
 
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _licence(folder: Path) -> str:
-    """What the header of the card says."""
-    card = folder / "README.md"
-    if not card.is_file():
-        return "see its page"
-    header = card.read_text("utf-8", errors="replace").partition("---\n")[2].partition("\n---")[0]
-    found = dict(re.findall(r"^(license\w*): *\"?([^\"\n]+)\"?$", header, flags=re.MULTILINE))
-    return found.get("license_name") or found.get("license") or "not stated"

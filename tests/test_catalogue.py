@@ -50,9 +50,9 @@ def test_the_table() -> None:
         assert entry.file is None or ".." not in entry.file
         assert entry.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
         assert entry.size is None or entry.sha256 is not None
-        assert entry.verifiable == (entry.sha256 is not None)
+        assert entry.fetchable == (entry.repository is not None)
         assert entry.kind in CatalogueEntry.__doc__  # type: ignore[operator]
-    assert sum(entry.verifiable for entry in entries) == 4
+    assert sum(entry.fetchable for entry in entries) == 16 and sum(entry.sha256 is not None for entry in entries) == 4
 
 
 def test_find() -> None:
@@ -119,12 +119,22 @@ def test_what_is_not_the_file_is_refused(fake_hub: FakeHub, entry: CatalogueEntr
     assert fetch(entry, cache_dir=cache, timeout=60.0).read_bytes() == CONTENT
 
 
-def test_what_cannot_be_verified_is_not_fetched(fake_hub: FakeHub) -> None:
-    with pytest.raises(
-        ModelNotFoundError, match=r"no sha256 of it is known .* take it from hf://public-data/e4e/e4e_ffhq_encode\.pt"
-    ):
-        fetch(find_entry("e4e-ffhq-1024"))
-    with pytest.raises(ModelNotFoundError, match=r"no copy of it on the Hub is known .* omertov/encoder4editing"):
+def test_without_a_sha256_the_hubs_own_counts(
+    fake_hub: FakeHub, entry: CatalogueEntry, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    loose = dataclasses.replace(entry, sha256=None, size=None)
+    assert fetch(loose, timeout=60.0).read_bytes() == CONTENT
+    assert f"against the Hub's own, {entry.sha256}" in caplog.text
+    caplog.clear()
+    assert fetch(entry, timeout=60.0).read_bytes() == CONTENT and not caplog.text
+    path = fetch(loose, local_files_only=True)
+    path.resolve().write_bytes(CONTENT[:-1] + b"!")  # the same size
+    with pytest.raises((CheckpointError, ModelNotFoundError)):
+        fetch(loose, local_files_only=True)
+
+
+def test_what_is_not_on_the_hub_is_not_fetched(fake_hub: FakeHub) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"no copy of it on the Hub is known\. Get it from omertov"):
         fetch(find_entry("direction-ffhq-age"))
     assert not fake_hub.log
 
@@ -144,7 +154,7 @@ def test_list(fake_hub: FakeHub, pti: PTIPipeline, tmp_path: Path, capsys: pytes
     assert models["faces64"].size is not None and 5e7 < models["faces64"].size < 2e8
     assert models["org/mine"].where == "cached" and models["org/mine"].size and "org/other" not in models
     assert models["e4e-ffhq-1024"].detail == f"in the cache: {file}"
-    assert models["psp-ffhq-1024"].detail == "by hand: trysem/pixel2style2pixel: psp_ffhq_encode.pt"
+    assert models["psp-ffhq-1024"].detail == "trysem/pixel2style2pixel: psp_ffhq_encode.pt"
     assert models["arcface-ir-se50"].detail.startswith("AIRI-Institute/StyleFeatureEditor: ")
     assert models["direction-ffhq-age"].detail == "by hand: omertov/encoder4editing (GitHub): age.pt"
 
@@ -158,7 +168,7 @@ def test_list(fake_hub: FakeHub, pti: PTIPipeline, tmp_path: Path, capsys: pytes
 
 
 def test_licences_of_cards(tmp_path: Path) -> None:
-    assert catalogue._licence(tmp_path) == "see its page"
+    assert catalogue.read_licence(tmp_path) == "see its page"
     for text, expected in (
         ("no header", "not stated"),
         ("---\nlicense: mit\n---\n", "mit"),
@@ -166,4 +176,4 @@ def test_licences_of_cards(tmp_path: Path) -> None:
         ("---\nlicense: other\nlicense_name: mine\n---\n", "mine"),
     ):
         (tmp_path / "README.md").write_text(text)
-        assert catalogue._licence(tmp_path) == expected
+        assert catalogue.read_licence(tmp_path) == expected

@@ -24,7 +24,7 @@ from stylegan_inversion.preprocessing.paste import paste_back
 logger = logging.getLogger(__name__)
 
 ImageLike = Any
-"""A path, a PIL image, bytes or an array; see `preprocessing.image.load_image`."""
+"""A path, a PIL image, bytes or an array, see `preprocessing.image.load_image`; or a `Crop` that `align` gave."""
 
 
 class InversionPipeline(PretrainedPipeline):
@@ -78,16 +78,24 @@ class InversionPipeline(PretrainedPipeline):
         """Load one photo and cut the face out of it.
 
         Args:
-            image: The photo.
+            image: The photo. A crop is given back as it is.
             align: Find the face and cut it out. False takes the photo as an aligned crop.
             face: Which face, by size: 0 is the largest.
 
         Raises:
             InvalidImageError: If the photo cannot be read.
             FaceNotFoundError: If there is no face, or not that many.
+            ValueError: If a crop was made for another resolution.
         """
-        photo = load_image(image)
         resolution = self.generator.config.resolution
+        if isinstance(image, Crop):
+            if image.image.size != (resolution, resolution):
+                raise ValueError(
+                    f"The crop is {image.image.width} x {image.image.height}, but this model draws {resolution} x "
+                    f"{resolution}: cut it out with this pipeline's `align`."
+                )
+            return image
+        photo = load_image(image)
         if not align:
             return uncropped(photo, resolution)
         landmarks = [found.landmarks for found in self.detector(photo)]

@@ -214,7 +214,7 @@ def find_known_model(
         timeout: "
 
     Raises:
-        ModelNotFoundError: If it is not in the catalogue, or cannot be fetched or verified.
+        ModelNotFoundError: If it is not in the catalogue, or cannot be fetched.
         CheckpointError: If another file came, or it cannot be converted.
     """
     entry = find_entry(name)
@@ -229,7 +229,7 @@ def find_known_model(
         timeout=timeout,
     )
     storage = cache_root(cache_dir) / "converted--stylegan-inversion"
-    folder = storage / f"{entry.sha256}-{CONVERTED}"
+    folder = storage / f"{entry.sha256 or file_sha256(path)}-{CONVERTED}"
     if (folder / hub.CONFIG_NAME).is_file():
         return folder
     storage.mkdir(parents=True, exist_ok=True)

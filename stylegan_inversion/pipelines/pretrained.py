@@ -93,7 +93,7 @@ class PretrainedPipeline(abc.ABC):
 
         Args:
             name_or_path: A folder, a built-in model, "organisation/repository", or a checkpoint of the field in the
-                catalogue: those whose sha256 is known are fetched, verified and converted once; of the others the
+                catalogue: those with a copy on the Hub are fetched, verified and converted once; of the others the
                 error says where they are.
             revision: Branch, tag or commit on the Hub.
             subfolder: Folder inside the model.

@@ -132,6 +132,25 @@ class PTIPipeline(InversionPipeline):
             )
         return self.encoders[name]
 
+    def encoder_pipeline(self, name: str) -> EncoderPipeline:
+        """The model's encoder as a pipeline of its own; it shares this one's networks, directions and detector.
+
+        Args:
+            name: "e4e" or "psp"; `pivots` says which of them the model holds.
+
+        Raises:
+            ValueError: If it is neither.
+            ModelNotFoundError: If the model does not hold it.
+            CheckpointError: If the encoder's files are damaged.
+        """
+        if name not in _ENCODERS:
+            raise ValueError(f"`name` must be {' or '.join(_ENCODERS)}, got {name!r}.")
+        encoder = self._encoder(name)
+        pipeline = _ENCODERS[name](self.generator, encoder, crop_scale=self.crop_scale, detector=self.detector)
+        pipeline.directions = self.directions
+        pipeline._name = self._name
+        return pipeline
+
     @classmethod
     def _check_dtype(cls, dtype: torch.dtype | None) -> None:
         if dtype not in (None, torch.float32, torch.float64):

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,23 @@ from tqdm.auto import tqdm
 
 from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.remote.integrity import sweep, unfinished
+
+_report: ContextVar[Callable[[int, int], object] | None] = ContextVar("report", default=None)
+
+
+@contextmanager
+def report_downloads(report: Callable[[int, int], object]) -> Iterator[None]:
+    """Hear how far the downloads are that this thread starts within the block, if they run under a timeout.
+
+    Args:
+        report: Called with the bytes that are done and those there are, 0 while that is not known; of several
+            downloads one after the other, each counts by itself. What it raises ends the download.
+    """
+    token = _report.set(report)
+    try:
+        yield
+    finally:
+        _report.reset(token)
 
 
 class DeadlineError(ModelNotFoundError):
@@ -118,6 +137,8 @@ def _in_process(function: str, arguments: dict[str, Any], timeout: float, storag
                     if "done" in answer:
                         bar.total, bar.n = answer["total"], answer["done"]
                         bar.refresh()
+                        if (report := _report.get()) is not None:
+                            report(answer["done"], answer["total"])
         finally:
             timer.cancel()
             process.kill()

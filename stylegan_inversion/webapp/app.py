@@ -1,60 +1,109 @@
-"""The web app: upload a photo, invert the face, move the sliders, download. Gradio, no maths."""
+"""The web app: upload a photo, invert the face, edit, compare, play, download; and the API. Gradio, no maths."""
 
-from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, no_type_check
+import contextlib
+import importlib.util
+import signal
+import sys
+from typing import Any
 
-from PIL import Image
+from starlette.middleware import Middleware
 
-from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.pipelines.pti import PTIPipeline
-from stylegan_inversion.preprocessing.align import Crop
-from stylegan_inversion.webapp.endpoints import Endpoints, gr, name_api
-from stylegan_inversion.webapp.page import CSS, build_page, note_html, status_html
+from stylegan_inversion.webapp.actions import Actions, gr
+from stylegan_inversion.webapp.api import Api, name_endpoints
+from stylegan_inversion.webapp.compare_tab import CompareTab
+from stylegan_inversion.webapp.edit_tab import EditTab
+from stylegan_inversion.webapp.guard import Janitor, LimitBody, SecurityHeaders, VisitorCookie, owner_of
+from stylegan_inversion.webapp.model_picker import ModelPicker
+from stylegan_inversion.webapp.models import Model, Models, load_model
+from stylegan_inversion.webapp.photo_column import HIDDEN, PhotoColumn
+from stylegan_inversion.webapp.play_tab import PlayTab
 from stylegan_inversion.webapp.sessions import Sessions
+from stylegan_inversion.webapp.theme import CSS, SCRIPT, make_theme
+from stylegan_inversion.webapp.words import FOOTNOTE, TITLE, note_html
 
-SHOWN_FACE, SHOWN_PHOTO = 512, 1280  # pixels a side, at least and at most; downloads are not resized
-CLICK_DOWNLOAD = "() => setTimeout(() => document.querySelector('#download').click(), 200)"
-
-KEYS_RELEASE = """() => document.addEventListener("keyup", event => {
-    if (event.target.type === "range") event.target.dispatchEvent(new PointerEvent("pointerup", {bubbles: true}));
-})"""  # arrow keys move Gradio's sliders without a `release`
+MODEL_BYTES = 2_000_000_000  # of an uploaded model at most
+TIME_TO_LIVE = 1800.0  # seconds that results and files are kept after their last use
 
 
-def build_app(pipeline: PTIPipeline, *, sessions: Sessions | None = None) -> Any:
+def build_app(
+    models: Models | Model, *, sessions: Sessions | None = None, janitor: Janitor | None = None, tuning_slots: int = 1
+) -> Any:
     """Build the page and its API.
 
     Args:
-        pipeline: Inverts and edits; it is shared by all visitors and never changed.
-        sessions: Keeps the results. `None` keeps the newest 8, for 30 minutes after their last use.
+        models: What can be run; the first is shown first. They are shared by all visitors and never changed.
+        sessions: Keeps the results. `None` keeps the newest 32, at most 6 of a visitor, for 30 minutes after their
+            last use.
+        janitor: Owns the folder for files. `None` makes a private one that is emptied.
+        tuning_slots: How many generators are tuned at the same time.
 
     Returns:
         `gr.Blocks`; start it with `.launch(**launch_options())`.
     """
-    endpoints = Endpoints(pipeline, Sessions(pipeline) if sessions is None else sessions)
+    models = Models(models) if isinstance(models, Model) else models
+    janitor = janitor or Janitor(time_to_live=TIME_TO_LIVE)
+    sessions = Sessions(time_to_live=TIME_TO_LIVE) if sessions is None else sessions  # an empty one is false
+    actions = Actions(models, sessions, janitor, tuning_slots=tuning_slots)
+    first = models.first
     with gr.Blocks(title="StyleGAN inversion", analytics_enabled=False, delete_cache=(300, 1800)) as demo:
-        ui = build_page(pipeline)
-        name_api(endpoints, ui.strengths)  # first, so that the API gets the plain names
-        _connect(ui, endpoints)
-    return demo.queue(max_size=32, default_concurrency_limit=1)
+        gr.Markdown(TITLE, elem_id="title")
+        with gr.Row(equal_height=False):
+            with gr.Column(min_width=320, scale=9):
+                picker = ModelPicker(actions)
+                column = PhotoColumn(actions, first)
+            with gr.Column(min_width=320, scale=14), gr.Tabs(selected="edit") as tabs:
+                with gr.Tab("Edit a photo", id="edit"):
+                    edit_tab = EditTab(actions, first, open_choice=models.open)
+                with gr.Tab("Compare the methods", id="compare"):
+                    compare_tab = CompareTab(actions, first)
+                with gr.Tab("Play", id="play"):
+                    play_tab = PlayTab(actions, first)
+        gr.Markdown(FOOTNOTE, elem_classes="footnote")
+        with gr.Row():
+            delete = gr.Button("Delete my data now", size="md", min_width=200, scale=0)
+        deleted = gr.HTML(note_html(""))
+        name_endpoints(Api(actions))
+        column.connect(picker.name)
+        edit_tab.connect(column, picker.name)
+        compare_tab.connect(column, picker.name)
+        play_tab.connect(edit_tab, picker.name, tabs)
+        picker.connect([edit_tab, compare_tab, play_tab], column)
+
+        def forget(request: gr.Request) -> dict[Any, Any]:
+            count = actions.forget(owner_of(request))
+            shut = {k: v for tab in (edit_tab, compare_tab, play_tab) for k, v in tab.take(first).items()}
+            words = f"Deleted: your photo, {count} result{'' if count == 1 else 's'} and all files."
+            return {**shut, column.photo: None, deleted: note_html(words)}
+
+        shown = [part for tab in (edit_tab, compare_tab, play_tab) for part in tab.takes]
+        delete.click(forget, None, list(dict.fromkeys([*shown, column.photo, deleted])), queue=False, **HIDDEN)
+    janitor.keep()  # the examples
+    demo.janitor = janitor  # lives as long as the app
+    return demo.queue(max_size=32, default_concurrency_limit=4)
 
 
-def launch_options() -> dict[str, Any]:
-    """What `gr.Blocks.launch` needs to know: looks, limits, and that nothing is recorded."""
-    theme = gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # none to fetch
+def launch_options(*, open_choice: bool = False) -> dict[str, Any]:
+    """What `gr.Blocks.launch` needs to know: looks, limits, and that nothing is recorded.
+
+    Args:
+        open_choice: Whether visitors may upload models, which are larger than photos.
+    """
+    limits = {"max_bytes": MODEL_BYTES, "max_parts": 64} if open_choice else {}
+    middleware = [Middleware(LimitBody, **limits), Middleware(VisitorCookie), Middleware(SecurityHeaders)]
     return {
-        "theme": theme,
+        "theme": make_theme(),
         "css": CSS,
-        "js": KEYS_RELEASE,
+        "js": SCRIPT,
         "ssr_mode": False,
         "show_error": False,  # `gr.Error` is shown all the same; other errors may hold paths
-        "max_file_size": "20mb",
+        "max_file_size": MODEL_BYTES if open_choice else "20mb",
+        "num_workers": 0,  # Gradio's file workers would take uploads without our middleware
         "state_session_capacity": 200,
         "enable_monitoring": False,
         "run_history": False,
-        "mcp_server": False,
+        "mcp_server": importlib.util.find_spec("mcp") is not None,
         "footer_links": ["api", "gradio", "settings"],
+        "app_kwargs": {"middleware": middleware},
     }
 
 
@@ -65,146 +114,34 @@ def launch(
     port: int | None = None,
     share: bool = False,
     device: str = "auto",
+    open_choice: bool | None = None,
+    tuning_slots: int = 1,
 ) -> None:
     """Serve the app until it is interrupted.
 
     Args:
-        model: A built-in model, a folder, or a repository on the Hugging Face Hub.
+        model: A built-in model, a folder, a repository on the Hugging Face Hub, or a name of the catalogue.
         host: Address to listen on. "0.0.0.0" is everyone who can reach this machine.
         port: Port to listen on. `None` means the first free one from 7860.
         share: Also open a public link through Gradio's servers.
         device: Where to run; "auto" is the best there is.
+        open_choice: Whether visitors may load other models and upload folders. `None` means only if nobody but this
+            machine can reach the app.
+        tuning_slots: How many generators are tuned at the same time.
 
     Raises:
         ModelNotFoundError: If there is no such model.
         CheckpointError: If a file of the model is damaged.
     """
-    pipeline = PTIPipeline.from_pretrained(model, device=device)
-    build_app(pipeline).launch(server_name=host, server_port=port, share=share, **launch_options())
-
-
-def _connect(ui: SimpleNamespace, endpoints: Endpoints) -> None:
-    """What the visible page does."""
-    sliders = list(ui.strengths.values())
-    sources = [ui.photo, ui.face, ui.is_crop]
-    found = [ui.aligned, ui.crop, ui.face]
-    pictures = [ui.compare, ui.result]
-
-    def strengths_of(values: tuple[float, ...]) -> dict[str, float]:
-        return dict(zip(ui.strengths, values, strict=True))
-
-    def show_face(photo: bytes | None, face: int, is_crop: bool) -> dict[Any, Any]:
-        return show_crop(endpoints.crop(photo, face, not is_crop))
-
-    def show_crop(crop: Crop) -> dict[Any, Any]:
-        choices = [(str(i + 1), i) for i in range(crop.face_count)]
-        label = f"{crop.face_count} faces found; which one? 1 is the largest"
-        return {
-            ui.aligned: gr.update(visible=True),
-            ui.crop: _enlarge(crop.image),
-            ui.face: gr.update(choices=choices, value=crop.face_index, label=label, visible=crop.face_count > 1),
-        }
-
-    def forget_face() -> dict[Any, Any]:
-        return {ui.aligned: gr.update(visible=False), ui.crop: None, ui.face: gr.update(choices=[("1", 0)], value=0)}
-
-    def show_edit(token: str, *values: float) -> tuple[Any, Any]:
-        out = endpoints.edited(token, **strengths_of(values))
-        return _pair(out), _shrink(endpoints.pictures(out)[1])
-
-    def reset(token: str) -> tuple[Any, ...]:
-        return (*[0.0] * len(sliders), *show_edit(token, *[0.0] * len(sliders)))
-
-    def show_waiting(old_token: str) -> dict[Any, Any]:
-        endpoints.sessions.drop(old_token)
-        return {
-            ui.status: gr.update(visible=True, value=note_html("Waiting for the photo and a free place …")),
-            ui.invert: gr.update(interactive=False),
-            **{part: gr.update(visible=False) for part in (ui.how_to, ui.pictures, ui.editing)},
-        }
-
-    def show_failed() -> dict[Any, Any]:
-        return {
-            ui.invert: gr.update(interactive=True),
-            ui.how_to: gr.update(visible=True),
-            **{part: gr.update(visible=False) for part in (ui.status, ui.pictures, ui.stop)},
-        }
-
-    @no_type_check  # Gradio must see a generator function, which run-time type checks would hide
-    def invert(photo, face, is_crop, num_w_steps, num_tuning_steps):
-        crop = endpoints.crop(photo, face, not is_crop)
-        before = shown = _enlarge(crop.image)
-        visible = {part: gr.update(visible=True) for part in (ui.pictures, ui.stop)}
-        yield {**show_crop(crop), **visible, ui.compare: (before, before), ui.result: _shrink(crop.photo)}
-        for report in endpoints.run(crop, num_w_steps, num_tuning_steps):
-            changes = {ui.token: report.token, ui.status: status_html(report)}
-            if report.preview is not None and report.preview is not shown:
-                shown = report.preview
-                changes[ui.compare] = (before, _enlarge(shown))
-            if report.output is not None:
-                changes[ui.compare] = _pair(report.output)
-                changes[ui.result] = _shrink(endpoints.pictures(report.output)[1])
-                changes |= {ui.invert: gr.update(interactive=True), ui.stop: gr.update(visible=False)}
-                changes |= {ui.editing: gr.update(visible=True)} | {slider: 0.0 for slider in sliders}
-            yield changes
-
-    def stop(token: str) -> None:
-        endpoints.stop(token)
-
-    def downloader(kind: str) -> Callable[..., str]:
-        return lambda token, *values: endpoints.write(kind, Path(ui.file.GRADIO_CACHE), token, **strengths_of(values))
-
-    hidden: dict[str, Any] = {"api_visibility": "private"}
-    gr.on(
-        [ui.align.click, ui.face.input],
-        show_face,
-        sources,
-        found,
-        concurrency_id="align",
-        **hidden,
+    alone = host in ("127.0.0.1", "localhost", "::1") and not share
+    open_choice = alone if open_choice is None else open_choice
+    demo = build_app(
+        Models(load_model(model, device=device), open=open_choice, device=device), tuning_slots=tuning_slots
     )
-    ui.photo.change(forget_face, None, found, show_progress="hidden", queue=False, **hidden)
-    parts = [ui.status, ui.invert, ui.stop, ui.how_to, ui.pictures, ui.editing, *pictures]
-    running = ui.invert.click(show_waiting, ui.token, parts, queue=False, show_progress="hidden", **hidden).then(
-        invert,
-        [*sources, ui.w_steps, ui.tuning_steps],
-        [*parts, ui.token, *found, *sliders],
-        concurrency_id="invert",
-        show_progress="minimal",
-        show_progress_on=[ui.status],
-        **hidden,
-    )
-    running.failure(show_failed, None, parts, queue=False, show_progress="hidden", **hidden)
-    ui.stop.click(stop, ui.token, None, queue=False, show_progress="hidden", **hidden)
-    if sliders:
-        gr.on(
-            [slider.release for slider in sliders],
-            show_edit,
-            [ui.token, *sliders],
-            pictures,
-            trigger_mode="always_last",
-            concurrency_id="edit",
-            concurrency_limit=2,
-            show_progress="minimal",
-            **hidden,
-        )
-    ui.reset.click(reset, ui.token, [*sliders, *pictures], concurrency_id="edit", show_progress="hidden", **hidden)
-    for kind, button in ui.downloads.items():
-        button.click(downloader(kind), [ui.token, *sliders], ui.file, concurrency_id="edit", **hidden).success(
-            None, js=CLICK_DOWNLOAD, **hidden
-        )
-
-
-def _pair(out: InversionOutput) -> tuple[Image.Image, Image.Image]:
-    return _enlarge(out.crops[0].image), _enlarge(out.images[0])
-
-
-def _enlarge(image: Image.Image) -> Image.Image:
-    size = (SHOWN_FACE, SHOWN_FACE)
-    return image if image.width >= SHOWN_FACE else image.resize(size, Image.Resampling.BICUBIC)
-
-
-def _shrink(image: Image.Image) -> Image.Image:
-    shown = image.copy()
-    shown.thumbnail((SHOWN_PHOTO, SHOWN_PHOTO))
-    return shown
+    with contextlib.suppress(ValueError):  # only the main thread may
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the files are removed
+    try:
+        options = launch_options(open_choice=open_choice)
+        demo.launch(server_name=host, server_port=port, share=share, **options)
+    finally:
+        demo.janitor.close()

@@ -1,215 +1,227 @@
-"""The inversions of an app's visitors: each runs in a thread, can be stopped, and is kept for a while under a token.
+"""The inversions of an app's visitors: what runs can be stopped, and what is done is kept for a while under a token.
 
-Knows no user interface. Results live in memory only, never on disk.
+Knows no user interface and no method of inversion. Results live in memory only, never on disk.
 """
 
-import dataclasses
-import logging
-import queue
 import secrets
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from PIL import Image
 
 from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.pipelines.pti import PTIPipeline
-from stylegan_inversion.preprocessing.align import Crop
-from stylegan_inversion.preprocessing.image import to_pil
+from stylegan_inversion.webapp.running import OnStep, Run
+from stylegan_inversion.webapp.running import Progress as Progress
 
-logger = logging.getLogger(__name__)
+WAIT_SECONDS = 0.1  # between two looks at whether the last inversion has ended
 
-REPORT_SECONDS = 0.25  # between two reports at least
-PREVIEW_STEPS = 10  # between two previews at least
-HEARTBEAT_SECONDS = 0.5  # between two reports at most, so that whoever consumes them can leave
+
+class BusyError(ValueError):
+    """The visitor's last inversion still runs; the message says what to do."""
 
 
 @dataclass(frozen=True, eq=False)
-class Progress:
-    """How far an inversion is.
+class Kept:
+    """What lies under a token.
 
     Attributes:
-        token: What stops it now and names its result later. Whoever holds it may do both; it cannot be guessed.
-        stage: "start", "projection", "tuning" or "done".
-        step: Steps done, over both stages.
-        total: Steps of both stages at most.
-        loss: Of the last step; `None` before the first.
-        seconds: Since the start.
-        preview: The newest picture; `None` before the first.
-        output: The result, at "done".
+        output: The result.
+        model: Name of the model that made it and can edit it.
     """
 
-    token: str
-    stage: Literal["start", "projection", "tuning", "done"]
-    step: int
-    total: int
-    loss: float | None = None
-    seconds: float = 0.0
-    preview: Image.Image | None = None
-    output: InversionOutput | None = None
+    output: InversionOutput
+    model: str
+
+
+@dataclass(eq=False)
+class _Entry:
+    kept: Kept
+    owner: str | None
+    used: float
 
 
 class Sessions:
-    """Runs inversions and keeps their results by token: the newest few, until nobody has used them for a while."""
+    """Runs inversions and keeps their results by token: the newest few, until nobody has used them for a while.
+
+    What a visitor with an owner name made needs the token and the same owner; to anyone else it looks as if it were
+    not there. What was made without an owner (by a program, which has no cookie) is opened by its token alone.
+
+    Tokens have 256 bits and are looked up in a dict, not compared in constant time: the lookup compares keyed hashes of
+    whole strings, so its timing tells nothing of a token's first characters.
+    """
 
     def __init__(
         self,
-        pipeline: PTIPipeline,
         *,
-        capacity: int = 8,
+        capacity: int = 32,
+        per_owner: int = 6,
         time_to_live: float = 1800.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Share one pipeline, which is never changed, among all visitors.
+        """Start empty.
 
         Args:
-            pipeline: Inverts.
             capacity: How many results to keep; the one not used for longest goes first.
+            per_owner: How many of them may be one owner's; then that owner's goes that was not used for longest.
             time_to_live: Seconds a result is kept after its last use.
             clock: Seconds, never going back.
 
         Raises:
-            ValueError: If `capacity` is below 1 or `time_to_live` is not positive.
+            ValueError: If `capacity` or `per_owner` is below 1 or `time_to_live` is not positive.
         """
         if capacity < 1:
             raise ValueError(f"`capacity` must be >= 1, got {capacity}.")
+        if per_owner < 1:
+            raise ValueError(f"`per_owner` must be >= 1, got {per_owner}.")
         if not time_to_live > 0:
             raise ValueError(f"`time_to_live` must be positive, got {time_to_live}.")
-        self.pipeline = pipeline
         self.capacity = capacity
+        self.per_owner = per_owner
         self.time_to_live = time_to_live
         self._clock = clock
         self._lock = threading.RLock()
-        self._outputs: OrderedDict[str, tuple[float, InversionOutput]] = OrderedDict()  # the least recently used first
-        self._running: dict[str, threading.Event] = {}
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # the least recently used first
+        self._running: dict[str, Run] = {}
         self._sweeper: threading.Timer | None = None
 
-    def invert(self, crop: Crop, *, num_w_steps: int, num_tuning_steps: int) -> Iterator[Progress]:
-        """Invert a face in a thread; closing the iterator ends it and forgets the result.
+    def run(
+        self,
+        work: Callable[[OnStep], InversionOutput],
+        *,
+        total: int,
+        first_stage_steps: int,
+        owner: str | None,
+        model: str,
+    ) -> Iterator[Progress]:
+        """Run an inversion in a thread; closing the iterator ends it and forgets the result.
+
+        An owner has one inversion at a time. One that was stopped or left is waited for, which takes a step at most.
 
         Args:
-            crop: The face, from `pipeline.align`.
-            num_w_steps: Steps of the projection.
-            num_tuning_steps: Steps of the tuning at most.
+            work: Inverts; it calls its argument after each step and ends when that returns True.
+            total: Steps of all stages at most; 0 if there are none.
+            first_stage_steps: Steps of the stage before "tuning", by which those of "tuning" are shifted.
+            owner: Who may use the result; `None` means whoever has the token.
+            model: Name of the model, kept with the result.
 
         Yields:
-            Reports, at least two a second; the last one has the output, which is kept under its token.
+            Reports, at least two a second; the last one has the output, which is kept under its token. If the owner is
+            forgotten meanwhile, they end without it.
 
         Raises:
-            Exception: Whatever the pipeline raises.
+            BusyError: If another inversion of this owner runs.
+            Exception: Whatever `work` raises.
         """
-        token, stop = secrets.token_urlsafe(32), threading.Event()
-        reports: queue.SimpleQueue[Progress | InversionOutput | Exception] = queue.SimpleQueue()
-        latest = Progress(token, "start", 0, num_w_steps + num_tuning_steps)
-        arguments = (crop, num_w_steps, num_tuning_steps, latest, stop, reports)
-        self._running[token] = stop
+        run = Run(work, total=total, first_stage_steps=first_stage_steps, owner=owner)
+        with self._lock:
+            others = [other for other in self._running.values() if owner is not None and other.owner == owner]
+            if not all(other.stop.is_set() for other in others):
+                raise BusyError("Your last inversion still runs. Stop it, or wait until it is done.")
+            self._running[run.token] = run
         try:
-            threading.Thread(target=self._work, args=arguments, name="inversion", daemon=True).start()
-            while True:
-                yield latest
-                try:
-                    report = reports.get(timeout=HEARTBEAT_SECONDS)
-                    while not reports.empty():  # the newest will do; a result or an error is always the last
-                        report = reports.get()
-                except queue.Empty:
-                    continue
-                if isinstance(report, Exception):
-                    raise report
-                if isinstance(report, InversionOutput):
-                    self._keep(token, report)
-                    yield dataclasses.replace(latest, stage="done", output=report)
-                    return
-                latest = report
+            while any(other.token in self._running for other in others):
+                yield run.latest
+                time.sleep(WAIT_SECONDS)
+        except BaseException:  # the iterator was closed
+            self._end(run)
+            raise
+        reports = run.reports(when_ended=lambda: self._end(run))
+        try:
+            for report in reports:
+                with self._lock:
+                    if run.forgotten:
+                        return
+                    if report.output is not None:
+                        self._keep(run.token, report.output, owner, model)
+                yield report
         finally:
-            stop.set()
-            del self._running[token]
+            reports.close()
 
-    def _work(
-        self,
-        crop: Crop,
-        num_w_steps: int,
-        num_tuning_steps: int,
-        report: Progress,
-        stop: threading.Event,
-        reports: "queue.SimpleQueue[Progress | InversionOutput | Exception]",
-    ) -> None:
-        start = reported = time.perf_counter()
-        preview, previewed = None, 0
+    def _end(self, run: Run) -> None:
+        with self._lock:
+            self._running.pop(run.token, None)
 
-        def on_step(step: int, info: dict[str, Any]) -> bool:
-            nonlocal reported, preview, previewed
-            now = time.perf_counter()
-            if now - reported >= REPORT_SECONDS:
-                step += num_w_steps if info["stage"] == "tuning" else 0
-                if previewed == 0 or step - previewed >= PREVIEW_STEPS:
-                    preview, previewed = to_pil(info["y_hat"].cpu())[0], step
-                reported = now
-                changes = {"stage": info["stage"], "step": step, "loss": info["loss"], "preview": preview}
-                reports.put(dataclasses.replace(report, seconds=now - start, **changes))
-            return stop.is_set()  # ends this stage; the next one then ends at its first step
+    def add(self, output: InversionOutput, *, owner: str | None, model: str) -> str:
+        """Keep a result that needed no run, and return its token."""
+        token = secrets.token_urlsafe(32)
+        self._keep(token, output, owner, model)
+        return token
 
-        try:
-            out = self.pipeline(
-                crop.image,
-                align=False,  # done already
-                num_w_steps=num_w_steps,
-                num_tuning_steps=num_tuning_steps,
-                callback=on_step,
-            )
-            where = {"face_count": crop.face_count, "face_index": crop.face_index}
-            reports.put(dataclasses.replace(out, crops=[crop], reports=[{**r, **where} for r in out.reports]))
-        except Exception as e:
-            reports.put(e)
+    def get(self, token: str, *, owner: str | None) -> Kept | None:
+        """The result under a token, which counts as use; `None` if there is none, no longer, or it is another's."""
+        with self._lock:
+            self._evict()
+            entry = self._entries.get(token)
+            if entry is None or entry.owner not in (None, owner):
+                return None
+            entry.used = self._clock()
+            self._entries.move_to_end(token)
+            return entry.kept
 
-    def stop(self, token: str) -> bool:
+    def stop(self, token: str, *, owner: str | None) -> bool:
         """End a running inversion within a step; its best state so far becomes the result.
 
         Returns:
-            Whether an inversion with this token is running.
+            Whether an inversion with this token is running and the owner's.
         """
-        event = self._running.get(token)
-        if event is not None:
-            event.set()
-        return event is not None
+        run = self._running.get(token)
+        if run is None or run.owner not in (None, owner):
+            return False
+        run.stop.set()
+        return True
 
-    def output(self, token: str) -> InversionOutput | None:
-        """The result under a token, which counts as use; `None` if there is none, or no longer."""
+    def drop(self, token: str, *, owner: str | None) -> None:
+        """Forget a result, if it is there and the owner's."""
+        with self._lock:
+            entry = self._entries.get(token)
+            if entry is not None and entry.owner in (None, owner):
+                del self._entries[token]
+
+    def forget(self, owner: str | None) -> int:
+        """Forget all results of an owner and end what runs, whose result is not kept.
+
+        Args:
+            owner: Whose; of `None` nothing is forgotten, as what was made without an owner is not one visitor's.
+
+        Returns:
+            How many results and runs there were.
+        """
+        if owner is None:
+            return 0
         with self._lock:
             self._evict()
-            if token not in self._outputs:
-                return None
-            _, output = self._outputs.pop(token)
-            self._outputs[token] = (self._clock(), output)
-            return output
-
-    def drop(self, token: str) -> None:
-        """Forget a result, if it is there."""
-        with self._lock:
-            self._outputs.pop(token, None)
+            tokens = [token for token, entry in self._entries.items() if entry.owner == owner]
+            for token in tokens:
+                del self._entries[token]
+            runs = [run for run in list(self._running.values()) if run.owner == owner and not run.forgotten]
+            for run in runs:
+                run.forgotten = True
+                run.stop.set()
+            return len(tokens) + len(runs)
 
     def __len__(self) -> int:
         """How many results are kept."""
         with self._lock:
             self._evict()
-            return len(self._outputs)
+            return len(self._entries)
 
-    def _keep(self, token: str, output: InversionOutput) -> None:
+    def _keep(self, token: str, output: InversionOutput, owner: str | None, model: str) -> None:
         with self._lock:
             self._evict()
-            while len(self._outputs) >= self.capacity:
-                self._outputs.popitem(last=False)
-            self._outputs[token] = (self._clock(), output)
+            own = [key for key, entry in self._entries.items() if owner is not None and entry.owner == owner]
+            for key in own[: max(len(own) - self.per_owner + 1, 0)]:
+                del self._entries[key]
+            while len(self._entries) >= self.capacity:
+                self._entries.popitem(last=False)
+            self._entries[token] = _Entry(Kept(output, model), owner, self._clock())
             if self._sweeper is None:
                 self._sweep_later()
 
     def _evict(self) -> None:
         oldest = self._clock() - self.time_to_live
-        for token in [token for token, (used, _) in self._outputs.items() if used < oldest]:
-            del self._outputs[token]
+        for token in [token for token, entry in self._entries.items() if entry.used < oldest]:
+            del self._entries[token]
 
     def _sweep_later(self) -> None:
         """Evict even if no visitor comes any more: no face is kept longer than said, by more than a minute."""
@@ -221,5 +233,5 @@ class Sessions:
         with self._lock:
             self._evict()
             self._sweeper = None
-            if self._outputs:
+            if self._entries:
                 self._sweep_later()

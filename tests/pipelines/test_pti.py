@@ -1,6 +1,6 @@
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -174,6 +174,21 @@ def test_encoders_of_sketches_give_no_pivot(pti: PTIPipeline, tmp_path: Path) ->
     assert PTIPipeline.from_pretrained(folder).pivots == ("w", "w_plus", "psp")
     write_config({**read_config(folder), "source": {"kind": "sketch"}}, folder)
     assert PTIPipeline.from_pretrained(folder).pivots == ("w", "w_plus")
+
+
+def test_pipelines_of_the_encoders(pti: PTIPipeline, photo: Image.Image) -> None:
+    pti.encoders = dict(small_encoders())
+    for name, kind in (("e4e", E4EPipeline), ("psp", PSPPipeline)):
+        pipeline = pti.encoder_pipeline(name)
+        assert type(pipeline) is kind and pipeline.encoder is pti.encoders[name]
+        assert pipeline.generator is pti.generator and pipeline.detector is pti.detector
+        assert pipeline.directions is pti.directions and pipeline.crop_scale == pti.crop_scale
+        assert torch.equal(pipeline(photo).w_plus, pti(photo, pivot=cast(Any, name), num_tuning_steps=0).w_plus)
+    with pytest.raises(ValueError, match=r"`name` must be e4e or psp, got 'w'\."):
+        pti.encoder_pipeline("w")
+    del pti.encoders["psp"]
+    with pytest.raises(ModelNotFoundError, match=r"holds no GradualStyleEncoder .* Take one of w, w_plus, e4e"):
+        pti.encoder_pipeline("psp")
 
 
 def test_encoders_of_another_name_are_refused(pti: PTIPipeline) -> None:

@@ -1,0 +1,378 @@
+"""What a visitor or a program can do: the work behind the page and the API, without components.
+
+Results are kept in `Sessions` under a token. Pictures that leave here are files, marked as AI-edited, in a folder of
+their owner.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import math
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from stylegan_inversion.errors import (
+    CheckpointError,
+    DivergedError,
+    FaceNotFoundError,
+    InvalidImageError,
+    MissingDependencyError,
+    ModelNotFoundError,
+)
+from stylegan_inversion.losses.identity import load_identity
+from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.pipelines.pti import PTIPipeline
+from stylegan_inversion.pipelines.styles import edit_frames, interpolate_outputs, mix_outputs, sample_face
+from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
+from stylegan_inversion.preprocessing.image import load_image, to_tensor
+from stylegan_inversion.preprocessing.landmarks import Face
+from stylegan_inversion.webapp.janitor import Janitor
+from stylegan_inversion.webapp.marking import Kind, save_animation, save_marked
+from stylegan_inversion.webapp.models import METHODS, Model, Models
+from stylegan_inversion.webapp.sessions import Kept, Progress, Sessions
+from stylegan_inversion.webapp.turns import Turns
+
+try:
+    import gradio as gr
+except ImportError as e:
+    raise MissingDependencyError('The web app needs Gradio: pip install "stylegan-inversion[app]".') from e
+
+logger = logging.getLogger(__name__)
+
+MAX_STEPS = 1000  # of each stage; what a visitor asks for is clamped to it
+MAX_FRAMES = 60  # of an animation
+SHOWN_FACE, SHOWN_PHOTO = 512, 1024  # pixels a side on the page, at least and at most; downloads are not resized
+REMEMBERED_OWNERS = 1000  # whose uploads can be deleted at once; the others' go by themselves
+REMEMBERED_PHOTOS = 16  # whose faces need not be found again
+EXPIRED = "This inversion has expired or never existed. Invert the photo again."
+
+Owner = str | None
+
+
+class Actions:
+    """The work. Every error it raises for a visitor is a `gr.Error` with a sentence that can be read."""
+
+    def __init__(self, models: Models, sessions: Sessions, janitor: Janitor, *, tuning_slots: int = 1) -> None:
+        """Share models among all visitors; nothing here changes them.
+
+        Args:
+            models: What can be run.
+            sessions: Keeps the results.
+            janitor: Has the folder for visitors' files.
+            tuning_slots: How many generators are tuned at the same time.
+        """
+        self.models, self.sessions, self.janitor = models, sessions, janitor
+        self.turns = Turns(tuning_slots)
+        self._salt = secrets.token_bytes(32)
+        self._identity = threading.local()
+        self._uploads: OrderedDict[str, set[Path]] = OrderedDict()
+        self._faces: OrderedDict[str, list[Face]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    # Photos
+
+    def model(self, name: str | None) -> Model:
+        """The model of a name, loaded if needed; the first one for `None` or nothing."""
+        with messages():
+            return self.models.get(name) if name else self.models.first
+
+    def faces(self, photo: bytes | None, model: str | None = None) -> tuple[Image.Image, list[Face]]:
+        """The photo, upright, and its faces, the largest first."""
+        if not photo:
+            raise gr.Error("Choose a photo first.", print_exception=False)
+        with messages():
+            image, key = load_image(photo), hashlib.sha256(photo).hexdigest()
+            with self._lock:
+                found = self._faces.get(key)
+            if found is None:
+                found = self.model(model).pti.detector(image)
+                with self._lock:
+                    self._faces[key] = found
+                    while len(self._faces) > REMEMBERED_PHOTOS:
+                        self._faces.popitem(last=False)
+            return image, found
+
+    def crop(self, photo: bytes | None, face: float = 0, align: bool = True, model: str | None = None) -> Crop:
+        """The face, cut out as the model wants it."""
+        if not photo:
+            raise gr.Error("Choose a photo first.", print_exception=False)
+        pipeline = self.model(model).pti
+        size = pipeline.generator.config.resolution
+        with messages():
+            if not align:
+                return uncropped(load_image(photo), size)
+            image, found = self.faces(photo, model)
+            landmarks = [one.landmarks for one in found]
+            return align_face(image, landmarks, size=size, scale=pipeline.crop_scale, face=int(face or 0))
+
+    # Inversions
+
+    def run(
+        self,
+        crop: Crop,
+        method: str,
+        *,
+        owner: Owner,
+        model: str | None = None,
+        pivot: str = "w",
+        num_w_steps: float | None = None,
+        num_tuning_steps: float | None = None,
+    ) -> Iterator[Progress]:
+        """Invert: at once with an encoder; for PTI wait for a turn first. The last report has the output.
+
+        Steps are clamped to [1, 1000], those of the tuning to [0, 1000].
+        """
+        chosen = self.model(model)
+        if method not in chosen.pipelines:
+            there = ", ".join(chosen.pipelines)
+            raise gr.Error(f"This model has no {method!r}; it has {there}.", print_exception=False)
+        pipeline = chosen.pipelines[method]
+        if not isinstance(pipeline, PTIPipeline):
+            with messages():
+                out = pipeline(crop)
+            token = self.sessions.add(out, owner=owner, model=chosen.name)
+            yield Progress(token, "done", 1, 1, seconds=out.reports[0]["seconds"], output=out)
+            return
+        w_steps = _clamp(num_w_steps, pipeline.projector.num_steps, 1) if pivot in ("w", "w_plus") else 0
+        tuning_steps = _clamp(num_tuning_steps, pipeline.tuning.num_steps, 0)
+
+        def work(on_step: Callable[[int, dict[str, Any]], bool]) -> InversionOutput:
+            return pipeline(
+                crop,
+                pivot=pivot,  # type: ignore[arg-type]
+                num_w_steps=w_steps or None,
+                num_tuning_steps=tuning_steps,
+                callback=on_step,
+            )
+
+        total = w_steps + tuning_steps
+        with messages(), self.turns.join() as turn:
+            for ahead in turn:
+                yield Progress("", "waiting", ahead, total)
+            yield from self.sessions.run(work, total=total, first_stage_steps=w_steps, owner=owner, model=chosen.name)
+
+    def random_face(self, *, owner: Owner, model: str | None = None, seed: float = 0, truncation: float = 0.7) -> str:
+        """Draw a face of nobody; the token of the result."""
+        chosen = self.model(model)
+        with messages():
+            out = sample_face(chosen.pti, seed=int(seed or 0), truncation=float(truncation))
+        return self.sessions.add(out, owner=owner, model=chosen.name)
+
+    def kept(self, token: str | None, *, owner: Owner) -> Kept:
+        """The result behind a token."""
+        kept = self.sessions.get(token or "", owner=owner)
+        if kept is None:
+            raise gr.Error(EXPIRED, print_exception=False)
+        return kept
+
+    def edited(self, token: str | None, strengths: Mapping[str, float] | None, *, owner: Owner) -> InversionOutput:
+        """The result behind a token, edited."""
+        kept = self.kept(token, owner=owner)
+        with messages():
+            return self.model(kept.model).pti.edit(kept.output, **_numbers(strengths))
+
+    def mix(
+        self, token_a: str, token_b: str, *, owner: Owner, layers: tuple[float, float] | None = None, alpha: float = 1.0
+    ) -> str:
+        """Mix the styles of two results; the token of the new one, which is drawn by a's generator."""
+        a, b = self._pair(token_a, token_b, owner)
+        with messages():
+            chosen = None if layers is None else (int(layers[0]), int(layers[1]))
+            out = mix_outputs(a.output, b.output, layers=chosen, alpha=float(alpha))
+        return self.sessions.add(out, owner=owner, model=a.model)
+
+    def _pair(self, token_a: str, token_b: str, owner: Owner) -> tuple[Kept, Kept]:
+        a, b = self.kept(token_a, owner=owner), self.kept(token_b, owner=owner)
+        if a.model != b.model:
+            raise gr.Error(
+                f"The two faces come from two models ({a.model} and {b.model}). Take both from one.",
+                print_exception=False,
+            )
+        return a, b
+
+    def similarity(self, out: InversionOutput) -> float | None:
+        """Identity similarity of the picture to the photo's face, by the built-in network, in [-1, 1]."""
+        if not hasattr(self._identity, "network"):
+            self._identity.network = load_identity("builtin")
+        network = self._identity.network
+        with torch.no_grad():
+            return float(network.similarity(to_tensor(out.images[0]), to_tensor(out.crops[0].image)))
+
+    # Files
+
+    def picture(
+        self, image: Image.Image, *, owner: Owner, name: str, kind: Kind = "edited", shown: bool = False
+    ) -> str:
+        """Write a picture for a visitor: marked, under a path nobody can guess; a JPEG if it is only to be shown."""
+        return str(save_marked(image, self._new_folder(owner), name=name, kind=kind, lossy=shown))
+
+    def original(self, image: Image.Image, *, owner: Owner) -> str:
+        """Write a picture that nothing has changed, only to be shown; the same one has the same path."""
+        name = hashlib.blake2b(image.tobytes(), key=self._salt, digest_size=24).hexdigest()
+        path = self._folder_of(owner) / f"{name}-{image.width}" / "picture.jpg"
+        if path.exists():
+            os.utime(path)  # the janitor's time counts anew
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f"{secrets.token_hex(8)}.part.jpg")
+            image.save(part, quality=92, subsampling=0)
+            part.replace(path)  # whole at once
+        return str(path)
+
+    def photo_of(self, out: InversionOutput, *, keep_detail: bool = True) -> Image.Image:
+        """The photo with the face in place, at full size."""
+        return self.models.first.pti.paste_back(out, keep_detail=keep_detail)[0]
+
+    def shown_photos(self, out: InversionOutput) -> tuple[Image.Image, Image.Image]:
+        """Before and after, small enough for a page."""
+        crop = shown_crop(out.crops[0])
+        return crop.photo, self.photo_of(dataclasses.replace(out, crops=[crop]))
+
+    def animate(
+        self,
+        token: str,
+        strengths: Mapping[str, float] | None,
+        *,
+        owner: Owner,
+        frames: float = 24,
+    ) -> str:
+        """The way from the inverted face to its edit, and back, as a GIF."""
+        kept = self.kept(token, owner=owner)
+        with messages():
+            pictures = edit_frames(
+                self.model(kept.model).pti, kept.output, _numbers(strengths), steps=_clamp(frames, 24, 2, MAX_FRAMES)
+            )
+        return self._animation(pictures, owner, name="edit")
+
+    def interpolate(self, token_a: str, token_b: str, *, owner: Owner, frames: float = 24) -> str:
+        """The way from one result to another, and back, as a GIF."""
+        a, b = self._pair(token_a, token_b, owner)
+        with messages():
+            pictures = interpolate_outputs(a.output, b.output, steps=_clamp(frames, 24, 2, MAX_FRAMES))
+        return self._animation(pictures, owner, name="interpolation")
+
+    def _animation(self, frames: Sequence[Image.Image], owner: Owner, *, name: str) -> str:
+        shown = [enlarge(frame) for frame in frames]
+        return str(save_animation(shown, self._new_folder(owner), name=name, kind="edited"))
+
+    def download(self, kind: str, token: str, strengths: Mapping[str, float] | None, *, owner: Owner) -> str:
+        """Write "face", "photo", "latents", "inversion" (a zip, with what PTI tuned) or "animation"."""
+        if kind == "animation":
+            return self.animate(token, strengths, owner=owner)
+        out = self.edited(token, strengths, owner=owner)
+        if kind == "face":
+            return self.picture(out.images[0], owner=owner, name="edited-face", kind=kind_of(out))
+        if kind == "photo":
+            return self.picture(self.photo_of(out), owner=owner, name="edited-photo", kind=kind_of(out))
+        target = self._new_folder(owner)
+        if kind == "latents":
+            path = target / "latents.safetensors"
+            tensors = {"w_plus": out.w_plus.contiguous()}
+            if out.w_inverted is not None:
+                tensors["w_inverted"] = out.w_inverted.contiguous()
+            save_file(tensors, path, metadata={"edits": repr(out.edits)})
+            return str(path)
+        if kind != "inversion":
+            raise gr.Error(
+                f"`kind` must be one of face, photo, latents, inversion, animation, got {kind!r}.",
+                print_exception=False,
+            )
+        with messages(), tempfile.TemporaryDirectory() as scratch:
+            name = None if out.base is None else out.base.name
+            out.save(scratch, whole=name is None or name.is_local)  # the server's folders are not the visitor's
+            return shutil.make_archive(str(target / "inversion"), "zip", scratch)
+
+    def remember_upload(self, path: Path, *, owner: Owner) -> None:
+        """Note whose upload a file is, so that `forget` can delete it."""
+        if owner is not None:
+            with self._lock:
+                self._uploads.setdefault(owner, set()).add(path)
+                self._uploads.move_to_end(owner)
+                while len(self._uploads) > REMEMBERED_OWNERS:
+                    self._uploads.popitem(last=False)
+
+    def forget(self, owner: Owner) -> int:
+        """Delete all that is there of an owner: results, running work, files; how many results there were."""
+        if owner is None:
+            return 0
+        with self._lock:
+            self._faces.clear()
+            uploads = self._uploads.pop(owner, set())
+        self.janitor.forget([*uploads, *self._folder_of(owner).rglob("*.*")])
+        return self.sessions.forget(owner)
+
+    def _folder_of(self, owner: Owner) -> Path:
+        return self.janitor.folder / (f"visitor-{owner[:32]}" if owner else "programs")
+
+    def _new_folder(self, owner: Owner) -> Path:
+        folder = self._folder_of(owner) / secrets.token_urlsafe(24)
+        folder.mkdir(parents=True)
+        return folder
+
+
+def enlarge(image: Image.Image) -> Image.Image:
+    """A face as large as the page shows it."""
+    size = (SHOWN_FACE, SHOWN_FACE)
+    return image if image.width >= SHOWN_FACE else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def shown_crop(crop: Crop) -> Crop:
+    """A crop with its photo as small as the page shows it."""
+    scale = min(SHOWN_PHOTO / max(crop.photo.size), 1.0)
+    if scale == 1:
+        return crop
+    size = (round(crop.photo.width * scale), round(crop.photo.height * scale))
+    small = crop.photo.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    quad = None if crop.quad is None else (crop.quad + 0.5) * scale - 0.5
+    return dataclasses.replace(crop, photo=small, quad=quad)
+
+
+def kind_of(out: InversionOutput) -> Kind:
+    """How a picture has to be marked."""
+    return "generated" if "truncation" in out.reports[0] else "edited"
+
+
+@contextmanager
+def messages() -> Iterator[None]:
+    """Errors a visitor can act on are shown in their own words; of others only the log knows more."""
+    try:
+        yield
+    except (InvalidImageError, FaceNotFoundError, DivergedError, ModelNotFoundError, CheckpointError, ValueError) as e:
+        raise gr.Error(str(e), print_exception=False) from e
+    except gr.Error:
+        raise
+    except Exception as e:
+        logger.exception("The web app failed.")
+        raise gr.Error("Something went wrong on the server. Try again, or another photo.", print_exception=False) from e
+
+
+def methods_of(model: Model) -> list[str]:
+    """The methods that a model has, in the order of the page."""
+    return [method for method in METHODS if method in model.pipelines]
+
+
+def _numbers(strengths: Mapping[str, float] | None) -> dict[str, float]:
+    if strengths is None:
+        return {}
+    if not isinstance(strengths, Mapping):
+        raise ValueError(f'`strengths` must be an object such as {{"smile": 2.0}}, got {strengths!r}.')
+    try:
+        return {str(name): float(value) for name, value in strengths.items()}
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"`strengths` must hold numbers, got {dict(strengths)!r}.") from e
+
+
+def _clamp(value: float | None, default: int, low: int, high: int = MAX_STEPS) -> int:
+    return default if value is None or not math.isfinite(value) else int(min(max(value, low), high))

@@ -1,0 +1,344 @@
+"""The named endpoints, for programs: `gradio_client`, plain HTTP, and tools of language models (MCP).
+
+A result lives under a token that the program is given and gives back; whoever has it can use it, nobody can guess it.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from PIL import Image
+
+from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.webapp.actions import Actions, gr, kind_of, methods_of
+from stylegan_inversion.webapp.photo_column import photo_input
+
+
+class Api:
+    """One method an endpoint; its docstring is the documentation that programs see."""
+
+    def __init__(self, actions: Actions) -> None:
+        self.actions = actions
+
+    def models(self) -> list[dict[str, Any]]:
+        """What models there are, and what each can do.
+
+        Returns:
+            Name and label of each, and of those that are loaded the methods, the resolution and the directions with
+            their ranges
+        """
+        loaded = {model.name: model for model in self.actions.models.loaded()}
+        listed: list[dict[str, Any]] = []
+        for label, name in self.actions.models.choices():
+            about: dict[str, Any] = {"label": label}
+            if name in loaded:
+                model = loaded[name]
+                directions = {key: one.strength_range for key, one in model.directions.items()}
+                about |= {"methods": methods_of(model), "resolution": model.resolution, "directions": directions}
+            listed.append({"name": name, **about})
+        return listed
+
+    def faces(self, photo: bytes | None) -> list[dict[str, Any]]:
+        """Find the faces in a photo.
+
+        Args:
+            photo: JPEG, PNG, WebP, BMP, GIF or TIFF, up to 20 MB and 64 megapixels.
+
+        Returns:
+            Box (x0, y0, x1, y1) in pixels and score of each face, the largest first
+        """
+        return [{"box": [round(v, 1) for v in one.box], "score": one.score} for one in self.actions.faces(photo)[1]]
+
+    def align(
+        self, photo: bytes | None, face: float = 0, align: bool = True, model: str = ""
+    ) -> tuple[Image.Image, int]:
+        """Find the faces in a photo and cut one out, the way the model's training photos were cut.
+
+        Args:
+            photo: JPEG, PNG, WebP, BMP, GIF or TIFF, up to 20 MB and 64 megapixels.
+            face: Which face, by size: 0 is the largest.
+            align: Find the face. False takes the photo as an aligned crop.
+            model: From /models; nothing means the first.
+
+        Returns:
+            Aligned face
+            How many faces were found
+        """
+        crop = self.actions.crop(photo, face, align, model)
+        return crop.image, crop.face_count
+
+    def invert(
+        self,
+        photo: bytes | None,
+        face: float = 0,
+        align: bool = True,
+        method: str = "e4e",
+        num_w_steps: float | None = None,
+        num_tuning_steps: float | None = None,
+        pivot: str = "w",
+        model: str = "",
+        progress: Any = gr.Progress(),  # noqa: B008
+    ) -> Iterator[tuple[Any, Any, Any, Any]]:
+        """Invert the face of a photo: find its place in latent space. PTI also tunes a copy of the generator.
+
+        For PTI the token comes with an early message, so that `/stop` can end the run; the best state is kept.
+
+        Args:
+            photo: JPEG, PNG, WebP, BMP, GIF or TIFF, up to 20 MB and 64 megapixels.
+            face: Which face, by size: 0 is the largest.
+            align: Find the face. False takes the photo as an aligned crop.
+            method: "e4e", "psp" or "pti".
+            num_w_steps: Of PTI: steps of the projection, 1 to 1000.
+            num_tuning_steps: Of PTI: steps of the tuning at most, 0 to 1000.
+            pivot: Of PTI: "w", "w_plus", "e4e" or "psp".
+            model: From /models; nothing means the first.
+            progress: Gradio's own.
+
+        Returns:
+            The face as the generator draws it
+            The photo with that face in place
+            Token for the other endpoints, valid for 30 minutes after its last use; whoever has it can use the result
+            Figures: mean squared error in [-1, 1], seconds, steps, number of faces
+        """
+        crop = self.actions.crop(photo, face, align, model)
+        steps: dict[str, Any] = {"num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps, "pivot": pivot}
+        for report in self.actions.run(crop, method, owner=None, model=model, **steps):
+            progress((report.step, report.total), desc=report.stage, unit="steps")
+            if report.output is None:
+                yield gr.skip(), gr.skip(), report.token, gr.skip()
+            else:
+                pictures = self._pictures(report.output, keep_detail=False)
+                yield *pictures, report.token, report.output.reports[0]
+
+    def edit(self, token: str, strengths: dict[str, float] | None = None) -> tuple[str, str]:
+        """Edit an inverted face. Strengths count from the unedited face, not from the last edit.
+
+        Args:
+            token: From /invert, /random_face or /mix.
+            strengths: How far to go, such as {"smile": 2.0}, in units of the unit-norm direction.
+
+        Returns:
+            The edited face
+            The photo with the edited face in place
+        """
+        return self._pictures(self.actions.edited(token, strengths, owner=None))
+
+    def invert_and_edit(
+        self,
+        photo: bytes | None,
+        strengths: dict[str, float] | None = None,
+        face: float = 0,
+        align: bool = True,
+        method: str = "e4e",
+        model: str = "",
+    ) -> tuple[str, str]:
+        """Invert and edit in one call; nothing is kept.
+
+        Args:
+            photo: JPEG, PNG, WebP, BMP, GIF or TIFF, up to 20 MB and 64 megapixels.
+            strengths: How far to go, such as {"smile": 2.0}, in units of the unit-norm direction.
+            face: Which face, by size: 0 is the largest.
+            align: Find the face. False takes the photo as an aligned crop.
+            method: "e4e", "psp" or "pti".
+            model: From /models; nothing means the first.
+
+        Returns:
+            The edited face
+            The photo with the edited face in place
+        """
+        crop = self.actions.crop(photo, face, align, model)
+        token = ""
+        for report in self.actions.run(crop, method, owner=None, model=model):
+            token = report.token
+        try:
+            return self.edit(token, strengths)
+        finally:
+            self.actions.sessions.drop(token, owner=None)
+
+    def compare(
+        self, photo: bytes | None, strengths: dict[str, float] | None = None, face: float = 0, align: bool = True
+    ) -> tuple[list[tuple[str, str]], list[dict[str, Any]]]:
+        """Put one photo through all methods of the first model, with the same edit on each. PTI takes a while.
+
+        Args:
+            photo: JPEG, PNG, WebP, BMP, GIF or TIFF, up to 20 MB and 64 megapixels.
+            strengths: The edit, such as {"smile": 2.0}.
+            face: Which face, by size: 0 is the largest.
+            align: Find the face. False takes the photo as an aligned crop.
+
+        Returns:
+            Pictures of each method: the inversion and its edit
+            Method, mean squared error, identity similarity, seconds and token of each
+        """
+        crop = self.actions.crop(photo, face, align)
+        gallery, rows = [], []
+        for method in methods_of(self.actions.models.first):
+            *_, done = self.actions.run(crop, method, owner=None)
+            out = done.output
+            assert out is not None  # the last report has it
+            gallery.append((self._pictures(out)[0], method))
+            gallery.append((self.edit(done.token, strengths)[0], f"{method}, edited"))
+            figures = {"l2": out.reports[0]["l2"], "identity_similarity": self.actions.similarity(out)}
+            rows.append({"method": method, **figures, "seconds": out.reports[0]["seconds"], "token": done.token})
+        return gallery, rows
+
+    def random_face(self, seed: float = 0, truncation: float = 0.7, model: str = "") -> tuple[str, str]:
+        """Draw a face of nobody.
+
+        Args:
+            seed: The same seed gives the same face.
+            truncation: 0 is the average face, 1 the generator's own variety; up to 2.
+            model: From /models; nothing means the first.
+
+        Returns:
+            The face
+            Its token
+        """
+        token = self.actions.random_face(owner=None, model=model, seed=seed, truncation=truncation)
+        return self._face(token), token
+
+    def mix(
+        self, token_a: str, token_b: str, start: float = 0, end: float | None = None, alpha: float = 1.0
+    ) -> tuple[str, str]:
+        """Give one face the styles of another in some layers.
+
+        Args:
+            token_a: The face that keeps the other layers; its generator draws.
+            token_b: The face that gives styles.
+            start: First layer; coarse layers, for pose and shape, come first.
+            end: The layer after the last; nothing means to the end.
+            alpha: How much of the other, in [0, 1].
+
+        Returns:
+            The new face
+            Its token
+        """
+        num_ws = self.actions.kept(token_a, owner=None).output.w_plus.shape[1]
+        layers = (start or 0, num_ws if end is None else end)
+        token = self.actions.mix(token_a, token_b, owner=None, layers=layers, alpha=alpha)
+        return self._face(token), token
+
+    def interpolate(self, token_a: str, token_b: str, frames: float = 24) -> str:
+        """Animate the way from one face to another and back.
+
+        Args:
+            token_a: The first face.
+            token_b: The last face.
+            frames: How many from one to the other, 2 to 60.
+
+        Returns:
+            An animated GIF
+        """
+        return self.actions.interpolate(token_a, token_b, owner=None, frames=frames)
+
+    def animate(self, token: str, strengths: dict[str, float] | None = None, frames: float = 24) -> str:
+        """Animate an edit: from the unedited face to the edited one and back.
+
+        Args:
+            token: From /invert.
+            strengths: Where to go, such as {"smile": 2.0}.
+            frames: How many from one to the other, 2 to 60.
+
+        Returns:
+            An animated GIF
+        """
+        return self.actions.animate(token, strengths, owner=None, frames=frames)
+
+    def download(self, token: str, kind: str = "photo", strengths: dict[str, float] | None = None) -> str:
+        """Write a result to a file.
+
+        Args:
+            token: From /invert.
+            kind: "photo" or "face" (PNG), "latents" (safetensors), "animation" (GIF), or "inversion" (a zip that
+                `InversionOutput.load` reads, with what PTI tuned).
+            strengths: The edit, such as {"smile": 2.0}.
+
+        Returns:
+            The file
+        """
+        return self.actions.download(kind, token, strengths, owner=None)
+
+    def stop(self, token: str) -> bool:
+        """End a running PTI inversion; its best state so far becomes the result of /invert.
+
+        Args:
+            token: From an early message of /invert.
+
+        Returns:
+            Whether an inversion with this token was running
+        """
+        return self.actions.sessions.stop(token or "", owner=None)
+
+    def delete(self, token: str) -> bool:
+        """Delete a result, which also happens 30 minutes after its last use.
+
+        Args:
+            token: From /invert.
+
+        Returns:
+            Whether there was one
+        """
+        there = self.actions.sessions.get(token or "", owner=None) is not None
+        self.actions.sessions.drop(token or "", owner=None)
+        return there
+
+    def _pictures(self, out: InversionOutput, *, keep_detail: bool = True) -> tuple[str, str]:
+        how: dict[str, Any] = {"owner": None, "kind": kind_of(out)}
+        photo = self.actions.photo_of(out, keep_detail=keep_detail)
+        return self.actions.picture(out.images[0], name="face", **how), self.actions.picture(photo, name="photo", **how)
+
+    def _face(self, token: str) -> str:
+        return self._pictures(self.actions.kept(token, owner=None).output)[0]
+
+
+def name_endpoints(api: Api) -> None:
+    """Name the endpoints, within `gr.Blocks`; hidden components say what goes in and out."""
+    first = api.actions.models.first
+    pti = first.pti
+    with gr.Row(visible=False):
+        photo = photo_input()
+        face = gr.Number(0, label="Face, by size: 0 is the largest", precision=0, minimum=0)
+        align = gr.Checkbox(True, label="Find the face")
+        method = gr.Dropdown(methods_of(first), value=methods_of(first)[0], label="Method")
+        pivot = gr.Dropdown(["w", "w_plus", "e4e", "psp"], value="w", label="Pivot")
+        model = gr.Textbox("", label="Model")
+        w_steps = gr.Number(pti.projector.num_steps, label="Projection steps", precision=0)
+        tuning_steps = gr.Number(pti.tuning.num_steps, label="Tuning steps", precision=0)
+        strengths = gr.JSON({}, label="Strengths")
+        token, token_b, token_out = (gr.Textbox(label=label) for label in ("Token", "Token of B", "Token"))
+        seed = gr.Number(0, label="Seed", precision=0)
+        truncation = gr.Number(0.7, label="Truncation")
+        start, end = gr.Number(0, label="From layer", precision=0), gr.Number(None, label="To layer", precision=0)
+        alpha = gr.Number(1.0, label="How much of B")
+        frames = gr.Number(24, label="Frames", precision=0)
+        kind = gr.Dropdown(["photo", "face", "latents", "animation", "inversion"], value="photo", label="Kind")
+        aligned = gr.Image(label="Aligned face", format="png")
+        count = gr.Number(label="Faces found", precision=0)
+        face_out, photo_out = gr.Image(label="Face", format="png"), gr.Image(label="Photo", format="png")
+        listed, rows, figures = gr.JSON(label="Models"), gr.JSON(label="Faces"), gr.JSON(label="Figures")
+        gallery, file, done = gr.Gallery(label="Pictures"), gr.File(label="File"), gr.Checkbox(label="Done")
+    go = gr.Button(visible=False)
+    quick: dict[str, Any] = {"concurrency_id": "quick", "concurrency_limit": 4}
+    slow: dict[str, Any] = {"concurrency_id": "invert", "concurrency_limit": 12}
+    source = [photo, face, align]
+    steps = [w_steps, tuning_steps, pivot]
+    go.click(api.models, None, listed, api_name="models", **quick)
+    go.click(api.faces, photo, rows, api_name="faces", **quick)
+    go.click(api.align, [*source, model], [aligned, count], api_name="align", **quick)
+    go.click(
+        api.invert,
+        [*source, method, *steps, model],
+        [face_out, photo_out, token_out, figures],
+        api_name="invert",
+        **slow,
+    )
+    go.click(api.edit, [token, strengths], [face_out, photo_out], api_name="edit", **quick)
+    one_call = [photo, strengths, face, align, method, model]
+    go.click(api.invert_and_edit, one_call, [face_out, photo_out], api_name="invert_and_edit", **slow)
+    go.click(api.compare, [photo, strengths, face, align], [gallery, figures], api_name="compare", **slow)
+    go.click(api.random_face, [seed, truncation, model], [face_out, token_out], api_name="random_face", **quick)
+    go.click(api.mix, [token, token_b, start, end, alpha], [face_out, token_out], api_name="mix", **quick)
+    go.click(api.interpolate, [token, token_b, frames], file, api_name="interpolate", **quick)
+    go.click(api.animate, [token, strengths, frames], file, api_name="animate", **quick)
+    go.click(api.download, [token, kind, strengths], file, api_name="download", **quick)
+    go.click(api.stop, token, done, api_name="stop", queue=False)
+    go.click(api.delete, token, done, api_name="delete", queue=False)

@@ -1,0 +1,183 @@
+"""The tab that puts one photo through all methods: their errors, and the same edit on each."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.webapp.actions import Actions, enlarge, gr, methods_of
+from stylegan_inversion.webapp.guard import owner_of
+from stylegan_inversion.webapp.models import METHODS, Model
+from stylegan_inversion.webapp.photo_column import HIDDEN, QUICK, PhotoColumn
+from stylegan_inversion.webapp.sliders import STRENGTH_RANGE
+from stylegan_inversion.webapp.words import note_html, pretty, status_html, table
+
+SHORT = {"e4e": "e4e", "psp": "pSp", "pti": "PTI"}
+ABOUT = """One photo through every method: how near does each come, and how well does it survive the same edit? e4e
+gives up some likeness for edits that work; pSp is nearer to the photo and edits worse; PTI tunes the generator and gets
+both, for time."""
+
+
+class CompareTab:
+    """Reconstructions in one row, edits in the other, figures below."""
+
+    def __init__(self, actions: Actions, model: Model) -> None:
+        """Lay it out, within a tab."""
+        self.actions = actions
+        self.tokens = gr.State({})
+        gr.Markdown(ABOUT)
+        with gr.Row():
+            self.compare = gr.Button("Compare", variant="primary", min_width=180, scale=0)
+            self.cancel = gr.Button("Cancel", variant="stop", visible=False, min_width=120, scale=0)
+            self.with_pti = gr.Checkbox(True, label="With PTI, which takes a while", min_width=220)
+        self.status = gr.HTML(note_html(""))
+        with gr.Column(visible=False) as self.results:
+            with gr.Row():
+                self.photo = _picture("Photo")
+                self.faces = {method: _picture(SHORT[method]) for method in METHODS}
+            with gr.Row():
+                with gr.Column(min_width=150, scale=1):
+                    self.direction = gr.Dropdown(**_directions(model), label="The same edit on each")
+                    self.strength = gr.Slider(**_range(model, _first(model)), label="Strength")
+                self.edits = {method: _picture(f"{SHORT[method]}, edited") for method in METHODS}
+            self.figures = gr.Markdown("", elem_classes="figures")
+        self.pictures = [self.photo, *self.faces.values(), *self.edits.values()]
+
+    def take(self, model: Model) -> dict[Any, Any]:
+        """Updates for another model."""
+        return {
+            self.results: gr.update(visible=False),
+            self.tokens: {},
+            self.direction: gr.update(**_directions(model)),
+            self.strength: gr.update(**_range(model, _first(model))),
+            self.status: note_html(""),
+        }
+
+    @property
+    def takes(self) -> list[Any]:
+        """What `take` updates."""
+        return [self.results, self.tokens, self.direction, self.strength, self.status]
+
+    def connect(self, column: PhotoColumn, model: Any) -> None:
+        """What the button and the slider do.
+
+        Args:
+            column: Has the photo.
+            model: The component that names the model.
+        """
+        actions = self.actions
+
+        def waiting(request: gr.Request, tokens: dict[str, str]) -> dict[Any, Any]:
+            for token in tokens.values():
+                actions.sessions.drop(token, owner=owner_of(request))
+            return {
+                self.status: note_html("Aligning the face …"),
+                self.compare: gr.update(interactive=False),
+                self.cancel: gr.update(visible=True),
+                self.tokens: {},
+                self.results: gr.update(visible=False),
+            }
+
+        def compare(
+            request: gr.Request,
+            photo: bytes | None,
+            face: int,
+            align: bool,
+            name: str,
+            with_pti: bool,
+            direction: str,
+            strength: float,
+        ) -> Iterator[dict[Any, Any]]:
+            owner, chosen = owner_of(request), actions.model(name)
+            crop = actions.crop(photo, face, align, name)
+            tokens: dict[str, str] = {}
+            rows: list[dict[str, Any]] = []
+            start: dict[Any, Any] = {picture: None for picture in self.pictures}
+            start |= {self.faces[m]: gr.update(value=None, visible=m in chosen.pipelines) for m in METHODS}
+            start |= {self.edits[m]: gr.update(value=None, visible=m in chosen.pipelines) for m in METHODS}
+            photo_shown = actions.original(enlarge(crop.image), owner=owner)
+            yield start | {self.photo: photo_shown, self.results: gr.update(visible=True), self.figures: ""}
+            for method in methods_of(chosen):
+                if method == "pti" and not with_pti:
+                    continue
+                began = time.perf_counter()
+                for report in actions.run(crop, method, owner=owner, model=name):
+                    if report.output is None:
+                        yield {self.status: note_html(f"{SHORT[method]} …") + status_html(report)}
+                        continue
+                    tokens[method] = report.token
+                    rows.append(self._row(method, report.output, time.perf_counter() - began))
+                    yield {
+                        self.faces[method]: self._shown(report.output, owner),
+                        self.edits[method]: self._edit(report.token, direction, strength, owner),
+                        self.figures: table(rows),
+                        self.tokens: dict(tokens),
+                    }
+            yield {**self._ready(), self.status: note_html("Done. Move the slider to edit all of them.")}
+
+        def edit(request: gr.Request, tokens: dict[str, str], direction: str, strength: float) -> dict[Any, Any]:
+            owner = owner_of(request)
+            return {self.edits[m]: self._edit(token, direction, strength, owner) for m, token in tokens.items()}
+
+        def choose(name: str, direction: str) -> dict[str, Any]:
+            return gr.update(**_range(actions.model(name), direction))
+
+        def failed() -> dict[Any, Any]:
+            return {**self._ready(), self.status: note_html("")}
+
+        outputs = [self.status, self.compare, self.cancel, self.results, self.figures, self.tokens, *self.pictures]
+        direct: dict[str, Any] = {"queue": False, "show_progress": "hidden", **HIDDEN}
+        asked = [column.photo, column.face, column.align, model, self.with_pti, self.direction, self.strength]
+        running = self.compare.click(waiting, self.tokens, outputs, **direct).then(
+            compare,
+            asked,
+            outputs,
+            concurrency_id="invert",
+            concurrency_limit=12,
+            show_progress="hidden",
+            **HIDDEN,
+        )
+        running.failure(failed, None, outputs, **direct)
+        self.cancel.click(failed, None, outputs, cancels=[running], **direct)
+        changed = self.direction.input(choose, [model, self.direction], self.strength, **direct)
+        editing: dict[str, Any] = {"show_progress": "hidden", **QUICK, **HIDDEN}
+        what = [self.tokens, self.direction, self.strength]
+        changed.then(edit, what, list(self.edits.values()), **editing)
+        self.strength.input(edit, what, list(self.edits.values()), trigger_mode="always_last", **editing)
+
+    def _ready(self) -> dict[Any, Any]:
+        return {self.compare: gr.update(interactive=True), self.cancel: gr.update(visible=False)}
+
+    def _shown(self, out: InversionOutput, owner: str | None) -> str:
+        return self.actions.picture(enlarge(out.images[0]), owner=owner, name="face", shown=True)
+
+    def _edit(self, token: str, direction: str | None, strength: float, owner: str | None) -> str:
+        strengths = {direction: strength} if direction else {}
+        return self._shown(self.actions.edited(token, strengths, owner=owner), owner)
+
+    def _row(self, method: str, out: InversionOutput, seconds: float) -> dict[str, Any]:
+        similarity = self.actions.similarity(out)
+        return {
+            "Method": SHORT[method],
+            "Mean squared error": f"{out.reports[0]['l2']:.4f}",
+            "Identity similarity": "" if similarity is None else f"{similarity:.2f}",
+            "Seconds": f"{seconds:.1f}",
+        }
+
+
+def _picture(label: str) -> Any:
+    return gr.Image(label=label, interactive=False, height=220, min_width=150, buttons=[], format="png")
+
+
+def _first(model: Model) -> str | None:
+    return next(iter(model.directions), None)
+
+
+def _directions(model: Model) -> dict[str, Any]:
+    return {"choices": [(pretty(name), name) for name in model.directions], "value": _first(model)}
+
+
+def _range(model: Model, name: str | None) -> dict[str, Any]:
+    known = model.directions[name].strength_range if name in model.directions else None
+    low, high = known or STRENGTH_RANGE
+    return {"minimum": min(low, 0.0), "maximum": max(high, 0.0), "value": round(high * 0.75, 2), "step": 0.05}

@@ -1,0 +1,78 @@
+"""The choice of the model: built in, in the cache, the catalogue, the Hub, or an uploaded folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stylegan_inversion.webapp.actions import Actions, gr, messages
+from stylegan_inversion.webapp.photo_column import HIDDEN, PhotoColumn
+from stylegan_inversion.webapp.words import note_html
+
+
+class ModelPicker:
+    """Says which model runs, and lets the visitor choose another."""
+
+    def __init__(self, actions: Actions) -> None:
+        """Lay it out, within a column."""
+        self.actions, models = actions, actions.models
+        first = models.first
+        self.note = gr.Markdown(first.note, elem_id="note")
+        with gr.Accordion("Model", open=False, visible=models.open or len(models.choices()) > 1):
+            self.name = gr.Dropdown(
+                models.choices(),
+                value=first.name,
+                label="Model",
+                info="One of the list, or a repository on the Hugging Face Hub." if models.open else None,
+                allow_custom_value=models.open,
+                filterable=models.open,
+            )
+            self.files = gr.File(
+                label="Or upload a pipeline folder (safetensors)",
+                file_count="directory",
+                visible=models.open,
+                height=120,
+            )
+            self.status = gr.HTML(note_html(""))
+
+    def connect(self, tabs: list[Any], column: PhotoColumn) -> None:
+        """What a choice does.
+
+        Args:
+            tabs: They take another model.
+            column: Cuts the face anew.
+        """
+        models = self.actions.models
+
+        def load(name: str) -> Iterator[dict[Any, Any]]:
+            with messages():
+                for report in models.load(name):
+                    bar = f'<div class="bar"><div style="width: {100 * (report.share or 0):.0f}%"></div></div>'
+                    yield {self.status: note_html(report.text, bar)}
+                model = report.model
+            assert model is not None  # the last report has it
+            updates = {key: value for tab in tabs for key, value in tab.take(model).items()}
+            yield {**updates, self.note: model.note, self.status: note_html("Ready."), self.name: model.name}
+
+        def upload(files: list[str] | None) -> dict[Any, Any]:
+            if not files:
+                return {self.status: note_html("")}
+            with messages():
+                name = models.add_folder([Path(file) for file in files])
+            choices = [*models.choices(), ("The uploaded model", name)]  # its name is its owner's secret
+            return {self.name: gr.update(choices=choices, value=name), self.status: note_html("Read.")}
+
+        outputs = list(
+            dict.fromkeys([part for tab in tabs for part in tab.takes] + [self.note, self.status, self.name])
+        )
+        loading: dict[str, Any] = {
+            "concurrency_id": "load",
+            "concurrency_limit": 1,
+            "show_progress": "hidden",
+            **HIDDEN,
+        }
+        loaded = self.name.input(load, self.name, outputs, **loading)
+        uploaded = self.files.upload(upload, self.files, [self.name, self.status], **loading)
+        for event in (loaded, uploaded.success(load, self.name, outputs, **loading)):
+            event.success(
+                column.find, [column.photo, column.align, self.name], column.shown, show_progress="hidden", **HIDDEN
+            )

@@ -1,0 +1,139 @@
+"""The left column: choose a model and a photo, and which face of it."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from stylegan_inversion import hub
+from stylegan_inversion.preprocessing.landmarks import Face
+from stylegan_inversion.webapp.actions import SHOWN_PHOTO, Actions, enlarge, gr
+from stylegan_inversion.webapp.guard import owner_of
+from stylegan_inversion.webapp.models import Model
+
+HIDDEN: dict[str, Any] = {"api_visibility": "private"}
+QUICK: dict[str, Any] = {"concurrency_id": "quick", "concurrency_limit": 4}
+
+
+class Upload(bytes):
+    """A photo's file as it came, and where it lies."""
+
+    path: Path
+
+
+class PhotoColumn:
+    """Photo, faces, the aligned crop."""
+
+    def __init__(self, actions: Actions, model: Model) -> None:
+        """Lay it out, within a column."""
+        self.actions = actions
+        gr.Markdown("## 1. Photo", elem_classes="step")
+        self.photo = photo_input(height=300, sources=["upload", "webcam", "clipboard"])
+        samples = sorted(hub.builtin_path("samples").glob("*.jpg"))
+        if samples:
+            gr.Examples([[str(path)] for path in samples], self.photo, label="Examples", api_visibility="private")
+        self.align = gr.Checkbox(True, label="Find the face", info="Off: the photo is an aligned face already.")
+        with gr.Column(visible=False) as self.found:
+            gr.Markdown("## 2. Face", elem_classes="step")
+            self.count = gr.Markdown("", elem_classes="step")
+            with gr.Row():
+                self.marked = gr.Image(
+                    label="Faces found", interactive=False, height=200, min_width=180, scale=3, buttons=[], format="png"
+                )
+                self.crop = gr.Image(
+                    label="Aligned face",
+                    interactive=False,
+                    height=200,
+                    min_width=120,
+                    scale=2,
+                    buttons=[],
+                    format="png",
+                )
+            self.face = gr.Radio([("1", 0)], value=0, label="Which face", visible=False)
+
+    def connect(self, model: Any) -> None:
+        """What happens when a photo comes or a face is chosen.
+
+        Args:
+            model: The component that names the model.
+        """
+        actions = self.actions
+        sources = [self.photo, self.face, self.align, model]
+        shown = [self.found, self.count, self.marked, self.crop, self.face]
+
+        def find(request: gr.Request, photo: Upload | None, align: bool, model: str) -> dict[Any, Any]:
+            owner = owner_of(request)
+            if photo is not None:
+                actions.remember_upload(photo.path, owner=owner)
+            if not photo:
+                return {self.found: gr.update(visible=False), self.face: gr.update(choices=[("1", 0)], value=0)}
+            crop = actions.crop(photo, 0, align, model)
+            found = actions.faces(photo, model)[1] if align else []
+            words = {0: "", 1: "One face was found."}.get(len(found), f"{len(found)} faces were found: click on one.")
+            choices = [(f"Face {i + 1}", i) for i in range(max(len(found), 1))]
+            marked = actions.original(_mark(crop.photo, found, 0), owner=owner) if found else None
+            return {
+                self.found: gr.update(visible=True),
+                self.count: words,
+                self.marked: gr.update(visible=bool(found), value=marked),
+                self.crop: actions.original(enlarge(crop.image), owner=owner),
+                self.face: gr.update(choices=choices, value=0, visible=len(found) > 1),
+            }
+
+        def choose(request: gr.Request, photo: bytes | None, face: int, align: bool, model: str) -> dict[Any, Any]:
+            owner = owner_of(request)
+            crop = actions.crop(photo, face, align, model)
+            image, found = actions.faces(photo, model)
+            marked = actions.original(_mark(image, found, face), owner=owner)
+            return {self.marked: marked, self.crop: actions.original(enlarge(crop.image), owner=owner)}
+
+        def click(photo: bytes | None, face: int, model: str, event: gr.SelectData) -> int:
+            image, found = actions.faces(photo, model)
+            scale = max(image.size) / min(SHOWN_PHOTO, max(image.size))
+            x, y = event.index[0] * scale, event.index[1] * scale
+            inside = [
+                i for i, one in enumerate(found) if one.box[0] <= x <= one.box[2] and one.box[1] <= y <= one.box[3]
+            ]
+            return inside[0] if inside else face
+
+        finding: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [self.photo], **QUICK, **HIDDEN}
+        gr.on([self.photo.change, self.align.input], find, [self.photo, self.align, model], shown, **finding)
+        self.face.input(choose, sources, [self.marked, self.crop], show_progress="hidden", **QUICK, **HIDDEN)
+        self.marked.select(
+            click, [self.photo, self.face, model], self.face, show_progress="hidden", **QUICK, **HIDDEN
+        ).then(choose, sources, [self.marked, self.crop], show_progress="hidden", **QUICK, **HIDDEN)
+        self.find, self.shown = find, shown
+
+
+def photo_input(**settings: Any) -> Any:
+    """A `gr.Image` that gives the file as it came: `load_image` knows more formats, limits and ways out than Gradio."""
+
+    def read(payload: Any) -> Upload | None:
+        if payload is None or not payload.path:
+            return None
+        upload = Upload(Path(payload.path).read_bytes())
+        upload.path = Path(payload.path)
+        return upload
+
+    photo: Any = gr.Image(label="Photo", type="filepath", format="png", **settings)
+    photo.preprocess = read
+    return photo
+
+
+def _mark(photo: Image.Image, faces: list[Face], chosen: int) -> Image.Image:
+    """The photo, small, with a numbered box around each face."""
+    scale = min(SHOWN_PHOTO / max(photo.size), 1.0)
+    shown = photo.resize((round(photo.width * scale), round(photo.height * scale)), reducing_gap=2.0)
+    draw = ImageDraw.Draw(shown)
+    font = ImageFont.load_default(size=max(shown.width // 24, 14))
+    width = max(shown.width // 160, 2)
+    for i, face in enumerate(faces):
+        x0, y0, x1, y1 = (v * scale for v in face.box)
+        box = (max(x0, 0), max(y0, 0), min(x1, shown.width - 1), min(y1, shown.height - 1))
+        colour = "#0d9488" if i == chosen else "#ffffff"
+        draw.rectangle(box, outline="#000000", width=width + 2)
+        draw.rectangle(box, outline=colour, width=width)
+        label = draw.textbbox((box[0] + 4, box[1] + 2), str(i + 1), font=font)
+        draw.rectangle((label[0] - 4, label[1] - 3, label[2] + 4, label[3] + 3), fill=colour)
+        draw.text((box[0] + 4, box[1] + 2), str(i + 1), fill="#ffffff" if i == chosen else "#000000", font=font)
+    return shown

@@ -1,0 +1,150 @@
+"""The tab to play: faces of nobody, mixing two people's styles, and the way from one face to another."""
+
+from typing import Any
+
+from stylegan_inversion.webapp.actions import Actions, enlarge, gr, kind_of
+from stylegan_inversion.webapp.edit_tab import CLICK_DOWNLOAD, EditTab
+from stylegan_inversion.webapp.guard import owner_of
+from stylegan_inversion.webapp.models import Model
+from stylegan_inversion.webapp.photo_column import HIDDEN, QUICK
+from stylegan_inversion.webapp.words import note_html
+
+ABOUT = """Fill both places: with the face from *Edit a photo*, as its sliders stand, or with a face that belongs to
+nobody. *Mix* gives A the styles of B in some layers: the first ones hold pose and shape, the middle ones features, the
+last ones colours."""
+
+
+class PlayTab:
+    """Two people, their mixture, and an animation between them."""
+
+    def __init__(self, actions: Actions, model: Model) -> None:
+        """Lay it out, within a tab."""
+        self.actions = actions
+        self.tokens = {"A": gr.State(""), "B": gr.State(""), "mix": gr.State("")}
+        num_ws = model.pti.generator.num_ws
+        gr.Markdown(ABOUT)
+        self.faces, self.take_edit, self.take_random = {}, {}, {}
+        with gr.Row():
+            for place in ("A", "B"):
+                with gr.Column(min_width=220):
+                    self.faces[place] = _picture(f"Face {place}")
+                    with gr.Row():
+                        self.take_edit[place] = gr.Button("Take the edited face", size="md", min_width=120)
+                        self.take_random[place] = gr.Button("Random face", size="md", min_width=120)
+            with gr.Column(min_width=220):
+                self.mixed = _picture("A with styles of B")
+                self.open = gr.Button("Open in “Edit a photo”", size="md", min_width=120)
+        with gr.Row():
+            self.truncation = gr.Slider(
+                0,
+                1.2,
+                0.7,
+                step=0.05,
+                label="Truncation",
+                info="Of random faces: 0 is the average face.",
+                min_width=200,
+            )
+            self.seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="Counts on by itself.", min_width=120)
+        with gr.Row():
+            self.start = gr.Slider(0, num_ws - 1, num_ws // 2, step=1, label="From layer", min_width=160)
+            self.end = gr.Slider(1, num_ws, num_ws, step=1, label="to layer, exclusive", min_width=160)
+            self.alpha = gr.Slider(0, 1, 1, step=0.05, label="How much of B", min_width=160)
+        with gr.Row():
+            self.mix = gr.Button("Mix", variant="primary", min_width=180, scale=0)
+            self.morph = gr.Button("Animate from A to B", min_width=220, scale=0)
+            self.download = gr.Button("Download the animation", min_width=240, scale=0, interactive=False)
+        self.animation = gr.Image(
+            label="From A to B and back", interactive=False, height=320, buttons=[], visible=False, type="filepath"
+        )
+        self.file = gr.DownloadButton("Download", elem_classes="play-link download-link")
+
+    def take(self, model: Model) -> dict[Any, Any]:
+        """Updates for another model."""
+        num_ws = model.pti.generator.num_ws
+        return {
+            **{token: "" for token in self.tokens.values()},
+            **{face: None for face in self.faces.values()},
+            self.mixed: None,
+            self.start: gr.update(maximum=num_ws - 1, value=num_ws // 2),
+            self.end: gr.update(maximum=num_ws, value=num_ws),
+            self.animation: gr.update(value=None, visible=False),
+            self.download: gr.update(interactive=False),
+        }
+
+    @property
+    def takes(self) -> list[Any]:
+        """What `take` updates."""
+        places = [*self.tokens.values(), *self.faces.values()]
+        return [*places, self.mixed, self.start, self.end, self.animation, self.download]
+
+    def connect(self, edit_tab: EditTab, model: Any, tabs: Any) -> None:
+        """What the buttons do.
+
+        Args:
+            edit_tab: Has the inversion and the sliders.
+            model: The component that names the model.
+            tabs: The tabs, to go from one to another.
+        """
+        actions = self.actions
+
+        def take(request: gr.Request, token: str, name: str, *values: float) -> tuple[str, str]:
+            if not token:
+                raise gr.Error("Invert a photo first, under “Edit a photo”.", print_exception=False)
+            owner = owner_of(request)
+            out = actions.edited(token, edit_tab.sliders.strengths(actions.model(name), values), owner=owner)
+            return actions.sessions.add(out, owner=owner, model=actions.kept(token, owner=owner).model), show(
+                out, owner
+            )
+
+        def draw(request: gr.Request, name: str, seed: float, truncation: float) -> tuple[str, str, float]:
+            owner = owner_of(request)
+            token = actions.random_face(owner=owner, model=name, seed=seed, truncation=truncation)
+            return token, show(actions.kept(token, owner=owner).output, owner), (seed or 0) + 1
+
+        def show(out: Any, owner: str | None) -> str:
+            return actions.picture(enlarge(out.images[0]), owner=owner, name="face", kind=kind_of(out), shown=True)
+
+        def mix(request: gr.Request, a: str, b: str, start: float, end: float, alpha: float) -> tuple[str, str]:
+            owner = owner_of(request)
+            _both(a, b)
+            token = actions.mix(a, b, owner=owner, layers=(start, end), alpha=alpha)
+            return token, show(actions.kept(token, owner=owner).output, owner)
+
+        def morph(request: gr.Request, a: str, b: str) -> tuple[Any, Any]:
+            _both(a, b)
+            path = actions.interpolate(a, b, owner=owner_of(request))
+            return gr.update(value=path, visible=True), gr.update(interactive=True)
+
+        def reopen(request: gr.Request, token: str) -> dict[Any, Any]:
+            if not token:
+                raise gr.Error("Mix two faces first.", print_exception=False)
+            owner = owner_of(request)
+            out = actions.kept(token, owner=owner).output
+            words = note_html("A mixture of two faces, ready to be edited")
+            return {**edit_tab.opened(out, token, owner, words), tabs: gr.update(selected="edit")}
+
+        quick: dict[str, Any] = {"show_progress": "minimal", **QUICK, **HIDDEN}
+        for place in ("A", "B"):
+            filled = [self.tokens[place], self.faces[place]]
+            state = [edit_tab.token, model, *edit_tab.sliders.components]
+            self.take_edit[place].click(take, state, filled, **quick)
+            self.take_random[place].click(draw, [model, self.seed, self.truncation], [*filled, self.seed], **quick)
+        both = [self.tokens["A"], self.tokens["B"]]
+        self.mix.click(mix, [*both, self.start, self.end, self.alpha], [self.tokens["mix"], self.mixed], **quick)
+        self.morph.click(morph, both, [self.animation, self.download], **quick)
+        self.open.click(reopen, self.tokens["mix"], [*dict.fromkeys(edit_tab.opens), tabs], **quick)
+        self.download.click(lambda path: path, self.animation, self.file, **quick).success(
+            None, js=CLICK_DOWNLOAD.replace(".download-link", ".play-link"), **HIDDEN
+        )
+
+
+def _both(a: str, b: str) -> None:
+    for place, token in (("A", a), ("B", b)):
+        if not token:
+            raise gr.Error(f"Fill place {place} first.", print_exception=False)
+
+
+def _picture(label: str) -> Any:
+    return gr.Image(
+        label=label, interactive=False, height=240, min_width=200, buttons=[], format="png", type="filepath"
+    )
