@@ -5,13 +5,17 @@ CONSTRAINTS ?= -c constraints-cpu.txt
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint types app clean
+.PHONY: demo test test-slow lint types app space clean
 
 demo: $(VENV)/.base
 	$(BIN)/stylegan-inversion demo --output demo
 
 app: $(VENV)/.app
 	$(BIN)/python app.py
+
+space:
+	rm -rf build/space
+	$(PYTHON) spaces/assemble.py build/space
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2

@@ -1,6 +1,10 @@
 """Starts the web app: `python app.py` here, and by itself on a Hugging Face Space."""
 
+import contextlib
 import os
+
+with contextlib.suppress(ImportError):
+    import spaces  # noqa: F401  # ZeroGPU's, which has to come before PyTorch
 
 from stylegan_inversion.webapp import launch
 

@@ -26,20 +26,17 @@ def landmarks_at(x: float, y: float, size: float) -> Face:
     return Face(points, (x - size, y - size, x + size, y + size), 1.0)
 
 
-@pytest.fixture
-def photo() -> Image.Image:
+def two_faces(photo: Image.Image) -> list[Face]:
+    """A detector that finds two faces in every photo, the larger first."""
+    return [landmarks_at(120.0, 120.0, 30.0), landmarks_at(250.0, 100.0, 15.0)]
+
+
+def make_photo() -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((320, 240), Image.Resampling.BICUBIC)
 
 
-@pytest.fixture
-def detector() -> Callable[[Image.Image], list[Face]]:
-    """Two faces in every photo, the larger first."""
-    return lambda photo: [landmarks_at(120.0, 120.0, 30.0), landmarks_at(250.0, 100.0, 15.0)]
-
-
-@pytest.fixture
-def generator() -> Generator:
+def make_generator() -> Generator:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tiny = Generator(GeneratorConfig(32, z_dim=8, w_dim=16, mapping_layers=2, channel_base=256, channel_max=8))
@@ -48,9 +45,7 @@ def generator() -> Generator:
     return tiny
 
 
-@pytest.fixture
-def pti(generator: Generator, detector: Callable[[Image.Image], list[Face]]) -> PTIPipeline:
-    """The real classes, tiny, a few steps."""
+def make_pti(generator: Generator) -> PTIPipeline:
     vector = torch.eye(16)
     return PTIPipeline(
         generator,
@@ -62,5 +57,27 @@ def pti(generator: Generator, detector: Callable[[Image.Image], list[Face]]) -> 
             "age": Direction("age", vector[1]),
         },
         crop_scale=0.8,
-        detector=detector,
+        detector=two_faces,
     )
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    return make_photo()
+
+
+@pytest.fixture
+def detector() -> Callable[[Image.Image], list[Face]]:
+    """Two faces in every photo, the larger first."""
+    return two_faces
+
+
+@pytest.fixture
+def generator() -> Generator:
+    return make_generator()
+
+
+@pytest.fixture
+def pti(generator: Generator) -> PTIPipeline:
+    """The real classes, tiny, a few steps."""
+    return make_pti(generator)

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,10 @@ from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.janitor import Janitor
 from stylegan_inversion.webapp.marking import Kind, save_animation, save_marked
 from stylegan_inversion.webapp.models import METHODS, Model, Models
+from stylegan_inversion.webapp.running import OnStep
 from stylegan_inversion.webapp.sessions import Kept, Progress, Sessions
 from stylegan_inversion.webapp.turns import Turns
+from stylegan_inversion.webapp.zerogpu import find_gpu
 
 try:
     import gradio as gr
@@ -75,6 +77,7 @@ class Actions:
         """
         self.models, self.sessions, self.janitor = models, sessions, janitor
         self.turns = Turns(tuning_slots)
+        self.gpu = find_gpu(janitor.folder)
         self._salt = secrets.token_bytes(32)
         self._identity = threading.local()
         self._uploads: OrderedDict[str, set[Path]] = OrderedDict()
@@ -148,16 +151,13 @@ class Actions:
         w_steps = _clamp(num_w_steps, pipeline.projector.num_steps, 1) if pivot in ("w", "w_plus") else 0
         tuning_steps = _clamp(num_tuning_steps, pipeline.tuning.num_steps, 0)
 
-        def work(on_step: Callable[[int, dict[str, Any]], bool]) -> InversionOutput:
-            return pipeline(
-                crop,
-                pivot=pivot,  # type: ignore[arg-type]
-                num_w_steps=w_steps or None,
-                num_tuning_steps=tuning_steps,
-                callback=on_step,
-            )
-
         total = w_steps + tuning_steps
+        options: dict[str, Any] = {"num_w_steps": w_steps or None, "num_tuning_steps": tuning_steps, "pivot": pivot}
+
+        def here(on_step: OnStep) -> InversionOutput:
+            return pipeline(crop, callback=on_step, **options)
+
+        work = self.gpu.work(pipeline, crop, steps=total, **options) if self.gpu else here
         with messages(), self.turns.join() as turn:
             for ahead in turn:
                 yield Progress("", "waiting", ahead, total)
@@ -191,6 +191,9 @@ class Actions:
         with messages():
             chosen = None if layers is None else (int(layers[0]), int(layers[1]))
             out = mix_outputs(a.output, b.output, layers=chosen, alpha=float(alpha))
+            if kind_of(a.output) != kind_of(b.output):  # no longer a face of nobody
+                report = {key: value for key, value in out.reports[0].items() if key != "truncation"}
+                out = dataclasses.replace(out, reports=[report])
         return self.sessions.add(out, owner=owner, model=a.model)
 
     def _pair(self, token_a: str, token_b: str, owner: Owner) -> tuple[Kept, Kept]:
@@ -254,18 +257,19 @@ class Actions:
             pictures = edit_frames(
                 self.model(kept.model).pti, kept.output, _numbers(strengths), steps=_clamp(frames, 24, 2, MAX_FRAMES)
             )
-        return self._animation(pictures, owner, name="edit")
+        return self._animation(pictures, owner, name="edit", kind=kind_of(kept.output))
 
     def interpolate(self, token_a: str, token_b: str, *, owner: Owner, frames: float = 24) -> str:
         """The way from one result to another, and back, as a GIF."""
         a, b = self._pair(token_a, token_b, owner)
         with messages():
             pictures = interpolate_outputs(a.output, b.output, steps=_clamp(frames, 24, 2, MAX_FRAMES))
-        return self._animation(pictures, owner, name="interpolation")
+        kind = kind_of(a.output) if kind_of(a.output) == kind_of(b.output) else "edited"
+        return self._animation(pictures, owner, name="interpolation", kind=kind)
 
-    def _animation(self, frames: Sequence[Image.Image], owner: Owner, *, name: str) -> str:
+    def _animation(self, frames: Sequence[Image.Image], owner: Owner, *, name: str, kind: Kind) -> str:
         shown = [enlarge(frame) for frame in frames]
-        return str(save_animation(shown, self._new_folder(owner), name=name, kind="edited"))
+        return str(save_animation(shown, self._new_folder(owner), name=name, kind=kind))
 
     def download(self, kind: str, token: str, strengths: Mapping[str, float] | None, *, owner: Owner) -> str:
         """Write "face", "photo", "latents", "inversion" (a zip, with what PTI tuned) or "animation"."""

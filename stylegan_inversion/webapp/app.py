@@ -20,6 +20,7 @@ from stylegan_inversion.webapp.play_tab import PlayTab
 from stylegan_inversion.webapp.sessions import Sessions
 from stylegan_inversion.webapp.theme import CSS, SCRIPT, make_theme
 from stylegan_inversion.webapp.words import FOOTNOTE, TITLE, note_html
+from stylegan_inversion.webapp.zerogpu import own_device
 
 MODEL_BYTES = 2_000_000_000  # of an uploaded model at most
 TIME_TO_LIVE = 1800.0  # seconds that results and files are kept after their last use
@@ -76,7 +77,10 @@ def build_app(
             return {**shut, column.photo: None, deleted: note_html(words)}
 
         shown = [part for tab in (edit_tab, compare_tab, play_tab) for part in tab.takes]
-        delete.click(forget, None, list(dict.fromkeys([*shown, column.photo, deleted])), queue=False, **HIDDEN)
+        changed = list(dict.fromkeys([*shown, column.photo, deleted]))
+        delete.click(
+            forget, None, changed, queue=False, cancels=[edit_tab.running, compare_tab.running], **HIDDEN
+        )  # what waits for its turn, too
     janitor.keep()  # the examples
     demo.janitor = janitor  # lives as long as the app
     return demo.queue(max_size=32, default_concurrency_limit=4)
@@ -135,6 +139,7 @@ def launch(
     """
     alone = host in ("127.0.0.1", "localhost", "::1") and not share
     open_choice = alone if open_choice is None else open_choice
+    device = own_device(device)
     demo = build_app(
         Models(load_model(model, device=device), open=open_choice, device=device), tuning_slots=tuning_slots
     )

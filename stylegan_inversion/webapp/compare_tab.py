@@ -51,12 +51,13 @@ class CompareTab:
             self.direction: gr.update(**_directions(model)),
             self.strength: gr.update(**_range(model, _first(model))),
             self.status: note_html(""),
+            **self._ready(),
         }
 
     @property
     def takes(self) -> list[Any]:
         """What `take` updates."""
-        return [self.results, self.tokens, self.direction, self.strength, self.status]
+        return [self.results, self.tokens, self.direction, self.strength, self.status, self.compare, self.cancel]
 
     def connect(self, column: PhotoColumn, model: Any) -> None:
         """What the button and the slider do.
@@ -139,6 +140,7 @@ class CompareTab:
         )
         running.failure(failed, None, outputs, **direct)
         self.cancel.click(failed, None, outputs, cancels=[running], **direct)
+        self.running = running
         changed = self.direction.input(choose, [model, self.direction], self.strength, **direct)
         editing: dict[str, Any] = {"show_progress": "hidden", **QUICK, **HIDDEN}
         what = [self.tokens, self.direction, self.strength]

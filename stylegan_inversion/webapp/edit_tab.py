@@ -38,7 +38,7 @@ class EditTab:
         gr.Markdown("## 3. Invert", elem_classes="step")
         pti = model.pti
         self.method = gr.Radio(**_method_choices(model), label="Method")
-        with gr.Accordion("PTI's settings", open=False, visible=False) as self.settings:
+        with gr.Accordion("PTI's settings", open=False, visible=_first(model) == "pti") as self.settings:
             self.pivot = gr.Dropdown(**_pivot_choices(model), label="Pivot", info="Where PTI begins to tune.")
             with gr.Row():
                 self.w_steps = _steps("Steps of the pivot", 1, pti.projector.num_steps)
@@ -199,6 +199,7 @@ class EditTab:
         running.failure(self.closed, None, outputs, **direct)
         self.stop.click(stop, self.token, None, **direct)
         self.cancel.click(self.closed, None, outputs, cancels=[running], **direct)
+        self.running = running
         self.method.change(lambda method: gr.update(visible=method == "pti"), self.method, self.settings, **direct)
         state = [self.token, model, *sliders.components]
         gr.on(

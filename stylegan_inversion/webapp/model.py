@@ -13,6 +13,7 @@ from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.components import find_components
 from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector
+from stylegan_inversion.webapp.zerogpu import own_cpu
 
 METHODS = ("e4e", "psp", "pti")  # in the order of the page
 OWN = "Directions"  # title of the model's own
@@ -62,7 +63,7 @@ class Model:
         device = self.pti.device
         if device.type == "cuda":
             return f"GPU ({torch.cuda.get_device_name(device)})"
-        return {"cpu": "CPU", "mps": "GPU (Apple)"}.get(device.type, str(device))
+        return {"cpu": own_cpu(), "mps": "GPU (Apple)"}.get(device.type, str(device))
 
     @property
     def note(self) -> str:

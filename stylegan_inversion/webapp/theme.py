@@ -19,7 +19,12 @@ CSS = """
 button[role="tab"][aria-selected="true"] {color: var(--primary-700) !important}
 .dark button[role="tab"][aria-selected="true"] {color: var(--primary-300) !important}
 .figures table {font-variant-numeric: tabular-nums; width: 100%}
-@media (max-width: 640px) {.gradio-container {padding: 8px !important} #title h1 {font-size: 1.35rem}}
+@media (max-width: 640px) {
+    .gradio-container {padding: 8px !important; width: 100% !important; max-width: 100vw !important}
+    .gradio-container > .main {padding: 0 !important; min-width: 0 !important; max-width: 100% !important}
+    .contain, .wrap {min-width: 0; max-width: 100%}
+    #title h1 {font-size: 1.35rem}
+}
 """
 
 SCRIPT = """() => {
@@ -27,9 +32,13 @@ SCRIPT = """() => {
     // What Gradio leaves without a name or a role that screen readers know
     const name = () => {
         document.querySelectorAll("img:not([alt]), img[alt='']").forEach(img => {
-            if (img.src.startsWith("data:") || img.closest("button")) return;  // an icon
-            const label = img.closest(".block")?.querySelector("[data-testid='block-label'], label");
-            img.alt = label?.textContent.trim() || "Picture";
+            const button = img.closest("button"), block = img.closest(".block");
+            if (img.src.startsWith("data:") || button?.ariaLabel || button?.textContent.trim()) return;  // an icon
+            const label = block?.querySelector("[data-testid='block-label'], label, .label")?.textContent.trim();
+            const all = [...(block?.querySelectorAll("img") ?? [])], place = all.indexOf(img);
+            const pair = label?.match(/^(.*): (.*) \\| (.*)$/);  // "Face: before | after"
+            img.alt = pair && place < 2 ? `${pair[1]}, ${pair[2 + place]}`
+                : `${label || "Picture"}${all.length > 1 ? ` ${place + 1}` : ""}`;
         });
         document.querySelectorAll("div.empty[aria-label]:not([role])").forEach(div => div.setAttribute("role", "img"));
     };

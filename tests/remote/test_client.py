@@ -1,5 +1,7 @@
+import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import pytest
 
 from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.remote import client
-from stylegan_inversion.remote.client import DeadlineError, call_hub
+from stylegan_inversion.remote.client import DeadlineError, call_hub, report_downloads
 from tests.fake_hub import FakeHub
 
 
@@ -60,6 +62,22 @@ def test_a_process_that_is_ended_in_the_middle_of_a_line(
     monkeypatch.setattr(client, "__file__", str(tmp_path / "client.py"))
     with pytest.raises(DeadlineError, match=r"within 1 s \(2\.0 of 5\.0 MB\)"):
         ask(timeout=1.0)
+
+
+def test_who_asks_hears_how_far_a_download_is(
+    fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lines = [{"done": 2, "total": 0}, {"done": 2, "total": 5}, {"done": 5, "total": 5}, {"result": "there"}]
+    (tmp_path / "client_process.py").write_text("".join(f"print({json.dumps(json.dumps(line))})\n" for line in lines))
+    monkeypatch.setattr(client, "__file__", str(tmp_path / "client.py"))
+    heard: list[tuple[int, int]] = []
+    others = threading.Thread(target=ask)  # another thread's downloads are not heard
+    with report_downloads(lambda done, total: heard.append((done, total))):
+        others.start()
+        assert ask() == "there"
+        others.join()
+    assert heard == [(2, 0), (2, 5), (5, 5)]
+    assert ask() == "there" and len(heard) == 3
 
 
 def test_no_process_outlives_an_interrupt(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,63 @@
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from tests.webapp.tiny_app import Served
+
+Connect = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Served]":
+    """One running app for all tests of a file, with a tiny model that has every method."""
+    pytest.importorskip("gradio")
+    from tests.webapp.tiny_app import serve, tiny_model
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+        patch.delenv("GRADIO_TEMP_DIR", raising=False)
+        with serve(tiny_model(), tmp_path_factory.mktemp("server")) as served:
+            yield served
+
+
+@pytest.fixture(scope="module")
+def connect(app: "Served", tmp_path_factory: pytest.TempPathFactory) -> Iterator[Connect]:
+    """A program that uses the app: always the same one, or another one if `connect(new=True)`."""
+    gradio_client = pytest.importorskip("gradio_client")
+    clients: list[Any] = []
+
+    def client(*, new: bool = False) -> Any:
+        if new or not clients:
+            folder = tmp_path_factory.mktemp("client")
+            clients.append(gradio_client.Client(app.url, verbose=False, download_files=folder))
+        return clients[-1 if new else 0]
+
+    yield client
+    for each in clients:
+        each.close()
+
+
+@pytest.fixture
+def file(photo: Image.Image, tmp_path: Path) -> Any:
+    photo.save(tmp_path / "photo.png")
+    return pytest.importorskip("gradio_client").handle_file(tmp_path / "photo.png")
+
+
+@pytest.fixture
+def steps(app: "Served", monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When each step of PTI was taken."""
+    taken: list[float] = []
+    perceptual = app.model.pti.perceptual
+    distance = perceptual.distance
+
+    def counted(*features: Any) -> Any:
+        taken.append(time.monotonic())
+        return distance(*features)
+
+    monkeypatch.setattr(perceptual, "distance", counted)
+    return taken
