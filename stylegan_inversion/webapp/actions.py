@@ -13,6 +13,7 @@ import secrets
 import shutil
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from stylegan_inversion.errors import (
     MissingDependencyError,
     ModelNotFoundError,
 )
-from stylegan_inversion.losses.identity import load_identity
+from stylegan_inversion.losses.identity import IdentityEmbedding, load_identity
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.pipelines.styles import edit_frames, interpolate_outputs, mix_outputs, sample_face
@@ -57,6 +58,7 @@ MAX_STEPS = 1000  # of each stage; what a visitor asks for is clamped to it
 MAX_FRAMES = 60  # of an animation
 SHOWN_FACE, SHOWN_PHOTO = 512, 1024  # pixels a side on the page, at least and at most; downloads are not resized
 REMEMBERED_OWNERS = 1000  # whose uploads can be deleted at once; the others' go by themselves
+REMEMBERED_SECONDS = 1800.0  # how long a photo's faces are known at most
 REMEMBERED_PHOTOS = 16  # whose faces need not be found again
 EXPIRED = "This inversion has expired or never existed. Invert the photo again."
 
@@ -79,9 +81,9 @@ class Actions:
         self.turns = Turns(tuning_slots)
         self.gpu = find_gpu(janitor.folder)
         self._salt = secrets.token_bytes(32)
-        self._identity = threading.local()
+        self._identity: IdentityEmbedding | None = None
         self._uploads: OrderedDict[str, set[Path]] = OrderedDict()
-        self._faces: OrderedDict[str, list[Face]] = OrderedDict()
+        self._faces: OrderedDict[str, tuple[float, list[Face]]] = OrderedDict()  # with the time they were found
         self._lock = threading.Lock()
 
     # Photos
@@ -98,27 +100,36 @@ class Actions:
         with messages():
             image, key = load_image(photo), hashlib.sha256(photo).hexdigest()
             with self._lock:
-                found = self._faces.get(key)
-            if found is None:
-                found = self.model(model).pti.detector(image)
-                with self._lock:
-                    self._faces[key] = found
-                    while len(self._faces) > REMEMBERED_PHOTOS:
-                        self._faces.popitem(last=False)
+                while self._faces and next(iter(self._faces.values()))[0] < time.monotonic() - REMEMBERED_SECONDS:
+                    self._faces.popitem(last=False)
+                known = self._faces.get(key)
+            if known is not None:
+                return image, known[1]
+            found = self.model(model).pti.detector(image)
+            with self._lock:
+                self._faces[key] = (time.monotonic(), found)
+                while len(self._faces) > REMEMBERED_PHOTOS:
+                    self._faces.popitem(last=False)
             return image, found
 
-    def crop(self, photo: bytes | None, face: float = 0, align: bool = True, model: str | None = None) -> Crop:
-        """The face, cut out as the model wants it."""
+    def look(
+        self, photo: bytes | None, face: float = 0, align: bool = True, model: str | None = None
+    ) -> tuple[Crop, list[Face]]:
+        """The face, cut out as the model wants it, and all faces that were found."""
         if not photo:
             raise gr.Error("Choose a photo first.", print_exception=False)
         pipeline = self.model(model).pti
         size = pipeline.generator.config.resolution
         with messages():
             if not align:
-                return uncropped(load_image(photo), size)
+                return uncropped(load_image(photo), size), []
             image, found = self.faces(photo, model)
             landmarks = [one.landmarks for one in found]
-            return align_face(image, landmarks, size=size, scale=pipeline.crop_scale, face=int(face or 0))
+            return align_face(image, landmarks, size=size, scale=pipeline.crop_scale, face=int(face or 0)), found
+
+    def crop(self, photo: bytes | None, face: float = 0, align: bool = True, model: str | None = None) -> Crop:
+        """The face, cut out as the model wants it."""
+        return self.look(photo, face, align, model)[0]
 
     # Inversions
 
@@ -137,7 +148,7 @@ class Actions:
 
         Steps are clamped to [1, 1000], those of the tuning to [0, 1000].
         """
-        chosen = self.model(model)
+        chosen, since = self.model(model), self.sessions.now()
         if method not in chosen.pipelines:
             there = ", ".join(chosen.pipelines)
             raise gr.Error(f"This model has no {method!r}; it has {there}.", print_exception=False)
@@ -145,7 +156,7 @@ class Actions:
         if not isinstance(pipeline, PTIPipeline):
             with messages():
                 out = pipeline(crop)
-            token = self.sessions.add(out, owner=owner, model=chosen.name)
+            token = self.sessions.add(out, owner=owner, model=chosen.name, since=since)
             yield Progress(token, "done", 1, 1, seconds=out.reports[0]["seconds"], output=out)
             return
         w_steps = _clamp(num_w_steps, pipeline.projector.num_steps, 1) if pivot in ("w", "w_plus") else 0
@@ -158,17 +169,18 @@ class Actions:
             return pipeline(crop, callback=on_step, **options)
 
         work = self.gpu.work(pipeline, crop, steps=total, **options) if self.gpu else here
-        with messages(), self.turns.join() as turn:
+        about: dict[str, Any] = {"owner": owner, "model": chosen.name, "since": since}
+        with messages(), self.turns.join(owner) as turn:
             for ahead in turn:
                 yield Progress("", "waiting", ahead, total)
-            yield from self.sessions.run(work, total=total, first_stage_steps=w_steps, owner=owner, model=chosen.name)
+            yield from self.sessions.run(turn.holding(work), total=total, first_stage_steps=w_steps, **about)
 
     def random_face(self, *, owner: Owner, model: str | None = None, seed: float = 0, truncation: float = 0.7) -> str:
         """Draw a face of nobody; the token of the result."""
-        chosen = self.model(model)
+        chosen, since = self.model(model), self.sessions.now()
         with messages():
             out = sample_face(chosen.pti, seed=int(seed or 0), truncation=float(truncation))
-        return self.sessions.add(out, owner=owner, model=chosen.name)
+        return self.sessions.add(out, owner=owner, model=chosen.name, since=since)
 
     def kept(self, token: str | None, *, owner: Owner) -> Kept:
         """The result behind a token."""
@@ -187,6 +199,7 @@ class Actions:
         self, token_a: str, token_b: str, *, owner: Owner, layers: tuple[float, float] | None = None, alpha: float = 1.0
     ) -> str:
         """Mix the styles of two results; the token of the new one, which is drawn by a's generator."""
+        since = self.sessions.now()
         a, b = self._pair(token_a, token_b, owner)
         with messages():
             chosen = None if layers is None else (int(layers[0]), int(layers[1]))
@@ -194,7 +207,7 @@ class Actions:
             if kind_of(a.output) != kind_of(b.output):  # no longer a face of nobody
                 report = {key: value for key, value in out.reports[0].items() if key != "truncation"}
                 out = dataclasses.replace(out, reports=[report])
-        return self.sessions.add(out, owner=owner, model=a.model)
+        return self.sessions.add(out, owner=owner, model=a.model, since=since)
 
     def _pair(self, token_a: str, token_b: str, owner: Owner) -> tuple[Kept, Kept]:
         a, b = self.kept(token_a, owner=owner), self.kept(token_b, owner=owner)
@@ -205,13 +218,11 @@ class Actions:
             )
         return a, b
 
-    def similarity(self, out: InversionOutput) -> float | None:
+    def similarity(self, out: InversionOutput) -> float:
         """Identity similarity of the picture to the photo's face, by the built-in network, in [-1, 1]."""
-        if not hasattr(self._identity, "network"):
-            self._identity.network = load_identity("builtin")
-        network = self._identity.network
-        with torch.no_grad():
-            return float(network.similarity(to_tensor(out.images[0]), to_tensor(out.crops[0].image)))
+        with self._lock, torch.no_grad():
+            self._identity = self._identity or load_identity("builtin")
+            return float(self._identity.similarity(to_tensor(out.images[0]), to_tensor(out.crops[0].image)))
 
     # Files
 
@@ -221,16 +232,25 @@ class Actions:
         """Write a picture for a visitor: marked, under a path nobody can guess; a JPEG if it is only to be shown."""
         return str(save_marked(image, self._new_folder(owner), name=name, kind=kind, lossy=shown))
 
-    def original(self, image: Image.Image, *, owner: Owner) -> str:
-        """Write a picture that nothing has changed, only to be shown; the same one has the same path."""
+    def original(self, image: Image.Image, *, owner: Owner, drawn: bool = False) -> str:
+        """Write a picture that nothing has changed, only to be shown; the same one has the same path.
+
+        Args:
+            image: The picture.
+            owner: Whose it is.
+            drawn: Whether it is a generator's picture, which is marked, and no photo.
+        """
         name = hashlib.blake2b(image.tobytes(), key=self._salt, digest_size=24).hexdigest()
         path = self._folder_of(owner) / f"{name}-{image.width}" / "picture.jpg"
         if path.exists():
             os.utime(path)  # the janitor's time counts anew
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f"{secrets.token_hex(8)}.part.jpg")
-            image.save(part, quality=92, subsampling=0)
+            part = path.with_name(f"{secrets.token_hex(8)}.jpg")
+            if drawn:
+                save_marked(image, part.parent, name=part.name, kind="generated", lossy=True)
+            else:
+                image.save(part, quality=92, subsampling=0)
             part.replace(path)  # whole at once
         return str(path)
 
@@ -268,7 +288,7 @@ class Actions:
         return self._animation(pictures, owner, name="interpolation", kind=kind)
 
     def _animation(self, frames: Sequence[Image.Image], owner: Owner, *, name: str, kind: Kind) -> str:
-        shown = [enlarge(frame) for frame in frames]
+        shown = [frame.resize((SHOWN_FACE, SHOWN_FACE), Image.Resampling.BICUBIC) for frame in frames]
         return str(save_animation(shown, self._new_folder(owner), name=name, kind=kind))
 
     def download(self, kind: str, token: str, strengths: Mapping[str, float] | None, *, owner: Owner) -> str:
@@ -293,7 +313,7 @@ class Actions:
                 f"`kind` must be one of face, photo, latents, inversion, animation, got {kind!r}.",
                 print_exception=False,
             )
-        with messages(), tempfile.TemporaryDirectory() as scratch:
+        with messages(), tempfile.TemporaryDirectory(dir=self.janitor.folder) as scratch:
             name = None if out.base is None else out.base.name
             out.save(scratch, whole=name is None or name.is_local)  # the server's folders are not the visitor's
             return shutil.make_archive(str(target / "inversion"), "zip", scratch)
@@ -343,6 +363,11 @@ def shown_crop(crop: Crop) -> Crop:
     return dataclasses.replace(crop, photo=small, quad=quad)
 
 
+def is_drawn(out: InversionOutput) -> bool:
+    """Whether what stands in for its photo is a generator's picture."""
+    return "seed" in out.reports[0]
+
+
 def kind_of(out: InversionOutput) -> Kind:
     """How a picture has to be marked."""
     return "generated" if "truncation" in out.reports[0] else "edited"
@@ -354,12 +379,26 @@ def messages() -> Iterator[None]:
     try:
         yield
     except (InvalidImageError, FaceNotFoundError, DivergedError, ModelNotFoundError, CheckpointError, ValueError) as e:
-        raise gr.Error(str(e), print_exception=False) from e
+        raise gr.Error(_for_visitors(str(e)), print_exception=False) from e
     except gr.Error:
         raise
+    except torch.OutOfMemoryError as e:
+        logger.warning("Out of memory", exc_info=True)
+        raise gr.Error(
+            "The GPU has no memory left for this. Try again in a moment, or take e4e or pSp.", print_exception=False
+        ) from e
     except Exception as e:
         logger.exception("The web app failed.")
         raise gr.Error("Something went wrong on the server. Try again, or another photo.", print_exception=False) from e
+
+
+def _for_visitors(text: str) -> str:
+    """An error's sentence, without what only a program can do."""
+    text = text.replace(
+        "if it is an aligned crop already, pass `align=False` (`--no-align`)",
+        "if it is an aligned face already, untick “Find the face” (`align` of the API)",
+    )
+    return text.split(" In Python:")[0]
 
 
 def methods_of(model: Model) -> list[str]:

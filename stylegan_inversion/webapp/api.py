@@ -3,14 +3,22 @@
 A result lives under a token that the program is given and gives back; whoever has it can use it, nobody can guess it.
 """
 
-from collections.abc import Iterator
+import threading
+from collections import OrderedDict
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import Any
 
 from PIL import Image
 
 from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.webapp.actions import Actions, gr, kind_of, methods_of
+from stylegan_inversion.webapp.models import METHODS
 from stylegan_inversion.webapp.photo_column import photo_input
+from stylegan_inversion.webapp.running import Progress
+
+REMEMBERED_TOKENS = 1000  # whose files can be deleted at once
 
 
 class Api:
@@ -18,6 +26,8 @@ class Api:
 
     def __init__(self, actions: Actions) -> None:
         self.actions = actions
+        self._files: OrderedDict[str, list[str]] = OrderedDict()  # what was drawn of each token's result
+        self._lock = threading.Lock()
 
     def models(self) -> list[dict[str, Any]]:
         """What models there are, and what each can do.
@@ -102,11 +112,11 @@ class Api:
         crop = self.actions.crop(photo, face, align, model)
         steps: dict[str, Any] = {"num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps, "pivot": pivot}
         for report in self.actions.run(crop, method, owner=None, model=model, **steps):
-            progress((report.step, report.total), desc=report.stage, unit="steps")
+            _show(progress, report)
             if report.output is None:
-                yield gr.skip(), gr.skip(), report.token, gr.skip()
+                yield gr.skip(), gr.skip(), report.token or gr.skip(), gr.skip()
             else:
-                pictures = self._pictures(report.output, keep_detail=False)
+                pictures = self._pictures(report.output, report.token, keep_detail=False)
                 yield *pictures, report.token, report.output.reports[0]
 
     def edit(self, token: str, strengths: dict[str, float] | None = None) -> tuple[str, str]:
@@ -120,7 +130,7 @@ class Api:
             The edited face
             The photo with the edited face in place
         """
-        return self._pictures(self.actions.edited(token, strengths, owner=None))
+        return self._pictures(self.actions.edited(token, strengths, owner=None), token)
 
     def invert_and_edit(
         self,
@@ -130,7 +140,8 @@ class Api:
         align: bool = True,
         method: str = "e4e",
         model: str = "",
-    ) -> tuple[str, str]:
+        progress: Any = gr.Progress(),  # noqa: B008
+    ) -> Iterator[Any]:
         """Invert and edit in one call; nothing is kept.
 
         Args:
@@ -140,6 +151,7 @@ class Api:
             align: Find the face. False takes the photo as an aligned crop.
             method: "e4e", "psp" or "pti".
             model: From /models; nothing means the first.
+            progress: Gradio's own.
 
         Returns:
             The edited face
@@ -147,16 +159,25 @@ class Api:
         """
         crop = self.actions.crop(photo, face, align, model)
         token = ""
-        for report in self.actions.run(crop, method, owner=None, model=model):
-            token = report.token
         try:
-            return self.edit(token, strengths)
+            with closing(self._reports(crop, method, model)) as reports:
+                for report in reports:  # whoever cancels ends it at one of these
+                    token = report.token
+                    _show(progress, report)
+                    if report.output is None:
+                        yield gr.skip(), gr.skip()
+            yield self.edit(token, strengths)
         finally:
             self.actions.sessions.drop(token, owner=None)
 
     def compare(
-        self, photo: bytes | None, strengths: dict[str, float] | None = None, face: float = 0, align: bool = True
-    ) -> tuple[list[tuple[str, str]], list[dict[str, Any]]]:
+        self,
+        photo: bytes | None,
+        strengths: dict[str, float] | None = None,
+        face: float = 0,
+        align: bool = True,
+        progress: Any = gr.Progress(),  # noqa: B008
+    ) -> Iterator[Any]:
         """Put one photo through all methods of the first model, with the same edit on each. PTI takes a while.
 
         Args:
@@ -164,22 +185,38 @@ class Api:
             strengths: The edit, such as {"smile": 2.0}.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.
+            progress: Gradio's own.
 
         Returns:
             Pictures of each method: the inversion and its edit
             Method, mean squared error, identity similarity, seconds and token of each
         """
         crop = self.actions.crop(photo, face, align)
-        gallery, rows = [], []
-        for method in methods_of(self.actions.models.first):
-            *_, done = self.actions.run(crop, method, owner=None)
-            out = done.output
-            assert out is not None  # the last report has it
-            gallery.append((self._pictures(out)[0], method))
-            gallery.append((self.edit(done.token, strengths)[0], f"{method}, edited"))
-            figures = {"l2": out.reports[0]["l2"], "identity_similarity": self.actions.similarity(out)}
-            rows.append({"method": method, **figures, "seconds": out.reports[0]["seconds"], "token": done.token})
-        return gallery, rows
+        gallery: list[tuple[str, str]] = []
+        rows: list[dict[str, Any]] = []
+        is_done = False
+        try:
+            for method in methods_of(self.actions.models.first):
+                with closing(self._reports(crop, method, "")) as reports:
+                    for report in reports:
+                        _show(progress, report, before=f"{method}: ")
+                        if report.output is None:
+                            yield gr.skip(), gr.skip()
+                out = report.output
+                assert out is not None  # the last report has it
+                figures = {"l2": out.reports[0]["l2"], "identity_similarity": self.actions.similarity(out)}
+                seconds = out.reports[0]["seconds"]
+                rows.append({"method": method, **figures, "seconds": seconds, "token": report.token})
+                edited = self.actions.edited(report.token, strengths, owner=None)
+                gallery += [
+                    (self._face(out, report.token), method),
+                    (self._face(edited, report.token), f"{method}, edited"),
+                ]
+            is_done = True
+            yield gallery, rows
+        finally:
+            for row in rows if not is_done else []:
+                self.actions.sessions.drop(row["token"], owner=None)
 
     def random_face(self, seed: float = 0, truncation: float = 0.7, model: str = "") -> tuple[str, str]:
         """Draw a face of nobody.
@@ -194,7 +231,7 @@ class Api:
             Its token
         """
         token = self.actions.random_face(owner=None, model=model, seed=seed, truncation=truncation)
-        return self._face(token), token
+        return self._face(self.actions.kept(token, owner=None).output, token), token
 
     def mix(
         self, token_a: str, token_b: str, start: float = 0, end: float | None = None, alpha: float = 1.0
@@ -215,7 +252,7 @@ class Api:
         num_ws = self.actions.kept(token_a, owner=None).output.w_plus.shape[1]
         layers = (start or 0, num_ws if end is None else end)
         token = self.actions.mix(token_a, token_b, owner=None, layers=layers, alpha=alpha)
-        return self._face(token), token
+        return self._face(self.actions.kept(token, owner=None).output, token), token
 
     def interpolate(self, token_a: str, token_b: str, frames: float = 24) -> str:
         """Animate the way from one face to another and back.
@@ -241,7 +278,7 @@ class Api:
         Returns:
             An animated GIF
         """
-        return self.actions.animate(token, strengths, owner=None, frames=frames)
+        return self._note(token, self.actions.animate(token, strengths, owner=None, frames=frames))
 
     def download(self, token: str, kind: str = "photo", strengths: dict[str, float] | None = None) -> str:
         """Write a result to a file.
@@ -255,7 +292,7 @@ class Api:
         Returns:
             The file
         """
-        return self.actions.download(kind, token, strengths, owner=None)
+        return self._note(token, self.actions.download(kind, token, strengths, owner=None))
 
     def stop(self, token: str) -> bool:
         """End a running PTI inversion; its best state so far becomes the result of /invert.
@@ -269,7 +306,7 @@ class Api:
         return self.actions.sessions.stop(token or "", owner=None)
 
     def delete(self, token: str) -> bool:
-        """Delete a result, which also happens 30 minutes after its last use.
+        """Delete a result and its files, which also happens 30 minutes after their last use.
 
         Args:
             token: From /invert.
@@ -279,15 +316,38 @@ class Api:
         """
         there = self.actions.sessions.get(token or "", owner=None) is not None
         self.actions.sessions.drop(token or "", owner=None)
+        with self._lock:
+            paths = self._files.pop(token, []) if there else []
+        self.actions.janitor.forget(paths)
         return there
 
-    def _pictures(self, out: InversionOutput, *, keep_detail: bool = True) -> tuple[str, str]:
-        how: dict[str, Any] = {"owner": None, "kind": kind_of(out)}
-        photo = self.actions.photo_of(out, keep_detail=keep_detail)
-        return self.actions.picture(out.images[0], name="face", **how), self.actions.picture(photo, name="photo", **how)
+    def _reports(self, crop: Crop, method: str, model: str) -> Generator[Progress, None, None]:
+        yield from self.actions.run(crop, method, owner=None, model=model)
 
-    def _face(self, token: str) -> str:
-        return self._pictures(self.actions.kept(token, owner=None).output)[0]
+    def _pictures(self, out: InversionOutput, token: str, *, keep_detail: bool = True) -> tuple[str, str]:
+        photo = self.actions.photo_of(out, keep_detail=keep_detail)
+        path = self.actions.picture(photo, owner=None, name="photo", kind=kind_of(out))
+        return self._face(out, token), self._note(token, path)
+
+    def _face(self, out: InversionOutput, token: str) -> str:
+        return self._note(token, self.actions.picture(out.images[0], owner=None, name="face", kind=kind_of(out)))
+
+    def _note(self, token: str, path: str) -> str:
+        """Remember what `delete` has to remove; what is forgotten here goes after 30 minutes."""
+        with self._lock:
+            self._files.setdefault(token, []).append(path)
+            self._files.move_to_end(token)
+            while len(self._files) > REMEMBERED_TOKENS:
+                self._files.popitem(last=False)
+        return path
+
+
+def _show(progress: Any, report: Progress, *, before: str = "") -> None:
+    """Tell a program how far a run is; while it waits, `step` is how many are ahead."""
+    if report.stage == "waiting":
+        progress(None, desc=f"{before}waiting, {report.step} before you")
+    else:
+        progress((report.step, report.total), desc=f"{before}{report.stage}", unit="steps")
 
 
 def name_endpoints(api: Api) -> None:
@@ -298,7 +358,7 @@ def name_endpoints(api: Api) -> None:
         photo = photo_input()
         face = gr.Number(0, label="Face, by size: 0 is the largest", precision=0, minimum=0)
         align = gr.Checkbox(True, label="Find the face")
-        method = gr.Dropdown(methods_of(first), value=methods_of(first)[0], label="Method")
+        method = gr.Dropdown(list(METHODS), value=methods_of(first)[0], label="Method")
         pivot = gr.Dropdown(["w", "w_plus", "e4e", "psp"], value="w", label="Pivot")
         model = gr.Textbox("", label="Model")
         w_steps = gr.Number(pti.projector.num_steps, label="Projection steps", precision=0)
@@ -317,8 +377,8 @@ def name_endpoints(api: Api) -> None:
         listed, rows, figures = gr.JSON(label="Models"), gr.JSON(label="Faces"), gr.JSON(label="Figures")
         gallery, file, done = gr.Gallery(label="Pictures"), gr.File(label="File"), gr.Checkbox(label="Done")
     go = gr.Button(visible=False)
-    quick: dict[str, Any] = {"concurrency_id": "quick", "concurrency_limit": 4}
-    slow: dict[str, Any] = {"concurrency_id": "invert", "concurrency_limit": 12}
+    quick: dict[str, Any] = {"concurrency_id": "api", "concurrency_limit": 2}
+    slow: dict[str, Any] = {"concurrency_id": "api-slow", "concurrency_limit": 12}
     source = [photo, face, align]
     steps = [w_steps, tuning_steps, pivot]
     go.click(api.models, None, listed, api_name="models", **quick)

@@ -1,6 +1,7 @@
 """The web app: upload a photo, invert the face, edit, compare, play, download; and the API. Gradio, no maths."""
 
 import contextlib
+import functools
 import importlib.util
 import signal
 import sys
@@ -12,7 +13,8 @@ from stylegan_inversion.webapp.actions import Actions, gr
 from stylegan_inversion.webapp.api import Api, name_endpoints
 from stylegan_inversion.webapp.compare_tab import CompareTab
 from stylegan_inversion.webapp.edit_tab import EditTab
-from stylegan_inversion.webapp.guard import Janitor, LimitBody, SecurityHeaders, VisitorCookie, owner_of
+from stylegan_inversion.webapp.guard import Inspect, Janitor, LimitBody, SecurityHeaders, VisitorCookie, owner_of
+from stylegan_inversion.webapp.janitor import forget_lost
 from stylegan_inversion.webapp.model_picker import ModelPicker
 from stylegan_inversion.webapp.models import Model, Models, load_model
 from stylegan_inversion.webapp.photo_column import HIDDEN, PhotoColumn
@@ -33,7 +35,7 @@ def build_app(
 
     Args:
         models: What can be run; the first is shown first. They are shared by all visitors and never changed.
-        sessions: Keeps the results. `None` keeps the newest 32, at most 6 of a visitor, for 30 minutes after their
+        sessions: Keeps the results. `None` keeps the newest 32, at most 12 of a visitor, for 30 minutes after their
             last use.
         janitor: Owns the folder for files. `None` makes a private one that is emptied.
         tuning_slots: How many generators are tuned at the same time.
@@ -71,18 +73,26 @@ def build_app(
         picker.connect([edit_tab, compare_tab, play_tab], column)
 
         def forget(request: gr.Request) -> dict[Any, Any]:
-            count = actions.forget(owner_of(request))
+            owner = owner_of(request)
+            if owner is None:
+                raise gr.Error(
+                    "Your browser sends no cookie, so your files cannot be told from those of others. They are deleted "
+                    "after 30 minutes without use.",
+                    print_exception=False,
+                )
+            count = actions.forget(owner)
             shut = {k: v for tab in (edit_tab, compare_tab, play_tab) for k, v in tab.take(first).items()}
             words = f"Deleted: your photo, {count} result{'' if count == 1 else 's'} and all files."
-            return {**shut, column.photo: None, deleted: note_html(words)}
+            return {**shut, **picker.shows(first), column.photo: None, deleted: note_html(words)}
 
         shown = [part for tab in (edit_tab, compare_tab, play_tab) for part in tab.takes]
-        changed = list(dict.fromkeys([*shown, column.photo, deleted]))
+        changed = list(dict.fromkeys([*shown, picker.note, picker.name, picker.current, column.photo, deleted]))
         delete.click(
             forget, None, changed, queue=False, cancels=[edit_tab.running, compare_tab.running], **HIDDEN
         )  # what waits for its turn, too
     janitor.keep()  # the examples
     demo.janitor = janitor  # lives as long as the app
+    janitor.also(functools.partial(forget_lost, demo.temp_file_sets))
     return demo.queue(max_size=32, default_concurrency_limit=4)
 
 
@@ -93,7 +103,8 @@ def launch_options(*, open_choice: bool = False) -> dict[str, Any]:
         open_choice: Whether visitors may upload models, which are larger than photos.
     """
     limits = {"max_bytes": MODEL_BYTES, "max_parts": 64} if open_choice else {}
-    middleware = [Middleware(LimitBody, **limits), Middleware(VisitorCookie), Middleware(SecurityHeaders)]
+    guards = [Middleware(each) for each in (Inspect, VisitorCookie, SecurityHeaders)]
+    middleware = [Middleware(LimitBody, **limits), *guards]
     return {
         "theme": make_theme(),
         "css": CSS,
@@ -147,6 +158,7 @@ def launch(
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the files are removed
     try:
         options = launch_options(open_choice=open_choice)
-        demo.launch(server_name=host, server_port=port, share=share, **options)
+        demo.launch(server_name=host, server_port=port, share=share, prevent_thread_lock=True, **options)
+        demo.block_thread()  # as `launch` does not in a REPL or a notebook, whose files would go at once
     finally:
         demo.janitor.close()

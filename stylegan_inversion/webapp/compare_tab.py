@@ -8,7 +8,7 @@ from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.webapp.actions import Actions, enlarge, gr, methods_of
 from stylegan_inversion.webapp.guard import owner_of
 from stylegan_inversion.webapp.models import METHODS, Model
-from stylegan_inversion.webapp.photo_column import HIDDEN, QUICK, PhotoColumn
+from stylegan_inversion.webapp.photo_column import HIDDEN, SLIDERS, PhotoColumn
 from stylegan_inversion.webapp.sliders import STRENGTH_RANGE
 from stylegan_inversion.webapp.words import note_html, pretty, status_html, table
 
@@ -142,7 +142,7 @@ class CompareTab:
         self.cancel.click(failed, None, outputs, cancels=[running], **direct)
         self.running = running
         changed = self.direction.input(choose, [model, self.direction], self.strength, **direct)
-        editing: dict[str, Any] = {"show_progress": "hidden", **QUICK, **HIDDEN}
+        editing: dict[str, Any] = {"show_progress": "hidden", **SLIDERS, **HIDDEN}
         what = [self.tokens, self.direction, self.strength]
         changed.then(edit, what, list(self.edits.values()), **editing)
         self.strength.input(edit, what, list(self.edits.values()), trigger_mode="always_last", **editing)
@@ -162,7 +162,7 @@ class CompareTab:
         return {
             "Method": SHORT[method],
             "Mean squared error": f"{out.reports[0]['l2']:.4f}",
-            "Identity similarity": "" if similarity is None else f"{similarity:.2f}",
+            "Identity similarity": f"{similarity:.2f}",
             "Seconds": f"{seconds:.1f}",
         }
 

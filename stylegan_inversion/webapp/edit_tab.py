@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.webapp.actions import MAX_STEPS, Actions, enlarge, gr, kind_of, methods_of, shown_crop
+from stylegan_inversion.webapp.actions import MAX_STEPS, Actions, enlarge, gr, is_drawn, kind_of, methods_of, shown_crop
 from stylegan_inversion.webapp.guard import owner_of
 from stylegan_inversion.webapp.models import Model
-from stylegan_inversion.webapp.photo_column import HIDDEN, QUICK, PhotoColumn
+from stylegan_inversion.webapp.photo_column import HIDDEN, SLIDERS, WORK, PhotoColumn
 from stylegan_inversion.webapp.sliders import Sliders
 from stylegan_inversion.webapp.words import HOW_TO, METHODS_HELP, note_html, status_html
 
@@ -33,7 +33,8 @@ class EditTab:
     def __init__(self, actions: Actions, model: Model, *, open_choice: bool) -> None:
         """Lay it out, within a tab."""
         self.actions = actions
-        self.token = gr.State("")
+        self.token = gr.State("")  # of the result that is shown
+        self.job = gr.State("")  # of the run, to stop it
         picture: dict[str, Any] = {"format": "png", "interactive": False, "buttons": ["fullscreen"]}
         gr.Markdown("## 3. Invert", elem_classes="step")
         pti = model.pti
@@ -70,10 +71,13 @@ class EditTab:
         how: dict[str, Any] = {"owner": owner, "kind": kind_of(out), "shown": True}
         return (
             (
-                actions.original(enlarge(crop.image), owner=owner),
+                actions.original(enlarge(crop.image), owner=owner, drawn=is_drawn(out)),
                 actions.picture(enlarge(out.images[0]), name="face", **how),
             ),
-            (actions.original(before, owner=owner), actions.picture(after, name="photo", **how)),
+            (
+                actions.original(before, owner=owner, drawn=is_drawn(out)),
+                actions.picture(after, name="photo", **how),
+            ),
         )
 
     def opened(self, out: InversionOutput, token: str, owner: str | None, words: str) -> dict[Any, Any]:
@@ -87,13 +91,13 @@ class EditTab:
     @property
     def opens(self) -> list[Any]:
         """What `opened` updates."""
-        return [*self.parts, self.token, self.faces, self.photos, *self.sliders.components]
+        return [*self.parts, self.token, self.job, self.faces, self.photos, *self.sliders.components]
 
     def closed(self) -> dict[Any, Any]:
         """Updates that show the tab as it was at first."""
         hidden = {part: gr.update(visible=False) for part in (self.pictures, self.editing, self.stop, self.cancel)}
         shown = {self.how_to: gr.update(visible=True), self.invert: gr.update(interactive=True)}
-        return {**hidden, **shown, self.status: note_html(""), self.token: ""}
+        return {**hidden, **shown, self.status: note_html(""), self.token: "", self.job: ""}
 
     def take(self, model: Model) -> dict[Any, Any]:
         """Updates for another model."""
@@ -112,7 +116,7 @@ class EditTab:
     def takes(self) -> list[Any]:
         """What `take` updates."""
         settings = [self.method, self.settings, self.pivot, self.w_steps, self.tuning_steps]
-        return [*self.parts, self.token, *self.sliders.components, *self.sliders.boxes, *settings]
+        return [*self.parts, self.token, self.job, *self.sliders.components, *self.sliders.boxes, *settings]
 
     def connect(self, column: PhotoColumn, model: Any) -> None:
         """What the buttons and sliders do.
@@ -123,17 +127,24 @@ class EditTab:
         """
         actions, sliders = self.actions, self.sliders
 
-        def waiting(old: str, request: gr.Request) -> dict[Any, Any]:
-            actions.sessions.drop(old, owner=owner_of(request))
+        def waiting() -> dict[Any, Any]:
+            hidden = {part: gr.update(visible=False) for part in (self.pictures, self.editing, self.how_to)}
             return {
-                **self.closed(),
+                **hidden,
                 self.status: note_html("Aligning the face …"),
                 self.invert: gr.update(interactive=False),
                 self.cancel: gr.update(visible=True),
-                self.how_to: gr.update(visible=False),
+                self.job: "",
             }
 
+        def back(token: str, request: gr.Request) -> dict[Any, Any]:
+            """Nothing came of it: show the last result again, if there is one."""
+            owner = owner_of(request)
+            kept = actions.sessions.get(token or "", owner=owner)
+            return self.closed() if kept is None else self.opened(kept.output, token, owner, note_html(""))
+
         def invert(
+            old: str,
             photo: bytes | None,
             face: int,
             align: bool,
@@ -151,11 +162,12 @@ class EditTab:
             steps: dict[str, Any] = {"pivot": pivot, "num_w_steps": w_steps, "num_tuning_steps": tuning_steps}
             for report in actions.run(crop, method, owner=owner, model=model, **steps):
                 if report.output is not None:
+                    actions.sessions.drop(old, owner=owner)
                     yield self.opened(report.output, report.token, owner, status_html(report))
                     return
                 changes: dict[Any, Any] = {self.status: status_html(report)}
                 if report.token:
-                    changes |= {self.token: report.token, self.stop: gr.update(visible=True)}
+                    changes |= {self.job: report.token, self.stop: gr.update(visible=True)}
                 if report.preview is not None and report.preview is not shown:
                     shown = report.preview
                     preview = actions.picture(enlarge(shown), owner=owner, name="preview", shown=True)
@@ -164,9 +176,12 @@ class EditTab:
                     changes |= {self.photos: (photo_shown, photo_shown)}
                 yield changes
 
-        def redraw(request: gr.Request, token: str, model: str, *values: float) -> tuple[Any, Any]:
+        def strengths_of(token: str, values: tuple[float, ...], owner: str | None) -> dict[str, float]:
+            return sliders.strengths(actions.model(actions.kept(token, owner=owner).model), values)
+
+        def redraw(request: gr.Request, token: str, *values: float) -> tuple[Any, Any]:
             owner = owner_of(request)
-            strengths = sliders.strengths(actions.model(model), values)
+            strengths = strengths_of(token, values, owner)
             return self.pair(actions.edited(token, strengths, owner=owner), owner)
 
         def reset(token: str, request: gr.Request) -> dict[Any, Any]:
@@ -178,30 +193,30 @@ class EditTab:
             actions.sessions.stop(token, owner=owner_of(request))
 
         def downloader(kind: str) -> Any:
-            def download(request: gr.Request, token: str, model: str, *values: float) -> str:
-                strengths = sliders.strengths(actions.model(model), values)
-                return actions.download(kind, token, strengths, owner=owner_of(request))
+            def download(request: gr.Request, token: str, *values: float) -> str:
+                owner = owner_of(request)
+                return actions.download(kind, token, strengths_of(token, values, owner), owner=owner)
 
             return download
 
         direct: dict[str, Any] = {"queue": False, "show_progress": "hidden", **HIDDEN}
         settings = [model, self.method, self.pivot, self.w_steps, self.tuning_steps]
         outputs = list(dict.fromkeys(self.opens))
-        running = self.invert.click(waiting, self.token, outputs, **direct).then(
+        running = self.invert.click(waiting, None, outputs, **direct).then(
             invert,
-            [column.photo, column.face, column.align, *settings],
+            [self.token, column.photo, column.face, column.align, *settings],
             outputs,
             concurrency_id="invert",
             concurrency_limit=12,
             show_progress="hidden",
             **HIDDEN,
         )
-        running.failure(self.closed, None, outputs, **direct)
-        self.stop.click(stop, self.token, None, **direct)
-        self.cancel.click(self.closed, None, outputs, cancels=[running], **direct)
+        running.failure(back, self.token, outputs, **direct)
+        self.stop.click(stop, self.job, None, **direct)
+        self.cancel.click(back, self.token, outputs, cancels=[running], **direct)
         self.running = running
         self.method.change(lambda method: gr.update(visible=method == "pti"), self.method, self.settings, **direct)
-        state = [self.token, model, *sliders.components]
+        state = [self.token, *sliders.components]
         gr.on(
             [slider.input for slider in sliders.components],
             redraw,
@@ -209,7 +224,7 @@ class EditTab:
             [self.faces, self.photos],
             trigger_mode="always_last",
             show_progress="hidden",
-            **QUICK,
+            **SLIDERS,
             **HIDDEN,
         )
         self.reset.click(
@@ -217,11 +232,11 @@ class EditTab:
             self.token,
             [*sliders.components, self.faces, self.photos],
             show_progress="hidden",
-            **QUICK,
+            **SLIDERS,
             **HIDDEN,
         )
         for kind, button in self.downloads.items():
-            button.click(downloader(kind), state, self.file, show_progress="minimal", **QUICK, **HIDDEN).success(
+            button.click(downloader(kind), state, self.file, show_progress="minimal", **WORK, **HIDDEN).success(
                 None, js=CLICK_DOWNLOAD, **HIDDEN
             )
 

@@ -1,12 +1,10 @@
-"""What stands in front of the app: limits on what is sent, a visitor's cookie, headers. `Janitor` tidies up behind it.
+"""What stands in front of the app: limits on what is sent, a cookie, headers, `Inspect`. `Janitor` tidies up behind.
 
 Gradio takes the middleware through `launch(app_kwargs={"middleware": [Middleware(LimitBody), ...]})`. Uploads must
 come to this process (`num_workers=0`): Gradio's file workers are servers of their own, without it.
 """
 
 import hashlib
-import json
-import re
 import secrets
 from typing import Any
 
@@ -15,11 +13,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from stylegan_inversion.webapp.answers import COOKIE, is_made_here, refuse
+from stylegan_inversion.webapp.answers import is_upload as is_upload_of
+from stylegan_inversion.webapp.inspection import Inspect as Inspect
 from stylegan_inversion.webapp.janitor import Janitor as Janitor
-
-COOKIE = "visitor"
-
-_COOKIE_VALUE = re.compile(r"[A-Za-z0-9_-]{43}")  # `secrets.token_urlsafe(32)`: 256 bits
 
 
 class LimitBody:
@@ -35,7 +32,7 @@ class LimitBody:
 
         Args:
             app: The app.
-            max_bytes: Of an upload, with everything in it.
+            max_bytes: Of a form that is sent to the upload route, with everything in it.
             max_json_bytes: Of any other request. JSON takes up to 30 times its size in memory.
             max_parts: How many files and fields an upload may have.
         """
@@ -49,12 +46,12 @@ class LimitBody:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers = Headers(scope=scope)
-        is_upload = scope["path"].rstrip("/").endswith("/upload")
+        is_upload = is_upload_of(scope)
         limit = self.max_bytes if is_upload else self.max_json_bytes
         too_large = f"The request is larger than {limit / 1e6:g} MB. Send a smaller file."
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 15 or int(length) > limit:
-            return await _refuse(send, too_large)
+            return await refuse(send, 413, too_large)
 
         marker = b"--" + parse_options_header(headers.get("content-type"))[1].get(b"boundary", b"")
         size, parts, tail = 0, 0, b""
@@ -91,7 +88,7 @@ class LimitBody:
             if not refusal:
                 raise
         if refusal and not is_answered:
-            await _refuse(send, refusal)
+            await refuse(send, 413, refusal)
 
 
 class VisitorCookie:
@@ -105,7 +102,7 @@ class VisitorCookie:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Set the cookie with a page or an answer, where it is missing or was not made here."""
-        if scope["type"] != "http" or _is_made_here(HTTPConnection(scope).cookies.get(COOKIE, "")):
+        if scope["type"] != "http" or is_made_here(HTTPConnection(scope).cookies.get(COOKIE, "")):
             return await self.app(scope, receive, send)
         forwarded = Headers(scope=scope).get("x-forwarded-proto", "").split(",")[0].strip()
         is_https = (forwarded or scope["scheme"]) == "https"
@@ -158,16 +155,4 @@ def owner_of(request: Any) -> str | None:
     request = getattr(request, "request", None) or request  # Gradio's own view of the cookies is no dict
     cookies = getattr(request, "cookies", None) or {}
     value = cookies.get(COOKIE) or ""
-    return hashlib.sha256(value.encode()).hexdigest() if _is_made_here(value) else None
-
-
-def _is_made_here(value: str) -> bool:
-    return _COOKIE_VALUE.fullmatch(value) is not None
-
-
-async def _refuse(send: Send, sentence: str) -> None:
-    body = json.dumps({"detail": sentence}).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": 413, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
+    return hashlib.sha256(value.encode()).hexdigest() if is_made_here(value) else None

@@ -73,6 +73,7 @@ class Janitor:
         self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         self._lock = _hold(self.folder / _LOCK)
         self._kept: set[Path] = set()
+        self._others: list[Callable[[], object]] = []
         self._process = os.getpid()
         self._end = threading.Event()
         os.environ["GRADIO_TEMP_DIR"] = str(self.folder)
@@ -83,6 +84,10 @@ class Janitor:
     def keep(self) -> None:
         """What lies in the folder now belongs to the page, such as examples, and stays until the end."""
         self._kept.update(self._files())
+
+    def also(self, work: Callable[[], object]) -> None:
+        """Do something more at the end of each round, in the janitor's thread."""
+        self._others.append(work)
 
     def tidy(self) -> int:
         """Delete what is too old, and folders that are empty; returns how many files went."""
@@ -96,6 +101,8 @@ class Janitor:
             if Path(root) != self.folder and self._age(Path(root)) > _PARTIAL_SECONDS:  # nobody is about to write there
                 with contextlib.suppress(OSError):  # not empty
                     os.rmdir(root)
+        for work in self._others:
+            work()
         return count
 
     def forget(self, paths: Iterable[str | Path]) -> int:
@@ -160,6 +167,12 @@ class Janitor:
         except FileNotFoundError:
             return 0.0
         return self._clock() - max(status.st_mtime, status.st_ctime)  # a copy brings its old `st_mtime` along
+
+
+def forget_lost(known: Iterable[set[str]]) -> None:
+    """Drop paths of files that are gone from sets, such as those that Gradio would remember forever."""
+    for paths in known:
+        paths -= {path for path in list(paths) if not os.path.lexists(path)}
 
 
 def _links(root: str, folders: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stylegan_inversion.webapp.actions import Actions, gr, messages
+from stylegan_inversion.webapp.models import Model
 from stylegan_inversion.webapp.photo_column import HIDDEN, PhotoColumn
 from stylegan_inversion.webapp.words import note_html
 
@@ -33,6 +34,11 @@ class ModelPicker:
                 height=120,
             )
             self.status = gr.HTML(note_html(""))
+        self.current = gr.State(first.name)
+
+    def shows(self, model: Model) -> dict[Any, Any]:
+        """Updates that name a model; they go to `note`, `name` and `current`."""
+        return {self.note: model.note, self.name: model.name, self.current: model.name}
 
     def connect(self, tabs: list[Any], column: PhotoColumn) -> None:
         """What a choice does.
@@ -51,7 +57,10 @@ class ModelPicker:
                 model = report.model
             assert model is not None  # the last report has it
             updates = {key: value for tab in tabs for key, value in tab.take(model).items()}
-            yield {**updates, self.note: model.note, self.status: note_html("Ready."), self.name: model.name}
+            yield {**updates, **self.shows(model), self.status: note_html("Ready.")}
+
+        def back(name: str) -> tuple[str, str]:
+            return name, note_html("")
 
         def upload(files: list[str] | None) -> dict[Any, Any]:
             if not files:
@@ -61,18 +70,21 @@ class ModelPicker:
             choices = [*models.choices(), ("The uploaded model", name)]  # its name is its owner's secret
             return {self.name: gr.update(choices=choices, value=name), self.status: note_html("Read.")}
 
-        outputs = list(
-            dict.fromkeys([part for tab in tabs for part in tab.takes] + [self.note, self.status, self.name])
-        )
+        taken = dict.fromkeys(part for tab in tabs for part in tab.takes)
+        outputs = [*taken, self.note, self.status, self.name, self.current]
         loading: dict[str, Any] = {
             "concurrency_id": "load",
             "concurrency_limit": 1,
             "show_progress": "hidden",
             **HIDDEN,
         }
-        loaded = self.name.input(load, self.name, outputs, **loading)
+        runs = [tab.running for tab in tabs if hasattr(tab, "running")]
+        loaded = self.name.input(load, self.name, outputs, cancels=runs, **loading)
         uploaded = self.files.upload(upload, self.files, [self.name, self.status], **loading)
-        for event in (loaded, uploaded.success(load, self.name, outputs, **loading)):
+        for event in (loaded, uploaded.success(load, self.name, outputs, cancels=runs, **loading)):
+            event.failure(
+                lambda name: (name, note_html("")), self.current, [self.name, self.status], queue=False, **HIDDEN
+            )
             event.success(
                 column.find, [column.photo, column.align, self.name], column.shown, show_progress="hidden", **HIDDEN
             )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import re
 import secrets
 import tempfile
@@ -123,7 +124,8 @@ class Models:
         """
         if not self.open:
             raise ModelNotFoundError(f"Models cannot be uploaded here. {self._offer()}")
-        with tempfile.TemporaryDirectory() as scratch:
+        # where the app's own files lie, if it has such a place: what a killed app leaves is removed there
+        with tempfile.TemporaryDirectory(dir=os.environ.get("GRADIO_TEMP_DIR")) as scratch:
             folder = Path(scratch).resolve() / "model"
             rebuild_folder(files, folder)
             try:

@@ -1,5 +1,6 @@
 """The left column: choose a model and a photo, and which face of it."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from stylegan_inversion.webapp.guard import owner_of
 from stylegan_inversion.webapp.models import Model
 
 HIDDEN: dict[str, Any] = {"api_visibility": "private"}
-QUICK: dict[str, Any] = {"concurrency_id": "quick", "concurrency_limit": 4}
+SLIDERS: dict[str, Any] = {"concurrency_id": "sliders", "concurrency_limit": 4}  # waits for nothing else
+QUICK: dict[str, Any] = {"concurrency_id": "quick", "concurrency_limit": 4}  # faces
+WORK: dict[str, Any] = {"concurrency_id": "work", "concurrency_limit": 2}  # files, animations
 
 
 class Upload(bytes):
@@ -67,8 +70,7 @@ class PhotoColumn:
                 actions.remember_upload(photo.path, owner=owner)
             if not photo:
                 return {self.found: gr.update(visible=False), self.face: gr.update(choices=[("1", 0)], value=0)}
-            crop = actions.crop(photo, 0, align, model)
-            found = actions.faces(photo, model)[1] if align else []
+            crop, found = actions.look(photo, 0, align, model)
             words = {0: "", 1: "One face was found."}.get(len(found), f"{len(found)} faces were found: click on one.")
             choices = [(f"Face {i + 1}", i) for i in range(max(len(found), 1))]
             marked = actions.original(_mark(crop.photo, found, 0), owner=owner) if found else None
@@ -82,9 +84,8 @@ class PhotoColumn:
 
         def choose(request: gr.Request, photo: bytes | None, face: int, align: bool, model: str) -> dict[Any, Any]:
             owner = owner_of(request)
-            crop = actions.crop(photo, face, align, model)
-            image, found = actions.faces(photo, model)
-            marked = actions.original(_mark(image, found, face), owner=owner)
+            crop, found = actions.look(photo, face, align, model)
+            marked = actions.original(_mark(crop.photo, found, face), owner=owner)
             return {self.marked: marked, self.crop: actions.original(enlarge(crop.image), owner=owner)}
 
         def click(photo: bytes | None, face: int, model: str, event: gr.SelectData) -> int:
@@ -111,8 +112,13 @@ def photo_input(**settings: Any) -> Any:
     def read(payload: Any) -> Upload | None:
         if payload is None or not payload.path:
             return None
-        upload = Upload(Path(payload.path).read_bytes())
-        upload.path = Path(payload.path)
+        path = Path(payload.path)
+        try:
+            os.utime(path)  # it is in use: its time to be deleted counts anew
+            upload = Upload(path.read_bytes())
+        except OSError as e:
+            raise gr.Error("This photo has expired. Choose it again.", print_exception=False) from e
+        upload.path = path
         return upload
 
     photo: Any = gr.Image(label="Photo", type="filepath", format="png", **settings)

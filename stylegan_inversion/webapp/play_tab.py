@@ -6,7 +6,7 @@ from stylegan_inversion.webapp.actions import Actions, enlarge, gr, kind_of
 from stylegan_inversion.webapp.edit_tab import CLICK_DOWNLOAD, EditTab
 from stylegan_inversion.webapp.guard import owner_of
 from stylegan_inversion.webapp.models import Model
-from stylegan_inversion.webapp.photo_column import HIDDEN, QUICK
+from stylegan_inversion.webapp.photo_column import HIDDEN, WORK
 from stylegan_inversion.webapp.words import note_html
 
 ABOUT = """Fill both places: with the face from *Edit a photo*, as its sliders stand, or with a face that belongs to
@@ -87,26 +87,38 @@ class PlayTab:
         """
         actions = self.actions
 
-        def take(request: gr.Request, token: str, name: str, *values: float) -> tuple[str, str]:
+        def drop(old: str, *in_use: str, owner: str | None) -> None:
+            """Forget what filled a place before, unless it is in use elsewhere."""
+            if old and old not in in_use:
+                actions.sessions.drop(old, owner=owner)
+
+        def take(request: gr.Request, old: str, token: str, *values: float) -> tuple[str, str]:
             if not token:
                 raise gr.Error("Invert a photo first, under “Edit a photo”.", print_exception=False)
             owner = owner_of(request)
-            out = actions.edited(token, edit_tab.sliders.strengths(actions.model(name), values), owner=owner)
-            return actions.sessions.add(out, owner=owner, model=actions.kept(token, owner=owner).model), show(
-                out, owner
-            )
+            name = actions.kept(token, owner=owner).model
+            strengths = edit_tab.sliders.strengths(actions.model(name), values)
+            out = actions.edited(token, strengths, owner=owner)
+            drop(old, owner=owner)
+            return actions.sessions.add(out, owner=owner, model=name), show(out, owner)
 
-        def draw(request: gr.Request, name: str, seed: float, truncation: float) -> tuple[str, str, float]:
+        def draw(request: gr.Request, old: str, name: str, seed: float, truncation: float) -> tuple[str, str, float]:
             owner = owner_of(request)
             token = actions.random_face(owner=owner, model=name, seed=seed, truncation=truncation)
+            drop(old, owner=owner)
             return token, show(actions.kept(token, owner=owner).output, owner), (seed or 0) + 1
 
         def show(out: Any, owner: str | None) -> str:
             return actions.picture(enlarge(out.images[0]), owner=owner, name="face", kind=kind_of(out), shown=True)
 
-        def mix(request: gr.Request, a: str, b: str, start: float, end: float, alpha: float) -> tuple[str, str]:
+        def mix(
+            request: gr.Request, old: str, shown: str, a: str, b: str, start: float, end: float, alpha: float
+        ) -> tuple[str, str]:
             owner = owner_of(request)
             _both(a, b)
+            if start >= end:
+                raise gr.Error("“From layer” has to be below “to layer”.", print_exception=False)
+            drop(old, shown, owner=owner)  # it may be open in the other tab
             token = actions.mix(a, b, owner=owner, layers=(start, end), alpha=alpha)
             return token, show(actions.kept(token, owner=owner).output, owner)
 
@@ -123,14 +135,17 @@ class PlayTab:
             words = note_html("A mixture of two faces, ready to be edited")
             return {**edit_tab.opened(out, token, owner, words), tabs: gr.update(selected="edit")}
 
-        quick: dict[str, Any] = {"show_progress": "minimal", **QUICK, **HIDDEN}
+        quick: dict[str, Any] = {"show_progress": "minimal", **WORK, **HIDDEN}
         for place in ("A", "B"):
             filled = [self.tokens[place], self.faces[place]]
-            state = [edit_tab.token, model, *edit_tab.sliders.components]
+            state = [self.tokens[place], edit_tab.token, *edit_tab.sliders.components]
             self.take_edit[place].click(take, state, filled, **quick)
-            self.take_random[place].click(draw, [model, self.seed, self.truncation], [*filled, self.seed], **quick)
+            self.take_random[place].click(
+                draw, [self.tokens[place], model, self.seed, self.truncation], [*filled, self.seed], **quick
+            )
         both = [self.tokens["A"], self.tokens["B"]]
-        self.mix.click(mix, [*both, self.start, self.end, self.alpha], [self.tokens["mix"], self.mixed], **quick)
+        mixed = [self.tokens["mix"], edit_tab.token, *both, self.start, self.end, self.alpha]
+        self.mix.click(mix, mixed, [self.tokens["mix"], self.mixed], **quick)
         self.morph.click(morph, both, [self.animation, self.download], **quick)
         self.open.click(reopen, self.tokens["mix"], [*dict.fromkeys(edit_tab.opens), tabs], **quick)
         self.download.click(lambda path: path, self.animation, self.file, **quick).success(

@@ -1,6 +1,7 @@
 """One inversion in a thread of its own: it reports how far it is, and ends early when it is told to."""
 
 import dataclasses
+import math
 import queue
 import secrets
 import threading
@@ -58,7 +59,13 @@ class Run:
     """
 
     def __init__(
-        self, work: Callable[[OnStep], InversionOutput], *, total: int, first_stage_steps: int, owner: str | None
+        self,
+        work: Callable[[OnStep], InversionOutput],
+        *,
+        total: int,
+        first_stage_steps: int,
+        owner: str | None,
+        max_seconds: float = math.inf,
     ) -> None:
         """Prepare; `reports` starts it.
 
@@ -67,6 +74,7 @@ class Run:
             total: Steps of all stages at most.
             first_stage_steps: Steps of the stage before "tuning", by which those of "tuning" are shifted.
             owner: Who may stop it.
+            max_seconds: After that long it is stopped, as a visitor would do it.
         """
         self.token = secrets.token_urlsafe(32)
         self.owner = owner
@@ -75,6 +83,7 @@ class Run:
         self.latest = Progress(self.token, "start", 0, total)
         self._work = work
         self._first_stage_steps = first_stage_steps
+        self._max_seconds = max_seconds
         self._reports: queue.SimpleQueue[Progress | InversionOutput | BaseException] = queue.SimpleQueue()
 
     def reports(self, *, when_ended: Callable[[], object]) -> Generator[Progress, None, None]:
@@ -118,6 +127,8 @@ class Run:
         def on_step(step: int, info: dict[str, Any]) -> bool:
             nonlocal reported, preview, previewed
             now = time.perf_counter()
+            if now - start >= self._max_seconds:
+                self.stop.set()
             if now - reported >= REPORT_SECONDS:
                 step += first if info["stage"] == "tuning" else 0
                 if previewed == 0 or step - previewed >= PREVIEW_STEPS:

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.webapp.memory import size_of
 from stylegan_inversion.webapp.running import OnStep, Run
 from stylegan_inversion.webapp.running import Progress as Progress
+from stylegan_inversion.webapp.turns import BusyError as BusyError
 
 WAIT_SECONDS = 0.1  # between two looks at whether the last inversion has ended
-
-
-class BusyError(ValueError):
-    """The visitor's last inversion still runs; the message says what to do."""
+REMEMBERED_OWNERS = 10_000  # whose wish to be forgotten holds for what was begun before it
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +38,7 @@ class _Entry:
     kept: Kept
     owner: str | None
     used: float
+    size: int
 
 
 class Sessions:
@@ -55,34 +55,49 @@ class Sessions:
         self,
         *,
         capacity: int = 32,
-        per_owner: int = 6,
+        per_owner: int = 12,
+        max_bytes: int = 2_000_000_000,
         time_to_live: float = 1800.0,
+        max_seconds: float = 1800.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start empty.
 
         Args:
             capacity: How many results to keep; the one not used for longest goes first.
-            per_owner: How many of them may be one owner's; then that owner's goes that was not used for longest.
+            per_owner: How many of them may be one owner's; then that owner's goes that was not used for longest. All
+                programs together, which have no owner, may have half of the capacity.
+            max_bytes: How much memory the results may take, about; one owner's a quarter of it, those of programs a
+                half. The newest result is kept however large it is.
             time_to_live: Seconds a result is kept after its last use.
+            max_seconds: How long a run may take; then it is stopped, and its best state is the result.
             clock: Seconds, never going back.
 
         Raises:
-            ValueError: If `capacity` or `per_owner` is below 1 or `time_to_live` is not positive.
+            ValueError: If `capacity`, `per_owner` or `max_bytes` is below 1, or `time_to_live` or `max_seconds` is not
+                positive.
         """
         if capacity < 1:
             raise ValueError(f"`capacity` must be >= 1, got {capacity}.")
         if per_owner < 1:
             raise ValueError(f"`per_owner` must be >= 1, got {per_owner}.")
+        if max_bytes < 1:
+            raise ValueError(f"`max_bytes` must be >= 1, got {max_bytes}.")
         if not time_to_live > 0:
             raise ValueError(f"`time_to_live` must be positive, got {time_to_live}.")
+        if not max_seconds > 0:
+            raise ValueError(f"`max_seconds` must be positive, got {max_seconds}.")
         self.capacity = capacity
         self.per_owner = per_owner
+        self.max_bytes = max_bytes
         self.time_to_live = time_to_live
+        self.max_seconds = max_seconds
         self._clock = clock
         self._lock = threading.RLock()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # the least recently used first
         self._running: dict[str, Run] = {}
+        self._forgotten: OrderedDict[str, int] = OrderedDict()  # when an owner was, as `now` counts
+        self._now = 0
         self._sweeper: threading.Timer | None = None
 
     def run(
@@ -93,6 +108,7 @@ class Sessions:
         first_stage_steps: int,
         owner: str | None,
         model: str,
+        since: int | None = None,
     ) -> Iterator[Progress]:
         """Run an inversion in a thread; closing the iterator ends it and forgets the result.
 
@@ -104,6 +120,8 @@ class Sessions:
             first_stage_steps: Steps of the stage before "tuning", by which those of "tuning" are shifted.
             owner: Who may use the result; `None` means whoever has the token.
             model: Name of the model, kept with the result.
+            since: From `now`, when the work that leads to this was begun: if the owner was forgotten after that, there
+                is no run, and no report.
 
         Yields:
             Reports, at least two a second; the last one has the output, which is kept under its token. If the owner is
@@ -113,8 +131,10 @@ class Sessions:
             BusyError: If another inversion of this owner runs.
             Exception: Whatever `work` raises.
         """
-        run = Run(work, total=total, first_stage_steps=first_stage_steps, owner=owner)
+        run = Run(work, total=total, first_stage_steps=first_stage_steps, owner=owner, max_seconds=self.max_seconds)
         with self._lock:
+            if self._is_forgotten(owner, since):
+                return
             others = [other for other in self._running.values() if owner is not None and other.owner == owner]
             if not all(other.stop.is_set() for other in others):
                 raise BusyError("Your last inversion still runs. Stop it, or wait until it is done.")
@@ -142,11 +162,28 @@ class Sessions:
         with self._lock:
             self._running.pop(run.token, None)
 
-    def add(self, output: InversionOutput, *, owner: str | None, model: str) -> str:
-        """Keep a result that needed no run, and return its token."""
+    def now(self) -> int:
+        """The moment at which work begins, for `add(..., since=...)` and `run(..., since=...)`."""
+        return self._now
+
+    def add(self, output: InversionOutput, *, owner: str | None, model: str, since: int | None = None) -> str:
+        """Keep a result that needed no run, and return its token.
+
+        Args:
+            output: The result.
+            owner: Who may use it; `None` means whoever has the token.
+            model: Name of the model that made it.
+            since: From `now`, when its making was begun: if the owner was forgotten after that, nothing is kept, and
+                the token opens nothing.
+        """
         token = secrets.token_urlsafe(32)
-        self._keep(token, output, owner, model)
+        with self._lock:
+            if not self._is_forgotten(owner, since):
+                self._keep(token, output, owner, model)
         return token
+
+    def _is_forgotten(self, owner: str | None, since: int | None) -> bool:
+        return owner is not None and since is not None and self._forgotten.get(owner, 0) > since
 
     def get(self, token: str, *, owner: str | None) -> Kept | None:
         """The result under a token, which counts as use; `None` if there is none, no longer, or it is another's."""
@@ -191,6 +228,11 @@ class Sessions:
             return 0
         with self._lock:
             self._evict()
+            self._now += 1
+            self._forgotten[owner] = self._now
+            self._forgotten.move_to_end(owner)
+            while len(self._forgotten) > REMEMBERED_OWNERS:
+                self._forgotten.popitem(last=False)
             tokens = [token for token, entry in self._entries.items() if entry.owner == owner]
             for token in tokens:
                 del self._entries[token]
@@ -209,14 +251,21 @@ class Sessions:
     def _keep(self, token: str, output: InversionOutput, owner: str | None, model: str) -> None:
         with self._lock:
             self._evict()
-            own = [key for key, entry in self._entries.items() if owner is not None and entry.owner == owner]
-            for key in own[: max(len(own) - self.per_owner + 1, 0)]:
-                del self._entries[key]
-            while len(self._entries) >= self.capacity:
-                self._entries.popitem(last=False)
-            self._entries[token] = _Entry(Kept(output, model), owner, self._clock())
+            size = size_of(output)
+            count, share = (self.per_owner, 4) if owner is not None else (max(self.capacity // 2, 1), 2)
+            self._make_room([key for key, each in self._entries.items() if each.owner == owner], count, size, share)
+            self._make_room(list(self._entries), self.capacity, size, 1)
+            self._entries[token] = _Entry(Kept(output, model), owner, self._clock(), size)
             if self._sweeper is None:
                 self._sweep_later()
+
+    def _make_room(self, tokens: list[str], count: int, size: int, share: int) -> None:
+        """Delete the first of some results until one more fits: in number, and in its share of the memory."""
+        used = sum(self._entries[token].size for token in tokens)
+        for left, token in zip(range(len(tokens), 0, -1), tokens, strict=True):
+            if left < count and used + size <= self.max_bytes // share:
+                break
+            used -= self._entries.pop(token).size
 
     def _evict(self) -> None:
         oldest = self._clock() - self.time_to_live

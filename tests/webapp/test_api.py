@@ -19,10 +19,12 @@ from stylegan_inversion import InversionOutput
 from stylegan_inversion.pipelines.styles import edit_frames, interpolate_outputs, mix_outputs, sample_face
 from stylegan_inversion.webapp.marking import read_mark
 from stylegan_inversion.webapp.models import METHODS, Model
+from stylegan_inversion.webapp.sessions import Progress
 from tests.webapp.conftest import Connect
 
 gradio_client = pytest.importorskip("gradio_client")
 httpx = pytest.importorskip("httpx")
+from stylegan_inversion.webapp.api import _show  # noqa: E402
 
 EXPIRED = "This inversion has expired or never existed"
 EDITED = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
@@ -177,7 +179,7 @@ def assert_frames(path: Path, expected: list[Image.Image]) -> None:
     """There and back, enlarged, and as near as 256 colours allow."""
     assert read_mark(path) is not None and path.suffix == ".gif"
     with Image.open(path) as gif:
-        assert getattr(gif, "n_frames") == 2 * len(expected) - 2
+        assert gif.n_frames == 2 * len(expected) - 2
         for i, frame in enumerate(expected):
             gif.seek(i)
             shown = np.asarray(frame.resize((512, 512), Image.Resampling.BICUBIC), np.float32)
@@ -258,12 +260,45 @@ def test_tokens(connect: Connect, file: Any) -> None:
         assert client.predict(wrong, api_name="/stop") is False and client.predict(wrong, api_name="/delete") is False
 
 
+def test_delete_removes_the_files(connect: Connect, file: Any, app: Any) -> None:
+    client = connect()
+    *_, token, _ = client.predict(file, api_name="/invert")
+    _, other = client.predict(seed=1, api_name="/random_face")
+    made = app.janitor.folder / "programs"
+    before = {path for path in made.rglob("*") if path.is_file()}
+    client.predict(token, {"smile": 1.0}, api_name="/edit")
+    client.predict(token, "latents", api_name="/download")
+    client.predict(token, frames=2, api_name="/animate")
+    new = {path for path in made.rglob("*") if path.is_file()} - before
+    assert {path.name for path in new} == {"face.png", "photo.png", "latents.safetensors", "edit.gif"}
+    assert client.predict(token, api_name="/delete") is True
+    left = {path for path in made.rglob("*") if path.is_file()}
+    assert not left & new and len(before - left) == 2  # those of /invert, and not that of the other face
+    assert client.predict(other, api_name="/delete") is True
+    assert len(before) - len({path for path in made.rglob("*") if path.is_file()}) == 3
+
+
+def test_faces_of_nobody_write_one_picture(connect: Connect, app: Any) -> None:
+    client, made = connect(), app.janitor.folder / "programs"
+    before = len(list(made.rglob("*.png")))
+    _, token = client.predict(seed=5, api_name="/random_face")
+    client.predict(token, token, api_name="/mix")
+    assert len(list(made.rglob("*.png"))) == before + 2
+
+
+def test_the_page_and_programs_wait_for_nobody_of_the_other(app: Any) -> None:
+    named = {fn.api_name: fn for fn in app.demo.fns.values()}
+    shared = {named[name[1:]].concurrency_id for name in ENDPOINTS if named[name[1:]].queue}
+    assert shared == {"api", "api-slow"}
+    assert not shared & {fn.concurrency_id for fn in app.demo.fns.values() if f"/{fn.api_name}" not in ENDPOINTS}
+
+
 def test_what_is_not_a_photo(connect: Connect, file: Any, tmp_path: Path) -> None:
     client = connect()
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "empty.png").write_bytes(b"")
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.bmp")
-    calls = {"/align": {}, "/faces": {}, "/invert": {}, "/invert_and_edit": {}, "/compare": {}}
+    calls: dict[str, Any] = {"/align": {}, "/faces": {}, "/invert": {}, "/invert_and_edit": {}, "/compare": {}}
     for name in calls:
         refused(client, "Choose a photo first", None, api_name=name)
         refused(client, "not an image, or damaged", gradio_client.handle_file(tmp_path / "text.png"), api_name=name)
@@ -369,11 +404,15 @@ def test_what_is_no_number_at_all(bad: str, app: Any, monkeypatch: pytest.Monkey
 
 
 def test_files_of_the_server_cannot_be_read(app: Any, connect: Connect) -> None:
-    for path in ("/etc/passwd", str(Path(__file__)), str(app.janitor.folder / ".in-use"), "http://127.0.0.1:1/x.png"):
+    for path in ("/etc/passwd", str(Path(__file__)), str(app.janitor.folder / ".in-use")):
         data = {"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}
         answer = httpx.post(f"{app.url}/gradio_api/call/faces", json={"data": [data]}).json()["event_id"]
         text = httpx.get(f"{app.url}/gradio_api/call/faces/{answer}", timeout=30).text
         assert text.startswith("event: error") and "root:" not in text and path not in text
+    for path in ("http://127.0.0.1:1/x.png", "https://example.org/x.png"):
+        data = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        answer = httpx.post(f"{app.url}/gradio_api/call/faces", json={"data": [data]})
+        assert answer.status_code == 403 and "fetches nothing from other addresses" in answer.json()["detail"]
     for path in ("/etc/passwd", "../../../etc/passwd", str(Path(__file__))):
         assert httpx.get(f"{app.url}/gradio_api/file={path}").status_code in (403, 404)
 
@@ -421,6 +460,31 @@ def test_cancel_ends_the_run(connect: Connect, file: Any, steps: list[float], ap
     time.sleep(0.5)
     assert steps[-1] - asked < 1.5  # a heartbeat of the app, and of Gradio
     assert len(app.sessions) == before and app.sessions.get(token, owner=None) is None
+
+
+@pytest.mark.parametrize("name", ["/invert_and_edit", "/compare"])
+def test_cancel_ends_the_other_runs(name: str, connect: Connect, file: Any, steps: list[float], app: Any) -> None:
+    before = set(app.sessions._entries)
+    tuning = app.model.pti.tuning
+    app.model.pti.tuning = dataclasses.replace(tuning, num_steps=1000)
+    try:
+        how: dict[str, Any] = {"method": "pti"} if name == "/invert_and_edit" else {}
+        job = connect().submit(file, **how, api_name=name)
+        wait(lambda: len(steps) > 8)
+        asked = time.monotonic()
+        job.cancel()
+        wait(lambda: not app.sessions._running and set(app.sessions._entries) <= before)
+        time.sleep(0.5)
+        assert steps[-1] - asked < 1.5
+    finally:
+        app.model.pti.tuning = tuning
+
+
+def test_waiting_is_told() -> None:
+    told: list[Any] = []
+    for report in (Progress("", "waiting", 2, 6), Progress("t", "tuning", 3, 6)):
+        _show(lambda *given, **named: told.append((*given, named["desc"])), report, before="pti: ")
+    assert told == [(None, "pti: waiting, 2 before you"), ((3, 6), "pti: tuning")]
 
 
 def test_the_base_generator_is_never_changed(connect: Connect, file: Any, model: Model) -> None:

@@ -1,287 +1,534 @@
 import importlib
 import io
 import runpy
+import signal
 import sys
+import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image, ImageChops
 
-import stylegan_inversion.webapp.app as app
-from stylegan_inversion import InversionOutput, PTIPipeline
-from stylegan_inversion.errors import MissingDependencyError
-from stylegan_inversion.webapp.endpoints import MAX_STEPS, Endpoints, gr
-from stylegan_inversion.webapp.sessions import Sessions
+from stylegan_inversion import PTIPipeline
+from stylegan_inversion.errors import FaceNotFoundError, InvalidImageError, MissingDependencyError
+from stylegan_inversion.pipelines.styles import sample_face
+from stylegan_inversion.webapp.janitor import Janitor
+from stylegan_inversion.webapp.marking import read_mark
+from stylegan_inversion.webapp.model import Model, make_model
+from stylegan_inversion.webapp.models import Models
+from stylegan_inversion.webapp.sessions import Progress, Sessions
 
-gradio_client = pytest.importorskip("gradio_client")
-Connect = Callable[[], Any]
+gr = pytest.importorskip("gradio")
+import stylegan_inversion.webapp.app as module  # noqa: E402
+from stylegan_inversion.webapp import actions as actions_module  # noqa: E402
+from stylegan_inversion.webapp.actions import MAX_STEPS, Actions, enlarge, messages, shown_crop  # noqa: E402
+from tests.webapp.tiny_app import Served, tiny_model  # noqa: E402
+from tests.webapp.visitor import Visitor  # noqa: E402
+
+EXPIRED = "This inversion has expired or never existed"
+Visit = Callable[..., Visitor]
 
 
 @pytest.fixture
-def sessions(pti: PTIPipeline) -> Sessions:
-    return Sessions(pti)
+def visit(app: Served) -> Iterator[Visit]:
+    """Each call is another visitor of the page."""
+    visitors: list[Visitor] = []
 
+    def visitor(**options: Any) -> Visitor:
+        visitors.append(Visitor(app.url, **options))
+        return visitors[-1]
 
-@pytest.fixture
-def connect(pti: PTIPipeline, sessions: Sessions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
-    """Each call is another visitor of one server."""
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    demo = app.build_app(pti, sessions=sessions)
-    options = {"server_name": "127.0.0.1", "prevent_thread_lock": True, "quiet": True, **app.launch_options()}
-    _, url, _ = demo.launch(**options)
-    clients = []
-
-    def client() -> Any:
-        clients.append(gradio_client.Client(url, verbose=False, download_files=tmp_path / "client"))
-        return clients[-1]
-
-    yield client
-    for each in clients:
+    yield visitor
+    for each in visitors:
         each.close()
-    demo.close(verbose=False)
 
 
 @pytest.fixture
-def file(photo: Image.Image, tmp_path: Path) -> Any:
+def path(photo: Image.Image, tmp_path: Path) -> Path:
     photo.save(tmp_path / "photo.png")
-    return gradio_client.handle_file(tmp_path / "photo.png")
-
-
-def picture(path: str) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
-
-
-def differ(a: str | Image.Image, b: str | Image.Image) -> bool:
-    a, b = (picture(each) if isinstance(each, str) else each for each in (a, b))
-    assert a.size == b.size
-    return ImageChops.difference(a, b).getbbox() is not None
-
-
-def test_align_invert_edit(connect: Connect, file: Any, photo: Image.Image, pti: PTIPipeline) -> None:
-    client = connect()
-    crop, count = client.predict(file, api_name="/align")
-    assert count == 2 and not differ(crop, pti.align(photo).image)
-    other, _ = client.predict(file, face=1, api_name="/align")
-    assert not differ(other, pti.align(photo, face=1).image)
-    whole, count = client.predict(file, align=False, api_name="/align")
-    assert count == 1 and differ(whole, pti.align(photo).image)
-
-    face, pasted, token = client.predict(file, face=1, num_w_steps=2, num_tuning_steps=2, api_name="/invert")
-    assert picture(face).size == (32, 32) and differ(pasted, photo)
-    same, untouched = client.predict(token, api_name="/edit")
-    assert not differ(same, face) and not differ(untouched, photo)
-    edited, changed = client.predict(token, smile=3.0, age=-1.0, api_name="/edit")
-    assert differ(edited, face) and differ(changed, photo)
-    again, _ = client.predict(token, smile=3.0, age=-1.0, api_name="/edit")
-    assert not differ(again, edited)  # from the unedited face each time
-
-    once = {"num_w_steps": 2, "num_tuning_steps": 2, "smile": 3.0, "age": -1.0, "api_name": "/invert_and_edit"}
-    face, whole = client.predict(file, face=1, **once)
-    assert not differ(face, edited) and not differ(whole, changed)
-
-
-def test_the_api_reads_well(connect: Connect, sessions: Sessions, file: Any) -> None:
-    client = connect()
-    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert set(endpoints) == {"/align", "/invert", "/edit", "/invert_and_edit", "/stop"}
-    names = {name: [each["parameter_name"] for each in endpoint["parameters"]] for name, endpoint in endpoints.items()}
-    assert names["/invert"] == ["photo", "face", "align", "num_w_steps", "num_tuning_steps"]
-    assert names["/edit"] == ["token", "smile", "age"]
-    assert names["/invert_and_edit"] == [*names["/invert"], "smile", "age"]
-    assert all(endpoint["description"] for endpoint in endpoints.values())
-    client.predict(file, num_w_steps=1, num_tuning_steps=1, api_name="/invert_and_edit")
-    assert len(sessions) == 0
-
-
-def test_a_visitor_sees_what_is_wrong(
-    connect: Connect, file: Any, pti: PTIPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    client = connect()
-
-    def says(match: str, *arguments: Any, **named: Any) -> None:
-        with pytest.raises(gradio_client.exceptions.AppError, match=match) as caught:
-            client.predict(*arguments, **named)
-        assert "Traceback" not in str(caught.value) and str(tmp_path) not in str(caught.value)
-
-    says("has expired or never existed", "guess", api_name="/edit")
-    says("has expired or never existed", "", smile=1.0, api_name="/edit")
-    says(r"`face` must be in \[0, 1\], got 5: 2 found", file, face=5, api_name="/align")
-    says("greater than maximum value 5", "guess", smile=7.0, api_name="/edit")
-    (tmp_path / "text.png").write_text("not an image")
-    says("not an image, or damaged", gradio_client.handle_file(tmp_path / "text.png"), api_name="/align")
-    says("Upload a photo first", None, api_name="/invert")
-    monkeypatch.setattr(pti, "_detector", lambda photo: [])
-    says("No face was found in the photo", file, api_name="/align")
-    says("No face was found in the photo", file, api_name="/invert")
-
-    def broken(photo: Image.Image) -> None:
-        raise RuntimeError(f"secret {tmp_path}")
-
-    monkeypatch.setattr(pti, "_detector", broken)
-    says("Something went wrong on the server", file, api_name="/align")
-
-
-def test_visitors_do_not_see_each_other(connect: Connect, tmp_path: Path) -> None:
-    results = []
-    for colour in ("red", "blue"):
-        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{colour}.png")
-        client = connect()
-        job = client.submit(
-            gradio_client.handle_file(tmp_path / f"{colour}.png"),
-            align=False,
-            num_w_steps=2,
-            num_tuning_steps=2,
-            api_name="/invert",
-        )
-        results.append((client, colour, job))
-    tokens = set()
-    for client, colour, job in results:
-        token = job.result(timeout=60)[2]
-        tokens.add(token)
-        _, pasted = client.predict(token, api_name="/edit")
-        assert picture(pasted).getpixel((0, 0)) == ((255, 0, 0) if colour == "red" else (0, 0, 255))
-    assert len(tokens) == 2
+    return tmp_path / "photo.png"
 
 
 @pytest.fixture
-def steps(pti: PTIPipeline, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """When each step was taken."""
-    taken: list[float] = []
-    distance = pti.perceptual.distance
-
-    def counted(*features: Any) -> Any:
-        taken.append(time.monotonic())
-        return distance(*features)
-
-    monkeypatch.setattr(pti.perceptual, "distance", counted)
-    return taken
+def actions(tmp_path: Path) -> Iterator[Actions]:
+    with Janitor(tmp_path / "files") as janitor:
+        yield Actions(Models(tiny_model()), Sessions(), janitor)
 
 
-def started(job: Any) -> str:
-    """The token of a run that has begun."""
-    deadline = time.monotonic() + 30
-    while not job.outputs() and time.monotonic() < deadline:
+def decoded(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def differ(a: Image.Image, b: Image.Image) -> float:
+    """Largest difference of two pictures."""
+    assert a.size == b.size
+    return max(high for _, high in ImageChops.difference(a, b).getextrema())
+
+
+def files(app: Served) -> set[Path]:
+    """What lies on the disk, without the examples."""
+    found = {each for each in app.janitor.folder.rglob("*") if each.is_file()} - app.janitor._kept
+    return {each for each in found if each.name != ".in-use"}
+
+
+# The page
+
+
+def test_a_photo_and_its_faces(visit: Visit, path: Path, app: Served, photo: Image.Image) -> None:
+    visitor = visit()
+    upload = visitor.upload(path)
+    shown = visitor.call("find", upload, True, "tiny")
+    crops = [enlarge(app.model.pti.align(photo, face=face).image) for face in (0, 1)]
+    assert shown["Which face"] == 0 and differ(decoded(visitor.fetch(shown["Aligned face"])), crops[0]) < 60
+    other = visitor.call("choose", upload, 1, True, "tiny")
+    second = decoded(visitor.fetch(other["Aligned face"]))
+    assert differ(second, crops[1]) < 60 < differ(second, crops[0])
+    assert differ(*(decoded(visitor.fetch(each["Faces found"])) for each in (shown, other))) > 60
+    alone = visitor.call("find", upload, False, "tiny")
+    assert alone["Faces found"] is None and alone["Aligned face"] is not None
+    assert "Aligned face" not in visitor.call("find", None, True, "tiny")
+
+
+def test_invert_edit_and_reset(visit: Visit, path: Path, photo: Image.Image, app: Served) -> None:
+    visitor = visit()
+    upload = visitor.upload(path)
+    for method in ("e4e", "pti"):
+        shown = visitor.invert(upload, method=method)
+        assert "mean squared error" in shown["html"] and shown["Smile"] == 0.0
+        faces, photos = ("Face: before | after", "Photo: before | after")
+        before, after = (decoded(visitor.fetch(each)) for each in shown[faces])
+        assert before.size == after.size == (512, 512) and differ(before, after) > 60
+        assert differ(decoded(visitor.fetch(shown[photos][0])), photo) < 60
+        edited = visitor.edit(smile=4.0)
+        assert differ(decoded(visitor.fetch(edited[faces][1])), after) > 30
+        assert differ(decoded(visitor.fetch(edited[photos][1])), photo) > 60
+        assert edited[faces][0]["path"] == shown[faces][0]["path"]  # so that the browser need not load it again
+        reset = visitor.call("reset", None)
+        assert reset["Smile"] == 0.0 and differ(decoded(visitor.fetch(reset[faces][1])), after) == 0
+    assert len([each for each in app.sessions._entries.values() if each.owner]) == 1  # the last one gave way
+
+
+def test_compare_and_play(visit: Visit, path: Path) -> None:
+    visitor = visit()
+    upload = visitor.upload(path)
+    visitor.call_now("waiting_1", None)
+    visitor.join("compare_1", upload, 0, True, "tiny", True, "smile", 3.0)
+    seen: dict[str, Any] = {}
+    for _, values in visitor.reports("compare_1"):
+        seen |= {key: value for key, value in values.items() if value}
+    assert {"e4e", "pSp", "PTI", "e4e, edited", "pSp, edited", "PTI, edited", "Photo"} <= set(seen)
+    edits = visitor.call("edit_2", None, "smile", -3.0)
+    for name in ("e4e, edited", "PTI, edited"):
+        assert differ(*(decoded(visitor.fetch(each[name])) for each in (edits, seen))) > 20
+
+    with pytest.raises(RuntimeError, match="Fill place A first"):
+        visitor.call("mix_1", None, None, None, None, 0, 8, 1.0)
+    with pytest.raises(RuntimeError, match="Mix two faces first"):
+        visitor.call("reopen", None)
+    drawn = [visitor.call(name, None, "tiny", seed, 0.7) for name, seed in (("draw", 1), ("draw_1", 2))]
+    assert [each["Seed"] for each in drawn] == [2, 3]
+    assert visitor.call("mix_1", None, None, None, None, 0, 8, 1.0)["A with styles of B"]
+    assert visitor.call("morph", None, None)["From A to B and back"]["path"].endswith(".gif")
+    opened = visitor.call("reopen", None)
+    assert "A mixture of two faces" in opened["html"]
+
+
+def test_places_give_way_and_the_inversion_stays(visit: Visit, path: Path, app: Served) -> None:
+    visitor = visit()
+    visitor.invert(visitor.upload(path), method="e4e")
+    for seed in range(30):  # more than a visitor may keep
+        visitor.call("draw", None, "tiny", seed, 0.7)
+        visitor.call("draw_1", None, "tiny", seed, 0.7)
+        if seed % 10 == 0:
+            visitor.call("mix_1", None, None, None, None, 0, 8, 1.0)
+            visitor.call("take", None, None, *[0.0] * (len(visitor.events["take"]["inputs"]) - 2))
+    owners = [each.owner for each in app.sessions._entries.values() if each.owner]
+    assert owners.count(owners[-1]) == 4  # edit, A, B, mixture
+    visitor.edit(smile=1.0)
+    with pytest.raises(RuntimeError, match="“From layer” has to be below “to layer”"):
+        visitor.call("mix_1", None, None, None, None, 4, 2, 1.0)
+
+
+def test_what_was_drawn_is_marked_before_and_after(visit: Visit, tmp_path: Path) -> None:
+    visitor = visit()
+    for name, seed in (("draw", 1), ("draw_1", 2)):
+        visitor.call(name, None, "tiny", seed, 0.7)
+    visitor.call("mix_1", None, None, None, None, 0, 8, 1.0)
+    opened = visitor.call("reopen", None)
+    for label in ("Face: before | after", "Photo: before | after"):
+        for each in opened[label]:
+            (tmp_path / "shown.jpg").write_bytes(visitor.fetch(each))
+            assert str(read_mark(tmp_path / "shown.jpg")).endswith("/trainedAlgorithmicMedia")
+
+
+def test_what_fails_gives_the_last_result_back(visit: Visit, path: Path) -> None:
+    visitor = visit()
+    upload = visitor.upload(path)
+    visitor.invert(upload, method="e4e")
+    visitor.call_now("waiting")
+    Image.new("RGB", (8, 8)).save(path.with_name("tiny.png"))
+    bad = visitor.upload(path.with_name("tiny.png"))
+    visitor.join("invert_1", None, bad, 5, True, "tiny", "e4e", "w", 3, 3)
+    with pytest.raises(RuntimeError):
+        list(visitor.reports("invert_1"))
+    shown = visitor.call_now("back", None)
+    assert len(shown["Face: before | after"]) == 2
+    visitor.edit(smile=1.0)
+
+
+def test_a_photo_that_has_expired(visit: Visit, path: Path) -> None:
+    visitor = visit()
+    upload = visitor.upload(path)
+    Path(upload["path"]).unlink()
+    with pytest.raises(RuntimeError, match="This photo has expired"):
+        visitor.call("find", upload, True, "tiny")
+
+
+def test_sentences_are_for_visitors() -> None:
+    for error, expected in (
+        (FaceNotFoundError("No face; if it is an aligned crop already, pass `align=False` (`--no-align`)."), "untick"),
+        (InvalidImageError("HEIC is not read. In Python: the package `pillow-heif`."), "HEIC is not read"),
+        (torch.OutOfMemoryError("CUDA"), "no memory left"),
+    ):
+        with pytest.raises(gr.Error, match=expected) as caught, messages():
+            raise error
+        assert "--no-align" not in str(caught.value) and "pillow" not in str(caught.value)
+
+
+def test_what_a_visitor_is_told(visit: Visit, path: Path) -> None:
+    visitor = visit()
+    with pytest.raises(RuntimeError, match="Choose a photo first"):
+        visitor.join("invert_1", None, None, 0, True, "tiny", "e4e", "w", 3, 3)
+        list(visitor.reports("invert_1"))
+    for name in ("redraw", "reset", "download_1", "take"):
+        count = len(visitor.events[name]["inputs"])
+        with pytest.raises(RuntimeError, match=f"{EXPIRED}|Invert a photo first"):
+            visitor.call(name, *[None, *[0.0] * (count - 1)])
+
+
+# Privacy
+
+
+def test_delete_my_data(visit: Visit, path: Path, app: Served) -> None:
+    anna, bert = visit(), visit()
+    before = files(app)
+    Image.new("RGB", (320, 240), "red").save(path.with_name("hers.png"))
+    upload = anna.upload(path.with_name("hers.png"))
+    anna.call("find", upload, True, "tiny")
+    shown = anna.invert(upload, method="e4e")
+    anna.edit(smile=2.0)
+    for name in ("download_1", "download_2", "download_3", "download_4", "download_5"):
+        count = len(anna.events[name]["inputs"])
+        anna.call(name, None, *[1.0] * (count - 1))
+    anna.join_invert(upload, method="pti", steps=1000)
+    deadline = time.monotonic() + 20
+    while not app.sessions._running and time.monotonic() < deadline:
         time.sleep(0.05)
-    return job.outputs()[-1][2]
+    mine = files(app)
+    his = bert.upload(path)
+    bert.invert(his, method="e4e")
+    bert_only = files(app) - mine
+    assert len(mine - before) > 8 and bert_only
+    answer = anna.call_now("forget")
+    assert "Deleted: your photo, 2 results and all files." in answer["html"]  # e4e's, and the one that runs
+    list(anna.reports("invert_1"))  # it ends
+    assert files(app) - before <= bert_only | {each for each in files(app) if "preview" in each.name}
+    assert anna.http.get(shown["Face: before | after"][1]["url"]).status_code in (403, 404)
+    with pytest.raises(RuntimeError, match=EXPIRED):
+        anna.edit(smile=1.0)
+    bert.edit(smile=1.0)
+    assert "0 results" in anna.call_now("forget")["html"]
 
 
-def test_stop_keeps_the_result_and_cancel_ends_the_run(
-    connect: Connect, file: Any, steps: list[float], sessions: Sessions
-) -> None:
+def test_another_visitor_with_the_same_session_hash(visit: Visit, path: Path) -> None:
+    anna = visit()
+    anna.invert(anna.upload(path), method="e4e")
+    thief = visit(session_hash=anna.session_hash)
+    for name in ("redraw", "reset", "download_1", "take"):
+        count = len(thief.events[name]["inputs"])
+        with pytest.raises(RuntimeError, match="403: This page belongs to another visitor"):
+            thief.call(name, *[None] * 2, *[0.0] * (count - 2))
+    anna.edit(smile=1.0)  # still hers
+
+
+def test_tokens_of_the_page_are_not_for_programs(visit: Visit, path: Path, app: Served, connect: Any) -> None:
+    visitor = visit()
+    visitor.invert(visitor.upload(path), method="e4e")
+    *_, token = (token for token, entry in app.sessions._entries.items() if entry.owner)
     client = connect()
-    long = {"num_w_steps": 10**9, "num_tuning_steps": 10**9, "api_name": "/invert"}
-    job = client.submit(file, **long)
-    token = started(job)
-    asked = time.monotonic()
-    assert client.predict(token, api_name="/stop") is True
-    _, _, result = job.result(timeout=30)
-    assert result == token and steps[-1] - asked < 1 and len(steps) < MAX_STEPS
-    output = sessions.output(token)
-    assert output is not None and output.reports[0]["stopped_by"] == "callback"
-    assert client.predict(token, api_name="/stop") is False
+    for name in ("/edit", "/download", "/animate"):
+        with pytest.raises(Exception, match=EXPIRED):
+            client.predict(token, api_name=name)
+    assert client.predict(token, api_name="/delete") is False and client.predict(token, api_name="/stop") is False
+    visitor.edit(smile=1.0)
 
-    job = client.submit(file, **long)
-    started(job)
-    while len(sessions._running) == 0:
+
+# Several at once
+
+
+def test_two_who_tune_wait_in_turn_and_encoders_do_not(visit: Visit, path: Path, app: Served) -> None:
+    anna, bert, carl = visit(), visit(), visit()
+    uploads = {each: each.upload(path) for each in (anna, bert, carl)}
+    anna.join_invert(uploads[anna], method="pti", steps=1000)
+    waited: list[str] = []
+    results: dict[str, Any] = {}
+
+    def wait_for(name: str, visitor: Visitor) -> None:
+        for _, values in visitor.reports("invert_1"):
+            waited.append(f"{name} {values.get('html', '')}")
+            results[name] = values
+
+    hers = threading.Thread(target=wait_for, args=("anna", anna))
+    hers.start()
+    until(lambda: any("step" in words for words in waited))
+    bert.join_invert(uploads[bert], method="pti", steps=2)
+    his = threading.Thread(target=wait_for, args=("bert", bert))
+    his.start()
+    until(lambda: any("bert" in words and "Waiting for a free place · 1 before you" in words for words in waited))
+    assert len(app.sessions._running) == 1
+    start = time.monotonic()
+    shown = carl.invert(uploads[carl], method="e4e")
+    assert "mean squared error" in shown["html"] and time.monotonic() - start < 5  # 1000 steps take far longer
+    assert "bert" not in results or "mean squared" not in results["bert"]["html"]
+    anna.call_now("stop_1", None)
+    hers.join(30)
+    his.join(30)
+    assert "stopped, best state kept" in results["anna"]["html"] and "2 + 2 steps" in results["bert"]["html"]
+    for visitor in (anna, bert, carl):
+        visitor.edit(smile=1.0)
+
+
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
-    asked = time.monotonic()
-    job.cancel()
-    time.sleep(2)
-    assert steps[-1] - asked < 1.5 and len(sessions) == 1 and not sessions._running
+    assert condition()
 
 
-def test_steps_are_clamped(pti: PTIPipeline, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, int]] = []
+# Without a server
 
-    class Recording(Sessions):
-        def invert(self, crop: Any, **steps: int) -> Any:
-            asked.append(steps)
-            return iter(())
 
-    endpoints = Endpoints(pti, Recording(pti))
+def test_steps_are_clamped(actions: Actions, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def run(work: Any, *, total: int, first_stage_steps: int, **names: Any) -> Iterator[Progress]:
+        asked.append((first_stage_steps, total - first_stage_steps))
+        return iter(())
+
+    monkeypatch.setattr(actions.sessions, "run", run)
+    crop = actions.models.first.pti.align(photo)
     for steps in (10.0**9, 0, -3.0, None, float("nan"), 7.0):
-        assert list(endpoints.run(pti.align(photo), steps, steps)) == []
-    assert [each["num_w_steps"] for each in asked] == [MAX_STEPS, 1, 1, 3, 3, 7]
-    assert [each["num_tuning_steps"] for each in asked] == [MAX_STEPS, 1, 1, 3, 3, 7]
+        assert list(actions.run(crop, "pti", owner=None, num_w_steps=steps, num_tuning_steps=steps)) == []
+    assert asked == [(MAX_STEPS, MAX_STEPS), (1, 0), (1, 0), (3, 3), (3, 3), (7, 7)]
+    list(actions.run(crop, "pti", owner=None, pivot="e4e", num_w_steps=50, num_tuning_steps=4))
+    assert asked[-1] == (0, 4)
+    with pytest.raises(gr.Error, match="This model has no 'restyle'; it has e4e, psp, pti"):
+        list(actions.run(crop, "restyle", owner=None))
+    assert len(actions.turns) == 0
 
 
-def test_downloads(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
-    endpoints = Endpoints(pti, Sessions(pti))
-    report = list(endpoints.sessions.invert(pti.align(photo), num_w_steps=1, num_tuning_steps=1))[-1]
-    folder = tmp_path / "new"
-    face, whole = endpoints.edit(report.token, smile=4.0)
-    paths = {kind: endpoints.write(kind, folder, report.token, smile=4.0) for kind in ("face", "photo", "inversion")}
-    assert len({Path(path).parent for path in paths.values()}) == 3  # nobody's file is overwritten
-    assert Path(paths["face"]).name == "edited-face.png" and not differ(paths["face"], face)
-    assert Path(paths["photo"]).name == "edited-photo.png" and not differ(paths["photo"], whole)
-    assert Path(paths["inversion"]).name == "inversion.zip"
-    with zipfile.ZipFile(paths["inversion"]) as archive:
-        archive.extractall(tmp_path / "inversion")
-    assert InversionOutput.load(tmp_path / "inversion").edits == {"smile": 4.0}
+def test_frames_are_clamped(actions: Actions, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def frames(*given: Any, steps: int) -> list[Image.Image]:
+        asked.append(steps)
+        return [Image.new("RGB", (4, 4))] * 2
+
+    for name in ("edit_frames", "interpolate_outputs"):
+        monkeypatch.setattr(actions_module, name, frames)
+    token = actions.random_face(owner="anna")
+    for count in (10**9, 1, -5, None, float("inf"), 7):
+        actions.animate(token, {}, owner="anna", frames=count)  # type: ignore[arg-type]
+        actions.interpolate(token, token, owner="anna", frames=count)  # type: ignore[arg-type]
+    assert asked[::2] == asked[1::2] == [60, 2, 2, 24, 24, 7]
     with pytest.raises(gr.Error, match="has expired or never existed"):
-        endpoints.write("face", folder, "guess")
+        actions.animate(token, {}, owner="bert")
 
 
-def visible_events(demo: Any) -> dict[str, Any]:
-    return {str(fn.api_name): fn for fn in demo.fns.values()}
+def test_errors_become_sentences(caplog: pytest.LogCaptureFixture) -> None:
+    for error in (ValueError("say this"), FaceNotFoundError("say this"), gr.Error("say this")):
+        with pytest.raises(gr.Error, match="say this"), messages():
+            raise error
+    assert not caplog.records
+    with pytest.raises(gr.Error, match="Something went wrong on the server"), messages():
+        raise RuntimeError("secret")
+    assert "secret" in caplog.text
 
 
-def test_the_page(pti: PTIPipeline, photo: Image.Image) -> None:
-    """The events behind the buttons, without a browser."""
-    demo = app.build_app(pti)
-    events = visible_events(demo)
-    assert events["edit"].concurrency_limit == 2
+def test_faces_are_found_once_for_a_photo(
+    actions: Actions, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+    pti = actions.models.first.pti
+    detector = pti.detector
+    monkeypatch.setattr(pti, "_detector", lambda photo: found.append(1) or detector(photo))
     buffer = io.BytesIO()
     photo.save(buffer, "PNG")
-    labels = {getattr(block, "label", None): block for block in reversed(demo.blocks.values())}  # the API's are last
-    shown = events["show_face"].fn(buffer.getvalue(), 1, False)
-    assert shown[labels["Aligned face"]].size == (512, 512)
-    (radio,) = [value for block, value in shown.items() if isinstance(block, gr.Radio)]
-    assert radio["visible"] and radio["value"] == 1 and radio["choices"] == [("1", 0), ("2", 1)]
-
-    first, *_, last = list(events["invert_1"].fn(buffer.getvalue(), 0, False, 2, 2))
-    assert first[labels["Photo with the edited face"]].size == photo.size
-    (token,) = [value for block, value in last.items() if isinstance(block, gr.State)]
-    (status,) = [value for block, value in last.items() if isinstance(block, gr.HTML)]
-    assert "Done · 2 + 2 steps" in status and last[labels["Smile"]] == 0.0
-    before, after = last[labels["Face: before | after"]]
-    (_, edited), whole = events["show_edit"].fn(token, 4.0, 0.0)
-    assert differ(edited, after) and differ(whole, photo)
-    *zeros, (_, reset), whole = events["reset"].fn(token)
-    assert zeros == [0.0, 0.0] and not differ(reset, after) and not differ(whole, photo)
-    assert differ(before, after)
-    slider = labels["Smile"]
-    assert (slider.minimum, slider.maximum, slider.value) == (-5.0, 5.0, 0.0)
+    for face in (0, 1, 0):
+        actions.crop(buffer.getvalue(), face)
+    assert len(found) == 1
+    monkeypatch.setattr(actions_module, "REMEMBERED_PHOTOS", 1)
+    photo.rotate(180).save(buffer, "PNG")
+    actions.crop(buffer.getvalue())
+    assert len(actions._faces) == 1
+    for nothing in (None, b""):
+        with pytest.raises(gr.Error, match="Choose a photo first"):
+            actions.crop(nothing)
+        with pytest.raises(gr.Error, match="Choose a photo first"):
+            actions.faces(nothing)
 
 
-def test_a_model_without_directions(pti: PTIPipeline) -> None:
-    pti.directions = {}
-    assert {"align", "invert", "edit", "stop"} <= set(visible_events(app.build_app(pti)))
+def test_uploads_are_remembered_of_so_many(actions: Actions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actions_module, "REMEMBERED_OWNERS", 2)
+    paths = {name: actions.janitor.folder / f"{name}.png" for name in ("anna", "bert", "carl")}
+    for name, path in paths.items():
+        path.write_bytes(b"photo")
+        actions.remember_upload(path, owner=name)
+        actions.remember_upload(path, owner=None)  # a program's: its own affair
+    assert list(actions._uploads) == ["bert", "carl"]
+    assert actions.forget("carl") == 0 and not paths["carl"].exists() and paths["bert"].exists()
+    assert actions.forget(None) == 0 and paths["anna"].exists()
 
 
-def test_launch(pti: PTIPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    called: dict[str, Any] = {}
-    monkeypatch.setattr(app.PTIPipeline, "from_pretrained", lambda name, device: called.update(name=name) or pti)
-    monkeypatch.setattr(gr.Blocks, "launch", lambda self, **options: called.update(options))
-    app.launch("folder", port=1234)
+def test_large_photos_are_shown_small(actions: Actions, photo: Image.Image) -> None:
+    pti = actions.models.first.pti
+    crop = pti.align(photo.resize((3200, 2400)))
+    small = shown_crop(crop)
+    assert small.photo.size == (1024, 768) and small.image is crop.image
+    assert shown_crop(pti.align(photo)).photo.size == photo.size
+    out = actions.kept(
+        actions.sessions.add(pti(crop, num_w_steps=1, num_tuning_steps=0), owner=None, model="tiny"), owner=None
+    )
+    edited = pti.edit(out.output, smile=5.0)
+    before, after = actions.shown_photos(edited)
+    whole = actions.photo_of(edited)
+    assert whole.size == (3200, 2400) and before.size == after.size == (1024, 768)
+    centre = (20, 20, 60, 60)  # within the face
+    assert differ(after.crop(centre), whole.resize((1024, 768)).crop(centre)) < differ(
+        after.crop(centre), before.crop(centre)
+    )
+
+
+def test_a_picture_that_nothing_changed_has_one_path(actions: Actions, photo: Image.Image) -> None:
+    first, again = (actions.original(photo, owner="anna") for _ in range(2))
+    assert first == again and Path(first).is_file()
+    others = {actions.original(photo, owner="bert"), actions.original(photo.rotate(180), owner="anna")}
+    assert len({first, *others}) == 3
+    actions.forget("anna")
+    assert not Path(first).exists() and sum(Path(path).exists() for path in others) == 1
+
+
+def test_an_empty_store_of_results_is_used(tmp_path: Path) -> None:
+    sessions = Sessions()
+    with Janitor(tmp_path) as janitor:
+        demo = module.build_app(tiny_model(), sessions=sessions, janitor=janitor)
+        draw = next(fn.fn for fn in demo.fns.values() if fn.api_name == "random_face")
+        draw(seed=1)
+        assert len(sessions) == 1 and demo.janitor is janitor
+
+
+def test_models_without_encoders_or_directions(pti: PTIPipeline, tmp_path: Path) -> None:
+    bare = PTIPipeline(
+        pti.generator, perceptual=pti.perceptual, projector=pti.projector, tuning=pti.tuning, detector=pti.detector
+    )
+    for model in (make_model(pti, name="no encoders"), Model("nothing", {"pti": bare}, {})):
+        with Janitor(tmp_path) as janitor:
+            demo = module.build_app(model, janitor=janitor)
+            blocks = list(demo.blocks.values())
+            (methods,) = (each for each in blocks if isinstance(each, gr.Radio) and each.label == "Method")
+            assert [value for _, value in methods.choices] == ["pti"] and methods.value == "pti"
+            pivots = [each for each in blocks if isinstance(each, gr.Dropdown) and each.label == "Pivot"]
+            assert [value for _, value in pivots[0].choices] == ["w", "w_plus"]
+            # the settings of the only method there is
+            (settings,) = (each for each in blocks if isinstance(each, gr.Accordion) and each.label == "PTI's settings")
+            assert settings.visible
+            endpoints = {fn.api_name: fn.fn for fn in demo.fns.values()}
+            listed = endpoints["models"]()
+            assert listed[0]["methods"] == ["pti"]
+            *_, (gallery, rows, *_) = endpoints["compare"](png(Image.new("RGB", (64, 64))), {}, 0, False)
+            assert [row["method"] for row in rows] == ["pti"] and len(gallery) == 2
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_another_model(visit: Visit, app: Served) -> None:
+    """faces64 in place of the tiny one: its name, its sliders, its layers."""
+    visitor = visit()
+    visitor.join("load", "faces64")
+    *_, (_, shown) = visitor.reports("load")
+    assert "faces64 draws pictures of 64 x 64 pixels" in str(shown) and "demonstration" in str(shown)
+    face = visitor.call("draw", None, "faces64", 5, 0.7)["Face A"]
+    from stylegan_inversion.webapp.models import load_model
+
+    expected = enlarge(sample_face(load_model("faces64", device="cpu").pti, seed=5).images[0])
+    assert differ(decoded(visitor.fetch(face)), expected) < 60
+    with pytest.raises(RuntimeError, match="org/secret is not in the list of choices"):
+        visitor.join("load", "org/secret")
+        list(visitor.reports("load"))
+
+
+# Starting
+
+
+def test_launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    model, called, handled = tiny_model(), {}, []
+    monkeypatch.setattr(module.signal, "signal", lambda number, handler: handled.append((number, handler)))
+    monkeypatch.setattr(module, "load_model", lambda name, device: called.update(name=name, device=device) or model)
+    built: list[Any] = []
+
+    def launch(self: Any, **options: Any) -> None:
+        called.update(options)
+        built.append(self)
+
+    monkeypatch.setattr(gr.Blocks, "launch", launch)
+    module.launch("folder", port=1234, device="cpu")
     assert called["name"] == "folder" and called["server_name"] == "127.0.0.1" and called["server_port"] == 1234
-    assert called["share"] is False and called["show_error"] is False and called["max_file_size"] == "20mb"
-    fonts = called["theme"].font + called["theme"].font_mono
-    assert "fonts.googleapis" not in fonts
+    assert called["share"] is False and called["show_error"] is False and called["num_workers"] == 0
+    assert called["run_history"] is False and called["enable_monitoring"] is False and called["ssr_mode"] is False
+    assert "fonts.googleapis" not in called["theme"].font + called["theme"].font_mono
+    assert [each.cls.__name__ for each in called["app_kwargs"]["middleware"]][-2:] == [
+        "VisitorCookie",
+        "SecurityHeaders",
+    ]
+    assert not built[0].janitor.folder.exists()  # closed at the end
+    assert handled[0][0] == signal.SIGTERM
+    with pytest.raises(SystemExit):  # and so it is if the app is told to end
+        handled[0][1]()
+
+    def open_models(demo: Any) -> bool:
+        return any(
+            isinstance(each, gr.File) and each.visible and each.file_count == "directory"
+            for each in demo.blocks.values()
+        )
+
+    for options, is_open in (
+        ({}, True),
+        ({"host": "0.0.0.0"}, False),
+        ({"share": True}, False),
+        ({"host": "0.0.0.0", "open_choice": True}, True),
+        ({"open_choice": False}, False),
+    ):
+        module.launch("folder", device="cpu", **options)  # type: ignore[arg-type]
+        assert open_models(built[-1]) is is_open
+        assert called["max_file_size"] == (2_000_000_000 if is_open else "20mb")
 
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+    monkeypatch.setenv("STYLEGAN_INVERSION_MODEL", "other")
     runpy.run_path(str(Path(__file__).parents[2] / "app.py"), run_name="__main__")
-    assert called["name"] == "faces64" and called["server_name"] == "0.0.0.0"
+    assert called["name"] == "other" and called["server_name"] == "0.0.0.0"
 
 
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "stylegan_inversion.webapp.endpoints")
+    monkeypatch.delitem(sys.modules, "stylegan_inversion.webapp.actions")
     with pytest.raises(MissingDependencyError, match=r'pip install "stylegan-inversion\[app\]"'):
-        importlib.import_module("stylegan_inversion.webapp.endpoints")
+        importlib.import_module("stylegan_inversion.webapp.actions")

@@ -206,9 +206,12 @@ def test_what_is_too_large_is_refused_by_its_length(client: Any, server: SimpleN
     assert refused(lambda: upload(client, LIMIT)) == sentence
     small = "The request is larger than 1 MB. Send a smaller file."
     assert refused(lambda: client.post("/gradio_api/queue/join", content=b"[" * (MB + 1))) == small
+    for path, how in (("/gradio_api/upload", JSON), ("/gradio_api/run/upload", FORM), ("/gradio_api/upload", {})):
+        assert refused(lambda: client.post(path, content=b"x" * (MB + 1), headers=how)) == small  # noqa: B023
     for claimed in ("300000000", "9" * 30):
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-            request = f"POST /gradio_api/upload HTTP/1.1\r\nHost: a\r\nContent-Length: {claimed}\r\n\r\n"
+            kind = "Content-Type: multipart/form-data; boundary=abc"
+            request = f"POST /gradio_api/upload HTTP/1.1\r\nHost: a\r\n{kind}\r\nContent-Length: {claimed}\r\n\r\n"
             connection.sendall(request.encode())  # nothing follows, and nothing is waited for
             assert connection.recv(100).startswith((b"HTTP/1.1 413", b"HTTP/1.1 400"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import stylegan_inversion.webapp.janitor as janitor_module
-from stylegan_inversion.webapp.janitor import Janitor
+from stylegan_inversion.webapp.janitor import Janitor, forget_lost
 
 START = """
 import os, runpy, signal, sys
@@ -185,3 +185,22 @@ def test_bad_arguments(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`every` must be positive, got 0"):
         Janitor(tmp_path, every=0)
     assert not any(tmp_path.iterdir())
+
+
+def test_more_is_done_in_each_round(tmp_path: Path) -> None:
+    rounds: list[int] = []
+    with Janitor(tmp_path, every=0.05) as janitor:
+        janitor.also(lambda: rounds.append(1))
+        deadline = time.monotonic() + 10
+        while len(rounds) < 2 and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert len(rounds) >= 2
+
+
+def test_lost_files_are_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "there.png").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    known = [{str(tmp_path / name) for name in ("there.png", "link", "gone.png")}, set[str]()]
+    there = known[0]
+    forget_lost(known)
+    assert known[0] is there and {Path(path).name for path in there} == {"there.png", "link"} and not known[1]

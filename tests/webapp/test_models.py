@@ -232,5 +232,22 @@ def test_an_uploaded_folder_that_does_not_fit(
     assert tempfile.gettempdir() not in str(caught.value) and models.loaded() == [first]
 
 
+def test_an_uploaded_folder_lies_with_the_files_of_the_app(
+    first: Model, pti: PTIPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, place = pti.save_pretrained(tmp_path / "mine"), tmp_path / "place"
+    place.mkdir()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(place))
+    seen: list[Path] = []
+
+    def load(folder: Path, **options: Any) -> Model:
+        seen.append(folder)
+        return first
+
+    monkeypatch.setattr("stylegan_inversion.webapp.models.load_model", load)
+    Models(first, open=True, device="cpu").add_folder([path for path in folder.rglob("*") if path.is_file()])
+    assert seen[0].is_relative_to(place) and not any(place.iterdir())
+
+
 def spoil(folder: Path, **fields: Any) -> None:
     hub.write_config({**hub.read_config(folder), **fields}, folder)

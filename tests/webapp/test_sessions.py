@@ -1,3 +1,4 @@
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ import torch
 from PIL import Image
 
 from stylegan_inversion import InversionOutput, PTIPipeline
+from stylegan_inversion.pipelines.styles import sample_face
+from stylegan_inversion.webapp.memory import size_of
 from stylegan_inversion.webapp.running import HEARTBEAT_SECONDS
 from stylegan_inversion.webapp.sessions import BusyError, Progress, Sessions
 
@@ -223,9 +226,62 @@ def test_an_owner_pushes_out_only_what_is_theirs(output: InversionOutput) -> Non
     of_anna = [sessions.add(output, owner="anna", model="tiny") for _ in range(5)]
     assert [sessions.get(token, owner="anna") is not None for token in of_anna] == [False, False, True, True, True]
     assert sessions.get(of_bert, owner="bert") is not None and len(sessions) == 4
-    for _ in range(9):
-        sessions.add(output, owner=None, model="tiny")  # cannot be told apart: only the capacity counts
-    assert len(sessions) == 9
+
+
+def test_programs_push_out_only_what_is_theirs(output: InversionOutput) -> None:
+    sessions = Sessions(capacity=8, per_owner=3)
+    of_visitors = [(sessions.add(output, owner=owner, model="tiny"), owner) for owner in ("anna", "bert", "carl")]
+    of_programs = [sessions.add(output, owner=None, model="tiny") for _ in range(20)]
+    assert all(sessions.get(token, owner=owner) for token, owner in of_visitors)
+    assert [sessions.get(token, owner=None) is not None for token in of_programs] == [False] * 16 + [True] * 4
+
+
+def test_memory_is_shared_out(output: InversionOutput) -> None:
+    size = size_of(output)
+    assert size == 3 * 64 + 32  # the same picture twice counts once
+    sessions = Sessions(max_bytes=8 * size)
+    of_bert = sessions.add(output, owner="bert", model="tiny")
+    of_anna = [sessions.add(output, owner="anna", model="tiny") for _ in range(4)]
+    of_programs = [sessions.add(output, owner=None, model="tiny") for _ in range(6)]
+    assert [sessions.get(token, owner="anna") is not None for token in of_anna] == [False, False, True, True]
+    assert [sessions.get(token, owner=None) is not None for token in of_programs] == [False] * 2 + [True] * 4
+    assert sessions.get(of_bert, owner="bert") is not None
+    others = [sessions.add(output, owner=owner, model="tiny") for owner in ("carl", "dora")]
+    assert len(sessions) == 8 and sessions.get(of_anna[2], owner="anna") is None  # the one not used for longest
+    large = dataclasses.replace(output, images=[Image.new("RGB", (100, 100))])
+    token = sessions.add(large, owner="emil", model="tiny")
+    assert sessions.get(token, owner="emil") is not None and len(sessions) == 1  # it has to be shown
+    assert sessions.get(others[0], owner="carl") is None
+
+
+def test_tuned_generators_count(pti: PTIPipeline, photo: Image.Image) -> None:
+    shared, tuned = (pti(photo, num_w_steps=1, num_tuning_steps=steps) for steps in (0, 1))
+    weights = sum(tensor.nbytes for tensor in pti.generator.state_dict().values())
+    assert tuned.generator is not pti.generator
+    assert size_of(tuned) - size_of(shared) in (0, weights) and size_of(tuned) > weights
+    drawn = sample_face(pti)
+    assert drawn.generator is pti.generator and size_of(drawn) < weights
+
+
+def test_what_was_begun_before_forgetting_is_not_kept(output: InversionOutput) -> None:
+    sessions = Sessions()
+    since = sessions.now()
+    assert sessions.forget("anna") == 0
+    late = sessions.add(output, owner="anna", model="tiny", since=since)
+    assert sessions.get(late, owner="anna") is None and len(sessions) == 0
+    reports = sessions.run(endless, total=1, first_stage_steps=0, owner="anna", model="tiny", since=since)
+    assert list(reports) == [] and not sessions._running
+    for owner, when in (("anna", sessions.now()), ("bert", since), (None, since), ("anna", None)):
+        token = sessions.add(output, owner=owner, model="tiny", since=when)
+        assert sessions.get(token, owner=owner) is not None
+
+
+def test_a_run_has_a_time_limit() -> None:
+    sessions = Sessions(max_seconds=0.3)
+    start = time.monotonic()
+    *_, last = sessions.run(endless, total=MANY, first_stage_steps=0, owner=None, model="tiny")
+    assert last.output is not None and 0.3 <= time.monotonic() - start < 5
+    assert sessions.get(last.token, owner=None) is not None
 
 
 def test_results_expire_after_their_last_use(output: InversionOutput) -> None:
@@ -257,3 +313,7 @@ def test_bad_arguments() -> None:
         Sessions(per_owner=0)
     with pytest.raises(ValueError, match=r"`time_to_live` must be positive, got nan"):
         Sessions(time_to_live=float("nan"))
+    with pytest.raises(ValueError, match=r"`max_bytes` must be >= 1, got 0"):
+        Sessions(max_bytes=0)
+    with pytest.raises(ValueError, match=r"`max_seconds` must be positive, got 0"):
+        Sessions(max_seconds=0)

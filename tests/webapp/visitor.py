@@ -92,13 +92,13 @@ class Visitor:
 
     def join_invert(self, photo: dict[str, Any], *, method: str, align: bool = True, steps: int = 3) -> None:
         """Press "Invert" and do not wait."""
-        self.call_now("waiting", None)
-        self.join("invert_1", photo, 0, align, "tiny", method, "w", steps, steps)
+        self.call_now("waiting")
+        self.join("invert_1", None, photo, 0, align, "tiny", method, "w", steps, steps)
 
     def edit(self, **strengths: float) -> dict[str, Any]:
         """Move sliders, named by their labels."""
         inputs = [self.components[key]["props"].get("label") for key in self.events["redraw"]["inputs"]]
-        return self.call("redraw", None, "tiny", *(strengths.get(str(label).lower(), 0.0) for label in inputs[2:]))
+        return self.call("redraw", None, *(strengths.get(str(label).lower(), 0.0) for label in inputs[1:]))
 
     def _named(self, name: str, values: list[Any]) -> dict[str, Any]:
         named: dict[str, Any] = {}
