@@ -95,12 +95,12 @@ class PlayTab:
         def take(request: gr.Request, old: str, token: str, *values: float) -> tuple[str, str]:
             if not token:
                 raise gr.Error("Invert a photo first, under “Edit a photo”.", print_exception=False)
-            owner = owner_of(request)
+            owner, since = owner_of(request), actions.sessions.now()
             name = actions.kept(token, owner=owner).model
             strengths = edit_tab.sliders.strengths(actions.model(name), values)
             out = actions.edited(token, strengths, owner=owner)
             drop(old, owner=owner)
-            return actions.sessions.add(out, owner=owner, model=name), show(out, owner)
+            return actions.sessions.add(out, owner=owner, model=name, since=since), show(out, owner)
 
         def draw(request: gr.Request, old: str, name: str, seed: float, truncation: float) -> tuple[str, str, float]:
             owner = owner_of(request)

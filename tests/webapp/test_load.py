@@ -219,7 +219,7 @@ def test_fifty_cancels(app: Served, steps: list[float], tmp_path: Path) -> None:
 def test_memory_does_not_grow(programs: int, warm_up: int, child: Child, tmp_path: Path) -> None:
     """1000 requests to an encoder, each with a photo of its own.
 
-    Gradio keeps a session for each program, of some 0.3 MB, and of those the newest 200: with a new one each time memory
+    Gradio keeps a session for each program, of some 0.3 MB, of the newest 200: with a new one each time memory
     grows until then, and no longer.
     """
     pixels = np.random.default_rng(0).integers(0, 256, (1000, 24, 24, 3), dtype=np.uint8)
