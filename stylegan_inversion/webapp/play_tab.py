@@ -52,7 +52,7 @@ class PlayTab:
         with gr.Row():
             self.mix = gr.Button("Mix", variant="primary", min_width=180, scale=0)
             self.morph = gr.Button("Animate from A to B", min_width=220, scale=0)
-            self.download = gr.Button("Download the animation", min_width=240, scale=0, interactive=False)
+            self.download = gr.Button("Download the animation", min_width=280, scale=0, interactive=False)
         self.animation = gr.Image(
             label="From A to B and back", interactive=False, height=320, buttons=[], visible=False, type="filepath"
         )
@@ -156,7 +156,7 @@ class PlayTab:
 def _both(a: str, b: str) -> None:
     for place, token in (("A", a), ("B", b)):
         if not token:
-            raise gr.Error(f"Fill place {place} first.", print_exception=False)
+            raise gr.Error(f"Fill place {place} first: take the edited face, or a random one.", print_exception=False)
 
 
 def _picture(label: str) -> Any:

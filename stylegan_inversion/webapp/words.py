@@ -12,7 +12,7 @@ HOW_TO = """### How it works
 1. **Photo.** Upload one, take one or pick an example. If there are several faces, click the one you want.
 2. **Invert.** *e4e* and *pSp* answer at once; *PTI* tunes a copy of the generator until it draws this very face.
 3. **Edit.** Move the sliders; the face goes back into the photo. Then download what you like."""
-FOOTNOTE = """Use photos of people who agreed to it, and say that a result is AI-edited when you share it: every file
+FOOTNOTE = """Use photos of people who agreed to it, and say that a result is AI-edited when you share it: every picture
 says so in its metadata. Do not deceive, harass or identify anyone with it. Photos and results are kept in memory or in
 a private folder, and deleted after 30 minutes without use or at once with the button. The code is under the MIT
 licence; models and photos have licences of their own."""
@@ -33,7 +33,8 @@ WHY = {"callback": "stopped, best state kept", "threshold": "good enough", "nan"
 
 def pretty(name: str) -> str:
     """A direction's name as a label."""
-    return name.replace("_", " ").capitalize()
+    words = name.replace("_", " ").capitalize()
+    return words.replace("Ganspace", "GANSpace").replace("Sefa", "SeFa")
 
 
 def status_html(report: Progress) -> str:

@@ -31,12 +31,12 @@ def of_directions(model: Model, count: int) -> Model:
 def test_every_direction_has_a_slider(model: Model) -> None:
     sliders = make(model)
     shown = {each.label: each for each in sliders.components if each.visible}
-    assert list(shown) == ["Smile", "Age", *(f"{k} {i}" for k in ("Ganspace", "Sefa") for i in range(1, 7))]
+    assert list(shown) == ["Smile", "Age", *(f"{k} {i}" for k in ("GANSpace", "SeFa") for i in range(1, 7))]
     smile, age = shown["Smile"], shown["Age"]
     assert (smile.minimum, smile.maximum, smile.value, smile.step) == (-5.0, 5.0, 0.0, 0.05)
     assert (age.minimum, age.maximum) == STRENGTH_RANGE  # nobody measured it
     low, high = model.directions["sefa_1"].strength_range or (0.0, 0.0)
-    assert (shown["Sefa 1"].minimum, shown["Sefa 1"].maximum) == (low, high) and low < 0 < high
+    assert (shown["SeFa 1"].minimum, shown["SeFa 1"].maximum) == (low, high) and low < 0 < high
     assert all(not each.visible and each.label == "Unused" for each in sliders.components if each.label not in shown)
     assert [box.label for box in sliders.boxes] == ["Directions", "GANSpace", "SeFa"]
     assert [box.open for box in sliders.boxes] == [True, False, False]

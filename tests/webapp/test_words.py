@@ -14,7 +14,12 @@ def output(**report: object) -> InversionOutput:
 
 
 def test_names_of_directions_are_labels() -> None:
-    assert pretty("smile") == "Smile" and pretty("ganspace_1") == "Ganspace 1" and pretty("face_yaw") == "Face yaw"
+    assert (
+        pretty("smile") == "Smile"
+        and pretty("ganspace_1") == "GANSpace 1"
+        and pretty("sefa_2") == "SeFa 2"
+        and pretty("face_yaw") == "Face yaw"
+    )
 
 
 def test_a_line_says_how_far_the_work_is() -> None:
