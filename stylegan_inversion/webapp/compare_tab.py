@@ -99,7 +99,7 @@ class CompareTab:
             photo_shown = actions.original(enlarge(crop.image), owner=owner)
             yield start | {self.photo: photo_shown, self.results: gr.update(visible=True), self.figures: ""}
             for method in methods_of(chosen):
-                if method == "pti" and not with_pti:
+                if chosen.pipelines[method] is chosen.pti and not with_pti:
                     continue
                 began = time.perf_counter()
                 for report in actions.run(crop, method, owner=owner, model=name):
