@@ -20,6 +20,7 @@ from stylegan_inversion import hub, latents
 from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
 from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.training.compiling import compile_networks
 from stylegan_inversion.training.data import FaceFolder
 from stylegan_inversion.training.draws import Draws
 from stylegan_inversion.training.generator_config import AutoencoderConfig
@@ -80,6 +81,8 @@ class AutoencoderLearner:
         self.parameters = list(self.generator.synthesis.parameters())
         self.optimizer, self.schedule = make_optimizer(config.optimizer, self.parameters, steps=config.steps)
         self.draws = Draws(self.generator, accelerator, seed=config.seed)
+        if config.compile:
+            compile_networks(self.generator.synthesis, encoder, device=device)
         self._prior_pictures: Tensor | None = None  # read when the first model is saved
         self._check_prior()
 
@@ -145,7 +148,8 @@ class AutoencoderLearner:
         for micro, batch in enumerate(batches):
             serial = step * len(batches) + micro
             with self.accelerator.autocast():
-                y_hat = self.reconstruction.draw(self.generator, batch["y"], self.draws, serial)
+                w_plus, noise = self.reconstruction.codes(batch["y"], self.draws, serial, num_ws=self.generator.num_ws)
+                y_hat = self.generator.synthesis(w_plus, noise=noise)
                 loss, terms = self.reconstruction.losses(y_hat, self._target(batch["y"]))
             self.accelerator.backward(loss / len(batches))
             for name, term in {**terms, "loss": loss}.items():

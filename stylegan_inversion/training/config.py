@@ -61,6 +61,7 @@ class RunConfig:
     batch_size: int = 8  # pictures a step, process and micro-batch
     accumulation: int = 1  # micro-batches a step
     mixed_precision: str = "no"  # no, bf16 or fp16
+    compile: bool = False  # fuse the networks by torch.compile, which takes minutes and, on a CPU, a C++ compiler
     cpu: bool = False  # stay on the CPU
     seed: int = 0
     num_workers: int = 2

@@ -21,6 +21,7 @@ from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.preprocessing.sources import to_config
 from stylegan_inversion.training.batch_norm import synchronize_batch_norm
+from stylegan_inversion.training.compiling import compile_networks
 from stylegan_inversion.training.config import TrainConfig
 from stylegan_inversion.training.data import FaceFolder
 from stylegan_inversion.training.draws import Draws
@@ -75,6 +76,8 @@ class EncoderLearner:
         self.optimizer, self.schedule = make_optimizer(config.optimizer, self.parameters, steps=config.steps)
         self.draws = Draws(self.generator, accelerator, seed=config.seed)
         self.objective = self._make_objective()
+        if config.compile:
+            compile_networks(self.generator.synthesis, device=device)
 
     def _make_adversary(self) -> LatentAdversary | None:
         if self.weights.adversarial == 0:

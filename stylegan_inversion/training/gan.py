@@ -21,6 +21,7 @@ from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.losses.path_length import path_length, path_length_penalty
 from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
 from stylegan_inversion.training.augment import AdaptiveProbability, augment
+from stylegan_inversion.training.compiling import compile_networks, uncompiled
 from stylegan_inversion.training.data import FaceFolder
 from stylegan_inversion.training.draws import Draws
 from stylegan_inversion.training.generator_config import GANConfig
@@ -93,6 +94,8 @@ class GANLearner:
         self.lazy: Terms = {}  # of the regularisers, as last computed: a log line seldom falls on such a step
         self.drawn: list[Tensor] = []  # by the generator's step, one batch a micro-batch
         self.progress = SampleProgress(perceptual, accelerator, seed=config.seed)
+        if config.compile:
+            compile_networks(self.generator.synthesis, device=device)
 
     def _make_reconstruction(self, perceptual: Any) -> Reconstruction:
         encoder = load_part(self.init, "autoencoder", ImageEncoder, ImageEncoderConfig)
@@ -179,11 +182,13 @@ class GANLearner:
         drawn_again = self.config.reconstruction.batch_size
         count = self.config.batch_size - drawn_again
         w_plus, w = self.draws.styles(purpose, serial, count, mixing=self.config.adversarial.style_mixing)
-        parts = [self.generator.synthesis(w_plus, noise=self.draws.noise(serial, count, purpose=f"{purpose} noise"))]
-        if self.reconstruction is not None:
-            x = batch["y"][:drawn_again]
-            parts.append(self.reconstruction.draw(self.generator, x, self.draws, serial))
-        return torch.cat(parts), parts[-1], w
+        noise = self.draws.noise(serial, count, purpose=f"{purpose} noise")
+        if self.reconstruction is not None:  # both in one pass
+            x, num_ws = batch["y"][:drawn_again], self.generator.num_ws
+            again, its_noise = self.reconstruction.codes(x, self.draws, serial, num_ws=num_ws)
+            w_plus, noise = torch.cat([w_plus, again]), [torch.cat(pair) for pair in zip(noise, its_noise)]
+        images = self.generator.synthesis(w_plus, noise=noise)
+        return images, images[count:], w
 
     @torch.no_grad()
     def _new_fakes(self, batch: dict[str, Tensor], serial: int) -> Tensor:
@@ -194,7 +199,9 @@ class GANLearner:
         return images
 
     def _seen(self, images: Tensor, serial: int, purpose: str) -> Tensor:
-        """What the discriminator sees of pictures."""
+        """What the discriminator sees of pictures, in the layout in which half precision is fast."""
+        if self.config.mixed_precision != "no":
+            images = images.contiguous(memory_format=torch.channels_last)
         if self.ada.p == 0:
             return images
         sources = self.draws.sources(f"augment {purpose}", serial, len(images))
@@ -238,9 +245,9 @@ class GANLearner:
         for micro in range(len(batches)):
             serial = step * len(batches) + micro
             w_plus, _ = self.draws.styles("path length", serial, count, mixing=options.style_mixing)
-            images = self.generator.synthesis(
-                w_plus, noise=self.draws.noise(serial, count, purpose="path length noise")
-            )
+            noise = self.draws.noise(serial, count, purpose="path length noise")
+            with uncompiled():
+                images = self.generator.synthesis(w_plus, noise=noise)
             lengths = path_length(images, w_plus, self.draws.normal("direction", serial, (count, 3, side, side)))
             penalty, mean = path_length_penalty(lengths, self.mean_length)
             self.accelerator.backward(penalty * (options.path_length * options.path_length_every / len(batches)))

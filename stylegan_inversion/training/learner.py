@@ -66,8 +66,7 @@ class Learner(Protocol):
 @torch.no_grad()
 def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
     """Move an exponential moving average of a network's parameters; its buffers are copied."""
-    for weight, new in zip(average.parameters(), network.parameters()):
-        weight.lerp_(new, 1 - decay)
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
     for buffer, now in zip(average.buffers(), network.buffers()):
         buffer.copy_(now)
 

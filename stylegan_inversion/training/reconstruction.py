@@ -10,7 +10,6 @@ from stylegan_inversion import latents
 from stylegan_inversion.losses.l2 import l2_loss
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.autoencoder import ImageEncoder
-from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.training.batch_norm import synchronize_batch_norm
 from stylegan_inversion.training.draws import Draws
 from stylegan_inversion.training.generator_config import ReconstructionOptions
@@ -43,15 +42,18 @@ class Reconstruction:
         synchronize_batch_norm(self.encoder)
         self.parameters = list(self.encoder.parameters())
         first, second = betas
-        self.optimizer = torch.optim.Adam(self.parameters, lr=options.encoder_lr, betas=(float(first), float(second)))
+        self.optimizer = torch.optim.Adam(
+            self.parameters, lr=options.encoder_lr, betas=(float(first), float(second)), fused=True
+        )
 
-    def draw(self, generator: Generator, x: Tensor, draws: Draws, serial: int) -> Tensor:
-        """Draw pictures again, (B, 3, R, R), from a w with some noise, so that neighbours of each w mean something."""
+    def codes(self, x: Tensor, draws: Draws, serial: int, *, num_ws: int) -> tuple[Tensor, list[Tensor]]:
+        """What draws pictures again: w_plus, (B, num_ws, w_dim), and the noise of each style layer.
+
+        The w get some noise, too, so that the neighbours of each mean something.
+        """
         w = self.encoder(x)
         w = w + self.options.w_noise * draws.normal("reconstruction", serial, w.shape)
-        return generator.synthesis(
-            latents.broadcast(w, generator.num_ws), noise=draws.noise(serial, len(w), purpose="reconstruction noise")
-        )
+        return latents.broadcast(w, num_ws), draws.noise(serial, len(w), purpose="reconstruction noise")
 
     def statistics(self) -> list[Tensor]:
         """Copies of the encoder's buffers, which every pass in training moves; for `restore`."""

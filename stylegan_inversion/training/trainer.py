@@ -34,6 +34,7 @@ FREE = (
     "optimizer.lr",
     "optimizer.max_grad_norm",
     "mixed_precision",
+    "compile",
     "output",
     "num_workers",
     "log_every",
@@ -162,7 +163,7 @@ class Trainer:
                     f"{self.output} holds a run with {key}={theirs.get(key)!r}, and this one has {ours.get(key)!r}. "
                     "Give this one another `output`, or remove that folder."
                 )
-            if key in ("optimizer.lr", "optimizer.max_grad_norm", "mixed_precision"):
+            if key in ("optimizer.lr", "optimizer.max_grad_norm", "mixed_precision", "compile"):
                 logger.warning("The run goes on with %s=%r instead of %r.", key, ours.get(key), theirs.get(key))
 
     def _fingerprint(self) -> str:

@@ -56,19 +56,19 @@ def test_losses(warm: Path) -> None:
 
 
 @pytest.mark.parametrize("w_noise", [0.0, 0.3])
-def test_draw(warm: Path, w_noise: float) -> None:
+def test_codes(warm: Path, w_noise: float) -> None:
     generator = hub.load_module(Generator, GeneratorConfig, warm / "generator")
     reconstruction = reconstruction_of(warm, ReconstructionOptions(w_noise=w_noise))
     draws = Draws(generator, Accelerator(cpu=True), seed=0)
-    seen: list[Tensor] = []
-    generator.synthesis.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
-    first, again = (reconstruction.draw(generator, pictures(), draws, 3) for _ in range(2))
-    other = reconstruction.draw(generator, pictures(), draws, 4)
-    assert torch.equal(first, again) and not torch.equal(first, other)  # other noise, of w or of the layers
+    (w_plus, noise), again = (reconstruction.codes(pictures(), draws, 3, num_ws=6) for _ in range(2))
+    others = reconstruction.codes(pictures(), draws, 4, num_ws=6)
+    assert torch.equal(w_plus, again[0]) and all(torch.equal(a, b) for a, b in zip(noise, again[1], strict=True))
+    assert torch.equal(w_plus, others[0]) == (w_noise == 0)
+    assert not any(torch.equal(a, b) for a, b in zip(noise, others[1], strict=True))
+    assert generator.synthesis(w_plus, noise=noise).shape == (4, 3, 16, 16)
     reconstruction.restore(statistics := reconstruction.statistics())
-    noise = draws.normal("reconstruction", 3, (4, 16))
-    expected = reconstruction.encoder(pictures()) + w_noise * noise
-    torch.testing.assert_close(seen[0], latents.broadcast(expected, 6).detach())
+    expected = reconstruction.encoder(pictures()) + w_noise * draws.normal("reconstruction", 3, (4, 16))
+    torch.testing.assert_close(w_plus, latents.broadcast(expected, 6))
     assert not any(torch.equal(a, b) for a, b in zip(statistics[1:3], reconstruction.statistics()[1:3]))
 
 
