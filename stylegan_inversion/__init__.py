@@ -7,3 +7,4 @@ from stylegan_inversion.pipelines.encoder import E4EPipeline as E4EPipeline
 from stylegan_inversion.pipelines.encoder import PSPPipeline as PSPPipeline
 from stylegan_inversion.pipelines.output import InversionOutput as InversionOutput
 from stylegan_inversion.pipelines.pti import PTIPipeline as PTIPipeline
+from stylegan_inversion.pipelines.restyle import ReStylePipeline as ReStylePipeline

@@ -27,7 +27,7 @@ class CatalogueEntry:
 
     Attributes:
         name: What users type.
-        kind: "psp", "e4e", "restyle", "generator", "identity", "moco", "direction" or "ganspace".
+        kind: "psp", "e4e", "restyle", "generator", "identity", "moco", "direction", "ganspace", or "unread": not by us.
         description: What it is.
         licence: What the copy and its origin say, in words. No legal advice.
         source: Where it was published first.
@@ -182,7 +182,9 @@ def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[KnownMo
     folders = dict(cached)
     for entry in catalogue():
         there = folders.get(entry.repository or "")
-        if there is not None and entry.file is not None and (there / entry.file).is_file():
+        if entry.kind == "unread":
+            detail = f"not supported: {entry.note}"
+        elif there is not None and entry.file is not None and (there / entry.file).is_file():
             detail = f"in the cache: {there / entry.file}"
         elif entry.fetchable:
             detail = f"{entry.repository}: {entry.file}"
@@ -199,7 +201,7 @@ def describe_models(cache_dir: str | os.PathLike[str] | None = None) -> str:
         (
             model.where,
             model.name,
-            f"{model.size / 1e6:.0f} MB" if model.size is not None else about.get(model.name) or "?",
+            _in_words(model.size) if model.size is not None else about.get(model.name) or "?",
             model.licence,
             model.detail,
         )
@@ -226,6 +228,10 @@ def _is_ours(folder: Path) -> bool:
     except CheckpointError:
         return False
     return "_class_name" in config and (folder / "generator" / hub.CONFIG_NAME).is_file()
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 def _bytes(folder: Path) -> int:

@@ -11,17 +11,23 @@ from typing import Any
 from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, __version__, hub
 from stylegan_inversion.batch import Record, invert_photos
 from stylegan_inversion.catalogue import describe_models
+from stylegan_inversion.convert.model_folder import write_model
 from stylegan_inversion.convert.single_file import read_single_file
 from stylegan_inversion.demo import run_demo
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.export import LAYOUTS, write_official
-from stylegan_inversion.pipelines.official import find_file, write_model
+from stylegan_inversion.pipelines.official import find_file
 from stylegan_inversion.pipelines.publishing import push_folder
 from stylegan_inversion.preprocessing.folder import list_images
 
-METHODS: dict[str, type[InversionPipeline]] = {"pti": PTIPipeline, "e4e": E4EPipeline, "psp": PSPPipeline}
+METHODS: dict[str, type[InversionPipeline]] = {
+    "pti": PTIPipeline,
+    "e4e": E4EPipeline,
+    "psp": PSPPipeline,
+    "restyle": ReStylePipeline,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser("convert", help="a checkpoint of the field into a model folder, or a model back")
     convert.set_defaults(run=_convert)
-    convert.add_argument("source", metavar="SRC", help="file, hf://organisation/repository/file, or https:// address")
+    convert.add_argument(
+        "source", metavar="SRC", help="file, name that `models` lists, hf://organisation/repository/file, or https://"
+    )
     convert.add_argument("destination", metavar="DST", help="folder of the model that is written")
     convert.add_argument("--to", choices=LAYOUTS, help="SRC is a model: write DST, a .pt file of this layout")
     convert.add_argument("--encoder", choices=("psp", "e4e"), help="whose encoder it is, if the file does not say")

@@ -28,8 +28,19 @@ WEIGHTS_NAME = "model.safetensors"
 TEMPORARY = (".*.????????", ".tmp??????")  # what a kill leaves beside a file: ours, and safetensors' own
 _MAX_CONFIG_BYTES = 1_000_000
 _MAX_HEADER_BYTES = 2_000_000  # of a safetensors file; a model's has a hundredth of it, and a huge one takes minutes
+_OTHERS = {  # what a file begins with that was only renamed
+    b"PK": "a zip archive, perhaps PyTorch's .pt, which `from_single_file` reads",
+    b"\x80": "a pickle, which `from_single_file` reads",
+    b"<": "a web page",
+    b"version ": "a pointer of Git LFS; `git lfs pull` fetches the file",
+}
 
 Module = TypeVar("Module", bound=nn.Module)
+
+KnownFinder = Callable[..., Path | None]
+"""A name and the arguments of a download -> a folder, or `None` if the name is not known."""
+
+_known: list[KnownFinder] = []
 
 
 def builtin_path(name: str) -> Path:
@@ -55,6 +66,11 @@ def weights_name(variant: str | None = None) -> str:
     return f"model.{variant}.safetensors"
 
 
+def know(find: KnownFinder) -> None:
+    """Let `find_model` also ask for the checkpoints of the field: what can convert them lies above this file."""
+    _known[:] = [find]
+
+
 def find_model(
     name_or_path: str | os.PathLike[str],
     *,
@@ -67,12 +83,13 @@ def find_model(
     variant: str | None = None,
     timeout: float | None = None,
 ) -> Path:
-    """Find the folder of a model: a local folder wins, then a built-in model, then the Hub.
+    """Find the folder of a model: a local folder wins, then a built-in model, the catalogue, and the Hub.
 
     What comes from the Hub is checked against its sha256; a damaged file is fetched once more.
 
     Args:
-        name_or_path: A folder, the name of a built-in model, or "organisation/repository".
+        name_or_path: A folder, the name of a built-in model or of a checkpoint in the catalogue (fetched, verified and
+            converted once), or "organisation/repository".
         revision: Branch, tag or commit on the Hub. `None` means its default branch.
         subfolder: Folder inside the model, relative, without "..".
         token: Access token for the Hub. `None` takes the one that is logged in.
@@ -87,7 +104,8 @@ def find_model(
         A folder that holds `config.json`.
 
     Raises:
-        ValueError: If `subfolder` leaves the model, or `variant` or `timeout` is out of range.
+        ValueError: If `subfolder` leaves the model, `variant` or `timeout` is out of range, or a name of the
+            catalogue comes with a `revision`.
         ModelNotFoundError: If nothing of that name exists, or the Hub cannot be reached.
         CheckpointError: If a file from the Hub is damaged, and still is when it was fetched again.
     """
@@ -103,24 +121,31 @@ def find_model(
     if name in builtin_models() and not (folder / CONFIG_NAME).is_file():  # a mere folder of that name
         folder = builtin_path(name)
     elif not name or not folder.is_dir():
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
+        access: dict[str, Any] = {
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+            "force_download": force_download,
+            "timeout": timeout,
+        }
+        known = next((found for find in _known if name and (found := find(name, **access)) is not None), None)
+        if known is not None:
+            folder = known
+        elif name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
             prefix = f"{subfolder}/" if subfolder else ""
             patterns = [f"{prefix}*.json", f"{prefix}*{weights}"]
             folder = download_snapshot(
                 name,
                 patterns=patterns if variant is None else [*patterns, f"{prefix}*directions/{WEIGHTS_NAME}"],
-                revision=revision,
-                token=token,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                force_download=force_download,
-                timeout=timeout,
+                **access,
                 otherwise=f"or give a folder, or a built-in model: {', '.join(builtin_models())}",
             )
         else:
             raise ModelNotFoundError(
                 f"No model {name!r}: it is not a folder, and the built-in models are {', '.join(builtin_models())}. "
-                "A repository on the Hub is written organisation/repository."
+                "A repository on the Hub is written organisation/repository; `stylegan-inversion models` lists what is "
+                "known by name."
             )
     folder = folder / subfolder if subfolder else folder
     if not (folder / CONFIG_NAME).is_file():
@@ -193,12 +218,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
+            start = file.read(8)
+        header = int.from_bytes(start, "little")
         if header > _MAX_HEADER_BYTES:
+            found = next((what for magic, what in _OTHERS.items() if start.startswith(magic)), None)
+            if found is not None:
+                raise ValueError(f"it is {found}")
             raise ValueError(f"its header would have {header} bytes, and at most {_MAX_HEADER_BYTES} are read")
         tensors = load_file(path)
     except (OSError, SafetensorError, ValueError) as e:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {e}") from e
+        raise CheckpointError(f"{path} cannot be read as safetensors: {e}. Fetch or save it again.") from e
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: tensor {key!r} holds NaN or infinity. Fetch or save the file again.")
@@ -292,12 +321,15 @@ def load_module(
         The network in eval mode, its parameters frozen.
 
     Raises:
-        CheckpointError: If a file is missing or damaged, the config has a bad field, or names or shapes differ.
+        CheckpointError: If a file is missing or damaged, the config has a bad field or is another network's, or names
+            or shapes differ.
     """
     weights = folder / weights_name(variant)
     if variant is not None and folder.is_dir() and not weights.is_file():
         raise CheckpointError(f"{folder} has no variant {variant!r} ({weights.name}); leave `variant` out.")
     config, source = read_config(folder), str(folder / CONFIG_NAME)
+    if config.get("_class_name", cls.__name__) not in [base.__name__ for base in cls.__mro__]:
+        raise CheckpointError(f"{source} is of a {str(config['_class_name'])[:100]!r}, not of a {cls.__name__}.")
     with torch.device("meta"):  # first without memory: a config may ask for more than there is
         outline = build_module(cls, config_cls, config, source=source)
     tensors = read_tensors(weights)

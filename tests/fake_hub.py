@@ -29,6 +29,7 @@ class FakeHub(ThreadingHTTPServer):
         served: Contents that are sent instead of the right ones, by path: the damage on the way. A list is used up.
         faults: By path of a file: "cut", "drip", "hang", or a status code.
         everywhere: A fault of every request: "hang", or a status code.
+        tokens: Of private repositories, what a reader must send.
         log: What was asked for.
     """
 
@@ -41,6 +42,7 @@ class FakeHub(ThreadingHTTPServer):
         self.faults: dict[str, str | int] = {}
         self.everywhere: str | int | None = None
         self.gated: set[str] = set()
+        self.tokens: dict[str, str] = {}
         self.uploads: dict[str, bytes] = {}
         self.branches: set[str] = set()
         self.log: list[tuple[str, str]] = []
@@ -115,7 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self.resolve(found[1], found[3])
         elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(\w[\w-]*)(?:/(.*))?)?", path):
-            self.model(found[1], found[2] or "revision", found[3] or "main")
+            self.model(found[1], found[2] or "revision", (found[3] or "main").rstrip("/"))
         else:
             self.answer(404, {"error": path})
 
@@ -143,6 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
         files = hub.repositories.get(repo_id)
         if repo_id in hub.gated:
             self.answer(403, {}, code="GatedRepo")
+        elif not self.may_read(repo_id):
+            self.answer(401, {}, code="RepoNotFound")
         elif files is None:
             self.answer(404, {}, code="RepoNotFound")
         elif kind == "preupload":
@@ -164,6 +168,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(200, [self.describe(name, content) for name, content in files.items()])
         else:
             self.answer(200, {"_id": "1", "id": repo_id, "sha": COMMIT, "siblings": []})
+
+    def may_read(self, repo_id: str) -> bool:
+        token = self.server.tokens.get(repo_id)
+        return token is None or self.headers.get("Authorization") == f"Bearer {token}"
 
     def commit(self, repo_id: str, files: dict[str, bytes]) -> None:
         for line in self.read_body().splitlines():
@@ -187,8 +195,8 @@ class _Handler(BaseHTTPRequestHandler):
     def resolve(self, repo_id: str, name: str) -> None:
         hub = self.server
         files = hub.repositories.get(repo_id)
-        if files is None:
-            self.answer(404, {}, code="RepoNotFound")
+        if files is None or not self.may_read(repo_id):
+            self.answer(404 if files is None else 401, {}, code="RepoNotFound")
             return
         if name not in files:
             self.answer(404, {}, {"X-Repo-Commit": COMMIT}, code="EntryNotFound")

@@ -52,7 +52,7 @@ def test_the_table() -> None:
         assert entry.size is None or entry.sha256 is not None
         assert entry.fetchable == (entry.repository is not None)
         assert entry.kind in CatalogueEntry.__doc__  # type: ignore[operator]
-    assert sum(entry.fetchable for entry in entries) == 16 and sum(entry.sha256 is not None for entry in entries) == 4
+    assert sum(entry.fetchable for entry in entries) == 16 and sum(entry.sha256 is not None for entry in entries) == 5
 
 
 def test_find() -> None:
@@ -156,6 +156,7 @@ def test_list(fake_hub: FakeHub, pti: PTIPipeline, tmp_path: Path, capsys: pytes
     assert models["e4e-ffhq-1024"].detail == f"in the cache: {file}"
     assert models["psp-ffhq-1024"].detail == "trysem/pixel2style2pixel: psp_ffhq_encode.pt"
     assert models["arcface-ir-se50"].detail.startswith("AIRI-Institute/StyleFeatureEditor: ")
+    assert models["curricularface-ir-101"].detail.startswith("not supported: An IR network without")
     assert models["direction-ffhq-age"].detail == "by hand: omertov/encoder4editing (GitHub): age.pt"
 
     assert cli.main(["models"]) == 0

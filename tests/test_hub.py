@@ -377,6 +377,31 @@ def test_damaged_tensors(fault: str, tmp_path: Path) -> None:
         hub.read_tensors(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK\3\4" + b"\0" * 90, "it is a zip archive, perhaps PyTorch's .pt, which `from_single_file` reads. Fetch"),
+        (b"\x80\2}q\0.", "it is a pickle, which `from_single_file` reads"),
+        (b"<!DOCTYPE html><title>Quota exceeded</title>", "it is a web page. Fetch or save it again"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "it is a pointer of Git LFS; `git lfs pull` fetches the file",
+        ),
+    ],
+)
+def test_files_that_were_only_renamed(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors cannot be read as safetensors: {message}"):
+        hub.read_tensors(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("start", [0x80, ord("P"), ord("<"), 0x4B50])
+def test_a_header_whose_length_looks_like_another_format(start: int, tmp_path: Path) -> None:
+    text = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "x").write_bytes(start.to_bytes(8, "little") + text.ljust(start) + b"\0\0\x80?")
+    assert hub.read_tensors(tmp_path / "x")["a"].tolist() == [1.0]
+
+
 def test_a_header_that_would_take_minutes(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file({f"a{i}": torch.zeros(0) for i in range(40_000)}, path)

@@ -83,9 +83,13 @@ def absurd_sizes(config: dict[str, Any], rng: random.Random) -> None:
     config["channel_base"], config["channel_max"], config["resolution"] = 2**20, 4096, rng.choice([1024, 2048])
 
 
+def another_class(config: dict[str, Any], rng: random.Random) -> None:
+    config["_class_name"] = rng.choice(["os.system", "Encoder4Editing", "../x", "", ["Generator"], 1, None])
+
+
 OF_TENSORS = [renamed, dropped, added, reshaped, integers, not_finite]
 OF_BYTES = [truncated, longer, other_header_length, other_offsets]
-OF_CONFIG = [wrong_value, unknown_field, absurd_sizes]
+OF_CONFIG = [wrong_value, unknown_field, absurd_sizes, another_class]
 
 
 def damage(folder: Path, change: Callable[..., Any], rng: random.Random) -> None:

@@ -37,13 +37,19 @@ def split_checkpoint(state_dict: Mapping[str, Tensor]) -> tuple[StateDict, State
     return parts["encoder"], parts["decoder"]
 
 
-def _backbone(state_dict: Mapping[str, Tensor]) -> tuple[IRSEConfig, StateDict]:
-    """Convert `input_layer.*` and `body.*`. A stage of the body begins where the width changes."""
+def backbone_from_official(state_dict: Mapping[str, Tensor]) -> tuple[IRSEConfig, StateDict]:
+    """Convert `input_layer.*` and `body.*`. A stage of the body begins where the width changes.
+
+    Raises:
+        CheckpointError: If there is no such backbone.
+    """
     try:
         width = state_dict["input_layer.0.weight"].shape[0]
         in_channels = state_dict["input_layer.0.weight"].shape[1]
         squeeze = state_dict["body.0.res_layer.5.fc1.weight"].shape[0]
-        depths = [state_dict[f"body.{i}.res_layer.3.weight"].shape[0] for i in range(_count(state_dict, "body."))]
+        depths = [
+            state_dict[f"body.{i}.res_layer.3.weight"].shape[0] for i in range(count_modules(state_dict, "body."))
+        ]
     except KeyError as e:
         raise CheckpointError(f"Not an IR-SE backbone: tensor {e} is missing.") from e
     widths = sorted(set(depths))
@@ -67,16 +73,33 @@ def _backbone(state_dict: Mapping[str, Tensor]) -> tuple[IRSEConfig, StateDict]:
     return config, converted
 
 
-def _refuse_others(state_dict: Mapping[str, Tensor], *known: str) -> None:
-    """Every tensor must have been read: its top-level module is one of `known`, or the backbone's."""
+def refuse_others(state_dict: Mapping[str, Tensor], *known: str) -> None:
+    """Every tensor must have been read: its top-level module is one of `known`, or the backbone's.
+
+    Raises:
+        CheckpointError: If there is another.
+    """
     others = [key for key in state_dict if key.split(".")[0] not in {"input_layer", "body", *known}]
     if others:
         raise CheckpointError(f"Not one of the papers' encoders: unexpected tensors {others[:5]}.")
 
 
-def _count(state_dict: Mapping[str, Tensor], prefix: str) -> int:
+def count_modules(state_dict: Mapping[str, Tensor], prefix: str) -> int:
     """How many numbered modules follow a prefix."""
     return len({key[len(prefix) :].split(".")[0] for key in state_dict if key.startswith(prefix)})
+
+
+def style_name(key: str) -> str:
+    """Our name of a tensor under `styles.`: theirs number the convolutions 0, 2, 4, counting the activations too.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    _, i, layer, rest = key.split(".", 3)
+    if layer == "convs":
+        j, part = rest.split(".")
+        rest = f"{int(j) // 2}.{part}"
+    return f"styles.{i}.{layer}.{rest}"
 
 
 def pyramid_encoder_from_official(
@@ -94,14 +117,14 @@ def pyramid_encoder_from_official(
     Raises:
         CheckpointError: If it is another encoder.
     """
-    backbone, converted = _backbone(state_dict)
-    num_ws = _count(state_dict, "styles.")
+    backbone, converted = backbone_from_official(state_dict)
+    num_ws = count_modules(state_dict, "styles.")
     if num_ws < 2 or num_ws % 2:
         raise CheckpointError(f"Not a feature-pyramid encoder: it has {num_ws} `styles`.")
     if "latlayer1.weight" not in state_dict:
         raise CheckpointError(f"Not a feature-pyramid encoder: it has {num_ws} `styles`, and `latlayer1` is missing.")
-    _refuse_others(state_dict, "styles", "latlayer1", "latlayer2")
-    depths = [_count(state_dict, f"styles.{i}.convs.") for i in range(num_ws)]  # one more a level
+    refuse_others(state_dict, "styles", "latlayer1", "latlayer2")
+    depths = [count_modules(state_dict, f"styles.{i}.convs.") for i in range(num_ws)]  # one more a level
     coarse_end, middle_end = depths.count(depths[0]), depths.count(depths[0]) + depths.count(depths[0] + 1)
     try:
         w_dim, style_channels = state_dict["styles.0.linear.weight"].shape
@@ -125,11 +148,7 @@ def pyramid_encoder_from_official(
     for key, tensor in state_dict.items():
         try:
             if key.startswith("styles."):
-                _, i, layer, rest = key.split(".", 3)
-                if layer == "convs":  # numbered 0, 2, 4, ...: the activations between them have no tensors
-                    j, part = rest.split(".")
-                    rest = f"{int(j) // 2}.{part}"
-                converted[f"pyramid.styles.{i}.{layer}.{rest}"] = tensor
+                converted[f"pyramid.{style_name(key)}"] = tensor
             elif key.startswith("latlayer"):
                 level, part = key[len("latlayer") :].split(".")
                 converted[f"pyramid.lateral{3 - int(level)}.{part}"] = tensor  # theirs count from the coarse end
@@ -157,10 +176,10 @@ def w_encoder_from_official(
     Raises:
         CheckpointError: If it is another encoder.
     """
-    backbone, converted = _backbone(state_dict)
+    backbone, converted = backbone_from_official(state_dict)
     if "linear.weight" not in state_dict:
         raise CheckpointError("Not an encoder into W: tensor 'linear.weight' is missing.")
-    _refuse_others(state_dict, "linear")
+    refuse_others(state_dict, "linear")
     w_dim = state_dict["linear.weight"].shape[0]
     converted = {f"backbone.{key}": tensor for key, tensor in converted.items()}
     converted |= {key: tensor for key, tensor in state_dict.items() if key.startswith("linear.")}
@@ -185,10 +204,10 @@ def arcface_from_official(state_dict: Mapping[str, Tensor]) -> tuple[ArcFaceConf
     Raises:
         CheckpointError: If it is another network.
     """
-    backbone, converted = _backbone(state_dict)
+    backbone, converted = backbone_from_official(state_dict)
     if "output_layer.3.weight" not in state_dict:
         raise CheckpointError("Not an ArcFace network: tensor 'output_layer.3.weight' is missing.")
-    _refuse_others(state_dict, "output_layer")
+    refuse_others(state_dict, "output_layer")
     embedding_dim, features = state_dict["output_layer.3.weight"].shape
     side = round((features / backbone.widths[-1]) ** 0.5)
     converted = {f"backbone.{key}": tensor for key, tensor in converted.items()}
@@ -208,4 +227,6 @@ def latent_discriminator_from_official(
     """
     if "mlp.0.weight" not in state_dict:
         raise CheckpointError("Not e4e's latent discriminator: tensor 'mlp.0.weight' is missing.")
-    return LatentDiscriminatorConfig(state_dict["mlp.0.weight"].shape[1], _count(state_dict, "mlp.")), dict(state_dict)
+    return LatentDiscriminatorConfig(state_dict["mlp.0.weight"].shape[1], count_modules(state_dict, "mlp.")), dict(
+        state_dict
+    )

@@ -1,4 +1,4 @@
-"""The checkpoint file of pSp and of e4e -> encoder, generator and latent discriminator of ours.
+"""The checkpoint file of pSp, e4e or ReStyle -> encoder, generator and latent discriminator of ours.
 
 Formats: eladrich/pixel2style2pixel and omertov/encoder4editing (MIT): `state_dict` (`encoder.*`, `decoder.*`), `opts`,
 `latent_avg`. Sizes come from the tensors, so older files without `learn_in_w` or `output_size` are read the same way.
@@ -7,31 +7,32 @@ Formats: eladrich/pixel2style2pixel and omertov/encoder4editing (MIT): `state_di
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from stylegan_inversion.convert import encoder as convert_encoder
 from stylegan_inversion.convert.network_file import generator_part, tensors_of
 from stylegan_inversion.convert.part import Part, SingleFile, StateDict
+from stylegan_inversion.convert.restyle import is_restyle, restyle_encoder_from_official
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.discriminator import LatentDiscriminator
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, WEncoder
+from stylegan_inversion.models.restyle_encoder import ReStyleEncoder
 
-EncoderKind = Literal["psp", "e4e"]
+EncoderKind = Literal["psp", "e4e", "restyle"]
 _ENCODERS: dict[str, EncoderKind] = {
     "GradualStyleEncoder": "psp",
     "BackboneEncoderUsingLastLayerIntoW": "psp",
     "Encoder4Editing": "e4e",
     "SingleStyleCodeEncoder": "e4e",
 }
-_AVERAGE_SAMPLES = {"psp": 100_000, "e4e": 10_000}  # what their training code averages over; 10 000 for the others
+_AVERAGE_SAMPLES = {"psp": 100_000, "e4e": 10_000, "restyle": 10_000}  # what pSp's and e4e's training average over
 
 
 def read_encoder_checkpoint(
     checkpoint: Mapping[str, Any], state_dict: StateDict, asked: EncoderKind | None
 ) -> SingleFile:
-    """Convert the checkpoint of a pSp or an e4e encoder.
+    """Convert the checkpoint of a pSp, an e4e or a ReStyle encoder.
 
     Args:
         checkpoint: What the file holds.
@@ -39,8 +40,8 @@ def read_encoder_checkpoint(
         asked: Which encoder is expected; `None` takes what `opts` say.
 
     Raises:
-        CheckpointError: If it is ReStyle's or another encoder, another than `asked`, does not say which it is, or its
-            parts do not fit each other.
+        CheckpointError: If it is another encoder, another than `asked`, does not say which it is, or its parts do not
+            fit each other.
     """
     found = checkpoint.get("opts")
     options: dict[str, Any] = found if isinstance(found, dict) else {}
@@ -49,14 +50,8 @@ def read_encoder_checkpoint(
         raise CheckpointError(f"Not a pSp or e4e checkpoint: beside `encoder` and `decoder` it holds {others[:5]}.")
     encoder, decoder = convert_encoder.split_checkpoint(state_dict)
     into_w_plus = any(key.startswith("styles.") for key in encoder)
-    first = encoder.get("input_layer.0.weight", encoder.get("conv1.weight", torch.zeros(0, 0)))
-    if first.shape[1] == 6 or (into_w_plus and "latlayer1.weight" not in encoder):
-        base = "e4e" if "Progressive" in str(options.get("encoder_type")) else "psp"
-        raise CheckpointError(
-            f"It is a ReStyle checkpoint (restyle-{base}: an iterative encoder that reads its own output), which is "
-            "not supported. Take the pSp or e4e checkpoint of the same domain."
-        )
-    kind = _encoder_kind(options, asked)
+    restyle = is_restyle(encoder)
+    kind = _check_asked("restyle", asked) if restyle else _encoder_kind(options, asked)
     parts: dict[str, Part] = {}
     notes: list[str] = []
     stored = checkpoint.get("latent_avg", state_dict.get("latent_avg"))
@@ -67,11 +62,15 @@ def read_encoder_checkpoint(
         average = parts["generator"].state_dict["w_avg"] if average is None else average
     else:
         notes.append("The file has no generator (`decoder.`).")
-    if options.get("start_from_latent_avg") is False:
+    if options.get("start_from_latent_avg") is False and not restyle:  # ReStyle always begins there
         average = None
     elif average is None:
         raise CheckpointError("It has neither an average w (`latent_avg`) nor a generator to compute it from.")
-    if into_w_plus:
+    if restyle and average is not None:
+        sizes, tensors = restyle_encoder_from_official(encoder, options=options, latent_avg=average)
+        parts["encoder"] = Part(ReStyleEncoder, sizes, tensors)
+        side = sizes.output_resolution
+    elif into_w_plus:
         config, converted = convert_encoder.pyramid_encoder_from_official(encoder, latent_avg=average)
         parts["encoder"] = Part(GradualStyleEncoder if kind == "psp" else Encoder4Editing, config, converted)
         side = config.output_resolution
@@ -97,14 +96,22 @@ def _encoder_kind(options: Mapping[str, Any], asked: EncoderKind | None) -> Enco
         kind = "e4e"
     elif "output_size" in options or "learn_in_w" in options:
         kind = kind or "psp"
-    if kind is not None and asked is not None and kind != asked and written != "BackboneEncoderUsingLastLayerIntoW":
-        raise CheckpointError(f"It is a checkpoint of {kind}, not of {asked}: use the pipeline of {kind}.")
+    if kind is not None and written != "BackboneEncoderUsingLastLayerIntoW":
+        _check_asked(kind, asked)
+    if asked == "restyle":
+        raise CheckpointError("It is a checkpoint of pSp or e4e, not of restyle: its encoder reads three channels.")
     if asked is None and kind is None:
         raise CheckpointError(
             "It holds an encoder of pSp or of e4e, whose tensors have the same names, and no `opts` that tell which: "
             'say `encoder="psp"` or `encoder="e4e"`.'
         )
     return asked or kind or "psp"
+
+
+def _check_asked(kind: EncoderKind, asked: EncoderKind | None) -> EncoderKind:
+    if asked not in (None, kind):
+        raise CheckpointError(f"It is a checkpoint of {kind}, not of {asked}: use the pipeline of {kind}.")
+    return kind
 
 
 def _output_size(options: Mapping[str, Any], notes: list[str]) -> int:

@@ -12,7 +12,17 @@ from stylegan_inversion.errors import CheckpointError
 
 StateDict = dict[str, Tensor]
 Kind = Literal[
-    "psp", "e4e", "rosinality", "nvidia", "pti", "stylegan3-editing", "arcface", "moco", "direction", "ganspace"
+    "psp",
+    "e4e",
+    "restyle",
+    "rosinality",
+    "nvidia",
+    "pti",
+    "stylegan3-editing",
+    "arcface",
+    "moco",
+    "direction",
+    "ganspace",
 ]
 
 

@@ -39,6 +39,10 @@ class PrincipalComponents:
         if (self.std <= 0).any():
             raise ValueError(f"`std` must be positive, its smallest value is {self.std.min():.4g}.")
 
+    def first(self, count: int) -> "PrincipalComponents":
+        """The widest components, `count` of them or all."""
+        return PrincipalComponents(self.mean, self.components[:count], self.std[:count])
+
 
 def fit_pca(w: Float[Tensor, "samples w_dim"], num_components: int) -> PrincipalComponents:
     """Find the principal components of samples of W, exactly, in float64.

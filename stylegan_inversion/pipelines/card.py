@@ -20,11 +20,13 @@ _PARTS = {  # folder: what it is, the pipeline that needs it
     "generator": ("StyleGAN2 generator", "PTIPipeline"),
     "e4e_encoder": ("e4e's encoder", "E4EPipeline"),
     "psp_encoder": ("pSp's encoder", "PSPPipeline"),
+    "restyle_encoder": ("ReStyle's encoder", "ReStylePipeline"),
 }
 _PAPERS = {
     "PTIPipeline": "PTI ([arXiv:2106.05744](https://arxiv.org/abs/2106.05744))",
     "E4EPipeline": "e4e ([arXiv:2102.02766](https://arxiv.org/abs/2102.02766))",
     "PSPPipeline": "pSp ([arXiv:2008.00951](https://arxiv.org/abs/2008.00951))",
+    "ReStylePipeline": "ReStyle ([arXiv:2104.02699](https://arxiv.org/abs/2104.02699))",
 }
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from stylegan_inversion.editing.directions import Direction
-from stylegan_inversion.editing.ganspace import fit_pca
+from stylegan_inversion.editing.ganspace import PrincipalComponents, fit_pca
 from stylegan_inversion.editing.sefa import factorize
 from stylegan_inversion.models.generator import Generator
 
@@ -46,11 +46,27 @@ def find_components(generator: Generator, *, count: int = 6, seed: int = 0) -> d
 
 
 def _ganspace(generator: Generator, w: Tensor, count: int) -> list[Direction]:
-    principal = fit_pca(w, min(count, w.shape[1]))
+    return name_components(fit_pca(w, min(count, w.shape[1])))
+
+
+def name_components(
+    principal: PrincipalComponents, *, name: str = "ganspace", layers: tuple[int, int] | None = None
+) -> list[Direction]:
+    """Principal components of W as directions, the widest first.
+
+    Args:
+        principal: Components of the generator's W.
+        name: What they are called: name_1, name_2, and so on.
+        layers: Half-open range of the style layers that they move. `None` moves all.
+
+    Returns:
+        Directions with ranges of 2 standard deviations on both sides.
+    """
     return [
         Direction.from_vector(
-            f"ganspace_{k}",
+            f"{name}_{k}",
             vector,
+            layers=layers,
             strength_range=_range(GANSPACE_REACH * std),
             description=f"Number {k} of the ways in which this generator's pictures differ most. Nobody named it.",
         )

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from stylegan_inversion import hub
+from stylegan_inversion.convert.model_folder import source_of
 from stylegan_inversion.convert.part import SingleFile
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
@@ -21,7 +22,7 @@ from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 from stylegan_inversion.pipelines.base import ImageLike, InversionPipeline
-from stylegan_inversion.pipelines.official import build_part, source_of
+from stylegan_inversion.pipelines.official import build_part
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pretrained import ModuleLoader, ModuleSaver
 from stylegan_inversion.preprocessing.align import recrop, uncropped
@@ -39,6 +40,7 @@ class EncoderPipeline(InversionPipeline):
     """
 
     encoder_class: ClassVar[type[nn.Module]]
+    encoder_config: ClassVar[type[Any]] = PyramidEncoderConfig
     encoder_folder: ClassVar[str]
 
     def __init__(self, generator: Generator, encoder: nn.Module, *, source: Source | None = None, **parts: Any) -> None:
@@ -73,7 +75,7 @@ class EncoderPipeline(InversionPipeline):
                 f"{folder.name!r} holds no {cls.encoder_class.__name__} (folder {cls.encoder_folder!r}). "
                 "PTIPipeline needs only the generator."
             )
-        encoder = load(cls.encoder_class, PyramidEncoderConfig, folder / cls.encoder_folder)
+        encoder = load(cls.encoder_class, cls.encoder_config, folder / cls.encoder_folder)
         try:
             source = source_from_config(config["source"]) if "source" in config else PhotoSource()
             return cls(generator, encoder, source=source)
@@ -97,6 +99,10 @@ class EncoderPipeline(InversionPipeline):
         self.encoder.to(device)
         return self
 
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Images of the encoder's side, (B, C, S, S), in the range of `source` -> w_plus, (B, num_ws, w_dim)."""
+        return self.encoder(x)
+
     @torch.no_grad()
     def __call__(
         self, image: ImageLike | Sequence[ImageLike], *, align: bool = True, face: int = 0, progress: bool = False
@@ -117,6 +123,17 @@ class EncoderPipeline(InversionPipeline):
             FaceNotFoundError: If there is no face, or not that many.
             ValueError: If the encoder reads sketches or label maps: use `translate`.
         """
+        return self._invert(image, self.encode, align=align, face=face, progress=progress)
+
+    def _invert(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        align: bool,
+        face: int,
+        progress: bool,
+    ) -> InversionOutput:
         if not isinstance(self.source, PhotoSource):
             raise ValueError(
                 f"This encoder reads {self.source}, in which no face can be found; use `translate(image)` instead."
@@ -126,7 +143,7 @@ class EncoderPipeline(InversionPipeline):
         inputs = [to_tensor(recrop(crop, self._config.input_resolution)) for crop in crops]
         batches = torch.cat(inputs).split(BATCH_SIZE)
         bar = tqdm(batches, disable=not progress, unit="batch", leave=False)
-        w_plus = torch.cat([self.encoder(x.to(self.device, self.dtype)) for x in bar])
+        w_plus = torch.cat([encode(x.to(self.device, self.dtype)) for x in bar])
         seconds = round((time.perf_counter() - start) / len(crops), 4)
         return self._output(crops, w_plus, [self.generator] * len(crops), [{"seconds": seconds}] * len(crops))
 
@@ -171,7 +188,7 @@ class EncoderPipeline(InversionPipeline):
             crop = uncropped(to_pil(self.source.preview(self.source(picture, resolution)[None]))[0], resolution)
         start = time.perf_counter()
         x = self.source(picture, self._config.input_resolution)[None]
-        w_plus = self.encoder(x.to(self.device, self.dtype)).repeat(num_outputs, 1, 1)
+        w_plus = self.encode(x.to(self.device, self.dtype)).repeat(num_outputs, 1, 1)
         if mask is not None:
             rng = torch.Generator().manual_seed(seed)  # on the CPU: the same faces on every device
             z = torch.stack([torch.randn(self.generator.config.z_dim, generator=rng) for _ in range(num_outputs)])

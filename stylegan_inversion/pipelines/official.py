@@ -1,35 +1,26 @@
 """A pipeline from one foreign checkpoint: where the file is found, and which of its networks a pipeline takes."""
 
-import logging
 import os
 import re
-import tempfile
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 from torch import nn
 
-from stylegan_inversion import __version__, hub
-from stylegan_inversion.catalogue import catalogue, fetch, find_entry
-from stylegan_inversion.convert.direction import direction_from_official
+from stylegan_inversion.catalogue import fetch
 from stylegan_inversion.convert.encoder_file import EncoderKind
+from stylegan_inversion.convert.known import is_known as is_known
+from stylegan_inversion.convert.known import known_entry
 from stylegan_inversion.convert.part import SingleFile
 from stylegan_inversion.convert.single_file import read_single_file
-from stylegan_inversion.editing.directions import save_directions
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig, WEncoder
-from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, SketchSource, Source, to_config
-from stylegan_inversion.remote.integrity import cache_root, file_sha256
+from stylegan_inversion.remote.integrity import file_sha256
 from stylegan_inversion.remote.transfer import TIMEOUT, download_file
 from stylegan_inversion.remote.web import download_url
 
-logger = logging.getLogger(__name__)
-
 Module = TypeVar("Module", bound=nn.Module)
 
-CONVERTED = 1  # number of the format in the cache: another one converts again
-_PIPELINES = {"psp": "PSPPipeline", "e4e": "E4EPipeline"}
-_KINDS: dict[str, EncoderKind] = {"psp": "psp", "e4e": "e4e"}
+_PIPELINE_KINDS = ("psp", "e4e", "restyle", "generator")
 _HUB_FILE = re.compile(r"hf://([^/]+/[^/@]+)(?:@([^/]+))?/(.+)")
 _HOLDS = {
     "arcface": "an identity network",
@@ -52,8 +43,8 @@ def find_file(
     """Find a checkpoint on this machine, or fetch it.
 
     Args:
-        source: A path; "hf://organisation/repository/file", with "@revision" after the repository if need be; or an
-            "https://" address.
+        source: A path; "hf://organisation/repository/file", with "@revision" after the repository if need be; an
+            "https://" address; or a name of the catalogue.
         sha256: Of the file. Needed for https, where nothing else says that the right file has come; checked
             wherever it is given.
         token: Access token for the Hub.
@@ -95,12 +86,26 @@ def find_file(
             force_download=force_download,
             timeout=timeout,
         )
+    if (entry := known_entry(text)) is not None and not Path(source).exists():
+        path = fetch(
+            entry,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+            timeout=timeout,
+        )
+        return _checked(path, sha256)
     if "://" in text:
         raise ValueError(f"{text!r} is neither a path nor an hf:// or https:// address.")
     path = Path(source)
     if not path.is_file():
         hint = " That is a folder: use from_pretrained." if path.is_dir() else ""
         raise ModelNotFoundError(f"There is no file {text!r}.{hint}")
+    return _checked(path, sha256)
+
+
+def _checked(path: Path, sha256: str | None) -> Path:
     if sha256 is not None and file_sha256(path) != sha256:
         raise CheckpointError(f"{path} has not the sha256 {sha256}: it is another file, or damaged. Fetch it again.")
     return path
@@ -129,6 +134,17 @@ def read_networks(path: Path, *, encoder: EncoderKind | None) -> SingleFile:
     return file
 
 
+def refuse_other_kinds(name: str | os.PathLike[str]) -> None:
+    """Refuse a name of the catalogue of which no pipeline can be built, before it is fetched.
+
+    Raises:
+        ModelNotFoundError: If it is one.
+    """
+    entry = known_entry(name)
+    if entry is not None and entry.kind not in _PIPELINE_KINDS:
+        raise ModelNotFoundError(f"{entry.name!r} is no model that a pipeline can be built of: {entry.description}.")
+
+
 def build_part(file: SingleFile, name: str, cls: type[Module]) -> Module:
     """Build a network of a file.
 
@@ -139,102 +155,3 @@ def build_part(file: SingleFile, name: str, cls: type[Module]) -> Module:
     if not isinstance(module, cls):
         raise CheckpointError(f"The file's {name} is a {type(module).__name__}, not a {cls.__name__}.")
     return module
-
-
-def source_of(encoder: nn.Module) -> Source:
-    """What an encoder of the papers reads, by its channels: photos, sketches, or label maps."""
-    channels = cast(PyramidEncoderConfig, cast(Any, encoder).config).in_channels
-    if channels == 3:
-        return PhotoSource()
-    return SketchSource() if channels == 1 else LabelSource(channels)
-
-
-def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop_scale: float = 1.0) -> Path:
-    """Write what a foreign file holds in our own format: a model that `from_pretrained` and `train` read.
-
-    Args:
-        file: What was read.
-        folder: Made if needed. A network for face identity or MoCo fills the folder itself; directions go there too.
-        name: Of a direction, as a Python identifier: the file does not tell.
-        crop_scale: Side of the face crop relative to FFHQ's, for the pipeline: the file does not tell.
-
-    Returns:
-        The folder.
-
-    Raises:
-        CheckpointError: If the file holds nothing that can be kept so, or a file cannot be written.
-    """
-    if file.kind == "direction":
-        vectors = file.vectors if len(file.vectors) > 1 else {name: next(iter(file.vectors.values()))}
-        save_directions({key: direction_from_official(v, name=key) for key, v in vectors.items()}, folder)
-        return folder
-    for alone in ("identity", "moco"):
-        if alone in file.parts:
-            hub.save_module(file.parts[alone].build(), folder)
-            return folder
-    if "generator" not in file.parts:
-        raise CheckpointError(f"A file of kind {file.kind} has no form in a folder: its parts are read where they are.")
-    config: dict[str, Any] = {"_class_name": "PTIPipeline", "crop_scale": crop_scale}
-    for part, network in file.parts.items():
-        module = network.build()
-        folder_name = part
-        if part == "encoder" and isinstance(module, WEncoder):
-            logger.warning("The encoder into W is left out: no pipeline takes it.")
-            continue
-        if part == "encoder":
-            folder_name = f"{file.kind}_encoder"
-            config |= {"_class_name": _PIPELINES[file.kind], "source": to_config(source_of(module))}
-        hub.save_module(module, folder / folder_name)
-    hub.write_config({**config, "_library_version": __version__}, folder)  # last: it says that all is there
-    return folder
-
-
-def is_known(name: str | os.PathLike[str]) -> bool:
-    """Whether a name is that of a checkpoint in the catalogue, and of no folder here."""
-    return any(entry.name == str(name) for entry in catalogue()) and not Path(name).is_dir()
-
-
-def find_known_model(
-    name: str,
-    *,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    force_download: bool = False,
-    timeout: float | None = TIMEOUT,
-) -> Path:
-    """The folder of a checkpoint of the catalogue: fetched, verified and converted, each of them once.
-
-    Args:
-        name: In the catalogue.
-        token: As in `find_file`, and so are the others.
-        cache_dir: "
-        local_files_only: "
-        force_download: "
-        timeout: "
-
-    Raises:
-        ModelNotFoundError: If it is not in the catalogue, or cannot be fetched.
-        CheckpointError: If another file came, or it cannot be converted.
-    """
-    entry = find_entry(name)
-    if entry.kind not in (*_KINDS, "generator"):
-        raise ModelNotFoundError(f"{name!r} is no model that a pipeline can be built of: {entry.description}.")
-    path = fetch(
-        entry,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        force_download=force_download,
-        timeout=timeout,
-    )
-    storage = cache_root(cache_dir) / "converted--stylegan-inversion"
-    folder = storage / f"{entry.sha256 or file_sha256(path)}-{CONVERTED}"
-    if (folder / hub.CONFIG_NAME).is_file():
-        return folder
-    storage.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=storage) as scratch:
-        made = write_model(read_single_file(path, encoder=_KINDS.get(entry.kind)), Path(scratch) / "model")
-        if not folder.exists():  # another process may have been faster
-            made.rename(folder)
-    return folder

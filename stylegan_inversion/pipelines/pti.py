@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from stylegan_inversion import hub
+from stylegan_inversion.convert.model_folder import source_of
 from stylegan_inversion.convert.part import SingleFile
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.pivotal_tuning import TuningConfig, tune_generator
@@ -21,7 +22,7 @@ from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.pipelines.base import ImageLike, InversionPipeline
 from stylegan_inversion.pipelines.encoder import E4EPipeline, EncoderPipeline, PSPPipeline
-from stylegan_inversion.pipelines.official import build_part, source_of
+from stylegan_inversion.pipelines.official import build_part
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pretrained import ModuleLoader, ModuleSaver
 from stylegan_inversion.preprocessing.align import Crop, recrop

@@ -5,6 +5,9 @@ import re
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from stylegan_inversion import hub
 from stylegan_inversion.editing.directions import load_directions
@@ -12,13 +15,15 @@ from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
+from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
 from stylegan_inversion.pipelines.card import CARD_NAME, write_card
 from stylegan_inversion.remote.transfer import TIMEOUT, upload_folder
 
-_PARTS = {
+_PARTS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "generator": (Generator, GeneratorConfig),
     "e4e_encoder": (Encoder4Editing, PyramidEncoderConfig),
     "psp_encoder": (GradualStyleEncoder, PyramidEncoderConfig),
+    "restyle_encoder": (ReStyleEncoder, ReStyleConfig),
 }
 
 

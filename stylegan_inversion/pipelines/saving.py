@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from stylegan_inversion import hub
+from stylegan_inversion.convert.known import is_known
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.generator_delta import GeneratorDelta, generator_sha256
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
@@ -42,14 +43,15 @@ class BaseName:
         """Name a model that was found in `folder`: a folder by its full path, a repository with its commit."""
         commit = re.search(r"[\\/]snapshots[\\/]([0-9a-f]{40})(?:[\\/]|$)", str(folder))
         name = str(name_or_path)
-        if commit is None and hub.builtin_path(name) not in (folder, *folder.parents):
+        if commit is None and not is_known(name) and hub.builtin_path(name) not in (folder, *folder.parents):
             name = str(Path(name).resolve())
         return cls(name, commit[1] if commit else None, subfolder)
 
     @property
     def is_local(self) -> bool:
         """Whether it is a folder on this machine, which nobody else has."""
-        return self.revision is None and self.name_or_path not in hub.builtin_models()
+        named = self.name_or_path in hub.builtin_models() or is_known(self.name_or_path)
+        return self.revision is None and not named
 
     def load(self, *, device: torch.device | str | None = None) -> Generator:
         """Load the generator."""

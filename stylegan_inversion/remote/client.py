@@ -1,6 +1,7 @@
 """One call of the Hub's client within a deadline, with one message for each fault."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -71,7 +72,8 @@ def call_hub(
     offline = arguments.get("local_files_only") or constants.HF_HUB_OFFLINE
     if timeout is None or offline or not sys.executable:  # a Python that is part of another program cannot be started
         try:
-            return str(getattr(huggingface_hub, function)(**arguments))
+            with _quiet_client():
+                return str(getattr(huggingface_hub, function)(**arguments))
         except (errors.HTTPError, OSError, ValueError, RuntimeError) as e:  # HTTPError: timeouts are no OSErrors
             names = [cls.__name__ for cls in type(e).__mro__]
             raise ModelNotFoundError(_explain(names, str(e), repo_id, revision, otherwise)) from e
@@ -86,6 +88,18 @@ def call_hub(
     )
 
 
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """The client's warnings of each retry are left out: what comes of it is said once, by the error."""
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        client.setLevel(level)
+
+
 def _explain(names: Sequence[str], message: str, repo_id: str, revision: str | None, otherwise: str) -> str:
     """One message for an error of the Hub's client, known by the names of its classes."""
     if "LocalEntryNotFoundError" in names:
@@ -93,7 +107,7 @@ def _explain(names: Sequence[str], message: str, repo_id: str, revision: str | N
     if "GatedRepoError" in names:
         return f"{repo_id!r} is gated: accept its terms on the Hub and pass `token`."
     if "RevisionNotFoundError" in names:
-        return f"{repo_id!r} has no revision {revision!r}."
+        return f"{repo_id!r} has no revision {revision or 'main'!r}."
     if "RepositoryNotFoundError" in names:
         return f"The Hub has no repository {repo_id!r}, or it is private: pass `token`."
     return f"{repo_id!r} could not be fetched from the Hub: {' '.join(message.split())}"

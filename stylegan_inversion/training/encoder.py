@@ -182,7 +182,10 @@ class EncoderLearner:
         """Loss, terms and codes of a micro-batch; `serial` counts the micro-batches of one process."""
         synthetic, true_w = self.draws.synthesize(serial, self.config.synthetic_batch_size, side=self.input_resolution)
         pictures = [batch["x"]] if self.config.batch_size else []
-        w_plus = self.encoder(torch.cat(pictures + [synthetic] * bool(len(synthetic))))  # a sketch has other channels
+        x = torch.cat(pictures + [synthetic] * bool(len(synthetic)))  # a sketch has other channels
+        if self.config.mixed_precision != "no":
+            x = x.contiguous(memory_format=torch.channels_last)  # in which half precision is fast
+        w_plus = self.encoder(x)
         count = len(w_plus) - len(synthetic)
         terms = self.objective.codes(w_plus, w_avg=self.encoder.w_avg, num_deltas=stage)
         if count and self.objective.image_terms:

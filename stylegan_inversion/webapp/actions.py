@@ -32,6 +32,7 @@ from stylegan_inversion.errors import (
     MissingDependencyError,
     ModelNotFoundError,
 )
+from stylegan_inversion.inversion.generator_delta import GeneratorDelta
 from stylegan_inversion.losses.identity import IdentityEmbedding, load_identity
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PTIPipeline
@@ -292,7 +293,7 @@ class Actions:
         return str(save_animation(shown, self._new_folder(owner), name=name, kind=kind))
 
     def download(self, kind: str, token: str, strengths: Mapping[str, float] | None, *, owner: Owner) -> str:
-        """Write "face", "photo", "latents", "inversion" (a zip, with what PTI tuned) or "animation"."""
+        """Write "face", "photo", "latents", "delta" (what PTI tuned), "inversion" (a zip of all) or "animation"."""
         if kind == "animation":
             return self.animate(token, strengths, owner=owner)
         out = self.edited(token, strengths, owner=owner)
@@ -308,9 +309,16 @@ class Actions:
                 tensors["w_inverted"] = out.w_inverted.contiguous()
             save_file(tensors, path, metadata={"edits": repr(out.edits)})
             return str(path)
+        if kind == "delta":
+            if not is_tuned(out):
+                raise gr.Error("Only PTI tunes the generator, so there is no delta here.", print_exception=False)
+            assert out.base is not None  # as `is_tuned` has seen
+            parts, texts = GeneratorDelta.between(out.base.generator, out.generator).to_tensors()
+            save_file(parts, target / "pti-delta.safetensors", metadata=texts)
+            return str(target / "pti-delta.safetensors")
         if kind != "inversion":
             raise gr.Error(
-                f"`kind` must be one of face, photo, latents, inversion, animation, got {kind!r}.",
+                f"`kind` must be one of face, photo, latents, delta, inversion, animation, got {kind!r}.",
                 print_exception=False,
             )
         with messages(), tempfile.TemporaryDirectory(dir=self.janitor.folder) as scratch:
@@ -366,6 +374,11 @@ def shown_crop(crop: Crop) -> Crop:
 def is_drawn(out: InversionOutput) -> bool:
     """Whether what stands in for its photo is a generator's picture."""
     return "seed" in out.reports[0]
+
+
+def is_tuned(out: InversionOutput) -> bool:
+    """Whether PTI made a generator for it."""
+    return out.base is not None and out.generator is not out.base.generator
 
 
 def kind_of(out: InversionOutput) -> Kind:

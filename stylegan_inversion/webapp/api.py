@@ -285,8 +285,8 @@ class Api:
 
         Args:
             token: From /invert.
-            kind: "photo" or "face" (PNG), "latents" (safetensors), "animation" (GIF), or "inversion" (a zip that
-                `InversionOutput.load` reads, with what PTI tuned).
+            kind: "photo" or "face" (PNG), "latents" or PTI's "delta" (safetensors), "animation" (GIF), or "inversion"
+                (a zip that `InversionOutput.load` reads, with all of it).
             strengths: The edit, such as {"smile": 2.0}.
 
         Returns:
@@ -370,7 +370,7 @@ def name_endpoints(api: Api) -> None:
         start, end = gr.Number(0, label="From layer", precision=0), gr.Number(None, label="To layer", precision=0)
         alpha = gr.Number(1.0, label="How much of B")
         frames = gr.Number(24, label="Frames", precision=0)
-        kind = gr.Dropdown(["photo", "face", "latents", "animation", "inversion"], value="photo", label="Kind")
+        kind = gr.Dropdown(["photo", "face", "latents", "delta", "animation", "inversion"], value="photo", label="Kind")
         aligned = gr.Image(label="Aligned face", format="png")
         count = gr.Number(label="Faces found", precision=0)
         face_out, photo_out = gr.Image(label="Face", format="png"), gr.Image(label="Photo", format="png")

@@ -93,11 +93,11 @@ class CompareTab:
             crop = actions.crop(photo, face, align, name)
             tokens: dict[str, str] = {}
             rows: list[dict[str, Any]] = []
-            start: dict[Any, Any] = {picture: None for picture in self.pictures}
+            photo_shown = gr.update(value=actions.original(enlarge(crop.image), owner=owner), visible=True)
+            start: dict[Any, Any] = {self.photo: photo_shown, self.figures: "", self.results: gr.update(visible=True)}
             start |= {self.faces[m]: gr.update(value=None, visible=m in chosen.pipelines) for m in METHODS}
             start |= {self.edits[m]: gr.update(value=None, visible=m in chosen.pipelines) for m in METHODS}
-            photo_shown = actions.original(enlarge(crop.image), owner=owner)
-            yield start | {self.photo: photo_shown, self.results: gr.update(visible=True), self.figures: ""}
+            yield start
             for method in methods_of(chosen):
                 if chosen.pipelines[method] is chosen.pti and not with_pti:
                     continue
@@ -168,7 +168,9 @@ class CompareTab:
 
 
 def _picture(label: str) -> Any:
-    return gr.Image(label=label, interactive=False, height=220, min_width=150, buttons=[], format="png")
+    # not visible at first: what is, in a tab that is not open, Gradio sets once more a frame after that was opened, and
+    # on a slow device that was after the first results had come
+    return gr.Image(label=label, interactive=False, height=220, min_width=150, buttons=[], format="png", visible=False)
 
 
 def _first(model: Model) -> str | None:

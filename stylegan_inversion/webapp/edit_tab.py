@@ -4,7 +4,17 @@ from collections.abc import Iterator
 from typing import Any
 
 from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.webapp.actions import MAX_STEPS, Actions, enlarge, gr, is_drawn, kind_of, methods_of, shown_crop
+from stylegan_inversion.webapp.actions import (
+    MAX_STEPS,
+    Actions,
+    enlarge,
+    gr,
+    is_drawn,
+    is_tuned,
+    kind_of,
+    methods_of,
+    shown_crop,
+)
 from stylegan_inversion.webapp.guard import owner_of
 from stylegan_inversion.webapp.models import Model
 from stylegan_inversion.webapp.photo_column import HIDDEN, SLIDERS, WORK, PhotoColumn
@@ -21,6 +31,7 @@ DOWNLOADS = {
     "photo": "Photo",
     "face": "Face",
     "latents": "Latents",
+    "delta": "PTI's delta",
     "animation": "Animation",
     "inversion": "Everything (zip)",
 }
@@ -60,7 +71,10 @@ class EditTab:
                 self.reset = gr.Button("Reset the sliders", size="md", min_width=180, scale=0)
             gr.Markdown("## 5. Download", elem_classes="step")
             with gr.Row():
-                self.downloads = {kind: gr.Button(label, size="md", min_width=110) for kind, label in DOWNLOADS.items()}
+                self.downloads = {
+                    kind: gr.Button(label, size="md", min_width=110, interactive=kind != "delta")
+                    for kind, label in DOWNLOADS.items()
+                }
         self.file = gr.DownloadButton("Download", elem_classes="download-link")
         self.parts = [self.status, self.invert, self.stop, self.cancel, self.how_to, self.pictures, self.editing]
 
@@ -86,12 +100,14 @@ class EditTab:
         shown = {part: gr.update(visible=True) for part in (self.pictures, self.editing)}
         hidden = {part: gr.update(visible=False) for part in (self.how_to, self.stop, self.cancel)}
         values = {self.token: token, self.faces: faces, self.photos: photos, self.status: words}
+        shown[self.downloads["delta"]] = gr.update(interactive=is_tuned(out))
         return {**shown, **hidden, **values, **self.sliders.zeros(), self.invert: gr.update(interactive=True)}
 
     @property
     def opens(self) -> list[Any]:
         """What `opened` updates."""
-        return [*self.parts, self.token, self.job, self.faces, self.photos, *self.sliders.components]
+        pictures = [self.faces, self.photos]
+        return [*self.parts, self.token, self.job, *pictures, self.downloads["delta"], *self.sliders.components]
 
     def closed(self) -> dict[Any, Any]:
         """Updates that show the tab as it was at first."""

@@ -191,15 +191,9 @@ def change(checkpoint: dict[str, Any], **tensors: Tensor | None) -> dict[str, An
     [
         (
             change(official("psp"), encoder__input_layer__0__weight=torch.zeros(4, 6, 3, 3)),
-            r"restyle-psp: an iterative",
+            r"It is a ReStyle encoder with a feature pyramid \(tensor 'latlayer1\.weight'\), which is not supported",
         ),
-        (change(official("psp"), encoder__latlayer1__weight=None), r"It is a ReStyle checkpoint \(restyle-psp"),
-        (
-            change(
-                official("e4e", opts={"encoder_type": "ProgressiveBackboneEncoder"}), encoder__latlayer1__weight=None
-            ),
-            r"\(restyle-e4e: .*Take the pSp or e4e checkpoint of the same domain",
-        ),
+        (change(official("psp"), encoder__latlayer1__weight=None), r"it has 10 `styles`, and `latlayer1` is missing"),
         (
             change(official("psp"), hypernet__x=torch.zeros(1)),
             r"beside `encoder` and `decoder` it holds \['hypernet'\]",

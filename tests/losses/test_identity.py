@@ -110,5 +110,5 @@ def test_what_is_no_identity_network(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="No model 'nowhere'"):
         load_identity("nowhere")
     save_module(dlib().network, tmp_path)
-    with pytest.raises(CheckpointError, match="does not describe a ArcFace"):
+    with pytest.raises(CheckpointError, match="is of a 'FaceRecognitionNet', not of a ArcFace"):
         load_identity(str(tmp_path))

@@ -7,15 +7,17 @@ import pytest
 import torch
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, hub
-from stylegan_inversion.catalogue import CatalogueEntry
+from stylegan_inversion.convert.direction import components_to_ganspace
+from stylegan_inversion.convert.model_folder import write_model
 from stylegan_inversion.convert.part import Part, SingleFile
 from stylegan_inversion.editing.directions import load_directions
+from stylegan_inversion.editing.ganspace import fit_pca
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import WEncoder, WEncoderConfig
 from stylegan_inversion.pipelines import official
 from stylegan_inversion.pipelines.export import write_official
-from stylegan_inversion.pipelines.official import find_file, find_known_model, is_known, write_model
+from stylegan_inversion.pipelines.official import find_file
 
 CLASSES = {"psp": PSPPipeline, "e4e": E4EPipeline}
 
@@ -131,6 +133,48 @@ def test_no_direction_of_this_generator(files: dict[str, Path], tmp_path: Path) 
     assert "small" not in pipeline.directions
 
 
+def test_components(files: dict[str, Path], tmp_path: Path) -> None:
+    principal = fit_pca(torch.randn(200, 512, generator=torch.Generator().manual_seed(0)), 12)
+    torch.save(components_to_ganspace(principal), tmp_path / "ffhq_pca.pt")
+    pipeline = PTIPipeline.from_pretrained("faces64")
+    before = list(pipeline.directions)
+    with pytest.raises(CheckpointError, match=r"\(found: ganspace\)\. `load_components` takes GANSpace's files"):
+        pipeline.load_direction(tmp_path / "ffhq_pca.pt", "x")
+    found = pipeline.load_components(tmp_path / "ffhq_pca.pt", layers=(2, 6))
+    assert [direction.name for direction in found] == [f"ganspace_{k}" for k in range(1, 11)]
+    assert list(pipeline.directions) == before + [direction.name for direction in found]
+    w_plus = torch.zeros(1, 10, 512)
+    moved = pipeline.directions["ganspace_3"].apply(w_plus, 2 * float(principal.std[2]))
+    expected = torch.zeros(1, 10, 512)
+    expected[:, 2:6] = 2 * principal.std[2] * principal.components[2]
+    assert torch.allclose(moved, expected, atol=1e-6)
+    low, high = found[2].strength_range or (0, 0)
+    assert low == -high and high == pytest.approx(2 * float(principal.std[2]), rel=0.05)
+    (first,) = pipeline.load_components(tmp_path / "ffhq_pca.pt", count=1, name="cars")
+    assert first.name == "cars_1" and first.layers is None and "cars_1" in pipeline.directions
+    assert list(load_directions(pipeline.save_pretrained(tmp_path / "saved") / "directions")) == list(
+        pipeline.directions
+    )
+
+
+def test_components_that_cannot_be_taken(files: dict[str, Path], tmp_path: Path) -> None:
+    pipeline = PTIPipeline.from_pretrained("faces64")
+    before = list(pipeline.directions)
+    small = fit_pca(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), 3)
+    torch.save(components_to_ganspace(small), tmp_path / "small.pt")
+    with pytest.raises(CheckpointError, match=r"components of 8 numbers; this generator's w have 512"):
+        pipeline.load_components(tmp_path / "small.pt")
+    with pytest.raises(CheckpointError, match=r"holds no components of GANSpace \(found: rosinality\)"):
+        pipeline.load_components(files["rosinality"])
+    with pytest.raises(ValueError, match="`count` must be at least 1, got 0"):
+        pipeline.load_components(tmp_path / "small.pt", count=0)
+    with pytest.raises(
+        ValueError, match=r"`layers` must be \(start, stop\) with 0 <= start < stop <= 10, got \(2, 18\)"
+    ):
+        pipeline.load_components(tmp_path / "small.pt", layers=(2, 18))
+    assert list(pipeline.directions) == before
+
+
 def test_models_of_single_files(files: dict[str, Path], tmp_path: Path) -> None:
     for kind in ("psp", "e4e", "rosinality"):
         folder = write_model(official.read_single_file(files[kind]), tmp_path / kind)
@@ -149,32 +193,6 @@ def test_what_has_no_form_in_a_folder(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"kind ganspace has no form in a folder"):
         write_model(official.read_single_file(tmp_path / "ganspace.pt"), tmp_path / "model")
-
-
-def test_a_name_of_the_catalogue(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = CatalogueEntry("e4e-test", "e4e", "", "", "", "org/repo", "e4e.pt", sha256=sha256(files["e4e"]))
-    fetched: list[CatalogueEntry] = []
-
-    def fetch(entry: CatalogueEntry, **options: Any) -> Path:
-        fetched.append(entry)
-        return files["e4e"]
-
-    monkeypatch.setattr(official, "catalogue", lambda: (entry,))
-    monkeypatch.setattr(official, "find_entry", lambda name: entry)
-    monkeypatch.setattr(official, "fetch", fetch)
-    assert is_known("e4e-test") and not is_known("e4e")
-    pipeline = E4EPipeline.from_pretrained("e4e-test", cache_dir=tmp_path)
-    assert isinstance(pipeline, E4EPipeline) and fetched == [entry]
-    folder = find_known_model("e4e-test", cache_dir=tmp_path)
-    stamp = (folder / hub.CONFIG_NAME).stat().st_mtime_ns
-    assert find_known_model("e4e-test", cache_dir=tmp_path) == folder  # converted once
-    assert (folder / hub.CONFIG_NAME).stat().st_mtime_ns == stamp
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
-
-
-def test_what_is_no_model_in_the_catalogue(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"'arcface-ir-se50' is no model that a pipeline can be built of"):
-        PTIPipeline.from_pretrained("arcface-ir-se50", cache_dir=tmp_path, local_files_only=True)
 
 
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"dtype": torch.float64}, {"variant": "fp16"}])

@@ -1,14 +1,16 @@
+import functools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from stylegan_inversion import E4EPipeline, PTIPipeline
-from stylegan_inversion.errors import CheckpointError, UploadError
-from stylegan_inversion.hub import read_config, read_tensors
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, UploadError
+from stylegan_inversion.hub import read_config, read_tensors, write_config
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
@@ -114,12 +116,75 @@ def test_through_the_hub_and_back(
     assert pipe(photo).base.name.revision == "1" * 40  # type: ignore[union-attr]
 
 
+def test_each_argument_of_a_download(
+    e4e: E4EPipeline, fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    e4e.save_pretrained(tmp_path / "source" / "inner")
+    fake_hub.add("org/mine", tmp_path / "source")
+    fake_hub.tokens["org/mine"] = "read"
+    load = functools.partial(E4EPipeline.from_pretrained, "org/mine", subfolder="inner")
+    weights = "inner/generator/model.safetensors"
+
+    with pytest.raises(ModelNotFoundError, match=r"org/mine"):
+        load(token=False)
+    pipe = load(token="read", device="cpu")
+    assert torch.equal(pipe.generator.w_avg, e4e.generator.w_avg) and pipe.device.type == "cpu"
+    assert pipe.directions.keys() == e4e.directions.keys() and fake_hub.gets(weights) == 1
+    with pytest.raises(ModelNotFoundError, match=r"config\.json"):
+        E4EPipeline.from_pretrained("org/mine", token="read")  # nothing at the root
+
+    load(token="read")
+    assert fake_hub.gets(weights) == 1
+    load(token="read", force_download=True)
+    assert fake_hub.gets(weights) == 2
+    load(token="read", cache_dir=tmp_path / "elsewhere")
+    assert fake_hub.gets(weights) == 3 and list((tmp_path / "elsewhere").rglob("inner/generator/model.safetensors"))
+
+    with pytest.raises(ModelNotFoundError, match="v2"):
+        load(token="read", revision="v2")
+    fake_hub.branches.add("v2")
+    load(token="read", revision="v2")
+    assert any("/revision/v2" in path or "/tree/v2" in path for _, path in fake_hub.log)
+
+    asked = len(fake_hub.log)
+    assert torch.equal(load(local_files_only=True).generator.w_avg, e4e.generator.w_avg)
+    with pytest.raises(ModelNotFoundError, match="org/mine"):
+        load(local_files_only=True, cache_dir=tmp_path / "empty")
+    with pytest.raises(ValueError, match="`device` is 'cuda', which this machine or this build of PyTorch lacks"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        load(local_files_only=True, device="cuda")
+    assert len(fake_hub.log) == asked
+
+
 def test_an_upload_that_fails(e4e: E4EPipeline, fake_hub: FakeHub) -> None:
     with pytest.raises(UploadError, match="'org/mine' could not be uploaded"):
         e4e.push_to_hub("org/mine", token="wrong")
     with pytest.raises(ValueError, match="`repo_id` must be organisation/repository, got 'mine'"):
         e4e.push_to_hub("mine")
     assert not fake_hub.repositories
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("", {"_class_name": "os.system"}, r"config\.json is of a 'os\.system', not of a pipeline of this package"),
+        ("", {"_class_name": ["E4EPipeline"]}, r"not of a pipeline of this package"),
+        ("", {"crop_scale": "../x"}, r"`crop_scale` must be a number in \(0, 100\), got '\.\./x'"),
+        ("", {"crop_scale": float("nan")}, r"`crop_scale` must be a number in \(0, 100\), got 'nan'"),
+        ("", {"crop_scale": -1}, r"`crop_scale` must be a number in \(0, 100\), got '-1'"),
+        ("", {"source": {"kind": "../x"}}, r"bad settings under `source`: `kind` of a source must be one of photo"),
+        ("generator", {"_class_name": "subprocess.Popen"}, r"is of a 'subprocess\.Popen', not of a Generator"),
+        ("e4e_encoder", {"_class_name": "Generator"}, r"is of a 'Generator', not of a Encoder4Editing"),
+        ("generator", {"w_dim": "../x"}, r"does not describe a Generator"),
+    ],
+)
+def test_a_config_that_is_not_ours(
+    part: str, change: dict[str, Any], message: str, e4e: E4EPipeline, tmp_path: Path
+) -> None:
+    folder = e4e.save_pretrained(tmp_path / "model")
+    write_config({**read_config(folder / part), **change}, folder / part)
+    with pytest.raises(CheckpointError, match=message):
+        E4EPipeline.from_pretrained(folder)
 
 
 def test_a_card_comes_with_the_folder_and_stays(e4e: E4EPipeline, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import logging
 import subprocess
 import sys
 import threading
@@ -6,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from stylegan_inversion.errors import ModelNotFoundError
@@ -41,6 +43,18 @@ def test_without_an_interpreter_it_is_called_here(fake_hub: FakeHub, monkeypatch
     monkeypatch.setattr(sys, "executable", "")
     monkeypatch.setattr(subprocess, "Popen", None)  # not called
     assert ask() == "True"
+
+
+def test_retries_are_not_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def absent(**_: object) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s [Retry 1/5].")
+        raise OSError("no such host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
+    level = logging.getLogger("huggingface_hub").level
+    with pytest.raises(ModelNotFoundError, match="'org/tiny' could not be fetched from the Hub: no such host"):
+        call_hub("snapshot_download", {"repo_id": "org/tiny"}, timeout=None)
+    assert not caplog.text and logging.getLogger("huggingface_hub").level == level
 
 
 def test_a_process_that_dies(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

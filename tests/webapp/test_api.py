@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from stylegan_inversion import InversionOutput
+from stylegan_inversion.inversion.generator_delta import GeneratorDelta
 from stylegan_inversion.pipelines.styles import edit_frames, interpolate_outputs, mix_outputs, sample_face
 from stylegan_inversion.webapp.marking import read_mark
 from stylegan_inversion.webapp.models import METHODS, Model
@@ -221,6 +222,11 @@ def test_downloads(connect: Connect, file: Any, photo: Image.Image, model: Model
     assert torch.equal(tensors["w_plus"], edited.w_plus) and torch.equal(tensors["w_inverted"], out.w_plus)
     with safe_open(latents, "pt") as opened:
         assert opened.metadata() == {"edits": "{'smile': 3.0}"}
+    delta = download("delta")
+    with safe_open(delta, "pt") as opened:
+        tuned = GeneratorDelta.from_tensors(load_file(delta), opened.metadata()).apply(model.pti.generator)
+    assert delta.name == "pti-delta.safetensors"
+    assert all(torch.equal(a, b) for a, b in zip(tuned.parameters(), out.generator.parameters(), strict=True))
     with zipfile.ZipFile(download("inversion")) as archive:
         assert sorted(archive.namelist())[-2:] == ["config.json", "model.safetensors"]
         archive.extractall(tmp_path / "inversion")
@@ -236,6 +242,7 @@ def test_latents_of_what_is_not_edited(connect: Connect, file: Any) -> None:
     *_, token, _ = client.predict(file, api_name="/invert")
     tensors = load_file(client.predict(token, "latents", api_name="/download"))
     assert torch.equal(tensors["w_plus"], tensors["w_inverted"])
+    refused(client, "Only PTI tunes the generator", token, "delta", api_name="/download")
 
 
 # What goes wrong

@@ -217,7 +217,7 @@ def test_an_uploaded_folder(first: Model, pti: PTIPipeline, tmp_path: Path, fake
             lambda folder: spoil(folder / "generator", resolution=64),
             r"no model: generator/model\.safetensors does not fit",
         ),
-        (lambda folder: spoil(folder, crop_scale=[]), "no model: float"),
+        (lambda folder: spoil(folder, crop_scale=[]), r"no model: config\.json: `crop_scale` must be a number"),
         (lambda folder: spoil(folder, pti={"tuning": {"num_steps": -1}}), r"no model: config\.json: bad settings"),
     ],
 )

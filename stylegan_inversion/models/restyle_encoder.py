@@ -1,0 +1,112 @@
+"""ReStyle: an encoder that reads the image beside its own last result, and corrects the code step by step.
+
+Paper: Alaluf et al. 2021, "ReStyle", arXiv:2104.02699 (section 3, figures 2 and 4). Original code:
+yuval-alaluf/restyle-encoder (MIT). Own code. Departure: the average w is a buffer of the encoder and is added inside.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from stylegan_inversion import latents
+from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.models.irse import IRSEBackbone, IRSEConfig
+from stylegan_inversion.models.psp_encoder import MapToStyle
+
+
+@dataclass(frozen=True)
+class ReStyleConfig:
+    """Sizes of a ReStyle encoder. The defaults are those of the released ones for faces at 1024 px."""
+
+    output_resolution: int = 1024  # side of the generator's image: sets how many w there are
+    input_resolution: int = 256  # side of the encoder's images, a power of two from 32
+    w_dim: int = 512
+    offsets: bool = False  # True, as in e4e: one w, and offsets to it; False, as in pSp: each w by itself
+    iterations: int = 5  # passes for one photo, where nobody says otherwise; the paper's 5
+    in_channels: int = 3  # of the image; the network reads as many again, of its last result
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    units: tuple[int, ...] = (3, 4, 14, 3)
+    reduction: int = 16
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        latents.num_ws(self.output_resolution)
+        if self.input_resolution not in {2**k for k in range(5, 12)}:
+            raise ValueError(f"`input_resolution` must be a power of two from 32 to 2048, got {self.input_resolution}.")
+        if not 1 <= self.iterations <= 100:
+            raise ValueError(f"`iterations` must be in [1, 100], got {self.iterations}.")
+        if self.in_channels != 3:
+            raise ValueError(f"`in_channels` must be 3, those of the generator's images, got {self.in_channels}.")
+        self.backbone  # noqa: B018  checks the rest
+
+    @property
+    def num_ws(self) -> int:
+        """How many w the encoder gives."""
+        return latents.num_ws(self.output_resolution)
+
+    @property
+    def backbone(self) -> IRSEConfig:
+        """Sizes of the backbone."""
+        return IRSEConfig(2 * self.in_channels, tuple(self.widths), tuple(self.units), self.reduction)
+
+
+class ReStyleEncoder(nn.Module):
+    """Images and what was drawn of them so far -> how w_plus should change; all styles read the last features."""
+
+    w_avg: Tensor
+
+    def __init__(self, config: ReStyleConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = IRSEBackbone(config.backbone)
+        width, side = config.widths[-1], config.input_resolution // 16
+        self.styles = nn.ModuleList(MapToStyle(width, config.w_dim, config.w_dim, side) for _ in range(config.num_ws))
+        self.register_buffer("w_avg", torch.zeros(config.num_ws, config.w_dim))
+
+    def forward(
+        self, x: Float[Tensor, "batch channels side side"], y_hat: Float[Tensor, "batch channels side side"]
+    ) -> Float[Tensor, "batch num_ws w_dim"]:
+        """One step: what to add to the code of `y_hat`.
+
+        Args:
+            x: Images, (B, 3, S, S), RGB, in [-1, 1], S = `input_resolution`.
+            y_hat: What the generator draws of the code so far, of the same shape and range.
+        """
+        features = self.backbone(torch.cat([x, y_hat], dim=1)).c3
+        steps = torch.stack([style(features) for style in self.styles], dim=1)
+        if self.config.offsets:
+            steps[:, 1:] = steps[:, 1:] + steps[:, :1]
+        return steps
+
+    def refine(
+        self, x: Float[Tensor, "batch channels side side"], generator: Generator, *, iterations: int | None = None
+    ) -> Float[Tensor, "batch num_ws w_dim"]:
+        """Invert images: begin at the average w and its picture, and let each pass correct the last (equations 2, 3).
+
+        Args:
+            x: As in `forward`.
+            generator: Draws the code after each pass, with its constant noise.
+            iterations: How many passes, at least 1. `None` takes the config's.
+
+        Returns:
+            w_plus, `w_avg` included.
+
+        Raises:
+            ValueError: If `iterations` is below 1.
+        """
+        count = self.config.iterations if iterations is None else iterations
+        if count < 1:
+            raise ValueError(f"`iterations` must be at least 1, got {count}.")
+        w_plus = self.w_avg.expand(len(x), -1, -1)
+        y_hat = self._seen(generator, w_plus[:1]).expand_as(x)
+        for step in range(count):
+            w_plus = w_plus + self(x, y_hat)
+            if step < count - 1:
+                y_hat = self._seen(generator, w_plus)
+        return w_plus
+
+    def _seen(self, generator: Generator, w_plus: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(generator.synthesis(w_plus, noise_mode="const"), self.config.input_resolution)

@@ -1,0 +1,138 @@
+"""Names of the catalogue, wherever a model is named. The files are small ones of ours in the official layouts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli, hub
+from stylegan_inversion.catalogue import CatalogueEntry, catalogue
+from stylegan_inversion.convert import known
+from stylegan_inversion.convert.known import find_known_model, is_known, known_entry
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.evaluation.generators import load_generators
+from stylegan_inversion.losses.identity import load_identity
+from stylegan_inversion.pipelines import official
+from stylegan_inversion.pipelines.export import write_official
+from stylegan_inversion.remote.integrity import file_sha256
+from stylegan_inversion.training.methods import load_config
+from stylegan_inversion.training.start import make_encoder
+from stylegan_inversion.training.tasks import make_task
+from tests.convert.test_encoder import official_arcface
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("field")
+    torch.save(official_arcface(), folder / "arcface.pth")
+    torch.save(torch.eye(1, 512), folder / "age.pt")
+    files = {layout: write_official("faces64", folder / f"{layout}.pt", layout=layout) for layout in ("e4e", "psp")}
+    return files | {"identity": folder / "arcface.pth", "direction": folder / "age.pt"}
+
+
+@pytest.fixture
+def fetched(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A catalogue of test-e4e, test-psp, test-identity and test-direction; what was fetched, with its arguments."""
+    log: list[dict[str, Any]] = []
+
+    def fetch(entry: CatalogueEntry, **options: Any) -> Path:
+        log.append({"name": entry.name, **options})
+        return files[entry.kind]
+
+    entries = tuple(
+        CatalogueEntry(
+            f"test-{kind}", kind, f"a test of {kind}", "", "", "org/repo", path.name, sha256=file_sha256(path)
+        )
+        for kind, path in files.items()
+    )
+    unread = CatalogueEntry("test-unread", "unread", "", "", "", note="An IR network.")
+    monkeypatch.setattr(known, "catalogue", lambda: (*entries, unread))
+    monkeypatch.setattr(known, "fetch", fetch)
+    monkeypatch.setattr(official, "fetch", fetch)
+    monkeypatch.setattr(known, "cache_root", lambda cache_dir: Path(cache_dir or tmp_path / "cache"))
+    return log
+
+
+def test_converted_once(fetched: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert is_known("test-e4e") and not is_known("e4e") and known_entry("e4e") is None
+    folder = find_known_model("test-e4e", cache_dir=tmp_path / "other")
+    assert folder is not None and folder.parent.parent == tmp_path / "other"
+    stamp = (folder / hub.CONFIG_NAME).stat().st_mtime_ns
+    assert find_known_model("test-e4e", cache_dir=tmp_path / "other") == folder
+    assert (folder / hub.CONFIG_NAME).stat().st_mtime_ns == stamp
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_pipeline(fetched: list[dict[str, Any]], tmp_path: Path) -> None:
+    pipeline = E4EPipeline.from_pretrained("test-e4e", token="abc", force_download=True, timeout=9.0)
+    access = {"token": "abc", "cache_dir": None, "local_files_only": False, "force_download": True, "timeout": 9.0}
+    assert fetched == [{"name": "test-e4e", **access}]
+    assert torch.equal(pipeline.generator.w_avg, E4EPipeline.from_pretrained("faces64").generator.w_avg)
+    out = pipeline(Path(hub.builtin_path("samples/sample1.jpg")))
+    out.save(tmp_path / "out")
+    assert hub.read_config(tmp_path / "out")["base"]["name_or_path"] == "test-e4e"  # on another machine too
+    assert torch.equal(InversionOutput.load(tmp_path / "out").w_plus, out.w_plus)
+
+
+def test_wherever_a_model_is_named(
+    fetched: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = PTIPipeline.from_pretrained("faces64").generator
+    (generator,) = load_generators(["mine=test-e4e"]).values()  # `evaluate-generator --models`
+    assert torch.equal(generator.w_avg, ours.w_avg)
+    assert load_identity("test-identity").name == "test-identity"  # `identity=` of the losses and of `evaluate`
+    options = ["method=e4e", "model=test-e4e", "init=test-e4e", f"data={tmp_path}", f"output={tmp_path / 'run'}"]
+    config: Any = load_config(None, options)  # `train`
+    encoder, theirs = make_encoder(config, make_task(config.task), ours), E4EPipeline.from_pretrained("faces64").encoder
+    assert all(torch.equal(a, b) for a, b in zip(encoder.parameters(), theirs.parameters(), strict=True))
+    assert cli.main(["directions", "--model", "test-e4e"]) == 0
+    assert cli.main(["convert", "test-e4e", str(tmp_path / "folder")]) == 0
+    assert "e4e: " in capsys.readouterr().out and (tmp_path / "folder" / "e4e_encoder").is_dir()
+    assert cli.main(["convert", "test-e4e", str(tmp_path / "again.pt"), "--to", "rosinality"]) == 0
+    assert (tmp_path / "again.pt").is_file()
+    encoder = E4EPipeline.from_single_file("test-e4e").encoder
+    assert all(torch.equal(a, b) for a, b in zip(encoder.parameters(), theirs.parameters(), strict=True))
+
+
+def test_a_direction(fetched: list[dict[str, Any]]) -> None:
+    pipeline = PTIPipeline.from_pretrained("faces64")
+    assert torch.equal(pipeline.load_direction("test-direction", "old").vector, torch.eye(1, 512)[0])
+    assert "old" in pipeline.directions and [entry["name"] for entry in fetched] == ["test-direction"]
+
+
+def test_what_is_refused(fetched: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for find in (hub.find_model, PTIPipeline.from_pretrained):
+        with pytest.raises(
+            ModelNotFoundError, match=r"'test-e4': .*Did you mean 'test-e4e'\? `stylegan-inversion models`"
+        ):
+            find("test-e4")
+    with pytest.raises(ModelNotFoundError, match=r"'nothing': it is not a folder, .*`stylegan-inversion models` lists"):
+        hub.find_model("nothing")
+    with pytest.raises(ValueError, match=r"`revision` is for repositories; 'test-e4e' of the catalogue is always"):
+        hub.find_model("test-e4e", revision="main")
+    with pytest.raises(
+        ModelNotFoundError, match=r"'test-direction' is no model: a test of direction\. .*load_direction"
+    ):
+        hub.find_model("test-direction")
+    with pytest.raises(ModelNotFoundError, match=r"'test-unread' is listed, but not supported: An IR network\."):
+        hub.find_model("test-unread")
+    with pytest.raises(
+        ModelNotFoundError, match=r"'test-identity' is no model that a pipeline can be built of: a test"
+    ):
+        PTIPipeline.from_pretrained("test-identity")
+    assert not fetched
+    with pytest.raises(
+        CheckpointError, match=r"has no variant 'fp16' \(model\.fp16\.safetensors\); leave `variant` out"
+    ):
+        PTIPipeline.from_pretrained("test-e4e", variant="fp16")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test-e4e").mkdir()  # a folder here wins
+    with pytest.raises(ModelNotFoundError, match=r"test-e4e holds no config\.json"):
+        hub.find_model("test-e4e")
+
+
+def test_every_kind_of_the_real_table_is_read_or_refused() -> None:
+    for entry in catalogue():
+        readable = entry.kind in (*official._PIPELINE_KINDS, "identity", "moco", *known._NO_FOLDER)
+        assert readable != (entry.kind == "unread"), entry.name
