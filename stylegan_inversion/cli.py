@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, __version__, hub
+from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, ReStylePipeline, __version__, hub
 from stylegan_inversion.batch import Record, invert_photos
 from stylegan_inversion.catalogue import describe_models
 from stylegan_inversion.convert.model_folder import write_model

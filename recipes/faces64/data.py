@@ -1,4 +1,4 @@
-"""Step 0 of faces64: its data, aligned synthetic faces of 64 x 64 pixels. No real person is in them.
+"""Step 4 of faces64: its data, aligned synthetic faces of 64 x 64 pixels. No real person is in them.
 
     python recipes/faces64/data.py --output runs/faces64/data --count 24000 --heldout 10000
 

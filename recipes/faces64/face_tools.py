@@ -1,4 +1,4 @@
-"""Step 2 of faces64: the face networks, from the quantised models of the npm package @vladmandic/face-api 1.7.15 (MIT).
+"""Step 1 of faces64: the face networks, from the quantised models of the npm package @vladmandic/face-api 1.7.15 (MIT).
 
     python recipes/faces64/face_tools.py                          # fetches the package with `npm pack`
     python recipes/faces64/face_tools.py --npm-package DIR        # or takes an unpacked one

@@ -1,4 +1,4 @@
-"""Step 4 of faces64: the perceptual network, from the weights inside the PyPI wheel `stlpips-pytorch` 0.0.2 (BSD-2).
+"""Step 3 of faces64: the perceptual network, from the weights inside the PyPI wheel `stlpips-pytorch` 0.0.2 (BSD-2).
 
 usage: python recipes/faces64/perceptual.py [--wheel FILE] [--output DIR]
 

@@ -1,4 +1,4 @@
-"""Step 3 of faces64: the sample photos, from the npm package @vladmandic/face-api 1.7.15 (MIT).
+"""Step 2 of faces64: the sample photos, from the npm package @vladmandic/face-api 1.7.15 (MIT).
 
     python recipes/faces64/samples.py                          # fetches the package with `npm pack`
     python recipes/faces64/samples.py --npm-package DIR        # or takes an unpacked one
