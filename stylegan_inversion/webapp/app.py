@@ -35,7 +35,7 @@ def build_app(
 
     Args:
         models: What can be run; the first is shown first. They are shared by all visitors and never changed.
-        sessions: Keeps the results. `None` keeps the newest 256, at most 12 of a visitor, for 30 minutes after their
+        sessions: Keeps the results. `None` keeps the newest 64, at most 12 of a visitor, for 30 minutes after their
             last use.
         janitor: Owns the folder for files. `None` makes a private one that is emptied.
         tuning_slots: How many generators are tuned at the same time.

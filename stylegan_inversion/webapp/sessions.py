@@ -54,7 +54,7 @@ class Sessions:
     def __init__(
         self,
         *,
-        capacity: int = 256,
+        capacity: int = 64,
         per_owner: int = 12,
         max_bytes: int = 2_000_000_000,
         time_to_live: float = 1800.0,
