@@ -6,17 +6,16 @@ usage: python recipes/faces64/directions.py [--num-chunks 20] [--num-points 512]
    `fit_boundary` separates high from low scores among the leading components of w; several seeds, averaged.
 2. Local boundaries. At points spread along each global boundary's normal the gradient of the score by w is taken, and
    `fit_boundary` separates the gradients from their negatives: the normal is the one direction along which the score
-   of as many images as possible rises. Step 1 alone finds what goes along with a score in the data: along its
-   normal, smile rose all the way from -4.5 to 4.5 for about 80 % of 48 images, the others for about 90 %.
+   of as many images as possible rises. Step 1 alone finds what goes along with a score in the data.
 3. Each local boundary is conditioned on the three others (`condition_boundary`), so that their scores stay put.
 4. The range is the largest symmetric one of whole numbers up to 6 in which, on images not seen in the fit, (a) the
    score rises at each step of 1 for at least 95 % and (b) the mean score at both ends stays among those of random
-   images (their 0.1 and 99.9 percentiles), so that the images stay near the data.
+   images (their 0.1 and 99.9 percentiles), so that the images stay near the data. It is at least 2.
 5. The report: on 500 images not seen before, the share whose score rises at each of 6 equal steps from the lowest to
    the highest strength, and how far all scores move, in standard deviations over random images.
 
 Scores are those of the image alone, clamped to [-1, 1], from step 2 on. All draws are kept in recipes/faces64/.cache,
-so an interrupted run goes on where it was; about 25 minutes on one core. Needs scikit-learn.
+so an interrupted run goes on where it was; about 20 minutes on one core. Needs scikit-learn.
 """
 
 import argparse
@@ -49,7 +48,7 @@ MIRRORED = torch.tensor([1.0, 1.0, 1.0, -1.0])  # what a mirror does to the scor
 CHUNK, BATCH = 256, 8  # small batches stay in the processor's cache
 GLOBAL_COMPONENTS, LOCAL_COMPONENTS = 60, 160  # the largest of w, of up to w_dim / 2 = 256 that `fit_prior` draws
 CHOSEN_RATIO, NUM_FITS = 0.45, 3
-LARGEST_STRENGTH, MONOTONE_SHARE = 6, 0.95
+SMALLEST_STRENGTH, LARGEST_STRENGTH, MONOTONE_SHARE = 2, 6, 0.95
 # Chunk i of step 1 is drawn with seed i
 POINTS_SEED, CALIBRATION_SEED, TEST_SEED = 910_000, 920_000, 930_000
 NUM_CALIBRATION, NUM_TEST, NUM_STRENGTHS = 64, 500, 7
@@ -165,13 +164,13 @@ def calibrate(curves: Tensor, samples: Tensor) -> tuple[float, dict[int, float]]
     """
     middle = LARGEST_STRENGTH
     low, high = samples.quantile(torch.tensor([0.001, 0.999])).tolist()
-    shares, half = {}, 1
+    shares, half = {}, SMALLEST_STRENGTH
     for r in range(1, LARGEST_STRENGTH + 1):
         part = curves[:, middle - r : middle + r + 1]
         shares[r] = round(monotone_share(part), 4)
         ends = part.mean(dim=0)
         if shares[r] >= MONOTONE_SHARE and low <= ends[0] and ends[-1] <= high:
-            half = r
+            half = max(r, SMALLEST_STRENGTH)
     return float(half), shares
 
 
