@@ -119,6 +119,7 @@ class TrainConfig(RunConfig):
     identity: str = "builtin"  # the built-in network, or an ArcFace IR-SE50: folder or Hub
     moco: str | None = None  # a MoCo ResNet-50: folder or Hub
     e4e: E4EOptions = field(default_factory=E4EOptions)
+    teacher: str | None = None  # a generator's run, whose autoencoder knows a w for each picture: for loss.w_distance
     batch_size: int = 8  # pictures a step, process and micro-batch; 0 trains on the generator's own samples alone
     synthetic_batch_size: int = 0  # samples of the generator with their true w, beside the pictures
     ema_decay: float = 0.0  # 0: the encoder itself is saved

@@ -30,7 +30,7 @@ from stylegan_inversion.training.learner import sweep, update_ema
 from stylegan_inversion.training.objective import EncoderObjective
 from stylegan_inversion.training.optimize import apply_gradients, make_optimizer
 from stylegan_inversion.training.seeds import seeded_weights
-from stylegan_inversion.training.start import ENCODERS, close_offsets, loss_weights, make_encoder
+from stylegan_inversion.training.start import ENCODERS, close_offsets, load_teacher, loss_weights, make_encoder
 from stylegan_inversion.training.tasks import Task, make_task
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ class EncoderLearner:
         with seeded_weights(config.seed):
             self.encoder = make_encoder(config, self.task, self.generator).to(device)
             self.adversary = self._make_adversary()
+        teacher = load_teacher(config, self.generator)
+        self.teacher = None if teacher is None else teacher.to(device)
         synchronize_batch_norm(self.encoder)
         self.input_resolution = self.encoder.config.input_resolution
         self.output_resolution = min(self.generator.config.resolution, LOSS_RESOLUTION)
@@ -192,8 +194,11 @@ class EncoderLearner:
             noise = self.draws.noise(serial, count)
             y_hat = self.resize(self.generator.synthesis(w_plus[:count], noise=noise))
             terms |= self.objective.images(y_hat, batch["y"])
-        if len(synthetic) and self.weights.w_distance > 0:
-            terms["w_distance"] = w_distance_loss(w_plus[count:], true_w)
+        if self.weights.w_distance > 0:
+            if self.teacher is not None:
+                with torch.no_grad():
+                    true_w = torch.cat([self.teacher(batch["y"]).float(), true_w])
+            terms["w_distance"] = w_distance_loss(w_plus[len(w_plus) - len(true_w) :], true_w)
         if self.adversary is not None:
             terms["adversarial"] = self.adversary.encoder_loss(w_plus, stage)
         return self.objective.total(terms), terms, w_plus

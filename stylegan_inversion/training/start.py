@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from stylegan_inversion import hub
 from stylegan_inversion.errors import ModelNotFoundError
+from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 from stylegan_inversion.preprocessing.sources import PhotoSource
 from stylegan_inversion.training.config import EncoderOptions, TrainConfig
+from stylegan_inversion.training.generator_model import load_part
 from stylegan_inversion.training.objective import EncoderObjective, LossWeights
 from stylegan_inversion.training.tasks import Task
 
@@ -57,9 +59,15 @@ def loss_weights(task: Task, config: TrainConfig) -> LossWeights:
     loss = LossWeights(**weights)
     if loss.adversarial > 0 and not ENCODERS[config.method].progressive:
         raise ValueError(f"`loss.adversarial` is {loss.adversarial:g}, but only method=e4e has a latent discriminator.")
-    if loss.w_distance > 0 and config.synthetic_batch_size == 0:
+    if loss.w_distance > 0 and config.synthetic_batch_size == 0 and config.teacher is None:
         raise ValueError(
-            f"`loss.w_distance` is {loss.w_distance:g}, but pictures have no known w: set `synthetic_batch_size`."
+            f"`loss.w_distance` is {loss.w_distance:g}, but pictures have no known w: set `synthetic_batch_size`, or "
+            "`teacher`."
+        )
+    if config.teacher is not None and not (loss.w_distance and config.batch_size):
+        raise ValueError(
+            f"`teacher` is {config.teacher!r}, but `loss.w_distance` is {loss.w_distance:g} and `batch_size` "
+            f"{config.batch_size}: both must be above 0, or `teacher` left out."
         )
     of_pictures = sum(getattr(loss, name) for name in EncoderObjective.IMAGE_TERMS) if config.batch_size else 0.0
     if of_pictures + loss.w_distance == 0:
@@ -112,6 +120,31 @@ def make_encoder(config: TrainConfig, task: Task, generator: Generator) -> Encod
         )
     encoder.w_avg.copy_(generator.w_avg.cpu())
     return encoder.train().requires_grad_(True)
+
+
+def load_teacher(config: TrainConfig, generator: Generator) -> ImageEncoder | None:
+    """The encoder of the autoencoder that the generator grew from, frozen, on the CPU; `None` if the run has none.
+
+    Raises:
+        ValueError: If it does not fit the generator.
+        ModelNotFoundError: If `teacher` holds none.
+        CheckpointError: If a file is damaged.
+    """
+    if config.teacher is None:
+        return None
+    teacher = load_part(hub.find_model(config.teacher), "autoencoder", ImageEncoder, ImageEncoderConfig)
+    if teacher is None:
+        raise ModelNotFoundError(
+            f"`teacher`: {config.teacher!r} holds no autoencoder (folder 'autoencoder'), as runs of method=autoencoder "
+            "and of method=gan with reconstructions have it."
+        )
+    ours = (teacher.config.w_dim, generator.config.resolution >= teacher.config.input_resolution)
+    if ours != (generator.config.w_dim, True):
+        raise ValueError(
+            f"`teacher` gives w of {teacher.config.w_dim} for pictures of {teacher.config.input_resolution} px; "
+            f"`model` takes {generator.config.w_dim} and draws {generator.config.resolution} px."
+        )
+    return teacher.eval().requires_grad_(False)
 
 
 def _load_encoder(name: str, cls: type[Encoder], folder: str) -> Encoder:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +144,12 @@ class Actions:
         pivot: str = "w",
         num_w_steps: float | None = None,
         num_tuning_steps: float | None = None,
+        order: str = "",
     ) -> Iterator[Progress]:
         """Invert: at once with an encoder; for PTI wait for a turn first. The last report has the output.
 
-        Steps are clamped to [1, 1000], those of the tuning to [0, 1000].
+        Steps are clamped to [1, 1000], those of the tuning to [0, 1000]. If `order` is called off or the owner is
+        forgotten meanwhile, the reports end without an output, and nothing is kept.
         """
         chosen, since = self.model(model), self.sessions.now()
         if method not in chosen.pipelines:
@@ -157,8 +159,9 @@ class Actions:
         if not isinstance(pipeline, PTIPipeline):
             with messages():
                 out = pipeline(crop)
-            token = self.sessions.add(out, owner=owner, model=chosen.name, since=since)
-            yield Progress(token, "done", 1, 1, seconds=out.reports[0]["seconds"], output=out)
+            if not self._is_unwanted(order, owner, since):
+                token = self.sessions.add(out, owner=owner, model=chosen.name, since=since)
+                yield Progress(token, "done", 1, 1, seconds=out.reports[0]["seconds"], output=out)
             return
         w_steps = _clamp(num_w_steps, pipeline.projector.num_steps, 1) if pivot in ("w", "w_plus") else 0
         tuning_steps = _clamp(num_tuning_steps, pipeline.tuning.num_steps, 0)
@@ -173,8 +176,19 @@ class Actions:
         about: dict[str, Any] = {"owner": owner, "model": chosen.name, "since": since}
         with messages(), self.turns.join(owner) as turn:
             for ahead in turn:
+                if self._is_unwanted(order, owner, since):
+                    return
                 yield Progress("", "waiting", ahead, total)
-            yield from self.sessions.run(turn.holding(work), total=total, first_stage_steps=w_steps, **about)
+            reports = self.sessions.run(turn.holding(work), total=total, first_stage_steps=w_steps, **about)
+            with closing(reports):  # which ends the run
+                for report in reports:
+                    if self._is_unwanted(order, owner, since):
+                        self.sessions.drop(report.token, owner=owner)
+                        return
+                    yield report
+
+    def _is_unwanted(self, order: str, owner: Owner, since: int) -> bool:
+        return self.sessions.is_called_off(order) or self.sessions.is_forgotten(owner, since)
 
     def random_face(self, *, owner: Owner, model: str | None = None, seed: float = 0, truncation: float = 0.7) -> str:
         """Draw a face of nobody; the token of the result."""
@@ -228,18 +242,31 @@ class Actions:
     # Files
 
     def picture(
-        self, image: Image.Image, *, owner: Owner, name: str, kind: Kind = "edited", shown: bool = False
+        self,
+        image: Image.Image,
+        *,
+        owner: Owner,
+        name: str,
+        kind: Kind = "edited",
+        shown: bool = False,
+        since: int | None = None,
     ) -> str:
-        """Write a picture for a visitor: marked, under a path nobody can guess; a JPEG if it is only to be shown."""
-        return str(save_marked(image, self._new_folder(owner), name=name, kind=kind, lossy=shown))
+        """Write a picture for a visitor: marked, under a path nobody can guess; a JPEG if it is only to be shown.
 
-    def original(self, image: Image.Image, *, owner: Owner, drawn: bool = False) -> str:
+        `since` as in `original`.
+        """
+        path = save_marked(image, self._new_folder(owner), name=name, kind=kind, lossy=shown)
+        return self._written(path, owner, since)
+
+    def original(self, image: Image.Image, *, owner: Owner, drawn: bool = False, since: int | None = None) -> str:
         """Write a picture that nothing has changed, only to be shown; the same one has the same path.
 
         Args:
             image: The picture.
             owner: Whose it is.
             drawn: Whether it is a generator's picture, which is marked, and no photo.
+            since: From `sessions.now`, when the request began: if the owner was forgotten after that, nothing stays on
+                the disk, and the request ends with an error.
         """
         name = hashlib.blake2b(image.tobytes(), key=self._salt, digest_size=24).hexdigest()
         path = self._folder_of(owner) / f"{name}-{image.width}" / "picture.jpg"
@@ -253,6 +280,13 @@ class Actions:
             else:
                 image.save(part, quality=92, subsampling=0)
             part.replace(path)  # whole at once
+        return self._written(path, owner, since)
+
+    def _written(self, path: str | Path, owner: Owner, since: int | None) -> str:
+        """The path, unless the owner wished to be forgotten while it was written: then it is deleted."""
+        if self.sessions.is_forgotten(owner, since):
+            self.janitor.forget([path])
+            raise gr.Error(EXPIRED, print_exception=False)
         return str(path)
 
     def photo_of(self, out: InversionOutput, *, keep_detail: bool = True) -> Image.Image:
@@ -273,34 +307,39 @@ class Actions:
         frames: float = 24,
     ) -> str:
         """The way from the inverted face to its edit, and back, as a GIF."""
-        kept = self.kept(token, owner=owner)
+        since, kept = self.sessions.now(), self.kept(token, owner=owner)
         with messages():
             pictures = edit_frames(
                 self.model(kept.model).pti, kept.output, _numbers(strengths), steps=_clamp(frames, 24, 2, MAX_FRAMES)
             )
-        return self._animation(pictures, owner, name="edit", kind=kind_of(kept.output))
+        return self._animation(pictures, owner, since, name="edit", kind=kind_of(kept.output))
 
     def interpolate(self, token_a: str, token_b: str, *, owner: Owner, frames: float = 24) -> str:
         """The way from one result to another, and back, as a GIF."""
+        since = self.sessions.now()
         a, b = self._pair(token_a, token_b, owner)
         with messages():
             pictures = interpolate_outputs(a.output, b.output, steps=_clamp(frames, 24, 2, MAX_FRAMES))
         kind = kind_of(a.output) if kind_of(a.output) == kind_of(b.output) else "edited"
-        return self._animation(pictures, owner, name="interpolation", kind=kind)
+        return self._animation(pictures, owner, since, name="interpolation", kind=kind)
 
-    def _animation(self, frames: Sequence[Image.Image], owner: Owner, *, name: str, kind: Kind) -> str:
+    def _animation(
+        self, frames: Sequence[Image.Image], owner: Owner, since: int | None, *, name: str, kind: Kind
+    ) -> str:
         shown = [frame.resize((SHOWN_FACE, SHOWN_FACE), Image.Resampling.BICUBIC) for frame in frames]
-        return str(save_animation(shown, self._new_folder(owner), name=name, kind=kind))
+        return self._written(save_animation(shown, self._new_folder(owner), name=name, kind=kind), owner, since)
 
     def download(self, kind: str, token: str, strengths: Mapping[str, float] | None, *, owner: Owner) -> str:
         """Write "face", "photo", "latents", "delta" (what PTI tuned), "inversion" (a zip of all) or "animation"."""
         if kind == "animation":
             return self.animate(token, strengths, owner=owner)
+        since = self.sessions.now()
         out = self.edited(token, strengths, owner=owner)
+        about: dict[str, Any] = {"owner": owner, "kind": kind_of(out), "since": since}
         if kind == "face":
-            return self.picture(out.images[0], owner=owner, name="edited-face", kind=kind_of(out))
+            return self.picture(out.images[0], name="edited-face", **about)
         if kind == "photo":
-            return self.picture(self.photo_of(out), owner=owner, name="edited-photo", kind=kind_of(out))
+            return self.picture(self.photo_of(out), name="edited-photo", **about)
         target = self._new_folder(owner)
         if kind == "latents":
             path = target / "latents.safetensors"
@@ -308,14 +347,14 @@ class Actions:
             if out.w_inverted is not None:
                 tensors["w_inverted"] = out.w_inverted.contiguous()
             save_file(tensors, path, metadata={"edits": repr(out.edits)})
-            return str(path)
+            return self._written(path, owner, since)
         if kind == "delta":
             if not is_tuned(out):
                 raise gr.Error("Only PTI tunes the generator, so there is no delta here.", print_exception=False)
             assert out.base is not None  # as `is_tuned` has seen
             parts, texts = GeneratorDelta.between(out.base.generator, out.generator).to_tensors()
             save_file(parts, target / "pti-delta.safetensors", metadata=texts)
-            return str(target / "pti-delta.safetensors")
+            return self._written(target / "pti-delta.safetensors", owner, since)
         if kind != "inversion":
             raise gr.Error(
                 f"`kind` must be one of face, photo, latents, delta, inversion, animation, got {kind!r}.",
@@ -324,7 +363,7 @@ class Actions:
         with messages(), tempfile.TemporaryDirectory(dir=self.janitor.folder) as scratch:
             name = None if out.base is None else out.base.name
             out.save(scratch, whole=name is None or name.is_local)  # the server's folders are not the visitor's
-            return shutil.make_archive(str(target / "inversion"), "zip", scratch)
+            return self._written(shutil.make_archive(str(target / "inversion"), "zip", scratch), owner, since)
 
     def remember_upload(self, path: Path, *, owner: Owner) -> None:
         """Note whose upload a file is, so that `forget` can delete it."""
@@ -342,8 +381,9 @@ class Actions:
         with self._lock:
             self._faces.clear()
             uploads = self._uploads.pop(owner, set())
+        count = self.sessions.forget(owner)  # first: what is written after it, its writer deletes
         self.janitor.forget([*uploads, *self._folder_of(owner).rglob("*.*")])
-        return self.sessions.forget(owner)
+        return count
 
     def _folder_of(self, owner: Owner) -> Path:
         return self.janitor.folder / (f"visitor-{owner[:32]}" if owner else "programs")

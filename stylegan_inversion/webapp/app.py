@@ -87,9 +87,7 @@ def build_app(
 
         shown = [part for tab in (edit_tab, compare_tab, play_tab) for part in tab.takes]
         changed = list(dict.fromkeys([*shown, picker.note, picker.name, picker.current, column.photo, deleted]))
-        delete.click(
-            forget, None, changed, queue=False, cancels=[edit_tab.running, compare_tab.running], **HIDDEN
-        )  # what waits for its turn, too
+        delete.click(forget, None, changed, queue=False, **HIDDEN)  # what runs or waits for its turn then ends
     janitor.keep()  # the examples
     demo.janitor = janitor  # lives as long as the app
     janitor.also(functools.partial(forget_lost, demo.temp_file_sets))

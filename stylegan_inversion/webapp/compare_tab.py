@@ -1,5 +1,6 @@
 """The tab that puts one photo through all methods: their errors, and the same edit on each."""
 
+import secrets
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +26,7 @@ class CompareTab:
         """Lay it out, within a tab."""
         self.actions = actions
         self.tokens = gr.State({})
+        self.order = gr.State("")  # of what was asked for last, to call it off
         gr.Markdown(ABOUT)
         with gr.Row():
             self.compare = gr.Button("Compare", variant="primary", min_width=180, scale=0)
@@ -74,13 +76,15 @@ class CompareTab:
             return {
                 self.status: note_html("Aligning the face …"),
                 self.compare: gr.update(interactive=False),
-                self.cancel: gr.update(visible=True),
+                self.cancel: gr.update(visible=True, interactive=True),
+                self.order: secrets.token_urlsafe(32),
                 self.tokens: {},
                 self.results: gr.update(visible=False),
             }
 
         def compare(
             request: gr.Request,
+            order: str,
             photo: bytes | None,
             face: int,
             align: bool,
@@ -89,11 +93,12 @@ class CompareTab:
             direction: str,
             strength: float,
         ) -> Iterator[dict[Any, Any]]:
-            owner, chosen = owner_of(request), actions.model(name)
+            owner, since, chosen = owner_of(request), actions.sessions.now(), actions.model(name)
             crop = actions.crop(photo, face, align, name)
             tokens: dict[str, str] = {}
             rows: list[dict[str, Any]] = []
-            photo_shown = gr.update(value=actions.original(enlarge(crop.image), owner=owner), visible=True)
+            before = actions.original(enlarge(crop.image), owner=owner, since=since)
+            photo_shown = gr.update(value=before, visible=True)
             start: dict[Any, Any] = {self.photo: photo_shown, self.figures: "", self.results: gr.update(visible=True)}
             start |= {self.faces[m]: gr.update(value=None, visible=m in chosen.pipelines) for m in METHODS}
             start |= {self.edits[m]: gr.update(value=None, visible=m in chosen.pipelines) for m in METHODS}
@@ -102,23 +107,26 @@ class CompareTab:
                 if chosen.pipelines[method] is chosen.pti and not with_pti:
                     continue
                 began = time.perf_counter()
-                for report in actions.run(crop, method, owner=owner, model=name):
+                for report in actions.run(crop, method, owner=owner, model=name, order=order):
                     if report.output is None:
                         yield {self.status: note_html(f"{SHORT[method]} …") + status_html(report)}
                         continue
                     tokens[method] = report.token
                     rows.append(self._row(method, report.output, time.perf_counter() - began))
                     yield {
-                        self.faces[method]: self._shown(report.output, owner),
-                        self.edits[method]: self._edit(report.token, direction, strength, owner),
+                        self.faces[method]: self._shown(report.output, owner, since),
+                        self.edits[method]: self._edit(report.token, direction, strength, owner, since),
                         self.figures: table(rows),
                         self.tokens: dict(tokens),
                     }
+                if method not in tokens:  # called off
+                    yield failed()
+                    return
             yield {**self._ready(), self.status: note_html("Done. Move the slider to edit all of them.")}
 
         def edit(request: gr.Request, tokens: dict[str, str], direction: str, strength: float) -> dict[Any, Any]:
-            owner = owner_of(request)
-            return {self.edits[m]: self._edit(token, direction, strength, owner) for m, token in tokens.items()}
+            owner, since = owner_of(request), actions.sessions.now()
+            return {self.edits[m]: self._edit(token, direction, strength, owner, since) for m, token in tokens.items()}
 
         def choose(name: str, direction: str) -> dict[str, Any]:
             return gr.update(**_range(actions.model(name), direction))
@@ -126,20 +134,35 @@ class CompareTab:
         def failed() -> dict[Any, Any]:
             return {**self._ready(), self.status: note_html("")}
 
-        outputs = [self.status, self.compare, self.cancel, self.results, self.figures, self.tokens, *self.pictures]
+        def call_off(order: str) -> Any:
+            actions.sessions.call_off(order)
+            return gr.update(interactive=False)  # until `compare` has ended, a moment later
+
+        outputs = [self.status, self.compare, self.cancel, self.results, self.figures, self.tokens, self.order]
+        outputs += self.pictures
         direct: dict[str, Any] = {"queue": False, "show_progress": "hidden", **HIDDEN}
-        asked = [column.photo, column.face, column.align, model, self.with_pti, self.direction, self.strength]
+        asked = [
+            self.order,
+            column.photo,
+            column.face,
+            column.align,
+            model,
+            self.with_pti,
+            self.direction,
+            self.strength,
+        ]
         running = self.compare.click(waiting, self.tokens, outputs, **direct).then(
             compare,
             asked,
             outputs,
             concurrency_id="invert",
             concurrency_limit=12,
+            trigger_mode="multiple",  # a click right after the end would be lost: the page hears of that a little later
             show_progress="hidden",
             **HIDDEN,
         )
         running.failure(failed, None, outputs, **direct)
-        self.cancel.click(failed, None, outputs, cancels=[running], **direct)
+        self.cancel.click(call_off, self.order, self.cancel, **direct)
         self.running = running
         changed = self.direction.input(choose, [model, self.direction], self.strength, **direct)
         editing: dict[str, Any] = {"show_progress": "hidden", **SLIDERS, **HIDDEN}
@@ -150,12 +173,12 @@ class CompareTab:
     def _ready(self) -> dict[Any, Any]:
         return {self.compare: gr.update(interactive=True), self.cancel: gr.update(visible=False)}
 
-    def _shown(self, out: InversionOutput, owner: str | None) -> str:
-        return self.actions.picture(enlarge(out.images[0]), owner=owner, name="face", shown=True)
+    def _shown(self, out: InversionOutput, owner: str | None, since: int) -> str:
+        return self.actions.picture(enlarge(out.images[0]), owner=owner, name="face", shown=True, since=since)
 
-    def _edit(self, token: str, direction: str | None, strength: float, owner: str | None) -> str:
+    def _edit(self, token: str, direction: str | None, strength: float, owner: str | None, since: int) -> str:
         strengths = {direction: strength} if direction else {}
-        return self._shown(self.actions.edited(token, strengths, owner=owner), owner)
+        return self._shown(self.actions.edited(token, strengths, owner=owner), owner, since)
 
     def _row(self, method: str, out: InversionOutput, seconds: float) -> dict[str, Any]:
         similarity = self.actions.similarity(out)

@@ -1,5 +1,6 @@
 """The tab for one photo: invert, move the sliders, download."""
 
+import secrets
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +47,7 @@ class EditTab:
         self.actions = actions
         self.token = gr.State("")  # of the result that is shown
         self.job = gr.State("")  # of the run, to stop it
+        self.order = gr.State("")  # of what was asked for last, to call it off
         picture: dict[str, Any] = {"format": "png", "interactive": False, "buttons": ["fullscreen"]}
         gr.Markdown("## 3. Invert", elem_classes="step")
         pti = model.pti
@@ -78,25 +80,26 @@ class EditTab:
         self.file = gr.DownloadButton("Download", elem_classes="download-link")
         self.parts = [self.status, self.invert, self.stop, self.cancel, self.how_to, self.pictures, self.editing]
 
-    def pair(self, out: InversionOutput, owner: str | None) -> tuple[Any, Any]:
-        """Face and photo, before and after, as the page shows them."""
+    def pair(self, out: InversionOutput, owner: str | None, since: int) -> tuple[Any, Any]:
+        """Face and photo, before and after, as the page shows them; `since` as in `Actions.original`."""
         actions, crop = self.actions, out.crops[0]
         before, after = actions.shown_photos(out)
-        how: dict[str, Any] = {"owner": owner, "kind": kind_of(out), "shown": True}
+        whose: dict[str, Any] = {"owner": owner, "since": since}
+        how: dict[str, Any] = {"kind": kind_of(out), "shown": True, **whose}
         return (
             (
-                actions.original(enlarge(crop.image), owner=owner, drawn=is_drawn(out)),
+                actions.original(enlarge(crop.image), drawn=is_drawn(out), **whose),
                 actions.picture(enlarge(out.images[0]), name="face", **how),
             ),
             (
-                actions.original(before, owner=owner, drawn=is_drawn(out)),
+                actions.original(before, drawn=is_drawn(out), **whose),
                 actions.picture(after, name="photo", **how),
             ),
         )
 
-    def opened(self, out: InversionOutput, token: str, owner: str | None, words: str) -> dict[Any, Any]:
-        """Updates that show a result, ready to be edited."""
-        faces, photos = self.pair(out, owner)
+    def opened(self, out: InversionOutput, token: str, owner: str | None, since: int, words: str) -> dict[Any, Any]:
+        """Updates that show a result, ready to be edited; `since` as in `Actions.original`."""
+        faces, photos = self.pair(out, owner, since)
         shown = {part: gr.update(visible=True) for part in (self.pictures, self.editing)}
         hidden = {part: gr.update(visible=False) for part in (self.how_to, self.stop, self.cancel)}
         values = {self.token: token, self.faces: faces, self.photos: photos, self.status: words}
@@ -107,7 +110,15 @@ class EditTab:
     def opens(self) -> list[Any]:
         """What `opened` updates."""
         pictures = [self.faces, self.photos]
-        return [*self.parts, self.token, self.job, *pictures, self.downloads["delta"], *self.sliders.components]
+        return [
+            *self.parts,
+            self.token,
+            self.job,
+            self.order,
+            *pictures,
+            self.downloads["delta"],
+            *self.sliders.components,
+        ]
 
     def closed(self) -> dict[Any, Any]:
         """Updates that show the tab as it was at first."""
@@ -149,17 +160,19 @@ class EditTab:
                 **hidden,
                 self.status: note_html("Aligning the face …"),
                 self.invert: gr.update(interactive=False),
-                self.cancel: gr.update(visible=True),
+                self.cancel: gr.update(visible=True, interactive=True),
                 self.job: "",
+                self.order: secrets.token_urlsafe(32),
             }
 
         def back(token: str, request: gr.Request) -> dict[Any, Any]:
             """Nothing came of it: show the last result again, if there is one."""
-            owner = owner_of(request)
+            owner, since = owner_of(request), actions.sessions.now()
             kept = actions.sessions.get(token or "", owner=owner)
-            return self.closed() if kept is None else self.opened(kept.output, token, owner, note_html(""))
+            return self.closed() if kept is None else self.opened(kept.output, token, owner, since, note_html(""))
 
         def invert(
+            order: str,
             old: str,
             photo: bytes | None,
             face: int,
@@ -171,38 +184,44 @@ class EditTab:
             tuning_steps: float,
             request: gr.Request,
         ) -> Iterator[dict[Any, Any]]:
-            owner = owner_of(request)
+            owner, since = owner_of(request), actions.sessions.now()
+            whose: dict[str, Any] = {"owner": owner, "since": since}
             crop = actions.crop(photo, face, align, model)
-            before = actions.original(enlarge(crop.image), owner=owner)
+            before = actions.original(enlarge(crop.image), **whose)
             shown = None
             steps: dict[str, Any] = {"pivot": pivot, "num_w_steps": w_steps, "num_tuning_steps": tuning_steps}
-            for report in actions.run(crop, method, owner=owner, model=model, **steps):
+            for report in actions.run(crop, method, owner=owner, model=model, order=order, **steps):
                 if report.output is not None:
                     actions.sessions.drop(old, owner=owner)
-                    yield self.opened(report.output, report.token, owner, status_html(report))
+                    yield self.opened(report.output, report.token, owner, since, status_html(report))
                     return
                 changes: dict[Any, Any] = {self.status: status_html(report)}
                 if report.token:
                     changes |= {self.job: report.token, self.stop: gr.update(visible=True)}
                 if report.preview is not None and report.preview is not shown:
                     shown = report.preview
-                    preview = actions.picture(enlarge(shown), owner=owner, name="preview", shown=True)
-                    photo_shown = actions.original(shown_crop(crop).photo, owner=owner)
+                    preview = actions.picture(enlarge(shown), name="preview", shown=True, **whose)
+                    photo_shown = actions.original(shown_crop(crop).photo, **whose)
                     changes |= {self.faces: (before, preview), self.pictures: gr.update(visible=True)}
                     changes |= {self.photos: (photo_shown, photo_shown)}
                 yield changes
+            yield back(old, request)  # called off
+
+        def call_off(order: str) -> Any:
+            actions.sessions.call_off(order)
+            return gr.update(interactive=False)  # until `invert` has ended, a moment later
 
         def strengths_of(token: str, values: tuple[float, ...], owner: str | None) -> dict[str, float]:
             return sliders.strengths(actions.model(actions.kept(token, owner=owner).model), values)
 
         def redraw(request: gr.Request, token: str, *values: float) -> tuple[Any, Any]:
-            owner = owner_of(request)
+            owner, since = owner_of(request), actions.sessions.now()
             strengths = strengths_of(token, values, owner)
-            return self.pair(actions.edited(token, strengths, owner=owner), owner)
+            return self.pair(actions.edited(token, strengths, owner=owner), owner, since)
 
         def reset(token: str, request: gr.Request) -> dict[Any, Any]:
-            owner = owner_of(request)
-            faces, photos = self.pair(actions.edited(token, {}, owner=owner), owner)
+            owner, since = owner_of(request), actions.sessions.now()
+            faces, photos = self.pair(actions.edited(token, {}, owner=owner), owner, since)
             return {**sliders.zeros(), self.faces: faces, self.photos: photos}
 
         def stop(token: str, request: gr.Request) -> None:
@@ -220,16 +239,18 @@ class EditTab:
         outputs = list(dict.fromkeys(self.opens))
         running = self.invert.click(waiting, None, outputs, **direct).then(
             invert,
-            [self.token, column.photo, column.face, column.align, *settings],
+            [self.order, self.token, column.photo, column.face, column.align, *settings],
             outputs,
             concurrency_id="invert",
             concurrency_limit=12,
+            trigger_mode="multiple",  # a click right after the end would be lost: the page hears of that a little later
             show_progress="hidden",
             **HIDDEN,
         )
         running.failure(back, self.token, outputs, **direct)
         self.stop.click(stop, self.job, None, **direct)
-        self.cancel.click(back, self.token, outputs, cancels=[running], **direct)
+        # no `cancels`: until the page has dealt with it, it would not hear of a new inversion
+        self.cancel.click(call_off, self.order, self.cancel, **direct)
         self.running = running
         self.method.change(lambda method: gr.update(visible=method == "pti"), self.method, self.settings, **direct)
         state = [self.token, *sliders.components]

@@ -65,7 +65,7 @@ class PhotoColumn:
         shown = [self.found, self.count, self.marked, self.crop, self.face]
 
         def find(request: gr.Request, photo: Upload | None, align: bool, model: str) -> dict[Any, Any]:
-            owner = owner_of(request)
+            owner, since = owner_of(request), actions.sessions.now()
             if photo is not None:
                 actions.remember_upload(photo.path, owner=owner)
             if not photo:
@@ -73,20 +73,20 @@ class PhotoColumn:
             crop, found = actions.look(photo, 0, align, model)
             words = {0: "", 1: "One face was found."}.get(len(found), f"{len(found)} faces were found: click on one.")
             choices = [(f"Face {i + 1}", i) for i in range(max(len(found), 1))]
-            marked = actions.original(_mark(crop.photo, found, 0), owner=owner) if found else None
+            marked = actions.original(_mark(crop.photo, found, 0), owner=owner, since=since) if found else None
             return {
                 self.found: gr.update(visible=True),
                 self.count: words,
                 self.marked: gr.update(visible=bool(found), value=marked),
-                self.crop: actions.original(enlarge(crop.image), owner=owner),
+                self.crop: actions.original(enlarge(crop.image), owner=owner, since=since),
                 self.face: gr.update(choices=choices, value=0, visible=len(found) > 1),
             }
 
         def choose(request: gr.Request, photo: bytes | None, face: int, align: bool, model: str) -> dict[Any, Any]:
-            owner = owner_of(request)
+            whose: dict[str, Any] = {"owner": owner_of(request), "since": actions.sessions.now()}
             crop, found = actions.look(photo, face, align, model)
-            marked = actions.original(_mark(crop.photo, found, face), owner=owner)
-            return {self.marked: marked, self.crop: actions.original(enlarge(crop.image), owner=owner)}
+            marked = actions.original(_mark(crop.photo, found, face), **whose)
+            return {self.marked: marked, self.crop: actions.original(enlarge(crop.image), **whose)}
 
         def click(photo: bytes | None, face: int, model: str, event: gr.SelectData) -> int:
             image, found = actions.faces(photo, model)

@@ -100,27 +100,28 @@ class PlayTab:
             strengths = edit_tab.sliders.strengths(actions.model(name), values)
             out = actions.edited(token, strengths, owner=owner)
             drop(old, owner=owner)
-            return actions.sessions.add(out, owner=owner, model=name, since=since), show(out, owner)
+            return actions.sessions.add(out, owner=owner, model=name, since=since), show(out, owner, since)
 
         def draw(request: gr.Request, old: str, name: str, seed: float, truncation: float) -> tuple[str, str, float]:
-            owner = owner_of(request)
+            owner, since = owner_of(request), actions.sessions.now()
             token = actions.random_face(owner=owner, model=name, seed=seed, truncation=truncation)
             drop(old, owner=owner)
-            return token, show(actions.kept(token, owner=owner).output, owner), (seed or 0) + 1
+            return token, show(actions.kept(token, owner=owner).output, owner, since), (seed or 0) + 1
 
-        def show(out: Any, owner: str | None) -> str:
-            return actions.picture(enlarge(out.images[0]), owner=owner, name="face", kind=kind_of(out), shown=True)
+        def show(out: Any, owner: str | None, since: int) -> str:
+            about: dict[str, Any] = {"owner": owner, "kind": kind_of(out), "since": since}
+            return actions.picture(enlarge(out.images[0]), name="face", shown=True, **about)
 
         def mix(
             request: gr.Request, old: str, shown: str, a: str, b: str, start: float, end: float, alpha: float
         ) -> tuple[str, str]:
-            owner = owner_of(request)
+            owner, since = owner_of(request), actions.sessions.now()
             _both(a, b)
             if start >= end:
                 raise gr.Error("“From layer” has to be below “to layer”.", print_exception=False)
             drop(old, shown, owner=owner)  # it may be open in the other tab
             token = actions.mix(a, b, owner=owner, layers=(start, end), alpha=alpha)
-            return token, show(actions.kept(token, owner=owner).output, owner)
+            return token, show(actions.kept(token, owner=owner).output, owner, since)
 
         def morph(request: gr.Request, a: str, b: str) -> tuple[Any, Any]:
             _both(a, b)
@@ -130,10 +131,10 @@ class PlayTab:
         def reopen(request: gr.Request, token: str) -> dict[Any, Any]:
             if not token:
                 raise gr.Error("Mix two faces first.", print_exception=False)
-            owner = owner_of(request)
+            owner, since = owner_of(request), actions.sessions.now()
             out = actions.kept(token, owner=owner).output
             words = note_html("A mixture of two faces, ready to be edited")
-            return {**edit_tab.opened(out, token, owner, words), tabs: gr.update(selected="edit")}
+            return {**edit_tab.opened(out, token, owner, since, words), tabs: gr.update(selected="edit")}
 
         quick: dict[str, Any] = {"show_progress": "minimal", **WORK, **HIDDEN}
         for place in ("A", "B"):

@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from stylegan_inversion.pipelines.output import InversionOutput
@@ -18,6 +18,7 @@ from stylegan_inversion.webapp.turns import BusyError as BusyError
 
 WAIT_SECONDS = 0.1  # between two looks at whether the last inversion has ended
 REMEMBERED_OWNERS = 10_000  # whose wish to be forgotten holds for what was begun before it
+REMEMBERED_ORDERS = 10_000  # that were called off
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,7 @@ class Sessions:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # the least recently used first
         self._running: dict[str, Run] = {}
         self._forgotten: OrderedDict[str, int] = OrderedDict()  # when an owner was, as `now` counts
+        self._called_off: OrderedDict[str, None] = OrderedDict()  # orders, the first ones first
         self._now = 0
         self._sweeper: threading.Timer | None = None
 
@@ -109,7 +111,7 @@ class Sessions:
         owner: str | None,
         model: str,
         since: int | None = None,
-    ) -> Iterator[Progress]:
+    ) -> Generator[Progress, None, None]:
         """Run an inversion in a thread; closing the iterator ends it and forgets the result.
 
         An owner has one inversion at a time. One that was stopped or left is waited for, which takes a step at most.
@@ -133,7 +135,7 @@ class Sessions:
         """
         run = Run(work, total=total, first_stage_steps=first_stage_steps, owner=owner, max_seconds=self.max_seconds)
         with self._lock:
-            if self._is_forgotten(owner, since):
+            if self.is_forgotten(owner, since):
                 return
             others = [other for other in self._running.values() if owner is not None and other.owner == owner]
             if not all(other.stop.is_set() for other in others):
@@ -178,11 +180,12 @@ class Sessions:
         """
         token = secrets.token_urlsafe(32)
         with self._lock:
-            if not self._is_forgotten(owner, since):
+            if not self.is_forgotten(owner, since):
                 self._keep(token, output, owner, model)
         return token
 
-    def _is_forgotten(self, owner: str | None, since: int | None) -> bool:
+    def is_forgotten(self, owner: str | None, since: int | None) -> bool:
+        """Whether an owner was forgotten after a moment that `now` gave."""
         return owner is not None and since is not None and self._forgotten.get(owner, 0) > since
 
     def get(self, token: str, *, owner: str | None) -> Kept | None:
@@ -207,6 +210,17 @@ class Sessions:
             return False
         run.stop.set()
         return True
+
+    def call_off(self, order: str) -> None:
+        """Note that the work of an order, a name nobody can guess, is no longer wanted, be it begun or not."""
+        with self._lock:
+            self._called_off[order] = None
+            while len(self._called_off) > REMEMBERED_ORDERS:
+                self._called_off.popitem(last=False)
+
+    def is_called_off(self, order: str) -> bool:
+        """Whether `call_off` was told so."""
+        return order in self._called_off
 
     def drop(self, token: str, *, owner: str | None) -> None:
         """Forget a result, if it is there and the owner's."""

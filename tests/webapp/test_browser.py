@@ -136,8 +136,9 @@ def tab(page: Any, name: str) -> None:
 
 
 def source(page: Any, alt: str) -> str | None:
-    found = page.locator(f"img[alt='{alt}']").locator("visible=true")
-    return found.first.get_attribute("src") if found.count() else None
+    """Address of the shown picture of this name, if there is one now."""
+    shown = page.locator(f"img[alt='{alt}']").locator("visible=true").evaluate_all("all => all.map(x => x.src)")
+    return shown[0] if shown else None
 
 
 def test_from_the_photo_to_the_download(open_page: Open, path: Path, tmp_path: Path) -> None:
@@ -190,7 +191,7 @@ def test_from_the_photo_to_the_download(open_page: Open, path: Path, tmp_path: P
     button(page, "Delete my data now").click()
     page.wait_for_selector("text=Deleted: your photo, 1 result and all files.")
     page.wait_for_selector("text=How it works")
-    assert not pictures(page) and source(page, "Aligned face") is None
+    until(lambda: not pictures(page) and source(page, "Aligned face") is None)
     shoot(page, "06-deleted")
 
 
@@ -252,6 +253,21 @@ def test_pti_with_stop_and_with_cancel(open_page: Open, path: Path, app: Served)
     page.keyboard.press("PageUp")
     until(lambda: len(now := pictures(page)) == 4 and now[1] != before[1])
     shoot(page, "09-pti-cancelled")
+
+
+@pytest.mark.usefixtures("unhurried")
+def test_invert_right_after_cancel(open_page: Open, path: Path) -> None:
+    page = open_page()
+    upload(page, path)
+    choose_pti(page, steps=1000)
+    for _ in range(4):  # as quick as a click can be
+        page.get_by_text("PTI · nearest to the photo").click()
+        button(page, "Invert").click()
+        page.wait_for_selector("text=/step \\d+ of 2000/")
+        button(page, "Cancel").click()
+        until(lambda: button(page, "Invert").is_enabled())
+        page.get_by_text("e4e · at once").click()
+        invert(page)
 
 
 def test_compare_all_methods(open_page: Open, path: Path) -> None:
