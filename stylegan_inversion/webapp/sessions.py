@@ -213,6 +213,8 @@ class Sessions:
 
     def call_off(self, order: str) -> None:
         """Note that the work of an order, a name nobody can guess, is no longer wanted, be it begun or not."""
+        if not order:  # no page has sent it
+            return
         with self._lock:
             self._called_off[order] = None
             while len(self._called_off) > REMEMBERED_ORDERS:

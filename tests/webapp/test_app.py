@@ -116,7 +116,7 @@ def test_compare_and_play(visit: Visit, path: Path) -> None:
     visitor = visit()
     upload = visitor.upload(path)
     visitor.call_now("waiting_1", None)
-    visitor.join("compare_1", upload, 0, True, "tiny", True, "smile", 3.0)
+    visitor.join("compare_1", None, upload, 0, True, "tiny", True, "smile", 3.0)
     seen: dict[str, Any] = {}
     for _, values in visitor.reports("compare_1"):
         seen |= {key: value for key, value in values.items() if value}
@@ -172,7 +172,7 @@ def test_what_fails_gives_the_last_result_back(visit: Visit, path: Path) -> None
     visitor.call_now("waiting")
     Image.new("RGB", (8, 8)).save(path.with_name("tiny.png"))
     bad = visitor.upload(path.with_name("tiny.png"))
-    visitor.join("invert_1", None, bad, 5, True, "tiny", "e4e", "w", 3, 3)
+    visitor.join("invert_1", None, None, bad, 5, True, "tiny", "e4e", "w", 3, 3)
     with pytest.raises(RuntimeError):
         list(visitor.reports("invert_1"))
     shown = visitor.call_now("back", None)
@@ -202,7 +202,7 @@ def test_sentences_are_for_visitors() -> None:
 def test_what_a_visitor_is_told(visit: Visit, path: Path) -> None:
     visitor = visit()
     with pytest.raises(RuntimeError, match="Choose a photo first"):
-        visitor.join("invert_1", None, None, 0, True, "tiny", "e4e", "w", 3, 3)
+        visitor.join("invert_1", None, None, None, 0, True, "tiny", "e4e", "w", 3, 3)
         list(visitor.reports("invert_1"))
     for name in ("redraw", "reset", "download_1", "take"):
         count = len(visitor.events[name]["inputs"])
@@ -317,7 +317,7 @@ def test_steps_are_clamped(actions: Actions, photo: Image.Image, monkeypatch: py
 
     def run(work: Any, *, total: int, first_stage_steps: int, **names: Any) -> Iterator[Progress]:
         asked.append((first_stage_steps, total - first_stage_steps))
-        return iter(())
+        yield from ()
 
     monkeypatch.setattr(actions.sessions, "run", run)
     crop = actions.models.first.pti.align(photo)
@@ -329,6 +329,44 @@ def test_steps_are_clamped(actions: Actions, photo: Image.Image, monkeypatch: py
     with pytest.raises(gr.Error, match="This model has no 'restyle'; it has e4e, psp, pti"):
         list(actions.run(crop, "restyle", owner=None))
     assert len(actions.turns) == 0
+
+
+@pytest.mark.parametrize("method", ["e4e", "pti"])
+def test_what_is_called_off_leaves_nothing(method: str, actions: Actions, photo: Image.Image) -> None:
+    crop = actions.models.first.pti.align(photo)
+    actions.sessions.call_off("")  # from a page that asked for nothing: other work without an order goes on
+    assert list(actions.run(crop, method, owner="anna", num_w_steps=1, num_tuning_steps=1))[-1].output is not None
+    actions.sessions.call_off("before")
+    assert not list(actions.run(crop, method, owner="anna", order="before"))
+    if method == "pti":
+        reports = actions.run(crop, method, owner="anna", order="while", num_w_steps=1000)
+        assert next(report for report in reports if report.stage != "waiting").stage == "start"
+        actions.sessions.call_off("while")
+        assert not list(reports)
+    assert len(actions.sessions) == 1
+    until(lambda: len(actions.turns) == 0)  # the thread ends a step later
+
+
+def test_who_waits_is_called_off(actions: Actions, photo: Image.Image) -> None:
+    crop = actions.models.first.pti.align(photo)
+    with actions.turns.join("bert"):
+        reports = actions.run(crop, "pti", owner="anna", order="hers")
+        assert next(reports).stage == "waiting"
+        actions.sessions.call_off("hers")
+        assert not list(reports) and len(actions.turns) == 1
+
+
+def test_files_of_who_was_forgotten_meanwhile(actions: Actions, photo: Image.Image) -> None:
+    began = actions.sessions.now()
+    whose: dict[str, Any] = {"owner": "anna", "since": began}
+    kept = actions.picture(photo, name="face", **whose)
+    actions.forget("anna")
+    assert not Path(kept).exists()
+    for write in (lambda: actions.picture(photo, name="face", **whose), lambda: actions.original(photo, **whose)):
+        with pytest.raises(gr.Error, match=EXPIRED):
+            write()
+    assert not list(actions._folder_of("anna").rglob("*.*"))
+    assert Path(actions.picture(photo, name="face", owner="anna", since=actions.sessions.now())).is_file()
 
 
 def test_frames_are_clamped(actions: Actions, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,7 +93,7 @@ class Visitor:
     def join_invert(self, photo: dict[str, Any], *, method: str, align: bool = True, steps: int = 3) -> None:
         """Press "Invert" and do not wait."""
         self.call_now("waiting")
-        self.join("invert_1", None, photo, 0, align, "tiny", method, "w", steps, steps)
+        self.join("invert_1", None, None, photo, 0, align, "tiny", method, "w", steps, steps)
 
     def edit(self, **strengths: float) -> dict[str, Any]:
         """Move sliders, named by their labels."""
