@@ -100,12 +100,11 @@ class CompareTab:
             before = actions.original(enlarge(crop.image), owner=owner, since=since)
             photo_shown = gr.update(value=before, visible=True)
             start: dict[Any, Any] = {self.photo: photo_shown, self.figures: "", self.results: gr.update(visible=True)}
-            start |= {self.faces[m]: gr.update(value=None, visible=m in chosen.pipelines) for m in METHODS}
-            start |= {self.edits[m]: gr.update(value=None, visible=m in chosen.pipelines) for m in METHODS}
+            methods = [m for m in methods_of(chosen) if with_pti or chosen.pipelines[m] is not chosen.pti]
+            for pictures in (self.faces, self.edits):
+                start |= {pictures[m]: gr.update(value=None, visible=m in methods) for m in METHODS}
             yield start
-            for method in methods_of(chosen):
-                if chosen.pipelines[method] is chosen.pti and not with_pti:
-                    continue
+            for method in methods:
                 began = time.perf_counter()
                 for report in actions.run(crop, method, owner=owner, model=name, order=order):
                     if report.output is None:

@@ -77,6 +77,11 @@ def test_one_weight_leaves_the_others() -> None:
         ({"loss": {"l2": -1.0}}, r"`l2` must be a finite weight >= 0, got -1\.0"),
         ({"loss": {"adversarial": 0.1}}, r"`loss\.adversarial` is 0\.1, but only method=e4e"),
         ({"loss": {"w_distance": 1.0}}, r"`loss\.w_distance` is 1, but pictures have no known w: set `synthetic_batch"),
+        ({"teacher": "runs/gan"}, r"`teacher` is 'runs/gan', but `loss\.w_distance` is 0 and `batch_size` 8: both"),
+        (
+            {"teacher": "t", "loss": {"w_distance": 1.0}, "batch_size": 0, "synthetic_batch_size": 1},
+            r"`loss\.w_distance` is 1 and `batch_size` 0",
+        ),
         ({"loss": {"l2": 0.0, "lpips": 0.0, "identity": 0.0}}, "`loss` weighs nothing that tells the encoder"),
         ({"batch_size": 0, "synthetic_batch_size": 2}, "`loss` weighs nothing .* it needs l2.* w_distance"),
     ],

@@ -1,7 +1,7 @@
 import copy
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stylegan_inversion import E4EPipeline, PSPPipeline, hub
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.preprocessing.image import load_image
@@ -179,6 +180,38 @@ def test_known_w_teach(make_learner: MakeLearner) -> None:
         assert finite and set(terms) == {"loss", "w_distance"}
         losses.append(float(terms["loss"]))
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+
+
+def test_a_teacher_knows_the_w_of_pictures(make_learner: MakeLearner, tmp_path: Path) -> None:
+    sizes = ImageEncoderConfig(input_resolution=16, w_dim=make_learner().generator.config.w_dim, widths=(4, 4, 4, 4))
+    teacher = ImageEncoder(sizes).eval()
+    hub.save_module(teacher, tmp_path / "run" / "autoencoder")
+    hub.write_config({}, tmp_path / "run")
+    loss = {"w_distance": 1.0, "l2": 0.0, "lpips": 0.0, "identity": 0.0}
+    learner = make_learner(
+        teacher=str(tmp_path / "run"), synthetic_batch_size=2, loss=loss, optimizer=OptimizerOptions("adam", 1e-2)
+    )
+    batches = batches_of(learner, 1)
+    samples, true_w = learner.draws.synthesize(0, 2, side=learner.input_resolution)
+    with torch.no_grad():
+        w_plus = copy.deepcopy(learner.encoder)(torch.cat([batches[0]["x"], samples]))
+        wanted = torch.cat([teacher(batches[0]["y"]), true_w])
+    losses = [float(learner.step(batches, 0)[0]["w_distance"]) for _ in range(30)]  # always the same
+    assert losses[0] == pytest.approx(float((w_plus - wanted[:, None]).square().mean()), rel=1e-5)
+    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
+    assert all(p.grad is None for p in cast(ImageEncoder, learner.teacher).parameters())
+
+
+def test_teachers_that_do_not_fit(make_learner: MakeLearner, tmp_path: Path) -> None:
+    loss = {"w_distance": 1.0}
+    with pytest.raises(ModelNotFoundError, match="`teacher`: 'faces64' holds no autoencoder"):
+        make_learner(teacher="faces64", loss=loss)
+    for name, sizes in {"wide": (16, 7), "large": (256, make_learner().generator.config.w_dim)}.items():
+        config = ImageEncoderConfig(input_resolution=sizes[0], w_dim=sizes[1], widths=(2, 2, 2, 2))
+        hub.save_module(ImageEncoder(config), tmp_path / name / "autoencoder")
+        hub.write_config({}, tmp_path / name)
+        with pytest.raises(ValueError, match=f"`teacher` gives w of {sizes[1]} for pictures of {sizes[0]} px; `model`"):
+            make_learner(teacher=str(tmp_path / name), loss=loss)
 
 
 def test_a_psp_encoder_becomes_an_e4e_encoder(
