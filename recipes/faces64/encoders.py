@@ -1,4 +1,4 @@
-"""The encoders of faces64: from the second runs of `psp.yaml` and `e4e.yaml` into the package, as float16.
+"""The encoders of faces64: from the runs of `psp.yaml` and `e4e.yaml` into the package, as float16.
 
 usage: python recipes/faces64/encoders.py [--runs runs/faces64]
 """
@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/faces64"))
     args = parser.parse_args()
-    for cls, name, run in ((GradualStyleEncoder, "psp_encoder", "psp2"), (Encoder4Editing, "e4e_encoder", "e4e2")):
+    for cls, name, run in ((GradualStyleEncoder, "psp_encoder", "psp"), (Encoder4Editing, "e4e_encoder", "e4e")):
         encoder = hub.load_module(cls, PyramidEncoderConfig, args.runs / run / "best" / name)
         x = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
         with torch.no_grad():

@@ -15,6 +15,7 @@ from stylegan_inversion.webapp.compare_tab import CompareTab
 from stylegan_inversion.webapp.edit_tab import EditTab
 from stylegan_inversion.webapp.guard import Inspect, Janitor, LimitBody, SecurityHeaders, VisitorCookie, owner_of
 from stylegan_inversion.webapp.janitor import forget_lost
+from stylegan_inversion.webapp.memory import give_back
 from stylegan_inversion.webapp.model_picker import ModelPicker
 from stylegan_inversion.webapp.models import Model, Models, load_model
 from stylegan_inversion.webapp.photo_column import HIDDEN, PhotoColumn
@@ -91,6 +92,7 @@ def build_app(
     janitor.keep()  # the examples
     demo.janitor = janitor  # lives as long as the app
     janitor.also(functools.partial(forget_lost, demo.temp_file_sets))
+    janitor.also(give_back)
     return demo.queue(max_size=32, default_concurrency_limit=4)
 
 
