@@ -68,11 +68,11 @@ class EncoderLearner:
         with seeded_weights(config.seed):
             self.encoder = make_encoder(config, self.task, self.generator).to(device)
             self.adversary = self._make_adversary()
-        teacher = load_teacher(config, self.generator)
-        self.teacher = None if teacher is None else teacher.to(device)
         synchronize_batch_norm(self.encoder)
         self.input_resolution = self.encoder.config.input_resolution
         self.output_resolution = min(self.generator.config.resolution, LOSS_RESOLUTION)
+        teacher = load_teacher(config, w_dim=self.generator.config.w_dim, side=self.output_resolution)
+        self.teacher = None if teacher is None else teacher.to(device)
         self.ema = copy.deepcopy(self.encoder).eval().requires_grad_(False) if config.ema_decay else None
         self.parameters = [p for p in self.encoder.parameters() if p.requires_grad]
         self.optimizer, self.schedule = make_optimizer(config.optimizer, self.parameters, steps=config.steps)

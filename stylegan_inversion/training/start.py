@@ -122,11 +122,16 @@ def make_encoder(config: TrainConfig, task: Task, generator: Generator) -> Encod
     return encoder.train().requires_grad_(True)
 
 
-def load_teacher(config: TrainConfig, generator: Generator) -> ImageEncoder | None:
+def load_teacher(config: TrainConfig, *, w_dim: int, side: int) -> ImageEncoder | None:
     """The encoder of the autoencoder that the generator grew from, frozen, on the CPU; `None` if the run has none.
 
+    Args:
+        config: The run.
+        w_dim: Of the generator.
+        side: Of the pictures that it will read.
+
     Raises:
-        ValueError: If it does not fit the generator.
+        ValueError: If it does not fit the generator or the pictures.
         ModelNotFoundError: If `teacher` holds none.
         CheckpointError: If a file is damaged.
     """
@@ -138,11 +143,11 @@ def load_teacher(config: TrainConfig, generator: Generator) -> ImageEncoder | No
             f"`teacher`: {config.teacher!r} holds no autoencoder (folder 'autoencoder'), as runs of method=autoencoder "
             "and of method=gan with reconstructions have it."
         )
-    ours = (teacher.config.w_dim, generator.config.resolution >= teacher.config.input_resolution)
-    if ours != (generator.config.w_dim, True):
+    sizes = teacher.config
+    if sizes.w_dim != w_dim or sizes.input_resolution > side:
         raise ValueError(
-            f"`teacher` gives w of {teacher.config.w_dim} for pictures of {teacher.config.input_resolution} px; "
-            f"`model` takes {generator.config.w_dim} and draws {generator.config.resolution} px."
+            f"`teacher` gives w of {sizes.w_dim} for pictures of {sizes.input_resolution} px; `model` takes {w_dim}, "
+            f"and its pictures are compared at {side} px."
         )
     return teacher.eval().requires_grad_(False)
 
