@@ -120,7 +120,7 @@ def tune_generator(
         for conv, tensor in zip(tuned.synthesis.convs, noise, strict=True):
             conv.noise_const.copy_(tensor[0, 0])
     parameters = [p.requires_grad_() for p in tuned.synthesis.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)  # a fifth of a step on a CPU
     target, w_pivot = target.clone(), w_pivot.detach().clone()  # of the caller's inference mode, if that is on
     with torch.no_grad():
         wanted = perceptual.features(target)

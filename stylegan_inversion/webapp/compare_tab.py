@@ -34,14 +34,23 @@ class CompareTab:
             self.with_pti = gr.Checkbox(True, label="With PTI, which takes a while", min_width=220)
         self.status = gr.HTML(note_html(""))
         with gr.Column(visible=False) as self.results:
-            with gr.Row():
-                self.photo = _picture("Photo")
-                self.faces = {method: _picture(SHORT[method]) for method in METHODS}
-            with gr.Row():
+            self.faces, self.edits = {}, {}
+            self.columns: dict[str, list[Any]] = {method: [] for method in METHODS}  # keep the place of what is to come
+            with gr.Row(elem_classes="compared"):
+                with gr.Column(min_width=150, scale=1):
+                    self.photo = _picture("Photo")
+                for method in METHODS:
+                    with gr.Column(min_width=150, scale=1) as column:
+                        self.faces[method] = _picture(SHORT[method])
+                    self.columns[method].append(column)
+            with gr.Row(elem_classes="compared"):
                 with gr.Column(min_width=150, scale=1):
                     self.direction = gr.Dropdown(**_directions(model), label="The same edit on each")
                     self.strength = gr.Slider(**_range(model, _first(model)), label="Strength")
-                self.edits = {method: _picture(f"{SHORT[method]}, edited") for method in METHODS}
+                for method in METHODS:
+                    with gr.Column(min_width=150, scale=1) as column:
+                        self.edits[method] = _picture(f"{SHORT[method]}, edited")
+                    self.columns[method].append(column)
             self.figures = gr.Markdown("", elem_classes="figures")
         self.pictures = [self.photo, *self.faces.values(), *self.edits.values()]
 
@@ -97,14 +106,15 @@ class CompareTab:
             crop = actions.crop(photo, face, align, name)
             tokens: dict[str, str] = {}
             rows: list[dict[str, Any]] = []
-            before = actions.original(enlarge(crop.image), owner=owner, since=since)
-            photo_shown = gr.update(value=before, visible=True)
-            start: dict[Any, Any] = {self.photo: photo_shown, self.figures: "", self.results: gr.update(visible=True)}
             methods = [m for m in methods_of(chosen) if with_pti or chosen.pipelines[m] is not chosen.pti]
-            for pictures in (self.faces, self.edits):
-                start |= {pictures[m]: gr.update(value=None, visible=m in methods) for m in METHODS}
-            yield start
+            news: dict[Any, Any] = {picture: gr.update(value=None, visible=False) for picture in self.pictures}
+            news |= {each: gr.update(visible=m in methods) for m, both in self.columns.items() for each in both}
+            news |= {self.results: gr.update(visible=True), self.figures: ""}
+            news[self.photo] = _appear(actions.original(enlarge(crop.image), owner=owner, since=since))
             for method in methods:
+                if chosen.pipelines[method] is chosen.pti:
+                    yield news  # those of the encoders, together: of two updates in a frame that show more, one is lost
+                    news = {}
                 began = time.perf_counter()
                 for report in actions.run(crop, method, owner=owner, model=name, order=order):
                     if report.output is None:
@@ -112,16 +122,13 @@ class CompareTab:
                         continue
                     tokens[method] = report.token
                     rows.append(self._row(method, report.output, time.perf_counter() - began))
-                    yield {
-                        self.faces[method]: self._shown(report.output, owner, since),
-                        self.edits[method]: self._edit(report.token, direction, strength, owner, since),
-                        self.figures: table(rows),
-                        self.tokens: dict(tokens),
-                    }
+                    news[self.faces[method]] = _appear(self._shown(report.output, owner, since))
+                    news[self.edits[method]] = _appear(self._edit(report.token, direction, strength, owner, since))
+                    news |= {self.figures: table(rows), self.tokens: dict(tokens)}
                 if method not in tokens:  # called off
                     yield failed()
                     return
-            yield {**self._ready(), self.status: note_html("Done. Move the slider to edit all of them.")}
+            yield {**news, **self._ready(), self.status: note_html("Done. Move the slider to edit all of them.")}
 
         def edit(request: gr.Request, tokens: dict[str, str], direction: str, strength: float) -> dict[Any, Any]:
             owner, since = owner_of(request), actions.sessions.now()
@@ -138,7 +145,7 @@ class CompareTab:
             return gr.update(interactive=False)  # until `compare` has ended, a moment later
 
         outputs = [self.status, self.compare, self.cancel, self.results, self.figures, self.tokens, self.order]
-        outputs += self.pictures
+        outputs += [*self.pictures, *(each for columns in self.columns.values() for each in columns)]
         direct: dict[str, Any] = {"queue": False, "show_progress": "hidden", **HIDDEN}
         asked = [
             self.order,
@@ -190,9 +197,13 @@ class CompareTab:
 
 
 def _picture(label: str) -> Any:
-    # not visible at first: what is, in a tab that is not open, Gradio sets once more a frame after that was opened, and
-    # on a slow device that was after the first results had come
+    # not visible before it has a value: Gradio sets what a component held when it appeared once more, a frame later; a
+    # value that came in between would be lost
     return gr.Image(label=label, interactive=False, height=220, min_width=150, buttons=[], format="png", visible=False)
+
+
+def _appear(path: str) -> dict[str, Any]:
+    return gr.update(value=path, visible=True)
 
 
 def _first(model: Model) -> str | None:

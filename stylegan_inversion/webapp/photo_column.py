@@ -32,9 +32,9 @@ class PhotoColumn:
         self.actions = actions
         gr.Markdown("## 1. Photo", elem_classes="step")
         self.photo = photo_input(height=300, sources=["upload", "webcam", "clipboard"])
-        samples = sorted(hub.builtin_path("samples").glob("*.jpg"))
-        if samples:
-            gr.Examples([[str(path)] for path in samples], self.photo, label="Examples", api_visibility="private")
+        # not `gr.Examples`: its update of the photo would put a plain `gr.Image` in the place of `photo_input`'s
+        samples = [[str(path)] for path in sorted(hub.builtin_path("samples").glob("*.jpg"))]
+        self.examples = gr.Dataset(components=[self.photo], samples=samples, label="Examples", type="index")
         self.align = gr.Checkbox(True, label="Find the face", info="Off: the photo is an aligned face already.")
         with gr.Column(visible=False) as self.found:
             gr.Markdown("## 2. Face", elem_classes="step")
@@ -63,6 +63,9 @@ class PhotoColumn:
         actions = self.actions
         sources = [self.photo, self.face, self.align, model]
         shown = [self.found, self.count, self.marked, self.crop, self.face]
+
+        def example(index: int) -> str:
+            return str(self.examples.samples[index][0]["path"])
 
         def find(request: gr.Request, photo: Upload | None, align: bool, model: str) -> dict[Any, Any]:
             owner, since = owner_of(request), actions.sessions.now()
@@ -97,6 +100,7 @@ class PhotoColumn:
             ]
             return inside[0] if inside else face
 
+        self.examples.click(example, self.examples, self.photo, show_progress="hidden", queue=False, **HIDDEN)
         finding: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [self.photo], **QUICK, **HIDDEN}
         gr.on([self.photo.change, self.align.input], find, [self.photo, self.align, model], shown, **finding)
         self.face.input(choose, sources, [self.marked, self.crop], show_progress="hidden", **QUICK, **HIDDEN)

@@ -210,6 +210,18 @@ def test_what_a_visitor_is_told(visit: Visit, path: Path) -> None:
             visitor.call(name, *[None, *[0.0] * (count - 1)])
 
 
+def test_an_example_is_read_as_an_upload_is(visit: Visit, path: Path) -> None:
+    visitor = visit()
+    for index in (0, 5):
+        photo = visitor.call_now("example", index)["Photo"]
+        found = visitor.call("find", photo, True, "tiny")
+        assert "faces were found" in str(found)
+        visitor.invert(photo, method="e4e")
+    visitor.call_now("forget")  # not the examples, which belong to all
+    assert visitor.http.get(photo["url"]).status_code == 200
+    visitor.invert(visitor.upload(path), method="e4e")
+
+
 # Privacy
 
 

@@ -195,6 +195,18 @@ def test_from_the_photo_to_the_download(open_page: Open, path: Path, tmp_path: P
     shoot(page, "06-deleted")
 
 
+def test_an_example(open_page: Open, path: Path) -> None:
+    page = open_page()
+    page.locator(".gallery-item").last.click()
+    page.wait_for_selector("img[alt='Aligned face']")
+    example = source(page, "Aligned face")
+    invert(page)
+    page.get_by_label("Remove Image").or_(page.get_by_label("Clear")).first.click()
+    upload(page, path)  # one of one's own is read as before
+    until(lambda: source(page, "Aligned face") not in (None, example))
+    invert(page)
+
+
 def at(page: Any, x: float, y: float) -> dict[str, float]:
     """Where a pixel of the tiny photo is within the picture of the faces."""
     box = page.locator("img[alt='Faces found']").bounding_box()
@@ -270,8 +282,11 @@ def test_invert_right_after_cancel(open_page: Open, path: Path) -> None:
         invert(page)
 
 
-def test_compare_all_methods(open_page: Open, path: Path) -> None:
+@pytest.mark.usefixtures("unhurried")
+@pytest.mark.parametrize("slowness", [1, 8])
+def test_compare_all_methods(slowness: int, open_page: Open, path: Path) -> None:
     page = open_page()
+    page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": slowness})
     upload(page, path)
     tab(page, "Compare the methods")
     shoot(page, "10-compare-start")
