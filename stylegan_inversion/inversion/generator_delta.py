@@ -64,6 +64,16 @@ class GeneratorDelta:
     ) -> "GeneratorDelta":
         """Find what changed, in float32. Without options the change is kept exactly.
 
+        Sizes, and how far the inverted picture moves (mean squared, in [-1, 1]), for a photo in faces64, 350 steps, and
+        in an untrained generator of 1024 px, 10 steps:
+
+        | | 64 px | 1024 px |
+        |---|---|---|
+        | exact | 13.2 MB | 113 MB |
+        | float16 | 6.6 MB, 4e-10 | 57 MB, 2e-9 |
+        | rank 64 | 6.2 MB, 2e-5 | 21 MB, 3e-4 |
+        | rank 16, float16 | 0.8 MB, 1e-3 | 2.7 MB, 2e-2 |
+
         Args:
             base: The generator before.
             tuned: The generator after; of the same sizes.

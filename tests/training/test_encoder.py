@@ -184,7 +184,9 @@ def test_known_w_teach(make_learner: MakeLearner) -> None:
 
 def test_a_teacher_knows_the_w_of_pictures(make_learner: MakeLearner, tmp_path: Path) -> None:
     sizes = ImageEncoderConfig(input_resolution=16, w_dim=make_learner().generator.config.w_dim, widths=(4, 4, 4, 4))
-    teacher = ImageEncoder(sizes).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        teacher = ImageEncoder(sizes).eval()
     hub.save_module(teacher, tmp_path / "run" / "autoencoder")
     hub.write_config({}, tmp_path / "run")
     loss = {"w_distance": 1.0, "l2": 0.0, "lpips": 0.0, "identity": 0.0}
@@ -196,7 +198,7 @@ def test_a_teacher_knows_the_w_of_pictures(make_learner: MakeLearner, tmp_path: 
     with torch.no_grad():
         w_plus = copy.deepcopy(learner.encoder)(torch.cat([batches[0]["x"], samples]))
         wanted = torch.cat([teacher(batches[0]["y"]), true_w])
-    losses = [float(learner.step(batches, 0)[0]["w_distance"]) for _ in range(30)]  # always the same
+    losses = [float(learner.step(batches, 0)[0]["w_distance"]) for _ in range(60)]  # always the same
     assert losses[0] == pytest.approx(float((w_plus - wanted[:, None]).square().mean()), rel=1e-5)
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
     assert all(p.grad is None for p in cast(ImageEncoder, learner.teacher).parameters())
