@@ -153,7 +153,7 @@ def test_a_stolen_session_hash_reads_nothing(app: Served, tmp_path: Path) -> Non
     thief = Visitor(app.url, session_hash=victim.session_hash)
     hits, tried = 0, 0
     for name, event in thief.events.items():
-        if event["backend_fn"] is False or name in ("load_example", "upload", "find", "click", "waiting", "waiting_1"):
+        if event["backend_fn"] is False or name in ("example", "upload", "find", "click", "waiting", "waiting_1"):
             continue
         inputs = [thief.components[key] for key in event["inputs"]]
         values = {"state": None, "slider": 1.0, "number": 1, "checkbox": True, "radio": "e4e", "json": {"smile": 1.0}}
