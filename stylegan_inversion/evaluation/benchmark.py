@@ -82,7 +82,7 @@ def evaluate(
         identity: Identity network, see `losses.identity.load_identity`. `None` leaves identity out.
         attributes: Scores the attributes of pictures. `None` means the built-in face networks.
         resolution: Side at which pictures are compared. `None` means the generator's; the papers compare at 256.
-        batch_size: Pictures that go through a network at once; encoders invert as many together.
+        batch_size: Pictures that go through a network at once; encoders and projections invert as many together.
         num_strengths: Points on the curve of an edit, odd: 0, and as many on each side up to the ends of its range.
         identity_level: Identity similarity to the unedited reconstruction at which methods are compared. `None` takes
             the highest of the methods' similarities at full strength.

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.encoder import E4EPipeline, EncoderPipeline, PSPPipeline
+from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.preprocessing.align import Crop, recrop
 from stylegan_inversion.preprocessing.image import to_tensor
@@ -55,9 +56,11 @@ class Method:
             raise ValueError(f"`limit` must be >= 1, got {self.limit}.")
 
     @property
-    def batched(self) -> bool:
-        """Whether many photos go through at once; an optimisation takes them one by one."""
-        return isinstance(self.pipeline, EncoderPipeline)
+    def pivot(self) -> dict[str, Any] | None:
+        """The options that say how PTI finds its pivots; `None` for another pipeline."""
+        if not isinstance(self.pipeline, PTIPipeline):
+            return None
+        return {name: value for name, value in self.options.items() if name not in ("num_tuning_steps", "batch_size")}
 
 
 @dataclass(frozen=True)
@@ -168,37 +171,56 @@ class Inversion:
     encode: Callable[[Tensor], Tensor] | None
 
 
-@torch.no_grad()
-def invert(method: Method, photos: Sequence[Path], crops: Sequence[Crop], *, align: bool) -> Inversion:
-    """Invert photos: a whole batch through an encoder in one pass, a single one by optimisation.
+class Pivots:
+    """The last pivots that were found for a batch of photos, for methods that differ in the tuning only."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._found: InversionOutput | None = None
+
+    def find(self, method: Method, photos: Sequence[Path], *, align: bool) -> InversionOutput:
+        """What PTI gives without tuning, new or remembered."""
+        key = (method.pipeline, method.pivot, list(photos), align)
+        if self._found is None or key != self._key:
+            options = {**method.options, "num_tuning_steps": 0, "batch_size": len(photos)}
+            self._key, self._found = key, cast(PTIPipeline, method.pipeline)(list(photos), align=align, **options)
+        return self._found
+
+
+def invert(
+    method: Method, photos: Sequence[Path], crops: Sequence[Crop], *, align: bool, pivots: Pivots | None = None
+) -> Iterator[Inversion]:
+    """Invert photos: a whole batch through an encoder, or through an optimisation of codes and then one by one.
 
     Args:
         method: How.
-        photos: Paths; exactly one unless `method.batched`.
+        photos: Paths.
         crops: What the pipeline's `align` gives for them.
         align: Whether faces are looked for in the photos.
+        pivots: Pivots of earlier calls: methods that share a pipeline and differ in the tuning only find them once.
 
-    Raises:
-        ValueError: If a method that is not batched gets several photos.
+    Yields:
+        One for all photos from an encoder, else one for each.
     """
     pipeline = method.pipeline
-    if not isinstance(pipeline, EncoderPipeline):
-        if len(photos) != 1:
-            raise ValueError(f"An optimisation takes one photo at a time, got {len(photos)}.")
-        out = pipeline(photos[0], align=align, **method.options)
-        report = out.reports[0]
-        w_plus = out.w_plus.to(out.generator.w_avg)
-        return Inversion(w_plus, out.generator, float(report["seconds"]), report, None)
+    if isinstance(pipeline, PTIPipeline):
+        for photo, found in zip(photos, (pivots or Pivots()).find(method, photos, align=align)):
+            out, seconds = found, float(found.reports[0]["seconds"])
+            if method.options.get("num_tuning_steps") != 0:
+                out = pipeline(photo, align=align, **{**method.options, "pivot": found})
+                seconds += out.reports[0]["seconds"]
+            yield Inversion(out.w_plus.to(out.generator.w_avg), out.generator, seconds, out.reports[0], None)
+        return
 
-    encoder = pipeline.encoder
+    encoder = cast(EncoderPipeline, pipeline).encoder
     side = cast(PyramidEncoderConfig, encoder.config).input_resolution
     x = torch.cat([to_tensor(recrop(crop, side)) for crop in crops])
     start = time.perf_counter()
-    codes = encoder(x.to(pipeline.device)).cpu()  # the copy waits for the device
-    seconds = (time.perf_counter() - start) / len(crops)
-    return Inversion(
-        codes.to(pipeline.device), pipeline.generator, seconds, {}, lambda images: encoder(resize(images, side))
-    )
+    with torch.no_grad():
+        codes = encoder(x.to(pipeline.device)).cpu()  # the copy waits for the device
+    took = (time.perf_counter() - start) / len(crops)
+    codes = codes.to(pipeline.device)
+    yield Inversion(codes, pipeline.generator, took, {}, lambda images: encoder(resize(images, side)))
 
 
 def resize(images: Tensor, side: int) -> Tensor:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.evaluation.gallery import Gallery
-from stylegan_inversion.evaluation.methods import Method, invert
+from stylegan_inversion.evaluation.methods import Method, Pivots, invert
 from stylegan_inversion.evaluation.records import Record, RecordFile
 from stylegan_inversion.evaluation.scoring import Scoring, Targets, prepare_targets, score
 from stylegan_inversion.preprocessing.align import Crop
@@ -67,6 +67,7 @@ class Runner:
         file: Gets the records.
         gallery: Gets the pictures of the figure.
         align: Whether faces are looked for.
+        pivots: The last ones, which several methods may want.
     """
 
     methods: Mapping[str, Method]
@@ -75,6 +76,7 @@ class Runner:
     file: RecordFile
     gallery: Gallery
     align: bool
+    pivots: Pivots = field(default_factory=Pivots)
 
     def run(self, photos: Sequence[Photo]) -> Iterator[int]:
         """Do what is not done yet; yields how many records have come in, old ones included.
@@ -113,35 +115,46 @@ class Runner:
             if failed:
                 self.file.append(failed)
                 yield len(failed)
-            good = [photo for photo in photos if photo.name in crops]
-            size = len(good) if self.methods[name].batched else 1
-            for first in range(0, len(good), max(1, size)):
-                group = good[first : first + size]
-                self.file.append(self._run_group(name, group, crops, targets[[row[photo.name] for photo in group]]))
-                yield len(group)
+            if good := [photo for photo in photos if photo.name in crops]:
+                yield from self._run_group(name, good, crops, targets, row)
 
     def _run_group(
-        self, name: str, photos: Sequence[Photo], crops: Mapping[str, Crop], targets: Targets
-    ) -> list[Record]:
-        """Records of photos that go through together; if that fails, of each on its own."""
-        chosen = [crops[photo.name] for photo in photos]
-        try:
-            inversion = invert(self.methods[name], [photo.path for photo in photos], chosen, align=self.align)
-            figures, pictures = score(inversion, targets, self.scoring)
-            for i, (photo, crop) in enumerate(zip(photos, chosen)):
-                self.gallery.save(photo.name, name, crop.image, {step: p[i] for step, p in pictures.items()})
-        except Exception as e:  # whatever it is, the other photos go on
-            logger.debug("%s of %s failed", name, [photo.name for photo in photos], exc_info=True)
-            if len(photos) == 1:
-                return [self._record(name, photos[0], error=_reason(e))]
-            single = [self._run_group(name, [photo], crops, targets[[i]]) for i, photo in enumerate(photos)]
-            return [record for records in single for record in records]
-        shared: dict[str, Any] = {
-            "seconds": inversion.seconds,
-            "together": len(photos),
-            "report": dict(inversion.report),
-        }
-        return [self._record(name, photo, **found, **shared) for photo, found in zip(photos, figures)]
+        self, name: str, photos: Sequence[Photo], crops: Mapping[str, Crop], targets: Targets, row: Mapping[str, int]
+    ) -> Iterator[int]:
+        """Photos that go through together; where that fails, each of the rest on its own. Yields how many are done."""
+        left, found = list(photos), self._records(name, photos, crops, targets, row)
+        while left:
+            try:
+                records = next(found)
+            except Exception as e:  # whatever it is, the other photos go on
+                logger.debug("%s of %s failed", name, [photo.name for photo in left], exc_info=True)
+                if len(photos) > 1:
+                    for photo in left:
+                        yield from self._run_group(name, [photo], crops, targets, row)
+                    return
+                records = [self._record(name, photos[0], error=_reason(e))]
+            self.file.append(records)
+            left = left[len(records) :]
+            yield len(records)
+
+    def _records(
+        self, name: str, photos: Sequence[Photo], crops: Mapping[str, Crop], targets: Targets, row: Mapping[str, int]
+    ) -> Iterator[list[Record]]:
+        """Records of photos that go through together, as they are done, in order; their pictures are in the gallery."""
+        paths, chosen, done = [photo.path for photo in photos], [crops[photo.name] for photo in photos], 0
+        for inversion in invert(self.methods[name], paths, chosen, align=self.align, pivots=self.pivots):
+            group = photos[done : done + len(inversion.w_plus)]
+            figures, pictures = score(inversion, targets[[row[photo.name] for photo in group]], self.scoring)
+            shared: dict[str, Any] = {
+                "seconds": inversion.seconds,
+                "together": len(photos),
+                "report": dict(inversion.report),
+            }
+            for i, photo in enumerate(group):
+                drawn = {step: p[i] for step, p in pictures.items()}
+                self.gallery.save(photo.name, name, crops[photo.name].image, drawn)
+            yield [self._record(name, photo, **found, **shared) for photo, found in zip(group, figures)]
+            done += len(group)
 
     def _record(self, name: str, photo: Photo, *, error: str | None = None, **figures: Any) -> Record:
         about = {"image": photo.name, "method": name, "error": error, **figures}

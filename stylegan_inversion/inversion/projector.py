@@ -132,7 +132,7 @@ def project_w(
 
     Args:
         generator: Stays as it is.
-        target: Images, RGB, in [-1, 1]; each gets a w and noise of its own.
+        target: Images, RGB, in [-1, 1]; each gets a w and noise of its own, those that it would get alone.
         perceptual: Distance to minimise; images above 256 px are pooled to 256 for it.
         config: Settings. `None` means PTI's.
         seed: Of the draws of z and of the noise.
@@ -183,10 +183,11 @@ def _project(
     rng = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=rng).to(target)
+        """The same numbers for each image: those that it would get alone."""
+        return torch.randn(1, *shape, generator=rng).to(target).repeat(len(target), *[1] * len(shape))
 
     w_opt = w_avg.to(target).repeat(len(target), num_free, 1).requires_grad_()
-    noise = [draw(len(target), 1, *conv.noise_const.shape) for conv in synthesis.convs]
+    noise = [draw(1, *conv.noise_const.shape) for conv in synthesis.convs]
     if config.optimize_noise:
         noise = [tensor.requires_grad_() for tensor in noise]
     optimizer = torch.optim.Adam([w_opt, *noise] if config.optimize_noise else [w_opt], betas=(0.9, 0.999))
@@ -197,7 +198,7 @@ def _project(
     best, stopped_by = torch.full((len(target),), torch.inf, device=target.device), "steps"
     w_best, noise_best = w_opt.detach().clone(), [t.detach().clone() for t in noise]
     for step in range(config.num_steps):
-        w_plus = w_opt + draw(*w_opt.shape) * (w_spread * config.w_noise_at(step))
+        w_plus = w_opt + draw(*w_opt.shape[1:]) * (w_spread * config.w_noise_at(step))
         y_hat = synthesis(w_plus.expand(-1, num_ws, -1), noise=noise)
         distance = perceptual.distance(perceptual.features(_at_most_256(y_hat)), wanted)
         # Summed over the batch, so that each image takes the steps it would take alone.

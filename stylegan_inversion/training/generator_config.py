@@ -66,6 +66,7 @@ class ReconstructionOptions:
     weight: float = 1.0  # of L1 + L2 + lpips * perceptual distance
     lpips: float = 2.0
     w_noise: float = 0.1  # standard deviation of the noise that is added to w, whose mean square is 1
+    noise: bool = True  # random noise inputs; without, only samples use them, and no error holds them down
     encoder_lr: float = 1e-3
 
 

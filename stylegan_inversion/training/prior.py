@@ -20,7 +20,9 @@ SLOPE, GAIN = 0.2, math.sqrt(2)  # of the mapping network's leaky ReLU
 
 
 @torch.no_grad()
-def fit_prior(generator: Generator, encoder: ImageEncoder, w: Float[Tensor, "count w_dim"]) -> None:
+def fit_prior(
+    generator: Generator, encoder: ImageEncoder, w: Float[Tensor, "count w_dim"], *, components: int | None = None
+) -> Float[Tensor, "count w_dim"]:
     """Give samples the mean and the principal components of encoded pictures, in place; reconstructions do not change.
 
     Afterwards the axes of W are the principal axes of `w`, the largest first, and axis k of z, which is scaled to unit
@@ -29,7 +31,12 @@ def fit_prior(generator: Generator, encoder: ImageEncoder, w: Float[Tensor, "cou
     Args:
         generator: Its mapping network and average w are written, its style layers turned.
         encoder: Its w are turned.
-        w: The encoder's w of pictures. At most w_dim / 2 components are drawn; the rest is left at the mean.
+        w: The encoder's w of pictures.
+        components: How many are drawn at most; the rest is left at the mean. `None` means w_dim / 2, the most there can
+            be; with fewer, the hidden units that are not needed keep random weights from which training can go on.
+
+    Returns:
+        The same w along the new axes, in double precision on the CPU.
 
     Raises:
         ValueError: If there are fewer than 2 w, or the mapping network has only one layer.
@@ -40,10 +47,12 @@ def fit_prior(generator: Generator, encoder: ImageEncoder, w: Float[Tensor, "cou
     if len(layers) < 2:
         raise ValueError(f"`mapping_layers` must be at least 2, got {len(layers)}.")
     mean, axes, deviation = _principal_axes(w)
+    turned = w.double().cpu() @ axes
     _turn(generator, encoder, axes)
     mean = axes.T @ mean
     generator.w_avg.copy_(mean)
-    count = min(generator.config.w_dim // 2, generator.config.z_dim, len(w) - 1)
+    most = generator.config.w_dim // 2
+    count = min(most if components is None else components, most, generator.config.z_dim, len(w) - 1)
     # Two units of opposite sign carry a number through a leaky ReLU: their difference gives it back
     identity = torch.eye(count, dtype=mean.dtype)
     pair = torch.cat([identity, -identity])
@@ -52,12 +61,15 @@ def fit_prior(generator: Generator, encoder: ImageEncoder, w: Float[Tensor, "cou
         if k == len(layers) - 2:  # from z to w
             numbers, shift = deviation[:count, None] * numbers, mean[:count]
         _write(layer, pair @ numbers, pair @ shift)
+        if components is not None:
+            _free(layer, 2 * count, seed=k)
         numbers = torch.cat([identity, -identity], dim=1) / (GAIN * (1 + SLOPE))
     # Of each pair only the second unit is read: lrelu(-lrelu(-x)) = SLOPE * x, so the last leaky ReLU bends nothing
     second = torch.cat([torch.zeros_like(identity), -identity], dim=1) / (SLOPE * GAIN**2)
     constant = mean.where(mean > 0, mean / SLOPE) / GAIN
     constant[:count] = 0
     _write(layers[-1], second, constant)
+    return turned
 
 
 def _principal_axes(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,6 +90,12 @@ def _turn(generator: Generator, encoder: ImageEncoder, axes: Tensor) -> None:
     for layer in (encoder.head, encoder.linear):
         layer.weight.copy_(axes.T @ layer.weight.double().cpu())
     encoder.head.bias.copy_(axes.T @ encoder.head.bias.double().cpu())
+
+
+def _free(layer: EqualLinear, first: int, *, seed: int) -> None:
+    """Give the units from `first` on, which nothing reads yet, random weights."""
+    spare = layer.weight[first:]
+    spare.copy_(torch.randn(spare.shape, generator=torch.Generator().manual_seed(seed)) / layer.bias_gain)
 
 
 def _write(layer: EqualLinear, weight: Tensor, bias: Tensor) -> None:

@@ -53,7 +53,10 @@ class Reconstruction:
         """
         w = self.encoder(x)
         w = w + self.options.w_noise * draws.normal("reconstruction", serial, w.shape)
-        return latents.broadcast(w, num_ws), draws.noise(serial, len(w), purpose="reconstruction noise")
+        noise = draws.noise(serial, len(w), purpose="reconstruction noise")
+        if not self.options.noise:
+            noise = [torch.zeros_like(tensor) for tensor in noise]
+        return latents.broadcast(w, num_ws), noise
 
     def statistics(self) -> list[Tensor]:
         """Copies of the encoder's buffers, which every pass in training moves; for `restore`."""

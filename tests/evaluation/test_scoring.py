@@ -22,7 +22,8 @@ def e4e(model: str, faces: list[Path], stubs: dict[str, Any]) -> tuple[Inversion
     scoring = load_scoring(methods, ["smile", "age"], attributes=attributes, **{**ARGUMENTS, "batch_size": 4})
     crops = [methods["e4e"].pipeline.align(path, align=False) for path in faces]
     targets = torch.cat([to_tensor(crop.image) for crop in crops])
-    return invert(methods["e4e"], faces, crops, align=False), targets, scoring
+    (found,) = invert(methods["e4e"], faces, crops, align=False)
+    return found, targets, scoring
 
 
 def test_figures_are_those_of_each_picture_alone(e4e: tuple[Inversion, torch.Tensor, Scoring]) -> None:
@@ -104,7 +105,8 @@ def test_pictures_can_be_compared_at_another_size(model: str, faces: list[Path],
     crop = methods["psp"].pipeline.align(faces[0], align=False)
     targets = prepare_targets(to_tensor(crop.image), scoring)
     assert targets.images.shape == (1, 3, 48, 48) and targets.embeddings is None
-    records, pictures = score(invert(methods["psp"], faces[:1], [crop], align=False), targets, scoring)
+    (found,) = invert(methods["psp"], faces[:1], [crop], align=False)
+    records, pictures = score(found, targets, scoring)
     assert pictures[None].shape == (1, 3, 32, 32) and records[0]["edits"] == {} and "identity" not in records[0]
 
 

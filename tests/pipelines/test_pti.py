@@ -13,6 +13,7 @@ from stylegan_inversion.hub import read_config, write_config
 from stylegan_inversion.inversion.projector import project_w
 from stylegan_inversion.losses.lpips import ShiftTolerantAlexNet, ShiftTolerantAlexNetConfig
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 from stylegan_inversion.pipelines.base import find_device
 from stylegan_inversion.preprocessing.align import face_quad, recrop
@@ -89,7 +90,9 @@ def test_step_counts_and_pivots(pti: PTIPipeline, photo: Image.Image) -> None:
     assert (out.reports[0]["w_steps"], out.reports[0]["tuning_steps"]) == (5, 1)
     assert not torch.equal(out.w_plus[:, 0], out.w_plus[:, 1])
     assert out.reports[0]["pivot"] == "w_plus"
-    with pytest.raises(ValueError, match="`pivot` must be one of w, w_plus, e4e, psp, got 'restyle'"):
+    with pytest.raises(
+        ValueError, match="`pivot` must be one of w, w_plus, e4e, psp, or an earlier inversion, got 'restyle'"
+    ):
         pti(photo, pivot="restyle")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`num_w_steps` must be >= 1, got 0"):
         pti(photo, num_w_steps=0)
@@ -194,6 +197,60 @@ def test_pipelines_of_the_encoders(pti: PTIPipeline, photo: Image.Image) -> None
 def test_encoders_of_another_name_are_refused(pti: PTIPipeline) -> None:
     with pytest.raises(ValueError, match=r"`encoders` must be named e4e or psp, got 'restyle'\."):
         PTIPipeline(pti.generator, perceptual=pti.perceptual, encoders={"restyle": small_encoders()["psp"]})
+
+
+def test_pivots_that_are_found_together_are_those_of_each_photo(pti: PTIPipeline, photo: Image.Image) -> None:
+    faces = [photo, photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT), photo.rotate(3)]
+    steps: list[tuple[int, str, int]] = []
+
+    def callback(step: int, info: dict[str, Any]) -> None:
+        steps.append((info["photo"], info["stage"], len(info["y_hat"])))
+
+    out = pti(faces, num_w_steps=6, num_tuning_steps=2, batch_size=2, seed=3, callback=callback)
+    assert steps == [
+        *[(0, "projection", 2)] * 6,
+        *[(0, "tuning", 1)] * 2,
+        *[(1, "tuning", 1)] * 2,
+        *[(2, "projection", 1)] * 6,
+        *[(2, "tuning", 1)] * 2,
+    ]
+    for face, together in zip(faces, out):
+        alone = pti(face, num_w_steps=6, num_tuning_steps=2, seed=3)
+        torch.testing.assert_close(together.w_plus, alone.w_plus, atol=1e-4, rtol=1e-4)
+        for ours, its in zip(together.generator.synthesis.convs, alone.generator.synthesis.convs):
+            torch.testing.assert_close(ours.noise_const, its.noise_const, atol=1e-3, rtol=1e-3)
+        assert together.reports[0]["l2"] == pytest.approx(alone.reports[0]["l2"], rel=1e-3)
+        assert together.reports[0].keys() == alone.reports[0].keys()
+    assert not torch.equal(out.w_plus[0], out.w_plus[1])
+    with pytest.raises(ValueError, match="`batch_size` must be >= 1, got 0"):
+        pti(photo, batch_size=0)
+
+
+@pytest.mark.parametrize("name", ["w", "e4e"])
+def test_an_earlier_inversion_gives_the_pivots(name: Any, pti: PTIPipeline, photo: Image.Image) -> None:
+    pipeline = PTIPipeline(pti.generator, perceptual=pti.perceptual, encoders=small_encoders(), detector=pti.detector)
+    pipeline.directions = pti.directions
+    faces = [photo, photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+    expected = pipeline(faces, pivot=name, num_w_steps=4, num_tuning_steps=2, seed=1)
+    found = pipeline(faces, pivot=name, num_w_steps=4, num_tuning_steps=0, seed=1)
+    stages: list[str] = []
+    edited = pipeline.edit(found, smile=2.0)  # its pivot is what the photo gave
+    out = pipeline(
+        faces, pivot=edited, num_tuning_steps=2, seed=1, callback=lambda step, info: stages.append(info["stage"])
+    )
+    assert torch.equal(out.w_plus, expected.w_plus) and stages == ["tuning"] * 4
+    for ours, its in zip(out.generators, expected.generators):
+        assert all(torch.equal(value, its.state_dict()[key]) for key, value in ours.state_dict().items())
+    for ours, its in zip(out.reports, expected.reports):
+        assert {k: v for k, v in ours.items() if k != "seconds"} == {k: v for k, v in its.items() if k != "seconds"}
+
+    with pytest.raises(ValueError, match="`pivot` must be of the photos in `image`, in the same order"):
+        pipeline(faces[::-1], pivot=found)
+    with pytest.raises(ValueError, match="`pivot` must be of the photos in `image`"):
+        pipeline(photo, pivot=found)
+    other = PTIPipeline(Generator(GeneratorConfig(32, 16, 8, 2, channel_base=128, channel_max=8)), perceptual=pti.perceptual)
+    with pytest.raises(ValueError, match="`pivot` is of another model"):
+        other(photo, pivot=found, align=False)
 
 
 def test_stopping_keeps_the_best_state(pti: PTIPipeline, photo: Image.Image) -> None:
