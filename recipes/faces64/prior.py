@@ -19,7 +19,7 @@ from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConf
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.preprocessing.folder import list_images
 from stylegan_inversion.preprocessing.image import load_image, to_tensor
-from stylegan_inversion.training.flow import fit_flow_prior
+from stylegan_inversion.training.flow import FlowConfig, fit_flow_prior
 
 logger = logging.getLogger("prior")
 BATCH = 64
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, nargs="?", default=Path("runs/faces64/autoencoder64/last"))
     parser.add_argument("--data", type=Path, default=Path("runs/faces64/data/train"), help="aligned pictures")
     parser.add_argument("--output", type=Path, default=Path("runs/faces64/prior"))
+    parser.add_argument("--bf16", action="store_true", help="half precision: twice as fast on processors with AMX")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if (args.output / hub.CONFIG_NAME).exists():
@@ -49,7 +50,10 @@ def main() -> None:
     generator = hub.load_module(Generator, GeneratorConfig, args.model / "generator")
     encoder = hub.load_module(ImageEncoder, ImageEncoderConfig, args.model / "autoencoder")
     w = encode(encoder, [args.data / name for name in list_images(args.data)])
-    fit_flow_prior(generator, encoder, w, report=lambda *values: logger.info("%s, step %d: %.4f", *values))
+    config = FlowConfig(bf16=args.bf16)
+    fit_flow_prior(
+        generator, encoder, w, config=config, report=lambda *values: logger.info("%s, step %d: %.4f", *values)
+    )
     hub.save_module(generator, args.output / "generator")
     hub.save_module(encoder, args.output / "autoencoder")
     hub.write_config(hub.read_config(args.model), args.output)

@@ -130,9 +130,13 @@ def tune_generator(
     losses: list[float] = []
     best_loss, stopped_by = float("inf"), "steps"
     for step in range(config.num_steps + 1):  # the last round only measures
-        y_hat = tuned.synthesis(w_pivot)
+        local = config.use_locality and step < config.num_steps and step % config.locality_interval == 0
+        w_local, frozen = _locality_targets(generator, w_pivot, config, rng) if local else (w_pivot[:0], target[:0])
+        drawn = _draw(tuned, w_pivot, w_local)  # in one pass: on a CPU quicker than two
+        features = perceptual.features(drawn)
+        y_hat = drawn[: len(target)]
         l2 = F.mse_loss(y_hat, target)
-        lpips = perceptual.distance(perceptual.features(y_hat), wanted).mean()
+        lpips = perceptual.distance([layer[: len(target)] for layer in features], wanted).mean()
         loss = config.l2_weight * l2 + config.lpips_weight * lpips
         if not torch.isfinite(loss):
             if not losses:
@@ -155,8 +159,14 @@ def tune_generator(
                 break
         if step == config.num_steps:
             break
-        if config.use_locality and step % config.locality_interval == 0:
-            loss = loss + _locality(generator, tuned, w_pivot, perceptual, config, rng)
+        if local:
+            mine = [layer[len(target) :] for layer in features]
+            local_l2, local_lpips = locality_terms(
+                drawn[len(target) :],
+                frozen,
+                perceptual=lambda _, theirs: perceptual.distance(mine, perceptual.features(theirs)),  # noqa: B023
+            )
+            loss = loss + config.locality_l2_weight * local_l2 + config.locality_lpips_weight * local_lpips
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -166,22 +176,22 @@ def tune_generator(
     return Tuning(tuned.requires_grad_(False), losses, stopped_by)
 
 
-def _locality(
-    generator: Generator,
-    tuned: Generator,
-    w_pivot: Tensor,
-    perceptual: PerceptualDistance,
-    config: TuningConfig,
-    rng: torch.Generator,
-) -> Tensor:
-    """The weighted locality term: at codes near a pivot, the tuned generator must draw what the given one draws."""
+@torch.no_grad()
+def _locality_targets(
+    generator: Generator, w_pivot: Tensor, config: TuningConfig, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Codes near the pivots, and what the given generator draws there, which the tuned one must draw, too."""
     z = torch.randn(config.locality_samples, generator.config.z_dim, generator=rng).to(w_pivot)
-    with torch.no_grad():
-        w_sampled = latents.broadcast(generator.mapping(z), generator.num_ws)
-        w_sampled = latents.truncate(w_sampled, generator.w_avg, truncation_psi=config.locality_truncation_psi)
-        # Each draw goes with a pivot in turn, so that several images are treated alike.
-        pivots = w_pivot[torch.randint(len(w_pivot), (config.locality_samples,), generator=rng)]
-        w_local = interpolate_codes(pivots, w_sampled, alpha=config.locality_alpha)
-        frozen = generator.synthesis(w_local, noise_mode="none")
-    l2, lpips = locality_terms(tuned.synthesis(w_local, noise_mode="none"), frozen, perceptual=perceptual)
-    return config.locality_l2_weight * l2 + config.locality_lpips_weight * lpips
+    w_sampled = latents.broadcast(generator.mapping(z), generator.num_ws)
+    w_sampled = latents.truncate(w_sampled, generator.w_avg, truncation_psi=config.locality_truncation_psi)
+    # Each draw goes with a pivot in turn, so that several images are treated alike.
+    pivots = w_pivot[torch.randint(len(w_pivot), (config.locality_samples,), generator=rng)]
+    w_local = interpolate_codes(pivots, w_sampled, alpha=config.locality_alpha)
+    return w_local, generator.synthesis(w_local, noise_mode="none")
+
+
+def _draw(tuned: Generator, w_pivot: Tensor, w_local: Tensor) -> Tensor:
+    """Pictures at the pivots, with the constant noise, then those near them, without noise."""
+    codes = torch.cat([w_pivot, w_local])
+    with_noise = (torch.arange(len(codes), device=codes.device) < len(w_pivot)).view(-1, 1, 1, 1)
+    return tuned.synthesis(codes, noise=[conv.noise_const * with_noise for conv in tuned.synthesis.convs])

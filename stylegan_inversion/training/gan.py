@@ -182,13 +182,17 @@ class GANLearner:
         drawn_again = self.config.reconstruction.batch_size
         count = self.config.batch_size - drawn_again
         w_plus, w = self.draws.styles(purpose, serial, count, mixing=self.config.adversarial.style_mixing)
-        noise = self.draws.noise(serial, count, purpose=f"{purpose} noise")
+        noise = self._noise(serial, count, purpose=f"{purpose} noise")
         if self.reconstruction is not None:  # both in one pass
             x, num_ws = batch["y"][:drawn_again], self.generator.num_ws
             again, its_noise = self.reconstruction.codes(x, self.draws, serial, num_ws=num_ws)
             w_plus, noise = torch.cat([w_plus, again]), [torch.cat(pair) for pair in zip(noise, its_noise)]
         images = self.generator.synthesis(w_plus, noise=noise)
         return images, images[count:], w
+
+    def _noise(self, serial: int, count: int, *, purpose: str) -> list[Tensor]:
+        noise = self.draws.noise(serial, count, purpose=purpose)
+        return noise if self.config.adversarial.noise else [torch.zeros_like(tensor) for tensor in noise]
 
     @torch.no_grad()
     def _new_fakes(self, batch: dict[str, Tensor], serial: int) -> Tensor:
@@ -245,7 +249,7 @@ class GANLearner:
         for micro in range(len(batches)):
             serial = step * len(batches) + micro
             w_plus, _ = self.draws.styles("path length", serial, count, mixing=options.style_mixing)
-            noise = self.draws.noise(serial, count, purpose="path length noise")
+            noise = self._noise(serial, count, purpose="path length noise")
             with uncompiled():
                 images = self.generator.synthesis(w_plus, noise=noise)
             lengths = path_length(images, w_plus, self.draws.normal("direction", serial, (count, 3, side, side)))

@@ -44,6 +44,7 @@ class AdversarialOptions:
     path_length_shrink: int = 2  # it is taken of a batch so many times smaller
     reuse_samples: bool = False  # judge the pictures of the generator's step, instead of drawing others: saves a pass
     style_mixing: float = 0.9  # share of the samples that are drawn with two w
+    noise: bool = True  # random noise inputs; without, first of all w has to account for detail
     ema_kimg: float = 10.0  # thousands of pictures after which half of the average generator is new
     ema_rampup: float | None = 0.05  # ... but at most this share of the pictures so far; None: no such bound
     w_avg_decay: float = 0.998  # of the average w, a step
@@ -66,7 +67,7 @@ class ReconstructionOptions:
     weight: float = 1.0  # of L1 + L2 + lpips * perceptual distance
     lpips: float = 2.0
     w_noise: float = 0.1  # standard deviation of the noise that is added to w, whose mean square is 1
-    noise: bool = True  # random noise inputs; without, only samples use them, and no error holds them down
+    noise: bool = True  # random noise inputs, as the samples' in `adversarial.noise`
     encoder_lr: float = 1e-3
 
 

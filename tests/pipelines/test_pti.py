@@ -248,7 +248,9 @@ def test_an_earlier_inversion_gives_the_pivots(name: Any, pti: PTIPipeline, phot
         pipeline(faces[::-1], pivot=found)
     with pytest.raises(ValueError, match="`pivot` must be of the photos in `image`"):
         pipeline(photo, pivot=found)
-    other = PTIPipeline(Generator(GeneratorConfig(32, 16, 8, 2, channel_base=128, channel_max=8)), perceptual=pti.perceptual)
+    other = PTIPipeline(
+        Generator(GeneratorConfig(32, 16, 8, 2, channel_base=128, channel_max=8)), perceptual=pti.perceptual
+    )
     with pytest.raises(ValueError, match="`pivot` is of another model"):
         other(photo, pivot=found, align=False)
 
