@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ SMALL = FlowConfig(
     pairs=2000,
     mapping_steps=2000,
     batch_size=128,
-    lr=3e-3,
+    flow_lr=3e-3,
+    mapping_lr=3e-3,
 )
 
 
@@ -88,11 +90,12 @@ def test_reconstructions_do_not_change_and_nothing_else_is_touched() -> None:
     assert not torch.equal(generator.mapping.layers[1].weight, again.mapping.layers[1].weight)
 
 
-def test_a_flow_carries_noise_to_a_shifted_normal_distribution() -> None:
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_flow_carries_noise_to_a_shifted_normal_distribution(bf16: bool) -> None:
     """Its velocity is known: x moves from z to 3 + z / 2 along straight lines where only one axis counts."""
     torch.manual_seed(0)
     data = 3 + normal(4000, 1) / 2
-    flow = train_flow(data, SMALL, weight=torch.ones(1))
+    flow = train_flow(data, dataclasses.replace(SMALL, bf16=bf16), weight=torch.ones(1))
     z = normal(500, 1, seed=5)
     drawn = flow.follow(z, steps=16)
     assert float((drawn - 3 - z / 2).square().mean()) < 0.01
