@@ -1,4 +1,4 @@
-"""Step 8 of faces64: the edit directions smile, age, gender and yaw, by InterFaceGAN on the built-in face scores.
+"""Step 9 of faces64: the edit directions smile, age, gender and yaw, by InterFaceGAN on the built-in face scores.
 
 usage: python recipes/faces64/directions.py [--num-chunks 20] [--num-points 512] [--output DIR] [--no-test]
 

@@ -1,4 +1,4 @@
-"""Step 7 of faces64: the generator, from the model of an adversarial run into the package, as float16.
+"""Step 8 of faces64: the generator, from the model of an adversarial run into the package, as float16.
 
 usage: python recipes/faces64/generator.py [runs/faces64/gan/best] [--output DIR]
 

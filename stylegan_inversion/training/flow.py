@@ -37,21 +37,21 @@ class FlowConfig:
     width: int = 512
     blocks: int = 4
     flow_steps: int = 5000
+    flow_batch_size: int = 256
     flow_lr: float = 1e-3
     ode_steps: int = 8  # of Heun's method, from a z to its w
-    pairs: int = 250_000  # of z and w that the mapping network learns from: 4 * (z_dim + components) bytes each
+    pairs: int = 500_000  # of z and w that the mapping network learns from: 4 * (z_dim + components) bytes each
     mapping_steps: int = 12_000
+    mapping_batch_size: int = 512
     mapping_lr: float = 6e-3
-    batch_size: int = 512
     bf16: bool = False  # networks in half precision: twice as fast where the processor has it
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("components", "width", "blocks", "flow_steps", "ode_steps", "pairs", "mapping_steps"):
+        counts = ("components", "width", "blocks", "flow_steps", "flow_batch_size", "ode_steps", "pairs")
+        for name in (*counts, "mapping_steps", "mapping_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}.")
-        if self.batch_size < 2:
-            raise ValueError(f"`batch_size` must be >= 2, got {self.batch_size}.")
         for name in ("flow_lr", "mapping_lr"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be positive, got {getattr(self, name)}.")
@@ -137,7 +137,7 @@ def fit_flow_prior(
         z = torch.randn(config.pairs, generator.config.z_dim)
         unit = z[:, : config.components] * z.square().mean(dim=1, keepdim=True).rsqrt()
         with config.autocast():
-            drawn = torch.cat([flow.follow(x, steps=config.ode_steps) for x in unit.split(config.batch_size)])
+            drawn = torch.cat([flow.follow(x, steps=config.ode_steps) for x in unit.split(config.mapping_batch_size)])
         target = mean + deviation * drawn
         train_mapping(generator.mapping, z, target, config, report=report)
     generator.w_avg[: config.components] = target.mean(dim=0)
@@ -162,8 +162,8 @@ def train_flow(
     average = copy.deepcopy(flow).requires_grad_(False)
 
     def loss(step: int) -> Tensor:
-        data = x[torch.randint(len(x), (config.batch_size,))]
-        noise, time = torch.randn_like(data), torch.rand(config.batch_size)
+        data = x[torch.randint(len(x), (config.flow_batch_size,))]
+        noise, time = torch.randn_like(data), torch.rand(len(data))
         update_ema(average, flow, min(0.995, (step + 1) / (step + 10)))
         with config.autocast():
             velocity = flow(noise + time[:, None] * (data - noise), time)
@@ -196,7 +196,7 @@ def train_mapping(
         rest = mapping(z[:1])[:, w.shape[1] :]
 
     def loss(step: int) -> Tensor:
-        rows = torch.randint(len(z), (config.batch_size,))
+        rows = torch.randint(len(z), (config.mapping_batch_size,))
         with config.autocast():
             found = mapping(z[rows])
         return (found - torch.cat([w[rows], rest.expand(len(rows), -1)], dim=1)).square().mean()

@@ -18,7 +18,8 @@ SMALL = FlowConfig(
     ode_steps=8,
     pairs=2000,
     mapping_steps=2000,
-    batch_size=128,
+    flow_batch_size=128,
+    mapping_batch_size=128,
     flow_lr=3e-3,
     mapping_lr=3e-3,
 )
@@ -68,7 +69,7 @@ def test_reconstructions_do_not_change_and_nothing_else_is_touched() -> None:
     generator.mapping.requires_grad_(False)
     before, w = torch.get_rng_state(), codes(100, 16)
     kept = w.clone()
-    tiny = FlowConfig(3, width=8, blocks=1, flow_steps=3, ode_steps=2, pairs=10, mapping_steps=3, batch_size=4)
+    tiny = FlowConfig(3, width=8, blocks=1, flow_steps=3, ode_steps=2, pairs=10, mapping_steps=3, mapping_batch_size=4)
     fit_flow_prior(generator, encoder, w, config=tiny)
     assert torch.equal(torch.get_rng_state(), before) and torch.equal(w, kept)
     assert not any(p.requires_grad for p in generator.mapping.parameters())
@@ -115,7 +116,7 @@ def test_bad_values() -> None:
         fit_flow_prior(generator, encoder, codes(100, 16))
     with pytest.raises(ValueError, match="`flow_steps` must be >= 1, got 0"):
         FlowConfig(flow_steps=0)
-    with pytest.raises(ValueError, match="`batch_size` must be >= 2, got 1"):
-        FlowConfig(batch_size=1)
+    with pytest.raises(ValueError, match="`mapping_batch_size` must be >= 1, got 0"):
+        FlowConfig(mapping_batch_size=0)
     with pytest.raises(ValueError, match=r"`mapping_lr` must be positive, got 0\.0"):
         FlowConfig(mapping_lr=0.0)

@@ -496,6 +496,32 @@ def test_noise_on_the_w_of_reconstructions(make_gan_learner: MakeGANLearner, war
     assert torch.equal(pictures[1][0], pictures[1][1]) and not torch.equal(pictures[1][0], pictures[1][2])
 
 
+@pytest.mark.parametrize(("of_samples", "of_reconstructions"), [(True, True), (True, False), (False, False)])
+def test_noise_inputs(make_gan_learner: MakeGANLearner, warm: Path, of_samples: bool, of_reconstructions: bool) -> None:
+    """Off, they move no picture and learn nothing, also by the path lengths; on, they do."""
+    learner = make_gan_learner(
+        init=str(warm),
+        reconstruction=dataclasses.replace(AGAIN, w_noise=0.0, noise=of_reconstructions),
+        adversarial=AdversarialOptions(noise=of_samples, path_length_every=1),
+    )
+    batch = batches_of(learner, 1)
+    count = learner.config.reconstruction.batch_size
+    drawn, plain = [], []
+    for strength in (0.5, 0.0):
+        for conv in learner.generator.synthesis.convs:
+            conv.noise_strength.data.fill_(strength)
+        with torch.no_grad():
+            (drawn if strength else plain).append(learner._fakes(batch[0], 0, "generator")[0])
+    moved = (drawn[0] - plain[0]).abs().amax(dim=(1, 2, 3)) > 1e-3
+    assert moved.tolist() == [of_samples] * (len(moved) - count) + [of_reconstructions] * count
+    before = [conv.noise_strength.clone() for conv in learner.generator.synthesis.convs]
+    learner.step(batch, 0)
+    changed = [
+        not torch.equal(conv.noise_strength, old) for conv, old in zip(learner.generator.synthesis.convs, before)
+    ]
+    assert all(changed) if of_samples else not any(changed)
+
+
 def test_style_mixing(make_gan_learner: MakeGANLearner) -> None:
     learner = make_gan_learner()
     num_ws = learner.generator.num_ws
