@@ -14,7 +14,7 @@ from stylegan_inversion.models.generator import Generator, GeneratorConfig
 NAMES = ["smile", "age", "gender", "yaw"]
 SEED = 20_000_000  # the recipe's seeds are below a million
 NUM_STRENGTHS = 7
-LEAST_SHARES = {"smile": 0.9, "age": 0.9, "gender": 0.8, "yaw": 0.9}  # the gender network's score is the least steady
+LEAST_SHARES = {"smile": 0.8, "age": 0.9, "gender": 0.7, "yaw": 0.9}  # a little below the shares in the card
 
 
 @pytest.fixture(scope="module")

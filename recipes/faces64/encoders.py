@@ -4,13 +4,31 @@ usage: python recipes/faces64/encoders.py [--runs runs/faces64]
 """
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from stylegan_inversion import hub
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
+
+LARGEST_VARIANCE = 1e4  # float16 ends at 65504
+
+
+@torch.no_grad()
+def shrink_features(encoder: nn.Module) -> None:
+    """Divide convolutions whose features float16 cannot hold the variance of; batch normalisation undoes it."""
+    for block in encoder.modules():
+        for conv, norm in pairwise(block) if isinstance(block, nn.Sequential) else ():
+            if isinstance(conv, nn.Conv2d) and conv.bias is None and isinstance(norm, nn.BatchNorm2d):
+                assert norm.running_mean is not None and norm.running_var is not None
+                if (largest := norm.running_var.max()) > LARGEST_VARIANCE:
+                    factor = (LARGEST_VARIANCE / largest).sqrt()
+                    conv.weight *= factor
+                    norm.running_mean *= factor
+                    norm.running_var *= factor**2
 
 
 def main() -> None:
@@ -23,6 +41,7 @@ def main() -> None:
         x = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
         with torch.no_grad():
             full = encoder(x)
+            shrink_features(encoder)
             hub.save_module(encoder, hub.builtin_path("faces64") / name, dtype=torch.float16)
             half = encoder.half().float()(x)
         parameters = sum(p.numel() for p in encoder.parameters())

@@ -111,7 +111,7 @@ def fit_flow_prior(
     """As `fit_prior`, and then teach the mapping network the distribution itself, in place.
 
     Args:
-        generator: Its mapping network and average w are written, its style layers turned.
+        generator: On the CPU. Its mapping network and average w are written, its style layers turned.
         encoder: Its w are turned.
         w: The encoder's w of pictures, thousands of them: with fewer the flow learns them by heart.
         config: Sizes. `None` means the defaults.
