@@ -1,6 +1,6 @@
 """Step 8 of faces64: the generator, from the model of an adversarial run into the package, as float16.
 
-usage: python recipes/faces64/generator.py [runs/faces64/gan/best] [--output DIR]
+usage: python recipes/faces64/generator.py [runs/faces64/gan_noise/best] [--output DIR]
 
 Nothing is done if the output is there.
 """
@@ -17,7 +17,7 @@ from stylegan_inversion.models.generator import Generator, GeneratorConfig
 def main() -> None:
     """Round it, and report how far that moves the images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, nargs="?", default=Path("runs/faces64/gan/best"), help="folder of a model")
+    parser.add_argument("model", type=Path, nargs="?", default=Path("runs/faces64/gan_noise/best"), help="folder of a model")
     parser.add_argument("--output", type=Path, default=builtin_path("faces64/generator"))
     args = parser.parse_args()
     if (args.output / "model.safetensors").exists():
