@@ -17,7 +17,9 @@ from stylegan_inversion.models.generator import Generator, GeneratorConfig
 def main() -> None:
     """Round it, and report how far that moves the images."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, nargs="?", default=Path("runs/faces64/gan_noise/best"), help="folder of a model")
+    parser.add_argument(
+        "model", type=Path, nargs="?", default=Path("runs/faces64/gan_noise/best"), help="folder of a model"
+    )
     parser.add_argument("--output", type=Path, default=builtin_path("faces64/generator"))
     args = parser.parse_args()
     if (args.output / "model.safetensors").exists():
