@@ -6,32 +6,20 @@ their owner.
 
 import dataclasses
 import hashlib
-import logging
 import math
-import os
-import secrets
 import shutil
 import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from typing import Any
 
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from stylegan_inversion.errors import (
-    CheckpointError,
-    DivergedError,
-    FaceNotFoundError,
-    InvalidImageError,
-    MissingDependencyError,
-    ModelNotFoundError,
-)
 from stylegan_inversion.inversion.generator_delta import GeneratorDelta
 from stylegan_inversion.losses.identity import IdentityEmbedding, load_identity
 from stylegan_inversion.pipelines.output import InversionOutput
@@ -41,29 +29,19 @@ from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
 from stylegan_inversion.preprocessing.image import load_image, to_tensor
 from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.janitor import Janitor
-from stylegan_inversion.webapp.marking import Kind, save_animation, save_marked
+from stylegan_inversion.webapp.messages import EXPIRED, gr, messages
 from stylegan_inversion.webapp.models import METHODS, Model, Models
 from stylegan_inversion.webapp.running import OnStep
 from stylegan_inversion.webapp.sessions import Kept, Progress, Sessions
+from stylegan_inversion.webapp.shown import is_tuned, kind_of, shown_crop
 from stylegan_inversion.webapp.turns import Turns
+from stylegan_inversion.webapp.visitor_files import Owner, VisitorFiles
 from stylegan_inversion.webapp.zerogpu import find_gpu
-
-try:
-    import gradio as gr
-except ImportError as e:
-    raise MissingDependencyError('The web app needs Gradio: pip install "stylegan-inversion[app]".') from e
-
-logger = logging.getLogger(__name__)
 
 MAX_STEPS = 1000  # of each stage; what a visitor asks for is clamped to it
 MAX_FRAMES = 60  # of an animation
-SHOWN_FACE, SHOWN_PHOTO = 512, 1024  # pixels a side on the page, at least and at most; downloads are not resized
-REMEMBERED_OWNERS = 1000  # whose uploads can be deleted at once; the others' go by themselves
 REMEMBERED_SECONDS = 1800.0  # how long a photo's faces are known at most
 REMEMBERED_PHOTOS = 16  # whose faces need not be found again
-EXPIRED = "This inversion has expired or never existed. Invert the photo again."
-
-Owner = str | None
 
 
 class Actions:
@@ -80,10 +58,9 @@ class Actions:
         """
         self.models, self.sessions, self.janitor = models, sessions, janitor
         self.turns = Turns(tuning_slots)
+        self.files = VisitorFiles(janitor, sessions)
         self.gpu = find_gpu(janitor.folder)
-        self._salt = secrets.token_bytes(32)
         self._identity: IdentityEmbedding | None = None
-        self._uploads: OrderedDict[str, set[Path]] = OrderedDict()
         self._faces: OrderedDict[str, tuple[float, list[Face]]] = OrderedDict()  # with the time they were found
         self._lock = threading.Lock()
 
@@ -241,54 +218,6 @@ class Actions:
 
     # Files
 
-    def picture(
-        self,
-        image: Image.Image,
-        *,
-        owner: Owner,
-        name: str,
-        kind: Kind = "edited",
-        shown: bool = False,
-        since: int | None = None,
-    ) -> str:
-        """Write a picture for a visitor: marked, under a path nobody can guess; a JPEG if it is only to be shown.
-
-        `since` as in `original`.
-        """
-        path = save_marked(image, self._new_folder(owner), name=name, kind=kind, lossy=shown)
-        return self._written(path, owner, since)
-
-    def original(self, image: Image.Image, *, owner: Owner, drawn: bool = False, since: int | None = None) -> str:
-        """Write a picture that nothing has changed, only to be shown; the same one has the same path.
-
-        Args:
-            image: The picture.
-            owner: Whose it is.
-            drawn: Whether it is a generator's picture, which is marked, and no photo.
-            since: From `sessions.now`, when the request began: if the owner was forgotten after that, nothing stays on
-                the disk, and the request ends with an error.
-        """
-        name = hashlib.blake2b(image.tobytes(), key=self._salt, digest_size=24).hexdigest()
-        path = self._folder_of(owner) / f"{name}-{image.width}" / "picture.jpg"
-        if path.exists():
-            os.utime(path)  # the janitor's time counts anew
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f"{secrets.token_hex(8)}.jpg")
-            if drawn:
-                save_marked(image, part.parent, name=part.name, kind="generated", lossy=True)
-            else:
-                image.save(part, quality=92, subsampling=0)
-            part.replace(path)  # whole at once
-        return self._written(path, owner, since)
-
-    def _written(self, path: str | Path, owner: Owner, since: int | None) -> str:
-        """The path, unless the owner wished to be forgotten while it was written: then it is deleted."""
-        if self.sessions.is_forgotten(owner, since):
-            self.janitor.forget([path])
-            raise gr.Error(EXPIRED, print_exception=False)
-        return str(path)
-
     def photo_of(self, out: InversionOutput, *, keep_detail: bool = True) -> Image.Image:
         """The photo with the face in place, at full size."""
         return self.models.first.pti.paste_back(out, keep_detail=keep_detail)[0]
@@ -312,7 +241,7 @@ class Actions:
             pictures = edit_frames(
                 self.model(kept.model).pti, kept.output, _numbers(strengths), steps=_clamp(frames, 24, 2, MAX_FRAMES)
             )
-        return self._animation(pictures, owner, since, name="edit", kind=kind_of(kept.output))
+        return self.files.animation(pictures, owner, since, name="edit", kind=kind_of(kept.output))
 
     def interpolate(self, token_a: str, token_b: str, *, owner: Owner, frames: float = 24) -> str:
         """The way from one result to another, and back, as a GIF."""
@@ -321,13 +250,7 @@ class Actions:
         with messages():
             pictures = interpolate_outputs(a.output, b.output, steps=_clamp(frames, 24, 2, MAX_FRAMES))
         kind = kind_of(a.output) if kind_of(a.output) == kind_of(b.output) else "edited"
-        return self._animation(pictures, owner, since, name="interpolation", kind=kind)
-
-    def _animation(
-        self, frames: Sequence[Image.Image], owner: Owner, since: int | None, *, name: str, kind: Kind
-    ) -> str:
-        shown = [frame.resize((SHOWN_FACE, SHOWN_FACE), Image.Resampling.BICUBIC) for frame in frames]
-        return self._written(save_animation(shown, self._new_folder(owner), name=name, kind=kind), owner, since)
+        return self.files.animation(pictures, owner, since, name="interpolation", kind=kind)
 
     def download(self, kind: str, token: str, strengths: Mapping[str, float] | None, *, owner: Owner) -> str:
         """Write "face", "photo", "latents", "delta" (what PTI tuned), "inversion" (a zip of all) or "animation"."""
@@ -337,24 +260,24 @@ class Actions:
         out = self.edited(token, strengths, owner=owner)
         about: dict[str, Any] = {"owner": owner, "kind": kind_of(out), "since": since}
         if kind == "face":
-            return self.picture(out.images[0], name="edited-face", **about)
+            return self.files.picture(out.images[0], name="edited-face", **about)
         if kind == "photo":
-            return self.picture(self.photo_of(out), name="edited-photo", **about)
-        target = self._new_folder(owner)
+            return self.files.picture(self.photo_of(out), name="edited-photo", **about)
+        target = self.files.new_folder(owner)
         if kind == "latents":
             path = target / "latents.safetensors"
             tensors = {"w_plus": out.w_plus.contiguous()}
             if out.w_inverted is not None:
                 tensors["w_inverted"] = out.w_inverted.contiguous()
             save_file(tensors, path, metadata={"edits": repr(out.edits)})
-            return self._written(path, owner, since)
+            return self.files.written(path, owner, since)
         if kind == "delta":
             if not is_tuned(out):
                 raise gr.Error("Only PTI tunes the generator, so there is no delta here.", print_exception=False)
             assert out.base is not None  # as `is_tuned` has seen
             parts, texts = GeneratorDelta.between(out.base.generator, out.generator).to_tensors()
             save_file(parts, target / "pti-delta.safetensors", metadata=texts)
-            return self._written(target / "pti-delta.safetensors", owner, since)
+            return self.files.written(target / "pti-delta.safetensors", owner, since)
         if kind != "inversion":
             raise gr.Error(
                 f"`kind` must be one of face, photo, latents, delta, inversion, animation, got {kind!r}.",
@@ -363,16 +286,7 @@ class Actions:
         with messages(), tempfile.TemporaryDirectory(dir=self.janitor.folder) as scratch:
             name = None if out.base is None else out.base.name
             out.save(scratch, whole=name is None or name.is_local)  # the server's folders are not the visitor's
-            return self._written(shutil.make_archive(str(target / "inversion"), "zip", scratch), owner, since)
-
-    def remember_upload(self, path: Path, *, owner: Owner) -> None:
-        """Note whose upload a file is, so that `forget` can delete it."""
-        if owner is not None:
-            with self._lock:
-                self._uploads.setdefault(owner, set()).add(path)
-                self._uploads.move_to_end(owner)
-                while len(self._uploads) > REMEMBERED_OWNERS:
-                    self._uploads.popitem(last=False)
+            return self.files.written(shutil.make_archive(str(target / "inversion"), "zip", scratch), owner, since)
 
     def forget(self, owner: Owner) -> int:
         """Delete all that is there of an owner: results, running work, files; how many results there were."""
@@ -380,78 +294,9 @@ class Actions:
             return 0
         with self._lock:
             self._faces.clear()
-            uploads = self._uploads.pop(owner, set())
         count = self.sessions.forget(owner)  # first: what is written after it, its writer deletes
-        self.janitor.forget([*uploads, *self._folder_of(owner).rglob("*.*")])
+        self.files.forget(owner)
         return count
-
-    def _folder_of(self, owner: Owner) -> Path:
-        return self.janitor.folder / (f"visitor-{owner[:32]}" if owner else "programs")
-
-    def _new_folder(self, owner: Owner) -> Path:
-        folder = self._folder_of(owner) / secrets.token_urlsafe(24)
-        folder.mkdir(parents=True)
-        return folder
-
-
-def enlarge(image: Image.Image) -> Image.Image:
-    """A face as large as the page shows it."""
-    size = (SHOWN_FACE, SHOWN_FACE)
-    return image if image.width >= SHOWN_FACE else image.resize(size, Image.Resampling.BICUBIC)
-
-
-def shown_crop(crop: Crop) -> Crop:
-    """A crop with its photo as small as the page shows it."""
-    scale = min(SHOWN_PHOTO / max(crop.photo.size), 1.0)
-    if scale == 1:
-        return crop
-    size = (round(crop.photo.width * scale), round(crop.photo.height * scale))
-    small = crop.photo.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    quad = None if crop.quad is None else (crop.quad + 0.5) * scale - 0.5
-    return dataclasses.replace(crop, photo=small, quad=quad)
-
-
-def is_drawn(out: InversionOutput) -> bool:
-    """Whether what stands in for its photo is a generator's picture."""
-    return "seed" in out.reports[0]
-
-
-def is_tuned(out: InversionOutput) -> bool:
-    """Whether PTI made a generator for it."""
-    return out.base is not None and out.generator is not out.base.generator
-
-
-def kind_of(out: InversionOutput) -> Kind:
-    """How a picture has to be marked."""
-    return "generated" if "truncation" in out.reports[0] else "edited"
-
-
-@contextmanager
-def messages() -> Iterator[None]:
-    """Errors a visitor can act on are shown in their own words; of others only the log knows more."""
-    try:
-        yield
-    except (InvalidImageError, FaceNotFoundError, DivergedError, ModelNotFoundError, CheckpointError, ValueError) as e:
-        raise gr.Error(_for_visitors(str(e)), print_exception=False) from e
-    except gr.Error:
-        raise
-    except torch.OutOfMemoryError as e:
-        logger.warning("Out of memory", exc_info=True)
-        raise gr.Error(
-            "The GPU has no memory left for this. Try again in a moment, or take e4e or pSp.", print_exception=False
-        ) from e
-    except Exception as e:
-        logger.exception("The web app failed.")
-        raise gr.Error("Something went wrong on the server. Try again, or another photo.", print_exception=False) from e
-
-
-def _for_visitors(text: str) -> str:
-    """An error's sentence, without what only a program can do."""
-    text = text.replace(
-        "if it is an aligned crop already, pass `align=False` (`--no-align`)",
-        "if it is an aligned face already, untick “Find the face” (`align` of the API)",
-    )
-    return text.split(" In Python:")[0]
 
 
 def methods_of(model: Model) -> list[str]:

@@ -13,10 +13,12 @@ from PIL import Image
 
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.preprocessing.align import Crop
-from stylegan_inversion.webapp.actions import Actions, gr, kind_of, methods_of
+from stylegan_inversion.webapp.actions import Actions, methods_of
+from stylegan_inversion.webapp.messages import gr
 from stylegan_inversion.webapp.models import METHODS
 from stylegan_inversion.webapp.photo_column import photo_input
 from stylegan_inversion.webapp.running import Progress
+from stylegan_inversion.webapp.shown import kind_of
 
 REMEMBERED_TOKENS = 1000  # whose files can be deleted at once
 
@@ -326,11 +328,11 @@ class Api:
 
     def _pictures(self, out: InversionOutput, token: str, *, keep_detail: bool = True) -> tuple[str, str]:
         photo = self.actions.photo_of(out, keep_detail=keep_detail)
-        path = self.actions.picture(photo, owner=None, name="photo", kind=kind_of(out))
+        path = self.actions.files.picture(photo, owner=None, name="photo", kind=kind_of(out))
         return self._face(out, token), self._note(token, path)
 
     def _face(self, out: InversionOutput, token: str) -> str:
-        return self._note(token, self.actions.picture(out.images[0], owner=None, name="face", kind=kind_of(out)))
+        return self._note(token, self.actions.files.picture(out.images[0], owner=None, name="face", kind=kind_of(out)))
 
     def _note(self, token: str, path: str) -> str:
         """Remember what `delete` has to remove; what is forgotten here goes after 30 minutes."""

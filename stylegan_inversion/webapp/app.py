@@ -9,13 +9,14 @@ from typing import Any
 
 from starlette.middleware import Middleware
 
-from stylegan_inversion.webapp.actions import Actions, gr
+from stylegan_inversion.webapp.actions import Actions
 from stylegan_inversion.webapp.api import Api, name_endpoints
 from stylegan_inversion.webapp.compare_tab import CompareTab
 from stylegan_inversion.webapp.edit_tab import EditTab
 from stylegan_inversion.webapp.guard import Inspect, Janitor, LimitBody, SecurityHeaders, VisitorCookie, owner_of
 from stylegan_inversion.webapp.janitor import forget_lost
 from stylegan_inversion.webapp.memory import give_back
+from stylegan_inversion.webapp.messages import gr
 from stylegan_inversion.webapp.model_picker import ModelPicker
 from stylegan_inversion.webapp.models import Model, Models, load_model
 from stylegan_inversion.webapp.photo_column import HIDDEN, PhotoColumn

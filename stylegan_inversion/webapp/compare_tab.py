@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.webapp.actions import Actions, enlarge, gr, methods_of
+from stylegan_inversion.webapp.actions import Actions, methods_of
 from stylegan_inversion.webapp.guard import owner_of
+from stylegan_inversion.webapp.messages import gr
 from stylegan_inversion.webapp.models import METHODS, Model
 from stylegan_inversion.webapp.photo_column import HIDDEN, SLIDERS, PhotoColumn
+from stylegan_inversion.webapp.shown import enlarge
 from stylegan_inversion.webapp.sliders import STRENGTH_RANGE
 from stylegan_inversion.webapp.words import note_html, pretty, status_html, table
 
@@ -110,7 +112,7 @@ class CompareTab:
             news: dict[Any, Any] = {picture: gr.update(value=None, visible=False) for picture in self.pictures}
             news |= {each: gr.update(visible=m in methods) for m, both in self.columns.items() for each in both}
             news |= {self.results: gr.update(visible=True), self.figures: ""}
-            news[self.photo] = _appear(actions.original(enlarge(crop.image), owner=owner, since=since))
+            news[self.photo] = _appear(actions.files.original(enlarge(crop.image), owner=owner, since=since))
             for method in methods:
                 if chosen.pipelines[method] is chosen.pti:
                     yield news  # those of the encoders, together: of two updates in a frame that show more, one is lost
@@ -180,7 +182,7 @@ class CompareTab:
         return {self.compare: gr.update(interactive=True), self.cancel: gr.update(visible=False)}
 
     def _shown(self, out: InversionOutput, owner: str | None, since: int) -> str:
-        return self.actions.picture(enlarge(out.images[0]), owner=owner, name="face", shown=True, since=since)
+        return self.actions.files.picture(enlarge(out.images[0]), owner=owner, name="face", shown=True, since=since)
 
     def _edit(self, token: str, direction: str | None, strength: float, owner: str | None, since: int) -> str:
         strengths = {direction: strength} if direction else {}

@@ -5,20 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.webapp.actions import (
-    MAX_STEPS,
-    Actions,
-    enlarge,
-    gr,
-    is_drawn,
-    is_tuned,
-    kind_of,
-    methods_of,
-    shown_crop,
-)
+from stylegan_inversion.webapp.actions import MAX_STEPS, Actions, methods_of
 from stylegan_inversion.webapp.guard import owner_of
+from stylegan_inversion.webapp.messages import gr
 from stylegan_inversion.webapp.models import Model
 from stylegan_inversion.webapp.photo_column import HIDDEN, SLIDERS, WORK, PhotoColumn
+from stylegan_inversion.webapp.shown import enlarge, is_drawn, is_tuned, kind_of, shown_crop
 from stylegan_inversion.webapp.sliders import Sliders
 from stylegan_inversion.webapp.words import HOW_TO, METHODS_HELP, note_html, status_html
 
@@ -88,12 +80,12 @@ class EditTab:
         how: dict[str, Any] = {"kind": kind_of(out), "shown": True, **whose}
         return (
             (
-                actions.original(enlarge(crop.image), drawn=is_drawn(out), **whose),
-                actions.picture(enlarge(out.images[0]), name="face", **how),
+                actions.files.original(enlarge(crop.image), drawn=is_drawn(out), **whose),
+                actions.files.picture(enlarge(out.images[0]), name="face", **how),
             ),
             (
-                actions.original(before, drawn=is_drawn(out), **whose),
-                actions.picture(after, name="photo", **how),
+                actions.files.original(before, drawn=is_drawn(out), **whose),
+                actions.files.picture(after, name="photo", **how),
             ),
         )
 
@@ -187,7 +179,7 @@ class EditTab:
             owner, since = owner_of(request), actions.sessions.now()
             whose: dict[str, Any] = {"owner": owner, "since": since}
             crop = actions.crop(photo, face, align, model)
-            before = actions.original(enlarge(crop.image), **whose)
+            before = actions.files.original(enlarge(crop.image), **whose)
             shown = None
             steps: dict[str, Any] = {"pivot": pivot, "num_w_steps": w_steps, "num_tuning_steps": tuning_steps}
             for report in actions.run(crop, method, owner=owner, model=model, order=order, **steps):
@@ -200,8 +192,8 @@ class EditTab:
                     changes |= {self.job: report.token, self.stop: gr.update(visible=True)}
                 if report.preview is not None and report.preview is not shown:
                     shown = report.preview
-                    preview = actions.picture(enlarge(shown), name="preview", shown=True, **whose)
-                    photo_shown = actions.original(shown_crop(crop).photo, **whose)
+                    preview = actions.files.picture(enlarge(shown), name="preview", shown=True, **whose)
+                    photo_shown = actions.files.original(shown_crop(crop).photo, **whose)
                     changes |= {self.faces: (before, preview), self.pictures: gr.update(visible=True)}
                     changes |= {self.photos: (photo_shown, photo_shown)}
                 yield changes

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stylegan_inversion.webapp.actions import Actions, gr, messages
+from stylegan_inversion.webapp.actions import Actions
+from stylegan_inversion.webapp.messages import gr, messages
 from stylegan_inversion.webapp.models import Model
 from stylegan_inversion.webapp.photo_column import HIDDEN, PhotoColumn
 from stylegan_inversion.webapp.words import note_html

@@ -8,9 +8,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stylegan_inversion import hub
 from stylegan_inversion.preprocessing.landmarks import Face
-from stylegan_inversion.webapp.actions import SHOWN_PHOTO, Actions, enlarge, gr
+from stylegan_inversion.webapp.actions import Actions
 from stylegan_inversion.webapp.guard import owner_of
+from stylegan_inversion.webapp.messages import gr
 from stylegan_inversion.webapp.models import Model
+from stylegan_inversion.webapp.shown import SHOWN_PHOTO, enlarge
 
 HIDDEN: dict[str, Any] = {"api_visibility": "private"}
 SLIDERS: dict[str, Any] = {"concurrency_id": "sliders", "concurrency_limit": 4}  # waits for nothing else
@@ -70,26 +72,26 @@ class PhotoColumn:
         def find(request: gr.Request, photo: Upload | None, align: bool, model: str) -> dict[Any, Any]:
             owner, since = owner_of(request), actions.sessions.now()
             if photo is not None:
-                actions.remember_upload(photo.path, owner=owner)
+                actions.files.remember_upload(photo.path, owner=owner)
             if not photo:
                 return {self.found: gr.update(visible=False), self.face: gr.update(choices=[("1", 0)], value=0)}
             crop, found = actions.look(photo, 0, align, model)
             words = {0: "", 1: "One face was found."}.get(len(found), f"{len(found)} faces were found: click on one.")
             choices = [(f"Face {i + 1}", i) for i in range(max(len(found), 1))]
-            marked = actions.original(_mark(crop.photo, found, 0), owner=owner, since=since) if found else None
+            marked = actions.files.original(_mark(crop.photo, found, 0), owner=owner, since=since) if found else None
             return {
                 self.found: gr.update(visible=True),
                 self.count: words,
                 self.marked: gr.update(visible=bool(found), value=marked),
-                self.crop: actions.original(enlarge(crop.image), owner=owner, since=since),
+                self.crop: actions.files.original(enlarge(crop.image), owner=owner, since=since),
                 self.face: gr.update(choices=choices, value=0, visible=len(found) > 1),
             }
 
         def choose(request: gr.Request, photo: bytes | None, face: int, align: bool, model: str) -> dict[Any, Any]:
             whose: dict[str, Any] = {"owner": owner_of(request), "since": actions.sessions.now()}
             crop, found = actions.look(photo, face, align, model)
-            marked = actions.original(_mark(crop.photo, found, face), **whose)
-            return {self.marked: marked, self.crop: actions.original(enlarge(crop.image), **whose)}
+            marked = actions.files.original(_mark(crop.photo, found, face), **whose)
+            return {self.marked: marked, self.crop: actions.files.original(enlarge(crop.image), **whose)}
 
         def click(photo: bytes | None, face: int, model: str, event: gr.SelectData) -> int:
             image, found = actions.faces(photo, model)

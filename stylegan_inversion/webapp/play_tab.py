@@ -2,11 +2,13 @@
 
 from typing import Any
 
-from stylegan_inversion.webapp.actions import Actions, enlarge, gr, kind_of
+from stylegan_inversion.webapp.actions import Actions
 from stylegan_inversion.webapp.edit_tab import CLICK_DOWNLOAD, EditTab
 from stylegan_inversion.webapp.guard import owner_of
+from stylegan_inversion.webapp.messages import gr
 from stylegan_inversion.webapp.models import Model
 from stylegan_inversion.webapp.photo_column import HIDDEN, WORK
+from stylegan_inversion.webapp.shown import enlarge, kind_of
 from stylegan_inversion.webapp.words import note_html
 
 ABOUT = """Fill both places: with the face from *Edit a photo*, as its sliders stand, or with a face that belongs to
@@ -110,7 +112,7 @@ class PlayTab:
 
         def show(out: Any, owner: str | None, since: int) -> str:
             about: dict[str, Any] = {"owner": owner, "kind": kind_of(out), "since": since}
-            return actions.picture(enlarge(out.images[0]), name="face", shown=True, **about)
+            return actions.files.picture(enlarge(out.images[0]), name="face", shown=True, **about)
 
         def mix(
             request: gr.Request, old: str, shown: str, a: str, b: str, start: float, end: float, alpha: float

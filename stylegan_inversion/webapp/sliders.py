@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stylegan_inversion.webapp.actions import gr
+from stylegan_inversion.webapp.messages import gr
 from stylegan_inversion.webapp.models import Model
 from stylegan_inversion.webapp.words import pretty
 

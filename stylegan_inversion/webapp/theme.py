@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stylegan_inversion.webapp.actions import gr
+from stylegan_inversion.webapp.messages import gr
 
 CSS = """
 .gradio-container {max-width: 1360px !important; margin: 0 auto !important; padding: 12px 16px 32px !important}

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
+from stylegan_inversion.webapp.janitor import Janitor
+from stylegan_inversion.webapp.models import Models
+from stylegan_inversion.webapp.sessions import Sessions
+
 if TYPE_CHECKING:
+    from stylegan_inversion.webapp.actions import Actions
     from tests.webapp.tiny_app import Served
 
 Connect = Callable[..., Any]
@@ -23,6 +28,17 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Served]":
         patch.delenv("GRADIO_TEMP_DIR", raising=False)
         with serve(tiny_model(), tmp_path_factory.mktemp("server")) as served:
             yield served
+
+
+@pytest.fixture
+def actions(tmp_path: Path) -> "Iterator[Actions]":
+    """The work behind the app, on the tiny model, without a server."""
+    pytest.importorskip("gradio")
+    from stylegan_inversion.webapp.actions import Actions
+    from tests.webapp.tiny_app import tiny_model
+
+    with Janitor(tmp_path / "files") as janitor:
+        yield Actions(Models(tiny_model()), Sessions(), janitor)
 
 
 @pytest.fixture(scope="module")

@@ -10,22 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from PIL import Image, ImageChops
+from PIL import Image
 
 from stylegan_inversion import PTIPipeline
-from stylegan_inversion.errors import FaceNotFoundError, InvalidImageError, MissingDependencyError
+from stylegan_inversion.errors import MissingDependencyError
 from stylegan_inversion.pipelines.styles import sample_face
 from stylegan_inversion.webapp.janitor import Janitor
 from stylegan_inversion.webapp.marking import read_mark
 from stylegan_inversion.webapp.model import Model, make_model
-from stylegan_inversion.webapp.models import Models
-from stylegan_inversion.webapp.sessions import Progress, Sessions
+from stylegan_inversion.webapp.sessions import Sessions
 
 gr = pytest.importorskip("gradio")
 import stylegan_inversion.webapp.app as module  # noqa: E402
-from stylegan_inversion.webapp import actions as actions_module  # noqa: E402
-from stylegan_inversion.webapp.actions import MAX_STEPS, Actions, enlarge, messages, shown_crop  # noqa: E402
+from stylegan_inversion.webapp.shown import enlarge  # noqa: E402
+from tests.webapp.checks import differ, until  # noqa: E402
 from tests.webapp.tiny_app import Served, tiny_model  # noqa: E402
 from tests.webapp.visitor import Visitor  # noqa: E402
 
@@ -53,20 +51,8 @@ def path(photo: Image.Image, tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-@pytest.fixture
-def actions(tmp_path: Path) -> Iterator[Actions]:
-    with Janitor(tmp_path / "files") as janitor:
-        yield Actions(Models(tiny_model()), Sessions(), janitor)
-
-
 def decoded(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
-
-
-def differ(a: Image.Image, b: Image.Image) -> float:
-    """Largest difference of two pictures."""
-    assert a.size == b.size
-    return max(high for _, high in ImageChops.difference(a, b).getextrema())
 
 
 def files(app: Served) -> set[Path]:
@@ -188,17 +174,6 @@ def test_a_photo_that_has_expired(visit: Visit, path: Path) -> None:
         visitor.call("find", upload, True, "tiny")
 
 
-def test_sentences_are_for_visitors() -> None:
-    for error, expected in (
-        (FaceNotFoundError("No face; if it is an aligned crop already, pass `align=False` (`--no-align`)."), "untick"),
-        (InvalidImageError("HEIC is not read. In Python: the package `pillow-heif`."), "HEIC is not read"),
-        (torch.OutOfMemoryError("CUDA"), "no memory left"),
-    ):
-        with pytest.raises(gr.Error, match=expected) as caught, messages():
-            raise error
-        assert "--no-align" not in str(caught.value) and "pillow" not in str(caught.value)
-
-
 def test_what_a_visitor_is_told(visit: Visit, path: Path) -> None:
     visitor = visit()
     with pytest.raises(RuntimeError, match="Choose a photo first"):
@@ -314,164 +289,6 @@ def test_two_who_tune_wait_in_turn_and_encoders_do_not(visit: Visit, path: Path,
         visitor.edit(smile=1.0)
 
 
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert condition()
-
-
-# Without a server
-
-
-def test_steps_are_clamped(actions: Actions, photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int]] = []
-
-    def run(work: Any, *, total: int, first_stage_steps: int, **names: Any) -> Iterator[Progress]:
-        asked.append((first_stage_steps, total - first_stage_steps))
-        yield from ()
-
-    monkeypatch.setattr(actions.sessions, "run", run)
-    crop = actions.models.first.pti.align(photo)
-    for steps in (10.0**9, 0, -3.0, None, float("nan"), 7.0):
-        assert list(actions.run(crop, "pti", owner=None, num_w_steps=steps, num_tuning_steps=steps)) == []
-    assert asked == [(MAX_STEPS, MAX_STEPS), (1, 0), (1, 0), (3, 3), (3, 3), (7, 7)]
-    list(actions.run(crop, "pti", owner=None, pivot="e4e", num_w_steps=50, num_tuning_steps=4))
-    assert asked[-1] == (0, 4)
-    with pytest.raises(gr.Error, match="This model has no 'restyle'; it has e4e, psp, pti"):
-        list(actions.run(crop, "restyle", owner=None))
-    assert len(actions.turns) == 0
-
-
-@pytest.mark.parametrize("method", ["e4e", "pti"])
-def test_what_is_called_off_leaves_nothing(method: str, actions: Actions, photo: Image.Image) -> None:
-    crop = actions.models.first.pti.align(photo)
-    actions.sessions.call_off("")  # from a page that asked for nothing: other work without an order goes on
-    assert list(actions.run(crop, method, owner="anna", num_w_steps=1, num_tuning_steps=1))[-1].output is not None
-    actions.sessions.call_off("before")
-    assert not list(actions.run(crop, method, owner="anna", order="before"))
-    if method == "pti":
-        reports = actions.run(crop, method, owner="anna", order="while", num_w_steps=1000)
-        assert next(report for report in reports if report.stage != "waiting").stage == "start"
-        actions.sessions.call_off("while")
-        assert not list(reports)
-    assert len(actions.sessions) == 1
-    until(lambda: len(actions.turns) == 0)  # the thread ends a step later
-
-
-def test_who_waits_is_called_off(actions: Actions, photo: Image.Image) -> None:
-    crop = actions.models.first.pti.align(photo)
-    with actions.turns.join("bert"):
-        reports = actions.run(crop, "pti", owner="anna", order="hers")
-        assert next(reports).stage == "waiting"
-        actions.sessions.call_off("hers")
-        assert not list(reports) and len(actions.turns) == 1
-
-
-def test_files_of_who_was_forgotten_meanwhile(actions: Actions, photo: Image.Image) -> None:
-    began = actions.sessions.now()
-    whose: dict[str, Any] = {"owner": "anna", "since": began}
-    kept = actions.picture(photo, name="face", **whose)
-    actions.forget("anna")
-    assert not Path(kept).exists()
-    for write in (lambda: actions.picture(photo, name="face", **whose), lambda: actions.original(photo, **whose)):
-        with pytest.raises(gr.Error, match=EXPIRED):
-            write()
-    assert not list(actions._folder_of("anna").rglob("*.*"))
-    assert Path(actions.picture(photo, name="face", owner="anna", since=actions.sessions.now())).is_file()
-
-
-def test_frames_are_clamped(actions: Actions, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def frames(*given: Any, steps: int) -> list[Image.Image]:
-        asked.append(steps)
-        return [Image.new("RGB", (4, 4))] * 2
-
-    for name in ("edit_frames", "interpolate_outputs"):
-        monkeypatch.setattr(actions_module, name, frames)
-    token = actions.random_face(owner="anna")
-    for count in (10**9, 1, -5, None, float("inf"), 7):
-        actions.animate(token, {}, owner="anna", frames=count)  # type: ignore[arg-type]
-        actions.interpolate(token, token, owner="anna", frames=count)  # type: ignore[arg-type]
-    assert asked[::2] == asked[1::2] == [60, 2, 2, 24, 24, 7]
-    with pytest.raises(gr.Error, match="has expired or never existed"):
-        actions.animate(token, {}, owner="bert")
-
-
-def test_errors_become_sentences(caplog: pytest.LogCaptureFixture) -> None:
-    for error in (ValueError("say this"), FaceNotFoundError("say this"), gr.Error("say this")):
-        with pytest.raises(gr.Error, match="say this"), messages():
-            raise error
-    assert not caplog.records
-    with pytest.raises(gr.Error, match="Something went wrong on the server"), messages():
-        raise RuntimeError("secret")
-    assert "secret" in caplog.text
-
-
-def test_faces_are_found_once_for_a_photo(
-    actions: Actions, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found: list[int] = []
-    pti = actions.models.first.pti
-    detector = pti.detector
-    monkeypatch.setattr(pti, "_detector", lambda photo: found.append(1) or detector(photo))
-    buffer = io.BytesIO()
-    photo.save(buffer, "PNG")
-    for face in (0, 1, 0):
-        actions.crop(buffer.getvalue(), face)
-    assert len(found) == 1
-    monkeypatch.setattr(actions_module, "REMEMBERED_PHOTOS", 1)
-    photo.rotate(180).save(buffer, "PNG")
-    actions.crop(buffer.getvalue())
-    assert len(actions._faces) == 1
-    for nothing in (None, b""):
-        with pytest.raises(gr.Error, match="Choose a photo first"):
-            actions.crop(nothing)
-        with pytest.raises(gr.Error, match="Choose a photo first"):
-            actions.faces(nothing)
-
-
-def test_uploads_are_remembered_of_so_many(actions: Actions, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actions_module, "REMEMBERED_OWNERS", 2)
-    paths = {name: actions.janitor.folder / f"{name}.png" for name in ("anna", "bert", "carl")}
-    for name, path in paths.items():
-        path.write_bytes(b"photo")
-        actions.remember_upload(path, owner=name)
-        actions.remember_upload(path, owner=None)  # a program's: its own affair
-    assert list(actions._uploads) == ["bert", "carl"]
-    assert actions.forget("carl") == 0 and not paths["carl"].exists() and paths["bert"].exists()
-    assert actions.forget(None) == 0 and paths["anna"].exists()
-
-
-def test_large_photos_are_shown_small(actions: Actions, photo: Image.Image) -> None:
-    pti = actions.models.first.pti
-    crop = pti.align(photo.resize((3200, 2400)))
-    small = shown_crop(crop)
-    assert small.photo.size == (1024, 768) and small.image is crop.image
-    assert shown_crop(pti.align(photo)).photo.size == photo.size
-    out = actions.kept(
-        actions.sessions.add(pti(crop, num_w_steps=1, num_tuning_steps=0), owner=None, model="tiny"), owner=None
-    )
-    edited = pti.edit(out.output, smile=5.0)
-    before, after = actions.shown_photos(edited)
-    whole = actions.photo_of(edited)
-    assert whole.size == (3200, 2400) and before.size == after.size == (1024, 768)
-    centre = (20, 20, 60, 60)  # within the face
-    assert differ(after.crop(centre), whole.resize((1024, 768)).crop(centre)) < differ(
-        after.crop(centre), before.crop(centre)
-    )
-
-
-def test_a_picture_that_nothing_changed_has_one_path(actions: Actions, photo: Image.Image) -> None:
-    first, again = (actions.original(photo, owner="anna") for _ in range(2))
-    assert first == again and Path(first).is_file()
-    others = {actions.original(photo, owner="bert"), actions.original(photo.rotate(180), owner="anna")}
-    assert len({first, *others}) == 3
-    actions.forget("anna")
-    assert not Path(first).exists() and sum(Path(path).exists() for path in others) == 1
-
-
 def test_an_empty_store_of_results_is_used(tmp_path: Path) -> None:
     sessions = Sessions()
     with Janitor(tmp_path) as janitor:
@@ -579,6 +396,6 @@ def test_launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "stylegan_inversion.webapp.actions")
+    monkeypatch.delitem(sys.modules, "stylegan_inversion.webapp.messages")
     with pytest.raises(MissingDependencyError, match=r'pip install "stylegan-inversion\[app\]"'):
-        importlib.import_module("stylegan_inversion.webapp.actions")
+        importlib.import_module("stylegan_inversion.webapp.messages")

@@ -14,6 +14,7 @@ from PIL import Image
 
 from stylegan_inversion import InversionOutput
 from stylegan_inversion.webapp.marking import read_mark
+from tests.webapp.checks import until
 from tests.webapp.tiny_app import Served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install playwright")
@@ -120,14 +121,6 @@ def settle(page: Any) -> None:
     """Let the page draw what was opened: Gradio sets all that it holds once more, a frame after it is there."""
     page.wait_for_timeout(100)
     page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-
-
-def until(condition: Callable[[], Any], seconds: float = 90.0) -> None:
-    """Wait, and let the page run meanwhile: `condition` asks it."""
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert condition()
 
 
 def tab(page: Any, name: str) -> None:

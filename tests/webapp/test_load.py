@@ -24,6 +24,7 @@ from stylegan_inversion.models.generator import Generator
 pytest.importorskip("gradio")
 httpx = pytest.importorskip("httpx")
 psutil = pytest.importorskip("psutil")
+from tests.webapp.checks import until  # noqa: E402
 from tests.webapp.tiny_app import Served, serve, tiny_model  # noqa: E402
 from tests.webapp.visitor import Visitor  # noqa: E402
 
@@ -66,13 +67,6 @@ def colour_of(client: int, round: int) -> tuple[int, int, int]:
     """One for each client and round, a few levels apart from any other."""
     code = client * 20 + round  # below 640
     return 20 + 24 * (code % 9), 20 + 24 * (code // 9 % 9), 20 + 24 * (code // 81)
-
-
-def until(condition: Callable[[], Any], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert condition()
 
 
 def patiently(work: Callable[[], Any]) -> Any:
