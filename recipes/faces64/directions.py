@@ -1,6 +1,6 @@
 """Step 9 of faces64: the edit directions smile, age, gender and yaw, by InterFaceGAN on the built-in face scores.
 
-usage: python recipes/faces64/directions.py [--num-chunks 20] [--num-points 512] [--output DIR] [--no-test]
+usage: python recipes/faces64/directions.py [--num-chunks 14] [--num-points 400] [--output DIR] [--no-test]
 
 1. Global boundaries. Images of random w are scored by `FaceScorer`, averaged over the image and its mirror image, and
    `fit_boundary` separates high from low scores among the leading components of w; several seeds, averaged.
@@ -215,8 +215,8 @@ def measure(bench: Workbench, index: int, vector: Tensor, samples: Tensor, accur
 def main() -> None:
     """Find, measure and write the directions, and a report beside the cache."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-chunks", type=int, default=20, help=f"of {CHUNK} samples each, for step 1")
-    parser.add_argument("--num-points", type=int, default=512, help="gradients a direction, for step 2")
+    parser.add_argument("--num-chunks", type=int, default=14, help=f"of {CHUNK} samples each, for step 1")
+    parser.add_argument("--num-points", type=int, default=400, help="gradients a direction, for step 2")
     parser.add_argument("--names", nargs="+", choices=NAMES, default=NAMES, help="measure these only, write nothing")
     parser.add_argument("--no-test", action="store_true", help="leave out step 5")
     parser.add_argument("--cache", type=Path, default=Path(__file__).parent / ".cache")

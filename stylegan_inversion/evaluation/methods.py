@@ -24,6 +24,7 @@ from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.preprocessing.align import Crop, recrop
 from stylegan_inversion.preprocessing.image import to_tensor
 
+PIXELS_TOGETHER = 16 * 128**2  # that a projection draws at once at most: gradients of a 1024 px picture take gigabytes
 _OURS = ("image", "align", "face")  # arguments of a pipeline's call that are the same for all methods
 
 
@@ -182,8 +183,11 @@ class Pivots:
         """What PTI gives without tuning, new or remembered."""
         key = (method.pipeline, method.pivot, list(photos), align)
         if self._found is None or key != self._key:
-            options = {**method.options, "num_tuning_steps": 0, "batch_size": len(photos)}
-            self._key, self._found = key, cast(PTIPipeline, method.pipeline)(list(photos), align=align, **options)
+            self._found = None  # the generators in it take memory
+            pipeline = cast(PTIPipeline, method.pipeline)
+            together = max(1, min(len(photos), PIXELS_TOGETHER // pipeline.generator.config.resolution**2))
+            options = {**method.options, "num_tuning_steps": 0, "batch_size": together}
+            self._key, self._found = key, pipeline(list(photos), align=align, **options)
         return self._found
 
 

@@ -66,7 +66,8 @@ def write_tables(results: Mapping[str, Any]) -> str:
         parts.append("No image was done by all methods.")
     parts.append(
         "Means over images; LEC: mean (median). L2 is the mean squared error in [-1, 1], PSNR is 10 log10(4 / L2). "
-        "Offset norm: mean over layers of the distance to the first layer's w, 0 in W. Seconds: the inversion alone. "
+        "Offset norm: mean over layers of the distance to the first layer's w, 0 in W. Seconds: the inversion alone, "
+        "a photo's share of what went through together. "
         f"Pictures are compared at {config['resolution']} px, on {config['device']}."
     )
     failed = {name: entry["failed"] for name, entry in results["all"]["methods"].items() if entry["failed"]}

@@ -124,15 +124,18 @@ class Runner:
         """Photos that go through together; where that fails, each of the rest on its own. Yields how many are done."""
         left, found = list(photos), self._records(name, photos, crops, targets, row)
         while left:
+            failure = None
             try:
                 records = next(found)
             except Exception as e:  # whatever it is, the other photos go on
                 logger.debug("%s of %s failed", name, [photo.name for photo in left], exc_info=True)
+                failure = _reason(e)
+            if failure is not None:  # what failed is no longer held by the exception, which may have been of memory
                 if len(photos) > 1:
                     for photo in left:
                         yield from self._run_group(name, [photo], crops, targets, row)
                     return
-                records = [self._record(name, photos[0], error=_reason(e))]
+                records = [self._record(name, photos[0], error=failure)]
             self.file.append(records)
             left = left[len(records) :]
             yield len(records)

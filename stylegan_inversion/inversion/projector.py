@@ -145,7 +145,8 @@ def project_w(
 
     Raises:
         ValueError: If the target has another side than the generator's images.
-        DivergedError: If the first step gives NaN or infinity. Later, the run stops with the best state.
+        DivergedError: If the first step gives NaN or infinity, be it for one image. Later, the run stops for all of
+            them, with their best states.
     """
     return _project(generator, target, 1, perceptual, config or ProjectorConfig(), seed, callback)
 

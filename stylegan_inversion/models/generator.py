@@ -198,6 +198,15 @@ class Generator(nn.Module):
         """How many w the synthesis network takes."""
         return self.config.num_ws
 
+    def has_the_w_of(self, other: "Generator") -> bool:
+        """Whether codes of another generator mean the same here: its sizes and its average w are these.
+
+        Tuning leaves the average alone, and one model in two floating-point types counts as the same.
+        """
+        return self.config == other.config and torch.allclose(
+            self.w_avg.cpu().float(), other.w_avg.cpu().float(), rtol=0.01, atol=1e-3
+        )
+
     def forward(
         self,
         z: Float[Tensor, "batch z_dim"],

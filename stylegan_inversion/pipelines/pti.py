@@ -299,17 +299,15 @@ class PTIPipeline(InversionPipeline):
     def _given_pivots(self, out: InversionOutput, crops: Sequence[Crop]) -> _PivotFinder:
         codes = out.w_plus if out.w_inverted is None else out.w_inverted
         noises = [[conv.noise_const for conv in generator.synthesis.convs] for generator in out.generators]
-        ours = [conv.noise_const.shape for conv in self.generator.synthesis.convs]
-        if codes.shape[2] != self.generator.config.w_dim or any([n.shape for n in noise] != ours for noise in noises):
-            raise ValueError("`pivot` is of another model: its codes or its noise have other sizes.")
+        if not all(generator.has_the_w_of(self.generator) for generator in out.generators):
+            raise ValueError("`pivot` is of another model: its generator has other sizes, or another average w.")
         if [crop.image.tobytes() for crop in out.crops] != [crop.image.tobytes() for crop in crops]:
             raise ValueError(
                 "`pivot` must be of the photos in `image`, in the same order, and cut out in the same way."
             )
 
         def look_up(first: int, group: Sequence[Crop], target: Tensor, callback: Callback) -> Projection:
-            rows = range(first, first + len(group))
-            noise = [torch.stack([noises[i][k] for i in rows])[:, None].to(target) for k in range(len(ours))]
+            noise = [torch.stack(each)[:, None].to(target) for each in zip(*noises[first : first + len(group)])]
             return Projection(codes[first : first + len(group)].to(target), noise)
 
         return _PivotFinder(look_up, 0)

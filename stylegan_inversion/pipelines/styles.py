@@ -162,8 +162,7 @@ def _check_pair(a: InversionOutput, b: InversionOutput) -> None:
             f"`a` and `b` must be of the same model, but the generators' sizes differ: {mine.config} and "
             f"{other.config}. Invert both photos with one model."
         )
-    # Tuning leaves w_avg alone. The tolerance lets one model in two floating-point types through.
-    if not torch.allclose(mine.w_avg.cpu().float(), other.w_avg.cpu().float(), rtol=0.01, atol=1e-3):
+    if not mine.has_the_w_of(other):
         raise ValueError(
             "`a` and `b` must be of the same model, but their average w differ. Invert both with one model."
         )

@@ -131,9 +131,9 @@ class AutoencoderLearner:
         """Of the pictures that are loaded: the encoder may look at larger ones than the generator draws."""
         return max(self.generator.config.resolution, self.reconstruction.encoder.config.input_resolution)
 
-    def open_data(self) -> FaceFolder | None:
-        """The pictures that are trained on."""
-        return open_pictures(self.config.data, self.config, side=self.side, training=True)
+    def open_data(self, *, training: bool = True) -> FaceFolder | None:
+        """The pictures that are trained on, or the same as they are."""
+        return open_pictures(self.config.data, self.config, side=self.side, training=training)
 
     def open_validation_data(self) -> FaceFolder | None:
         """The pictures that are held out; `None` if there are none."""

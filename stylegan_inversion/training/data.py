@@ -4,6 +4,7 @@ The n-th example of a run is a function of the seed and n alone: order and augme
 do not depend on the number of processes or workers.
 """
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
@@ -78,6 +79,11 @@ class FaceFolder(Dataset[dict[str, Any]]):
     def names(self) -> list[str]:
         """Paths of the targets, relative to the folder, in order of the index."""
         return list(self._names)
+
+    @property
+    def source_names(self) -> list[str]:
+        """Paths of the sources of paired tasks, in the same order; none for the others."""
+        return list(self._source_names or [])
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """Make one example.
@@ -223,6 +229,7 @@ def load_batches(dataset: FaceFolder, sampler: PositionSampler, *, num_workers: 
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=_collate,
+        worker_init_fn=_leave_signals_to_the_run,
         generator=torch.Generator().manual_seed(0),  # or the loader would draw from the global one
     )
     return _batches(loader)
@@ -239,6 +246,12 @@ class _Caught(Dataset[Any]):
             return self.dataset[position]
         except InvalidImageError as e:
             return InvalidImageError(str(e))
+
+
+def _leave_signals_to_the_run(_: int) -> None:
+    """Ctrl-C and SIGTERM often go to a group of processes: the run ends its step, saves, and then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate(examples: list[Any]) -> Any:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from stylegan_inversion import hub
+from stylegan_inversion.losses.crop import inner_face
 from stylegan_inversion.losses.identity import IdentityLoss, load_identity
 from stylegan_inversion.losses.l2 import l2_loss
 from stylegan_inversion.losses.lpips import load_perceptual
@@ -26,6 +27,7 @@ from stylegan_inversion.training.config import TrainConfig
 from stylegan_inversion.training.data import FaceFolder
 from stylegan_inversion.training.draws import Draws
 from stylegan_inversion.training.e4e import LatentAdversary, progressive_stage
+from stylegan_inversion.training.generator_model import check_side
 from stylegan_inversion.training.learner import sweep, update_ema
 from stylegan_inversion.training.objective import EncoderObjective
 from stylegan_inversion.training.optimize import apply_gradients, make_optimizer
@@ -57,12 +59,7 @@ class EncoderLearner:
         device = accelerator.device
         self.task: Task = make_task(config.task, **config.task_options)
         self.weights = loss_weights(self.task, config)
-        if config.identity == "builtin" and 0 < self.weights.identity < 0.5:
-            logger.warning(
-                "`loss.identity` is %g with the built-in network, for which strangers differ by 0.07 only: it will "
-                "hardly count. Weigh it about 1, or give ArcFace as `identity`: the papers' weights are for it.",
-                self.weights.identity,
-            )
+        self._warn_of_weights()
         self.model_folder = hub.find_model(config.model)
         self.generator = hub.load_module(Generator, GeneratorConfig, self.model_folder / "generator", device=device)
         with seeded_weights(config.seed):
@@ -81,6 +78,23 @@ class EncoderLearner:
         if config.compile:
             compile_networks(self.generator.synthesis, device=device)
 
+    def _warn_of_weights(self) -> None:
+        """The papers' weights are for the papers' networks."""
+        config, weights = self.config, self.weights
+        chosen = "identity" in config.loss and weights.identity >= 0.5
+        if config.identity == "builtin" and weights.identity > 0 and not chosen:
+            logger.warning(
+                "`loss.identity` is %g with the built-in network, for which strangers differ by 0.07 only: it will "
+                "hardly count. Weigh it ten times as much, or give ArcFace as `identity`: the papers' weights are its.",
+                weights.identity,
+            )
+        if config.perceptual == "st-alex" and weights.lpips > 0 and "lpips" not in config.loss:
+            logger.warning(
+                "`loss.lpips` is %g with the built-in network, whose distances are a twentieth of LPIPS's: it will "
+                "hardly count. Set it, about ten times as much, or take perceptual=alex: the papers' weights are its.",
+                weights.lpips,
+            )
+
     def _make_adversary(self) -> LatentAdversary | None:
         if self.weights.adversarial == 0:
             return None
@@ -95,17 +109,23 @@ class EncoderLearner:
         return adversary.to(self.accelerator.device)
 
     def _make_objective(self) -> EncoderObjective:
-        weights = self.weights
+        weights, perceptual = self.weights, None
+        if weights.lpips + weights.lpips_crop > 0:
+            perceptual = load_perceptual(self.config.perceptual)
+        if perceptual is not None and weights.lpips_crop > 0:
+            side = inner_face(torch.zeros(1, 1, self.output_resolution, self.output_resolution)).shape[-1]
+            check_side(perceptual, side, otherwise="loss.lpips_crop=0")
         return EncoderObjective(
             weights,
-            perceptual=load_perceptual(self.config.perceptual) if weights.lpips + weights.lpips_crop > 0 else None,
+            perceptual=perceptual,
             identity=IdentityLoss(load_identity(self.config.identity)) if weights.identity > 0 else None,
             moco=load_moco(self.config.moco) if weights.moco > 0 and self.config.moco else None,
         ).to(self.accelerator.device)
 
-    def open_data(self) -> FaceFolder | None:
-        """The pictures that are trained on; `None` if the run takes the generator's own samples alone."""
-        return self._folder(self.config.data, self.config.sources, training=True) if self.config.batch_size else None
+    def open_data(self, *, training: bool = True) -> FaceFolder | None:
+        """The pictures that are trained on, or the same as they are; `None` if the run takes samples alone."""
+        config = self.config
+        return self._folder(config.data, config.sources, training=training) if config.batch_size else None
 
     def open_validation_data(self) -> FaceFolder | None:
         """The pictures that are held out; `None` if there are none."""

@@ -129,7 +129,7 @@ def fit_flow_prior(
             f"`components` must be at most {most}, for {len(w)} w and these sizes, got {config.components}."
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU alone, where all is drawn
         turned = fit_prior(generator, encoder, w, components=config.components).float()[:, : config.components]
         mean, deviation = turned.mean(dim=0), turned.std(dim=0).clamp(min=1e-6)
         flow = train_flow((turned - mean) / deviation, config, weight=deviation / deviation.mean(), report=report)

@@ -121,9 +121,9 @@ class GANLearner:
             accelerator=self.accelerator,
         )
 
-    def open_data(self) -> FaceFolder | None:
-        """The pictures that are trained on."""
-        return open_pictures(self.config.data, self.config, side=self.generator.config.resolution, training=True)
+    def open_data(self, *, training: bool = True) -> FaceFolder | None:
+        """The pictures that are trained on, or the same as they are."""
+        return open_pictures(self.config.data, self.config, side=self.generator.config.resolution, training=training)
 
     def open_validation_data(self) -> FaceFolder | None:
         """The pictures that are held out; `None` if there are none."""

@@ -16,8 +16,8 @@ class Learner(Protocol):
 
     optimizer: torch.optim.Optimizer  # the one whose learning rate is logged
 
-    def open_data(self) -> FaceFolder | None:
-        """The pictures that are trained on; `None` if the run needs none."""
+    def open_data(self, *, training: bool = True) -> FaceFolder | None:
+        """The pictures that are trained on, augmented if for `training`; `None` if the run needs none."""
         ...
 
     def open_validation_data(self) -> FaceFolder | None:

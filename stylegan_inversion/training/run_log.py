@@ -42,9 +42,9 @@ class RunLog:
         self.path = folder / "log.jsonl"
 
     def open(self) -> None:
-        """Start the trackers."""
+        """Start the trackers: for Weights & Biases a project of this name, for TensorBoard a folder."""
         if self.trackers:
-            self.accelerator.init_trackers("logs")
+            self.accelerator.init_trackers("stylegan_inversion")
 
     def close(self) -> None:
         """End the trackers, and the processes' connection."""

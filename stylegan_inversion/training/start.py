@@ -69,6 +69,10 @@ def loss_weights(task: Task, config: TrainConfig) -> LossWeights:
             f"`teacher` is {config.teacher!r}, but `loss.w_distance` is {loss.w_distance:g} and `batch_size` "
             f"{config.batch_size}: both must be above 0, or `teacher` left out."
         )
+    if config.moco is not None and loss.moco == 0:
+        raise ValueError(
+            f"`moco` is {config.moco!r}, but `loss.moco` is 0: weigh it, such as loss.moco=0.5 loss.identity=0."
+        )
     of_pictures = sum(getattr(loss, name) for name in EncoderObjective.IMAGE_TERMS) if config.batch_size else 0.0
     if of_pictures + loss.w_distance == 0:
         raise ValueError(

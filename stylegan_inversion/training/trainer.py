@@ -20,7 +20,7 @@ from stylegan_inversion import hub
 from stylegan_inversion.errors import DivergedError
 from stylegan_inversion.training.checkpoint import read_latest, write_checkpoint
 from stylegan_inversion.training.config import RunConfig, config_dict
-from stylegan_inversion.training.data import PositionSampler, load_batches
+from stylegan_inversion.training.data import FaceFolder, PositionSampler, load_batches
 from stylegan_inversion.training.learner import Learner
 from stylegan_inversion.training.methods import METHODS
 from stylegan_inversion.training.run_log import RunLog, check_trackers
@@ -43,6 +43,8 @@ FREE = (
     "checkpoint_every",
     "trackers",
     "cpu",
+    "data",  # a folder may move; the names of its pictures are compared
+    "sources",
 )
 
 Callback = Callable[[int, dict[str, float]], None]
@@ -69,9 +71,10 @@ def train(config: RunConfig, *, callback: Callback | None = None) -> TrainResult
     """Train an encoder or a generator, or go on with a run that was stopped at any moment.
 
     Writes to `config.output`: `config.json`, `log.jsonl` (a line each `log_every` steps and each validation),
-    `images/`, `checkpoints/`, TensorBoard's files, and two models that the pipelines read: `best/` (with validation)
-    and `last/`. A run that finds its own checkpoint goes on from there, exactly. Ctrl-C and SIGTERM end the step, save
-    and stop; a second Ctrl-C stops at once, and costs the steps since the last checkpoint.
+    `images/` (of held-out pictures or, without, of the first that are trained on), `checkpoints/`, TensorBoard's files,
+    and two models that the pipelines read: `best/` (with validation) and `last/`. A run that finds its own checkpoint
+    goes on from there, exactly. Ctrl-C and SIGTERM end the step, save and stop; a second Ctrl-C stops at once, which
+    costs the steps since the last checkpoint.
 
     Args:
         config: The run.
@@ -112,6 +115,7 @@ class Trainer:
         self.examples = config.examples * config.accumulation * accelerator.num_processes  # a step
         self.data = learner.open_data()
         self.validation = learner.open_validation_data()
+        self.shown = learner.open_data(training=False) if self.validation is None else self.validation
         self._resume()
 
     def _resume(self) -> None:
@@ -168,7 +172,7 @@ class Trainer:
 
     def _fingerprint(self) -> str:
         """What tells one folder of pictures from another, since their order follows from their names."""
-        names = "\n".join(self.data.names if self.data is not None else [])
+        names = "\n".join([] if self.data is None else [*self.data.names, *self.data.source_names])
         return hashlib.sha256(names.encode()).hexdigest()
 
     def run(self) -> TrainResult:
@@ -228,7 +232,9 @@ class Trainer:
         self.bad_steps = 0 if finite else self.bad_steps + 1
         if finite:
             return
-        logger.warning("Step %d is skipped: its loss or gradient is not finite.", self.step)
+        logger.warning(
+            "Step %d: a loss or gradient is not finite. The network that it is of stays as it was.", self.step
+        )
         if self.bad_steps >= MAX_BAD_STEPS:
             self._save()
             raise DivergedError(
@@ -249,8 +255,8 @@ class Trainer:
                 self.log.write(self.step, "train", values | {"lr": self.learner.optimizer.param_groups[0]["lr"]})
         last = self.step == config.steps
         validates = self.validation is not None and (last or self.step % config.validate_every == 0)
-        if validates or (self.validation is not None and self.step % config.image_every == 0):
-            self._validate(score=validates)
+        if validates or (self.shown is not None and (last or self.step % config.image_every == 0)):
+            self._look(self.shown, score=validates)
 
     def _mean(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means over the processes, in one reduction."""
@@ -260,11 +266,10 @@ class Trainer:
         stacked = torch.stack([terms[name].float() for name in names])
         return dict(zip(names, cast(Tensor, self.accelerator.reduce(stacked, reduction="mean"))))
 
-    def _validate(self, *, score: bool) -> None:
-        """Look at the first pictures of the validation folder; with `score` at all of them, and keep the best model."""
-        assert self.validation is not None
+    def _look(self, pictures: FaceFolder, *, score: bool) -> None:
+        """Draw the first pictures of a folder; with `score` judge all of them, and keep the best model."""
         accelerator = self.accelerator
-        count = min(len(self.validation), self.config.validation_images if score else MAX_GRID_ROWS)
+        count = min(len(pictures), self.config.validation_images if score else MAX_GRID_ROWS)
         sampler = PositionSampler(
             max(8, self.config.batch_size),
             rank=accelerator.process_index,
@@ -272,7 +277,7 @@ class Trainer:
             end=count,
             limit=count,
         )
-        batches = (self._move(batch) for batch in load_batches(self.validation, sampler, num_workers=0))
+        batches = (self._move(batch) for batch in load_batches(pictures, sampler, num_workers=0))
         values, columns = self.learner.evaluate(batches, score=score)
         if columns:
             self.log.draw(self.step, [column[:MAX_GRID_ROWS].float().cpu() for column in columns])

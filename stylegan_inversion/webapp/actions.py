@@ -122,13 +122,16 @@ class Actions:
         num_w_steps: float | None = None,
         num_tuning_steps: float | None = None,
         order: str = "",
+        since: int | None = None,
     ) -> Iterator[Progress]:
         """Invert: at once with an encoder; for PTI wait for a turn first. The last report has the output.
 
-        Steps are clamped to [1, 1000], those of the tuning to [0, 1000]. If `order` is called off or the owner is
-        forgotten meanwhile, the reports end without an output, and nothing is kept.
+        Steps are clamped to [1, 1000], those of the tuning to [0, 1000]. If `order` is called off, or the owner is
+        forgotten after `since` (from `sessions.now`; `None` is now), the reports end without an output, and nothing is
+        kept.
         """
-        chosen, since = self.model(model), self.sessions.now()
+        since = self.sessions.now() if since is None else since
+        chosen = self.model(model)
         if method not in chosen.pipelines:
             there = ", ".join(chosen.pipelines)
             raise gr.Error(f"This model has no {method!r}; it has {there}.", print_exception=False)

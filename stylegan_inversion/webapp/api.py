@@ -267,7 +267,8 @@ class Api:
         Returns:
             An animated GIF
         """
-        return self.actions.interpolate(token_a, token_b, owner=None, frames=frames)
+        path = self.actions.interpolate(token_a, token_b, owner=None, frames=frames)
+        return self._note(token_b, self._note(token_a, path))
 
     def animate(self, token: str, strengths: dict[str, float] | None = None, frames: float = 24) -> str:
         """Animate an edit: from the unedited face to the edited one and back.

@@ -118,7 +118,7 @@ class CompareTab:
                     yield news  # those of the encoders, together: of two updates in a frame that show more, one is lost
                     news = {}
                 began = time.perf_counter()
-                for report in actions.run(crop, method, owner=owner, model=name, order=order):
+                for report in actions.run(crop, method, owner=owner, model=name, order=order, since=since):
                     if report.output is None:
                         yield {self.status: note_html(f"{SHORT[method]} …") + status_html(report)}
                         continue

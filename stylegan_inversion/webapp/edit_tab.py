@@ -73,7 +73,7 @@ class EditTab:
         self.parts = [self.status, self.invert, self.stop, self.cancel, self.how_to, self.pictures, self.editing]
 
     def pair(self, out: InversionOutput, owner: str | None, since: int) -> tuple[Any, Any]:
-        """Face and photo, before and after, as the page shows them; `since` as in `Actions.original`."""
+        """Face and photo, before and after, as the page shows them; `since` as in `VisitorFiles.original`."""
         actions, crop = self.actions, out.crops[0]
         before, after = actions.shown_photos(out)
         whose: dict[str, Any] = {"owner": owner, "since": since}
@@ -90,7 +90,7 @@ class EditTab:
         )
 
     def opened(self, out: InversionOutput, token: str, owner: str | None, since: int, words: str) -> dict[Any, Any]:
-        """Updates that show a result, ready to be edited; `since` as in `Actions.original`."""
+        """Updates that show a result, ready to be edited; `since` as in `VisitorFiles.original`."""
         faces, photos = self.pair(out, owner, since)
         shown = {part: gr.update(visible=True) for part in (self.pictures, self.editing)}
         hidden = {part: gr.update(visible=False) for part in (self.how_to, self.stop, self.cancel)}
@@ -182,7 +182,7 @@ class EditTab:
             before = actions.files.original(enlarge(crop.image), **whose)
             shown = None
             steps: dict[str, Any] = {"pivot": pivot, "num_w_steps": w_steps, "num_tuning_steps": tuning_steps}
-            for report in actions.run(crop, method, owner=owner, model=model, order=order, **steps):
+            for report in actions.run(crop, method, model=model, order=order, **whose, **steps):
                 if report.output is not None:
                     actions.sessions.drop(old, owner=owner)
                     yield self.opened(report.output, report.token, owner, since, status_html(report))

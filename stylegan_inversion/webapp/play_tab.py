@@ -89,10 +89,10 @@ class PlayTab:
         """
         actions = self.actions
 
-        def drop(old: str, *in_use: str, owner: str | None) -> None:
-            """Forget what filled a place before, unless it is in use elsewhere."""
-            if old and old not in in_use:
-                actions.sessions.drop(old, owner=owner)
+        def drop(old: str, owner: str | None) -> None:
+            """Forget what filled a place before."""
+            if old:
+                actions.sessions.drop(old, owner)
 
         def take(request: gr.Request, old: str, token: str, *values: float) -> tuple[str, str]:
             if not token:
@@ -101,13 +101,13 @@ class PlayTab:
             name = actions.kept(token, owner=owner).model
             strengths = edit_tab.sliders.strengths(actions.model(name), values)
             out = actions.edited(token, strengths, owner=owner)
-            drop(old, owner=owner)
+            drop(old, owner)
             return actions.sessions.add(out, owner=owner, model=name, since=since), show(out, owner, since)
 
         def draw(request: gr.Request, old: str, name: str, seed: float, truncation: float) -> tuple[str, str, float]:
             owner, since = owner_of(request), actions.sessions.now()
             token = actions.random_face(owner=owner, model=name, seed=seed, truncation=truncation)
-            drop(old, owner=owner)
+            drop(old, owner)
             return token, show(actions.kept(token, owner=owner).output, owner, since), (seed or 0) + 1
 
         def show(out: Any, owner: str | None, since: int) -> str:
@@ -115,14 +115,14 @@ class PlayTab:
             return actions.files.picture(enlarge(out.images[0]), name="face", shown=True, **about)
 
         def mix(
-            request: gr.Request, old: str, shown: str, a: str, b: str, start: float, end: float, alpha: float
+            request: gr.Request, old: str, a: str, b: str, start: float, end: float, alpha: float
         ) -> tuple[str, str]:
             owner, since = owner_of(request), actions.sessions.now()
             _both(a, b)
             if start >= end:
                 raise gr.Error("“From layer” has to be below “to layer”.", print_exception=False)
-            drop(old, shown, owner=owner)  # it may be open in the other tab
             token = actions.mix(a, b, owner=owner, layers=(start, end), alpha=alpha)
+            drop(old, owner)
             return token, show(actions.kept(token, owner=owner).output, owner, since)
 
         def morph(request: gr.Request, a: str, b: str) -> tuple[Any, Any]:
@@ -134,9 +134,11 @@ class PlayTab:
             if not token:
                 raise gr.Error("Mix two faces first.", print_exception=False)
             owner, since = owner_of(request), actions.sessions.now()
-            out = actions.kept(token, owner=owner).output
+            kept = actions.kept(token, owner=owner)
+            # under a token of its own: each tab drops what it has shown
+            opened = actions.sessions.add(kept.output, owner=owner, model=kept.model, since=since)
             words = note_html("A mixture of two faces, ready to be edited")
-            return {**edit_tab.opened(out, token, owner, since, words), tabs: gr.update(selected="edit")}
+            return {**edit_tab.opened(kept.output, opened, owner, since, words), tabs: gr.update(selected="edit")}
 
         quick: dict[str, Any] = {"show_progress": "minimal", **WORK, **HIDDEN}
         for place in ("A", "B"):
@@ -147,7 +149,7 @@ class PlayTab:
                 draw, [self.tokens[place], model, self.seed, self.truncation], [*filled, self.seed], **quick
             )
         both = [self.tokens["A"], self.tokens["B"]]
-        mixed = [self.tokens["mix"], edit_tab.token, *both, self.start, self.end, self.alpha]
+        mixed = [self.tokens["mix"], *both, self.start, self.end, self.alpha]
         self.mix.click(mix, mixed, [self.tokens["mix"], self.mixed], **quick)
         self.morph.click(morph, both, [self.animation, self.download], **quick)
         self.open.click(reopen, self.tokens["mix"], [*dict.fromkeys(edit_tab.opens), tabs], **quick)

@@ -98,7 +98,12 @@ class Run:
         Raises:
             BaseException: Whatever the work raises.
         """
-        threading.Thread(target=self._run, args=(when_ended,), name="inversion", daemon=True).start()
+        thread = threading.Thread(target=self._run, args=(when_ended,), name="inversion", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no more threads
+            when_ended()
+            raise
         try:
             while True:
                 yield self.latest

@@ -64,10 +64,10 @@ class VisitorFiles:
                 the disk, and the request ends with an error.
         """
         name = hashlib.blake2b(image.tobytes(), key=self._salt, digest_size=24).hexdigest()
-        path = self.folder_of(owner) / f"{name}-{image.width}" / "picture.jpg"
-        if path.exists():
+        path = self.folder_of(owner) / f"{name}-{image.width}{'-drawn' if drawn else ''}" / "picture.jpg"
+        try:
             os.utime(path)  # the janitor's time counts anew
-        else:
+        except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f"{secrets.token_hex(8)}.jpg")
             if drawn:

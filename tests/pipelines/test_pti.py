@@ -1,3 +1,4 @@
+import copy
 import logging
 from pathlib import Path
 from typing import Any, cast
@@ -248,11 +249,12 @@ def test_an_earlier_inversion_gives_the_pivots(name: Any, pti: PTIPipeline, phot
         pipeline(faces[::-1], pivot=found)
     with pytest.raises(ValueError, match="`pivot` must be of the photos in `image`"):
         pipeline(photo, pivot=found)
-    other = PTIPipeline(
-        Generator(GeneratorConfig(32, 16, 8, 2, channel_base=128, channel_max=8)), perceptual=pti.perceptual
-    )
-    with pytest.raises(ValueError, match="`pivot` is of another model"):
-        other(photo, pivot=found, align=False)
+    moved = copy.deepcopy(pti.generator)
+    moved.w_avg += 0.1
+    for generator in (Generator(GeneratorConfig(32, 16, 8, 2, channel_base=128, channel_max=8)), moved):
+        other = PTIPipeline(generator, perceptual=pti.perceptual, detector=pti.detector)
+        with pytest.raises(ValueError, match="`pivot` is of another model"):
+            other(faces, pivot=found)
 
 
 def test_stopping_keeps_the_best_state(pti: PTIPipeline, photo: Image.Image) -> None:

@@ -54,6 +54,12 @@ def train(config: RunConfig) -> None:
     trainer.train(config)
 
 
+def train_in_a_group(config: RunConfig) -> None:
+    """As the head of a group of processes of its own, to which a signal can be sent."""
+    os.setpgid(0, 0)
+    trainer.train(config)
+
+
 def train_twofold(config: RunConfig, processes: int = 2) -> None:
     """The same run in two processes that exchange gradients."""
     debug_launcher(trainer.train, (config,), num_processes=processes)
@@ -121,12 +127,17 @@ def write_on_full_disk(folder: Path) -> None:
 
 def kill_at(process: Any, log: Path, step: int, delay: float) -> None:
     """Kill a run with no warning, a moment after it has logged a step."""
-    end = time.monotonic() + 60
-    while last_step(log) < step and process.is_alive() and time.monotonic() < end:
-        time.sleep(0.001)
+    wait_for(process, log, step)
     time.sleep(delay)
     process.kill()
     process.join()
+
+
+def wait_for(process: Any, log: Path, step: int) -> None:
+    """Until a run has logged a step, or has ended."""
+    end = time.monotonic() + 60
+    while last_step(log) < step and process.is_alive() and time.monotonic() < end:
+        time.sleep(0.001)
 
 
 def last_step(log: Path) -> int:

@@ -1,5 +1,9 @@
 import itertools
+import multiprocessing
+import os
 import pickle
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +225,23 @@ def test_bad_samplers() -> None:
             PositionSampler(1, start=start, end=end)
     with pytest.raises(ValueError, match="`limit` must be >= 0, got -1"):
         PositionSampler(1, end=1, limit=-1)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows ends processes, and sends them no signals")
+def test_workers_leave_signals_to_the_run(faces: Path) -> None:
+    batches = load_batches(open_folder(faces), PositionSampler(3, end=40), num_workers=2)
+    seen = [next(batches)["index"], next(batches)["index"]]  # one of each: both are at work
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(worker.pid or 0, number)
+    time.sleep(0.1)
+    seen += [batch["index"] for batch in batches]
+    assert len(seen) == 40
+    for worker in workers:
+        worker.join(30)
+        assert worker.exitcode == 0
 
 
 def test_batches_do_not_depend_on_the_workers(faces: Path) -> None:

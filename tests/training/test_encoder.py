@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from stylegan_inversion import E4EPipeline, PSPPipeline, hub
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.losses.crop import inner_face
 from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
+from stylegan_inversion.models.resnet import ResNet, ResNetConfig
 from stylegan_inversion.preprocessing.image import load_image
 from stylegan_inversion.preprocessing.sources import LabelSource, SketchSource
 from stylegan_inversion.training.checkpoint import read_checkpoint, write_checkpoint
@@ -103,15 +105,48 @@ def test_gradients_of_psp_with_every_loss(make_learner: MakeLearner, tmp_path: P
         encoder=EncoderOptions(32, [8, 8, 8, 8], [1, 1, 1, 1], 4, 8),
         accumulation=2,
     )
+    check_steps(learner, {"l2", "delta", *loss}, networks=3)
+
+
+def test_gradients_of_the_losses_of_other_tasks(make_learner: MakeLearner, tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hub.save_module(ResNet(ResNetConfig((4, 4, 4, 4), (1, 1, 1, 1))), tmp_path / "moco")
+    loss = {"l2": 0.01, "lpips": 0.8, "identity": 0.0, "moco": 0.5, "l2_crop": 0.1, "lpips_crop": 8.0, "w_norm": 0.005}
+    learner = make_learner(
+        model=str(save_model(tmp_path / "64", resolution=64)),
+        task="frontalization",
+        perceptual="st-alex",
+        moco=str(tmp_path / "moco"),
+        loss=loss,
+        batch_size=2,
+        encoder=EncoderOptions(32, [8, 8, 8, 8], [1, 1, 1, 1], 4, 8),
+        accumulation=2,
+    )
+    check_steps(learner, {name for name, weight in loss.items() if weight}, networks=3)
+
+
+def check_steps(learner: EncoderLearner, names: set[str], *, networks: int) -> None:
+    """Two steps have these terms, summed by their weights; they reach all of the encoder and none of the others."""
     states = [copy.deepcopy(network.state_dict()) for network in frozen(learner)]
-    assert len(states) == 3
+    assert len(states) == networks
     for step in range(2):
         terms, finite = learner.step(batches_of(learner, 2, start=2 * step), step)
-        assert finite and set(terms) == {"l2", "loss", "delta", *loss}
-    check_gradients(learner, 7)
+        assert finite and set(terms) == {"loss", *names}
+    check_gradients(learner, learner.generator.num_ws - 1)
     assert all(same(dict(n.state_dict()), dict(s)) for n, s in zip(frozen(learner), states))
     weights = dataclasses.asdict(learner.weights)
     assert float(terms["loss"]) == pytest.approx(sum(weights[k] * float(v) for k, v in terms.items() if k != "loss"))
+    with torch.no_grad():  # each compares what its name says
+        batch = batches_of(learner, 1)[0]
+        y_hat, y = learner.generator.synthesis(learner.encoder(batch["x"])), batch["y"]
+        found = learner.objective.images(y_hat, y)
+    perceptual, moco = learner.objective.perceptual, learner.objective.moco
+    assert perceptual is not None
+    assert torch.equal(found["lpips"], perceptual(y_hat, y).mean())
+    if moco is not None:
+        assert torch.equal(found["moco"], moco(y_hat, y))
+        assert torch.equal(found["lpips_crop"], perceptual(inner_face(y_hat), inner_face(y)).mean())
 
 
 def test_terms_of_e4e(make_learner: MakeLearner) -> None:
@@ -275,13 +310,23 @@ def test_bad_beginnings(make_config: MakeConfig, make_learner: MakeLearner, mode
         make_learner(task="sketch_to_face", synthetic_batch_size=2)
     with pytest.raises(ValueError, match=r"`loss\.moco` is 0\.5, but there is no network for it"):
         make_learner(loss={"lpips": 0.0, "identity": 0.0, "moco": 0.5})
+    with pytest.raises(ValueError, match=r"`moco` is 'moco', but `loss\.moco` is 0"):
+        make_learner(moco="moco")
+    with pytest.raises(ValueError, match=r"does not take pictures of 12 px.*set loss\.lpips_crop=0"):
+        make_learner(perceptual="st-alex", loss={"lpips": 0.0, "identity": 0.0, "lpips_crop": 1.0})
 
 
-def test_a_weight_that_hardly_counts_is_said(make_learner: MakeLearner, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_weight_that_hardly_counts_is_said(
+    make_learner: MakeLearner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     make_learner(loss={"lpips": 0.0, "identity": 1.0})
     assert not caplog.text
     make_learner(loss={"lpips": 0.0, "identity": 0.1})
     assert "`loss.identity` is 0.1 with the built-in network" in caplog.text
+    caplog.clear()
+    make_learner(model=str(save_model(tmp_path / "32", resolution=32)), perceptual="st-alex", task="toonify", loss={})
+    assert "`loss.identity` is 1 with the built-in network" in caplog.text  # the task's, for ArcFace
+    assert "`loss.lpips` is 0.8 with the built-in network" in caplog.text
 
 
 def save_arcface(folder: Path, *, in_channels: int = 3, widths: tuple[int, ...] = (8, 8, 8, 8)) -> Path:
@@ -379,6 +424,8 @@ def test_sketch_to_face(make_config: MakeConfig, pictures: Path, tmp_path: Path)
         method="e4e", task="sketch_to_face", sources=str(sources), validation_data=None, loss={"lpips": 0.0}, steps=2
     )
     assert train(config).best is None
+    grid = load_image(tmp_path / "run" / "images" / "step-00000002.png")  # of pictures that are trained on
+    assert grid.size == (2 * (3 * 16 + 4), 4 * 16)
     pipeline = E4EPipeline.from_pretrained(tmp_path / "run" / "last", device="cpu")
     assert pipeline.source == SketchSource() and len(pipeline.translate(sources / "00.png").images) == 1
 

@@ -92,7 +92,7 @@ def test_a_run(make_config: MakeConfig, pictures: Path, tmp_path: Path) -> None:
         "step-00000028.safetensors",
         "step-00000030.safetensors",
     ]
-    assert list((output / "logs").rglob("events.out.tfevents.*"))
+    assert list((output / "stylegan_inversion").rglob("events.out.tfevents.*"))
 
     # Every picture counts, and the best model is the one that scored best
     for folder, score in (("best", result.best), ("last", scores[-1]["loss"])):
@@ -210,6 +210,29 @@ def test_a_signal_ends_the_step_and_saves(
     same_runs(config, whole)
 
 
+def test_a_signal_to_the_whole_group(make_config: MakeConfig, pictures: Path, tmp_path: Path) -> None:
+    """As `timeout` or a batch system sends it: to the processes that load pictures, too. With Adam and bfloat16."""
+    config = everything(
+        make_config,
+        pictures,
+        tmp_path,
+        num_workers=2,
+        mixed_precision="bf16",
+        optimizer=OptimizerOptions("adam", 1e-3, warmup=0.1),
+        checkpoint_every=100,
+    )
+    whole = elsewhere(config, tmp_path, "whole")
+    assert children.run(children.train, whole) == 0
+    child = children.start(children.train_in_a_group, config)
+    log = Path(config.output, "log.jsonl")
+    children.wait_for(child, log, 5)
+    os.killpg(child.pid, signal.SIGTERM)
+    child.join(60)
+    assert child.exitcode == 0 and 5 <= saved(config)["step"] < 36
+    assert children.run(children.train, config) == 0
+    same_runs(config, whole)
+
+
 def test_a_second_interrupt_stops_at_once(make_config: MakeConfig) -> None:
     def stop(step: int, terms: dict[str, float]) -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -263,7 +286,7 @@ def test_a_bad_step_is_skipped(
     with caplog.at_level(logging.WARNING):
         assert train(config).step == 10
     assert watched.skipped == [2, 3, 5, 6, 7, 8]
-    assert "Step 2 is skipped: its loss or gradient is not finite." in caplog.text
+    assert "Step 2: a loss or gradient is not finite." in caplog.text
     log = read_log(config)
     assert [line["step"] for line in log if line["loss"] is None] == [3, 4, 6, 7, 8, 9]
     assert "NaN" not in Path(config.output, "log.jsonl").read_text()

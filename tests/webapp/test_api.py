@@ -276,8 +276,15 @@ def test_delete_removes_the_files(connect: Connect, file: Any, app: Any) -> None
     client.predict(token, {"smile": 1.0}, api_name="/edit")
     client.predict(token, "latents", api_name="/download")
     client.predict(token, frames=2, api_name="/animate")
+    client.predict(other, token, frames=2, api_name="/interpolate")
     new = {path for path in made.rglob("*") if path.is_file()} - before
-    assert {path.name for path in new} == {"face.png", "photo.png", "latents.safetensors", "edit.gif"}
+    assert {path.name for path in new} == {
+        "face.png",
+        "photo.png",
+        "latents.safetensors",
+        "edit.gif",
+        "interpolation.gif",
+    }
     assert client.predict(token, api_name="/delete") is True
     left = {path for path in made.rglob("*") if path.is_file()}
     assert not left & new and len(before - left) == 2  # those of /invert, and not that of the other face

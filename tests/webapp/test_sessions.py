@@ -162,6 +162,20 @@ def test_a_visitor_may_leave_while_the_last_run_ends() -> None:
     wait_until_idle(sessions)
 
 
+def test_without_a_thread_nobody_is_locked_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    sessions = Sessions()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            list(sessions.run(endless, total=MANY, first_stage_steps=0, owner="anna", model="tiny"))
+    reports, _ = start(sessions, owner="anna")
+    reports.close()  # type: ignore[attr-defined]
+    wait_until_idle(sessions)
+
+
 def test_reports_come_while_nothing_happens() -> None:
     def silent(on_step: Any) -> InversionOutput:
         time.sleep(2.5 * HEARTBEAT_SECONDS)
