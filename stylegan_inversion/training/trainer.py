@@ -255,7 +255,7 @@ class Trainer:
                 self.log.write(self.step, "train", values | {"lr": self.learner.optimizer.param_groups[0]["lr"]})
         last = self.step == config.steps
         validates = self.validation is not None and (last or self.step % config.validate_every == 0)
-        if validates or (self.shown is not None and (last or self.step % config.image_every == 0)):
+        if self.shown is not None and (validates or last or self.step % config.image_every == 0):
             self._look(self.shown, score=validates)
 
     def _mean(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:

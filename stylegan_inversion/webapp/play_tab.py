@@ -92,7 +92,7 @@ class PlayTab:
         def drop(old: str, owner: str | None) -> None:
             """Forget what filled a place before."""
             if old:
-                actions.sessions.drop(old, owner)
+                actions.sessions.drop(old, owner=owner)
 
         def take(request: gr.Request, old: str, token: str, *values: float) -> tuple[str, str]:
             if not token:
