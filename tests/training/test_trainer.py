@@ -210,6 +210,16 @@ def test_a_signal_ends_the_step_and_saves(
     same_runs(config, whole)
 
 
+def test_a_folder_that_has_moved(make_config: MakeConfig, pictures: Path, tmp_path: Path) -> None:
+    config = make_config(steps=4, checkpoint_every=2)
+    whole = elsewhere(config, tmp_path, "whole")
+    train(whole)
+    train(dataclasses.replace(config, steps=2))
+    moved = pictures.rename(tmp_path / "moved")
+    train(dataclasses.replace(config, data=str(moved)))
+    assert same(saved(config)["learner"], saved(whole)["learner"])
+
+
 def test_a_signal_to_the_whole_group(make_config: MakeConfig, pictures: Path, tmp_path: Path) -> None:
     """As `timeout` or a batch system sends it: to the processes that load pictures, too. With Adam and bfloat16."""
     config = everything(
