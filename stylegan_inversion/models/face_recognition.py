@@ -6,6 +6,7 @@ Departure: the channel-wise scale after each convolution is folded into its weig
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -82,6 +83,23 @@ class FaceRecognitionNet(nn.Module):
         Returns:
             Embeddings of norm about 1.4. A distance below `SAME_PERSON_DISTANCE` speaks for the same person.
         """
-        out = F.relu(self.conv_in(resize_and_normalize(x, self.config.resolution)))
-        out = self.blocks(F.max_pool2d(out, 3, 2))
-        return self.fc(torch.mean(out, dim=(2, 3)))
+        return self.fc(torch.mean(self.features(x)[-1], dim=(2, 3)))
+
+    def features(self, x: Float[Tensor, "batch 3 height width"], *, resolution: int | None = None) -> list[Tensor]:
+        """Compute what the end of each stage sees.
+
+        Args:
+            x: Aligned, square face crops, RGB, in [-1, 1].
+            resolution: Side that they are resized to. `None` means the network's own.
+
+        Returns:
+            >= 0, (B, C, h, w) a stage, each stage half as large as the one before.
+        """
+        out = F.relu(self.conv_in(resize_and_normalize(x, resolution or self.config.resolution)))
+        out = F.max_pool2d(out, 3, 2)
+        stages: list[Tensor] = []
+        for block in self.blocks:
+            if cast(ResidualBlock, block).downsample:
+                stages.append(out)
+            out = block(out)
+        return [*stages, out]

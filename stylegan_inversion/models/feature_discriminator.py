@@ -1,19 +1,23 @@
 """A discriminator of few parameters: small heads on the features of a frozen network, and a small network of its own.
 
 Paper: Sauer et al. 2021, "Projected GANs Converge Faster", arXiv:2111.01007, whose idea it is. Original code:
-autonomousvision/projected-gan (MIT). Own code. Departures: features of a perceptual distance, without random
-projections over channels and scales; they are normalised, so that colour and fine grain are left to the network on the
-picture; the score of an image is the mean over heads and pixels, so that the losses of StyleGAN2 serve.
+autonomousvision/projected-gan (MIT). Own code. Departures: features of any networks, without random projections over
+channels and scales; each channel is brought to the mean 0 and deviation 1 of real pictures; a network of its own looks
+at the picture besides; the score of an image is the sum over heads of the mean over pixels, so that the losses of
+StyleGAN2 serve.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+
+SMALLEST_SHARE = 0.01  # of the mean deviation of a layer's channels; what moves less is taken to stand still
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,30 @@ class FeatureDiscriminatorConfig:
             raise ValueError(f"`pixel_widths` must hold at least one number >= 1, got {self.pixel_widths}.")
 
 
+class Standardize(nn.Module):
+    """Brings channels to mean 0 and deviation 1 over the pictures that it was shown; before that, to themselves."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("deviation", torch.ones(channels, 1, 1))
+
+    def fit(self, layers: Sequence[Float[Tensor, "batch channels height width"]]) -> None:
+        """Take the statistics of these features. A channel that never moves keeps its scale."""
+        values = torch.cat([layer.transpose(0, 1).flatten(1) for layer in layers], dim=1).double()
+        deviation, mean = torch.std_mean(values, dim=1)
+        deviation = torch.where(deviation > SMALLEST_SHARE * deviation.mean(), deviation, 1.0)
+        self.mean.copy_(mean[:, None, None])
+        self.deviation.copy_(deviation[:, None, None])
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
+        """Standardize features."""
+        return (x - self.mean) / self.deviation
+
+
 class FeatureDiscriminator(nn.Module):
     """Images -> logits; high means real. The network behind it is no part of its weights."""
 
@@ -44,12 +72,13 @@ class FeatureDiscriminator(nn.Module):
 
         Args:
             config: Their sizes.
-            features: Gives the features of images, (B, C, h, w) a layer and of unit norm over the channels, as
-                `PerceptualDistance.features` does. `None` leaves it to be set before the first call.
+            features: Gives the features of images, (B, C, h, w) a layer. `None` leaves it to be set before the first
+                call.
         """
         super().__init__()
         self.config = config
         self.features = features
+        self.norms = nn.ModuleList(Standardize(channels) for channels in config.channels)
         self.heads = nn.ModuleList(self._head(channels) for channels in config.channels)
         self.pixels = self._pixel_network()
 
@@ -70,18 +99,33 @@ class FeatureDiscriminator(nn.Module):
             layers += [spectral_norm(nn.Conv2d(before, after, 4, 2, 1)), nn.LeakyReLU(0.2)]
         return nn.Sequential(*layers, spectral_norm(nn.Conv2d(self.config.pixel_widths[-1], 1, 3, padding=1)))
 
+    @torch.no_grad()
+    def fit(self, batches: Sequence[Float[Tensor, "batch 3 height width"]]) -> None:
+        """Take the statistics of the features of real pictures; some hundred are enough.
+
+        Args:
+            batches: RGB, in [-1, 1], of a side that the features know.
+
+        Raises:
+            ValueError: As `forward`.
+        """
+        for norm, *layers in zip(self.norms, *(self._layers(x) for x in batches)):
+            cast(Standardize, norm).fit(layers)
+
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, " batch"]:
         """Judge images, RGB, in [-1, 1], of a side that the features know.
 
         Raises:
             ValueError: If no `features` have been set, or they have another number of layers.
         """
+        scores = [head(norm(layer)) for head, norm, layer in zip(self.heads, self.norms, self._layers(x))]
+        scores.append(self.pixels(x))
+        return torch.stack([score.mean(dim=(1, 2, 3)) for score in scores]).sum(dim=0)
+
+    def _layers(self, x: Tensor) -> Sequence[Tensor]:
         if self.features is None:
             raise ValueError("`features` must be set before images are judged, such as to `perceptual.features`.")
         layers = self.features(x)
         if len(layers) != len(self.heads):
             raise ValueError(f"`features` must give {len(self.heads)} layers, one a head, got {len(layers)}.")
-        # sqrt(C) makes the mean square of a unit vector's parts 1
-        scores = [head(layer * layer.shape[1] ** 0.5) for head, layer in zip(self.heads, layers)]
-        scores.append(self.pixels(x))
-        return torch.stack([score.mean(dim=(1, 2, 3)) for score in scores]).sum(dim=0)
+        return layers

@@ -64,11 +64,14 @@ class GANLearner:
         self.init = None if config.init is None else hub.find_model(config.init)
         with seeded_weights(config.seed):
             self.generator = make_generator(config.generator, self.init).to(device).train().requires_grad_(True)
-            perceptual = load_perceptual(config.perceptual)
+            perceptual = load_perceptual(config.perceptual, device=device)
             discriminator = make_discriminator(
-                config.discriminator, self.generator.config, self.init, perceptual=perceptual
+                config.discriminator,
+                self.generator.config,
+                self.init,
+                perceptual=perceptual,
+                pictures=self.open_data(training=False) if config.discriminator.kind == "features" else None,
             )
-        perceptual.to(device)
         self.discriminator = discriminator.to(device).train().requires_grad_(False)
         check_groups(discriminator, config.batch_size)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from stylegan_inversion.training.augment import AugmentOptions
 from stylegan_inversion.training.config import OptimizerOptions, RunConfig, at_least, one_of, positive, share
 
+SMALLEST_FACE = 103  # px: one less, and the last stage of the face network would have nothing to look at
+
 # Not frozen: OmegaConf cannot merge into frozen dataclasses.
 
 
@@ -25,7 +27,9 @@ class GeneratorOptions:
 class DiscriminatorOptions:
     """A new discriminator. Sizes as in `DiscriminatorConfig`; `None` takes the generator's."""
 
-    kind: str = "stylegan2"  # stylegan2, or features: heads on the frozen perceptual network, which learn with less
+    kind: str = "stylegan2"  # stylegan2, or features: heads on frozen networks, which learn with less
+    networks: list[str] = field(default_factory=lambda: ["perceptual"])  # of features: perceptual, face, or both
+    face_resolution: int = 112  # side that pictures are resized to for the face network, which was trained at 150
     width: int = 64  # channels of a head on features
     channel_base: int | None = None
     channel_max: int | None = None
@@ -109,6 +113,11 @@ class GANConfig(GeneratorRun):
         one_of("method", self.method, ("gan",))
         super().__post_init__()
         one_of("discriminator.kind", self.discriminator.kind, ("stylegan2", "features"))
+        if not self.discriminator.networks:
+            raise ValueError("`discriminator.networks` must name at least one of 'perceptual' and 'face'.")
+        for name in self.discriminator.networks:
+            one_of("discriminator.networks", name, ("perceptual", "face"))
+        at_least("discriminator.face_resolution", self.discriminator.face_resolution, SMALLEST_FACE)
         at_least("discriminator.width", self.discriminator.width, 1)
         if self.discriminator.lr is not None:
             positive("discriminator.lr", self.discriminator.lr)

@@ -1,13 +1,16 @@
 """The networks that a run of a generator starts from, and the model that it leaves."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from stylegan_inversion import hub
 from stylegan_inversion.errors import ModelNotFoundError
+from stylegan_inversion.losses.identity import DlibEmbedding, load_identity
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.discriminator import Discriminator, DiscriminatorConfig
 from stylegan_inversion.models.feature_discriminator import FeatureDiscriminator, FeatureDiscriminatorConfig
@@ -19,6 +22,8 @@ from stylegan_inversion.training.tasks import Pictures
 
 Part = TypeVar("Part", bound=nn.Module)
 DEFAULT_RESOLUTION = 256
+FITTED, FITTED_AT_ONCE = 256, 32  # pictures that a new discriminator on features is fitted to
+OWN_DISCRIMINATOR = "Remove the folder 'discriminator' from a copy of that model to begin with a new one."
 PIPELINE = {"_class_name": "PTIPipeline", "crop_scale": 1.0}  # what needs no encoder; the FFHQ crop
 
 
@@ -92,7 +97,12 @@ def grow_generator(generator: Generator, resolution: int) -> Generator:
 
 
 def make_discriminator(
-    options: DiscriminatorOptions, sizes: GeneratorConfig, model: Path | None, *, perceptual: PerceptualDistance
+    options: DiscriminatorOptions,
+    sizes: GeneratorConfig,
+    model: Path | None,
+    *,
+    perceptual: PerceptualDistance,
+    pictures: FaceFolder | None = None,
 ) -> Discriminator | FeatureDiscriminator:
     """Build a discriminator for a generator, or load that of a model if it is of the kind that is wanted.
 
@@ -100,25 +110,18 @@ def make_discriminator(
         options: Kind and sizes.
         sizes: Of the generator.
         model: Folder of a model to start from.
-        perceptual: Whose features the kind "features" judges by.
+        perceptual: The perceptual network that the kind "features" judges by. The face network comes on its device.
+        pictures: To which a new discriminator of that kind is fitted. `None` leaves the features as they are.
 
     Raises:
-        ValueError: If it judges pictures of another size.
+        ValueError: If it judges pictures of another size, or by other networks.
         CheckpointError: If a file is damaged.
     """
     there = None if model is None or not (model / "discriminator").is_dir() else model / "discriminator"
     kind = None if there is None else hub.read_config(there).get("_class_name")
     if options.kind == "features":
-        if there is not None and kind == FeatureDiscriminator.__name__:
-            heads = hub.load_module(FeatureDiscriminator, FeatureDiscriminatorConfig, there)
-        else:
-            check_side(perceptual, sizes.resolution, otherwise="discriminator.kind=stylegan2")
-            with torch.no_grad():
-                layers = perceptual.features(torch.zeros(1, 3, sizes.resolution, sizes.resolution))
-            channels = tuple(layer.shape[1] for layer in layers)
-            heads = FeatureDiscriminator(FeatureDiscriminatorConfig(channels, options.width))
-        heads.features = perceptual.features
-        return heads
+        own = there if kind == FeatureDiscriminator.__name__ else None
+        return _make_heads(options, sizes.resolution, own, perceptual=perceptual, pictures=pictures)
     if there is None or kind != Discriminator.__name__:
         return Discriminator(
             DiscriminatorConfig(
@@ -132,10 +135,62 @@ def make_discriminator(
     side = discriminator.config.resolution
     if side != sizes.resolution:
         raise ValueError(
-            f"`init` brings a discriminator of {side} px; the generator draws {sizes.resolution} px. Remove the folder "
-            "'discriminator' from a copy of that model to begin with a new one."
+            f"`init` brings a discriminator of {side} px; the generator draws {sizes.resolution} px. "
+            f"{OWN_DISCRIMINATOR}"
         )
     return discriminator
+
+
+def _make_heads(
+    options: DiscriminatorOptions,
+    side: int,
+    there: Path | None,
+    *,
+    perceptual: PerceptualDistance,
+    pictures: FaceFolder | None,
+) -> FeatureDiscriminator:
+    features = judging_features(options, side, perceptual=perceptual)
+    device = next(perceptual.parameters()).device
+    with torch.no_grad():
+        channels = tuple(layer.shape[1] for layer in features(torch.zeros(1, 3, side, side, device=device)))
+    if there is None:
+        heads = FeatureDiscriminator(FeatureDiscriminatorConfig(channels, options.width), features).to(device)
+        if pictures is not None:
+            every = max(1, len(pictures) // FITTED)
+            shown = [pictures[index]["y"] for index in range(0, len(pictures), every)[:FITTED]]
+            heads.fit([y.to(device) for y in torch.stack(shown).split(FITTED_AT_ONCE)])
+        return heads
+    heads = hub.load_module(FeatureDiscriminator, FeatureDiscriminatorConfig, there)
+    heads.features = features
+    if heads.config.channels != channels:
+        raise ValueError(
+            f"`init` brings a discriminator on features of {heads.config.channels} channels; those of "
+            f"discriminator.networks={options.networks} have {channels}. {OWN_DISCRIMINATOR}"
+        )
+    return heads
+
+
+def judging_features(
+    options: DiscriminatorOptions, side: int, *, perceptual: PerceptualDistance
+) -> Callable[[Tensor], list[Tensor]]:
+    """Make what computes the features that a discriminator judges by, layer by layer.
+
+    Args:
+        options: Which networks.
+        side: Of the pictures, in px.
+        perceptual: The perceptual network. The face network comes on its device.
+
+    Raises:
+        ValueError: If pictures of that side are too small.
+    """
+    sources: list[Callable[[Tensor], list[Tensor]]] = []
+    if "perceptual" in options.networks:
+        check_side(perceptual, side, otherwise="discriminator.networks=[face]")
+        sources.append(perceptual.features)
+    if "face" in options.networks:
+        face = load_identity(device=next(perceptual.parameters()).device)
+        sources.append(partial(cast(DlibEmbedding, face).network.features, resolution=options.face_resolution))
+    return lambda x: [layer for source in sources for layer in source(x)]
 
 
 def check_groups(discriminator: nn.Module, batch_size: int) -> None:

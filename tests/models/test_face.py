@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -28,6 +29,7 @@ from stylegan_inversion.models.face_detector import FaceDetector, FaceDetectorCo
 from stylegan_inversion.models.face_layers import pad_same
 from stylegan_inversion.models.face_recognition import SAME_PERSON_DISTANCE, FaceRecognitionConfig, FaceRecognitionNet
 from stylegan_inversion.preprocessing.image import to_tensor
+from stylegan_inversion.training.generator_config import SMALLEST_FACE
 
 DATA = Path(__file__).parents[1] / "data"
 FACE = builtin_path("faces64/face")
@@ -132,6 +134,22 @@ def test_non_max_suppression_keeps_the_best_of_each_group() -> None:
     boxes = torch.tensor([[0, 0, 10, 10, 0.9], [1, 0, 11, 10, 0.8], [20, 0, 30, 10, 0.7], [0, 0, 10, 4, 0.6]])
     assert non_max_suppression(boxes, 0.5).tolist() == [0, 2, 3]
     assert non_max_suppression(boxes[:0], 0.5).tolist() == []
+
+
+@torch.no_grad()
+def test_stages_of_recognition(recognition: FaceRecognitionNet) -> None:
+    x = noise(64, 2)
+    assert [tuple(stage.shape[1:]) for stage in recognition.features(x)] == [
+        (32, 35, 35), (64, 17, 17), (128, 8, 8), (256, 4, 4), (256, 2, 2)
+    ]  # fmt: skip
+    small = recognition.features(x, resolution=112)
+    assert [stage.shape[2] for stage in small] == [26, 13, 6, 3, 1]
+    assert [stage.shape[2] for stage in recognition.features(x, resolution=SMALLEST_FACE)] == [24, 12, 6, 3, 1]
+    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
+        recognition.features(x, resolution=SMALLEST_FACE - 1)
+    enlarged = F.interpolate(x, size=112, mode="bilinear", antialias=True)
+    assert torch.equal(small[0], recognition.features(enlarged, resolution=112)[0])
+    assert torch.equal(recognition.fc(recognition.features(x)[-1].mean(dim=(2, 3))), recognition(x))
 
 
 def test_recognition_tells_people_apart(recognition: FaceRecognitionNet) -> None:

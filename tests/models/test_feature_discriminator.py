@@ -53,7 +53,7 @@ def test_the_network_behind_it_is_no_part_of_it() -> None:
 
     network = Network()
     discriminator = FeatureDiscriminator(FeatureDiscriminatorConfig((6, 3)), network.features)
-    assert all(key.startswith(("heads.", "pixels.")) for key in discriminator.state_dict())
+    assert all(key.startswith(("heads.", "norms.", "pixels.")) for key in discriminator.state_dict())
     assert len(list(discriminator.parameters())) == (2 * 3 + 5) * 2  # convolutions, weight and bias
 
 
@@ -63,6 +63,26 @@ def test_it_sees_what_the_features_leave_out() -> None:
     x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(features(x), features(2 * x)))
     assert (discriminator(x) - discriminator(2 * x)).abs().min() > 1e-4
+
+
+def test_features_are_brought_to_those_of_real_pictures() -> None:
+    discriminator = make()
+    x = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    x[:, 1] = 0.1 * x[:, 1] + 3
+    x[:, 2] = 0.5  # a channel that never moves keeps its scale
+    discriminator.features = lambda x: [x.repeat(1, 2, 1, 1), x[:, :, ::2, ::2]]
+    before = discriminator(x)
+    discriminator.fit(list(x.split(8)))
+    assert not torch.equal(discriminator(x), before)
+    for norm, layer in zip(discriminator.norms, discriminator.features(x)):
+        seen = norm(layer)
+        deviation, mean = torch.std_mean(seen[:, [0, 1, -3, -2]], dim=(0, 2, 3))
+        assert torch.allclose(mean, torch.zeros(4), atol=1e-5) and torch.allclose(deviation, torch.ones(4), atol=1e-5)
+        assert torch.equal(seen[:, -1], torch.zeros_like(seen[:, -1])) and norm.deviation[-1] == 1
+    other = make()
+    other.load_state_dict(discriminator.state_dict())
+    other.features = discriminator.features
+    assert torch.equal(other.eval()(x), discriminator.eval()(x))
 
 
 def test_bad_values() -> None:

@@ -1,12 +1,13 @@
 import copy
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
+from stylegan_inversion.models.feature_discriminator import FeatureDiscriminator
 from stylegan_inversion.training import gan
 from stylegan_inversion.training.generator_config import (
     AdaptiveOptions,
@@ -163,10 +164,17 @@ def test_gradients_of_both_styles_reach_the_mapping_network(make_gan_learner: Ma
     assert learner.generator.mapping.layers[0].get_parameter("weight").grad is not None
 
 
-def test_the_discriminator_on_features(make_gan_learner: MakeGANLearner, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("networks", [["perceptual"], ["face"], ["perceptual", "face"]])
+def test_the_discriminator_on_features(
+    make_gan_learner: MakeGANLearner, monkeypatch: pytest.MonkeyPatch, networks: list[str]
+) -> None:
     learner = make_gan_learner(
-        generator=tiny_generator(32), discriminator=DiscriminatorOptions(kind="features", width=4), batch_size=2
+        generator=tiny_generator(32),
+        discriminator=DiscriminatorOptions(kind="features", width=4, networks=networks),
+        batch_size=2,
     )
+    assert isinstance(learner.discriminator, FeatureDiscriminator)
+    assert all(cast(Any, norm).mean.abs().max() > 0 for norm in learner.discriminator.norms)  # fitted to the pictures
     before = copy.deepcopy(learner.progress.perceptual.state_dict())
     phases = Phases(learner, monkeypatch)
     terms, finite = learner.step(batches_of(learner, 1), 0)

@@ -34,6 +34,7 @@ def test_defaults_are_those_of_stylegan2() -> None:
     assert (config.ada.p, config.ada.target, config.ada.kimg) == (0.0, 0.6, 500.0)
     assert config.augment == AugmentOptions() and config.discriminator.group_size == 4
     assert config.discriminator.kind == "stylegan2" and config.discriminator.lr is None
+    assert config.discriminator.networks == ["perceptual"] and config.discriminator.face_resolution == 112
     assert config.reconstruction.batch_size == 0 and config.mirror
     sizes = config.generator
     assert (sizes.resolution, sizes.z_dim, sizes.w_dim, sizes.mapping_layers) == (None, 512, 512, 8)
@@ -90,6 +91,12 @@ def test_overrides_of_every_part() -> None:
         (["method=autoencoder", "adversarial.r1=1"], "does not fit at adversarial"),
         (["adversarial.r1=1"], "does not fit at adversarial"),  # an encoder has none
         (["method=gan", "generator.resolution=large"], r"does not fit at generator\.resolution: Value 'large'"),
+        (["method=gan", "discriminator.networks=[]"], "`discriminator.networks` must name at least one of"),
+        (["method=gan", "discriminator.networks=[dlib]"], "`discriminator.networks` must be one of .*, got 'dlib'"),
+        (
+            ["method=gan", "discriminator.face_resolution=102"],
+            r"`discriminator.face_resolution` must be >= 103",
+        ),
         (["method=gan", "ada.p=2"], r"`ada\.p` must be a share of the run, in \[0, 1\], got 2"),
         (["method=autoencoder", "prior_images=1"], "`prior_images` must be 0, .*, or >= 2, got 1"),
         (["method=gan", "augment.shift=0.7"], r"`augment\.shift` must be in \[0, 0\.5\], got 0\.7"),

@@ -12,7 +12,7 @@ from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConf
 from stylegan_inversion.models.discriminator import Discriminator, DiscriminatorConfig
 from stylegan_inversion.models.feature_discriminator import FeatureDiscriminator
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.training.generator_config import DiscriminatorOptions, GeneratorOptions
+from stylegan_inversion.training.generator_config import DiscriminatorOptions, GANConfig, GeneratorOptions
 from stylegan_inversion.training.generator_model import (
     check_groups,
     check_side,
@@ -114,8 +114,30 @@ def test_make_a_discriminator_on_features(model: Path) -> None:
     assert isinstance(own, Discriminator)
     hub.save_module(own, model / "discriminator")
     assert isinstance(make_discriminator(options, sizes, model, perceptual=perceptual), FeatureDiscriminator)
-    with pytest.raises(ValueError, match=r"does not take pictures of 16 px.* or set discriminator\.kind=stylegan2"):
+    with pytest.raises(ValueError, match=r"does not take pictures of 16 px.* set discriminator\.networks=\[face\]"):
         make_discriminator(options, GeneratorConfig(16, channel_base=128), None, perceptual=perceptual)
+
+
+def test_networks_that_a_discriminator_judges_by(model: Path, pictures: Path) -> None:
+    perceptual, sizes = load_perceptual(), GeneratorConfig(32, channel_base=128)
+    folder = open_pictures(str(pictures), GANConfig(data=str(pictures)), side=32, training=False)
+    counts = {"perceptual": (64, 192, 384, 256, 256), "face": (32, 64, 128, 256, 256)}
+    for networks in (["face"], ["perceptual", "face"]):
+        options = DiscriminatorOptions(kind="features", networks=networks, width=4, face_resolution=120)
+        new = make_discriminator(options, sizes, model, perceptual=perceptual, pictures=folder)
+        assert isinstance(new, FeatureDiscriminator) and new.features is not None
+        assert new.config.channels == sum((counts[name] for name in networks), ())
+        assert folder is not None
+        y = torch.stack([folder[index]["y"] for index in range(len(folder))])
+        for norm, layer in zip(new.norms, new.features(y)):  # it was fitted to them
+            assert norm(layer).mean(dim=(0, 2, 3)).abs().max() < 1e-3
+        assert new.features(y)[-5].shape[2] == 28  # of the face network's first stage at 120 px
+    hub.save_module(new, model / "discriminator")
+    loaded = make_discriminator(options, sizes, model, perceptual=perceptual)
+    assert torch.equal(loaded.eval()(y), new.eval()(y))
+    options.networks = ["face"]
+    with pytest.raises(ValueError, match=r"of \(64, .*\) channels; those of .*networks=\['face'\] have \(32"):
+        make_discriminator(options, sizes, model, perceptual=perceptual)
 
 
 def test_groups() -> None:
