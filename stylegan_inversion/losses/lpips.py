@@ -8,6 +8,7 @@ the other.
 
 import abc
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError, MissingDependencyError
 
+# px: up to this side, on a CPU, a product of matrices is quicker than a convolution channel by channel. With gradients
+# the features of 64 px took 0.55 of the time in bfloat16, 0.9 in float32.
+LARGEST_PRODUCT = 128
 PERCEPTUAL_NETWORKS = ("st-alex", "alex", "vgg")
 
 
@@ -91,6 +95,12 @@ class ShiftTolerantAlexNet(PerceptualDistance):
 
     def _halve(self, x: Tensor) -> Tensor:
         """Blur with [1, 2, 1] x [1, 2, 1], reflecting two pixels at the border, and keep every second pixel."""
+        if x.device.type == "cpu" and max(x.shape[-2:]) <= LARGEST_PRODUCT:
+            rows, columns = (_halving(side).to(x) for side in x.shape[-2:])
+            if not x.is_contiguous(memory_format=torch.channels_last):
+                return rows @ (x @ columns.T)
+            pixels = columns @ x.permute(0, 2, 3, 1)
+            return (rows @ pixels.flatten(2)).unflatten(2, pixels.shape[2:]).permute(0, 3, 1, 2)
         return F.conv2d(
             F.pad(x, (2, 2, 2, 2), mode="reflect"), self.blur.expand(x.shape[1], 1, 3, 3), stride=2, groups=x.shape[1]
         )
@@ -101,6 +111,14 @@ class ShiftTolerantAlexNet(PerceptualDistance):
             ((p - q).square().mean(dim=(2, 3)) * head).sum(dim=1) for p, q, head in zip(a, b, self.heads, strict=True)
         ]
         return torch.stack(terms).sum(dim=0)
+
+
+@lru_cache(maxsize=32)
+def _halving(side: int) -> Float[Tensor, "half side"]:
+    """What reflects, blurs and halves a row of pixels, as a matrix."""
+    with torch.inference_mode(False), torch.autocast("cpu", enabled=False):  # it outlives both
+        pixels = F.pad(torch.eye(side)[None], (2, 2), mode="reflect")
+        return F.conv1d(pixels.transpose(0, 1), torch.tensor([[[1.0, 2.0, 1.0]]]) / 4, stride=2)[:, 0].T.contiguous()
 
 
 class LPIPS(PerceptualDistance):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stylegan_inversion.errors import CheckpointError, MissingDependencyError
+from stylegan_inversion.losses import lpips
 from stylegan_inversion.losses.lpips import (
     LPIPS,
     PerceptualDistance,
@@ -106,6 +107,27 @@ def test_the_gradient_of_the_norm_at_zero_is_finite() -> None:
     x = torch.zeros(1, 3, 33, 33, requires_grad=True)
     LPIPS(network)(x, torch.ones(1, 3, 33, 33)).sum().backward()
     assert x.grad is not None and x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(31, 31), (64, 64), (71, 90), (128, 33)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_products_of_matrices_are_the_convolution(
+    st_alex: PerceptualDistance, monkeypatch: pytest.MonkeyPatch, height: int, width: int, layout: torch.memory_format
+) -> None:
+    lpips._halving.cache_clear()
+    rng = torch.Generator().manual_seed(0)
+    x = (torch.rand(2, 3, height, width, generator=rng) * 2 - 1).contiguous(memory_format=layout)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        st_alex.features(x)  # what is kept from here serves float32 and gradients, too
+    results: dict[int, list[Tensor]] = {}
+    for limit in (128, 0):
+        monkeypatch.setattr(lpips, "LARGEST_PRODUCT", limit)
+        image = x.clone(memory_format=layout).requires_grad_()
+        layers = st_alex.features(image)
+        (gradient,) = torch.autograd.grad(sum(layer[:, 0].sum() for layer in layers), image)
+        results[limit] = [*layers, gradient / gradient.abs().max()]
+    for quick, plain in zip(results[128], results[0], strict=True):
+        torch.testing.assert_close(quick, plain, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "width"), [(30, 64), (64, 30)])
