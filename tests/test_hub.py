@@ -1,3 +1,5 @@
+"""Finding a model: built in, in a folder, on the Hub."""
+
 import hashlib
 import json
 import os
@@ -6,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,40 +15,11 @@ from urllib.parse import urlparse
 
 import huggingface_hub
 import pytest
-import torch
 from huggingface_hub import errors as hub_errors
-from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from stylegan_inversion import hub
-from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.models.generator import Generator, GeneratorConfig
-
-
-@dataclass(frozen=True)
-class TinyConfig:
-    width: int = 4
-    sizes: tuple[int, ...] = (1, 2)
-
-    def __post_init__(self) -> None:
-        if self.width < 1:
-            raise ValueError(f"`width` must be >= 1, got {self.width}.")
-
-
-class Tiny(nn.Module):
-    def __init__(self, config: TinyConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.linear = nn.Linear(config.width, len(config.sizes))
-        self.norm = nn.BatchNorm1d(config.width)  # brings an int64 tensor
-
-
-def state(module: nn.Module) -> dict[str, Tensor]:
-    return {key: tensor.clone() for key, tensor in module.state_dict().items()}
-
-
-def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert a.keys() == b.keys() and all(torch.equal(tensor, b[key]) for key, tensor in a.items())
+from stylegan_inversion.errors import ModelNotFoundError
+from tests.hub_parts import Tiny, TinyConfig, assert_same, state
 
 
 def model_folder(folder: Path) -> Path:
@@ -65,9 +37,6 @@ def record_downloads(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[tupl
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     return calls
-
-
-# --- finding a model
 
 
 def test_builtin_models_are_those_with_a_config() -> None:
@@ -325,279 +294,6 @@ def test_round_trip_through_a_hub(stub_hub: str, tmp_path: Path, monkeypatch: py
         hub.find_model("org/absent", cache_dir=cache / "hub")
 
 
-# --- files
-
-
-def test_config_round_trip(tmp_path: Path) -> None:
-    config = {"a": 1, "b": [1.5, "ü"], "c": None}
-    hub.write_config(config, tmp_path / "new" / "folder")
-    assert hub.read_config(tmp_path / "new" / "folder") == config
-    hub.write_config({"a": 2}, tmp_path, name="other.json")
-    assert json.loads((tmp_path / "other.json").read_text()) == {"a": 2}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, r"config.json cannot be read as JSON: .*No such file"),
-        (b"{", r"config.json cannot be read as JSON: "),
-        (b"\xff\xfe{}", r"config.json cannot be read as JSON: .*utf-8"),
-        (b"[" * 100_000, r"config.json cannot be read as JSON: "),
-        (b"[1]", r"config.json must hold a JSON object, got list\."),
-        (b"null", r"config.json must hold a JSON object, got NoneType\."),
-        (b"{}" + b" " * 1_000_000, r"config.json is larger than 1000000 bytes, so it is not a config\."),
-    ],
-    ids=["missing", "cut", "not UTF-8", "deep", "list", "null", "large"],
-)
-def test_bad_config(content: bytes | None, message: str, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=message):
-        hub.read_config(tmp_path)
-
-
-def test_tensors_round_trip(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "x.safetensors"
-    tensors = {"a": torch.arange(6.0).view(2, 3).t(), "b": torch.tensor(3), "c": torch.ones(2, requires_grad=True)}
-    hub.write_tensors(tensors, path)
-    assert_same(hub.read_tensors(path), {key: tensor.detach() for key, tensor in tensors.items()})
-
-
-@pytest.mark.parametrize("fault", ["missing", "empty", "cut", "other", "folder"])
-def test_damaged_tensors(fault: str, tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    save_file({"a": torch.ones(100)}, path)
-    content = path.read_bytes()
-    path.unlink()
-    if fault == "folder":
-        path.mkdir()
-    elif fault != "missing":
-        path.write_bytes({"empty": b"", "cut": content[:-10], "other": b"PK\x03\x04" * 20}[fault])
-    with pytest.raises(CheckpointError, match=r"x.safetensors cannot be read as safetensors: "):
-        hub.read_tensors(path)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"PK\3\4" + b"\0" * 90, "it is a zip archive, perhaps PyTorch's .pt, which `from_single_file` reads. Fetch"),
-        (b"\x80\2}q\0.", "it is a pickle, which `from_single_file` reads"),
-        (b"<!DOCTYPE html><title>Quota exceeded</title>", "it is a web page. Fetch or save it again"),
-        (
-            b"version https://git-lfs.github.com/spec/v1\n",
-            "it is a pointer of Git LFS; `git lfs pull` fetches the file",
-        ),
-    ],
-)
-def test_files_that_were_only_renamed(content: bytes, message: str, tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"model\.safetensors cannot be read as safetensors: {message}"):
-        hub.read_tensors(tmp_path / "model.safetensors")
-
-
-@pytest.mark.parametrize("start", [0x80, ord("P"), ord("<"), 0x4B50])
-def test_a_header_whose_length_looks_like_another_format(start: int, tmp_path: Path) -> None:
-    text = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-    (tmp_path / "x").write_bytes(start.to_bytes(8, "little") + text.ljust(start) + b"\0\0\x80?")
-    assert hub.read_tensors(tmp_path / "x")["a"].tolist() == [1.0]
-
-
-def test_a_header_that_would_take_minutes(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    save_file({f"a{i}": torch.zeros(0) for i in range(40_000)}, path)
-    with pytest.raises(CheckpointError, match=r"its header would have \d+ bytes, and at most 2000000 are read"):
-        hub.read_tensors(path)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_tensors_that_are_not_finite(value: float, dtype: torch.dtype, tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    save_file({"good": torch.ones(3), "bad": torch.tensor([0.0, value], dtype=dtype)}, path)
-    with pytest.raises(CheckpointError, match=r"x.safetensors: tensor 'bad' holds NaN or infinity\."):
-        hub.read_tensors(path)
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.write_config({"a": 1}, tmp_path)
-    hub.write_tensors({"a": torch.ones(1)}, tmp_path / "model.safetensors")
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-    def half(_tensors: dict[str, Tensor], path: Path, **_kwargs: Any) -> None:
-        path.write_bytes(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(hub, "save_file", half)
-    with pytest.raises(CheckpointError, match=r"could not be written: No space left.*before is untouched"):
-        hub.write_tensors({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        hub.write_config({"a": object()}, tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_a_copy_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a").write_bytes(b"new")
-    hub.copy_file(tmp_path / "a", tmp_path / "folder" / "b")
-    assert (tmp_path / "folder" / "b").read_bytes() == b"new"
-    before = (tmp_path / "folder" / "b").stat()
-    hub.copy_file(tmp_path / "a", tmp_path / "folder" / "b")
-    assert (tmp_path / "folder" / "b").stat() == before  # the same already: left alone
-
-    def half(_source: Path, path: Path) -> None:
-        path.write_bytes(b"ha")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(hub.shutil, "copyfile", half)
-    (tmp_path / "a").write_bytes(b"newer")
-    with pytest.raises(CheckpointError, match="could not be written: No space left"):
-        hub.copy_file(tmp_path / "a", tmp_path / "folder" / "b")
-    assert [path.read_bytes() for path in (tmp_path / "folder").iterdir()] == [b"new"]
-
-    monkeypatch.setattr(Path, "write_text", lambda *_: half(tmp_path, _[0]))
-    with pytest.raises(CheckpointError, match=r"config.json could not be written: No space left"):
-        hub.write_config({"a": 2}, tmp_path / "folder")
-    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["b"]
-
-
-# --- networks
-
-
-def test_module_round_trip(tmp_path: Path) -> None:
-    config = GeneratorConfig(resolution=16, z_dim=6, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8)
-    generator = Generator(config)
-    before = state(generator)
-    hub.save_module(generator, tmp_path / "generator")
-    assert_same(state(generator), before)
-    assert generator.training and all(parameter.requires_grad for parameter in generator.parameters())
-    assert sorted(path.name for path in (tmp_path / "generator").iterdir()) == ["config.json", "model.safetensors"]
-
-    loaded = hub.load_module(Generator, GeneratorConfig, tmp_path / "generator")
-    assert loaded.config == config
-    assert_same(state(loaded), before)
-    assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
-    w_plus = torch.zeros(1, generator.num_ws, 8)
-    assert torch.equal(loaded.synthesis(w_plus), generator.synthesis(w_plus))
-
-
-def test_tuples_of_a_config_come_back_as_tuples(tmp_path: Path) -> None:
-    hub.save_module(Tiny(TinyConfig(3, (4, 5, 6))), tmp_path)
-    assert hub.load_module(Tiny, TinyConfig, tmp_path).config == TinyConfig(3, (4, 5, 6))
-
-
-def test_half_precision_in_the_file_is_float32_in_memory(tmp_path: Path) -> None:
-    module = Tiny(TinyConfig())
-    hub.save_module(module, tmp_path, dtype=torch.float16)
-    stored = hub.read_tensors(tmp_path / "model.safetensors")
-    assert stored["linear.weight"].dtype == torch.float16
-    assert stored["norm.num_batches_tracked"].dtype == torch.int64
-    loaded = hub.load_module(Tiny, TinyConfig, tmp_path)
-    assert loaded.linear.weight.dtype == torch.float32
-    assert torch.equal(loaded.linear.weight, module.linear.weight.half().float())
-
-
-def test_variants(tmp_path: Path) -> None:
-    module = Tiny(TinyConfig())
-    hub.save_module(module, tmp_path, dtype=torch.float16, variant="fp16")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.fp16.safetensors"]
-    assert torch.equal(
-        hub.load_module(Tiny, TinyConfig, tmp_path, variant="fp16").linear.weight, module.linear.weight.half().float()
-    )
-    with pytest.raises(CheckpointError, match=r"has no variant 'bf16' \(model.bf16.safetensors\); leave `variant` out"):
-        hub.load_module(Tiny, TinyConfig, tmp_path, variant="bf16")
-    for variant in ("", "a/b", "..", "a b", "x" * 33):
-        with pytest.raises(ValueError, match=r"`variant` must be a word such as 'fp16', got "):
-            hub.find_model("faces64", variant=variant)
-    module.linear.weight.data.fill_(1e9)
-    with pytest.raises(ValueError, match=r"`dtype` torch.float16 cannot hold the weights of this Tiny\."):
-        hub.save_module(module, tmp_path, dtype=torch.float16)
-
-
-def test_which_files_of_a_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = record_downloads(monkeypatch, model_folder(tmp_path))
-    hub.find_model("org/repo", variant="fp16")
-    assert calls[0][1]["allow_patterns"] == ["*.json", "*model.fp16.safetensors", "*directions/model.safetensors"]
-
-
-@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_timeout_is_positive(timeout: float) -> None:
-    with pytest.raises(ValueError, match=r"`timeout` must be a positive number of seconds, got "):
-        hub.find_model("faces64", timeout=timeout)
-
-
-def test_dtype_on_request(tmp_path: Path) -> None:
-    hub.save_module(Tiny(TinyConfig()), tmp_path)
-    loaded = hub.load_module(Tiny, TinyConfig, tmp_path, dtype=torch.float64, device="cpu")
-    assert loaded.linear.weight.dtype == torch.float64
-    assert state(loaded)["norm.num_batches_tracked"].dtype == torch.int64
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"widht": 4}, r"config.json does not describe a Tiny: .*unexpected keyword argument 'widht'"),
-        ({"width": 0}, r"config.json does not describe a Tiny: `width` must be >= 1, got 0\."),
-        ({"width": "4"}, r"config.json does not describe a Tiny: "),
-        ({"width": 4.5}, r"config.json does not describe a Tiny: "),
-        ({"width": None}, r"config.json does not describe a Tiny: "),
-        ({"sizes": 3}, r"config.json does not describe a Tiny: "),
-    ],
-)
-def test_a_config_that_does_not_fit(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
-    hub.save_module(Tiny(TinyConfig()), tmp_path)
-    hub.write_config(fields, tmp_path)
-    with pytest.raises(CheckpointError, match=message):
-        hub.load_module(Tiny, TinyConfig, tmp_path)
-
-
-@pytest.mark.parametrize("fields", [{"resolution": 64.0}, {"resolution": "64"}, {"w_dim": 8.5}, {"z_dim": [1, 2]}])
-def test_a_generator_config_of_the_wrong_type(fields: dict[str, Any], tmp_path: Path) -> None:
-    hub.write_config({"resolution": 16, "channel_base": 64, **fields}, tmp_path)
-    with pytest.raises(CheckpointError, match=r"config.json does not describe a Generator: "):
-        hub.load_module(Generator, GeneratorConfig, tmp_path)
-
-
-def test_load_without_weights(tmp_path: Path) -> None:
-    hub.write_config({}, tmp_path)
-    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read as safetensors"):
-        hub.load_module(Tiny, TinyConfig, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"linear.bias": None}, r"^the file does not fit Tiny: missing linear.bias\.$"),
-        ({"extra": torch.ones(1)}, r"^the file does not fit Tiny: unexpected extra\.$"),
-        ({"linear.bias": torch.ones(3)}, r"linear.bias is \(3,\), not \(2,\)\.$"),
-        ({"linear.bias": torch.ones(1)}, r"linear.bias is \(1,\), not \(2,\)\.$"),  # would broadcast
-        ({"linear.bias": torch.ones(2, dtype=torch.int64)}, r"linear.bias is torch.int64, not torch.float32\.$"),
-        (
-            {"linear.bias": None, "extra": torch.ones(1), "linear.weight": torch.ones(1)},
-            r"missing linear.bias; unexpected extra; linear.weight is \(1,\), not \(2, 4\)\.$",
-        ),
-        ({f"extra{i}": torch.ones(1) for i in range(5)}, r"unexpected extra3; unexpected extra4\.$"),
-        ({f"extra{i}": torch.ones(1) for i in range(8)}, r"unexpected extra3; unexpected extra4 and 3 more\.$"),
-    ],
-)
-def test_weights_that_do_not_fit_leave_the_network_as_it_was(change: dict[str, Any], message: str) -> None:
-    module, other = Tiny(TinyConfig()), Tiny(TinyConfig())
-    before = state(module)
-    weights = {key: tensor for key, tensor in {**state(other), **change}.items() if tensor is not None}
-    with pytest.raises(CheckpointError, match=message):
-        hub.fill_module(module, weights, source="the file")
-    assert_same(state(module), before)
-    assert module.training and all(parameter.requires_grad for parameter in module.parameters())
-
-
-def test_fill_module(tmp_path: Path) -> None:
-    module, other = Tiny(TinyConfig()), Tiny(TinyConfig())
-    hub.fill_module(module, state(other), source="the file")
-    assert_same(state(module), state(other))
-    assert not module.training and not any(parameter.requires_grad for parameter in module.parameters())
-    with torch.no_grad():
-        other.linear.weight.zero_()
-    assert module.linear.weight.abs().max() > 0  # a copy
-
-
 def test_a_mere_folder_does_not_hide_a_built_in_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "faces64").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -606,7 +302,7 @@ def test_a_mere_folder_does_not_hide_a_built_in_model(tmp_path: Path, monkeypatc
     assert hub.find_model("faces64") == Path("faces64")
 
 
-def test_loading_leaves_the_random_state_alone() -> None:
-    state = torch.get_rng_state()
-    hub.load_module(Generator, GeneratorConfig, hub.builtin_path("faces64/generator"))
-    assert torch.equal(torch.get_rng_state(), state)
+def test_which_files_of_a_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = record_downloads(monkeypatch, model_folder(tmp_path))
+    hub.find_model("org/repo", variant="fp16")
+    assert calls[0][1]["allow_patterns"] == ["*.json", "*model.fp16.safetensors", "*directions/model.safetensors"]
