@@ -7,7 +7,7 @@ at the picture besides; the score of an image is the sum over heads of the mean 
 StyleGAN2 serve.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
@@ -49,10 +49,13 @@ class Standardize(nn.Module):
         self.register_buffer("mean", torch.zeros(channels, 1, 1))
         self.register_buffer("deviation", torch.ones(channels, 1, 1))
 
-    def fit(self, layers: Sequence[Float[Tensor, "batch channels height width"]]) -> None:
-        """Take the statistics of these features. A channel that never moves keeps its scale."""
-        values = torch.cat([layer.transpose(0, 1).flatten(1) for layer in layers], dim=1).double()
-        deviation, mean = torch.std_mean(values, dim=1)
+    def fit(self, moments: Float[Tensor, "3 channels"]) -> None:
+        """Take the statistics of features: how many values, their sum, and that of their squares, in float64.
+
+        A channel that never moves keeps its scale.
+        """
+        mean, square = moments[1] / moments[0], moments[2] / moments[0]
+        deviation = (square - mean.square()).clamp(min=0).sqrt()
         deviation = torch.where(deviation > SMALLEST_SHARE * deviation.mean(), deviation, 1.0)
         self.mean.copy_(mean[:, None, None])
         self.deviation.copy_(deviation[:, None, None])
@@ -100,8 +103,8 @@ class FeatureDiscriminator(nn.Module):
         return nn.Sequential(*layers, spectral_norm(nn.Conv2d(self.config.pixel_widths[-1], 1, 3, padding=1)))
 
     @torch.no_grad()
-    def fit(self, batches: Sequence[Float[Tensor, "batch 3 height width"]]) -> None:
-        """Take the statistics of the features of real pictures; some hundred are enough.
+    def fit(self, batches: Iterable[Float[Tensor, "batch 3 height width"]]) -> None:
+        """Take the statistics of the features of real pictures; some hundred are enough. None changes nothing.
 
         Args:
             batches: RGB, in [-1, 1], of a side that the features know.
@@ -109,8 +112,12 @@ class FeatureDiscriminator(nn.Module):
         Raises:
             ValueError: As `forward`.
         """
-        for norm, *layers in zip(self.norms, *(self._layers(x) for x in batches)):
-            cast(Standardize, norm).fit(layers)
+        totals: list[Tensor] = []
+        for x in batches:
+            moments = [_moments(layer) for layer in self._layers(x)]
+            totals = [total + more for total, more in zip(totals, moments)] if totals else moments
+        for norm, total in zip(self.norms, totals):
+            cast(Standardize, norm).fit(total)
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, " batch"]:
         """Judge images, RGB, in [-1, 1], of a side that the features know.
@@ -129,3 +136,8 @@ class FeatureDiscriminator(nn.Module):
         if len(layers) != len(self.heads):
             raise ValueError(f"`features` must give {len(self.heads)} layers, one a head, got {len(layers)}.")
         return layers
+
+
+def _moments(layer: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "3 channels"]:
+    values = layer.double().transpose(0, 1).flatten(1)
+    return torch.stack([torch.ones_like(values).sum(dim=1), values.sum(dim=1), values.square().sum(dim=1)])

@@ -22,7 +22,7 @@ from stylegan_inversion.training.tasks import Pictures
 
 Part = TypeVar("Part", bound=nn.Module)
 DEFAULT_RESOLUTION = 256
-FITTED, FITTED_AT_ONCE = 256, 32  # pictures that a new discriminator on features is fitted to
+FITTED, FITTED_AT_ONCE = 256, 8  # pictures that a new discriminator on features is fitted to
 OWN_DISCRIMINATOR = "Remove the folder 'discriminator' from a copy of that model to begin with a new one."
 PIPELINE = {"_class_name": "PTIPipeline", "crop_scale": 1.0}  # what needs no encoder; the FFHQ crop
 
@@ -156,9 +156,9 @@ def _make_heads(
     if there is None:
         heads = FeatureDiscriminator(FeatureDiscriminatorConfig(channels, options.width), features).to(device)
         if pictures is not None:
-            every = max(1, len(pictures) // FITTED)
-            shown = [pictures[index]["y"] for index in range(0, len(pictures), every)[:FITTED]]
-            heads.fit([y.to(device) for y in torch.stack(shown).split(FITTED_AT_ONCE)])
+            chosen = range(0, len(pictures), max(1, len(pictures) // FITTED))[:FITTED]
+            parts = (chosen[first : first + FITTED_AT_ONCE] for first in range(0, len(chosen), FITTED_AT_ONCE))
+            heads.fit(torch.stack([pictures[index]["y"] for index in part]).to(device) for part in parts)
         return heads
     heads = hub.load_module(FeatureDiscriminator, FeatureDiscriminatorConfig, there)
     heads.features = features
