@@ -78,7 +78,7 @@ def test_features_are_brought_to_those_of_real_pictures() -> None:
     assert not torch.equal(discriminator(x), before)
     for norm, layer in zip(discriminator.norms, discriminator.features(x)):
         seen = norm(layer)
-        deviation, mean = torch.std_mean(seen[:, [0, 1, -3, -2]], dim=(0, 2, 3))
+        deviation, mean = torch.std_mean(seen[:, [0, 1, -3, -2]], dim=(0, 2, 3), correction=0)
         assert torch.allclose(mean, torch.zeros(4), atol=1e-5) and torch.allclose(deviation, torch.ones(4), atol=1e-5)
         assert torch.equal(seen[:, -1], torch.zeros_like(seen[:, -1])) and norm.deviation[-1] == 1
     other = make()
