@@ -32,8 +32,8 @@ from tests.training.conftest import (
     save_warm_model,
     tiny_generator,
 )
+from tests.training.runs import elsewhere, read_log, same_runs, saved
 from tests.training.test_checkpoint import same
-from tests.training.test_trainer import elsewhere, read_log, same_runs, saved
 
 
 def learner_of(config: AutoencoderConfig) -> AutoencoderLearner:

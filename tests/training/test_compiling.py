@@ -10,7 +10,7 @@ from stylegan_inversion.training.compiling import compile_networks, uncompiled
 from stylegan_inversion.training.generator_config import AdversarialOptions, ReconstructionOptions
 from tests.training import children
 from tests.training.conftest import MakeAutoencoder, MakeConfig, MakeGAN
-from tests.training.test_trainer import elsewhere, read_log
+from tests.training.runs import elsewhere, read_log
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's, when it loads its compiler
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler on this machine")

@@ -26,9 +26,9 @@ from stylegan_inversion.training.trainer import train
 from tests.training import children
 from tests.training.conftest import MakeGAN, MakeGANLearner, save_pictures
 from tests.training.gan_parts import AGAIN
+from tests.training.runs import elsewhere, read_log, same_runs, saved
 from tests.training.test_checkpoint import same
 from tests.training.test_progress import Colours
-from tests.training.test_trainer import elsewhere, read_log, same_runs, saved
 
 
 def test_bad_beginnings(make_gan_learner: MakeGANLearner, model: Path, warm: Path, tmp_path: Path) -> None:
