@@ -12,6 +12,7 @@ from stylegan_inversion.webapp.sessions import Sessions
 
 if TYPE_CHECKING:
     from stylegan_inversion.webapp.actions import Actions
+    from stylegan_inversion.webapp.models import Model
     from tests.webapp.tiny_app import Served
 
 Connect = Callable[..., Any]
@@ -28,6 +29,12 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Served]":
         patch.delenv("GRADIO_TEMP_DIR", raising=False)
         with serve(tiny_model(), tmp_path_factory.mktemp("server")) as served:
             yield served
+
+
+@pytest.fixture
+def model(app: "Served") -> "Model":
+    """The model that the app serves."""
+    return app.model
 
 
 @pytest.fixture
