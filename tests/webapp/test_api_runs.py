@@ -18,9 +18,7 @@ from stylegan_inversion.webapp.api import _show
 
 def started(job: Any) -> str:
     """The token of a run that has taken a step."""
-    deadline = time.monotonic() + 30
-    while not (job.outputs() and job.outputs()[-1][2]) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: job.outputs() and job.outputs()[-1][2])
     return job.outputs()[-1][2]
 
 
