@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from stylegan_inversion.convert.generator import generator_to_nvidia
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from tests.conformance import relative_error
 
 TINY = GeneratorConfig(resolution=64, z_dim=6, w_dim=8, mapping_layers=3, channel_base=256, channel_max=8)
 SMALL = GeneratorConfig(resolution=128, z_dim=8, w_dim=8, mapping_layers=2, channel_base=1024, channel_max=12)
@@ -41,6 +42,12 @@ def assert_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Non
     assert ours.keys() == theirs.keys()
     for key, tensor in ours.items():
         assert tensor.dtype == theirs[key].dtype and torch.equal(tensor, theirs[key]), key
+
+
+def check(name: str, ours: Tensor, theirs: Tensor) -> None:
+    error = relative_error(ours, theirs)
+    print(f"{name}: relative error {error:.1e}")  # `pytest -rP` shows it
+    assert error <= 1e-4, f"{name}: {error:.2e}"
 
 
 class EasyDict(dict[str, Any]):
