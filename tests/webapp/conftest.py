@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tests.webapp.tiny_app import Served
 
 Connect = Callable[..., Any]
+Open = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +85,49 @@ def steps(app: "Served", monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(perceptual, "distance", counted)
     return taken
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from tests.webapp.page import CHROMIUM, playwright
+
+    with playwright.sync_playwright() as runner:
+        browser = runner.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, app: "Served") -> Iterator[Open]:
+    """Each call is another visitor. In the end nothing was wrong in the console, and nothing left the machine."""
+    from tests.webapp.page import WIDE
+
+    contexts, wrong = [], []
+
+    def new(viewport: dict[str, int] = WIDE, **options: Any) -> Any:
+        context = browser.new_context(viewport=viewport, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(90_000)
+        page.on("console", lambda said: wrong.append(f"{said.text} {said.location}") if said.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda asked: None if is_here(asked.url, app) else wrong.append(asked.url))
+        page.on("requestfailed", lambda asked: wrong.append(f"failed: {asked.url}") if "/theme" in asked.url else None)
+        page.goto(app.url)
+        page.wait_for_selector("text=How it works")
+        return page
+
+    yield new
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def is_here(url: str, app: "Served") -> bool:
+    return url.startswith((app.url, "data:", "blob:"))
+
+
+@pytest.fixture
+def path(photo: Image.Image, tmp_path: Path) -> Path:
+    photo.save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"

@@ -1,11 +1,8 @@
-"""The page as a visitor meets it, in Chromium. Screenshots go to `STYLEGAN_INVERSION_SCREENSHOTS`, if that is set."""
+"""The page as a visitor meets it, in Chromium."""
 
-import os
 import re
-import shutil
 import time
 import zipfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,90 +12,12 @@ from PIL import Image
 from stylegan_inversion import InversionOutput
 from stylegan_inversion.webapp.marking import read_mark
 from tests.webapp.checks import until
+from tests.webapp.conftest import Open
+from tests.webapp.page import IN_CHROMIUM, button, invert, pictures, settle, shoot, source, tab, upload
 from tests.webapp.tiny_app import Served
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is missing: pip install playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium or Chrome on this machine"),
-]
-
-WIDE, PHONE = {"width": 1400, "height": 1000}, {"width": 390, "height": 844}
+pytestmark = IN_CHROMIUM
 EDITED = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
-Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as runner:
-        browser = runner.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser: Any, app: Served) -> Iterator[Open]:
-    """Each call is another visitor. In the end nothing was wrong in the console, and nothing left the machine."""
-    contexts, wrong = [], []
-
-    def new(viewport: dict[str, int] = WIDE, **options: Any) -> Any:
-        context = browser.new_context(viewport=viewport, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(90_000)
-        page.on("console", lambda said: wrong.append(f"{said.text} {said.location}") if said.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda asked: None if is_here(asked.url, app) else wrong.append(asked.url))
-        page.on("requestfailed", lambda asked: wrong.append(f"failed: {asked.url}") if "/theme" in asked.url else None)
-        page.goto(app.url)
-        page.wait_for_selector("text=How it works")
-        return page
-
-    yield new
-    for context in contexts:
-        context.close()
-    assert not wrong
-
-
-def is_here(url: str, app: Served) -> bool:
-    return url.startswith((app.url, "data:", "blob:"))
-
-
-@pytest.fixture
-def path(photo: Image.Image, tmp_path: Path) -> Path:
-    photo.save(tmp_path / "photo.png")
-    return tmp_path / "photo.png"
-
-
-def shoot(page: Any, name: str) -> None:
-    folder = os.environ.get("STYLEGAN_INVERSION_SCREENSHOTS")
-    if folder:
-        page.wait_for_timeout(600)  # what moves or loads
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
-
-
-def button(page: Any, name: str) -> Any:
-    """The one of this name that is shown."""
-    return page.get_by_role("button", name=name, exact=True).locator("visible=true").first
-
-
-def upload(page: Any, path: Path) -> None:
-    page.locator("input[type=file][accept*=image]").first.set_input_files(path)
-    page.wait_for_selector("text=2 faces were found: click on one.")
-    page.wait_for_selector("img[alt='Aligned face']")
-
-
-def invert(page: Any) -> None:
-    button(page, "Invert").click()
-    page.wait_for_selector("text=mean squared error")
-    until(lambda: len(pictures(page)) == 4)
-
-
-def pictures(page: Any) -> list[str]:
-    """Addresses of the faces and photos, before and after."""
-    return page.locator("img[alt$=', before'], img[alt$=', after']").evaluate_all("all => all.map(x => x.src)")
 
 
 def choose_pti(page: Any, *, steps: int) -> None:
@@ -115,23 +34,6 @@ def choose_pti(page: Any, *, steps: int) -> None:
 
     settle(page)
     until(are_set)
-
-
-def settle(page: Any) -> None:
-    """Let the page draw what was opened: Gradio sets all that it holds once more, a frame after it is there."""
-    page.wait_for_timeout(100)
-    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-
-
-def tab(page: Any, name: str) -> None:
-    page.get_by_role("tab", name=name).click()
-    settle(page)
-
-
-def source(page: Any, alt: str) -> str | None:
-    """Address of the shown picture of this name, if there is one now."""
-    shown = page.locator(f"img[alt='{alt}']").locator("visible=true").evaluate_all("all => all.map(x => x.src)")
-    return shown[0] if shown else None
 
 
 def test_from_the_photo_to_the_download(open_page: Open, path: Path, tmp_path: Path) -> None:
@@ -383,88 +285,3 @@ def test_who_deletes_while_waiting_has_left_the_queue(open_page: Open, path: Pat
 def owners(app: Served) -> set[str]:
     """Who has results."""
     return {entry.owner for entry in app.sessions._entries.values() if entry.owner}
-
-
-def overflow(page: Any) -> int:
-    """Pixels that the page is wider than the window."""
-    return page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-
-
-def test_on_a_phone(open_page: Open, path: Path) -> None:
-    page = open_page(PHONE, has_touch=True, is_mobile=True)
-    assert overflow(page) <= 0
-    shoot(page, "17-phone")
-    upload(page, path)
-    invert(page)
-    assert overflow(page) <= 0
-    shoot(page, "18-phone-inverted")
-    for name in ("Compare the methods", "Play"):
-        found = page.get_by_role("tab", name=name)
-        if not found.is_visible():  # behind the three dots
-            page.locator(".overflow-menu > button").click()
-            page.locator(".overflow-dropdown").get_by_text(name).click()
-        else:
-            found.click()
-        settle(page)
-        assert overflow(page) <= 0
-        shoot(page, f"19-phone-{name.split()[0].lower()}")
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_accessibility(scheme: str, open_page: Open, path: Path) -> None:
-    folder = Path(pytest.importorskip("axe_core_python", reason="pip install axe-core-python").__file__).parent
-    axe = (folder / "axe.min.js").read_text()
-    page = open_page(color_scheme=scheme)
-    assert page.evaluate("document.body.classList.contains('dark')") == (scheme == "dark")
-    found: list[str] = []
-
-    def check(where: str) -> None:
-        page.wait_for_timeout(400)  # colours fade in
-        page.evaluate(axe)
-        for each in page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]:
-            if each["impact"] in ("serious", "critical"):
-                parts = [node["html"][:150] for node in each["nodes"][:3]]
-                found.append(f"{where}: {each['impact']} {each['id']} ({each['help']}) {parts}")
-        shoot(page, f"20-{scheme}-{where}")
-
-    check("start")
-    upload(page, path)
-    invert(page)
-    check("inverted")
-    for title in ("GANSpace", "SeFa", "Model"):
-        page.get_by_role("button", name=re.compile(f"^{title}")).click()
-    page.get_by_text("PTI · nearest to the photo").click()
-    page.get_by_role("button", name="PTI's settings").click()
-    check("opened")
-    tab(page, "Compare the methods")
-    check("compare")
-    button(page, "Compare").click()
-    page.wait_for_selector("text=Done. Move the slider")
-    check("compared")
-    tab(page, "Play")
-    check("play")
-    for i, place in enumerate("AB"):
-        page.get_by_role("button", name="Random face").nth(i).click()
-        until(lambda place=place: source(page, f"Face {place}"))  # type: ignore[misc]
-    button(page, "Mix").click()
-    until(lambda: source(page, "A with styles of B"))
-    check("played")
-    assert not found, "\n".join(found)
-
-
-def test_everything_can_be_named_and_reached(open_page: Open, path: Path) -> None:
-    page = open_page()
-    assert page.evaluate("document.documentElement.lang") == "en" and page.title() == "StyleGAN inversion"
-    upload(page, path)
-    invert(page)
-    unnamed = page.evaluate(
-        "[...document.querySelectorAll('img')].filter(x => x.checkVisibility() && !x.alt && !x.closest('button')"
-        " && !x.src.startsWith('data:')).map(x => x.outerHTML)"
-    )
-    assert not unnamed
-    before = pictures(page)
-    button(page, "Invert").focus()
-    page.keyboard.press("Enter")  # no mouse needed
-    until(lambda: len(now := pictures(page)) == 4 and now[1] != before[1])
-    status = page.locator("[role=status]").locator("visible=true")
-    assert any("Done" in text for text in status.all_inner_texts())
