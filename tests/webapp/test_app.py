@@ -45,12 +45,6 @@ def visit(app: Served) -> Iterator[Visit]:
         each.close()
 
 
-@pytest.fixture
-def path(photo: Image.Image, tmp_path: Path) -> Path:
-    photo.save(tmp_path / "photo.png")
-    return tmp_path / "photo.png"
-
-
 def decoded(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
 
