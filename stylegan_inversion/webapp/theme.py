@@ -20,6 +20,7 @@ button[role="tab"][aria-selected="true"] {color: var(--primary-700) !important}
 .dark button[role="tab"][aria-selected="true"] {color: var(--primary-300) !important}
 .figures table {font-variant-numeric: tabular-nums; width: 100%}
 .compared {min-height: 222px}
+.icon-button-wrapper:not(:has(button, a)) {display: none}
 @media (max-width: 640px) {
     .gradio-container {padding: 8px !important; width: 100% !important; max-width: 100vw !important}
     .gradio-container > .main {padding: 0 !important; min-width: 0 !important; max-width: 100% !important}
