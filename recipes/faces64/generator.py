@@ -2,7 +2,8 @@
 
 usage: python recipes/faces64/generator.py [runs/faces64/gan_noise/last] [--noise 0.5] [--output DIR]
 
-The noise inputs are halved: what they draw is grain, and half of it has a smaller Frechet distance in both networks.
+The noise inputs are halved: what they draw is grain, and half of it brings the Frechet distance in the perceptual
+network's features from 2.11 to 1.99 and leaves that in the face network's where it was (0.35).
 Nothing is done if the output is there.
 """
 
