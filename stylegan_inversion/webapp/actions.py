@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -166,6 +166,15 @@ class Actions:
                         self.sessions.drop(report.token, owner=owner)
                         return
                     yield report
+
+    @contextmanager
+    def until_forgotten(self, owner: Owner, since: int) -> Iterator[None]:
+        """End without an error where the owner wished to be forgotten after `since`, from `sessions.now`."""
+        try:
+            yield
+        except gr.Error:
+            if not self.sessions.is_forgotten(owner, since):
+                raise
 
     def _is_unwanted(self, order: str, owner: Owner, since: int) -> bool:
         return self.sessions.is_called_off(order) or self.sessions.is_forgotten(owner, since)

@@ -112,25 +112,29 @@ class CompareTab:
             news: dict[Any, Any] = {picture: gr.update(value=None, visible=False) for picture in self.pictures}
             news |= {each: gr.update(visible=m in methods) for m, both in self.columns.items() for each in both}
             news |= {self.results: gr.update(visible=True), self.figures: ""}
-            news[self.photo] = _appear(actions.files.original(enlarge(crop.image), owner=owner, since=since))
-            for method in methods:
-                if chosen.pipelines[method] is chosen.pti:
-                    yield news  # those of the encoders, together: of two updates in a frame that show more, one is lost
-                    news = {}
-                began = time.perf_counter()
-                for report in actions.run(crop, method, owner=owner, model=name, order=order, since=since):
-                    if report.output is None:
-                        yield {self.status: note_html(f"{SHORT[method]} …") + status_html(report)}
-                        continue
-                    tokens[method] = report.token
-                    rows.append(self._row(method, report.output, time.perf_counter() - began))
-                    news[self.faces[method]] = _appear(self._shown(report.output, owner, since))
-                    news[self.edits[method]] = _appear(self._edit(report.token, direction, strength, owner, since))
-                    news |= {self.figures: table(rows), self.tokens: dict(tokens)}
-                if method not in tokens:  # called off
-                    yield failed()
+            with actions.until_forgotten(owner, since):
+                news[self.photo] = _appear(actions.files.original(enlarge(crop.image), owner=owner, since=since))
+                for method in methods:
+                    if chosen.pipelines[method] is chosen.pti:
+                        yield news  # the encoders' together: of two updates in a frame that show more, one is lost
+                        news = {}
+                    began = time.perf_counter()
+                    for report in actions.run(crop, method, owner=owner, model=name, order=order, since=since):
+                        if report.output is None:
+                            yield {self.status: note_html(f"{SHORT[method]} …") + status_html(report)}
+                            continue
+                        tokens[method] = report.token
+                        rows.append(self._row(method, report.output, time.perf_counter() - began))
+                        news[self.faces[method]] = _appear(self._shown(report.output, owner, since))
+                        news[self.edits[method]] = _appear(self._edit(report.token, direction, strength, owner, since))
+                        news |= {self.figures: table(rows), self.tokens: dict(tokens)}
+                    if method not in tokens:
+                        break
+                else:
+                    done = note_html("Done. Move the slider to edit all of them.")
+                    yield {**news, **self._ready(), self.status: done}
                     return
-            yield {**news, **self._ready(), self.status: note_html("Done. Move the slider to edit all of them.")}
+            yield failed()  # called off, or forgotten
 
         def edit(request: gr.Request, tokens: dict[str, str], direction: str, strength: float) -> dict[Any, Any]:
             owner, since = owner_of(request), actions.sessions.now()

@@ -178,26 +178,27 @@ class EditTab:
         ) -> Iterator[dict[Any, Any]]:
             owner, since = owner_of(request), actions.sessions.now()
             whose: dict[str, Any] = {"owner": owner, "since": since}
-            crop = actions.crop(photo, face, align, model)
-            before = actions.files.original(enlarge(crop.image), **whose)
-            shown = None
-            steps: dict[str, Any] = {"pivot": pivot, "num_w_steps": w_steps, "num_tuning_steps": tuning_steps}
-            for report in actions.run(crop, method, model=model, order=order, **whose, **steps):
-                if report.output is not None:
-                    actions.sessions.drop(old, owner=owner)
-                    yield self.opened(report.output, report.token, owner, since, status_html(report))
-                    return
-                changes: dict[Any, Any] = {self.status: status_html(report)}
-                if report.token:
-                    changes |= {self.job: report.token, self.stop: gr.update(visible=True)}
-                if report.preview is not None and report.preview is not shown:
-                    shown = report.preview
-                    preview = actions.files.picture(enlarge(shown), name="preview", shown=True, **whose)
-                    photo_shown = actions.files.original(shown_crop(crop).photo, **whose)
-                    changes |= {self.faces: (before, preview), self.pictures: gr.update(visible=True)}
-                    changes |= {self.photos: (photo_shown, photo_shown)}
-                yield changes
-            yield back(old, request)  # called off
+            with actions.until_forgotten(owner, since):
+                crop = actions.crop(photo, face, align, model)
+                before = actions.files.original(enlarge(crop.image), **whose)
+                shown = None
+                steps: dict[str, Any] = {"pivot": pivot, "num_w_steps": w_steps, "num_tuning_steps": tuning_steps}
+                for report in actions.run(crop, method, model=model, order=order, **whose, **steps):
+                    if report.output is not None:
+                        actions.sessions.drop(old, owner=owner)
+                        yield self.opened(report.output, report.token, owner, since, status_html(report))
+                        return
+                    changes: dict[Any, Any] = {self.status: status_html(report)}
+                    if report.token:
+                        changes |= {self.job: report.token, self.stop: gr.update(visible=True)}
+                    if report.preview is not None and report.preview is not shown:
+                        shown = report.preview
+                        preview = actions.files.picture(enlarge(shown), name="preview", shown=True, **whose)
+                        photo_shown = actions.files.original(shown_crop(crop).photo, **whose)
+                        changes |= {self.faces: (before, preview), self.pictures: gr.update(visible=True)}
+                        changes |= {self.photos: (photo_shown, photo_shown)}
+                    yield changes
+            yield back(old, request)  # called off, or forgotten
 
         def call_off(order: str) -> Any:
             actions.sessions.call_off(order)

@@ -6,6 +6,8 @@ from typing import Any
 
 from PIL import Image, ImageChops
 
+EXPIRED = "This inversion has expired or never existed"
+
 
 def until(condition: Callable[[], Any], seconds: float = 90.0) -> None:
     """Wait, and let others run meanwhile; fails if it takes longer."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Connect = Callable[..., Any]
 Open = Callable[..., Any]
+Visit = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +64,22 @@ def connect(app: "Served", tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
     yield client
     for each in clients:
+        each.close()
+
+
+@pytest.fixture
+def visit(app: "Served") -> Iterator[Visit]:
+    """Each call is another visitor of the page."""
+    from tests.webapp.visitor import Visitor
+
+    visitors: list[Visitor] = []
+
+    def visitor(**options: Any) -> Visitor:
+        visitors.append(Visitor(app.url, **options))
+        return visitors[-1]
+
+    yield visitor
+    for each in visitors:
         each.close()
 
 

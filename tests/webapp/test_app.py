@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +23,15 @@ from stylegan_inversion.webapp.sessions import Sessions
 gr = pytest.importorskip("gradio")
 import stylegan_inversion.webapp.app as module  # noqa: E402
 from stylegan_inversion.webapp.shown import enlarge  # noqa: E402
-from tests.webapp.checks import differ, until  # noqa: E402
+from tests.webapp.checks import EXPIRED, differ, until  # noqa: E402
 from tests.webapp.tiny_app import Served, tiny_model  # noqa: E402
 from tests.webapp.visitor import Visitor  # noqa: E402
 
-EXPIRED = "This inversion has expired or never existed"
 Visit = Callable[..., Visitor]
-
-
-@pytest.fixture
-def visit(app: Served) -> Iterator[Visit]:
-    """Each call is another visitor of the page."""
-    visitors: list[Visitor] = []
-
-    def visitor(**options: Any) -> Visitor:
-        visitors.append(Visitor(app.url, **options))
-        return visitors[-1]
-
-    yield visitor
-    for each in visitors:
-        each.close()
 
 
 def decoded(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data)).convert("RGB")
-
-
-def files(app: Served) -> set[Path]:
-    """What lies on the disk, without the examples."""
-    found = {each for each in app.janitor.folder.rglob("*") if each.is_file()} - app.janitor._kept
-    return {each for each in found if each.name != ".in-use"}
 
 
 # The page
@@ -191,63 +170,6 @@ def test_an_example_is_read_as_an_upload_is(visit: Visit, path: Path) -> None:
     visitor.call_now("forget")  # not the examples, which belong to all
     assert visitor.http.get(photo["url"]).status_code == 200
     visitor.invert(visitor.upload(path), method="e4e")
-
-
-# Privacy
-
-
-def test_delete_my_data(visit: Visit, path: Path, app: Served) -> None:
-    anna, bert = visit(), visit()
-    before = files(app)
-    Image.new("RGB", (320, 240), "red").save(path.with_name("hers.png"))
-    upload = anna.upload(path.with_name("hers.png"))
-    anna.call("find", upload, True, "tiny")
-    shown = anna.invert(upload, method="e4e")
-    anna.edit(smile=2.0)
-    for name in ("download_1", "download_2", "download_3", "download_5", "download_6"):  # 4 is PTI's delta
-        count = len(anna.events[name]["inputs"])
-        anna.call(name, None, *[1.0] * (count - 1))
-    anna.join_invert(upload, method="pti", steps=1000)
-    deadline = time.monotonic() + 20
-    while not app.sessions._running and time.monotonic() < deadline:
-        time.sleep(0.05)
-    mine = files(app)
-    his = bert.upload(path)
-    bert.invert(his, method="e4e")
-    bert_only = files(app) - mine
-    assert len(mine - before) > 8 and bert_only
-    answer = anna.call_now("forget")
-    assert "Deleted: your photo, 2 results and all files." in answer["html"]  # e4e's, and the one that runs
-    list(anna.reports("invert_1"))  # it ends
-    assert files(app) - before <= bert_only
-    assert anna.http.get(shown["Face: before | after"][1]["url"]).status_code in (403, 404)
-    with pytest.raises(RuntimeError, match=EXPIRED):
-        anna.edit(smile=1.0)
-    bert.edit(smile=1.0)
-    assert "0 results" in anna.call_now("forget")["html"]
-
-
-def test_another_visitor_with_the_same_session_hash(visit: Visit, path: Path) -> None:
-    anna = visit()
-    anna.invert(anna.upload(path), method="e4e")
-    thief = visit(session_hash=anna.session_hash)
-    for name in ("redraw", "reset", "download_1", "take"):
-        count = len(thief.events[name]["inputs"])
-        with pytest.raises(RuntimeError, match="403: This page belongs to another visitor"):
-            thief.call(name, *[None] * 2, *[0.0] * (count - 2))
-    anna.edit(smile=1.0)  # still hers
-
-
-def test_tokens_of_the_page_are_not_for_programs(visit: Visit, path: Path, app: Served, connect: Any) -> None:
-    visitor = visit()
-    visitor.invert(visitor.upload(path), method="e4e")
-    *_, token = (token for token, entry in app.sessions._entries.items() if entry.owner)
-    client = connect()
-    for name in ("/edit", "/download", "/animate"):
-        with pytest.raises(Exception, match=EXPIRED):
-            client.predict(token, api_name=name)
-    assert client.predict(token, api_name="/delete") is False and client.predict(token, api_name="/stop") is False
-    visitor.edit(smile=1.0)
 
 
 # Several at once
