@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stylegan_inversion import hub
 from stylegan_inversion.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
+from stylegan_inversion.losses.identity import load_identity
 from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.losses.path_length import path_length, path_length_penalty
 from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
@@ -96,7 +97,9 @@ class GANLearner:
         self.mean_length = torch.zeros((), device=device)
         self.lazy: Terms = {}  # of the regularisers, as last computed: a log line seldom falls on such a step
         self.drawn: list[Tensor] = []  # by the generator's step, one batch a micro-batch
-        self.progress = SampleProgress(perceptual, accelerator, seed=config.seed)
+        judged_by_face = config.discriminator.kind == "features" and "face" in config.discriminator.networks
+        face = load_identity(device=device) if judged_by_face else None
+        self.progress = SampleProgress(perceptual, accelerator, seed=config.seed, face=face)
         if config.compile:
             compile_networks(self.generator.synthesis, device=device)
 
@@ -312,7 +315,7 @@ class GANLearner:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[dict[str, Tensor]], *, score: bool) -> tuple[dict[str, float], list[Tensor]]:
-        """Frechet distance and pictures of the average generator, see `SampleProgress`."""
+        """Frechet distances and pictures of the average generator, see `SampleProgress`."""
         return self.progress.evaluate(self.average, batches, score=score)
 
     def state(self) -> dict[str, Any]:

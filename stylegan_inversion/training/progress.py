@@ -1,6 +1,7 @@
 """How far a generator has come: samples of the same z each time, and their Frechet distance to held-out pictures."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 from accelerate import Accelerator
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from stylegan_inversion import latents
 from stylegan_inversion.losses.distribution import FeatureStatistics, frechet_distance, pool_features
+from stylegan_inversion.losses.identity import IdentityEmbedding
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.training.data import FaceFolder
@@ -20,18 +22,28 @@ AT_ONCE = 64  # pictures that go through the networks: the batch of a run may be
 
 
 class SampleProgress:
-    """Judges generators. The distance is in the features of a perceptual network: it is no FID."""
+    """Judges generators. The distances are in the features of other networks than Inception: they are no FID."""
 
-    def __init__(self, perceptual: PerceptualDistance, accelerator: Accelerator, *, seed: int) -> None:
+    def __init__(
+        self,
+        perceptual: PerceptualDistance,
+        accelerator: Accelerator,
+        *,
+        seed: int,
+        face: IdentityEmbedding | None = None,
+    ) -> None:
         """Remember what to judge by.
 
         Args:
             perceptual: Its features are compared.
             accelerator: Processes, among which the pictures are shared out.
             seed: Of the samples, >= 0.
+            face: The built-in face network, whose embeddings are compared, too.
         """
         self.perceptual, self.accelerator, self.seed = perceptual, accelerator, seed
-        self.name = f"fd ({perceptual.name})"
+        self.networks: dict[str, Callable[[Tensor], list[Tensor]]] = {f"fd ({perceptual.name})": perceptual.features}
+        if face is not None:
+            self.networks["fd (dlib faces)"] = lambda images: [face.embed(images)]
 
     def open_pictures(self, config: GeneratorRun, *, side: int) -> FaceFolder | None:
         """The held-out pictures of a run; `None` if there are none.
@@ -60,14 +72,15 @@ class SampleProgress:
         Args:
             generator: Whose samples.
             batches: "y" and "index" of held-out pictures; each process gets its own share.
-            score: Compute the distance, of all of them.
+            score: Compute the distances, of all of them.
 
         Returns:
-            The distance under its name and as "loss", or nothing; and pictures of the first batch: real, samples, and
-            the same samples truncated to 0.7.
+            The distances under their names and their geometric mean, in which the same share of each counts the same,
+            as "loss", or nothing; and pictures of the first batch: real, samples, and the same samples truncated to
+            0.7.
         """
         draws = Draws(generator, self.accelerator, seed=self.seed)
-        real, fake = FeatureStatistics(), FeatureStatistics()
+        both = {name: (FeatureStatistics(), FeatureStatistics()) for name in self.networks}
         shown: list[Tensor] = []
         for y, index in _pieces(batches):
             w = generator.mapping(draws.numbered("progress", index.tolist(), generator.config.z_dim))
@@ -78,13 +91,16 @@ class SampleProgress:
                 shown = [y, images, generator.synthesis(truncated).clamp(-1, 1)]
             if not score:
                 break
-            for statistics, pictures in ((real, y), (fake, images)):
-                statistics.update(pool_features(self.perceptual.features(pictures)))
+            for name, features in self.networks.items():
+                for statistics, pictures in zip(both[name], (y, images)):
+                    statistics.update(pool_features(features(pictures)))
         if not score:
             return {}, shown
-        real, fake = self._everyone(real), self._everyone(fake)
-        distance = frechet_distance(real.mean, real.cov, fake.mean, fake.cov)
-        return {self.name: distance, "loss": distance}, shown
+        distances: dict[str, float] = {}
+        for name, (real, fake) in both.items():
+            real, fake = self._everyone(real), self._everyone(fake)
+            distances[name] = frechet_distance(real.mean, real.cov, fake.mean, fake.cov)
+        return {**distances, "loss": math.prod(distances.values()) ** (1 / len(distances))}, shown
 
     def _everyone(self, statistics: FeatureStatistics) -> FeatureStatistics:
         """Those of all processes, in their order."""

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import random
 import signal
 from pathlib import Path
@@ -155,8 +156,11 @@ def judged(make_gan: MakeGAN, tmp_path: Path) -> GANConfig:
 
 
 def test_interrupted_with_both_networks(judged: GANConfig, tmp_path: Path) -> None:
+    judged = dataclasses.replace(judged, validation_data=judged.data, validate_every=2)
     part = elsewhere(judged, tmp_path, "part")
-    train(judged)
+    result = train(judged)
+    scores = [math.sqrt(line["fd (st-alex)"] * line["fd (dlib faces)"]) for line in read_log(judged, "validation")]
+    assert len(scores) == 2 and result.best == pytest.approx(min(scores))
     assert train(part, callback=lambda *_: signal.raise_signal(signal.SIGINT)).step == 1
     train(part)
     same_runs(judged, part)

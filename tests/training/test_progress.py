@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from stylegan_inversion import hub
 from stylegan_inversion.losses.distribution import FeatureStatistics, frechet_distance, pool_features
+from stylegan_inversion.losses.identity import IdentityEmbedding
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.training import progress
@@ -72,6 +73,26 @@ def test_the_distance(generator: Generator) -> None:
     assert itself["loss"] < 1e-3 * values["loss"]
 
 
+class Brightness(IdentityEmbedding):
+    """Another network that takes no time."""
+
+    def embed(self, x: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(x.mean(dim=1), 8).flatten(1)
+
+
+def test_two_networks(generator: Generator) -> None:
+    y, face = real_pictures(), Brightness()
+    judges = SampleProgress(Colours(), Accelerator(cpu=True), seed=3, face=face)
+    values, _ = judges.evaluate(generator, batches(y, 4), score=True)
+    real, fake = FeatureStatistics(), FeatureStatistics()
+    for statistics, pictures in ((real, y), (fake, samples(generator, 9))):
+        statistics.update(pool_features([face.embed(pictures)]))
+    expected = frechet_distance(real.mean, real.cov, fake.mean, fake.cov)
+    alone = judge().evaluate(generator, batches(y, 4), score=True)[0]["fd (colours)"]
+    assert values.pop("loss") == pytest.approx((alone * expected) ** 0.5, rel=1e-4)
+    assert values == {"fd (colours)": alone, "fd (dlib faces)": pytest.approx(expected, rel=1e-4)}
+
+
 def test_columns(generator: Generator) -> None:
     y = real_pictures()
     for score in (True, False):
@@ -114,7 +135,7 @@ def test_large_batches_go_through_in_pieces(generator: Generator, monkeypatch: p
 def test_held_out_pictures(make_gan: MakeGAN, tmp_path: Path) -> None:
     held_out = str(save_pictures(tmp_path / "held out", 3))
     judges = SampleProgress(load_perceptual(), Accelerator(cpu=True), seed=0)
-    assert judges.name == "fd (st-alex)"
+    assert list(judges.networks) == ["fd (st-alex)"]
     assert judges.open_pictures(make_gan(), side=16) is None
     folder = judges.open_pictures(make_gan(validation_data=held_out), side=32)
     assert folder is not None and len(folder) == 3 and not folder.training
