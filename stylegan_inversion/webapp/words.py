@@ -17,7 +17,7 @@ says so in its metadata. Do not deceive, harass or identify anyone with it. Phot
 a private folder, and deleted after 30 minutes without use or at once with the button. The code is under the MIT
 licence; models and photos have licences of their own."""
 METHODS_HELP = {
-    "e4e": ("e4e · at once, edits best", "An encoder that stays near W, where edits work."),
+    "e4e": ("e4e · at once, made for edits", "An encoder that stays near W, where edits work."),
     "psp": ("pSp · at once, nearer to the photo", "An encoder into W+."),
     "pti": ("PTI · nearest to the photo, takes a while", "Finds a pivot in W and tunes a copy of the generator."),
 }
