@@ -17,8 +17,8 @@ from stylegan_inversion.webapp.words import note_html, pretty, status_html, tabl
 
 SHORT = {"e4e": "e4e", "psp": "pSp", "pti": "PTI"}
 ABOUT = """One photo through every method: how near does each come, and how well does it survive the same edit? e4e
-gives up some likeness for edits that work; pSp is nearer to the photo and edits worse; PTI tunes the generator and gets
-both, for time."""
+is made to give up some likeness for edits that work; pSp to come nearer to the photo; PTI tunes the generator to get
+both, for time. See what comes out here."""
 
 
 class CompareTab:
