@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -81,24 +82,34 @@ def train(config: RunConfig, *, callback: Callback | None = None) -> TrainResult
         callback: Called after each step with the number of steps done and the terms of the loss.
 
     Raises:
-        ValueError: If the folder holds a run of another config or something else, parts do not fit each other, or the
-            device does not know the precision.
+        ValueError: If the folder holds a run of another config or something else, parts do not fit each other, the
+            device does not know the precision, or several processes cannot work together on it.
         DivergedError: After five steps in a row whose loss or gradient is not finite. The last good state is saved.
         CheckpointError: If a checkpoint cannot be written or read. The older ones stay.
     """
     check_trackers(config.trackers)
-    # Accelerate keeps its state for the whole process and refuses a second run with another precision or device.
-    AcceleratorState._reset_state(reset_partial_state=not (dist.is_available() and dist.is_initialized()))
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        cpu=config.cpu,
-        log_with=cast(Any, config.trackers) or None,
-        project_dir=config.output,
-    )
+    accelerator = _make_accelerator(config)
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would silently train in fp32
         raise ValueError("`mixed_precision` is fp16, which needs a GPU. On the CPU take bf16 or no.")
     learner = METHODS[config.method].learner(config, accelerator)
     return Trainer(config, accelerator, learner, callback).run()
+
+
+def _make_accelerator(config: RunConfig) -> Accelerator:
+    # Accelerate keeps its state for the whole process and refuses a second run with another precision or device.
+    AcceleratorState._reset_state(reset_partial_state=not (dist.is_available() and dist.is_initialized()))
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        cpu=config.cpu or not torch.accelerator.is_available(),  # on CPUs Accelerate connects processes only if told so
+        log_with=cast(Any, config.trackers) or None,
+        project_dir=config.output,
+    )
+    if (started := int(os.environ.get("WORLD_SIZE", "1"))) != accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started, but on {accelerator.device.type!r} each would train alone, into the "
+            "same folder. Start one, or add cpu=true."
+        )
+    return accelerator
 
 
 class Trainer:

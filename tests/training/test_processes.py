@@ -1,12 +1,19 @@
 """Several processes that train as one."""
 
 import dataclasses
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from stylegan_inversion.training import trainer
+from stylegan_inversion.training.config import config_dict
 from stylegan_inversion.training.trainer import train
 from tests.training import children
 from tests.training.conftest import MakeConfig
@@ -58,3 +65,28 @@ def test_two_processes_go_on(make_config: MakeConfig, pictures: Path, tmp_path: 
     assert saved(part)["step"] == 3
     assert children.run(children.train_twofold, part) == 0
     same_runs(whole, part)
+
+
+def test_two_processes_by_torchrun(make_config: MakeConfig, pictures: Path, tmp_path: Path) -> None:
+    """Whether `cpu` is set or not: without it each would train alone on a machine without a GPU."""
+    config = make_config(steps=2, batch_size=2, cpu=torch.accelerator.is_available())
+    (tmp_path / "run.yaml").write_text(json.dumps(config_dict(config)))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, "-m", "stylegan_inversion", "train", "--config", str(tmp_path / "run.yaml")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    subprocess.run(command, env=environment, check=True, timeout=240)
+    assert saved(config)["processes"] == 2 and len(read_log(config)) == 2
+    one = elsewhere(config, tmp_path, "one", batch_size=4)
+    train(one)
+    for a, b in zip(read_log(one), read_log(config), strict=True):
+        assert b == {key: value if key == "kind" else pytest.approx(value, rel=1e-4) for key, value in a.items()}
+
+
+def test_processes_that_do_not_find_each_other(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config()
+    alone = SimpleNamespace(num_processes=1, device=torch.device("mps"))
+    monkeypatch.setattr(trainer, "Accelerator", lambda **options: alone)  # as on a Mac
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"2 processes were started, but on 'mps' each .* add cpu=true"):
+        train(config)
+    assert not Path(config.output).exists()
