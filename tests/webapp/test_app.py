@@ -4,7 +4,6 @@ import runpy
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,10 +194,9 @@ def test_two_who_tune_wait_in_turn_and_encoders_do_not(visit: Visit, path: Path,
     his.start()
     until(lambda: any("bert" in words and "Waiting for a free place · 1 before you" in words for words in waited))
     assert len(app.sessions._running) == 1
-    start = time.monotonic()
     shown = carl.invert(uploads[carl], method="e4e")
-    assert "mean squared error" in shown["html"] and time.monotonic() - start < 5  # 1000 steps take far longer
-    assert "bert" not in results or "mean squared" not in results["bert"]["html"]
+    assert "mean squared error" in shown["html"]
+    assert not any("mean squared error" in values["html"] for values in results.values())  # of neither of the two
     anna.call_now("stop_1", None)
     hers.join(30)
     his.join(30)
