@@ -28,6 +28,7 @@ class DiscriminatorOptions:
     """A new discriminator. Sizes as in `DiscriminatorConfig`; `None` takes the generator's."""
 
     kind: str = "stylegan2"  # stylegan2, or features: heads on frozen networks, which learn with less
+    new: bool = False  # even if `init` brings one
     networks: list[str] = field(default_factory=lambda: ["perceptual"])  # of features: perceptual, face, or both
     face_resolution: int = 112  # side that pictures are resized to for the face network, which was trained at 150
     width: int = 64  # channels of a head on features

@@ -23,7 +23,7 @@ from stylegan_inversion.training.tasks import Pictures
 Part = TypeVar("Part", bound=nn.Module)
 DEFAULT_RESOLUTION = 256
 FITTED, FITTED_AT_ONCE = 256, 8  # pictures that a new discriminator on features is fitted to
-OWN_DISCRIMINATOR = "Remove the folder 'discriminator' from a copy of that model to begin with a new one."
+OWN_DISCRIMINATOR = "To begin with a new one set discriminator.new=true."
 PIPELINE = {"_class_name": "PTIPipeline", "crop_scale": 1.0}  # what needs no encoder; the FFHQ crop
 
 
@@ -117,7 +117,7 @@ def make_discriminator(
         ValueError: If it judges pictures of another size, or by other networks.
         CheckpointError: If a file is damaged.
     """
-    there = None if model is None or not (model / "discriminator").is_dir() else model / "discriminator"
+    there = None if model is None or options.new or not (model / "discriminator").is_dir() else model / "discriminator"
     kind = None if there is None else hub.read_config(there).get("_class_name")
     if options.kind == "features":
         own = there if kind == FeatureDiscriminator.__name__ else None

@@ -96,8 +96,10 @@ def test_make_discriminator(model: Path, tmp_path: Path) -> None:
     loaded = make_discriminator(DiscriminatorOptions(), sizes, model, perceptual=perceptual)
     assert loaded.config == other.config and same(dict(loaded.state_dict()), dict(other.state_dict()))
     large = GeneratorConfig(32, channel_base=128)
-    with pytest.raises(ValueError, match=r"a discriminator of 16 px; the generator draws 32 px\. Remove the folder"):
+    with pytest.raises(ValueError, match=r"a discriminator of 16 px; the generator draws 32 px\. .*\.new=true"):
         make_discriminator(DiscriminatorOptions(), large, model, perceptual=perceptual)
+    another = make_discriminator(DiscriminatorOptions(new=True), large, model, perceptual=perceptual)
+    assert another.config == DiscriminatorConfig(32, channel_base=128, channel_max=512, group_size=4)
 
 
 def test_make_a_discriminator_on_features(model: Path) -> None:
@@ -138,6 +140,9 @@ def test_networks_that_a_discriminator_judges_by(model: Path, pictures: Path) ->
     options.networks = ["face"]
     with pytest.raises(ValueError, match=r"of \(64, .*\) channels; those of .*networks=\['face'\] have \(32"):
         make_discriminator(options, sizes, model, perceptual=perceptual)
+    options.new = True
+    another = make_discriminator(options, sizes, model, perceptual=perceptual)
+    assert isinstance(another, FeatureDiscriminator) and another.config.channels == counts["face"]
 
 
 def test_groups() -> None:
