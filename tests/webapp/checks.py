@@ -12,9 +12,9 @@ EXPIRED = "This inversion has expired or never existed"
 def until(condition: Callable[[], Any], seconds: float = 90.0) -> None:
     """Wait, and let others run meanwhile; fails if it takes longer."""
     deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
+    while not condition():  # asked once a round: what has come may go again
+        assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert condition()
 
 
 def differ(a: Image.Image, b: Image.Image) -> float:

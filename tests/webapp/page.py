@@ -38,9 +38,10 @@ def upload(page: Any, path: Path) -> None:
 
 
 def invert(page: Any) -> None:
+    before = pictures(page)
     button(page, "Invert").click()
+    until(lambda: len(now := pictures(page)) == 4 and now != before)  # those of the last one may still be there
     page.wait_for_selector("text=mean squared error")
-    until(lambda: len(pictures(page)) == 4)
 
 
 def pictures(page: Any) -> list[str]:
