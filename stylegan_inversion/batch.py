@@ -1,8 +1,11 @@
 """Photos through a pipeline, one by one: each gets its pictures under its own name, or a line with the reason."""
 
 import inspect
+import json
 import logging
+import os
 import shutil
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +18,7 @@ from stylegan_inversion.editing.directions import apply_directions
 from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.preprocessing.image import save_image
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +34,14 @@ class Record:
         folder: Where its pictures are; `None` if it failed.
         error: The reason, if it failed.
         report: Figures of the inversion.
+        path: Where the photo was, absolute: no other photo gets its folder.
     """
 
     photo: str
     folder: str | None = None
     error: str | None = None
     report: dict[str, Any] = field(default_factory=dict)
+    path: str | None = None
 
 
 def check_options(pipeline: InversionPipeline, options: Mapping[str, Any]) -> None:
@@ -62,7 +68,8 @@ def invert_photos(
 
     A photo `cat.jpg` gets the folder `OUTPUT/cat` with `crop.png`, `inverted.png`, `edited.png` and `photo.png` (the
     photo with the edited face; the two last only with edits), and `inversion/`, which `InversionOutput.load` reads. A
-    second `cat` becomes `cat_2`. `OUTPUT/report.json` holds the records so far.
+    second `cat` becomes `cat_2`, also if the first one came with an earlier call. `OUTPUT/report.json` holds the
+    records so far, those of other photos by earlier calls among them. Each file is written whole or not at all.
 
     Args:
         pipeline: Inverts them.
@@ -75,7 +82,8 @@ def invert_photos(
         The record of each photo, in order, and its inversion (edited if there are edits) unless it failed.
 
     Raises:
-        ValueError: Before the first photo, if an option or a direction is unknown, or a strength is not finite.
+        ValueError: Before the first photo, if an option or a direction is unknown, a strength is not finite, or the
+            output folder holds a `report.json` that cannot be read.
         OSError: Before the first photo, if the output folder cannot be made.
     """
     edits, options = dict(edits or {}), dict(options or {})
@@ -85,33 +93,53 @@ def invert_photos(
     apply_directions(torch.zeros(1, num_ws, w_dim), pipeline.directions, strengths=edits)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    records: list[Record] = []
-    names = {REPORT}
-    for photo in photos:
-        stem = Path(photo).stem or "photo"
-        name = next(n for n in (stem, *(f"{stem}_{k}" for k in range(2, len(photos) + 2))) if n.lower() not in names)
-        names.add(name.lower())
+    hub.sweep(output)
+    paths = [os.path.abspath(photo) for photo in photos]
+    records = [record for record in _read_records(output) if record.path not in paths]
+    names = {REPORT, *(_key(Path(record.folder).name) for record in records if record.folder)}
+    for photo, path in zip(photos, paths):
+        stem = Path(photo).stem.strip(". ") or "photo"  # the stem of "...png" is "..", the folder above
+        name = next(n for n in (stem, *(f"{stem}_{k}" for k in range(2, len(names) + 3))) if _key(n) not in names)
+        names.add(_key(name))
         out = None
         try:
             folder = output / name
             _clear(folder)
             out = pipeline(photo, **options)
             out.save(folder / "inversion")
-            out.crops[0].image.save(folder / "crop.png")
-            out.images[0].save(folder / "inverted.png")
+            save_image(out.crops[0].image, folder / "crop.png")
+            save_image(out.images[0], folder / "inverted.png")
             if edits:
                 out = pipeline.edit(out, **edits)
-                out.images[0].save(folder / "edited.png")
-                pipeline.paste_back(out)[0].save(folder / "photo.png")
-            record = Record(str(photo), str(folder), None, out.reports[0])
+                save_image(out.images[0], folder / "edited.png")
+                save_image(pipeline.paste_back(out)[0], folder / "photo.png")
+            record = Record(str(photo), str(folder), None, out.reports[0], path)
         except Exception as e:  # whatever it is, the other photos go on
             expected = isinstance(e, (StyleGANInversionError, OSError))
             logger.debug("%s failed", photo, exc_info=True)
-            record = Record(str(photo), error=str(e) if expected else f"{type(e).__name__}: {e}")
+            record = Record(str(photo), error=str(e) if expected else f"{type(e).__name__}: {e}", path=path)
             out = None
         records.append(record)
         hub.write_config({"photos": [asdict(r) for r in records], "edits": edits}, output, name=REPORT)
         yield record, out
+
+
+def _key(name: str) -> str:
+    """What two names share that are one on some disk: upper and lower case, and how an accent is written."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _read_records(output: Path) -> list[Record]:
+    """The records of earlier calls."""
+    path = output / REPORT
+    try:
+        entries = json.loads(path.read_text("utf-8"))["photos"] if path.exists() else []
+        return [Record(**entry) for entry in entries]
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise ValueError(
+            f"{path} cannot be read, so nobody knows which folders belong to which photos: {e}. Remove it, or give "
+            "another output folder."
+        ) from e
 
 
 def _clear(folder: Path) -> None:

@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from stylegan_inversion import hub
 from stylegan_inversion.batch import Record, invert_photos
 from stylegan_inversion.pipelines.pti import PTIPipeline
+from stylegan_inversion.preprocessing.image import save_image
 
 CELL = 160  # pixels a side of one picture in the sheet
 MARGIN = 6
@@ -50,12 +51,12 @@ def run_demo(
             for strength in direction.strength_range or (-3.0, 3.0):
                 edited = pipeline.edit(out, **{name: strength})
                 label = f"{name}{strength:+g}"
-                edited.images[0].save(Path(record.folder) / f"{label}.png")
-                pipeline.paste_back(edited)[0].save(Path(record.folder) / f"photo_{label}.jpg", quality=92)
+                save_image(edited.images[0], Path(record.folder) / f"{label}.png")
+                save_image(pipeline.paste_back(edited)[0], Path(record.folder) / f"photo_{label}.jpg", quality=92)
                 row.append((label, edited.images[0]))
         rows.append(row)
     if rows:
-        draw_sheet(rows).save(output / "sheet.png")
+        save_image(draw_sheet(rows), output / "sheet.png")
     return records
 
 

@@ -11,7 +11,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar, cast
 
@@ -26,8 +27,14 @@ from stylegan_inversion.remote.transfer import download_snapshot
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 TEMPORARY = (".*.????????", ".tmp??????")  # what a kill leaves beside a file: ours, and safetensors' own
+_STAGED, _SWAPPING, _STALE = ".staged.", ".swapping", ".stale"  # see `write_together`
 _MAX_CONFIG_BYTES = 1_000_000
 _MAX_HEADER_BYTES = 2_000_000  # of a safetensors file; a model's has a hundredth of it, and a huge one takes minutes
+_MAX_AXES = 8
+_DTYPES = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+}
 _OTHERS = {  # what a file begins with that was only renamed
     b"PK": "a zip archive, perhaps PyTorch's .pt, which `from_single_file` reads",
     b"\x80": "a pickle, which `from_single_file` reads",
@@ -160,7 +167,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: If it is missing, larger than 1 MB, or not a JSON object.
     """
     path = folder / CONFIG_NAME
+    for whole in (folder, folder.parent):  # a part of a model is in the folder below
+        if (whole / _SWAPPING).exists():
+            raise CheckpointError(f"{whole} is being saved, or its saving was interrupted. Save it again.")
     try:
+        _check_regular(path)
         if path.stat().st_size > _MAX_CONFIG_BYTES:
             raise CheckpointError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes, so it is not a config.")
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -210,13 +221,89 @@ def write_file(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file.
+def _check_regular(path: Path) -> None:
+    """Refuse a FIFO or a device, which could be read for ever; a link is judged by what it points to."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is a folder or a device, not a file")
+
+
+@contextmanager
+def write_together(folder: Path) -> Iterator[Path]:
+    """Write the files of a model or an inversion so that all of them are replaced, or none, whatever ends the program.
+
+    They are written to a folder inside `folder`, and moved to their places when the block ends. Where the moving itself
+    is cut short, which takes a few system calls, `read_config` refuses the folder until it is saved again. Other files
+    stay, but for networks and directions that belong to another generator than the one that is written.
+
+    Args:
+        folder: Made if needed. What earlier savings left half written is removed.
+
+    Yields:
+        The folder to write to.
 
     Raises:
-        CheckpointError: If the file is missing or damaged, or holds NaN or infinity.
+        CheckpointError: If a file cannot be written. What was there before is untouched.
+    """
+    stage = Path()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / _SWAPPING).exists():
+            _swap(folder)
+        sweep(folder)
+        stage = Path(tempfile.mkdtemp(dir=folder, prefix=_STAGED))
+        yield stage
+        (stage / _STALE).write_text("\n".join(_stale_parts(folder, stage)), "utf-8")
+        stage.rename(folder / _SWAPPING)
+        _swap(folder)
+    except (OSError, CheckpointError) as e:
+        if not stage.name:
+            raise CheckpointError(f"{folder} could not be written: {e}. What was there before is untouched.") from e
+        raise CheckpointError(str(e).replace(str(stage), str(folder))) from e
+    finally:
+        if stage.name:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _stale_parts(folder: Path, stage: Path) -> list[str]:
+    """Names of the parts in a folder that belong to another generator than the one that is about to be moved there."""
+    ours = sorted((stage / "generator").glob("*"))
+    theirs = [folder / "generator" / file.name for file in ours]
+    if all(not b.exists() or filecmp.cmp(a, b, shallow=False) for a, b in zip(ours, theirs)):
+        return []
+    return sorted(config.parent.name for config in folder.glob(f"[!.]*/{CONFIG_NAME}"))
+
+
+def _swap(folder: Path) -> None:
+    """Move the files of a finished saving to their places; it may be called again after it was cut short."""
+    stage = folder / _SWAPPING
+    for name in (stage / _STALE).read_text("utf-8").split("\n"):
+        if name:
+            shutil.rmtree(folder / name, ignore_errors=True)
+    for file in sorted(path for path in stage.rglob("*") if path.is_file() and path != stage / _STALE):
+        target = folder / file.relative_to(stage)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+    shutil.rmtree(stage)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a program that was killed left half written in a folder and below it."""
+    for pattern in TEMPORARY:
+        for orphan in folder.rglob(pattern):
+            orphan.unlink(missing_ok=True)
+    for stage in folder.glob(f"{_STAGED}*"):
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file into memory; what becomes of the file later does not matter.
+
+    Raises:
+        CheckpointError: If the file is missing or damaged, holds NaN or infinity, or a type of number or a number of
+            axes that no network here has.
     """
     try:
+        _check_regular(path)
         with path.open("rb") as file:
             start = file.read(8)
         header = int.from_bytes(start, "little")
@@ -226,9 +313,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 raise ValueError(f"it is {found}")
             raise ValueError(f"its header would have {header} bytes, and at most {_MAX_HEADER_BYTES} are read")
         tensors = load_file(path)
-    except (OSError, SafetensorError, ValueError) as e:
+    except (OSError, SafetensorError, ValueError, RuntimeError, AttributeError) as e:  # the last: a dtype torch lacks
         raise CheckpointError(f"{path} cannot be read as safetensors: {e}. Fetch or save it again.") from e
     for key, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES or tensor.ndim > _MAX_AXES:
+            raise CheckpointError(
+                f"{path}: tensor {key!r} is {tensor.dtype} with {tensor.ndim} axes, which no network here has."
+            )
+        tensors[key] = tensor = tensor.clone()  # `load_file` gives live views of the file
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: tensor {key!r} holds NaN or infinity. Fetch or save the file again.")
     return tensors
@@ -241,6 +333,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         CheckpointError: If the file is missing or damaged.
     """
     try:
+        _check_regular(path)
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (OSError, SafetensorError, ValueError) as e:
@@ -330,27 +423,46 @@ def load_module(
     config, source = read_config(folder), str(folder / CONFIG_NAME)
     if config.get("_class_name", cls.__name__) not in [base.__name__ for base in cls.__mro__]:
         raise CheckpointError(f"{source} is of a {str(config['_class_name'])[:100]!r}, not of a {cls.__name__}.")
-    with torch.device("meta"):  # first without memory: a config may ask for more than there is
-        outline = build_module(cls, config_cls, config, source=source)
-    tensors = read_tensors(weights)
-    _check_fit(outline, tensors, source=str(weights))
-    module = build_module(cls, config_cls, config, source=source)
-    fill_module(module, tensors, source=str(weights))
+    module = build_module(cls, config_cls, config, read_tensors(weights), source=source, weights=str(weights))
     return module.to(device=device, dtype=dtype or torch.float32)
 
 
-def build_module(cls: type[Module], config_cls: type[Any], config: dict[str, Any], *, source: str) -> Module:
-    """Build a network from the fields of its config; those that begin with an underscore are left out.
+def build_module(
+    cls: type[Module],
+    config_cls: type[Any],
+    config: dict[str, Any],
+    state_dict: dict[str, Tensor],
+    *,
+    source: str,
+    weights: str,
+) -> Module:
+    """Build a network from the fields of its config and fill it, strictly.
+
+    Args:
+        cls: The network's class; its constructor takes a `config_cls`.
+        config_cls: The network's config dataclass.
+        config: Its fields; those that begin with an underscore are left out.
+        state_dict: The weights.
+        source: Where the config comes from, for messages.
+        weights: Where the weights come from.
+
+    Returns:
+        The network in eval mode, its parameters frozen.
 
     Raises:
-        CheckpointError: If a field is unknown or of the wrong type or value; `source` says where it comes from.
+        CheckpointError: If a field is unknown or of the wrong type or value, or names or shapes of weights differ.
     """
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if not k.startswith("_")}
     try:
         with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: leave the caller's seed alone
-            return cls(config_cls(**fields))
-    except (TypeError, ValueError, AttributeError, RuntimeError) as e:  # a field of the wrong type fails anywhere
+            with torch.device("meta"):  # first without memory: a config may ask for more than there is
+                outline = cls(config_cls(**fields))
+            _check_fit(outline, state_dict, source=weights)
+            module = cls(config_cls(**fields))
+    except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError) as e:  # a wrong type
         raise CheckpointError(f"{source} does not describe a {cls.__name__}: {e}") from e
+    fill_module(module, state_dict, source=weights)
+    return module
 
 
 def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:

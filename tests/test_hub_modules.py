@@ -95,6 +95,7 @@ def test_a_config_that_does_not_fit(fields: dict[str, Any], message: str, tmp_pa
 
 @pytest.mark.parametrize("fields", [{"resolution": 64.0}, {"resolution": "64"}, {"w_dim": 8.5}, {"z_dim": [1, 2]}])
 def test_a_generator_config_of_the_wrong_type(fields: dict[str, Any], tmp_path: Path) -> None:
+    hub.write_tensors({}, tmp_path / hub.WEIGHTS_NAME)
     hub.write_config({"resolution": 16, "channel_base": 64, **fields}, tmp_path)
     with pytest.raises(CheckpointError, match=r"config.json does not describe a Generator: "):
         hub.load_module(Generator, GeneratorConfig, tmp_path)

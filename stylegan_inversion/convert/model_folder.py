@@ -54,17 +54,16 @@ def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop
     if "generator" not in file.parts:
         raise CheckpointError(f"A file of kind {file.kind} has no form in a folder: its parts are read where they are.")
     config: dict[str, Any] = {"_class_name": "PTIPipeline", "crop_scale": crop_scale}
-    for part, network in file.parts.items():
-        module = network.build()
-        folder_name = part
-        if part == "encoder" and isinstance(module, WEncoder):
-            logger.warning("The encoder into W is left out: no pipeline takes it.")
-            continue
-        if part == "encoder":
-            folder_name = f"{file.kind}_encoder"
-            config |= {"_class_name": _PIPELINES[file.kind], "source": to_config(source_of(module))}
-        hub.save_module(module, folder / folder_name)
-    hub.write_config(
-        {**config, "_library_version": version("stylegan_inversion")}, folder
-    )  # last: it says that all is there
+    with hub.write_together(folder) as stage:
+        for part, network in file.parts.items():
+            module = network.build()
+            folder_name = part
+            if part == "encoder" and isinstance(module, WEncoder):
+                logger.warning("The encoder into W is left out: no pipeline takes it.")
+                continue
+            if part == "encoder":
+                folder_name = f"{file.kind}_encoder"
+                config |= {"_class_name": _PIPELINES[file.kind], "source": to_config(source_of(module))}
+            hub.save_module(module, stage / folder_name)
+        hub.write_config({**config, "_library_version": version("stylegan_inversion")}, stage)
     return folder

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from stylegan_inversion.preprocessing.image import save_image
+
 CELL = 128  # pixels a side of one picture
 GAP = 4
 GROUP_GAP = 14
@@ -64,7 +66,7 @@ def draw_figure(columns: Sequence[Column], *, cell: int = CELL) -> Image.Image:
 
 def save_figure(columns: Sequence[Column], path: Path, *, cell: int = CELL) -> None:
     """Draw the columns and write them as a PNG, which loses nothing."""
-    draw_figure(columns, cell=cell).save(path)
+    save_image(draw_figure(columns, cell=cell), path)
 
 
 def _fit(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:

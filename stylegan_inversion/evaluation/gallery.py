@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from stylegan_inversion.evaluation.figure import Column
-from stylegan_inversion.preprocessing.image import load_image, to_pil
+from stylegan_inversion.preprocessing.image import load_image, save_image, to_pil
 
 _ORIGINAL = "_original"
 
@@ -53,9 +53,9 @@ class Gallery:
         if image not in self.images:
             return
         self._path(image, _ORIGINAL).parent.mkdir(parents=True, exist_ok=True)
-        target.save(self._path(image, _ORIGINAL))
+        save_image(target, self._path(image, _ORIGINAL))
         for name, step in self._names(method).items():
-            to_pil(pictures[step][None])[0].save(self._path(image, name))
+            save_image(to_pil(pictures[step][None])[0], self._path(image, name))
 
     def columns(self, labels: Mapping[str, str], edit: str | None) -> list[Column]:
         """The figure's columns: the original, then for each method, by name, its reconstruction and one edit's ends."""

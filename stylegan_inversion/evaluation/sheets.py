@@ -13,7 +13,7 @@ from stylegan_inversion.evaluation.features import read_picture
 from stylegan_inversion.evaluation.figure import Column, save_figure
 from stylegan_inversion.evaluation.samples import draw_samples, sample_w_plus
 from stylegan_inversion.models.generator import Generator
-from stylegan_inversion.preprocessing.image import to_pil
+from stylegan_inversion.preprocessing.image import save_image, to_pil
 
 GRID = 8  # pictures a side of the grid of samples
 CELL = 256  # largest side of a picture in it, in pixels
@@ -51,7 +51,7 @@ def save_grid(pictures: Sequence[Image.Image], path: Path) -> None:
     for i, picture in enumerate(pictures):
         small = picture if picture.width == cell else picture.resize((cell, cell), Image.Resampling.LANCZOS)
         grid.paste(small, (i % GRID * cell, i // GRID * cell))
-    grid.save(path)
+    save_image(grid, path)
 
 
 def save_samples(generator: Generator, path: Path, *, seed: int, truncation_psi: float, batch_size: int) -> None:

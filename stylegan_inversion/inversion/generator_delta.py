@@ -225,6 +225,10 @@ def _compress(difference: Float[Tensor, "..."], rank: int | None, energy: float 
 def _restore(parts: Mapping[str, Tensor], shape: torch.Size) -> Float[Tensor, "..."]:
     """The kept tensor in float32, of its shape; a `RuntimeError` if it does not fit."""
     if "left" in parts:
+        left, right = parts["left"], parts["right"]
+        fits = left.ndim == right.ndim == 2 and len(shape) >= 2
+        if not fits or (len(left), right.shape[1]) != (shape[0], shape[1:].numel()):
+            raise RuntimeError(f"its factors are {tuple(left.shape)} and {tuple(right.shape)}")  # before they grow
         return (parts["left"].float() @ parts["right"].float()).reshape(shape)
     (whole,) = parts.values()
     if whole.shape != shape:

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stylegan_inversion import latents
+from stylegan_inversion.bounds import check_bounds, number
 from stylegan_inversion.errors import DivergedError
 from stylegan_inversion.inversion.projector import Callback
 from stylegan_inversion.losses.locality import interpolate_codes, locality_terms
@@ -34,28 +35,22 @@ logger = logging.getLogger(__name__)
 class TuningConfig:
     """Settings of pivotal tuning. The defaults are PTI's."""
 
-    num_steps: int = 350  # 0 gives an untuned copy
-    learning_rate: float = 3e-4  # of Adam, constant
-    l2_weight: float = 1.0
-    lpips_weight: float = 1.0
-    lpips_threshold: float = 0.06  # stop once the perceptual distance is below; 0 never stops
+    num_steps: int = number(350, 0, 1_000_000)  # 0 gives an untuned copy
+    learning_rate: float = number(3e-4, 1e-12, 1e3)  # of Adam, constant
+    l2_weight: float = number(1.0, 0.0, 1e6)
+    lpips_weight: float = number(1.0, 0.0, 1e6)
+    lpips_threshold: float = number(0.06, 0.0, 1e6)  # stop once the perceptual distance is below; 0 never stops
     use_locality: bool = False  # off in PTI's code "for faster inversion"; on if the generator is to be used elsewhere
-    locality_interval: int = 1  # steps between two locality terms
-    locality_samples: int = 1  # codes a term
-    locality_alpha: float = 30.0  # distance from the pivot, in the units of w; PTI's code steps 30 / sqrt(num_ws)
-    locality_l2_weight: float = 0.1
-    locality_lpips_weight: float = 0.1
-    locality_truncation_psi: float = 0.5
+    locality_interval: int = number(1, 1, 1_000_000)  # steps between two locality terms
+    locality_samples: int = number(1, 1, 4096)  # codes a term
+    locality_alpha: float = number(30.0, 0.0, 1e6)  # step from the pivot, in units of w; PTI's code: 30 / sqrt(num_ws)
+    locality_l2_weight: float = number(0.1, 0.0, 1e6)
+    locality_lpips_weight: float = number(0.1, 0.0, 1e6)
+    locality_truncation_psi: float = number(0.5, -10.0, 10.0)
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.num_steps < 0:
-            raise ValueError(f"`num_steps` must be >= 0, got {self.num_steps}.")
-        for name in ("locality_interval", "locality_samples"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}.")
-        if self.learning_rate <= 0:
-            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
+        check_bounds(self)
 
 
 @dataclass(frozen=True, eq=False)

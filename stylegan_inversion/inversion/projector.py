@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stylegan_inversion import latents
+from stylegan_inversion.bounds import check_bounds, number
 from stylegan_inversion.errors import DivergedError
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
@@ -39,27 +40,19 @@ Callback = Callable[[int, dict[str, Any]], bool | None]
 class ProjectorConfig:
     """Settings of the projection. The defaults are PTI's."""
 
-    num_steps: int = 450
-    learning_rate: float = 0.01  # of Adam, at the top of the ramp
-    ramp_up: float = 0.05  # share of the steps over which the learning rate rises linearly
-    ramp_down: float = 0.25  # share over which it falls along a cosine
-    num_w_samples: int = 600  # draws of z for the average and the spread of w; 10,000 in StyleGAN2
-    w_noise: float = 0.05  # noise on w at the start, in units of the spread of w
-    w_noise_ramp: float = 0.75  # share of the steps over which that noise falls to nothing
-    noise_weight: float = 1e5  # weight of the noise regularisation
+    num_steps: int = number(450, 1, 1_000_000)
+    learning_rate: float = number(0.01, 1e-12, 1e3)  # of Adam, at the top of the ramp
+    ramp_up: float = number(0.05, 1e-6, 1.0)  # share of the steps over which the learning rate rises linearly
+    ramp_down: float = number(0.25, 1e-6, 1.0)  # share over which it falls along a cosine
+    num_w_samples: int = number(600, 2, 100_000)  # draws of z for the average and the spread of w; 10,000 in StyleGAN2
+    w_noise: float = number(0.05, 0.0, 100.0)  # noise on w at the start, in units of the spread of w
+    w_noise_ramp: float = number(0.75, 1e-6, 1.0)  # share of the steps over which that noise falls to nothing
+    noise_weight: float = number(1e5, 0.0, 1e12)  # weight of the noise regularisation
     optimize_noise: bool = True
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.num_steps < 1:
-            raise ValueError(f"`num_steps` must be >= 1, got {self.num_steps}.")
-        if self.num_w_samples < 2:
-            raise ValueError(f"`num_w_samples` must be >= 2, got {self.num_w_samples}.")
-        for name in ("ramp_up", "ramp_down", "w_noise_ramp"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be in (0, 1], got {getattr(self, name)}.")
-        if self.learning_rate <= 0:
-            raise ValueError(f"`learning_rate` must be positive, got {self.learning_rate}.")
+        check_bounds(self)
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate at a step, from 0."""

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stylegan_inversion import hub
+from stylegan_inversion.bounds import check_bounds, number
 from stylegan_inversion.errors import CheckpointError, MissingDependencyError
 
 # px: up to this side, on a CPU, a product of matrices is quicker than a convolution channel by channel. With gradients
@@ -52,7 +53,11 @@ class PerceptualDistance(nn.Module, abc.ABC):
 class ShiftTolerantAlexNetConfig:
     """Widths of the five convolutions. The published network is the default."""
 
-    widths: tuple[int, int, int, int, int] = (64, 192, 384, 256, 256)
+    widths: tuple[int, ...] = number((64, 192, 384, 256, 256), 1, 4096, count=5)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_bounds(self)
 
 
 class ShiftTolerantAlexNet(PerceptualDistance):

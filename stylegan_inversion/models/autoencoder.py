@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stylegan_inversion.bounds import check_bounds, number
+
 LINEAR_RESOLUTION = 32  # side to which pictures are pooled for the linear part, at most
 
 
@@ -20,18 +22,17 @@ LINEAR_RESOLUTION = 32  # side to which pictures are pooled for the linear part,
 class ImageEncoderConfig:
     """Sizes of the encoder."""
 
-    input_resolution: int = 64  # side of the pictures, a multiple of 16
-    w_dim: int = 512
-    widths: tuple[int, ...] = (32, 96, 160, 256)  # channels at 1/2, 1/4, 1/8 and 1/16 of the side
+    input_resolution: int = number(64, 16, 2048)  # side of the pictures, a multiple of 16
+    w_dim: int = number(512, 1, 4096)
+    widths: tuple[int, ...] = number(
+        (32, 96, 160, 256), 1, 4096, count=4
+    )  # channels at 1/2, 1/4, 1/8, 1/16 of the side
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.input_resolution < 16 or self.input_resolution % 16:
+        check_bounds(self)
+        if self.input_resolution % 16:
             raise ValueError(f"`input_resolution` must be a multiple of 16, got {self.input_resolution}.")
-        if self.w_dim < 1:
-            raise ValueError(f"`w_dim` must be >= 1, got {self.w_dim}.")
-        if len(self.widths) != 4 or min(self.widths) < 1:
-            raise ValueError(f"`widths` must be four numbers >= 1, got {self.widths}.")
 
     @property
     def linear_resolution(self) -> int:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stylegan_inversion import latents
+from stylegan_inversion.bounds import check_bounds, number
 from stylegan_inversion.models.layers import EqualConv2d, EqualLinear
 
 
@@ -20,18 +21,15 @@ from stylegan_inversion.models.layers import EqualConv2d, EqualLinear
 class DiscriminatorConfig:
     """Sizes of StyleGAN2's discriminator. The defaults are config-f at 1024 px."""
 
-    resolution: int = 1024
-    channel_base: int = 32768  # a layer of side r has min(channel_base / r, channel_max) channels
-    channel_max: int = 512
-    group_size: int = 4  # samples a group of the minibatch standard deviation
+    resolution: int = number(1024, 4, 2048)
+    channel_base: int = number(32768, 4, 2**20)  # a layer of side r has min(channel_base / r, channel_max) channels
+    channel_max: int = number(512, 1, 4096)
+    group_size: int = number(4, 1, 4096)  # samples a group of the minibatch standard deviation
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_bounds(self)
         latents.num_ws(self.resolution)
-        if self.group_size < 1:
-            raise ValueError(f"`group_size` must be >= 1, got {self.group_size}.")
-        if self.channel_max < 1:
-            raise ValueError(f"`channel_max` must be >= 1, got {self.channel_max}.")
         if self.channel_base < self.resolution:
             raise ValueError(f"`channel_base` must be >= resolution, got {self.channel_base}.")
 
@@ -102,14 +100,12 @@ class Discriminator(nn.Module):
 class LatentDiscriminatorConfig:
     """Sizes of e4e's latent discriminator."""
 
-    w_dim: int = 512
-    num_layers: int = 4  # linear layers, the last one included
+    w_dim: int = number(512, 1, 4096)
+    num_layers: int = number(4, 1, 64)  # linear layers, the last one included
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ("w_dim", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}.")
+        check_bounds(self)
 
 
 class LatentDiscriminator(nn.Module):

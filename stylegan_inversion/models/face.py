@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stylegan_inversion.bounds import check_bounds, number
 from stylegan_inversion.models.face_layers import Conv2dSame, SeparableConv, pad_same, resize_and_normalize
 
 EXPRESSIONS = ("neutral", "happy", "sad", "angry", "fearful", "disgusted", "surprised")
@@ -52,8 +53,12 @@ class FaceFeaturesConfig:
         channels: Channels after each dense block; each block halves the size.
     """
 
-    resolution: int = 112
-    channels: tuple[int, ...] = (32, 64, 128, 256)
+    resolution: int = number(112, 16, 1024)
+    channels: tuple[int, ...] = number((32, 64, 128, 256), 1, 4096, count=(1, 8))
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_bounds(self)
 
 
 class FaceFeatures(nn.Module):
@@ -148,9 +153,13 @@ class AgeGenderConfig:
         num_middle_blocks: Blocks between the second and the third reduction.
     """
 
-    resolution: int = 112
-    channels: tuple[int, ...] = (32, 64, 128, 256, 512)
-    num_middle_blocks: int = 2
+    resolution: int = number(112, 16, 1024)
+    channels: tuple[int, ...] = number((32, 64, 128, 256, 512), 1, 4096, count=(4, 8))
+    num_middle_blocks: int = number(2, 0, 100)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_bounds(self)
 
 
 class AgeGenderNet(nn.Module):

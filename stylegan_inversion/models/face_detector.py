@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from stylegan_inversion.bounds import check_bounds, number
 from stylegan_inversion.models.face_layers import Conv2dSame
 
 _MAX_CANDIDATES = 400
@@ -36,15 +37,21 @@ class FaceDetectorConfig:
         iou_threshold: Of two boxes that overlap more than this, the lower one goes.
     """
 
-    resolution: int = 512
-    channels: tuple[int, ...] = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
-    strides: tuple[int, ...] = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
-    tap: int = 10
-    extra_channels: tuple[int, ...] = (256, 512, 128, 256, 128, 256, 64, 128)
-    min_scale: float = 0.2
-    max_scale: float = 0.95
-    score_threshold: float = 0.5
-    iou_threshold: float = 0.5
+    resolution: int = number(512, 32, 1024)
+    channels: tuple[int, ...] = number(
+        (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024), 1, 4096, count=14
+    )
+    strides: tuple[int, ...] = number((1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1), 1, 2, count=13)
+    tap: int = number(10, 0, 12)
+    extra_channels: tuple[int, ...] = number((256, 512, 128, 256, 128, 256, 64, 128), 1, 4096, count=8)
+    min_scale: float = number(0.2, 0.0, 1.0)
+    max_scale: float = number(0.95, 0.0, 1.0)
+    score_threshold: float = number(0.5, 0.0, 1.0)
+    iou_threshold: float = number(0.5, 0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_bounds(self)
 
 
 class DepthwiseSeparable(nn.Module):

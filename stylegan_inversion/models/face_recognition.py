@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stylegan_inversion.bounds import check_bounds, number
 from stylegan_inversion.models.face_layers import resize_and_normalize
 
 SAME_PERSON_DISTANCE = 0.6
@@ -29,10 +30,14 @@ class FaceRecognitionConfig:
         embedding_dim: Length of the embedding.
     """
 
-    resolution: int = 150
-    channels: tuple[int, ...] = (32, 64, 128, 256, 256)
-    num_blocks: tuple[int, ...] = (3, 3, 2, 2, 0)
-    embedding_dim: int = 128
+    resolution: int = number(150, 16, 1024)
+    channels: tuple[int, ...] = number((32, 64, 128, 256, 256), 1, 4096, count=(1, 8))
+    num_blocks: tuple[int, ...] = number((3, 3, 2, 2, 0), 0, 100, count=(1, 8))
+    embedding_dim: int = number(128, 1, 8192)
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        check_bounds(self)
 
 
 class ResidualBlock(nn.Module):

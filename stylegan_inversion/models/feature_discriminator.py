@@ -8,7 +8,7 @@ StyleGAN2 serve.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from itertools import pairwise
 from typing import cast
 
@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from stylegan_inversion.bounds import check_bounds, number
+
 SMALLEST_SHARE = 0.01  # of the mean deviation of a layer's channels; what moves less is taken to stand still
 
 
@@ -24,18 +26,15 @@ SMALLEST_SHARE = 0.01  # of the mean deviation of a layer's channels; what moves
 class FeatureDiscriminatorConfig:
     """Sizes of the heads."""
 
-    channels: tuple[int, ...]  # of the features, layer by layer
-    width: int = 64  # channels inside a head
-    pixel_widths: tuple[int, ...] = (32, 64, 128, 128)  # of the network on the picture, at 1, 1/2, 1/4, ... of its side
+    channels: tuple[int, ...] = number(MISSING, 1, 8192, count=(1, 64))  # of the features, layer by layer
+    width: int = number(64, 1, 4096)  # channels inside a head
+    pixel_widths: tuple[int, ...] = number(
+        (32, 64, 128, 128), 1, 4096, count=(1, 12)
+    )  # of the network on the picture, at 1, 1/2, 1/4, ... of its side
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if not self.channels or min(self.channels) < 1:
-            raise ValueError(f"`channels` must hold a number >= 1 for each layer of features, got {self.channels}.")
-        if self.width < 1:
-            raise ValueError(f"`width` must be >= 1, got {self.width}.")
-        if not self.pixel_widths or min(self.pixel_widths) < 1:
-            raise ValueError(f"`pixel_widths` must hold at least one number >= 1, got {self.pixel_widths}.")
+        check_bounds(self)
 
 
 class Standardize(nn.Module):

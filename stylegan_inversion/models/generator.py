@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stylegan_inversion import latents, ops
+from stylegan_inversion.bounds import check_bounds, number
 from stylegan_inversion.models.layers import EqualLinear, NoiseMode, StyledConv, ToRGB
 
 
@@ -22,23 +23,19 @@ from stylegan_inversion.models.layers import EqualLinear, NoiseMode, StyledConv,
 class GeneratorConfig:
     """Sizes of a generator. The defaults are config-f at 1024 px, as released for FFHQ."""
 
-    resolution: int = 1024  # side of the image, a power of two from 16 to 2048
-    z_dim: int = 512
-    w_dim: int = 512
-    mapping_layers: int = 8  # 8 in StyleGAN2, 2 in some of StyleGAN2-ADA's configurations
-    mapping_lr_multiplier: float = 0.01
-    channel_base: int = 32768  # a layer of side r has min(channel_base / r, channel_max) channels
-    channel_max: int = 512
+    resolution: int = number(1024, 16, 2048)  # side of the image, a power of two
+    z_dim: int = number(512, 1, 4096)
+    w_dim: int = number(512, 1, 4096)
+    mapping_layers: int = number(8, 1, 64)  # 8 in StyleGAN2, 2 in some of StyleGAN2-ADA's configurations
+    mapping_lr_multiplier: float = number(0.01, 1e-6, 1e3)
+    channel_base: int = number(32768, 16, 2**20)  # a layer of side r has min(channel_base / r, channel_max) channels
+    channel_max: int = number(512, 1, 4096)
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.resolution < 16:
-            raise ValueError(f"`resolution` must be a power of two from 16 to 2048, got {self.resolution}.")
+        check_bounds(self)
         latents.num_ws(self.resolution)
-        for name in ("z_dim", "w_dim", "mapping_layers", "channel_max"):
-            if not 1 <= getattr(self, name) <= 4096:
-                raise ValueError(f"`{name}` must be in [1, 4096], got {getattr(self, name)}.")
-        if not self.resolution <= self.channel_base <= 2**20:
+        if self.channel_base < self.resolution:
             raise ValueError(f"`channel_base` must be in [resolution, 1048576], got {self.channel_base}.")
 
     @property

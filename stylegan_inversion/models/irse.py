@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stylegan_inversion.bounds import check_bounds, number
+
 _UNITS = {50: (3, 4, 14, 3), 100: (3, 13, 30, 3), 152: (3, 8, 36, 3)}
 
 
@@ -18,18 +20,15 @@ _UNITS = {50: (3, 4, 14, 3), 100: (3, 13, 30, 3), 152: (3, 8, 36, 3)}
 class IRSEConfig:
     """Sizes of the backbone: the width of each of its four stages, and how many units each has."""
 
-    in_channels: int = 3
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    units: tuple[int, ...] = _UNITS[50]  # IR-SE50; (3, 13, 30, 3) is IR-SE100
-    reduction: int = 16  # squeeze of the SE module
+    in_channels: int = number(3, 1, 512)
+    widths: tuple[int, ...] = number((64, 128, 256, 512), 1, 4096, count=4)
+    units: tuple[int, ...] = number(_UNITS[50], 1, 100, count=4)  # IR-SE50; (3, 13, 30, 3) is IR-SE100
+    reduction: int = number(16, 1, 4096)  # squeeze of the SE module
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if len(self.widths) != 4 or len(self.units) != 4:
-            raise ValueError(f"`widths` and `units` must have 4 entries, got {self.widths} and {self.units}.")
-        if min(self.units) < 1:
-            raise ValueError(f"`units` must be >= 1 in each stage, got {self.units}.")
-        if self.reduction < 1 or any(width < self.reduction for width in self.widths):
+        check_bounds(self)
+        if self.reduction > min(self.widths):
             raise ValueError(f"`reduction` must be in [1, smallest width], got {self.reduction} for {self.widths}.")
 
 
@@ -113,9 +112,9 @@ class IRSEBackbone(nn.Module):
 class ArcFaceConfig(IRSEConfig):
     """Sizes of the identity network: those of its backbone, and its own."""
 
-    resolution: int = 112
-    embedding_dim: int = 512
-    dropout: float = 0.6
+    resolution: int = number(112, 16, 1024)
+    embedding_dim: int = number(512, 1, 8192)
+    dropout: float = number(0.6, 0.0, 1.0)
 
 
 class ArcFace(nn.Module):

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stylegan_inversion import latents
+from stylegan_inversion.bounds import check_bounds, number
 from stylegan_inversion.models.irse import IRSEBackbone, IRSEConfig, Pyramid
 from stylegan_inversion.models.layers import EqualLinear
 
@@ -21,25 +22,24 @@ from stylegan_inversion.models.layers import EqualLinear
 class PyramidEncoderConfig:
     """Sizes of an encoder into W+. The defaults are the released encoders' for a generator of 1024 px."""
 
-    output_resolution: int = 1024  # side of the generator's image: sets how many w there are
-    input_resolution: int = 256  # side of the encoder's image, a power of two from 32
-    w_dim: int = 512
-    coarse_end: int = 3  # styles [0, 3) read c3, [3, 7) read p2, the others p1
-    middle_end: int = 7
-    in_channels: int = 3
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    units: tuple[int, ...] = (3, 4, 14, 3)
-    reduction: int = 16
-    style_channels: int | None = None  # width of map2style's convolutions; None is w_dim, as in the paper
+    output_resolution: int = number(1024, 4, 2048)  # side of the generator's image: sets how many w there are
+    input_resolution: int = number(256, 32, 2048)  # side of the encoder's image, a power of two
+    w_dim: int = number(512, 1, 4096)
+    coarse_end: int = number(3, 1, 20)  # styles [0, 3) read c3, [3, 7) read p2, the others p1
+    middle_end: int = number(7, 1, 20)
+    in_channels: int = number(3, 1, 512)
+    widths: tuple[int, ...] = number((64, 128, 256, 512), 1, 4096, count=4)
+    units: tuple[int, ...] = number((3, 4, 14, 3), 1, 100, count=4)
+    reduction: int = number(16, 1, 4096)
+    style_channels: int | None = number(None, 1, 4096)  # of map2style's convolutions; None is w_dim, as in the paper
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_bounds(self)
         latents.num_ws(self.output_resolution)
-        if self.style_channels is not None and self.style_channels < 1:
-            raise ValueError(f"`style_channels` must be >= 1, or None for w_dim, got {self.style_channels}.")
         if self.input_resolution not in {2**k for k in range(5, 12)}:
             raise ValueError(f"`input_resolution` must be a power of two from 32 to 2048, got {self.input_resolution}.")
-        if not 0 < self.coarse_end <= self.middle_end:
+        if self.coarse_end > self.middle_end:
             raise ValueError(
                 f"`coarse_end` must be in [1, middle_end], got {self.coarse_end} with middle_end={self.middle_end}."
             )
@@ -129,16 +129,17 @@ class GradualStyleEncoder(nn.Module):
 class WEncoderConfig:
     """Sizes of the encoder into W."""
 
-    output_resolution: int = 1024
-    input_resolution: int = 256
-    w_dim: int = 512
-    in_channels: int = 3
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    units: tuple[int, ...] = (3, 4, 14, 3)
-    reduction: int = 16
+    output_resolution: int = number(1024, 4, 2048)
+    input_resolution: int = number(256, 16, 2048)
+    w_dim: int = number(512, 1, 4096)
+    in_channels: int = number(3, 1, 512)
+    widths: tuple[int, ...] = number((64, 128, 256, 512), 1, 4096, count=4)
+    units: tuple[int, ...] = number((3, 4, 14, 3), 1, 100, count=4)
+    reduction: int = number(16, 1, 4096)
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_bounds(self)
         latents.num_ws(self.output_resolution)
         self.backbone  # noqa: B018  checks the rest
 

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from stylegan_inversion.bounds import check_bounds, number
+
 _EXPANSION = 4
 
 
@@ -18,15 +20,12 @@ _EXPANSION = 4
 class ResNetConfig:
     """Sizes of the trunk: the bottleneck's width in each stage, and how many units each has. Default: ResNet-50."""
 
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    units: tuple[int, ...] = (3, 4, 6, 3)
+    widths: tuple[int, ...] = number((64, 128, 256, 512), 1, 4096, count=4)
+    units: tuple[int, ...] = number((3, 4, 6, 3), 1, 100, count=4)
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if len(self.widths) != 4 or len(self.units) != 4:
-            raise ValueError(f"`widths` and `units` must have 4 entries, got {self.widths} and {self.units}.")
-        if min(self.widths) < 1 or min(self.units) < 1:
-            raise ValueError(f"`widths` and `units` must be >= 1, got {self.widths} and {self.units}.")
+        check_bounds(self)
 
     @property
     def num_features(self) -> int:

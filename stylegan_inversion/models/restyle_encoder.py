@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stylegan_inversion import latents
+from stylegan_inversion.bounds import check_bounds, number
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.irse import IRSEBackbone, IRSEConfig
 from stylegan_inversion.models.psp_encoder import MapToStyle
@@ -21,25 +22,22 @@ from stylegan_inversion.models.psp_encoder import MapToStyle
 class ReStyleConfig:
     """Sizes of a ReStyle encoder. The defaults are those of the released ones for faces at 1024 px."""
 
-    output_resolution: int = 1024  # side of the generator's image: sets how many w there are
-    input_resolution: int = 256  # side of the encoder's images, a power of two from 32
-    w_dim: int = 512
+    output_resolution: int = number(1024, 4, 2048)  # side of the generator's image: sets how many w there are
+    input_resolution: int = number(256, 32, 2048)  # side of the encoder's images, a power of two
+    w_dim: int = number(512, 1, 4096)
     offsets: bool = False  # True, as in e4e: one w, and offsets to it; False, as in pSp: each w by itself
-    iterations: int = 5  # passes for one photo, where nobody says otherwise; the paper's 5
-    in_channels: int = 3  # of the image; the network reads as many again, of its last result
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    units: tuple[int, ...] = (3, 4, 14, 3)
-    reduction: int = 16
+    iterations: int = number(5, 1, 100)  # passes for one photo, where nobody says otherwise; the paper's 5
+    in_channels: int = number(3, 3, 3)  # of the image; the network reads as many again, of its last result
+    widths: tuple[int, ...] = number((64, 128, 256, 512), 1, 4096, count=4)
+    units: tuple[int, ...] = number((3, 4, 14, 3), 1, 100, count=4)
+    reduction: int = number(16, 1, 4096)
 
     def __post_init__(self) -> None:
         """Check the values."""
+        check_bounds(self)
         latents.num_ws(self.output_resolution)
         if self.input_resolution not in {2**k for k in range(5, 12)}:
             raise ValueError(f"`input_resolution` must be a power of two from 32 to 2048, got {self.input_resolution}.")
-        if not 1 <= self.iterations <= 100:
-            raise ValueError(f"`iterations` must be in [1, 100], got {self.iterations}.")
-        if self.in_channels != 3:
-            raise ValueError(f"`in_channels` must be 3, those of the generator's images, got {self.in_channels}.")
         self.backbone  # noqa: B018  checks the rest
 
     @property

@@ -106,13 +106,20 @@ class InversionOutput:
 
     @classmethod
     def load(
-        cls, folder: str | Path, *, base: Generator | None = None, device: torch.device | str | None = None
+        cls,
+        folder: str | Path,
+        *,
+        base: Generator | None = None,
+        allow_download: bool = False,
+        device: torch.device | str | None = None,
     ) -> "InversionOutput":
         """Read what `save` wrote, with this version or 0.1.
 
         Args:
             folder: The folder.
             base: The generator of the model that the inversion was made with. `None` loads that model by its name.
+            allow_download: Whether that model may be fetched from the Hub. The name is what whoever wrote the folder
+                put there, so by default only a model that is on this machine is taken.
             device: Where to put the generators.
 
         Raises:
@@ -120,4 +127,4 @@ class InversionOutput:
                 now found under its name) is another generator.
             ModelNotFoundError: If the base model is not found.
         """
-        return cls(**read_output(Path(folder), base=base, device=device))
+        return cls(**read_output(Path(folder), base=base, allow_download=allow_download, device=device))

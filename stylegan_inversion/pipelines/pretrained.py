@@ -150,7 +150,8 @@ class PretrainedPipeline(SingleFilePipeline):
         """Write the pipeline, and a card that says what it is, to a folder that `from_pretrained` reads.
 
         Args:
-            folder: Made if needed. Other variants that it holds stay.
+            folder: Made if needed. It changes as a whole or not at all. Of a model that it holds, other variants and
+                encoders stay if they belong to the same generator.
             variant: Of the names of the weights: "fp16" writes `model.fp16.safetensors`, in float16.
             dtype: Floating-point type in the files. `None` means that of a variant "fp16", "bf16" or "fp32", or else
                 the networks' own.
@@ -163,7 +164,8 @@ class PretrainedPipeline(SingleFilePipeline):
             CheckpointError: If a file cannot be written.
         """
         folder = Path(folder)
-        self._write(folder, variant, dtype)
+        with hub.write_together(folder) as stage:
+            self._write(stage, variant, dtype)
         write_card(folder, metrics=metrics, license=license, overwrite=overwrite_card)
         return folder
 

@@ -93,9 +93,9 @@ class PTIPipeline(InversionPipeline):
                 ProjectorConfig(**settings.get("projector", {})),
                 TuningConfig(**settings.get("tuning", {})),
             )
-        except (TypeError, ValueError) as e:
+            perceptual = load_perceptual(settings.get("perceptual", "st-alex")).to(generator.w_avg.dtype)
+        except (TypeError, ValueError, AttributeError) as e:
             raise CheckpointError(f"{folder / 'config.json'}: bad settings under `pti`: {e}") from e
-        perceptual = load_perceptual(settings.get("perceptual", "st-alex")).to(generator.w_avg.dtype)
         pipeline = cls(generator, perceptual=perceptual, projector=projector, tuning=tuning)
         if config.get("source") in (None, to_config(PhotoSource())):  # encoders of sketches and labels give no pivot
             folders = {name: folder / kind.encoder_folder for name, kind in _ENCODERS.items()}

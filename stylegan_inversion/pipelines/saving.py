@@ -5,6 +5,7 @@ again by its name. Generators of a base that has no name are kept whole.
 """
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from stylegan_inversion.pipelines.output import InversionOutput
 
 FORMAT = 2
+_KINDS = ("image", "reconstruction", "crop", "photo")
+_FARTHEST = 1_000_000  # pixels from the photo's corner to a corner of a crop
+_SLACK, _MAX_GROWTH = 300_000_000, 50  # bytes in memory may be so many, and so many times those of the file
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,10 @@ class BaseName:
         named = self.name_or_path in hub.builtin_models() or is_known(self.name_or_path)
         return self.revision is None and not named
 
-    def load(self, *, device: torch.device | str | None = None) -> Generator:
-        """Load the generator."""
-        folder = hub.find_model(self.name_or_path, revision=self.revision, subfolder=self.subfolder)
+    def load(self, *, allow_download: bool, device: torch.device | str | None = None) -> Generator:
+        """Load the generator; from the Hub only if that is allowed or it is in the cache."""
+        where: dict[str, Any] = {"revision": self.revision, "subfolder": self.subfolder}
+        folder = hub.find_model(self.name_or_path, local_files_only=not allow_download, **where)
         return hub.load_module(Generator, GeneratorConfig, folder / "generator", device=device)
 
 
@@ -123,7 +128,6 @@ def write_output(
             entry[kind] = pictures.setdefault(png, len(pictures))  # several faces of one photo share it
         photos.append(entry)
     tensors |= {f"picture.{k}": torch.frombuffer(bytearray(png), dtype=torch.uint8) for png, k in pictures.items()}
-    hub.write_tensors(tensors, folder / hub.WEIGHTS_NAME, metadata=header)
     config = {
         "_class_name": "InversionOutput",
         "_format": FORMAT,
@@ -132,7 +136,9 @@ def write_output(
         "generators": generators,
         "photos": photos,
     }
-    hub.write_config(config, folder)
+    with hub.write_together(folder) as stage:
+        hub.write_tensors(tensors, stage / hub.WEIGHTS_NAME, metadata=header)
+        hub.write_config(config, stage)
 
 
 @torch.no_grad()
@@ -148,7 +154,7 @@ def _redrawn(out: "InversionOutput", generator: Generator, kept: Generator) -> "
 
 
 def read_output(
-    folder: Path, *, base: Generator | None = None, device: torch.device | str | None = None
+    folder: Path, *, base: Generator | None, allow_download: bool, device: torch.device | str | None
 ) -> dict[str, Any]:
     """Read what `write_output` wrote, or an older version; the fields of an `InversionOutput`.
 
@@ -160,9 +166,27 @@ def read_output(
     if config.get("_class_name") != "InversionOutput" or config.get("_format") not in (1, FORMAT):
         raise CheckpointError(f"{folder} was not written by `InversionOutput.save` of this version.")
     try:
-        return (_read_1 if config["_format"] == 1 else _read_2)(folder, config, base, device)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError) as e:
+        if config["_format"] == 1:
+            return _read_1(folder, config, device)
+        if base is None and config["base"] is not None:
+            base = _find_base(folder, BaseName(**config["base"]), allow_download, device)
+        return _read_2(folder, config, base, device)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as e:
         raise CheckpointError(f"{folder} is damaged or incomplete: {type(e).__name__}: {e}") from e
+
+
+def _find_base(folder: Path, name: BaseName, allow_download: bool, device: torch.device | str | None) -> Generator:
+    """The generator that an inversion names. Who wrote the folder chose the name, so nothing is fetched unasked."""
+    try:
+        return name.load(allow_download=allow_download, device=device)
+    except ModelNotFoundError as e:
+        ways = "give its generator: load(folder, base=pipe.generator)"
+        if not allow_download:
+            ways += ", or let it be fetched: load(folder, allow_download=True)"
+        raise ModelNotFoundError(
+            f"{folder} holds only what differs from the base model {name.name_or_path!r}, which is not there: {e} "
+            f"If you have it elsewhere, {ways}."
+        ) from e
 
 
 def _read_2(
@@ -171,89 +195,94 @@ def _read_2(
     tensors = hub.read_tensors(folder / hub.WEIGHTS_NAME)
     header = hub.read_metadata(folder / hub.WEIGHTS_NAME)
     name = None if config["base"] is None else BaseName(**config["base"])
-    if name is not None and base is None:
-        try:
-            base = name.load(device=device)
-        except ModelNotFoundError as e:
-            raise ModelNotFoundError(
-                f"{folder} holds only what differs from the base model {name.name_or_path!r}, which is not there: "
-                f"{e} If you have it elsewhere, give its generator: load(folder, base=pipe.generator)."
-            ) from e
     generators: list[Generator] = []
+    copies, packed = 0, sum(tensor.nbytes for tensor in tensors.values())
     for k, entry in enumerate(config["generators"]):
         prefix = f"generator.{k}."
         parts = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         if entry["kind"] == "whole":
             source = f"{folder / hub.WEIGHTS_NAME}, generator {k},"
-            generator = hub.build_module(Generator, GeneratorConfig, entry["config"], source=source)
-            hub.fill_module(generator, parts, source=source)
-            generators.append(generator.to(device=device))
+            where = {"source": source, "weights": source}
+            generators.append(hub.build_module(Generator, GeneratorConfig, entry["config"], parts, **where).to(device))
             continue
         if base is None:
             raise KeyError("base")
         texts = {key.removeprefix(prefix): text for key, text in header.items() if key.startswith(prefix)}
         delta = GeneratorDelta.from_tensors(parts, texts)
+        copies += sum(tensor.nbytes for tensor in base.state_dict().values()) if delta.tensors else 0
+        if copies > _SLACK + _MAX_GROWTH * packed:
+            raise ValueError(f"its generators would take {copies / 1e9:.1f} GB")
         if delta.tensors or delta.base_sha256 != generator_sha256(base):
             generators.append(delta.apply(base).to(device=device))
         else:
             generators.append(base)  # an encoder's: nothing was tuned
     photos = config["photos"]
-    pictures = [[_picture(tensors, entry[kind]) for entry in photos] for kind in ("crop", "photo")]
-    drawn = {kind: [_picture(tensors, entry[kind]) for entry in photos] for kind in ("image", "reconstruction")}
+    decoded = _pictures(tensors, {entry[kind] for kind in _KINDS for entry in photos})
+    pictures = {kind: [decoded[entry[kind]] for entry in photos] for kind in _KINDS}
     return {
-        "images": drawn["image"],
-        "reconstructions": drawn["reconstruction"],
-        "w_inverted": tensors.get("w_inverted"),
+        "images": pictures["image"],
+        "reconstructions": pictures["reconstruction"],
         "base": None if base is None or name is None else Base(base, name),
-        **_shared_fields(config, tensors["w_plus"], generators, *pictures),
+        **_shared_fields(config, tensors, generators, pictures["crop"], pictures["photo"]),
     }
 
 
-def _read_1(
-    folder: Path, config: Mapping[str, Any], base: Generator | None, device: torch.device | str | None
-) -> dict[str, Any]:
+def _read_1(folder: Path, config: Mapping[str, Any], device: torch.device | str | None) -> dict[str, Any]:
     """Format 1, of version 0.1: pictures as PNG files, generators whole, each in a folder of its own."""
     photos = config["photos"]
-    pictures = {
-        kind: [load_image(folder / f"{kind}_{i}.png") for i in range(len(photos))]
-        for kind in ("image", "reconstruction", "crop", "photo")
-    }
+    pictures = {kind: [load_image(folder / f"{kind}_{i}.png") for i in range(len(photos))] for kind in _KINDS}
     count = 1 + max(int(entry["generator"]) for entry in photos)
     generators = [
         hub.load_module(Generator, GeneratorConfig, folder / f"generator_{k}", device=device) for k in range(count)
     ]
-    w_plus = hub.read_tensors(folder / hub.WEIGHTS_NAME)["w_plus"]
+    tensors = hub.read_tensors(folder / hub.WEIGHTS_NAME)
     return {
         "images": pictures["image"],
         "reconstructions": pictures["reconstruction"],
-        **_shared_fields(config, w_plus, generators, pictures["crop"], pictures["photo"]),
+        **_shared_fields(config, tensors, generators, pictures["crop"], pictures["photo"]),
     }
 
 
 def _shared_fields(
     config: Mapping[str, Any],
-    w_plus: Tensor,
+    tensors: Mapping[str, Tensor],
     generators: Sequence[Generator],
     crops: Sequence[Image.Image],
     photos: Sequence[Image.Image],
 ) -> dict[str, Any]:
     entries = config["photos"]
+    drawing = [generators[int(entry["generator"])] for entry in entries]
+    codes = {"w_plus": tensors["w_plus"], "w_inverted": tensors.get("w_inverted")}
+    shapes = {(len(entries), generator.num_ws, generator.config.w_dim) for generator in drawing}
+    for name, code in codes.items():
+        if code is not None and {tuple(code.shape)} != shapes:
+            raise ValueError(f"`{name}` is {tuple(code.shape)}, and the photos and their generators need {shapes}")
+    edits = {str(name): float(strength) for name, strength in config["edits"].items()}
+    if not all(math.isfinite(strength) for strength in edits.values()):
+        raise ValueError(f"`edits` must be finite, got {edits}")
     return {
-        "w_plus": w_plus,
-        "generators": [generators[int(entry["generator"])] for entry in entries],
+        **codes,
+        "generators": drawing,
         "crops": [
             Crop(
                 crop,
-                None if entry["quad"] is None else np.asarray(entry["quad"], dtype=np.float64),
+                None if entry["quad"] is None else _quad(entry["quad"]),
                 photo,
                 face_count=int(entry["face_count"]),
                 face_index=int(entry["face_index"]),
             )
             for entry, crop, photo in zip(entries, crops, photos)
         ],
-        "edits": {str(name): float(strength) for name, strength in config["edits"].items()},
+        "edits": edits,
         "reports": [dict(entry["report"]) for entry in entries],
     }
+
+
+def _quad(corners: Any) -> np.ndarray:
+    quad = np.asarray(corners, dtype=np.float64)
+    if quad.shape != (4, 2) or not (np.abs(quad) <= _FARTHEST).all():  # NaN is not
+        raise ValueError(f"`quad` must be 4 corners (x, y) within {_FARTHEST} pixels, got {str(corners)[:100]}")
+    return quad
 
 
 def _to_png(picture: Image.Image) -> bytes:
@@ -262,5 +291,14 @@ def _to_png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _picture(tensors: Mapping[str, Tensor], number: int) -> Image.Image:
-    return load_image(tensors[f"picture.{number}"].numpy().tobytes())
+def _pictures(tensors: Mapping[str, Tensor], numbers: set[int]) -> dict[int, Image.Image]:
+    """Decode pictures, each once: several faces of one photo share it."""
+    pictures, decoded, packed = {}, 0, 0
+    for number in sorted(numbers):
+        png = tensors[f"picture.{number}"].numpy().tobytes()
+        pictures[number] = load_image(png)
+        packed += len(png)
+        decoded += 3 * pictures[number].width * pictures[number].height
+        if decoded > _SLACK + _MAX_GROWTH * packed:
+            raise ValueError(f"its pictures would take more than {decoded / 1e9:.1f} GB")
+    return pictures

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
 
+from stylegan_inversion import hub
 from stylegan_inversion.errors import InvalidImageError
 
 logger = logging.getLogger(__name__)
@@ -123,6 +124,21 @@ def to_pil(images: Float[Tensor, "batch 3 height width"]) -> list[Image.Image]:
         raise ValueError("`images` holds NaN, which has no colour; check the network or the latent that made it.")
     pixels = levels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     return [Image.fromarray(image) for image in pixels]
+
+
+def save_image(image: Image.Image, path: Path, **options: Any) -> None:
+    """Write an image in the format of its suffix, whole or not at all.
+
+    Args:
+        image: The image.
+        path: Ends in ".png" or ".jpg"; its folder is made if needed.
+        **options: Of Pillow's writer, such as `quality`.
+
+    Raises:
+        CheckpointError: If it cannot be written, as on a full disk. A file that was there is untouched.
+    """
+    kind = Image.registered_extensions()[path.suffix.lower()]
+    hub.write_file(path, lambda temporary: image.save(temporary, kind, **options))
 
 
 def _read(file: io.BytesIO | io.BufferedReader, name: str) -> Image.Image:

@@ -28,7 +28,7 @@ from stylegan_inversion.training.data import FaceFolder
 from stylegan_inversion.training.draws import Draws
 from stylegan_inversion.training.e4e import LatentAdversary, progressive_stage
 from stylegan_inversion.training.generator_model import check_side
-from stylegan_inversion.training.learner import sweep, update_ema
+from stylegan_inversion.training.learner import update_ema
 from stylegan_inversion.training.objective import EncoderObjective
 from stylegan_inversion.training.optimize import apply_gradients, make_optimizer
 from stylegan_inversion.training.seeds import seeded_weights
@@ -303,14 +303,14 @@ class EncoderLearner:
 
         Offsets of e4e that are not open yet are written as 0: the pipelines switch all of them on.
         """
-        sweep(folder)
         encoder = copy.deepcopy(self.ema if self.ema is not None else self.encoder)
         if isinstance(encoder, Encoder4Editing):
             close_offsets(encoder, cast(Encoder4Editing, self.encoder).progressive_stage)
         config = hub.read_config(self.model_folder)
         source = to_config(self.task.source)
-        for part in ("generator", "directions"):
-            for file in sorted((self.model_folder / part).glob("*")):
-                hub.copy_file(file, folder / part / file.name)
-        hub.save_module(encoder, folder / ENCODERS[self.config.method].folder)
-        hub.write_config({**config, "source": source}, folder)
+        with hub.write_together(folder) as stage:
+            for part in ("generator", "directions"):
+                for file in sorted((self.model_folder / part).glob("*")):
+                    hub.copy_file(file, stage / part / file.name)
+            hub.save_module(encoder, stage / ENCODERS[self.config.method].folder)
+            hub.write_config({**config, "source": source}, stage)

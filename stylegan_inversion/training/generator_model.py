@@ -17,7 +17,6 @@ from stylegan_inversion.models.feature_discriminator import FeatureDiscriminator
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.training.data import FaceFolder
 from stylegan_inversion.training.generator_config import DiscriminatorOptions, GeneratorOptions, GeneratorRun
-from stylegan_inversion.training.learner import sweep
 from stylegan_inversion.training.tasks import Pictures
 
 Part = TypeVar("Part", bound=nn.Module)
@@ -240,9 +239,9 @@ def export_model(folder: Path, parts: dict[str, nn.Module], *, init: Path | None
         init: The model that the run began with: the settings of its pipeline stay.
         crop_scale: Of the pipeline; `None` leaves it.
     """
-    sweep(folder)
-    for name, module in parts.items():
-        hub.save_module(module, folder / name)
     config = hub.read_config(init) if init is not None and (init / hub.CONFIG_NAME).exists() else dict(PIPELINE)
     config["_class_name"] = PIPELINE["_class_name"]
-    hub.write_config(config if crop_scale is None else {**config, "crop_scale": crop_scale}, folder)
+    with hub.write_together(folder) as stage:
+        for name, module in parts.items():
+            hub.save_module(module, stage / name)
+        hub.write_config(config if crop_scale is None else {**config, "crop_scale": crop_scale}, stage)

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from stylegan_inversion import hub
 from stylegan_inversion.training.data import FaceFolder
 
 
@@ -69,10 +68,3 @@ def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
     for buffer, now in zip(average.buffers(), network.buffers()):
         buffer.copy_(now)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what a killed run left half written in a model's folder."""
-    for pattern in hub.TEMPORARY:
-        for orphan in folder.rglob(pattern):
-            orphan.unlink(missing_ok=True)

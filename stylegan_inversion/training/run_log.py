@@ -13,7 +13,7 @@ from accelerate.utils import is_tensorboard_available, is_wandb_available
 from torch import Tensor
 
 from stylegan_inversion.errors import MissingDependencyError
-from stylegan_inversion.preprocessing.image import to_pil
+from stylegan_inversion.preprocessing.image import save_image, to_pil
 
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 GRID_COLUMN = 4  # examples one below the other, before the next column starts
@@ -81,7 +81,7 @@ class RunLog:
         picture = to_pil(grid[None])[0]
         folder = self.folder / "images"
         folder.mkdir(parents=True, exist_ok=True)
-        picture.save(folder / f"step-{step:08d}.png")
+        save_image(picture, folder / f"step-{step:08d}.png")
         for tracker in self.accelerator.trackers:
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"pictures": np.asarray(picture)[None]}, step=step, **options)

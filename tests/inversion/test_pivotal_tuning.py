@@ -80,7 +80,7 @@ def test_locality_holds_the_generator_elsewhere(
 def test_threshold_stops_but_not_before_one_update(
     generator: Generator, perceptual: PerceptualDistance, photo: Tensor, w_pivot: Tensor
 ) -> None:
-    config = TuningConfig(num_steps=9, lpips_threshold=1e9)
+    config = TuningConfig(num_steps=9, lpips_threshold=1e6)
     tuned = tune_generator(generator, photo, w_pivot, perceptual=perceptual, config=config)
     assert tuned.stopped_by == "threshold" and len(tuned.losses) == 2
     state = generator.synthesis.state_dict()
@@ -139,9 +139,3 @@ def test_bad_arguments(generator: Generator, perceptual: PerceptualDistance, pho
         tune_generator(generator, torch.zeros(1, 3, 64, 64), w_pivot, perceptual=perceptual)
     with pytest.raises(ValueError, match="`w_pivot` must have one entry an image: got 2 for 1 images"):
         tune_generator(generator, photo, w_pivot.repeat(2, 1, 1), perceptual=perceptual)
-    with pytest.raises(ValueError, match="`num_steps` must be >= 0, got -1"):
-        TuningConfig(num_steps=-1)
-    with pytest.raises(ValueError, match="`locality_interval` must be >= 1, got 0"):
-        TuningConfig(locality_interval=0)
-    with pytest.raises(ValueError, match=r"`learning_rate` must be positive, got 0\.0"):
-        TuningConfig(learning_rate=0.0)

@@ -37,20 +37,6 @@ def test_schedules() -> None:
     assert config.w_noise_at(75) == 0 == config.w_noise_at(99)
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("num_steps", 0, "`num_steps` must be >= 1, got 0"),
-        ("num_w_samples", 1, "`num_w_samples` must be >= 2, got 1"),
-        ("ramp_down", 0.0, r"`ramp_down` must be in \(0, 1\], got 0.0"),
-        ("learning_rate", -1.0, "`learning_rate` must be positive, got -1.0"),
-    ],
-)
-def test_bad_settings(field: str, value: float, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        ProjectorConfig(**{field: value})  # type: ignore[arg-type]
-
-
 def test_statistics(generator: Generator) -> None:
     w_avg, spread = w_statistics(generator, 500, seed=1)
     z = torch.randn(500, 8, generator=torch.Generator().manual_seed(1))

@@ -1,11 +1,8 @@
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
-from stylegan_inversion import hub
-from stylegan_inversion.training.learner import sweep, update_ema
+from stylegan_inversion.training.learner import update_ema
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.25, 1.0])
@@ -18,14 +15,3 @@ def test_update_ema(decay: float) -> None:
         torch.testing.assert_close(p.data, decay * old + (1 - decay) * new.data)
         assert p.grad is None
     assert all(torch.equal(a, b) for a, b in zip(average.buffers(), network.buffers()))
-
-
-def test_sweep(tmp_path: Path) -> None:
-    (tmp_path / "generator").mkdir()
-    kept = [tmp_path / hub.CONFIG_NAME, tmp_path / "generator" / hub.WEIGHTS_NAME]
-    orphans = [tmp_path / f".{hub.CONFIG_NAME}.abcd1234", tmp_path / "generator" / ".tmpabcdef"]
-    for path in kept + orphans:
-        path.write_text("x")
-    sweep(tmp_path)
-    assert all(path.exists() for path in kept) and not any(path.exists() for path in orphans)
-    sweep(tmp_path / "nothing")
