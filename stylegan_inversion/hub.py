@@ -276,10 +276,10 @@ def _stale_parts(folder: Path, stage: Path) -> list[str]:
 def _swap(folder: Path) -> None:
     """Move the files of a finished saving to their places; it may be called again after it was cut short."""
     stage = folder / _SWAPPING
-    for name in (stage / _STALE).read_text("utf-8").split("\n"):
-        if name:
-            shutil.rmtree(folder / name, ignore_errors=True)
-    for file in sorted(path for path in stage.rglob("*") if path.is_file() and path != stage / _STALE):
+    stale = stage / _STALE
+    for name in stale.read_text("utf-8").splitlines() if stale.exists() else []:  # it goes last
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for file in sorted(path for path in stage.rglob("*") if path.is_file() and path != stale):
         target = folder / file.relative_to(stage)
         target.parent.mkdir(parents=True, exist_ok=True)
         file.replace(target)
@@ -288,11 +288,11 @@ def _swap(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what a program that was killed left half written in a folder and below it."""
+    for stage in folder.glob(f"{_STAGED}*"):
+        shutil.rmtree(stage, ignore_errors=True)
     for pattern in TEMPORARY:
         for orphan in folder.rglob(pattern):
             orphan.unlink(missing_ok=True)
-    for stage in folder.glob(f"{_STAGED}*"):
-        shutil.rmtree(stage, ignore_errors=True)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -72,3 +72,49 @@ def test_a_photo_may_be_called_like_the_report(pti: PTIPipeline, photo: Image.Im
     photo.save(tmp_path / "report.json.png")
     ((record, _),) = invert_photos(pti, [tmp_path / "report.json.png"], tmp_path / "out")
     assert record.folder is not None and Path(record.folder).name == "report.json_2"
+
+
+@pytest.mark.parametrize("name", ["...jpg", "..jpg", ". .jpg", "....png", " .png"])
+def test_no_name_of_a_photo_leaves_its_folder(name: str, pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    mine = tmp_path / "above" / "inversion" / "config.json"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("{}")
+    photo.save(tmp_path / "x.png")
+    (tmp_path / "x.png").rename(tmp_path / name)
+    ((record, _),) = invert_photos(pti, [tmp_path / name], tmp_path / "above" / "out", edits={"smile": 1.0})
+    assert record.error is None and Path(str(record.folder)) == tmp_path / "above" / "out" / "photo"
+    assert sorted(path.name for path in (tmp_path / "above").iterdir()) == ["inversion", "out"]
+    assert mine.read_text() == "{}"
+
+
+def test_two_photos_never_share_a_folder(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    photos = [tmp_path / folder / name for folder, name in (("a", "cat.png"), ("b", "cat.png"), ("c", "CAT.png"))]
+    for path in photos:
+        path.parent.mkdir()
+        photo.save(path)
+    folders = [next(invert_photos(pti, [path], tmp_path / "out"))[0].folder for path in photos]
+    assert [Path(str(folder)).name for folder in folders] == ["cat", "cat_2", "CAT_3"]
+    assert next(invert_photos(pti, [photos[0]], tmp_path / "out"))[0].folder == folders[0]  # again: its own
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert sorted(entry["photo"] for entry in report["photos"]) == sorted(map(str, photos))
+    (tmp_path / "out" / "report.json").write_text("[")
+    with pytest.raises(ValueError, match=r"report\.json cannot be read, so nobody knows which folders belong to which"):
+        next(invert_photos(pti, photos, tmp_path / "out"))
+
+
+def test_a_picture_that_cannot_be_written_leaves_none(
+    pti: PTIPipeline, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo.save(tmp_path / "cat.png")
+
+    def full(self: Image.Image, file: Any, *_: Any, **__: Any) -> None:
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    out = pti(photo)
+    monkeypatch.setattr(type(out), "save", lambda *_: None)
+    monkeypatch.setattr(type(pti), "__call__", lambda *_, **__: out)
+    ((record, _),) = invert_photos(pti, [tmp_path / "cat.png"], tmp_path / "out")
+    assert record.error is not None and "crop.png could not be written: [Errno 28] No space left" in record.error
+    assert [path for path in (tmp_path / "out" / "cat").rglob("*") if path.is_file()] == []

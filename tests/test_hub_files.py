@@ -1,6 +1,7 @@
 """Configs and weights in files."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,42 @@ def test_a_copy_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(CheckpointError, match=r"config.json could not be written: No space left"):
         hub.write_config({"a": 2}, tmp_path / "folder")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["b"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+def test_devices_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / hub.CONFIG_NAME)
+    (tmp_path / "x.safetensors").symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=r"cannot be read as JSON: it is a folder or a device"):
+        hub.read_config(tmp_path)
+    for read in (hub.read_tensors, hub.read_metadata):
+        with pytest.raises(CheckpointError, match=r"read as safetensors: it is a folder or a device"):
+            read(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size", "shape", "found"),
+    [
+        ("F8_E4M3", 1, [2], r"torch\.float8_e4m3fn with 1 axes"),
+        ("C64", 8, [2], r"torch\.complex64 with 1 axes"),
+        ("F32", 4, [1] * 65 + [2], r"torch\.float32 with 66 axes"),
+    ],
+)
+def test_tensors_that_no_network_has(dtype: str, size: int, shape: list[int], found: str, tmp_path: Path) -> None:
+    header = json.dumps({"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, 2 * size]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2 * size))
+    with pytest.raises(CheckpointError, match=rf"x\.safetensors: tensor 'a' is {found}, which no network here has\."):
+        hub.read_tensors(tmp_path / "x.safetensors")
+
+
+def test_sweep(tmp_path: Path) -> None:
+    (tmp_path / "generator").mkdir()
+    kept = [tmp_path / hub.CONFIG_NAME, tmp_path / "generator" / hub.WEIGHTS_NAME]
+    orphans = [tmp_path / f".{hub.CONFIG_NAME}.abcd1234", tmp_path / "generator" / ".tmpabcdef"]
+    for path in kept + orphans:
+        path.write_text("x")
+    (tmp_path / ".staged.abcd1234" / "generator").mkdir(parents=True)
+    hub.sweep(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+    assert not (tmp_path / ".staged.abcd1234").exists()
+    hub.sweep(tmp_path / "nothing")

@@ -191,6 +191,14 @@ def test_a_change_that_does_not_fit_leaves_the_base_alone(generator: Generator, 
         ({"w_avg.value": torch.ones(1)}, r"The change of 'w_avg' does not fit its shape \(16,\): it is \(1,\)"),
         ({f"{WEIGHT}.left": torch.ones(3, 2)}, rf"The change of '{WEIGHT}' does not fit its shape"),
         ({f"{WEIGHT}.left": torch.ones(3, 3)}, rf"The change of '{WEIGHT}' does not fit its shape"),
+        (  # 400 kB that would become 40 GB
+            {f"{WEIGHT}.left": torch.ones(100_000, 1), f"{WEIGHT}.right": torch.ones(1, 100_000)},
+            rf"The change of '{WEIGHT}' does not fit its shape .*: its factors are \(100000, 1\) and \(1, 100000\)",
+        ),
+        (
+            {"w_avg.left": torch.ones(16, 1), "w_avg.right": torch.ones(1, 1)},
+            r"The change of 'w_avg' does not fit its shape \(16,\): its factors are",
+        ),
     ):
         with pytest.raises(CheckpointError, match=message):
             dataclasses.replace(delta, tensors={**delta.tensors, **change}).apply(generator)

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, hub
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.generator_delta import generator_sha256
 from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.pipelines import saving
 from stylegan_inversion.pipelines.saving import BaseName
 from stylegan_inversion.preprocessing.landmarks import Face
 
@@ -165,6 +167,96 @@ def test_damaged_folders(named: PTIPipeline, photo: Image.Image, tmp_path: Path)
     hub.write_tensors(tensors, folder / "model.safetensors")  # without its texts
     with pytest.raises(CheckpointError, match="This is no change of a generator"):
         InversionOutput.load(folder)
+
+
+def test_numbers_out_of_bounds(named: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    folder = named.edit(named(photo, num_tuning_steps=1), smile=1.0).save(tmp_path / "out")
+    config, (entry,) = hub.read_config(folder), hub.read_config(folder)["photos"]
+    far = [[0, 0], [1, 0], [1, 1], [0, 2e6]]
+    for change, message in (
+        (
+            {"photos": [{**entry, "quad": far}]},
+            r"`quad` must be 4 corners \(x, y\) within 1000000 pixels, got \[\[",
+        ),
+        ({"photos": [{**entry, "quad": [[0, 0]]}]}, "`quad` must be 4 corners"),
+        ({"photos": [{**entry, "quad": [[float("nan")] * 2] * 4}]}, "`quad` must be 4 corners"),
+        ({"photos": [{**entry, "face_count": float("inf")}]}, "OverflowError"),
+        ({"photos": [{**entry, "crop": float("inf")}]}, "KeyError"),
+        (
+            {"photos": [entry, entry]},
+            r"`w_plus` is \(1, 8, 16\), and the photos and their generators need",
+        ),
+        ({"edits": {"smile": float("inf")}}, r"`edits` must be finite, got \{'smile': inf\}"),
+    ):
+        hub.write_config({**config, **change}, folder)
+        with pytest.raises(CheckpointError, match=f"is damaged or incomplete: .*{message}"):
+            InversionOutput.load(folder)
+    hub.write_config(config, folder)
+    assert len(InversionOutput.load(folder)) == 1
+
+
+def test_a_small_file_takes_little_memory(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    folder = pti(photo, num_tuning_steps=1).save(tmp_path / "whole")
+    config, (entry,) = hub.read_config(folder), hub.read_config(folder)["generators"]
+    absurd = {**entry["config"], "resolution": 2048, "channel_base": 2**20, "channel_max": 4096, "w_dim": 4096}
+    hub.write_config({**config, "generators": [{**entry, "config": absurd}]}, folder)
+    with pytest.raises(CheckpointError, match="generator 0, does not fit Generator: "):  # and it was not built
+        InversionOutput.load(folder)
+    hub.write_config(config, folder)
+    tensors = hub.read_tensors(folder / "model.safetensors")
+    buffer = io.BytesIO()
+    Image.new("P", (8000, 8000)).save(buffer, "PNG")
+    bomb = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+    bombs = {name: bomb.clone() for name in tensors if name.startswith("picture.")}
+    hub.write_tensors({**tensors, **bombs}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"its pictures would take more than 0\.4 GB"):
+        InversionOutput.load(folder)
+
+
+def test_many_copies_of_a_base(
+    named: PTIPipeline, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = named(photo, num_tuning_steps=1).save(tmp_path / "out", rank=1)
+    assert len(InversionOutput.load(folder)) == 1
+    monkeypatch.setattr(saving, "_SLACK", 0)
+    monkeypatch.setattr(saving, "_MAX_GROWTH", 0)
+    with pytest.raises(CheckpointError, match=r"its generators would take 0\.0 GB"):
+        InversionOutput.load(folder)
+
+
+def test_what_is_loaded_is_no_view_of_the_file(named: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    folder = named(photo, num_tuning_steps=1).save(tmp_path / "out")
+    loaded, pipe = InversionOutput.load(folder), PTIPipeline.from_pretrained(tmp_path / "model")
+    kept = loaded.w_plus.clone(), pipe.directions["smile"].vector.clone()
+    for path in (folder / "model.safetensors", tmp_path / "model" / "directions" / "model.safetensors"):
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.seek(size - 4096 if size > 4096 else 0)
+            file.write(b"\xff" * min(size, 4096))  # in place: a view would see it
+        path.write_bytes(b"")  # a view would end the program
+    assert torch.equal(loaded.w_plus, kept[0]) and torch.equal(pipe.directions["smile"].vector, kept[1])
+
+
+def test_a_strangers_folder_fetches_nothing_unasked(
+    named: PTIPipeline, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = named(photo, num_tuning_steps=1).save(tmp_path / "out")
+    config = hub.read_config(folder)
+    hub.write_config({**config, "base": {**config["base"], "name_or_path": "stranger/model"}}, folder)
+    asked: list[bool] = []
+
+    def snapshot(name: str, *, local_files_only: bool, **_: Any) -> Path:
+        asked.append(local_files_only)
+        if local_files_only:
+            raise ModelNotFoundError(f"{name!r} is not in the cache.")
+        return tmp_path / "model"
+
+    monkeypatch.setattr(hub, "download_snapshot", snapshot)
+    with pytest.raises(ModelNotFoundError, match=r"'stranger/model', which is not there: .*allow_download=True\)"):
+        InversionOutput.load(folder)
+    assert asked == [True]
+    assert len(InversionOutput.load(folder, base=named.generator)) == 1 and asked == [True]
+    assert len(InversionOutput.load(folder, allow_download=True)) == 1 and asked == [True, False]
 
 
 def write_format_1(out: InversionOutput, folder: Path) -> Path:

@@ -1,0 +1,206 @@
+"""A program that is killed while it writes: what it leaves is the old or the new, never a mixture or half a picture."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from stylegan_inversion import InversionOutput, PTIPipeline, hub
+from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.pipelines.output import InversionOutput as Output
+from tests.attack.models import hidden, make_model, owners
+
+KILLED = 9
+
+
+def killed_before_each_operation(work: Callable[[], object], *, reset: Callable[[], object]) -> Any:
+    """Run `work` in children that die before their 1st, 2nd, ... change of the disk; yields after each death."""
+    for count in range(1, 1000):
+        reset()
+        child = os.fork()
+        if child == 0:
+            left = count
+
+            def deadly(function: Callable[..., Any]) -> Callable[..., Any]:
+                def operation(*arguments: Any, **options: Any) -> Any:
+                    nonlocal left
+                    left -= 1
+                    if left == 0:
+                        os._exit(KILLED)
+                    return function(*arguments, **options)
+
+                return operation
+
+            for owner, name in [(os, n) for n in ("replace", "rename", "unlink", "rmdir", "mkdir")]:
+                setattr(owner, name, deadly(getattr(owner, name)))
+            try:
+                work()
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, KILLED)
+        yield count
+        if status == 0:
+            assert count > 5
+            return
+    raise AssertionError("the work never ends")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+def test_save_pretrained_over_another_model(tmp_path: Path) -> None:
+    folder, old, new = tmp_path / "model", make_model(1.0), make_model(2.0)
+    old.save_pretrained(tmp_path / "old")
+    found: list[set[float]] = []
+    refused = 0
+
+    def reset() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "old", folder)
+
+    for _ in killed_before_each_operation(lambda: new.save_pretrained(folder), reset=reset):
+        try:
+            found.append(owners(folder))
+        except CheckpointError as e:
+            assert "is being saved, or its saving was interrupted. Save it again." in str(e)
+            refused += 1
+            make_model(3.0).save_pretrained(folder)
+            assert owners(folder) == {3.0} and hidden(folder) == []
+    assert set(map(frozenset, found)) == {frozenset({1.0}), frozenset({2.0})}, "0 mixtures, and both ends were seen"
+    assert found[-1] == {2.0} and refused > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+def test_out_save_over_another_inversion(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    old = pti(photo, num_w_steps=1, num_tuning_steps=1)
+    new = pti.edit(old, smile=3.0)
+    pixels = {out.edits.get("smile"): out.images[0].tobytes() for out in (old, new)}
+    folder = tmp_path / "out"
+
+    def reset() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        old.save(folder)
+
+    for _ in killed_before_each_operation(lambda: new.save(folder), reset=reset):
+        try:
+            loaded = InversionOutput.load(folder)
+            assert loaded.images[0].tobytes() == pixels[loaded.edits.get("smile")]
+        except CheckpointError as e:
+            assert "its saving was interrupted" in str(e)
+        new.save(folder)
+        assert InversionOutput.load(folder).edits == {"smile": 3.0} and hidden(folder) == []
+
+
+def test_a_model_takes_no_parts_of_another_generator_along(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    both = make_model(1.0)
+    both.save_pretrained(folder)
+    (folder / "notes.txt").write_text("mine")
+    PTIPipeline.from_pretrained(folder).save_pretrained(folder, variant="fp16")  # the same generator: all stays
+    assert owners(folder) == {1.0} and (folder / "generator" / "model.fp16.safetensors").is_file()
+    PTIPipeline.from_pretrained(make_model(2.0).save_pretrained(tmp_path / "other")).save_pretrained(folder)
+    assert owners(folder) == {2.0} and (folder / "notes.txt").read_text() == "mine"
+    assert not (folder / "generator" / "model.fp16.safetensors").exists()
+    shutil.rmtree(folder / "e4e_encoder")
+    PTIPipeline(make_model(3.0).generator, perceptual=PTIPipeline.from_pretrained(folder).perceptual).save_pretrained(
+        folder
+    )
+    assert not (folder / "directions").exists(), "directions of another generator"
+
+
+def test_a_failed_saving_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_model(1.0).save_pretrained(tmp_path / "model")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(hub, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"model/generator/model\.safetensors could not be written: .*No space"):
+        make_model(2.0).save_pretrained(folder)
+    monkeypatch.undo()
+    assert owners(folder) == {1.0} and hidden(folder) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match=r"file could not be written: .* What was there before is untouched"):
+        make_model(2.0).save_pretrained(tmp_path / "file")
+
+
+_SAVE = """
+import sys, time
+from tests.attack.models import make_model
+model = make_model(float(sys.argv[2]))
+print("ready", flush=True)
+sys.stdin.readline()
+while True:
+    model.save_pretrained(sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_25_random_kills_of_save_pretrained(tmp_path: Path) -> None:
+    rng, mixtures, refused = random.Random(0), 0, 0
+    for _ in range(25):
+        make_model(1.0).save_pretrained(tmp_path / "model")
+        child = subprocess.Popen(
+            [sys.executable, "-c", _SAVE, str(tmp_path / "model"), "2"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert child.stdout is not None and child.stdin is not None and child.stdout.readline() == b"ready\n"
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        time.sleep(rng.uniform(0, 0.15))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
+            pipe.close()
+        try:
+            mixtures += owners(tmp_path / "model") not in ({1.0}, {2.0})
+        except CheckpointError as e:
+            assert "its saving was interrupted" in str(e)
+            refused += 1
+    print(f"25 kills: {mixtures} mixtures, {refused} refused")
+    assert mixtures == 0
+
+
+def whole_pictures(folder: Path) -> int:
+    """How many pictures there are under their final names; each must open."""
+    paths = [path for path in folder.rglob("*.png") if not path.name.startswith(".")]
+    for path in paths:
+        with Image.open(path) as image:
+            image.load()
+    return len(paths)
+
+
+@pytest.mark.slow
+def test_25_random_kills_of_the_invert_command(tmp_path: Path) -> None:
+    rng, photos = random.Random(1), tmp_path / "photos"
+    photos.mkdir()
+    noise = torch.randint(0, 256, (2400, 1800, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for k in range(3):
+        Image.fromarray(noise.numpy()).save(photos / f"{k}.png", compress_level=1)
+    output = tmp_path / "out"
+    command = [sys.executable, "-m", "stylegan_inversion", "invert", *map(str, sorted(photos.iterdir()))]
+    command += ["--method", "e4e", "--no-align", "--edit", "smile=1", "--output", str(output), "--device", "cpu"]
+    seen = 0
+    for _ in range(25):
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not output.exists() and child.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 2.5))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        seen += whole_pictures(output)
+        for folder in output.glob("*/inversion"):
+            if (folder / hub.CONFIG_NAME).exists():
+                assert isinstance(InversionOutput.load(folder), Output)
+    assert seen > 0
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "3 of 3 photos done" in done.stdout and whole_pictures(output) == 12 and hidden(output) == []
