@@ -6,7 +6,6 @@ import os
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
 from typing_extensions import Self
 
 from stylegan_inversion.convert.direction import direction_from_official
@@ -35,12 +34,17 @@ class SingleFilePipeline(abc.ABC):
     _encoder_kind: ClassVar[EncoderKind | None] = None  # which encoder of a foreign file it needs
 
     @abc.abstractmethod
-    def to(self, device: torch.device | str) -> Self:
-        """Move every network to a device, in place, and return the pipeline."""
+    def to(
+        self,
+        *args: torch.device | torch.dtype | str | int | None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Move every network to a device, a floating-point type or both."""
 
     @classmethod
     def _check_dtype(cls, dtype: torch.dtype | None) -> None:
-        if dtype is not None and not dtype.is_floating_point:
+        if dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise ValueError(f"`dtype` must be a floating-point type such as torch.bfloat16, got {dtype}.")
 
     @classmethod
@@ -97,12 +101,9 @@ class SingleFilePipeline(abc.ABC):
         for note in file.notes:
             logger.warning("%s: %s", path.name, note)
         pipeline = cls._from_file(file)
-        for module in vars(pipeline).values():
-            if isinstance(module, nn.Module) and dtype is not None:
-                module.to(dtype)
         pipeline.crop_scale = crop_scale
         pipeline._detector = detector
-        return pipeline.to(device)
+        return pipeline.to(device, dtype)
 
     @classmethod
     @abc.abstractmethod
