@@ -19,7 +19,6 @@ from stylegan_inversion.pipelines.components import name_components
 from stylegan_inversion.pipelines.device import find_device
 from stylegan_inversion.pipelines.official import find_file, read_networks
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector
-from stylegan_inversion.remote.transfer import TIMEOUT
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,6 @@ class SingleFilePipeline(abc.ABC):
         local_files_only: bool = False,
         force_download: bool = False,
         dtype: torch.dtype | None = None,
-        timeout: float | None = TIMEOUT,
         crop_scale: float = 1.0,
         device: torch.device | str | None = None,
         detector: LandmarkDetector | Literal["auto", "builtin", "facexlib"] = "auto",
@@ -76,7 +74,6 @@ class SingleFilePipeline(abc.ABC):
             local_files_only: Never use the network.
             force_download: Download again.
             dtype: As in `from_pretrained`.
-            timeout: Seconds that a download may take. `None` sets no limit.
             crop_scale: Side of the face crop relative to FFHQ's, which the file does not say.
             device: As in `from_pretrained`.
             detector: As in `from_pretrained`.
@@ -95,7 +92,6 @@ class SingleFilePipeline(abc.ABC):
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
-            timeout=timeout,
         )
         file = read_networks(path, encoder=cls._encoder_kind)
         for note in file.notes:

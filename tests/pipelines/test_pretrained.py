@@ -146,11 +146,9 @@ def test_variants(e4e: E4EPipeline, tmp_path: Path) -> None:
 def test_through_the_hub_and_back(
     e4e: E4EPipeline, fake_hub: FakeHub, photo: Image.Image, detector: Callable[..., object]
 ) -> None:
-    address = e4e.push_to_hub(
-        "org/mine", token="write", private=True, license="mit", metrics={"l2": 0.25}, timeout=None
-    )
+    address = e4e.push_to_hub("org/mine", token="write", private=True, license="mit", metrics={"l2": 0.25})
     assert address.startswith(fake_hub.url)
-    e4e.push_to_hub("org/mine", token="write", variant="fp16", timeout=None)
+    e4e.push_to_hub("org/mine", token="write", variant="fp16")
     files = fake_hub.repositories["org/mine"]
     assert {"README.md", "config.json", "generator/model.safetensors", "generator/model.fp16.safetensors"} <= set(files)
     assert b'from_pretrained("org/mine")' in files["README.md"] and b'license: "mit"' in files["README.md"]
