@@ -276,7 +276,7 @@ def hub_client(hub: FakeHub, cache: Path) -> Iterator[pytest.MonkeyPatch]:
         for name in [name for name in os.environ if name.startswith("HF_") or name.lower().endswith("_proxy")]:
             patch.delenv(name)
         settings = {"HF_HOME": str(cache / "home"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        settings |= {"HF_HUB_DOWNLOAD_TIMEOUT": "2", "HF_HUB_ETAG_TIMEOUT": "2", "NO_PROXY": "*"}
+        settings |= {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1", "NO_PROXY": "*"}
         settings |= {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(cache)}
         for name, value in settings.items():
             patch.setenv(name, value)
@@ -286,5 +286,7 @@ def hub_client(hub: FakeHub, cache: Path) -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(hf_api.api, "endpoint", hub.url)
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
+        patch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         yield patch
