@@ -16,7 +16,7 @@ from pathlib import Path
 from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.remote.integrity import cached_snapshots, file_sha256
-from stylegan_inversion.remote.transfer import TIMEOUT, download_file
+from stylegan_inversion.remote.transfer import download_file
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,6 @@ def fetch(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
-    timeout: float | None = TIMEOUT,
 ) -> Path:
     """Fetch the file of an entry into the Hub's cache, and check its size and sha256. Nothing in it is run.
 
@@ -130,7 +129,6 @@ def fetch(
         cache_dir: Where downloads are kept. `None` means the Hub's own cache.
         local_files_only: Never use the network.
         force_download: Fetch it again.
-        timeout: Seconds that it may take. `None` sets no limit.
 
     Returns:
         The file; the same at once if it is in the cache already.
@@ -148,13 +146,11 @@ def fetch(
         entry.repository,
         entry.file,
         sha256=entry.sha256,
-        size=entry.size,
         revision=entry.revision,
         token=token,
         cache_dir=cache_dir,
         local_files_only=local_files_only,
         force_download=force_download,
-        timeout=timeout,
     )
     if entry.sha256 is None:
         logger.warning(

@@ -88,11 +88,10 @@ def find_model(
     local_files_only: bool = False,
     force_download: bool = False,
     variant: str | None = None,
-    timeout: float | None = None,
 ) -> Path:
     """Find the folder of a model: a local folder wins, then a built-in model, the catalogue, and the Hub.
 
-    What comes from the Hub is checked against its sha256; a damaged file is fetched once more.
+    What comes from the Hub is checked against its hashes; a damaged file is fetched once more.
 
     Args:
         name_or_path: A folder, the name of a built-in model or of a checkpoint in the catalogue (fetched, verified and
@@ -104,20 +103,16 @@ def find_model(
         local_files_only: Take what the cache holds; never use the network.
         force_download: Download again what the cache holds.
         variant: Which weights to fetch, such as "fp16": see `weights_name`.
-        timeout: Seconds that all downloads together may take; they then run in a process of their own. `None` leaves
-            it to the limits that the Hub's client sets each request.
 
     Returns:
         A folder that holds `config.json`.
 
     Raises:
-        ValueError: If `subfolder` leaves the model, `variant` or `timeout` is out of range, or a name of the
-            catalogue comes with a `revision`.
+        ValueError: If `subfolder` leaves the model, `variant` is out of range, or a name of the catalogue comes
+            with a `revision`.
         ModelNotFoundError: If nothing of that name exists, or the Hub cannot be reached.
         CheckpointError: If a file from the Hub is damaged, and still is when it was fetched again.
     """
-    if timeout is not None and not 0 < timeout < float("inf"):
-        raise ValueError(f"`timeout` must be a positive number of seconds, got {timeout}.")
     weights = weights_name(variant)
     name = os.fspath(name_or_path)
     inside = PureWindowsPath(subfolder or "")  # knows both separators, and drives
@@ -134,7 +129,6 @@ def find_model(
             "cache_dir": cache_dir,
             "local_files_only": local_files_only,
             "force_download": force_download,
-            "timeout": timeout,
         }
         known = next((found for find in _known if name and (found := find(name, **access)) is not None), None)
         if known is not None:

@@ -27,8 +27,10 @@ class FakeHub(ThreadingHTTPServer):
     Attributes:
         repositories: By "organisation/repository".
         served: Contents that are sent instead of the right ones, by path: the damage on the way. A list is used up.
-        faults: By path of a file: "cut", "drip", "hang", or a status code.
-        everywhere: A fault of every request: "hang", or a status code.
+        faults: By path of a file: "cut", "drip" (slow and whole), "hang", or a status code.
+        everywhere: A fault of every request: "hang", "html", "empty", "cut", "loop", "odd" (JSON of something else), or
+            a status code.
+        etags: Sent instead of the right ones, by path.
         tokens: Of private repositories, what a reader must send.
         log: What was asked for.
     """
@@ -41,6 +43,7 @@ class FakeHub(ThreadingHTTPServer):
         self.served: dict[str, list[bytes]] = {}
         self.faults: dict[str, str | int] = {}
         self.everywhere: str | int | None = None
+        self.etags: dict[str, str] = {}
         self.gated: set[str] = set()
         self.tokens: dict[str, str] = {}
         self.uploads: dict[str, bytes] = {}
@@ -102,6 +105,17 @@ class _Handler(BaseHTTPRequestHandler):
         hub.log.append((self.command, path))
         if hub.everywhere == "hang":
             time.sleep(30)
+        elif hub.everywhere == "html":
+            self.answer(200, b"<html>Log in to the network of this hotel</html>", {"Content-Type": "text/html"})
+        elif hub.everywhere == "empty":
+            self.answer(200)
+        elif hub.everywhere == "odd":
+            self.answer(200, {"hello": "world"})
+        elif hub.everywhere == "loop":
+            self.answer(302, headers={"Location": f"{hub.url}{self.path}"})
+        elif hub.everywhere == "cut":
+            self.answer(200, headers={"Content-Length": "500"})
+            self.close_connection = True
         elif hub.everywhere is not None:
             self.answer(int(hub.everywhere), {"error": "as asked for"})
         elif path == "/api/repos/create":
@@ -167,7 +181,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif kind == "tree":
             self.answer(200, [self.describe(name, content) for name, content in files.items()])
         else:
-            self.answer(200, {"_id": "1", "id": repo_id, "sha": COMMIT, "siblings": []})
+            entries = [self.describe(name, content) for name, content in files.items()]
+            siblings = [
+                {"rfilename": e["path"], "size": e["size"], "blobId": e["oid"]}
+                | ({"lfs": {**e["lfs"], "sha256": e["lfs"]["oid"]}} if "lfs" in e else {})
+                for e in entries
+            ]
+            self.answer(200, {"_id": "1", "id": repo_id, "sha": COMMIT, "siblings": siblings})
 
     def may_read(self, repo_id: str) -> bool:
         token = self.server.tokens.get(repo_id)
@@ -203,12 +223,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content, fault = files[name], hub.faults.get(name)
         etag = hashlib.sha256(content).hexdigest() if is_large(name) else git_hash(content)
-        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT}
-        if self.command == "HEAD":
-            self.answer(200, content, headers)
-            return
+        headers = {"ETag": hub.etags.get(name, f'"{etag}"'), "X-Repo-Commit": COMMIT}
         if isinstance(fault, int):
             self.answer(fault, {"error": "as asked for"})
+            return
+        if self.command == "HEAD":
+            self.answer(200, content, headers)
             return
         if hub.served.get(name):
             content = hub.served[name].pop(0)
@@ -217,8 +237,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if fault == "drip":
-            for i in range(len(content)):
-                self.wfile.write(content[i : i + 1])
+            for i in range(0, len(content), 50):
+                self.wfile.write(content[i : i + 50])
                 time.sleep(0.2)
         elif fault in ("cut", "hang"):
             self.wfile.write(content[: len(content) // 2])
@@ -256,7 +276,7 @@ def hub_client(hub: FakeHub, cache: Path) -> Iterator[pytest.MonkeyPatch]:
         for name in [name for name in os.environ if name.startswith("HF_") or name.lower().endswith("_proxy")]:
             patch.delenv(name)
         settings = {"HF_HOME": str(cache / "home"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        settings |= {"HF_HUB_DOWNLOAD_TIMEOUT": "2", "HF_HUB_ETAG_TIMEOUT": "2", "NO_PROXY": "*"}
+        settings |= {"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1", "NO_PROXY": "*"}
         settings |= {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(cache)}
         for name, value in settings.items():
             patch.setenv(name, value)
@@ -266,5 +286,7 @@ def hub_client(hub: FakeHub, cache: Path) -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(hf_api.api, "endpoint", hub.url)
         patch.setattr(constants, "HF_HUB_CACHE", str(cache))
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 1)
+        patch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         yield patch

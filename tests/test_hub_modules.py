@@ -62,12 +62,6 @@ def test_variants(tmp_path: Path) -> None:
         hub.save_module(module, tmp_path, dtype=torch.float16)
 
 
-@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_timeout_is_positive(timeout: float) -> None:
-    with pytest.raises(ValueError, match=r"`timeout` must be a positive number of seconds, got "):
-        hub.find_model("faces64", timeout=timeout)
-
-
 def test_dtype_on_request(tmp_path: Path) -> None:
     hub.save_module(Tiny(TinyConfig()), tmp_path)
     loaded = hub.load_module(Tiny, TinyConfig, tmp_path, dtype=torch.float64, device="cpu")

@@ -15,7 +15,6 @@ from stylegan_inversion.convert.model_folder import write_model
 from stylegan_inversion.convert.single_file import read_single_file
 from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.remote.integrity import cache_root, file_sha256
-from stylegan_inversion.remote.transfer import TIMEOUT
 
 CONVERTED = 1  # number of the format in the cache: another one converts again
 _ENCODERS: dict[str, EncoderKind] = {"psp": "psp", "e4e": "e4e"}
@@ -42,7 +41,6 @@ def find_known_model(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
-    timeout: float | None = TIMEOUT,
 ) -> Path | None:
     """The folder of a checkpoint of the catalogue.
 
@@ -53,7 +51,6 @@ def find_known_model(
         cache_dir: "
         local_files_only: "
         force_download: "
-        timeout: "
 
     Returns:
         The folder; `None` if the catalogue has no such name, nor one much like it.
@@ -86,7 +83,6 @@ def find_known_model(
         cache_dir=cache_dir,
         local_files_only=local_files_only,
         force_download=force_download,
-        timeout=timeout,
     )
     storage = cache_root(cache_dir) / "converted--stylegan-inversion"
     folder = storage / f"{entry.sha256 or file_sha256(path)}-{CONVERTED}"

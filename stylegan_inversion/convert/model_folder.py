@@ -1,13 +1,12 @@
 """What a foreign file holds -> a folder in our own format, which `from_pretrained`, `train` and `evaluate` read."""
 
 import logging
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
-from stylegan_inversion import hub
+from stylegan_inversion import __version__, hub
 from stylegan_inversion.convert.direction import direction_from_official
 from stylegan_inversion.convert.part import SingleFile
 from stylegan_inversion.editing.directions import save_directions
@@ -65,5 +64,5 @@ def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop
                 folder_name = f"{file.kind}_encoder"
                 config |= {"_class_name": _PIPELINES[file.kind], "source": to_config(source_of(module))}
             hub.save_module(module, stage / folder_name)
-        hub.write_config({**config, "_library_version": version("stylegan_inversion")}, stage)
+        hub.write_config({**config, "_library_version": __version__}, stage)
     return folder

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Self
 
 from stylegan_inversion.editing.directions import Direction, apply_directions
 from stylegan_inversion.models.generator import Generator
@@ -60,6 +61,47 @@ class InversionPipeline(PretrainedPipeline):
     def device(self) -> torch.device:
         """Where the pipeline runs."""
         return self.generator.w_avg.device
+
+    @abc.abstractmethod
+    def _networks(self) -> list[nn.Module]:
+        """Every network that is loaded."""
+
+    def to(
+        self,
+        *args: torch.device | torch.dtype | str | int | None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Move every network to a device, a floating-point type or both, in place.
+
+        Args:
+            *args: A device, a dtype, or both: `to("cuda")`, `to(torch.float64)`, `to("cuda", torch.float64)`.
+            device: Where to put them: "cpu", "cuda", "mps", or "auto" for the best there is. `None` leaves them.
+            dtype: As in `from_pretrained`. `None` leaves it.
+
+        Returns:
+            The pipeline itself.
+
+        Raises:
+            TypeError: If an argument is neither a device nor a dtype, or one is given twice.
+            ValueError: If this machine has no such device, or the pipeline does not take the dtype.
+        """
+        for given in args:
+            if isinstance(given, torch.dtype) and dtype is None:
+                dtype = given
+            elif given is not None and not isinstance(given, torch.dtype) and device is None:
+                device = given
+            elif given is not None:
+                raise TypeError(f"`to` takes one device and one dtype, got {given!r} as well.")
+        if isinstance(device, bool) or not isinstance(device, (torch.device, str, int, type(None))):
+            raise TypeError(f'`to` takes a device such as "cuda" and a dtype such as torch.float64, got {device!r}.')
+        self._check_dtype(dtype)
+        place = None if device is None else find_device(device)
+        for network in self._networks():
+            network.to(device=place, dtype=dtype)
+        if dtype in (torch.float16, torch.bfloat16):
+            self._name = None  # the name gives other numbers
+        return self
 
     @abc.abstractmethod
     def __call__(

@@ -3,7 +3,7 @@
 import torch
 
 
-def find_device(name: torch.device | str | None) -> torch.device:
+def find_device(name: torch.device | str | int | None) -> torch.device:
     """Check a device. "auto" is the best there is, `None` the CPU.
 
     Raises:
@@ -13,7 +13,7 @@ def find_device(name: torch.device | str | None) -> torch.device:
     if name == "auto":
         name = next(kind for kind, available in here.items() if available)
     try:
-        device = torch.device(name or "cpu")
+        device = torch.device("cpu" if name is None else name)
     except RuntimeError as e:
         raise ValueError(f"`device` must be auto, {', '.join(here)} or such as cuda:1, got {name!r}.") from e
     if not here.get(device.type, True):

@@ -93,11 +93,8 @@ class EncoderPipeline(InversionPipeline):
     def _settings(self) -> dict[str, Any]:
         return {"source": to_config(self.source)}
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move every network to a device, in place, and return the pipeline."""
-        self.generator.to(device)
-        self.encoder.to(device)
-        return self
+    def _networks(self) -> list[nn.Module]:
+        return [self.generator, self.encoder]
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Images of the encoder's side, (B, C, S, S), in the range of `source` -> w_plus, (B, num_ws, w_dim)."""

@@ -15,7 +15,7 @@ from stylegan_inversion.convert.part import SingleFile
 from stylegan_inversion.convert.single_file import read_single_file
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.remote.integrity import file_sha256
-from stylegan_inversion.remote.transfer import TIMEOUT, download_file
+from stylegan_inversion.remote.transfer import download_file
 from stylegan_inversion.remote.web import download_url
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -38,7 +38,6 @@ def find_file(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
-    timeout: float | None = TIMEOUT,
 ) -> Path:
     """Find a checkpoint on this machine, or fetch it.
 
@@ -51,7 +50,6 @@ def find_file(
         cache_dir: Where downloads are kept. `None` means the Hub's own cache.
         local_files_only: Never use the network.
         force_download: Fetch it again.
-        timeout: Seconds that a download may take. `None` sets no limit.
 
     Raises:
         ValueError: If the address is none of these, or an https address comes without a sha256.
@@ -73,7 +71,6 @@ def find_file(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
-            timeout=timeout,
         )
     if text.startswith("https://"):
         if sha256 is None:
@@ -84,7 +81,6 @@ def find_file(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
-            timeout=timeout,
         )
     if (entry := known_entry(text)) is not None and not Path(source).exists():
         path = fetch(
@@ -93,7 +89,6 @@ def find_file(
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
-            timeout=timeout,
         )
         return _checked(path, sha256)
     if "://" in text:

@@ -22,7 +22,7 @@ from stylegan_inversion.pipelines.official import refuse_other_kinds
 from stylegan_inversion.pipelines.saving import BaseName
 from stylegan_inversion.pipelines.single_file import SingleFilePipeline
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector
-from stylegan_inversion.remote.transfer import TIMEOUT, upload_folder
+from stylegan_inversion.remote.transfer import upload_folder
 
 ModuleLoader = Callable[..., Any]
 """`hub.load_module` with the dtype and variant that were asked for."""
@@ -74,7 +74,6 @@ class PretrainedPipeline(SingleFilePipeline):
         dtype: torch.dtype | None = None,
         torch_dtype: torch.dtype | None = None,
         variant: str | None = None,
-        timeout: float | None = TIMEOUT,
         device: torch.device | str | None = None,
         detector: LandmarkDetector | Literal["auto", "builtin", "facexlib"] = "auto",
     ) -> Self:
@@ -93,14 +92,13 @@ class PretrainedPipeline(SingleFilePipeline):
             dtype: Floating-point type of the networks, such as `torch.bfloat16`. `None` means float32.
             torch_dtype: The old name of `dtype`.
             variant: Which weights, such as "fp16" for the files `model.fp16.safetensors`.
-            timeout: Seconds that all downloads together may take. `None` sets no limit.
             device: Where to put it: "cpu", "cuda", "mps", or "auto" for the best there is. `None` means the CPU.
             detector: Finds faces: "auto", "builtin", "facexlib", or a callable.
 
         Raises:
             ModelNotFoundError: If there is no such model, or it lacks what this pipeline needs.
             CheckpointError: If a file is damaged or does not fit.
-            ValueError: If this machine has no such device, or `dtype`, `variant` or `timeout` is out of range.
+            ValueError: If this machine has no such device, or `dtype` or `variant` is out of range.
         """
         if torch_dtype is not None:
             warnings.warn("`torch_dtype` is now called `dtype`.", FutureWarning, stacklevel=2)
@@ -117,7 +115,6 @@ class PretrainedPipeline(SingleFilePipeline):
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
-            timeout=timeout,
         )
         config = hub.read_config(folder)
         scale = _check_root(config, folder)
@@ -193,7 +190,6 @@ class PretrainedPipeline(SingleFilePipeline):
         metrics: Mapping[str, float] | None = None,
         license: str | None = None,
         overwrite_card: bool = False,
-        timeout: float | None = TIMEOUT,
     ) -> str:
         """Save the pipeline and upload it to the Hugging Face Hub, in one commit.
 
@@ -208,7 +204,6 @@ class PretrainedPipeline(SingleFilePipeline):
             metrics: For the card.
             license: For the card.
             overwrite_card: Also replace a README.md that is in the repository.
-            timeout: Seconds that the upload may take. `None` sets no limit.
 
         Returns:
             Address of the commit.
@@ -228,7 +223,6 @@ class PretrainedPipeline(SingleFilePipeline):
                 revision=revision,
                 commit_message=commit_message,
                 overwrite_card=overwrite_card,
-                timeout=timeout,
             )
 
     def _save_parts(self, folder: Path, save: ModuleSaver) -> None:

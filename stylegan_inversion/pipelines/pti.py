@@ -128,9 +128,9 @@ class PTIPipeline(InversionPipeline):
                 f"{_ENCODERS[name].encoder_folder!r}) for pivot={name!r}. Take one of {', '.join(self.pivots)}."
             )
         if name not in self.encoders:
-            self.encoders[name] = self._load(
-                _ENCODERS[name].encoder_class, PyramidEncoderConfig, self._encoder_folders[name], device=self.device
-            )
+            kind, folder = _ENCODERS[name].encoder_class, self._encoder_folders[name]
+            encoder = self._load(kind, PyramidEncoderConfig, folder, device=self.device)
+            self.encoders[name] = encoder.to(self.dtype)
         return self.encoders[name]
 
     def encoder_pipeline(self, name: str) -> EncoderPipeline:
@@ -170,13 +170,8 @@ class PTIPipeline(InversionPipeline):
         settings = {"projector": dataclasses.asdict(self.projector), "tuning": dataclasses.asdict(self.tuning)}
         return {"pti": {"perceptual": self.perceptual.name, **settings}}
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move every network to a device, in place, and return the pipeline."""
-        self.generator.to(device)
-        self.perceptual.to(device)
-        for encoder in self.encoders.values():
-            encoder.to(device)
-        return self
+    def _networks(self) -> list[nn.Module]:
+        return [self.generator, self.perceptual, *self.encoders.values()]
 
     def __call__(
         self,

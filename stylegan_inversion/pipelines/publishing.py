@@ -17,7 +17,7 @@ from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
 from stylegan_inversion.pipelines.card import CARD_NAME, write_card
-from stylegan_inversion.remote.transfer import TIMEOUT, upload_folder
+from stylegan_inversion.remote.transfer import upload_folder
 
 _PARTS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "generator": (Generator, GeneratorConfig),
@@ -55,7 +55,6 @@ def push_folder(
     commit_message: str | None = None,
     license: str | None = None,
     overwrite_card: bool = False,
-    timeout: float | None = TIMEOUT,
 ) -> str:
     """Check a pipeline's folder, give it a card if it has none, and upload it to the Hub in one commit.
 
@@ -70,7 +69,6 @@ def push_folder(
         commit_message: Of the commit.
         license: Of the weights, for a new card.
         overwrite_card: Write the card anew, and replace one that is in the repository.
-        timeout: Seconds that the upload may take. `None` sets no limit.
 
     Returns:
         Address of the commit.
@@ -100,7 +98,6 @@ def push_folder(
             revision=revision,
             commit_message=commit_message,
             overwrite_card=overwrite_card,
-            timeout=timeout,
         )
 
 

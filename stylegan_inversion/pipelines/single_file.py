@@ -6,7 +6,6 @@ import os
 from typing import ClassVar, Literal
 
 import torch
-from torch import nn
 from typing_extensions import Self
 
 from stylegan_inversion.convert.direction import direction_from_official
@@ -20,7 +19,6 @@ from stylegan_inversion.pipelines.components import name_components
 from stylegan_inversion.pipelines.device import find_device
 from stylegan_inversion.pipelines.official import find_file, read_networks
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector
-from stylegan_inversion.remote.transfer import TIMEOUT
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +33,17 @@ class SingleFilePipeline(abc.ABC):
     _encoder_kind: ClassVar[EncoderKind | None] = None  # which encoder of a foreign file it needs
 
     @abc.abstractmethod
-    def to(self, device: torch.device | str) -> Self:
-        """Move every network to a device, in place, and return the pipeline."""
+    def to(
+        self,
+        *args: torch.device | torch.dtype | str | int | None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Move every network to a device, a floating-point type or both."""
 
     @classmethod
     def _check_dtype(cls, dtype: torch.dtype | None) -> None:
-        if dtype is not None and not dtype.is_floating_point:
+        if dtype not in (None, torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise ValueError(f"`dtype` must be a floating-point type such as torch.bfloat16, got {dtype}.")
 
     @classmethod
@@ -54,7 +57,6 @@ class SingleFilePipeline(abc.ABC):
         local_files_only: bool = False,
         force_download: bool = False,
         dtype: torch.dtype | None = None,
-        timeout: float | None = TIMEOUT,
         crop_scale: float = 1.0,
         device: torch.device | str | None = None,
         detector: LandmarkDetector | Literal["auto", "builtin", "facexlib"] = "auto",
@@ -72,7 +74,6 @@ class SingleFilePipeline(abc.ABC):
             local_files_only: Never use the network.
             force_download: Download again.
             dtype: As in `from_pretrained`.
-            timeout: Seconds that a download may take. `None` sets no limit.
             crop_scale: Side of the face crop relative to FFHQ's, which the file does not say.
             device: As in `from_pretrained`.
             detector: As in `from_pretrained`.
@@ -91,18 +92,14 @@ class SingleFilePipeline(abc.ABC):
             cache_dir=cache_dir,
             local_files_only=local_files_only,
             force_download=force_download,
-            timeout=timeout,
         )
         file = read_networks(path, encoder=cls._encoder_kind)
         for note in file.notes:
             logger.warning("%s: %s", path.name, note)
         pipeline = cls._from_file(file)
-        for module in vars(pipeline).values():
-            if isinstance(module, nn.Module) and dtype is not None:
-                module.to(dtype)
         pipeline.crop_scale = crop_scale
         pipeline._detector = detector
-        return pipeline.to(device)
+        return pipeline.to(device, dtype)
 
     @classmethod
     @abc.abstractmethod

@@ -1,29 +1,17 @@
-"""One call of the Hub's client within a deadline, with one message for each fault."""
+"""The Hub's own client, in this process: who hears how far a download is, and one message for each fault."""
 
-import json
-import logging
-import os
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
+import errno
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
-
-from tqdm.auto import tqdm
-
-from stylegan_inversion.errors import ModelNotFoundError
-from stylegan_inversion.remote.integrity import sweep, unfinished
 
 _report: ContextVar[Callable[[int, int], object] | None] = ContextVar("report", default=None)
 
 
 @contextmanager
 def report_downloads(report: Callable[[int, int], object]) -> Iterator[None]:
-    """Hear how far the downloads are that this thread starts within the block, if they run under a timeout.
+    """Hear how far the downloads are that this thread starts within the block.
 
     Args:
         report: Called with the bytes that are done and those there are, 0 while that is not known; of several
@@ -36,136 +24,87 @@ def report_downloads(report: Callable[[int, int], object]) -> Iterator[None]:
         _report.reset(token)
 
 
-class DeadlineError(ModelNotFoundError):
-    """The Hub took too long."""
-
-
-def call_hub(
-    function: str,
-    arguments: dict[str, Any],
-    *,
-    timeout: float | None,
-    storage: Path | None = None,
-    otherwise: str = "and try again",
-) -> str:
-    """Call a function of `huggingface_hub`.
+def progress_bar(size: int | None) -> Any:
+    """A class for the client's `tqdm_class`: its own bar, which also reports, and ends a file that has no end.
 
     Args:
-        function: Its name.
-        arguments: Its arguments, "repo_id" among them, as JSON can say them.
-        timeout: Seconds; the call then runs in a process of its own, which is ended when they are over. `None` calls
-            it here, with no limits but those that the client sets each request.
-        storage: The repository's folder in the cache, from which unfinished downloads of that process are removed.
-        otherwise: What else the user can do if the Hub cannot be reached.
-
-    Returns:
-        The result, as text.
-
-    Raises:
-        DeadlineError: If the time is over.
-        ModelNotFoundError: For every other fault.
+        size: Bytes that the file should have.
     """
-    import huggingface_hub
-    from huggingface_hub import constants, errors
+    from huggingface_hub.utils import tqdm
 
-    repo_id, revision = arguments["repo_id"], arguments.get("revision")
-    offline = arguments.get("local_files_only") or constants.HF_HUB_OFFLINE
-    if timeout is None or offline or not sys.executable:  # a Python that is part of another program cannot be started
-        try:
-            with _quiet_client():
-                return str(getattr(huggingface_hub, function)(**arguments))
-        except (errors.HTTPError, OSError, ValueError, RuntimeError) as e:  # HTTPError: timeouts are no OSErrors
-            names = [cls.__name__ for cls in type(e).__mro__]
-            raise ModelNotFoundError(_explain(names, str(e), repo_id, revision, otherwise)) from e
-    answer = _in_process(function, arguments, timeout, storage)
-    if "result" in answer:
-        return str(answer["result"])
-    if "error" in answer:
-        raise ModelNotFoundError(_explain(answer["error"], answer["message"], repo_id, revision, otherwise))
-    raise DeadlineError(
-        f"The Hub was not done with {repo_id!r} within {timeout:.4g} s "
-        f"({answer['done'] / 1e6:.1f} of {answer['total'] / 1e6:.1f} MB). Try again, or give more time with `timeout`."
-    )
+    report = _report.get()  # here, since the client may count in another thread
 
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            # Beside the bar of what is written there may be one of what is received, which would count twice.
+            self.counts = not str(options.get("desc")).startswith("Downloading bytes")
+            self.done = 0
+            super().__init__(*args, **options)
 
-@contextmanager
-def _quiet_client() -> Iterator[None]:
-    """The client's warnings of each retry are left out: what comes of it is said once, by the error."""
-    client = logging.getLogger("huggingface_hub")
-    level = client.level
-    client.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        client.setLevel(level)
+        def update(self, n: float | None = 1) -> bool | None:
+            if self.counts:
+                self.done += int(n or 0)
+                if size is not None and self.done > size:
+                    raise OSError(f"more bytes came than the {size} that the file has.")
+                if report is not None:
+                    report(self.done, size or 0)
+            return super().update(n)
+
+    return Bar
 
 
-def _explain(names: Sequence[str], message: str, repo_id: str, revision: str | None, otherwise: str) -> str:
-    """One message for an error of the Hub's client, known by the names of its classes."""
-    if "LocalEntryNotFoundError" in names:
-        return f"{repo_id!r} is not in the cache and the Hub cannot be reached. Connect once, {otherwise}."
-    if "GatedRepoError" in names:
-        return f"{repo_id!r} is gated: accept its terms on the Hub and pass `token`."
-    if "RevisionNotFoundError" in names:
-        return f"{repo_id!r} has no revision {revision or 'main'!r}."
-    if "RepositoryNotFoundError" in names:
-        return f"The Hub has no repository {repo_id!r}, or it is private: pass `token`."
-    return f"{repo_id!r} could not be fetched from the Hub: {' '.join(message.split())}"
+class OddAnswerError(ValueError):
+    """What answered is not the Hub."""
 
 
-def _in_process(function: str, arguments: dict[str, Any], timeout: float, storage: Path | None) -> dict[str, Any]:
-    """Run `client_process.py`; its last answer, or {"done", "total"} if it was ended at the deadline."""
+def faults() -> tuple[type[Exception], ...]:
+    """What the client raises."""
+    from huggingface_hub import errors
+
+    return errors.HTTPError, OSError, ValueError, RuntimeError  # HTTPError: timeouts are no OSErrors
+
+
+_NOT_THE_HUB = (
+    "Something answered at {hub} that is not the Hub, perhaps a page that asks for a log-in: open it in a browser, "
+    "then load {repo!r} again."
+)
+_UNREACHABLE = "The Hub cannot be reached for {repo!r}: check the connection, and the proxy if there is one."
+_READ_ONLY = "{repo!r} could not be kept, since the cache may not be written: give another `cache_dir`."
+_MESSAGES = {  # by the name of the error's class or of one it comes from, the Hub's status, or the system's error
+    "GatedRepoError": "{repo!r} is gated: accept its terms on the Hub and pass `token`.",
+    "RevisionNotFoundError": "{repo!r} has no revision {revision!r}.",
+    "RepositoryNotFoundError": "The Hub has no repository {repo!r}, or it is private: pass `token`.",
+    "401": "The Hub does not know this token (401) for {repo!r}: log in with `hf auth login`, or pass `token`.",
+    "403": "The Hub refuses access to {repo!r} (403): the token lacks the right to it. Pass another `token`.",
+    "404": "A file of {repo!r} is listed but not there (404): try again later, or give another `revision`.",
+    "429": "The Hub had too many requests from here (429), the last for {repo!r}: wait some minutes, or log in with "
+    "`hf auth login`.",
+    "5xx": "The Hub is out of order ({status}), so {repo!r} could not be reached: try again in some minutes.",
+    "ENOSPC": "The disk is full, so {repo!r} could not be kept: make room, or give another `cache_dir`.",
+    "EDQUOT": "The disk is full, so {repo!r} could not be kept: make room, or give another `cache_dir`.",
+    "TimeoutException": "The Hub did not answer in time for {repo!r}: try again later.",
+    "OddAnswerError": _NOT_THE_HUB,
+    "FileMetadataError": _NOT_THE_HUB,
+    "TooManyRedirects": _NOT_THE_HUB,
+    "ConnectError": _UNREACHABLE,
+    "ProxyError": _UNREACHABLE,
+    "EACCES": _READ_ONLY,
+    "EROFS": _READ_ONLY,
+    "TransportError": "The connection to the Hub broke off for {repo!r}: try again.",
+    "Exception": "{repo!r} could not be fetched from the Hub: {error}",
+}
+
+
+def explain(error: BaseException, repo_id: str, revision: str | None = None) -> str:
+    """What went wrong with a repository, and what to do: by the error and its causes, the first message that fits."""
     from huggingface_hub import constants
 
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "HF_ENDPOINT": constants.ENDPOINT,
-        "HF_HUB_CACHE": constants.HF_HUB_CACHE,
-    }
-    before = set() if storage is None else unfinished(storage)
-    answer: dict[str, Any] = {"done": 0, "total": 0}
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("client_process.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=said,
-            env=environment,
-        )
-        assert process.stdin is not None and process.stdout is not None
-        expired = threading.Event()
-
-        def expire() -> None:
-            expired.set()  # before the end, which the loop below may see first
-            process.kill()
-
-        timer = threading.Timer(timeout, expire)
-        timer.start()
-        try:
-            os.write(process.stdin.fileno(), json.dumps([function, arguments]).encode() + b"\n")
-            with tqdm(desc=arguments["repo_id"], unit="B", unit_scale=True, disable=None, leave=False) as bar:
-                for line in process.stdout:
-                    if line.endswith(b"\n"):  # it may be ended in the middle of one
-                        answer = json.loads(line)
-                    if "done" in answer:
-                        bar.total, bar.n = answer["total"], answer["done"]
-                        bar.refresh()
-                        if (report := _report.get()) is not None:
-                            report(answer["done"], answer["total"])
-        finally:
-            timer.cancel()
-            process.kill()
-            process.wait()
-            process.stdin.close()
-            process.stdout.close()
-            if storage is not None:
-                sweep(storage, before)
-        if "done" in answer and not expired.is_set():  # it died
-            said.seek(0)
-            last = (said.read().decode(errors="replace").strip().splitlines() or ["without a word"])[-1]
-            answer = {
-                "error": [],
-                "message": f"the process of the Hub's client ended with {process.returncode}: {last}",
-            }
-    return answer
+    causes: list[Any] = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    status = next((each.response.status_code for each in causes if getattr(each, "response", None) is not None), 0)
+    found = {cls.__name__ for each in causes for cls in type(each).__mro__}
+    found |= {errno.errorcode.get(getattr(each, "errno", None) or 0, "") for each in causes}
+    found |= {"5xx" if status >= 500 else str(status)}
+    text, said = next(text for key, text in _MESSAGES.items() if key in found), " ".join(str(error).split())
+    return text.format(repo=repo_id, revision=revision or "main", status=status, error=said, hub=constants.ENDPOINT)

@@ -1,6 +1,6 @@
 """Whether a file in the Hub's cache is the one that the Hub has.
 
-The Hub's client looks at the size only. The name that the cache gives to the content of a large file is its sha256.
+The Hub's client looks at the size only. The Hub lists the sha256 of each large file and the git sha1 of each other one.
 """
 
 import hashlib
@@ -8,13 +8,16 @@ import json
 import logging
 import os
 import re
-import time
-from pathlib import Path
+import tempfile
+from pathlib import Path, PureWindowsPath
 
 logger = logging.getLogger(__name__)
 
-_OLD = 3600.0  # seconds after which an unfinished download is taken for one that was killed
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+Listing = dict[str, tuple[str | None, int | None]]
+"""The files of a commit: by path the sha256, or the git sha1 of small files, and the bytes. `None` if not known."""
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -38,43 +41,87 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def is_intact(path: Path, sha256: str, storage: Path) -> bool:
-    """Whether a file has this sha256. It is read once: a stamp in `storage` says in which state it was read."""
-    status, stamp = path.stat(), storage / ".verified" / sha256
+def is_intact(path: Path, expected: str, storage: Path) -> bool:
+    """Whether a file has this sha256 or git sha1. A large one is read once: a stamp says in which state it was read."""
+    if len(expected) == 40:
+        content = path.read_bytes()
+        return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == expected
+    status, stamp = path.stat(), storage / ".verified" / expected
     state = f"{status.st_size} {status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}"
     if stamp.is_file() and stamp.read_text() == state:
         return True
-    if file_sha256(path) != sha256:
+    if file_sha256(path) != expected:
         return False
-    try:
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(state)
-    except OSError:  # a cache that may only be read: the file is read again next time
-        logger.debug("No stamp for %s", path, exc_info=True)
+    _note(stamp, state)
     return True
 
 
-def expected_sha256(folder: Path, path: Path, storage: Path) -> str | None:
-    """The Hub's sha256 of a file, which the cache knows.
+def write_listing(storage: Path, commit: str, files: Listing) -> None:
+    """Keep what the Hub lists of a commit, which never changes."""
+    _note(storage / ".verified" / f"{commit}.json", json.dumps(files))
 
-    Args:
-        folder: The snapshot, named by its commit.
-        path: The file in it.
-        storage: The repository's folder in the cache.
 
-    Returns:
-        The sha256; `None` for small files, which have none on the Hub, or where nothing is known.
-    """
-    if (folder / path).is_symlink():  # to a file that is named by its etag; that may be a link of other names
-        name = Path(os.readlink(folder / path)).name
-        return name if _SHA256.fullmatch(name) else None
-    # A cache without links, as on Windows. Clients from 1.18 on keep the Hub's list of the files.
+def read_listing(storage: Path, commit: str) -> Listing | None:
+    """What the Hub lists of a commit, if it was asked before."""
     try:
-        listing = json.loads((storage / "trees" / f"{folder.name}.json").read_text("utf-8"))
-        found = listing["files"][path.as_posix()].get("lfs_sha256")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        found = json.loads((storage / ".verified" / f"{commit}.json").read_text("utf-8"))
+        return check_listing({name: (known, size) for name, (known, size) in found.items()})
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
-    return found if isinstance(found, str) and _SHA256.fullmatch(found) else None
+
+
+def check_listing(files: Listing) -> Listing:
+    """Refuse paths that leave the folder; drop hashes that are none.
+
+    Raises:
+        ValueError: If there is such a path.
+    """
+    for name in files:
+        path = PureWindowsPath(name)  # knows both separators, and drives
+        if path.anchor or ".." in path.parts:
+            raise ValueError(f"{name!r} is no path inside a repository")
+    return {
+        name: (known if isinstance(known, str) and _HASH.fullmatch(known) else None, size)
+        for name, (known, size) in files.items()
+    }
+
+
+def list_cached(storage: Path, commit: str) -> Listing:
+    """The files of a commit that are there, where the Hub was never asked; links are named by the hash."""
+    folder = storage / "snapshots" / commit
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    return check_listing(
+        {name: (Path(os.readlink(path)).name if path.is_symlink() else None, None) for name, path in names.items()}
+    )
+
+
+def read_ref(storage: Path, revision: str) -> str | None:
+    """The commit that a branch or tag had when it was last fetched."""
+    if COMMIT.fullmatch(revision):
+        return revision
+    try:
+        commit = (storage / "refs" / revision).read_text("utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    return commit if COMMIT.fullmatch(commit) else None
+
+
+def write_ref(storage: Path, revision: str, commit: str) -> None:
+    """Keep the commit of a branch or tag, as the Hub's client does."""
+    if not COMMIT.fullmatch(revision) and ".." not in Path(revision).parts and read_ref(storage, revision) != commit:
+        _note(storage / "refs" / revision, commit)
+
+
+def _note(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(name, path)
+    except OSError:  # a cache that may only be read: it is found out again next time
+        logger.debug("%s is not written", path, exc_info=True)
 
 
 def remove(path: Path) -> None:
@@ -82,27 +129,6 @@ def remove(path: Path) -> None:
     content = path.parent / os.readlink(path) if path.is_symlink() else path
     path.unlink(missing_ok=True)
     content.unlink(missing_ok=True)
-
-
-def unfinished(storage: Path) -> set[Path]:
-    """Downloads of a repository that are under way, or were killed."""
-    return set((storage / "blobs").glob("*.incomplete"))
-
-
-def sweep(storage: Path, before: set[Path]) -> None:
-    """Remove what killed downloads left: those that began after `before`, and old ones; not those of others at work."""
-    from filelock import FileLock, Timeout
-
-    for path in unfinished(storage):
-        try:
-            if path in before and time.time() - path.stat().st_mtime < _OLD:
-                continue
-            lock = storage.parent / ".locks" / storage.name / f"{path.name.partition('.')[0]}.lock"
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(lock, timeout=0):
-                path.unlink(missing_ok=True)
-        except (Timeout, OSError):  # another process is at it
-            logger.debug("%s is left alone", path, exc_info=True)
 
 
 def cached_snapshots(cache_dir: str | os.PathLike[str] | None = None) -> list[tuple[str, Path]]:

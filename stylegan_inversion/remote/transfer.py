@@ -1,23 +1,49 @@
-"""Downloads that are verified, and uploads."""
+"""Downloads that are verified, and uploads. The Hub's own client does both, in this process."""
 
 import logging
 import os
 import re
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, UploadError
-from stylegan_inversion.remote.client import DeadlineError, call_hub
-from stylegan_inversion.remote.integrity import expected_sha256, is_intact, remove, storage_folder
+from stylegan_inversion.remote.client import OddAnswerError, explain, faults, progress_bar
+from stylegan_inversion.remote.integrity import (
+    COMMIT,
+    Listing,
+    check_listing,
+    is_intact,
+    list_cached,
+    read_listing,
+    read_ref,
+    remove,
+    storage_folder,
+    write_listing,
+    write_ref,
+)
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = 1800.0  # seconds, where nobody says otherwise
+UPLOAD_SILENCE = 120.0  # seconds without an answer that end an upload
 _UPLOADED = ["*.json", "*.safetensors", "*README.md", "*LICENSE*"]
+
+
+class _Access(NamedTuple):
+    """How to reach a repository: the arguments of `download_snapshot`."""
+
+    repo_id: str
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | os.PathLike[str] | None
+    offline: bool
+    force_download: bool
+
+    @property
+    def storage(self) -> Path:
+        return storage_folder(self.repo_id, self.cache_dir)
 
 
 def download_snapshot(
@@ -29,10 +55,12 @@ def download_snapshot(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
-    timeout: float | None = None,
     otherwise: str = "and try again",
 ) -> Path:
-    """Fetch the files of a repository that match a pattern, and check their sha256 against the Hub's.
+    """Fetch the files of a repository that match a pattern, and check their hashes against the Hub's.
+
+    Of a commit that is in the cache nothing is asked, of a branch which commit it is at. If the Hub does not answer, a
+    complete copy in the cache will do.
 
     Args:
         repo_id: "organisation/repository".
@@ -42,43 +70,17 @@ def download_snapshot(
         cache_dir: Where downloads are kept.
         local_files_only: Never use the network.
         force_download: Fetch what is in the cache again.
-        timeout: Seconds for everything together; see `call_hub`. When they are over, a copy in the cache will do.
-        otherwise: What else the user can do if the Hub cannot be reached.
+        otherwise: What else the user can do where the network may not be used.
 
     Returns:
         The folder in the cache, named by its commit.
 
     Raises:
-        ModelNotFoundError: If it cannot be fetched, for whatever reason.
+        ModelNotFoundError: If it cannot be fetched; the message says why, and what to do.
         CheckpointError: If a file is damaged, and still is when it was fetched again.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
-    arguments: dict[str, Any] = {
-        "repo_id": repo_id,
-        "revision": revision,
-        "token": token,
-        "cache_dir": None if cache_dir is None else os.fspath(cache_dir),
-        "local_files_only": local_files_only,
-        "force_download": force_download,
-        "library_name": "stylegan_inversion",
-    }
-    storage, wanted = storage_folder(repo_id, cache_dir), {**arguments, "allow_patterns": list(patterns)}
-    try:
-        folder = Path(call_hub("snapshot_download", wanted, timeout=timeout, storage=storage, otherwise=otherwise))
-    except DeadlineError as e:
-        if force_download:
-            raise
-        try:
-            folder = Path(call_hub("snapshot_download", {**wanted, "local_files_only": True}, timeout=None))
-        except ModelNotFoundError:
-            raise e from None
-        logger.warning("%s The copy in the cache is used.", e)
-    for path in (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()):
-        if any(fnmatch(path.as_posix(), pattern) for pattern in patterns):
-            expected = expected_sha256(folder, path, storage)
-            if expected is not None and not is_intact(folder / path, expected, storage):
-                again = {**arguments, "filename": path.as_posix(), "revision": folder.name}
-                _fetch_again(folder / path, expected, again, storage, deadline)
+    access = _Access(repo_id, revision, token, cache_dir, _is_offline(local_files_only), force_download)
+    folder, _ = _download(access, lambda name: any(fnmatch(name, pattern) for pattern in patterns), otherwise=otherwise)
     return folder
 
 
@@ -87,13 +89,11 @@ def download_file(
     filename: str,
     *,
     sha256: str | None,
-    size: int | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
-    timeout: float | None = None,
 ) -> Path:
     """Fetch one file, and check its sha256.
 
@@ -101,87 +101,163 @@ def download_file(
         repo_id: "organisation/repository".
         filename: Path in the repository.
         sha256: Of the file. `None` takes what the Hub says of it.
-        size: Bytes of the file; without that much room on the disk, nothing is fetched.
         revision: As in `download_snapshot`, and so are all the others.
         token: "
         cache_dir: "
         local_files_only: "
         force_download: "
-        timeout: "
 
     Returns:
         The file in the cache.
 
     Raises:
-        ModelNotFoundError: If it cannot be fetched, for whatever reason.
-        CheckpointError: If it is not the file that was asked for, and still is not when it was fetched again.
+        ModelNotFoundError: If it cannot be fetched; the message says why, and what to do.
+        CheckpointError: If it is not the file that was asked for, or is damaged and still is when it was fetched again.
     """
-    deadline = None if timeout is None else time.monotonic() + timeout
-    arguments: dict[str, Any] = {
-        "repo_id": repo_id,
-        "filename": filename,
-        "revision": revision,
-        "token": token,
-        "cache_dir": None if cache_dir is None else os.fspath(cache_dir),
-        "local_files_only": local_files_only,
-        "force_download": force_download,
-        "library_name": "stylegan_inversion",
-    }
-    storage = storage_folder(repo_id, cache_dir)
-    if (
-        size is not None
-        and sha256 is not None
-        and not local_files_only
-        and not (storage / ".verified" / sha256).is_file()
-    ):
-        _check_room(storage, size)
-    path = Path(call_hub("hf_hub_download", arguments, timeout=timeout, storage=storage))
-    snapshot = storage / "snapshots" / path.relative_to(storage / "snapshots").parts[0]
-    hubs = expected_sha256(snapshot, path.relative_to(snapshot), storage)
-    if sha256 is not None and hubs is not None and hubs != sha256:
-        raise CheckpointError(
-            f"{filename} of {repo_id!r} is not the file that was asked for: the Hub says its sha256 is {hubs}, not "
-            f"{sha256}. Nothing was removed; give another `revision`, or the sha256 of that file if you trust it."
-        )
-    sha256 = sha256 or hubs
-    if sha256 is None or is_intact(path, sha256, storage):
-        return path
-    return _fetch_again(path, sha256, arguments, storage, deadline)
+    access = _Access(repo_id, revision, token, cache_dir, _is_offline(local_files_only), force_download)
+    folder, files = _download(access, lambda name: name == filename, sha256=sha256)
+    if not files:
+        raise ModelNotFoundError(f"{repo_id!r} has no file {filename!r}.")
+    return folder / filename
 
 
-def _check_room(storage: Path, size: int) -> None:
-    there = next(folder for folder in (storage, *storage.parents) if folder.is_dir())
-    free = shutil.disk_usage(there).free
-    if free < size:
-        raise ModelNotFoundError(
-            f"The file has {size / 1e6:.0f} MB, but {there} has room for {free / 1e6:.0f} MB: make room, or give "
-            "another `cache_dir`."
-        )
-
-
-def _fetch_again(path: Path, sha256: str, arguments: dict[str, Any], storage: Path, deadline: float | None) -> Path:
-    """Fetch a damaged file again, once. What stays damaged does not stay in the cache."""
+def _is_offline(local_files_only: bool) -> bool:
     from huggingface_hub import constants
 
-    what = f"{arguments['filename']} of {arguments['repo_id']!r}"
-    fault = f"{what} is damaged in the cache: its sha256 is not {sha256[:12]}... as it should be"
-    if arguments["local_files_only"] or constants.HF_HUB_OFFLINE:
+    return local_files_only or constants.HF_HUB_OFFLINE
+
+
+def _download(
+    access: _Access, wants: Callable[[str], bool], *, sha256: str | None = None, otherwise: str = "and try again"
+) -> tuple[Path, list[str]]:
+    """Make sure that the wanted files are in the cache and intact; the snapshot's folder, and their paths in it."""
+    storage, revision, fault = access.storage, access.revision or "main", ""
+    commit = revision if COMMIT.fullmatch(revision) else None
+    files = None if commit is None else read_listing(storage, commit)
+    if files is None and not access.offline:
+        try:
+            commit, files = _ask(access)
+            write_listing(storage, commit, files)
+        except faults() as e:
+            fault = explain(e, access.repo_id, access.revision)
+            if "RevisionNotFoundError" in [cls.__name__ for cls in type(e).__mro__]:
+                raise ModelNotFoundError(fault) from e
+            cause = e
+    if files is None:
+        commit = commit or read_ref(storage, revision)
+        if commit is not None:
+            files = read_listing(storage, commit) or list_cached(storage, commit)
+    way = f"the network may not be used. Connect once, {otherwise}."
+    if not files or commit is None:
+        if fault:
+            raise ModelNotFoundError(fault) from cause
+        raise ModelNotFoundError(f"{access.repo_id!r} is not in the cache, and {way}")
+    folder = storage / "snapshots" / commit
+    wanted = sorted(filter(wants, files))
+    missing = [name for name in wanted if access.force_download or not (folder / name).is_file()]
+    if missing and (fault or access.offline):
+        lacks = f"The cache lacks {missing[0]} of {access.repo_id!r}"
+        if fault:
+            raise ModelNotFoundError(f"{fault} {lacks}.") from cause
+        raise ModelNotFoundError(f"{lacks}, and {way}")
+    if fault:
+        logger.warning("%s The copy in the cache is used.", fault)
+    if missing:
+        _make_ready(access, commit, sum(files[name][1] or 0 for name in missing))
+    for name in wanted:
+        _provide(access, commit, name, files, sha256, fetch=name in missing)
+    write_ref(storage, revision, commit)
+    return folder, wanted
+
+
+def _ask(access: _Access) -> tuple[str, Listing]:
+    """Ask the Hub, once, for the commit of a revision and the files in it."""
+    from huggingface_hub import HfApi, constants
+
+    api = HfApi(library_name="stylegan_inversion", token=access.token)
+    try:
+        info = api.model_info(
+            access.repo_id, revision=access.revision, files_metadata=True, timeout=constants.HF_HUB_ETAG_TIMEOUT
+        )
+        commit, siblings = info.sha, info.siblings or []
+        files = {s.rfilename: (s.lfs.sha256 if s.lfs is not None else s.blob_id, s.size) for s in siblings}
+        if commit is None or not COMMIT.fullmatch(commit):
+            raise ValueError(f"it gives the commit {commit!r}")
+        return commit, check_listing(files)
+    except (KeyError, TypeError, AttributeError, ValueError) as e:
+        if type(e).__name__ == "HFValidationError" or getattr(e, "response", None) is not None:
+            raise
+        raise OddAnswerError(f"the answer to a question for {access.repo_id!r} is odd: {e}") from e
+
+
+def _make_ready(access: _Access, commit: str, size: int) -> None:
+    """Before a download: room, and a name for the commit if there is none yet, so that what is missing can be told."""
+    storage = access.storage
+    there = next(folder for folder in (storage, *storage.absolute().parents) if folder.is_dir())
+    if (free := shutil.disk_usage(there).free) < size:
+        raise ModelNotFoundError(
+            f"{access.repo_id!r} needs {size / 1e6:.0f} MB, but {there} has room for {free / 1e6:.0f} MB: make room, "
+            "or give another `cache_dir`."
+        )
+    if read_ref(storage, access.revision or "main") is None:
+        write_ref(storage, access.revision or "main", commit)
+
+
+def _provide(access: _Access, commit: str, name: str, files: Listing, sha256: str | None, *, fetch: bool) -> None:
+    """Fetch a file if need be and check it. A damaged one is fetched again, once; what stays damaged is not kept."""
+    path, what, (hubs, size) = (
+        access.storage / "snapshots" / commit / name,
+        f"{name} of {access.repo_id!r}",
+        files[name],
+    )
+    if sha256 is not None and hubs is not None and len(hubs) == 64 and hubs != sha256:
+        raise CheckpointError(
+            f"{what} is not the file that was asked for: the Hub says its sha256 is {hubs}, not {sha256}. Nothing was "
+            "removed; give another `revision`, or the sha256 of that file if you trust it."
+        )
+    if fetch:
+        try:
+            _fetch(access, commit, name, size)
+        except faults() as e:
+            raise ModelNotFoundError(f"{explain(e, access.repo_id)} It lacks {name}.") from e
+    expected = sha256 or hubs
+    if expected is None:
+        logger.warning("%s cannot be checked: the Hub gives no hash of it.", what)
+        return
+    if is_intact(path, expected, access.storage):
+        return
+    fault = f"{what} is damaged in the cache: its hash is not {expected[:12]}... as it should be"
+    if access.offline:
         raise CheckpointError(f"{fault}. Connect and load it again: it is then fetched anew.")
     logger.warning("%s. It is fetched again.", fault)
-    left = None if deadline is None else max(deadline - time.monotonic(), 0.1)
     remove(path)
     try:
-        again = Path(call_hub("hf_hub_download", {**arguments, "force_download": True}, timeout=left, storage=storage))
-    except ModelNotFoundError as e:
-        raise CheckpointError(f"{fault}, and it could not be fetched again: {e}") from e
-    if not is_intact(again, sha256, storage):
-        size = again.stat().st_size
-        remove(again)
+        _fetch(access, commit, name, size, force=True)
+    except faults() as e:
+        raise CheckpointError(f"{fault}, and it could not be fetched again: {explain(e, access.repo_id)}") from e
+    if not is_intact(path, expected, access.storage):
+        size = path.stat().st_size
+        remove(path)
         raise CheckpointError(
-            f"{what} was fetched twice ({size} bytes) and is not the file with the sha256 {sha256[:12]}...: it was "
-            "damaged on the way, or replaced at its source. Nothing of it is kept."
+            f"{what} was fetched twice ({size} bytes) and does not have the hash {expected[:12]}...: it was damaged on "
+            "the way, or replaced at its source. Nothing of it is kept."
         )
-    return again
+
+
+def _fetch(access: _Access, commit: str, name: str, size: int | None, *, force: bool = False) -> None:
+    from huggingface_hub import constants, hf_hub_download
+
+    hf_hub_download(
+        access.repo_id,
+        name,
+        revision=commit,
+        token=access.token,
+        cache_dir=None if access.cache_dir is None else Path(access.cache_dir),
+        force_download=force or access.force_download,
+        etag_timeout=constants.HF_HUB_ETAG_TIMEOUT,
+        library_name="stylegan_inversion",
+        tqdm_class=progress_bar(size),
+    )
 
 
 def upload_folder(
@@ -193,7 +269,6 @@ def upload_folder(
     revision: str | None = None,
     commit_message: str | None = None,
     overwrite_card: bool = False,
-    timeout: float | None = None,
 ) -> str:
     """Upload a model's folder in one commit: JSON, safetensors, cards and licences, and nothing else.
 
@@ -205,7 +280,6 @@ def upload_folder(
         revision: Branch, made if needed. `None` means the default branch.
         commit_message: Of the commit.
         overwrite_card: Also replace a README.md that is in the repository.
-        timeout: Seconds for everything together; see `call_hub`.
 
     Returns:
         Address of the commit.
@@ -215,29 +289,31 @@ def upload_folder(
         ModelNotFoundError: If the folder is no model.
         UploadError: If the Hub refuses, or cannot be reached. Whatever files the repository has are as they were.
     """
+    from huggingface_hub import HfApi, get_session
+
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
         raise ValueError(f"`repo_id` must be organisation/repository, got {repo_id!r}.")
     if not (folder / "config.json").is_file():
         raise ModelNotFoundError(f"{folder} holds no config.json, so it is not a model saved by this package.")
-    deadline = None if timeout is None else time.monotonic() + timeout
-
-    def call(function: str, **arguments: Any) -> str:
-        left = None if deadline is None else max(deadline - time.monotonic(), 0.1)
-        return call_hub(function, {"repo_id": repo_id, "token": token, **arguments}, timeout=left)
-
+    api, session = HfApi(library_name="stylegan_inversion", token=token), get_session()
+    before = session.timeout
+    session.timeout = UPLOAD_SILENCE  # the client has no limit of its own here  # type: ignore[assignment]
     try:
-        call("create_repo", private=private, exist_ok=True)
+        api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
-            call("create_branch", branch=revision, exist_ok=True)
-        kept = not overwrite_card and call("file_exists", filename="README.md", revision=revision) == "True"
-        return call(
-            "upload_folder",
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        kept = not overwrite_card and api.file_exists(repo_id, "README.md", revision=revision)
+        commit: Any = api.upload_folder(
+            repo_id=repo_id,
             folder_path=str(folder),
             revision=revision,
             commit_message=commit_message or "Upload with stylegan_inversion",
             allow_patterns=_UPLOADED,
             ignore_patterns=["README.md"] if kept else [],
         )
-    except ModelNotFoundError as e:
-        detail = str(e).replace(f"{repo_id!r} could not be fetched from the Hub: ", "the Hub's client says: ")
+        return str(commit)
+    except faults() as e:
+        detail = explain(e, repo_id, revision)
         raise UploadError(f"{repo_id!r} could not be uploaded, its files are as they were: {detail}") from e
+    finally:
+        session.timeout = before

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import time
 from http.client import HTTPMessage
 from pathlib import Path
 from typing import IO
@@ -14,7 +13,7 @@ from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.remote.integrity import cache_root, file_sha256
 
 MAX_BYTES = 16 << 30
-STALLED = 30.0  # seconds without a byte
+STALLED = 30.0  # seconds without a byte, which end a download
 _CHUNK = 1 << 20
 
 
@@ -25,7 +24,6 @@ def download_url(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
-    timeout: float | None = None,
 ) -> Path:
     """Fetch a file, or find it in the cache under its sha256.
 
@@ -37,7 +35,6 @@ def download_url(
         cache_dir: Where downloads are kept. `None` means the Hub's own cache.
         local_files_only: Never use the network.
         force_download: Fetch it again.
-        timeout: Seconds for the whole file. `None` sets no limit, but for half a minute without a byte.
 
     Raises:
         ValueError: If the address or the sha256 is none.
@@ -58,7 +55,7 @@ def download_url(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        found = _fetch(url, partial, None if timeout is None else time.monotonic() + timeout)
+        found = _fetch(url, partial)
         if found != sha256:
             raise CheckpointError(
                 f"{url} gave another file: its sha256 is {found}, not {sha256}. Often it is a page that asks for a "
@@ -84,7 +81,7 @@ class _OnlyHTTPS(HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _fetch(url: str, path: Path, deadline: float | None) -> str:
+def _fetch(url: str, path: Path) -> str:
     """Write the file and give its sha256."""
     digest, size = hashlib.sha256(), 0
     request = Request(url, headers={"User-Agent": "stylegan_inversion"})
@@ -94,8 +91,6 @@ def _fetch(url: str, path: Path, deadline: float | None) -> str:
             size += len(chunk)
             if size > MAX_BYTES:
                 raise OSError(f"it is larger than {MAX_BYTES >> 30} GiB")
-            if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError("it took longer than `timeout`")
             digest.update(chunk)
             file.write(chunk)
     return digest.hexdigest()

@@ -65,8 +65,8 @@ def test_converted_once(fetched: list[dict[str, Any]], tmp_path: Path) -> None:
 
 
 def test_a_pipeline(fetched: list[dict[str, Any]], tmp_path: Path) -> None:
-    pipeline = E4EPipeline.from_pretrained("test-e4e", token="abc", force_download=True, timeout=9.0)
-    access = {"token": "abc", "cache_dir": None, "local_files_only": False, "force_download": True, "timeout": 9.0}
+    pipeline = E4EPipeline.from_pretrained("test-e4e", token="abc", force_download=True)
+    access = {"token": "abc", "cache_dir": None, "local_files_only": False, "force_download": True}
     assert fetched == [{"name": "test-e4e", **access}]
     assert torch.equal(pipeline.generator.w_avg, E4EPipeline.from_pretrained("faces64").generator.w_avg)
     out = pipeline(Path(hub.builtin_path("samples/sample1.jpg")))

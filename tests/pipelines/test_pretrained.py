@@ -57,6 +57,54 @@ def test_the_old_name_of_dtype() -> None:
         assert E4EPipeline.from_pretrained("faces64", torch_dtype=torch.float64).dtype == torch.float64
 
 
+@pytest.mark.parametrize("args", [(torch.float64,), ("cpu", torch.float64), (torch.device("cpu"), torch.float64), ()])
+def test_to(e4e: E4EPipeline, pti: PTIPipeline, tmp_path: Path, args: tuple[Any, ...]) -> None:
+    """As PyTorch's and diffusers': every network goes along, and those that are loaded later."""
+    with_encoder = PTIPipeline(
+        pti.generator, perceptual=pti.perceptual, tuning=pti.tuning, encoders={"e4e": e4e.encoder}
+    )
+    folder = with_encoder.save_pretrained(tmp_path / "model")
+    options = {} if args else {"device": "cpu", "dtype": torch.float64}
+    for cls in (E4EPipeline, PTIPipeline):
+        pipe: Any = cls.from_pretrained(folder)
+        assert pipe.to(*args, **options) is pipe
+        call = functools.partial(pipe, GREY, align=False, **({"pivot": "e4e"} if cls is PTIPipeline else {}))
+        assert call().generator.w_avg.dtype == torch.float64
+        assert {p.dtype for network in pipe._networks() for p in network.parameters()} == {torch.float64}
+        assert pipe.to("cpu").to().to(None).dtype == torch.float64
+        pipe.to(torch.float32)  # an encoder of PTI's that is there already
+        assert call().w_plus.shape == (1, 8, 16)
+        assert {p.dtype for network in pipe._networks() for p in network.parameters()} == {torch.float32}
+
+
+def test_to_a_half_type(e4e: E4EPipeline, tmp_path: Path) -> None:
+    pipe = E4EPipeline.from_pretrained(e4e.save_pretrained(tmp_path / "model"))
+    assert pipe._name is not None
+    assert pipe.to(torch.bfloat16).dtype == torch.bfloat16 and pipe._name is None  # its generator has other numbers now
+    assert pipe(GREY, align=False).images[0].size == (32, 32)
+
+
+def test_what_to_refuses(e4e: E4EPipeline, pti: PTIPipeline) -> None:
+    with pytest.raises(ValueError, match=r"`dtype` must be torch.float32 or torch.float64, got torch.bfloat16: tuning"):
+        pti.to(torch.bfloat16)
+    assert pti.dtype == torch.float32
+    for dtype in (torch.int8, torch.float8_e4m3fn, "float64"):
+        with pytest.raises(ValueError, match=r"`dtype` must be a floating-point type such as torch.bfloat16, got "):
+            e4e.to(dtype=dtype)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`device` must be auto, cuda, mps, cpu or such as cuda:1, got 'gpu'"):
+        e4e.to("gpu")
+    wrong: list[Any] = [True, 1.5, torch.ones(1)]
+    for value in wrong:
+        with pytest.raises(
+            TypeError, match=r'`to` takes a device such as "cuda" and a dtype such as torch.float64, got'
+        ):
+            e4e.to(value)
+    with pytest.raises(TypeError, match=r"`to` takes one device and one dtype, got 'cuda' as well"):
+        e4e.to("cpu", "cuda")
+    with pytest.raises(TypeError, match=r"`to` takes one device and one dtype, got torch.float32 as well"):
+        e4e.to(torch.float64, torch.float32)
+
+
 def test_dtypes_that_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"`dtype` must be a floating-point type such as .*, got torch.int8"):
         E4EPipeline.from_pretrained("faces64", dtype=torch.int8)
@@ -98,11 +146,9 @@ def test_variants(e4e: E4EPipeline, tmp_path: Path) -> None:
 def test_through_the_hub_and_back(
     e4e: E4EPipeline, fake_hub: FakeHub, photo: Image.Image, detector: Callable[..., object]
 ) -> None:
-    address = e4e.push_to_hub(
-        "org/mine", token="write", private=True, license="mit", metrics={"l2": 0.25}, timeout=None
-    )
+    address = e4e.push_to_hub("org/mine", token="write", private=True, license="mit", metrics={"l2": 0.25})
     assert address.startswith(fake_hub.url)
-    e4e.push_to_hub("org/mine", token="write", variant="fp16", timeout=None)
+    e4e.push_to_hub("org/mine", token="write", variant="fp16")
     files = fake_hub.repositories["org/mine"]
     assert {"README.md", "config.json", "generator/model.safetensors", "generator/model.fp16.safetensors"} <= set(files)
     assert b'from_pretrained("org/mine")' in files["README.md"] and b'license: "mit"' in files["README.md"]

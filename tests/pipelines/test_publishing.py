@@ -45,15 +45,15 @@ def test_push(folder: Path, fake_hub: FakeHub, capsys: pytest.CaptureFixture[str
 
 def test_cards(folder: Path, fake_hub: FakeHub) -> None:
     (folder / "README.md").unlink()
-    push_folder(folder, "org/mine", license="mit", timeout=None)
+    push_folder(folder, "org/mine", license="mit")
     files = fake_hub.repositories["org/mine"]
     assert b'license: "mit"' in files["README.md"] and not (folder / "README.md").exists()
     (folder / "README.md").write_text('mine: from_pretrained("other/one")')
-    push_folder(folder, "org/mine", timeout=None)
+    push_folder(folder, "org/mine")
     assert b"mine" not in files["README.md"].split(b"\n")[0]  # the one that is there stays
-    push_folder(folder, "org/other", timeout=None)
+    push_folder(folder, "org/other")
     assert fake_hub.repositories["org/other"]["README.md"] == b'mine: from_pretrained("other/one")'
-    push_folder(folder, "org/other", timeout=None, overwrite_card=True)
+    push_folder(folder, "org/other", overwrite_card=True)
     assert b"library_name" in fake_hub.repositories["org/other"]["README.md"]
 
 
@@ -63,7 +63,7 @@ def test_without_links(folder: Path, fake_hub: FakeHub, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(publishing.Path, "symlink_to", refuse)
     before = state(folder)
-    push_folder(folder, "org/mine", timeout=None)
+    push_folder(folder, "org/mine")
     assert b'from_pretrained("org/mine")' in fake_hub.repositories["org/mine"]["README.md"] and state(folder) == before
 
 

@@ -47,7 +47,7 @@ def left(folder: Path) -> list[str]:
 
 
 def test_fetched_once(opener: FakeOpener, tmp_path: Path) -> None:
-    path = download_url(URL, sha256=SHA256.upper(), cache_dir=tmp_path, timeout=10)
+    path = download_url(URL, sha256=SHA256.upper(), cache_dir=tmp_path)
     assert path.read_bytes() == CONTENT and path.name == "e4e.pt" and left(tmp_path) == ["e4e.pt"]
     assert download_url(URL, sha256=SHA256, cache_dir=tmp_path, local_files_only=True) == path
     assert opener.asked == 1
@@ -69,8 +69,6 @@ def test_what_cannot_be_fetched(opener: FakeOpener, tmp_path: Path, monkeypatch:
     with pytest.raises(ModelNotFoundError, match=r"could not be fetched: no route to host"):
         download_url(URL, sha256=SHA256, cache_dir=tmp_path)
     opener.error = None
-    with pytest.raises(ModelNotFoundError, match=r"longer than `timeout`"):
-        download_url(URL, sha256=SHA256, cache_dir=tmp_path, timeout=0)
     monkeypatch.setattr(web, "MAX_BYTES", 100)
     with pytest.raises(ModelNotFoundError, match=r"it is larger than 0 GiB"):
         download_url(URL, sha256=SHA256, cache_dir=tmp_path)
