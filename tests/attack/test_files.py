@@ -1,5 +1,6 @@
 """Folders from strangers, mutated by the thousand: each gives a model or one of our errors, in little memory."""
 
+import copy
 import json
 import os
 import random
@@ -61,10 +62,8 @@ def mutate_tree(tree: Any, rng: random.Random) -> None:
             del container[key]
         elif kind == 1 and isinstance(container, dict):
             container[rng.choice(["x", "_x", "resolution", "units", "config", "", "__class__"])] = rng.choice(VALUES)
-        elif kind == 2:
-            container[key] = container[rng.choice(list(container))] if isinstance(container, dict) else container
-            if container[key] is container:  # no circles in JSON
-                container[key] = []
+        elif kind == 2 and isinstance(container, dict):
+            container[key] = copy.deepcopy(container[rng.choice(list(container))])
         else:
             container[key] = rng.choice(VALUES)
 
@@ -177,7 +176,7 @@ def attack(folder: Path, loads: list[Callable[[], Any]], count: int, seed: int) 
     files = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     for load in loads:
         load()  # sound until then
-    rng, seen, longest = random.Random(seed), Counter[str](), 0.0
+    rng, seen, longest = random.Random(seed), Counter[str](), (0.0, "")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(count):
         path = rng.choice(list(files))
@@ -203,10 +202,10 @@ def attack(folder: Path, loads: list[Callable[[], Any]], count: int, seed: int) 
         except BaseException as e:
             raise AssertionError(f"mutation {number} of {path.name}: {type(e).__name__}: {str(e)[:300]}") from e
         finally:
-            longest = max(longest, time.perf_counter() - start)
+            longest = max(longest, (time.perf_counter() - start, f"{path.parent.name}/{path.name}, {number}"))
             restore({path: data})
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1000
-    print(f"{folder.name}: {dict(seen)}, longest {longest:.2f} s, {grown:.0f} MB more at the peak")
+    print(f"{folder.name}: {dict(seen)}, longest {longest[0]:.2f} s ({longest[1]}), {grown:.0f} MB more at the peak")
     assert grown < 500
     return seen
 
