@@ -61,11 +61,11 @@ def mutate_tree(tree: Any, rng: random.Random) -> None:
         if kind == 0:
             del container[key]
         elif kind == 1 and isinstance(container, dict):
-            container[rng.choice(["x", "_x", "resolution", "units", "config", "", "__class__"])] = rng.choice(VALUES)
+            container[rng.choice(["x", "_x", "resolution", "units", "config", "", "__class__"])] = copy.deepcopy(rng.choice(VALUES))
         elif kind == 2 and isinstance(container, dict):
             container[key] = copy.deepcopy(container[rng.choice(list(container))])
         else:
-            container[key] = rng.choice(VALUES)
+            container[key] = copy.deepcopy(rng.choice(VALUES))
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
