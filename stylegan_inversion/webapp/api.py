@@ -16,7 +16,7 @@ from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.webapp.actions import Actions, methods_of
 from stylegan_inversion.webapp.messages import gr
 from stylegan_inversion.webapp.models import METHODS
-from stylegan_inversion.webapp.photo_column import photo_input
+from stylegan_inversion.webapp.photos import photo_input
 from stylegan_inversion.webapp.running import Progress
 from stylegan_inversion.webapp.shown import kind_of
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import gradio as gr
 import torch
 
 from stylegan_inversion.errors import (
@@ -11,14 +12,8 @@ from stylegan_inversion.errors import (
     DivergedError,
     FaceNotFoundError,
     InvalidImageError,
-    MissingDependencyError,
     ModelNotFoundError,
 )
-
-try:
-    import gradio as gr
-except ImportError as e:
-    raise MissingDependencyError('The web app needs Gradio: pip install "stylegan-inversion[app]".') from e
 
 logger = logging.getLogger(__name__)
 
