@@ -53,7 +53,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         from omegaconf.errors import OmegaConfBaseException
         from yaml import YAMLError
     except ImportError as e:
-        raise MissingDependencyError.of_extra(f"Training needs OmegaConf, which cannot be imported ({e}).", "train") from e
+        raise MissingDependencyError.of_extra(
+            f"Training needs OmegaConf, which cannot be imported ({e}).", "train"
+        ) from e
     for override in overrides:
         if "=" not in override:
             raise ValueError(f"{override!r} is not NAME=VALUE, such as steps=1000.")

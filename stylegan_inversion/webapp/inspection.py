@@ -5,7 +5,6 @@ import json
 import re
 import threading
 from collections import OrderedDict
-from typing import Any
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import HTTPConnection
