@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stylegan_inversion.webapp.answers import COOKIE, is_made_here, refuse
+from stylegan_inversion.webapp.answers import COOKIE, is_made_here, is_tool_call, refuse
 from stylegan_inversion.webapp.answers import is_upload as is_upload_of
 from stylegan_inversion.webapp.inspection import Inspect as Inspect
 from stylegan_inversion.webapp.janitor import Janitor as Janitor
@@ -145,6 +145,9 @@ class VisitorCookie:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Set the cookie with a page or an answer, where it is missing or was not made here."""
         if scope["type"] != "http" or is_made_here(HTTPConnection(scope).cookies.get(COOKIE, "")):
+            return await self.app(scope, receive, send)
+        # one client of Gradio's own serves all who call tools: it cannot work with the cookie of one of them
+        if is_tool_call(scope) or Headers(scope=scope).get("x-gradio-user") == "mcp":
             return await self.app(scope, receive, send)
         forwarded = Headers(scope=scope).get("x-forwarded-proto", "").split(",")[0].strip()
         is_https = (forwarded or scope["scheme"]) == "https"
