@@ -104,7 +104,8 @@ def build_app(
     demo.janitor, demo.sessions = janitor, sessions  # live as long as the app
     janitor.also(functools.partial(forget_lost, demo.temp_file_sets))
     janitor.also(give_back)
-    return demo.queue(max_size=32, default_concurrency_limit=4)
+    # `/run`, which passes the queue by, is for what needs no queue
+    return demo.queue(max_size=32, default_concurrency_limit=4, api_open=False)
 
 
 def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> dict[str, Any]:

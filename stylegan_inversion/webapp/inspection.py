@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stylegan_inversion.webapp.answers import COOKIE, is_made_here, is_upload, refuse, route_of
+from stylegan_inversion.webapp.messages import WRONG_ARGUMENTS
 from stylegan_inversion.webapp.photos import NOT_UPLOADED, names_other_files
 
 REMEMBERED_SESSIONS = 10_000  # Gradio itself keeps what the last 200 show
@@ -20,6 +21,7 @@ FOREIGN_ADDRESS = "This server fetches nothing from other addresses. Send the fi
 NOT_HERE = "There is nothing here."
 
 _IN_PATH = re.compile(r"/(?:heartbeat|stream)/([^/]+)")  # a session hash
+_BY_NAME = re.compile(r"/call/v2/[^/]+/?$")
 _EVENT = re.compile(r"/call/(?:v2/)?[^/]+/([^/]+)/?$")  # an event's name, or a session hash passed off as one
 
 
@@ -74,7 +76,12 @@ class Inspect:
             [*(self._is_theirs(each, visitor) for each in named), *(self._may_read(each, visitor) for each in events)]
         ):
             return await refuse(send, 403, FOREIGN_SESSION)
-        await self.app(scope, receive, send)
+        try:
+            await self.app(scope, receive, send)
+        except (KeyError, TypeError):
+            if not _BY_NAME.search(path):
+                raise
+            await refuse(send, 422, WRONG_ARGUMENTS)  # Gradio knows no such endpoint or argument, or misses one
 
     def _is_theirs(self, session_hash: str, visitor: bytes) -> bool:
         """Whether a session is this visitor's, as it is if nobody had it before."""
