@@ -38,11 +38,12 @@ def open_upload(path: str, *, max_bytes: int | None = None) -> BinaryIO:
         max_bytes: How large it may be. `None` leaves that to the limit on uploads.
 
     Raises:
-        NotUploadedError: If it is no regular file inside `GRADIO_TEMP_DIR`, the folder that `Janitor` owns, or larger.
+        NotUploadedError: If it is larger, or no regular file in a folder inside `GRADIO_TEMP_DIR`, `Janitor`'s own.
     """
     try:
         real = Path(path).resolve(strict=True)
-        if not real.is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve(strict=True)):
+        folder = Path(os.environ["GRADIO_TEMP_DIR"]).resolve(strict=True)
+        if folder not in real.parent.parents:  # directly in it lie uploads that are not whole yet
             raise NotUploadedError
         file = open(real, "rb", opener=lambda name, flags: os.open(name, flags | _NEVER_WAIT))
         with contextlib.ExitStack() as refused:
