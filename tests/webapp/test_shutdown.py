@@ -30,8 +30,16 @@ sys.exit(main(["app", "--port", sys.argv[1]]))
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no such signals")
-@pytest.mark.parametrize("end", ["SIGHUP", "SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("is_running", [True, False])
+@pytest.mark.parametrize(
+    ("end", "is_running"),
+    [
+        ("SIGHUP", True),
+        ("SIGINT", True),
+        pytest.param("SIGTERM", True, marks=pytest.mark.slow),
+        pytest.param("SIGHUP", False, marks=pytest.mark.slow),
+        pytest.param("SIGINT", False, marks=pytest.mark.slow),
+    ],
+)
 def test_the_end_of_an_app(end: str, is_running: bool, photo: Image.Image, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
