@@ -205,15 +205,20 @@ def _parser() -> argparse.ArgumentParser:
     app.add_argument("--port", type=int, help="[the first free one from 7860]")
     app.add_argument("--share", action="store_true", help="also a public link")
     app.add_argument("--device", default="auto", help="[%(default)s]")
-    choice = app.add_mutually_exclusive_group()
-    choice.add_argument(
+    app.add_argument(
         "--any-model",
         dest="open_choice",
         action="store_true",
-        default=None,
-        help="visitors may load models of the Hub and upload folders [only if no other machine can reach the app]",
+        help="visitors may load models of the Hub and upload folders",
     )
-    choice.add_argument("--only-model", dest="open_choice", action="store_false", help="they may not, in any case")
+    app.add_argument(
+        "--allow-host",
+        dest="allowed_hosts",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name by which a proxy on this machine reaches the app; repeatable [localhost only]",
+    )
     app.add_argument(
         "--tuning-slots", type=_at_least(1), default=1, metavar="N", help="PTI runs at a time [%(default)s]"
     )
@@ -394,6 +399,7 @@ def _app(args: argparse.Namespace) -> int:
         share=args.share,
         device=args.device,
         open_choice=args.open_choice,
+        allowed_hosts=args.allowed_hosts,
         tuning_slots=args.tuning_slots,
     )
     return 0

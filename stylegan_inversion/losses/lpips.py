@@ -166,9 +166,10 @@ def load_perceptual(name: str = "st-alex", *, device: torch.device | str | None 
     try:
         import lpips
     except (ImportError, RuntimeError) as e:  # torchvision raises RuntimeError beside a torch it was not built for
-        raise MissingDependencyError(
-            f'The perceptual network {name!r} needs `lpips`: pip install "stylegan-inversion[faces]". '
-            "The built-in 'st-alex' needs nothing."
+        raise MissingDependencyError.of_extra(
+            f"The perceptual network {name!r} needs `lpips`.",
+            "faces",
+            otherwise="The built-in 'st-alex' needs nothing.",
         ) from e
     try:
         network = lpips.LPIPS(net=name, verbose=False)

@@ -16,7 +16,7 @@ from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.webapp.actions import Actions, methods_of
 from stylegan_inversion.webapp.messages import gr
 from stylegan_inversion.webapp.models import METHODS
-from stylegan_inversion.webapp.photo_column import photo_input
+from stylegan_inversion.webapp.photos import photo_input
 from stylegan_inversion.webapp.running import Progress
 from stylegan_inversion.webapp.shown import kind_of
 
@@ -220,7 +220,7 @@ class Api:
             for row in rows if not is_done else []:
                 self.actions.sessions.drop(row["token"], owner=None)
 
-    def random_face(self, seed: float = 0, truncation: float = 0.7, model: str = "") -> tuple[str, str]:
+    def random_face(self, seed: float = 0, truncation: float | None = 0.7, model: str = "") -> tuple[str, str]:
         """Draw a face of nobody.
 
         Args:
@@ -232,11 +232,12 @@ class Api:
             The face
             Its token
         """
+        truncation = 0.7 if truncation is None else truncation
         token = self.actions.random_face(owner=None, model=model, seed=seed, truncation=truncation)
         return self._face(self.actions.kept(token, owner=None).output, token), token
 
     def mix(
-        self, token_a: str, token_b: str, start: float = 0, end: float | None = None, alpha: float = 1.0
+        self, token_a: str, token_b: str, start: float = 0, end: float | None = None, alpha: float | None = 1.0
     ) -> tuple[str, str]:
         """Give one face the styles of another in some layers.
 
@@ -253,7 +254,7 @@ class Api:
         """
         num_ws = self.actions.kept(token_a, owner=None).output.w_plus.shape[1]
         layers = (start or 0, num_ws if end is None else end)
-        token = self.actions.mix(token_a, token_b, owner=None, layers=layers, alpha=alpha)
+        token = self.actions.mix(token_a, token_b, owner=None, layers=layers, alpha=1.0 if alpha is None else alpha)
         return self._face(self.actions.kept(token, owner=None).output, token), token
 
     def interpolate(self, token_a: str, token_b: str, frames: float = 24) -> str:
