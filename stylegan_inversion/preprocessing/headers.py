@@ -1,0 +1,182 @@
+"""What decoding a picture costs, read from its file before a decoder sees it.
+
+Pillow checks the width and the height. Memory and time also go to what a small file can declare in bulk: scans of a JPEG,
+chunks, entries of an EXIF block, compressed texts. Each has a bound here, far above what cameras and programs write.
+"""
+
+import re
+import struct
+from dataclasses import dataclass
+
+from stylegan_inversion.errors import InvalidImageError
+
+MAX_SCANS = 100  # of a JPEG; programs write about 10
+MAX_PARTS = 10_000  # segments of a JPEG, chunks of a PNG or a WebP
+MAX_EXIF_BYTES = 131_072  # JPEG's own limit is half of it
+MAX_EXIF_ENTRIES = 100  # of the first directory; cameras write about 20
+_MAX_TEXTS = 16  # chunks of a PNG that Pillow unpacks to 1 MB each, and 4 MB in memory
+_MAX_JUNK = 65_536  # bytes between the segments of a JPEG
+
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # neither stuffing, restarts nor fill bytes
+_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; with Huffman codes
+_RARE_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+_SCAN, _END = 0xDA, 0xD9
+_HEADER = (*_FRAMES, 0xC4, 0xDB, 0xDD, 0xFE, _SCAN, *range(0xE0, 0xF0))  # what may stand before the first scan
+
+_SIGNATURES = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"BM", "BMP"),
+    (b"GIF8", "GIF"),
+    *((start, "TIFF") for start in (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What decoding takes.
+
+    Attributes:
+        kind: Of file, in words.
+        bytes_per_pixel: Memory at the peak, the result included.
+        scans: How often a JPEG's decoder walks over the whole picture.
+        size: Width and height where they were read here; `None` leaves it to Pillow.
+    """
+
+    kind: str = "picture"
+    bytes_per_pixel: float = 7.0  # four of Pillow's, three of ours, see `image`
+    scans: int = 1
+    size: tuple[int, int] | None = None
+
+
+def format_of(head: bytes) -> str | None:
+    """Pillow's name of the format that a file begins like; `None` if it is none that is known here."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for start, name in _SIGNATURES if head.startswith(start)), None)
+
+
+def cost_of(data: bytes, file_format: str, name: str) -> Cost:
+    """Read what decoding a file takes.
+
+    Args:
+        data: The file.
+        file_format: See `format_of`.
+        name: Of the file, for messages.
+
+    Raises:
+        InvalidImageError: If it declares more than any honest picture, is of a kind that hardly a program writes, or is
+            damaged.
+    """
+    if file_format == "JPEG":
+        return _cost_of_jpeg(data, name)
+    if file_format == "PNG":
+        _check_png(data, name)
+    elif file_format == "WEBP":
+        _check_webp(data, name)
+        return Cost("WebP", bytes_per_pixel=20.0)  # its decoder keeps several canvases
+    return Cost()
+
+
+def exif_fault(block: bytes) -> str:
+    """What makes an EXIF block (or a list of pictures, MPF) cost too much to read; "" if nothing does."""
+    if len(block) > MAX_EXIF_BYTES:
+        return f"{len(block):,} bytes, and at most {MAX_EXIF_BYTES:,} are read"
+    block = block.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None or len(block) < 8:
+        return ""  # Pillow passes over it
+    (start,) = struct.unpack_from(f"{order}I", block, 4)
+    (count,) = struct.unpack_from(f"{order}H", block, start) if start + 2 <= len(block) else (0,)
+    return f"{count} entries, and at most {MAX_EXIF_ENTRIES} are read" if count > MAX_EXIF_ENTRIES else ""
+
+
+def _cost_of_jpeg(data: bytes, name: str) -> Cost:
+    """Walk over the segments the way libjpeg does, to the end of the first picture."""
+    frame, whole, position, scans, junk, exif = b"", True, 2, 0, 0, b""
+    progressive = False
+    for _ in range(MAX_PARTS):
+        found = _MARKER.search(data, position)
+        if found is None:
+            break  # cut off: the decoder says so
+        marker, start = data[found.end() - 1], found.end()
+        if not scans:
+            junk += found.start() - position
+            if junk > _MAX_JUNK:
+                raise InvalidImageError(f"{name} is damaged: there is no JPEG between its parts.")
+            if marker in _RARE_FRAMES:
+                raise InvalidImageError(
+                    f"{name} is a lossless or arithmetically coded JPEG, which is not read; save it as an ordinary JPEG."
+                )
+            if marker not in _HEADER:
+                raise InvalidImageError(f"{name} is not an image, or damaged: a JPEG has no part {marker:#x} there.")
+        if marker == _END:
+            break
+        if marker in (0x01, 0xD8):  # without a length; libjpeg passes over the first and refuses the second
+            position = start
+            continue
+        length = max(int.from_bytes(data[start : start + 2], "big"), 2)
+        body, position = data[start + 2 : start + length], start + length
+        if marker == _SCAN:
+            if not scans:
+                whole = bool(frame) and body[:1] == frame[5:6]
+            scans += 1
+            if scans > MAX_SCANS:
+                raise InvalidImageError(
+                    f"{name} is a progressive JPEG of more than {MAX_SCANS} scans; save it as an ordinary JPEG."
+                )
+        elif scans:
+            continue
+        elif marker in _FRAMES:
+            if frame or len(body) < 6 or len(body) < 6 + 3 * body[5]:
+                raise InvalidImageError(f"{name} is damaged: its JPEG has two frames, or half of one.")
+            frame, progressive = body, marker == 0xC2
+        elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
+            exif += body[6 if exif else 0 :]
+            _check_block(exif, "EXIF block", name)
+        elif marker == 0xE2 and body.startswith(b"MPF\0"):
+            _check_block(body[4:], "list of pictures", name)
+    else:
+        raise InvalidImageError(f"{name} has more than {MAX_PARTS:,} parts; save it as an ordinary JPEG.")
+    if not frame:
+        raise InvalidImageError(f"{name} is not an image, or damaged: it begins like a JPEG, but holds no picture.")
+    height, width, count = struct.unpack_from(">HHB", frame, 1)
+    factors = [(each >> 4, each & 15) for each in frame[7 : 6 + 3 * count : 3]]
+    full = max((h for h, _ in factors), default=1) * max((v for _, v in factors), default=1)
+    samples = sum(h * v for h, v in factors) / max(full, 1)
+    if progressive or not whole:  # all coefficients, of 2 bytes each, are in memory at once
+        cost = max((1 if count == 1 else 4) + 2 * samples, 7.0)
+        return Cost("progressive JPEG", bytes_per_pixel=cost, scans=scans, size=(width, height))
+    return Cost("JPEG", scans=scans, size=(width, height))
+
+
+def _check_png(data: bytes, name: str) -> None:
+    position, texts = 8, 0
+    for _ in range(MAX_PARTS):
+        if position + 8 > len(data):
+            return  # cut off: the decoder says so
+        length, kind = struct.unpack_from(">I4s", data, position)
+        texts += kind in (b"zTXt", b"iTXt")
+        if texts > _MAX_TEXTS:
+            raise InvalidImageError(
+                f"{name} holds more than {_MAX_TEXTS} compressed texts; save it as a PNG without metadata."
+            )
+        if kind == b"IEND":
+            return
+        position += 12 + length
+    raise InvalidImageError(f"{name} has more than {MAX_PARTS:,} parts; save it as an ordinary PNG.")
+
+
+def _check_webp(data: bytes, name: str) -> None:
+    position = 12
+    for _ in range(MAX_PARTS):
+        if position + 8 > len(data):
+            return
+        (length,) = struct.unpack_from("<I", data, position + 4)
+        position += 8 + length + length % 2
+    raise InvalidImageError(f"{name} has more than {MAX_PARTS:,} parts; save it as a WebP without animation, or a PNG.")
+
+
+def _check_block(block: bytes, what: str, name: str) -> None:
+    if fault := exif_fault(block):
+        raise InvalidImageError(f"{name} has an {what} of {fault}. Save the photo anew, without its metadata.")
