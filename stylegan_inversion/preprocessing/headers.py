@@ -15,7 +15,10 @@ MAX_PARTS = 10_000  # segments of a JPEG, chunks of a PNG or a WebP
 MAX_EXIF_BYTES = 131_072  # JPEG's own limit is half of it
 MAX_EXIF_ENTRIES = 100  # of the first directory; cameras write about 20
 _MAX_TEXTS = 16  # chunks of a PNG that Pillow unpacks to 1 MB each, and 4 MB in memory
+_MAX_PHOTOSHOP = 64  # segments of a JPEG that Pillow takes apart entry by entry
 _MAX_JUNK = 65_536  # bytes between the segments of a JPEG
+_WEBP_BYTES = 20  # a pixel: the decoder keeps several canvases
+_CODE_BYTES = 12_000  # lossless, each block of 4 x 4 pixels may bring a set of Huffman codes, up to 65,536 sets
 
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # neither stuffing, restarts nor fill bytes
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; with Huffman codes
@@ -34,17 +37,17 @@ _SIGNATURES = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What decoding takes.
+    """What decoding takes, where it is more than the 7 bytes a pixel and the moment that any picture takes.
 
     Attributes:
         kind: Of file, in words.
-        bytes_per_pixel: Memory at the peak, the result included.
+        memory: Bytes at the peak, the result included; 0 for any picture.
         scans: How often a JPEG's decoder walks over the whole picture.
         size: Width and height where they were read here; `None` leaves it to Pillow.
     """
 
     kind: str = "picture"
-    bytes_per_pixel: float = 7.0  # four of Pillow's, three of ours, see `image`
+    memory: int = 0
     scans: int = 1
     size: tuple[int, int] | None = None
 
@@ -73,8 +76,7 @@ def cost_of(data: bytes, file_format: str, name: str) -> Cost:
     if file_format == "PNG":
         _check_png(data, name)
     elif file_format == "WEBP":
-        _check_webp(data, name)
-        return Cost("WebP", bytes_per_pixel=20.0)  # its decoder keeps several canvases
+        return _cost_of_webp(data, name)
     return Cost()
 
 
@@ -93,8 +95,8 @@ def exif_fault(block: bytes) -> str:
 
 def _cost_of_jpeg(data: bytes, name: str) -> Cost:
     """Walk over the segments the way libjpeg does, to the end of the first picture."""
-    frame, whole, position, scans, junk, exif = b"", True, 2, 0, 0, b""
-    progressive = False
+    frame, exif, whole, progressive = b"", b"", True, False
+    position, scans, junk, photoshop = 2, 0, 0, 0
     for _ in range(MAX_PARTS):
         found = _MARKER.search(data, position)
         if found is None:
@@ -135,7 +137,11 @@ def _cost_of_jpeg(data: bytes, name: str) -> Cost:
             exif += body[6 if exif else 0 :]
             _check_block(exif, "EXIF block", name)
         elif marker == 0xE2 and body.startswith(b"MPF\0"):
-            _check_block(body[4:], "list of pictures", name)
+            _check_block(body[4:], "MPF block", name)
+        elif marker == 0xED:
+            photoshop += 1
+            if photoshop > _MAX_PHOTOSHOP:
+                raise InvalidImageError(f"{name} has too much metadata of Photoshop. Save the photo anew, without it.")
     else:
         raise InvalidImageError(f"{name} has more than {MAX_PARTS:,} parts; save it as an ordinary JPEG.")
     if not frame:
@@ -145,8 +151,8 @@ def _cost_of_jpeg(data: bytes, name: str) -> Cost:
     full = max((h for h, _ in factors), default=1) * max((v for _, v in factors), default=1)
     samples = sum(h * v for h, v in factors) / max(full, 1)
     if progressive or not whole:  # all coefficients, of 2 bytes each, are in memory at once
-        cost = max((1 if count == 1 else 4) + 2 * samples, 7.0)
-        return Cost("progressive JPEG", bytes_per_pixel=cost, scans=scans, size=(width, height))
+        memory = int(width * height * ((1 if count == 1 else 4) + 2 * samples))
+        return Cost("progressive JPEG", memory, scans, (width, height))
     return Cost("JPEG", scans=scans, size=(width, height))
 
 
@@ -167,14 +173,30 @@ def _check_png(data: bytes, name: str) -> None:
     raise InvalidImageError(f"{name} has more than {MAX_PARTS:,} parts; save it as an ordinary PNG.")
 
 
-def _check_webp(data: bytes, name: str) -> None:
-    position = 12
+def _cost_of_webp(data: bytes, name: str) -> Cost:
+    position, lossless = 12, False
     for _ in range(MAX_PARTS):
         if position + 8 > len(data):
-            return
-        (length,) = struct.unpack_from("<I", data, position + 4)
+            break
+        kind, length = struct.unpack_from("<4sI", data, position)
+        inner = data[position + 24 : position + 28] if kind == b"ANMF" else kind
+        lossless |= inner in (b"VP8L", b"ALPH")
         position += 8 + length + length % 2
-    raise InvalidImageError(f"{name} has more than {MAX_PARTS:,} parts; save it as a WebP without animation, or a PNG.")
+    else:
+        raise InvalidImageError(
+            f"{name} has more than {MAX_PARTS:,} parts; save it as a WebP without animation, or a PNG."
+        )
+    start, bits = data[12:16], int.from_bytes(data[21:25], "little")
+    if start == b"VP8X":
+        width, height = (1 + int.from_bytes(data[k : k + 3], "little") for k in (24, 27))
+    elif start == b"VP8L":
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    else:
+        width, height = (int.from_bytes(data[k : k + 2], "little") & 0x3FFF for k in (26, 28))
+    memory = _WEBP_BYTES * width * height
+    if lossless:
+        memory += _CODE_BYTES * min(width * height // 16, 65_536)
+    return Cost("lossless or transparent WebP" if lossless else "WebP", memory, size=(width, height))
 
 
 def _check_block(block: bytes, what: str, name: str) -> None:

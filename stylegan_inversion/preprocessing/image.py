@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
 
 from stylegan_inversion.errors import InvalidImageError
-from stylegan_inversion.preprocessing.headers import cost_of, exif_fault, format_of
+from stylegan_inversion.preprocessing.headers import Cost, cost_of, exif_fault, format_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,8 @@ _SOUND_SINCE = {"TIFF": (13, 0)}  # the first Pillow whose decoder has no known 
 _PILLOW = tuple(int(number) for number in re.findall(r"\d+", PIL.__version__)[:2])
 _USUAL_SCANS = 20  # walking so often over the largest picture takes a second or two
 _MAX_PROFILE_BYTES = 4_000_000
-_STRIP_PIXELS = 2**20  # colours are converted in strips, so that a large photo is in memory once, not thrice
+_TABLES = re.compile(rb"[AD]2B\d")  # in the list of a profile's tags
+_STRIP_PIXELS = 2**18  # colours are converted in strips, so that a large photo is in memory once, not thrice
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,15 @@ class ImageLimits:
     Attributes:
         formats: Of `FORMATS`. The content of a file decides, not its name.
         max_pixels: Width times height.
-        max_memory: Bytes that decoding may take. It counts for WebP and progressive JPEG, whose decoders take 8 to 20
-            bytes a pixel; all others take 7.
+        max_memory: Bytes that decoding may take. It counts for progressive JPEG and WebP, whose decoders take 7 to 20
+            bytes a pixel, and lossless WebP, which may take 790 MB more; all others take 7 bytes a pixel.
+        max_table_pixels: Under a colour profile that is a table, which takes ten times as long as one of a few curves.
     """
 
     formats: tuple[str, ...] = FORMATS
     max_pixels: int = MAX_PIXELS
-    max_memory: int = 1_500_000_000
+    max_memory: int = 2_500_000_000
+    max_table_pixels: int = MAX_PIXELS
 
 
 _UPRIGHT = {  # EXIF orientation -> what makes the photo upright
@@ -179,6 +182,7 @@ def open_image(file: io.BytesIO | io.BufferedReader, name: str, limits: ImageLim
     cost = cost_of(data, file_format, name)
     if cost.size is not None:
         _check_size(*cost.size, name, limits)
+        _check_cost(cost, cost.size[0] * cost.size[1], name, limits)
     try:
         with _pillow_quiet():
             image = Image.open(io.BytesIO(data), formats=[file_format])
@@ -186,20 +190,8 @@ def open_image(file: io.BytesIO | io.BufferedReader, name: str, limits: ImageLim
         raise InvalidImageError(f"{name} is too large: {_at_most(limits)}") from e
     except Exception as e:  # decoders of untrusted files raise nearly anything: SyntaxError, struct.error, ...
         raise InvalidImageError(f"{name} is not an image, or damaged. {_supported(limits)}") from e
-    pixels = image.width * image.height
     if cost.size not in (None, image.size):
-        raise InvalidImageError(f"{name} is damaged: it is {cost.size} and {image.size} pixels large.")
-    if pixels * cost.bytes_per_pixel > limits.max_memory and pixels <= limits.max_pixels:
-        raise InvalidImageError(
-            f"{name} is a {cost.kind} of {pixels / 1e6:.1f} megapixels, and of this kind at most "
-            f"{limits.max_memory / cost.bytes_per_pixel / 1e6:.0f} are read; save it as an ordinary JPEG or PNG, or "
-            "shrink it first."
-        )
-    if pixels * cost.scans > _USUAL_SCANS * limits.max_pixels:
-        raise InvalidImageError(
-            f"{name} is a {cost.kind} of {cost.scans} scans, too many for {pixels / 1e6:.0f} megapixels; save it as an "
-            "ordinary JPEG."
-        )
+        raise InvalidImageError(f"{name} is damaged: its header gives two sizes, {cost.size} and {image.size}.")
     return image
 
 
@@ -257,7 +249,7 @@ def _decode(image: Image.Image, name: str, limits: ImageLimits) -> tuple[list[Im
             # MPO is a photo with a depth map or the like, not an animation
             animated = image.format != "MPO" and getattr(image, "is_animated", False)
             image.load()
-            planes = _to_planes(image)
+            planes = _to_planes(image, name, limits)
             orientation = _orientation(image)
     except InvalidImageError:
         raise
@@ -271,17 +263,23 @@ def _decode(image: Image.Image, name: str, limits: ImageLimits) -> tuple[list[Im
 def _upright(planes: list[Image.Image], orientation: int) -> Image.Image:
     """The image of three planes: a new one, which carries no metadata."""
     if orientation in _UPRIGHT:
-        planes = [plane.transpose(_UPRIGHT[orientation]) for plane in planes]
+        for i in range(3):  # one by one, so that the old ones go
+            planes[i] = planes[i].transpose(_UPRIGHT[orientation])
     return Image.merge("RGB", planes)
 
 
-def _to_planes(image: Image.Image) -> list[Image.Image]:
+def _to_planes(image: Image.Image, name: str, limits: ImageLimits) -> list[Image.Image]:
     """Any mode -> red, green and blue: through the colour profile if there is a sound one, transparency over white.
 
     A copy of mode RGB takes 4 bytes a pixel, beside up to 4 of `image`; the planes take 3.
     """
     transform = None
     if profile := image.info.get("icc_profile"):
+        if image.width * image.height > limits.max_table_pixels and _TABLES.search(profile, 128, 128 + 4 + 100 * 12):
+            raise InvalidImageError(
+                f"{name} is a picture of {image.width * image.height / 1e6:.0f} megapixels whose colour profile is a "
+                f"table; at most {limits.max_table_pixels / 1e6:.0f} are read of this kind. Save it in sRGB."
+            )
         transform = _profile_transform(profile, _without_alpha(image.crop((0, 0, 1, 1)))[0])
     planes = [Image.new("L", image.size) for _ in range(3)]
     rows = max(1, _STRIP_PIXELS // image.width)
@@ -375,6 +373,19 @@ def _check_size(width: int, height: int, name: str, limits: ImageLimits) -> None
         raise InvalidImageError(f"{name} is too small: {width} x {height} pixels, at least {MIN_SIDE} a side needed.")
     if max(width, height) > MAX_SIDE or width * height > limits.max_pixels:
         raise InvalidImageError(f"{name} is too large: {width} x {height} pixels, {_at_most(limits)}")
+
+
+def _check_cost(cost: Cost, pixels: int, name: str, limits: ImageLimits) -> None:
+    if cost.memory > limits.max_memory:
+        raise InvalidImageError(
+            f"{name} is a {cost.kind} of {pixels / 1e6:.1f} megapixels, which may take {cost.memory / 1e6:,.0f} MB of "
+            f"memory, and at most {limits.max_memory / 1e6:,.0f} MB are granted; save it as an ordinary JPEG or PNG."
+        )
+    if pixels * cost.scans > _USUAL_SCANS * limits.max_pixels:
+        raise InvalidImageError(
+            f"{name} is a {cost.kind} of {cost.scans} scans, too many for {pixels / 1e6:.0f} megapixels; save it as an "
+            "ordinary JPEG."
+        )
 
 
 def _at_most(limits: ImageLimits) -> str:

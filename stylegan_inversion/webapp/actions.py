@@ -38,7 +38,9 @@ from stylegan_inversion.webapp.turns import Turns
 from stylegan_inversion.webapp.visitor_files import Owner, VisitorFiles
 from stylegan_inversion.webapp.zerogpu import find_gpu
 
-PHOTOS = ImageLimits(("JPEG", "PNG", "WEBP"), max_pixels=40_000_000, max_memory=300_000_000)  # of visitors
+PHOTOS = ImageLimits(  # of visitors: none takes more than 300 MB and 3 seconds
+    ("JPEG", "PNG", "WEBP"), max_pixels=40_000_000, max_memory=300_000_000, max_table_pixels=20_000_000
+)
 MAX_STEPS = 1000  # of each stage; what a visitor asks for is clamped to it
 MAX_FRAMES = 60  # of an animation
 REMEMBERED_SECONDS = 1800.0  # how long a photo's faces are known at most
