@@ -28,7 +28,9 @@ MIN_SIDE = 16
 MAX_SIDE = 16384
 MAX_PIXELS = 64_000_000
 
-_SOUND_SINCE = {"TIFF": (13, 0)}  # the first Pillow whose decoder has no known hole; of other formats see pyproject.toml
+_SOUND_SINCE = {
+    "TIFF": (13, 0)
+}  # the first Pillow whose decoder has no known hole; of other formats see pyproject.toml
 _PILLOW = tuple(int(number) for number in re.findall(r"\d+", PIL.__version__)[:2])
 _USUAL_SCANS = 20  # walking so often over the largest picture takes a second or two
 _MAX_PROFILE_BYTES = 4_000_000

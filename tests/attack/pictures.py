@@ -162,7 +162,9 @@ def bombs() -> dict[str, Callable[[], bytes]]:
             8000, 5000, 2, 8, before=b"".join(chunk(b"iTXt", b"k%d\0\1\0\0\0" % k + _TEXT) for k in range(60))
         ),
         "PNG with 15 MB of EXIF headers": lambda: png(64, 64, 2, 8, before=chunk(b"eXIf", b"Exif\0\0" * 2_500_000)),
-        "PNG with EXIF entries that share 1 MB": lambda: png(64, 64, 2, 8, before=chunk(b"eXIf", directory(60_000, 10**6))),
+        "PNG with EXIF entries that share 1 MB": lambda: png(
+            64, 64, 2, 8, before=chunk(b"eXIf", directory(60_000, 10**6))
+        ),
         "PNG under a profile, 40 Mpx": lambda: png(8000, 5000, 2, 8, before=_profile()),
         "APNG with 150,000 frames": lambda: png(
             64, 64, 2, 8, before=chunk(b"acTL", struct.pack(">II", 150_000, 0)), after=_frames(150_000)
@@ -247,8 +249,7 @@ def directory(entries: int, size: int, *, kind: int = 1) -> bytes:
     """An EXIF block whose entries all point to the same bytes; of kind 3 they are numbers of two bytes."""
     start = 8 + 2 + 12 * entries + 4
     count = size if kind == 1 else size // 2
-    rows = b"".join(struct.pack("<HHII", 0x8000 + k if kind == 1 else k, kind, count, start) for k in range(entries)) \
-        if entries <= 0x8000 else b"".join(struct.pack("<HHII", k, kind, count, start) for k in range(entries))
+    rows = b"".join(struct.pack("<HHII", k, kind, count, start) for k in range(entries))
     return b"II*\0\x08\0\0\0" + struct.pack("<H", entries) + rows + bytes(4) + bytes(size)
 
 
@@ -279,33 +280,43 @@ def webp(width: int, height: int) -> bytes:
 def webp_of_codes(width: int, height: int) -> bytes:
     """A lossless WebP in which every block of 4 x 4 pixels brings Huffman codes of its own."""
     across, down = width // 4, height // 4
-    values: list[tuple[int, int]] = [(0x2F, 8), (width - 1, 14), (height - 1, 14), (0, 4), (0, 1), (0, 1), (1, 1), (0, 3)]
-    values += [(0, 1)]  # the image of the codes' numbers: no colour cache, then codes of green, red, blue, alpha, distance
+    values: list[tuple[int, int]] = [
+        (0x2F, 8),
+        (width - 1, 14),
+        (height - 1, 14),
+        (0, 4),
+        (0, 1),
+        (0, 1),
+        (1, 1),
+        (0, 3),
+    ]
+    values += [
+        (0, 1)
+    ]  # the image of the codes' numbers: no colour cache, then codes of green, red, blue, alpha, distance
     values += [*_flat(280), *_flat(256), (1, 4), (1, 4), (1, 4)]
     for k in range(across * down):
-        values += [*_symbol(k & 255, 280), *_symbol(k >> 8, 256)]
+        values += [
+            (int(f"{k & 255:08b}"[::-1], 2), 8),
+            (int(f"{k >> 8:08b}"[::-1], 2), 8),
+        ]  # codes go highest bit first
     values += [(1, 4)] * (5 * across * down)
     return _riff(b"VP8L", _bits(*values))
 
 
 def _flat(symbols: int) -> list[tuple[int, int]]:
-    """A Huffman code in which 256 of the symbols have 8 bits and others none."""
-    order = (17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
-    lengths = {0: 1, 8: 1}  # of the code for the code lengths: one bit each
-    values = [(0, 1), (12 - 4, 4), *((lengths.get(each, 0), 3) for each in order[:12])]
+    """A Huffman code in which the first 256 symbols have 8 bits each and the others none."""
+    order = (17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8)  # of the code for the lengths: 0 and 8 have one bit each
+    values = [(0, 1), (len(order) - 4, 4), *((int(each in (0, 8)), 3) for each in order)]
     values += [(1, 1), (3, 3), (256 - 2, 8)] if symbols > 256 else [(0, 1)]  # how many lengths are told
     return values + [(1, 1)] * 256
 
 
-def _symbol(value: int, symbols: int) -> list[tuple[int, int]]:
-    return [(int(f"{value:08b}"[::-1], 2), 8)]
-
-
-def webp_animation(frames: int) -> bytes:
+def webp_animation(frames: int, width: int = 5000, height: int = 3000) -> bytes:
     """Frames of 16 x 16 pixels on a large canvas."""
     one = webp(16, 16)[12:]
     frame = b"ANMF" + struct.pack("<I", 16 + len(one)) + bytes(6) + b"\x0f\0\0" * 2 + b"\x0a\0\0\0" + one
-    canvas = b"VP8X" + struct.pack("<IB3x", 10, 2) + struct.pack("<I", 4999)[:3] + struct.pack("<I", 2999)[:3]
+    size = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+    canvas = b"VP8X" + struct.pack("<IB3x", 10, 2) + size
     return _wrap(canvas + b"ANIM" + struct.pack("<IIH", 6, 0, 0) + frame * frames)
 
 
