@@ -1,7 +1,7 @@
 """What decoding a picture costs, read from its file before a decoder sees it.
 
-Pillow checks the width and the height. Memory and time also go to what a small file can declare in bulk: scans of a JPEG,
-chunks, entries of an EXIF block, compressed texts. Each has a bound here, far above what cameras and programs write.
+Pillow checks the width and the height. Memory and time also go to what a small file can declare in bulk: scans of a
+JPEG, chunks, entries of an EXIF block, compressed texts. Each has a bound, far above what cameras and programs write.
 """
 
 import re
@@ -108,7 +108,7 @@ def _cost_of_jpeg(data: bytes, name: str) -> Cost:
                 raise InvalidImageError(f"{name} is damaged: there is no JPEG between its parts.")
             if marker in _RARE_FRAMES:
                 raise InvalidImageError(
-                    f"{name} is a lossless or arithmetically coded JPEG, which is not read; save it as an ordinary JPEG."
+                    f"{name} is a lossless or arithmetic JPEG, which is not read; save it as an ordinary JPEG."
                 )
             if marker not in _HEADER:
                 raise InvalidImageError(f"{name} is not an image, or damaged: a JPEG has no part {marker:#x} there.")

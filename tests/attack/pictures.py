@@ -1,4 +1,4 @@
-"""Pictures that do harm: broken ones, without end and always the same, and bombs, which cost far more than they weigh."""
+"""Pictures that do harm: broken ones, the same in every run, and bombs, which cost far more than they weigh."""
 
 import io
 import random

@@ -162,7 +162,7 @@ def test_a_short_strip_returns_no_memory() -> None:
         (lambda: after_start(jpeg(32, 32), segment(0xED, b"Photoshop 3.0\0") * 65), "too much metadata of Photoshop"),
         (
             lambda: jpeg(32, 32).replace(b"\xff\xc0", b"\xff\xc9"),
-            "lossless or arithmetically coded JPEG, which is not read",
+            "lossless or arithmetic JPEG, which is not read",
         ),
         (lambda: after_start(jpeg(32, 32), segment(0xDE, bytes(9))), "a JPEG has no part 0xde there"),
         (
@@ -227,7 +227,7 @@ def test_an_exif_block_that_costs_too_much_is_ignored(
 def test_exif_of_imagemagick() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    text = "\nexif\n%8d\n" % len(exif.tobytes()) + exif.tobytes().hex()
+    text = f"\nexif\n{len(exif.tobytes()):8d}\n{exif.tobytes().hex()}"
     data = png(32, 48, 2, 8, before=chunk(b"tEXt", b"Raw profile type exif\0" + text.encode()))
     assert load_image(data).size == (48, 32)
 
