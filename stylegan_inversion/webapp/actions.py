@@ -29,6 +29,7 @@ from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
 from stylegan_inversion.preprocessing.image import ImageLimits, load_image, to_tensor
 from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.janitor import Janitor
+from stylegan_inversion.webapp.memory import give_back
 from stylegan_inversion.webapp.messages import EXPIRED, gr, messages
 from stylegan_inversion.webapp.models import METHODS, Model, Models
 from stylegan_inversion.webapp.running import OnStep
@@ -115,6 +116,7 @@ class Actions:
 
     def _decode(self, photo: bytes) -> Image.Image:
         with self._decoding:
+            give_back()  # what the photo before left
             return load_image(photo, limits=PHOTOS)
 
     # Inversions
