@@ -53,7 +53,7 @@ class Api:
         """Find the faces in a photo.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF or TIFF, up to 20 MB and 64 megapixels.
+            photo: JPEG, PNG or WebP, up to 20 MB and 40 megapixels.
 
         Returns:
             Box (x0, y0, x1, y1) in pixels and score of each face, the largest first
@@ -66,7 +66,7 @@ class Api:
         """Find the faces in a photo and cut one out, the way the model's training photos were cut.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF or TIFF, up to 20 MB and 64 megapixels.
+            photo: JPEG, PNG or WebP, up to 20 MB and 40 megapixels.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.
             model: From /models; nothing means the first.
@@ -95,7 +95,7 @@ class Api:
         For PTI the token comes with an early message, so that `/stop` can end the run; the best state is kept.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF or TIFF, up to 20 MB and 64 megapixels.
+            photo: JPEG, PNG or WebP, up to 20 MB and 40 megapixels.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.
             method: "e4e", "psp" or "pti".
@@ -147,7 +147,7 @@ class Api:
         """Invert and edit in one call; nothing is kept.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF or TIFF, up to 20 MB and 64 megapixels.
+            photo: JPEG, PNG or WebP, up to 20 MB and 40 megapixels.
             strengths: How far to go, such as {"smile": 2.0}, in units of the unit-norm direction.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.
@@ -183,7 +183,7 @@ class Api:
         """Put one photo through all methods of the first model, with the same edit on each. PTI takes a while.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF or TIFF, up to 20 MB and 64 megapixels.
+            photo: JPEG, PNG or WebP, up to 20 MB and 40 megapixels.
             strengths: The edit, such as {"smile": 2.0}.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.
