@@ -25,7 +25,7 @@ from safetensors.torch import save
 from stylegan_inversion import E4EPipeline, PTIPipeline
 from stylegan_inversion.convert.sandbox import read_checkpoint
 from stylegan_inversion.errors import CheckpointError
-from tests.convert.hostile_files import PREAMBLE, SENTINEL, nested, payloads, text, whole, zipped
+from tests.convert.hostile_files import LEGACY_MAGIC, PREAMBLE, SENTINEL, nested, payloads, text, whole, zipped
 from tests.convert.official_files import nvidia, nvidia_pickle, saved
 
 COUNT = 500
@@ -100,7 +100,7 @@ def build(sentinel: Path) -> list[Hostile]:
     code, shell = f"open({str(sentinel)!r}, 'w').close()", f"touch {sentinel}"
     for name, (data, pattern) in plain.items():
         files.append(Hostile(name, data, not pattern))
-        if data.startswith(b"\x80") and not data.startswith(PREAMBLE[:20]):
+        if data.startswith(b"\x80") and not data.startswith(LEGACY_MAGIC):  # whose first pickle is a number
             files.append(Hostile(f"{name} in a zip", zipped(data), not pattern))
             files.append(Hostile(f"{name} in a legacy file", PREAMBLE + data, not pattern))
             files.append(Hostile(f"{name} in a storage", whole(nested(data)), not pattern))
