@@ -41,6 +41,10 @@ VALUES: list[Any] = [
 DTYPES = ["F8_E4M3", "F8_E5M2", "F16", "BF16", "F64", "I64", "U8", "BOOL", "F4", "C64", "X", "", 7]
 
 
+def any_value(rng: random.Random) -> Any:
+    return copy.deepcopy(rng.choice(VALUES))  # which later changes of the tree may change
+
+
 def walk(tree: Any) -> list[tuple[Any, Any]]:
     """Each place in a JSON tree, as the container and the key."""
     places: list[tuple[Any, Any]] = []
@@ -61,11 +65,11 @@ def mutate_tree(tree: Any, rng: random.Random) -> None:
         if kind == 0:
             del container[key]
         elif kind == 1 and isinstance(container, dict):
-            container[rng.choice(["x", "_x", "resolution", "units", "config", "", "__class__"])] = copy.deepcopy(rng.choice(VALUES))
+            container[rng.choice(["x", "_x", "resolution", "units", "config", "", "__class__"])] = any_value(rng)
         elif kind == 2 and isinstance(container, dict):
             container[key] = copy.deepcopy(container[rng.choice(list(container))])
         else:
-            container[key] = copy.deepcopy(rng.choice(VALUES))
+            container[key] = any_value(rng)
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
