@@ -6,7 +6,7 @@ Settings: danielroich/PTI (MIT), `configs/hyperparameters.py`. Own code.
 Departures from PTI's code:
 - The threshold is looked at from the second step on, so that the generator is tuned at least once.
 - The state of the lowest loss is returned, not the last one.
-- The locality step alpha is the paper's (see `losses/locality.py`).
+- A locality step ends at the drawn w at the latest (see `losses/locality.py`).
 - The noise of the projection, if given, becomes the tuned generator's constant noise; PTI goes back to the old one.
 """
 
@@ -38,11 +38,11 @@ class TuningConfig:
     learning_rate: float = 3e-4  # of Adam, constant
     l2_weight: float = 1.0
     lpips_weight: float = 1.0
-    lpips_threshold: float = 0.06  # stop once the perceptual distance is below; 0 never stops
+    lpips_threshold: float | None = None  # stop once the distance is below; `None`: the network's own; 0 never stops
     use_locality: bool = False  # off in PTI's code "for faster inversion"; on if the generator is to be used elsewhere
     locality_interval: int = 1  # steps between two locality terms
     locality_samples: int = 1  # codes a term
-    locality_alpha: float = 30.0  # distance from the pivot, in the units of w; PTI's code steps 30 / sqrt(num_ws)
+    locality_alpha: float = 30.0  # distance from the pivot over all layers together, in the units of w
     locality_l2_weight: float = 0.1
     locality_lpips_weight: float = 0.1
     locality_truncation_psi: float = 0.5
@@ -66,11 +66,13 @@ class Tuning:
         generator: A tuned copy, frozen, in eval mode.
         losses: Weighted loss on the targets at each step.
         stopped_by: "steps", "threshold", "callback" or "nan".
+        lpips_threshold: The perceptual distance at which it would have stopped, or did.
     """
 
     generator: Generator
     losses: list[float] = field(default_factory=list)
     stopped_by: str = "steps"
+    lpips_threshold: float = 0.0
 
 
 @torch.inference_mode(False)
@@ -126,6 +128,7 @@ def tune_generator(
         wanted = perceptual.features(target)
         best = [p.clone() for p in parameters]
     rng = torch.Generator().manual_seed(seed)
+    threshold = perceptual.threshold if config.lpips_threshold is None else config.lpips_threshold
 
     losses: list[float] = []
     best_loss, stopped_by = float("inf"), "steps"
@@ -154,7 +157,7 @@ def tune_generator(
             if callback and callback(step, {**info, "y_hat": y_hat.detach()}):
                 stopped_by = "callback"
                 break
-            if lpips.item() <= config.lpips_threshold:
+            if lpips.item() <= threshold:
                 stopped_by = "threshold"
                 break
         if step == config.num_steps:
@@ -173,7 +176,7 @@ def tune_generator(
     with torch.no_grad():
         for p, kept in zip(parameters, best):
             p.copy_(kept)
-    return Tuning(tuned.requires_grad_(False), losses, stopped_by)
+    return Tuning(tuned.requires_grad_(False), losses, stopped_by, threshold)
 
 
 @torch.no_grad()
