@@ -17,8 +17,8 @@ from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError, MissingDependencyError
 
 PERCEPTUAL_NETWORKS = ("alex", "vgg")
-# Distances at which pivotal tuning stops. alex: PTI's `LPIPS_value_threshold`. vgg, for which PTI has none: about what it
-# gives on the bundled photos where alex gives 0.06 (blurred 0.06, shifted 0.13, noisy 0.14, as JPEG 0.16).
+# Where pivotal tuning stops. alex: PTI's `LPIPS_value_threshold`. vgg, for which PTI has none: what it gives, about,
+# where alex gives 0.06 on the bundled photos (blurred 0.06, shifted 0.13, noisy 0.14, as JPEG 0.16).
 THRESHOLDS = {"alex": 0.06, "vgg": 0.12}
 
 
@@ -137,6 +137,7 @@ def load_perceptual(name: str = "alex", *, device: torch.device | str | None = N
         )
     if name not in PERCEPTUAL_NETWORKS:
         raise ValueError(f"`perceptual` must be one of {', '.join(PERCEPTUAL_NETWORKS)}, got {name!r}.")
+    network: PerceptualDistance
     if name == "alex":
         network = hub.load_module(AlexLPIPS, AlexLPIPSConfig, hub.builtin_path("perceptual/alex"), device=device)
     else:

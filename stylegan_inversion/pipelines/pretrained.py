@@ -62,7 +62,7 @@ class PretrainedPipeline(SingleFilePipeline):
     """What is loaded, saved and published; `InversionPipeline` adds what it does."""
 
     _name: BaseName | None = None  # where the generator came from
-    _kept: Mapping[str, Any] = MappingProxyType({})  # settings of the model for other pipelines, which are saved with it
+    _kept: Mapping[str, Any] = MappingProxyType({})  # the model's settings for other pipelines: saved with it
 
     @classmethod
     def from_pretrained(

@@ -195,7 +195,8 @@ class PTIPipeline(InversionPipeline):
             raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}.")
         chosen = None if preset is None else PRESETS[preset]
         if pivot is None:
-            pivot = "w" if chosen is None else next(name for name in chosen.pivots if name in self.pivots)
+            wanted: tuple[Pivot, ...] = ("w",) if chosen is None else chosen.pivots
+            pivot = next(name for name in wanted if name in self.pivots)
         if not isinstance(pivot, InversionOutput) and pivot not in get_args(Pivot):
             raise ValueError(
                 f"`pivot` must be one of {', '.join(get_args(Pivot))}, or an earlier inversion, got {pivot!r}."
@@ -207,7 +208,7 @@ class PTIPipeline(InversionPipeline):
         for name, value, least in (("num_w_steps", num_w_steps, 1), ("num_tuning_steps", num_tuning_steps, 0)):
             if value < least:
                 raise ValueError(f"`{name}` must be >= {least}, got {value}.")
-        return Plan(pivot, num_w_steps, num_tuning_steps)
+        return Plan(cast("Pivot | InversionOutput", pivot), num_w_steps, num_tuning_steps)
 
     def encoder_pipeline(self, name: str) -> EncoderPipeline:
         """The model's encoder as a pipeline of its own; it shares this one's networks, directions and detector.
@@ -302,7 +303,8 @@ class PTIPipeline(InversionPipeline):
             which the tuning ends) and "stopped_by" ("steps", "threshold", "callback" or "nan").
 
         Raises:
-            ValueError: If a number, `preset` or `pivot` is out of range, or `pivot` is of other photos or another model.
+            ValueError: If a number, `preset` or `pivot` is out of range, or `pivot` is of other photos or another
+                model.
             InvalidImageError: If a photo cannot be read.
             FaceNotFoundError: If there is no face, or not that many.
             ModelNotFoundError: If `pivot` is an encoder that the model does not hold.

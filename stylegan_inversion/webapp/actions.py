@@ -150,7 +150,8 @@ class Actions:
         tuning_steps = _clamp(num_tuning_steps, plan.num_tuning_steps, 0)
 
         total = w_steps + tuning_steps
-        options: dict[str, Any] = {"num_w_steps": w_steps or None, "num_tuning_steps": tuning_steps, "pivot": plan.pivot}
+        options: dict[str, Any] = {"num_w_steps": w_steps or None, "num_tuning_steps": tuning_steps}
+        options["pivot"] = plan.pivot
 
         def here(on_step: OnStep) -> InversionOutput:
             return pipeline(crop, callback=on_step, **options)
