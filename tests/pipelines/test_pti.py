@@ -12,7 +12,7 @@ from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPip
 from stylegan_inversion.errors import CheckpointError, FaceNotFoundError, InvalidImageError, ModelNotFoundError
 from stylegan_inversion.hub import read_config, write_config
 from stylegan_inversion.inversion.projector import project_w
-from stylegan_inversion.losses.lpips import ShiftTolerantAlexNet, ShiftTolerantAlexNetConfig
+from stylegan_inversion.losses.lpips import AlexLPIPS, AlexLPIPSConfig
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
@@ -308,7 +308,7 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_nameless_perceptual_network_is_not_saved(pti: PTIPipeline, tmp_path: Path) -> None:
-    own = ShiftTolerantAlexNet(ShiftTolerantAlexNetConfig((4, 4, 4, 4, 4)))
+    own = AlexLPIPS(AlexLPIPSConfig((4, 4, 4, 4, 4)))
     with pytest.raises(ValueError, match="`perceptual` has no name"):
         PTIPipeline(pti.generator, perceptual=own).save_pretrained(tmp_path)
 
