@@ -20,7 +20,7 @@ def generator() -> Generator:
 def perceptual() -> AlexLPIPS:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return AlexLPIPS(AlexLPIPSConfig((4, 4, 4, 4, 4))).eval().requires_grad_(False)
+        return AlexLPIPS(AlexLPIPSConfig((8, 8, 8, 8, 8))).eval().requires_grad_(False)
 
 
 @pytest.fixture
