@@ -110,6 +110,25 @@ def small_encoders() -> dict[str, Encoder4Editing | GradualStyleEncoder]:
         return {"e4e": Encoder4Editing(config), "psp": GradualStyleEncoder(config)}
 
 
+def test_presets(pti: PTIPipeline, photo: Image.Image) -> None:
+    encoders = small_encoders()
+    both = PTIPipeline(pti.generator, perceptual=pti.perceptual, encoders=encoders, detector=pti.detector)
+    psp = PTIPipeline(pti.generator, perceptual=pti.perceptual, encoders={"psp": encoders["psp"]})
+    assert both.plan("fast") == ("e4e", 100, 50) and psp.plan("fast") == ("psp", 100, 50)
+    assert pti.plan("fast") == ("w", 100, 50)  # without an encoder a short search
+    assert both.plan("best") == pti.plan("best") == ("w", 450, 350)  # the paper's, whatever the model says
+    fast, balanced, best = (both.plan(name)[1:] for name in ("fast", "balanced", "best"))
+    assert fast < balanced < best
+    assert pti.plan() == ("w", 3, 3)  # the model's own
+    assert both.plan("fast", "w_plus", 7, 0) == ("w_plus", 7, 0)  # what is said wins
+    with pytest.raises(ValueError, match=r"`preset` must be one of fast, balanced, best, got 'good'\."):
+        pti(photo, preset="good")  # type: ignore[arg-type]
+
+    report = both(photo, preset="fast", num_tuning_steps=2).reports[0]
+    assert (report["pivot"], report["w_steps"], report["tuning_steps"]) == ("e4e", 0, 2)
+    assert (report["perceptual"], report["lpips_threshold"], report["stopped_by"]) == ("alex", 0.06, "steps")
+
+
 @pytest.mark.parametrize("name", ["e4e", "psp"])
 def test_pivots_of_encoders(name: Any, pti: PTIPipeline, photo: Image.Image) -> None:
     encoder = small_encoders()[name].train()
