@@ -107,7 +107,7 @@ def lpips(
     Args:
         images: Reconstructions.
         target_features: `network.features` of the originals, which serve every method.
-        network: See `losses.lpips.load_perceptual`. "st-alex" is no LPIPS: its figures are about a twentieth.
+        network: See `losses.lpips.load_perceptual`.
 
     Returns:
         (B,), >= 0, lower is better.

@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -128,7 +128,8 @@ class Actions:
         *,
         owner: Owner,
         model: str | None = None,
-        pivot: str = "w",
+        preset: str | None = None,
+        pivot: str | None = None,
         num_w_steps: float | None = None,
         num_tuning_steps: float | None = None,
         order: str = "",
@@ -153,11 +154,14 @@ class Actions:
                 token = self.sessions.add(out, owner=owner, model=chosen.name, since=since)
                 yield Progress(token, "done", 1, 1, seconds=out.reports[0]["seconds"], output=out)
             return
-        w_steps = _clamp(num_w_steps, pipeline.projector.num_steps, 1) if pivot in ("w", "w_plus") else 0
-        tuning_steps = _clamp(num_tuning_steps, pipeline.tuning.num_steps, 0)
+        with messages():
+            plan = pipeline.plan(cast(Any, preset or None), cast(Any, pivot or None))
+        w_steps = _clamp(num_w_steps, plan.num_w_steps, 1) if plan.pivot in ("w", "w_plus") else 0
+        tuning_steps = _clamp(num_tuning_steps, plan.num_tuning_steps, 0)
 
         total = w_steps + tuning_steps
-        options: dict[str, Any] = {"num_w_steps": w_steps or None, "num_tuning_steps": tuning_steps, "pivot": pivot}
+        options: dict[str, Any] = {"num_w_steps": w_steps or None, "num_tuning_steps": tuning_steps}
+        options["pivot"] = plan.pivot
 
         def here(on_step: OnStep) -> InversionOutput:
             return pipeline(crop, callback=on_step, **options)

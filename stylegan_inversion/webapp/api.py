@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.pipelines.pti import PRESETS
 from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.webapp.actions import Actions, methods_of
 from stylegan_inversion.webapp.messages import gr
@@ -86,8 +87,9 @@ class Api:
         method: str = "e4e",
         num_w_steps: float | None = None,
         num_tuning_steps: float | None = None,
-        pivot: str = "w",
+        pivot: str | None = None,
         model: str = "",
+        preset: str | None = None,
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> Iterator[tuple[Any, Any, Any, Any]]:
         """Invert the face of a photo: find its place in latent space. PTI also tunes a copy of the generator.
@@ -101,18 +103,20 @@ class Api:
             method: "e4e", "psp" or "pti".
             num_w_steps: Of PTI: steps of the projection, 1 to 1000.
             num_tuning_steps: Of PTI: steps of the tuning at most, 0 to 1000.
-            pivot: Of PTI: "w", "w_plus", "e4e" or "psp".
+            pivot: Of PTI: "w", "w_plus", "e4e" or "psp"; nothing means the preset's, or "w".
             model: From /models; nothing means the first.
+            preset: Of PTI: "fast", "balanced" or "best"; the steps and the pivot win over it.
             progress: Gradio's own.
 
         Returns:
             The face as the generator draws it
             The photo with that face in place
             Token for the other endpoints, valid for 30 minutes after its last use; whoever has it can use the result
-            Figures: mean squared error in [-1, 1], seconds, steps, number of faces
+            Figures: mean squared error in [-1, 1], seconds, steps, why PTI stopped, number of faces
         """
         crop = self.actions.crop(photo, face, align, model)
-        steps: dict[str, Any] = {"num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps, "pivot": pivot}
+        steps: dict[str, Any] = {"num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
+        steps |= {"pivot": pivot, "preset": preset}
         for report in self.actions.run(crop, method, owner=None, model=model, **steps):
             _show(progress, report)
             if report.output is None:
@@ -357,16 +361,16 @@ def _show(progress: Any, report: Progress, *, before: str = "") -> None:
 def name_endpoints(api: Api) -> None:
     """Name the endpoints, within `gr.Blocks`; hidden components say what goes in and out."""
     first = api.actions.models.first
-    pti = first.pti
     with gr.Row(visible=False):
         photo = photo_input()
         face = gr.Number(0, label="Face, by size: 0 is the largest", precision=0, minimum=0)
         align = gr.Checkbox(True, label="Find the face")
         method = gr.Dropdown(list(METHODS), value=methods_of(first)[0], label="Method")
-        pivot = gr.Dropdown(["w", "w_plus", "e4e", "psp"], value="w", label="Pivot")
+        preset = gr.Dropdown(list(PRESETS), value=None, label="Preset")
+        pivot = gr.Dropdown(["w", "w_plus", "e4e", "psp"], value=None, label="Pivot")
         model = gr.Textbox("", label="Model")
-        w_steps = gr.Number(pti.projector.num_steps, label="Projection steps", precision=0)
-        tuning_steps = gr.Number(pti.tuning.num_steps, label="Tuning steps", precision=0)
+        w_steps = gr.Number(None, label="Projection steps", precision=0)  # nothing: the preset's or the model's
+        tuning_steps = gr.Number(None, label="Tuning steps", precision=0)
         strengths = gr.JSON({}, label="Strengths")
         token, token_b, token_out = (gr.Textbox(label=label) for label in ("Token", "Token of B", "Token"))
         seed = gr.Number(0, label="Seed", precision=0)
@@ -390,7 +394,7 @@ def name_endpoints(api: Api) -> None:
     go.click(api.align, [*source, model], [aligned, count], api_name="align", **quick)
     go.click(
         api.invert,
-        [*source, method, *steps, model],
+        [*source, method, *steps, model, preset],
         [face_out, photo_out, token_out, figures],
         api_name="invert",
         **slow,

@@ -228,7 +228,7 @@ def test_model_folders(count: int, tmp_path: Path) -> None:
     make_model(1.0).save_pretrained(folder)
     settings = json.loads((folder / "config.json").read_text())
     settings["pti"] = {
-        "perceptual": "st-alex",
+        "perceptual": "alex",
         "projector": {"num_steps": 10, "num_w_samples": 600, "ramp_up": 0.05},
         "tuning": {"num_steps": 5, "learning_rate": 3e-4, "use_locality": False},
     }
