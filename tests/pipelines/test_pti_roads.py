@@ -130,7 +130,7 @@ def test_a_road_in_the_app(source: Path | str, photo: Image.Image, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["e4e", "psp"])
 def test_a_pivot_that_is_near_is_tuned_too(name: Any, tmp_path: Path) -> None:
-    """Of a trained model in an official file. A threshold of another network's scale is passed by its first pictures."""
+    """Of a trained model in an official file: its first pictures pass a threshold of another network's scale."""
     pipeline = load(write_official("faces64", tmp_path / "file.pt", layout=name), crop_scale=0.74, detector="builtin")
     report = pipeline(sample_photos()[0], pivot=name, num_tuning_steps=6).reports[0]
     assert (report["perceptual"], report["lpips_threshold"], report["w_steps"]) == ("alex", 0.06, 0)
