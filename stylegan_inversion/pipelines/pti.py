@@ -57,7 +57,7 @@ class Preset:
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "fast": Preset(("e4e", "psp", "w"), num_w_steps=100, num_tuning_steps=50),
-        "balanced": Preset(("w",), num_w_steps=150, num_tuning_steps=150),
+        "balanced": Preset(("e4e", "psp", "w"), num_w_steps=200, num_tuning_steps=150),
         "best": Preset(("w",), num_w_steps=450, num_tuning_steps=350),  # the paper's
     }
 )
@@ -274,7 +274,7 @@ class PTIPipeline(InversionPipeline):
             align: Find the face and cut it out. False takes the photo as an aligned crop.
             face: Which face of the photo, by size: 0 is the largest.
             preset: How much time to take: "fast" tunes a little around the pivot of an encoder, if the model has one,
-                "best" takes the paper's steps, "balanced" lies between; see `PRESETS`. The next three arguments win
+                "balanced" does so three times as long, "best" takes the paper's W pivot and steps; see `PRESETS`. The next three arguments win
                 over it. `None` means the model's own settings, by default those of "best".
             pivot: Optimise "w", one for all layers, which stays editable, or "w_plus", one a layer; or take the answer
                 of the model's encoder "e4e" or "psp", at once. `pivots` names those there are. Or take what an earlier
