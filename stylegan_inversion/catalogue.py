@@ -110,8 +110,9 @@ def catalogue() -> tuple[CatalogueEntry, ...]:
     try:
         table: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["entries"]
         for fields in table:
-            if "strength_range" in fields:
-                fields["strength_range"] = tuple(fields["strength_range"])
+            if fields.get("strength_range") is not None:
+                low, high = fields["strength_range"]
+                fields["strength_range"] = float(low), float(high)
         entries = tuple(CatalogueEntry(**fields) for fields in table)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise CheckpointError(f"{path} is damaged: {e}. Install the package again.") from e
