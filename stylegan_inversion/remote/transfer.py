@@ -47,9 +47,14 @@ class _Access(NamedTuple):
 
     @property
     def offline(self) -> bool:
-        from huggingface_hub import constants
+        return is_offline(self.local_files_only)
 
-        return self.local_files_only or constants.HF_HUB_OFFLINE
+
+def is_offline(local_files_only: bool) -> bool:
+    """Whether the network may not be used: asked so, or by the Hub's `HF_HUB_OFFLINE`."""
+    from huggingface_hub import constants
+
+    return local_files_only or constants.HF_HUB_OFFLINE
 
 
 def download_snapshot(

@@ -130,7 +130,7 @@ class Api:
 
         Args:
             token: From /invert, /random_face or /mix.
-            strengths: How far to go, such as {"smile": 2.0}, in units of the unit-norm direction.
+            strengths: How far to go, such as {"smile": 2.0}, each in its direction's unit.
 
         Returns:
             The edited face
@@ -152,7 +152,7 @@ class Api:
 
         Args:
             photo: JPEG, PNG or WebP, up to 20 MB and 40 megapixels.
-            strengths: How far to go, such as {"smile": 2.0}, in units of the unit-norm direction.
+            strengths: How far to go, such as {"smile": 2.0}, each in its direction's unit.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.
             method: "e4e", "psp" or "pti".
