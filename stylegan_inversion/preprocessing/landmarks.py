@@ -7,6 +7,7 @@ nose 27-35 (tip 30), eyes 36-41 and 42-47, mouth 48-67 (left corner 48, right co
 import importlib.util
 import logging
 import pickle
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,9 @@ class FacexlibLandmarkDetector:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torchvision, about what is missing for reading files
                 from facexlib.detection import init_detection_model
+
+                if "torchvision" in sys.modules:  # some load without their compiled part, and fail at the first photo
+                    sys.modules["torchvision"].ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
         except Exception as e:  # a torchvision that does not fit torch: RuntimeError, and AttributeError the next time
             raise MissingDependencyError.of_extra(
                 f"facexlib cannot be imported ({e}).",
