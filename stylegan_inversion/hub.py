@@ -448,15 +448,27 @@ def build_module(
     """
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if not k.startswith("_")}
     try:
-        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: leave the caller's seed alone
-            with torch.device("meta"):  # first without memory: a config may ask for more than there is
-                outline = cls(config_cls(**fields))
-            _check_fit(outline, state_dict, source=weights)
-            module = cls(config_cls(**fields))
+        with torch.device("meta"):  # first without memory: a config may ask for more than there is
+            outline = cls(config_cls(**fields))
+        _check_fit(outline, state_dict, source=weights)
+        module = new_module(cls, config_cls(**fields))
     except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError) as e:  # a wrong type
         raise CheckpointError(f"{source} does not describe a {cls.__name__}: {e}") from e
     fill_module(module, state_dict, source=weights)
     return module
+
+
+def new_module(cls: type[Module], config: Any) -> Module:
+    """Build a network whose weights are filled in later: on the CPU and in float32, whatever the caller's defaults.
+
+    The caller's random numbers stay as they were.
+
+    Args:
+        cls: The network's class; its constructor takes the config.
+        config: Its config.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        return cls(config).to(torch.float32)
 
 
 def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:

@@ -78,7 +78,7 @@ def _config(resolution: int, z_dim: int, w_dim: int, layers: int, widths: Mappin
 def _check_kernels(state_dict: Mapping[str, Tensor]) -> None:
     for key, tensor in state_dict.items():
         if key.endswith((".kernel", "resample_filter")):
-            kernel = blur_kernel(dtype=torch.float32)
+            kernel = blur_kernel()
             if tensor.shape != kernel.shape or not torch.allclose(
                 tensor.float() / tensor.float().sum(), kernel, atol=1e-6
             ):
@@ -119,7 +119,7 @@ def generator_from_rosinality(
     config = _rosinality_config(state_dict)
     _check_kernels(state_dict)
     converted = _take(state_dict, _rosinality_table(config), "a StyleGAN2 generator in rosinality's format")
-    w_avg = torch.zeros(config.w_dim) if latent_avg is None else latent_avg
+    w_avg = torch.zeros(config.w_dim, device="cpu", dtype=torch.float32) if latent_avg is None else latent_avg
     if w_avg.ndim not in (1, 2) or not len(w_avg) or w_avg.shape[-1] != config.w_dim:
         raise CheckpointError(
             f"`latent_avg` must be ({config.w_dim},) or (num_ws, {config.w_dim}), got {tuple(w_avg.shape)}."

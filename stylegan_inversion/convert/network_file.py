@@ -120,10 +120,10 @@ def average_w(config: GeneratorConfig, state_dict: Mapping[str, Tensor], *, samp
         mapping = MappingNetwork(config)
     own = {key[len("mapping.") :]: tensor.float() for key, tensor in state_dict.items() if key.startswith("mapping.")}
     mapping.load_state_dict(own, assign=True)
-    rng = torch.Generator().manual_seed(seed)
-    total = torch.zeros(config.w_dim, dtype=torch.float64)
+    rng = torch.Generator("cpu").manual_seed(seed)
+    total = torch.zeros(config.w_dim, device="cpu", dtype=torch.float64)
     for start in range(0, samples, 5_000):
-        z = torch.randn(min(5_000, samples - start), config.z_dim, generator=rng)
+        z = torch.randn(min(5_000, samples - start), config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
         total += mapping(z).double().sum(dim=0)
     return (total / samples).float()
 
@@ -136,7 +136,9 @@ def generator_part(
     average = latent_avg if isinstance(latent_avg, Tensor) else None
     if "synthesis.b4.const" in state_dict:
         average = state_dict.get("mapping.w_avg", average)
-        stand_in = state_dict.get("mapping.fc0.bias", torch.zeros(1))  # of the right size, if nothing else
+        stand_in = state_dict.get(
+            "mapping.fc0.bias", torch.zeros(1, device="cpu")
+        )  # of the right size, if nothing else
         config, converted = generator_from_nvidia(
             {**state_dict, "mapping.w_avg": stand_in if average is None else average}
         )

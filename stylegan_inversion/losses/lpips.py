@@ -121,7 +121,7 @@ class ShiftTolerantAlexNet(PerceptualDistance):
 @lru_cache(maxsize=32)
 def _halving(side: int) -> Float[Tensor, "half side"]:
     """What reflects, blurs and halves a row of pixels, as a matrix."""
-    with torch.inference_mode(False), torch.autocast("cpu", enabled=False):  # it outlives both
+    with torch.inference_mode(False), torch.autocast("cpu", enabled=False), torch.device("cpu"):  # it outlives both
         pixels = F.pad(torch.eye(side)[None], (2, 2), mode="reflect")
         return F.conv1d(pixels.transpose(0, 1), torch.tensor([[[1.0, 2.0, 1.0]]]) / 4, stride=2)[:, 0].T.contiguous()
 

@@ -33,8 +33,8 @@ def find_components(generator: Generator, *, count: int = 6, seed: int = 0) -> d
         the mean squared distance from its average: w hardly varies along them, so their own deviation would show
         nothing. A group is left out if the generator has none, as one of equal w.
     """
-    rng = torch.Generator().manual_seed(seed)
-    z = torch.randn(SAMPLES, generator.config.z_dim, generator=rng)
+    rng = torch.Generator("cpu").manual_seed(seed)
+    z = torch.randn(SAMPLES, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
     w = torch.cat([generator.mapping(chunk.to(generator.w_avg)).cpu().float() for chunk in z.split(CHUNK)])
     groups = {}
     for title, find in (("GANSpace", _ganspace), ("SeFa", _sefa)):

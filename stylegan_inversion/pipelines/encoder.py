@@ -187,9 +187,10 @@ class EncoderPipeline(InversionPipeline):
         x = self.source(picture, self._config.input_resolution)[None]
         w_plus = self.encode(x.to(self.device, self.dtype)).repeat(num_outputs, 1, 1)
         if mask is not None:
-            rng = torch.Generator().manual_seed(seed)  # on the CPU: the same faces on every device
-            z = torch.stack([torch.randn(self.generator.config.z_dim, generator=rng) for _ in range(num_outputs)])
-            w = self.generator.mapping(z.to(self.device, self.dtype))
+            rng = torch.Generator("cpu").manual_seed(seed)  # on the CPU: the same faces on every device
+            size = self.generator.config.z_dim
+            z = [torch.randn(size, generator=rng, device="cpu", dtype=torch.float32) for _ in range(num_outputs)]
+            w = self.generator.mapping(torch.stack(z).to(self.device, self.dtype))
             alpha = 1.0 if mix_alpha is None else mix_alpha
             w_plus = mix_styles(w_plus, broadcast(w, w_plus.shape[1]), layers=mask, alpha=alpha)
         report = {"seconds": round((time.perf_counter() - start) / num_outputs, 4)}
@@ -220,7 +221,7 @@ class EncoderPipeline(InversionPipeline):
         layers = list(latent_mask)
         if not layers or not all(0 <= layer < num_ws for layer in layers):
             raise ValueError(f"`latent_mask` must name layers in [0, {num_ws - 1}], at least one, got {layers}.")
-        mask = torch.zeros(num_ws, dtype=torch.bool)
+        mask = torch.zeros(num_ws, device="cpu", dtype=torch.bool)
         mask[layers] = True
         return mask
 

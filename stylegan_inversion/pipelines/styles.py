@@ -44,7 +44,8 @@ def sample_face(pipeline: InversionPipeline, *, seed: int = 0, truncation: float
     if not 0 <= truncation <= MAX_TRUNCATION:  # NaN is not either
         raise ValueError(f"`truncation` must be in [0, {MAX_TRUNCATION:g}], got {truncation}; 0.7 is usual.")
     generator = pipeline.generator
-    z = torch.randn(1, generator.config.z_dim, generator=torch.Generator().manual_seed(seed))
+    rng = torch.Generator("cpu").manual_seed(seed)
+    z = torch.randn(1, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
     w = broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws)
     w_plus = truncate(w, generator.w_avg, truncation_psi=float(truncation)).cpu().float()
     image = _draw(generator, w_plus)
