@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stylegan_inversion.bounds import plain_number
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.remote.transfer import download_snapshot
 
@@ -177,12 +178,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def write_config(config: dict[str, Any], folder: Path, *, name: str = CONFIG_NAME) -> None:
-    """Write a JSON object to a folder, whole or not at all.
+    """Write a JSON object to a folder, whole or not at all; numbers of NumPy are written as numbers.
 
     Raises:
         CheckpointError: If it cannot be written, as on a full disk. A file that was there is untouched.
     """
-    write_text(json.dumps(config, indent=2) + "\n", folder / name)
+    write_text(json.dumps(config, indent=2, default=plain_number) + "\n", folder / name)
 
 
 def write_text(text: str, path: Path) -> None:
@@ -471,6 +472,21 @@ def new_module(cls: type[Module], config: Any) -> Module:
         return cls(config).to(torch.float32)
 
 
+def uncompiled(module: Module) -> Module:
+    """The network inside of what `torch.compile` made of it; any other network itself."""
+    return cast(Module, getattr(module, "_orig_mod", module))
+
+
+def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a network by its own names, also where `torch.compile` wraps it or a part of it."""
+    return {plain_name(key): tensor for key, tensor in module.state_dict().items()}
+
+
+def plain_name(key: str) -> str:
+    """The name of a parameter without what `torch.compile` puts into it."""
+    return key.replace("_orig_mod.", "")
+
+
 def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:
     """Copy a state dict into a network: all names, all shapes, or an error and an untouched network.
 
@@ -518,8 +534,9 @@ def save_module(
         ValueError: If a number is too large for `dtype`.
         CheckpointError: If the files cannot be written.
     """
+    module = uncompiled(module)
     config = dataclasses.asdict(cast(Any, module.config))
-    state_dict = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in module.state_dict().items()}
+    state_dict = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in plain_state_dict(module).items()}
     if dtype is not None and not all(torch.isfinite(v).all() for v in state_dict.values() if v.is_floating_point()):
         raise ValueError(f"`dtype` {dtype} cannot hold the weights of this {type(module).__name__}.")
     write_tensors(state_dict, folder / weights_name(variant))

@@ -110,8 +110,8 @@ def modulated_conv2d(
     The style scales the activations and demodulation scales the result, so that one weight serves the whole batch:
     conv(x, w s) = conv(x s, w), and the norm of w s is a matrix product of squared weights and squared styles.
 
-    In float16, which ends at 65504, the style is divided by its largest value first, as in NVIDIA's code, and the norm is
-    taken in float32: the square of a style of 256 would overflow. Demodulation cancels the factor; without it, the
+    In float16, which ends at 65504, the style is divided by its largest value first, as in NVIDIA's code, and the norm
+    is taken in float32: the square of a style of 256 would overflow. Demodulation cancels the factor; without it, the
     result is multiplied by it. Other types are computed as they are.
 
     Args:

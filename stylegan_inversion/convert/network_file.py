@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stylegan_inversion import latents
 from stylegan_inversion.convert.generator import generator_from_nvidia, generator_from_rosinality
 from stylegan_inversion.convert.part import Part, StateDict
 from stylegan_inversion.convert.sandbox import PickledModule
@@ -120,7 +121,7 @@ def average_w(config: GeneratorConfig, state_dict: Mapping[str, Tensor], *, samp
         mapping = MappingNetwork(config)
     own = {key[len("mapping.") :]: tensor.float() for key, tensor in state_dict.items() if key.startswith("mapping.")}
     mapping.load_state_dict(own, assign=True)
-    rng = torch.Generator("cpu").manual_seed(seed)
+    rng = latents.random_source(seed)
     total = torch.zeros(config.w_dim, device="cpu", dtype=torch.float64)
     for start in range(0, samples, 5_000):
         z = torch.randn(min(5_000, samples - start), config.z_dim, generator=rng, device="cpu", dtype=torch.float32)

@@ -120,7 +120,7 @@ def tune_generator(
     with torch.no_grad():
         wanted = perceptual.features(target)
         best = [p.clone() for p in parameters]
-    rng = torch.Generator("cpu").manual_seed(seed)
+    rng = latents.random_source(seed)
 
     losses: list[float] = []
     best_loss, stopped_by = float("inf"), "steps"

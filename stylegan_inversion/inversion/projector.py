@@ -84,7 +84,7 @@ class Projection:
 
 def w_statistics(generator: Generator, num_samples: int, *, seed: int = 123) -> tuple[Tensor, float]:
     """Average of w, (w_dim,), and its spread: the root of the mean squared distance from the average."""
-    rng = torch.Generator("cpu").manual_seed(seed)
+    rng = latents.random_source(seed)
     z = torch.randn(num_samples, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
     parameter = next(generator.parameters())
     with torch.no_grad():
@@ -175,7 +175,7 @@ def _project(
     target = target.clone()  # of the caller's inference mode, if that is on
     synthesis = copy.deepcopy(generator.synthesis).requires_grad_(False)
     w_avg, w_spread = w_statistics(generator, config.num_w_samples, seed=seed)
-    rng = torch.Generator("cpu").manual_seed(seed)
+    rng = latents.random_source(seed)
 
     def draw(*shape: int) -> Tensor:
         """The same numbers for each image: those that it would get alone."""

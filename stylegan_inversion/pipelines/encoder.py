@@ -17,7 +17,7 @@ from stylegan_inversion.convert.model_folder import source_of
 from stylegan_inversion.convert.part import SingleFile
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.latents import broadcast
+from stylegan_inversion.latents import broadcast, random_source
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
@@ -187,7 +187,7 @@ class EncoderPipeline(InversionPipeline):
         x = self.source(picture, self._config.input_resolution)[None]
         w_plus = self.encode(x.to(self.device, self.dtype)).repeat(num_outputs, 1, 1)
         if mask is not None:
-            rng = torch.Generator("cpu").manual_seed(seed)  # on the CPU: the same faces on every device
+            rng = random_source(seed)
             size = self.generator.config.z_dim
             z = [torch.randn(size, generator=rng, device="cpu", dtype=torch.float32) for _ in range(num_outputs)]
             w = self.generator.mapping(torch.stack(z).to(self.device, self.dtype))

@@ -1,6 +1,7 @@
 """PTI: a pivot, then a generator tuned around it (Roich et al. 2022, arXiv:2106.05744)."""
 
 import dataclasses
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -223,6 +224,10 @@ class PTIPipeline(InversionPipeline):
             raise ValueError(
                 f"`pivot` must be one of {', '.join(get_args(Pivot))}, or an earlier inversion, got {pivot!r}."
             )
+        batch_size, seed = operator.index(batch_size), operator.index(seed)  # of NumPy's integers too
+        num_w_steps, num_tuning_steps = (
+            None if steps is None else operator.index(steps) for steps in (num_w_steps, num_tuning_steps)
+        )
         least = {"num_w_steps": 1, "num_tuning_steps": 0, "batch_size": 1}
         for name, value in zip(least, (num_w_steps, num_tuning_steps, batch_size)):
             if value is not None and value < least[name]:
