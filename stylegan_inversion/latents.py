@@ -1,6 +1,7 @@
 """Geometry of the latent spaces: how many w there are, how they are repeated, truncated and grouped."""
 
 import operator
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ def num_ws(resolution: int) -> int:
     return 2 * (resolution.bit_length() - 1) - 2
 
 
-def random_source(seed: int) -> torch.Generator:
+def random_source(seed: SupportsIndex) -> torch.Generator:
     """A source of z and of noise on the CPU, so that a seed means the same on every device.
 
     Draw with `device="cpu"` and a dtype, so that a caller's defaults change nothing.

@@ -23,7 +23,7 @@ from torch import Tensor
 from stylegan_inversion.convert.reading_process import DESCRIPTION_NAME, GUARD_EXIT, STORAGES_NAME
 from stylegan_inversion.errors import CheckpointError
 
-MAX_FILE_BYTES = 4 * 2**30  # the largest released checkpoints of the field have 1.4 GB
+MAX_FILE_BYTES = 16 * 2**30  # e4e's resumable file, which holds the optimiser's state too, has 4.1 GB
 _MEMORY = 256 * 2**20  # what reading may take beside the file
 _SECONDS = 10  # of processor time, and one more for each _BYTES_PER_SECOND
 _BYTES_PER_SECOND = 50 * 2**20
