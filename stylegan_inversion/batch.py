@@ -75,7 +75,7 @@ def invert_photos(
         pipeline: Inverts them.
         photos: Paths.
         output: Folder, made if needed.
-        edits: Strength by direction, in units of the unit-norm direction, all at once.
+        edits: Strength by direction, each in its unit, all at once.
         options: Further arguments of the pipeline's call, such as `face` or `num_w_steps`.
 
     Yields:

@@ -1,7 +1,7 @@
 """The known checkpoints of the field, by name. The facts are data: `builtin/catalogue.json`.
 
 A file is checked against its sha256 here if that is known, else against the Hub's own, with a warning. Those of which
-no copy on the Hub is known are listed with where they are.
+no copy is known that a program may fetch are listed with where they are.
 """
 
 import difflib
@@ -9,16 +9,26 @@ import json
 import logging
 import os
 import re
+import textwrap
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
+from typing import Any, Literal
 
 from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.remote.integrity import cached_snapshots, file_sha256
-from stylegan_inversion.remote.transfer import download_file
+from stylegan_inversion.remote.integrity import cache_root, cached_snapshots, file_sha256, storage_folder
+from stylegan_inversion.remote.transfer import download_file, is_offline
+from stylegan_inversion.remote.web import cached_url, download_url
 
 logger = logging.getLogger(__name__)
+
+CONVERTED = 2  # number of the format of converted models in the cache: another one fetches and converts again
+WIDTH, _NAME = 100, 27  # columns of the table in text, and of the names in it
+_WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}  # an address that is cut is none
+_CLOSE = 0.8  # how much a name must be like another to be taken for a slip
+_MOST = 6  # names that are suggested at once
 
 
 @dataclass(frozen=True)
@@ -31,12 +41,17 @@ class CatalogueEntry:
         description: What it is.
         licence: What the copy and its origin say, in words. No legal advice.
         source: Where it was published first.
-        repository: On the Hugging Face Hub; `None` if no public copy there is known.
+        host: Where the repository is: "hub", the Hugging Face Hub, or "github", which gives raw files of a commit.
+        repository: There; `None` if no public copy is known.
         file: Its path there.
-        revision: Commit, if one is known.
+        revision: Commit, if one is known. On GitHub it is, and so is the sha256.
         size: Bytes, if exactly known.
         about: The size in words, as a page shows it.
         sha256: If known.
+        domain: What its generator draws, and how large: "ffhq-1024". Directions belong to the generators of their
+            domain.
+        edit: Of directions: the name under which every generator of the domain gets it. `None`: only if asked for.
+        strength_range: Of a direction, in the unit of its file.
         note: What else to know.
     """
 
@@ -45,18 +60,22 @@ class CatalogueEntry:
     description: str
     licence: str
     source: str
+    host: Literal["hub", "github"] = "hub"
     repository: str | None = None
     file: str | None = None
     revision: str | None = None
     size: int | None = None
     about: str | None = None
     sha256: str | None = None
+    domain: str | None = None
+    edit: str | None = None
+    strength_range: tuple[float, float] | None = None
     note: str | None = None
 
     @property
     def fetchable(self) -> bool:
-        """Whether a copy on the Hub is known."""
-        return None not in (self.repository, self.file)
+        """Whether a copy is known that can be fetched."""
+        return self.kind != "unread" and None not in (self.repository, self.file)
 
 
 @dataclass(frozen=True)
@@ -65,10 +84,11 @@ class KnownModel:
 
     Attributes:
         name: What users type.
-        where: "built in", "cached", or "catalogue".
+        where: "built in"; "cached", on this disk; "to fetch", by its name; "by hand"; or "not read", by this package.
         size: Bytes on this disk, or of the file; `None` if unknown.
         licence: In words.
-        detail: The folder, or where the file is and whether it can be fetched.
+        detail: The folder, or where the file is.
+        about: What it is, in words.
     """
 
     name: str
@@ -76,6 +96,7 @@ class KnownModel:
     size: int | None
     licence: str
     detail: str
+    about: str = ""
 
 
 @cache
@@ -87,12 +108,19 @@ def catalogue() -> tuple[CatalogueEntry, ...]:
     """
     path = hub.builtin_path("catalogue.json")
     try:
-        entries = tuple(CatalogueEntry(**entry) for entry in json.loads(path.read_text("utf-8"))["entries"])
+        table: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["entries"]
+        for fields in table:
+            if fields.get("strength_range") is not None:
+                low, high = fields["strength_range"]
+                fields["strength_range"] = float(low), float(high)
+        entries = tuple(CatalogueEntry(**fields) for fields in table)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise CheckpointError(f"{path} is damaged: {e}. Install the package again.") from e
     for entry in entries:
         if entry.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):
             raise CheckpointError(f"{path}: the sha256 of {entry.name!r} is not one.")
+        if entry.host == "github" and None in (entry.repository, entry.file, entry.revision, entry.sha256):
+            raise CheckpointError(f"{path}: {entry.name!r} on GitHub needs a repository, file, revision and sha256.")
     return entries
 
 
@@ -104,10 +132,17 @@ def find_entry(name: str) -> CatalogueEntry:
     """
     entries = {entry.name: entry for entry in catalogue()}
     if name not in entries:
-        close = difflib.get_close_matches(name, entries, n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else f"It has {', '.join(entries)}."
+        hint = suggest(name) or f"It has {', '.join(entries)}."
         raise ModelNotFoundError(f"The catalogue has no {name!r}. {hint}")
     return entries[name]
+
+
+def suggest(name: str) -> str | None:
+    """Ask "Did you mean ...?": the known names that begin with a name, or the one most like it; `None` without any."""
+    names = [*hub.builtin_models(), *(entry.name for entry in catalogue())]
+    close = [known for known in names if name and known.startswith(name)][:_MOST]
+    close = close or difflib.get_close_matches(name, names, n=1, cutoff=_CLOSE)
+    return f"Did you mean {' or '.join(map(repr, close))}?" if close else None
 
 
 def fetch(
@@ -118,7 +153,7 @@ def fetch(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path:
-    """Fetch the file of an entry into the Hub's cache, and check its size and sha256. Nothing in it is run.
+    """Fetch the file of an entry into the Hub's cache, and check its sha256. Nothing in it is run.
 
     Where no sha256 is known, a warning says so, and which one the file has: then the Hub is trusted to give what its
     owner put there, and the owner to have put there what the name says.
@@ -134,13 +169,23 @@ def fetch(
         The file; the same at once if it is in the cache already.
 
     Raises:
-        ModelNotFoundError: If no copy on the Hub is known, or it cannot be fetched.
+        ModelNotFoundError: If no copy is known, this package does not read it, or it cannot be fetched.
         CheckpointError: If what came is another file; nothing of it is kept.
     """
+    if entry.kind == "unread":
+        raise ModelNotFoundError(f"{entry.name!r} is listed, but not supported: {entry.note}")
     if entry.repository is None or entry.file is None:
         raise ModelNotFoundError(
             f"{entry.name!r} cannot be fetched by its name, since no copy of it on the Hub is known. Get it from "
-            f"{entry.source} and take the file with `from_single_file` or `load_direction`."
+            f"{entry.source} and take the file with `from_single_file`." + (f" {entry.note}" if entry.note else "")
+        )
+    if entry.host == "github":
+        return download_url(
+            f"https://raw.githubusercontent.com/{entry.repository}/{entry.revision}/{entry.file}",
+            sha256=str(entry.sha256),
+            cache_dir=cache_dir,
+            local_files_only=is_offline(local_files_only),
+            force_download=force_download,
         )
     path = download_file(
         entry.repository,
@@ -167,45 +212,74 @@ def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[KnownMo
     """What there is: built-in models, models in the Hub's cache, and the catalogue. Uses no network."""
     models = [
         KnownModel(
-            name, "built in", _bytes(hub.builtin_path(name)), read_licence(hub.builtin_path(name)), "nothing to fetch"
+            name,
+            "built in",
+            _bytes(hub.builtin_path(name)),
+            read_licence(hub.builtin_path(name)),
+            "nothing to fetch",
+            "faces at 64 px",
         )
         for name in hub.builtin_models()
     ]
-    cached = cached_snapshots(cache_dir)
-    for repo_id, folder in cached:
+    for repo_id, folder in cached_snapshots(cache_dir):
         if _is_ours(folder):
             models.append(KnownModel(repo_id, "cached", _bytes(folder), read_licence(folder), str(folder)))
-    folders = dict(cached)
     for entry in catalogue():
-        there = folders.get(entry.repository or "")
+        there = converted_folder(entry, cache_dir)
+        file = cached_file(entry, cache_dir)
         if entry.kind == "unread":
-            detail = f"not supported: {entry.note}"
-        elif there is not None and entry.file is not None and (there / entry.file).is_file():
-            detail = f"in the cache: {there / entry.file}"
+            where, detail = "not read", entry.note or ""
+        elif (there / hub.CONFIG_NAME).is_file():
+            where, detail = "cached", str(there)
+        elif file is not None:
+            where, detail = "cached", str(file)
         elif entry.fetchable:
-            detail = f"{entry.repository}: {entry.file}"
+            where, detail = "to fetch", f"{entry.repository}: {entry.file}"
         else:
-            detail = f"by hand: {entry.source}"
-        models.append(KnownModel(entry.name, "catalogue", entry.size, entry.licence, detail))
+            where, detail = "by hand", entry.source
+        models.append(KnownModel(entry.name, where, entry.size, entry.licence, detail, entry.description))
     return models
 
 
-def describe_models(cache_dir: str | os.PathLike[str] | None = None) -> str:
-    """`list_models` as a table in text."""
-    about = {entry.name: entry.about for entry in catalogue()}
-    rows = [
-        (
-            model.where,
-            model.name,
-            _in_words(model.size) if model.size is not None else about.get(model.name) or "?",
-            model.licence,
-            model.detail,
+def cached_file(entry: CatalogueEntry, cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
+    """The file of an entry in the cache, unchecked; `None` if it is not there."""
+    if not entry.fetchable or entry.file is None or entry.repository is None:
+        return None
+    if entry.host == "github":
+        found = [cached_url(entry.file, str(entry.sha256), cache_dir)]
+    else:
+        found = list(
+            storage_folder(entry.repository, cache_dir).glob(f"snapshots/{entry.revision or '*'}/{entry.file}")
         )
-        for model in list_models(cache_dir)
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = ["  ".join([*(text.ljust(width) for text, width in zip(row, widths)), row[4]]) for row in rows]
+    return next((path for path in found if path.is_file()), None)
+
+
+def converted_folder(entry: CatalogueEntry, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Where the model that was made of the file of an entry is kept. The name changes with the file and our format."""
+    identity = json.dumps([entry.repository, entry.file, entry.revision, entry.sha256])
+    digest = sha256(identity.encode()).hexdigest()[:12]
+    return cache_root(cache_dir) / "converted--stylegan-inversion" / f"{entry.name}-{digest}-{CONVERTED}"
+
+
+def describe_models(cache_dir: str | os.PathLike[str] | None = None) -> str:
+    """`list_models` as a table in text, 100 columns wide. Below what is not fetched stands where it is, or why not."""
+    about = {entry.name: entry.about for entry in catalogue()}
+    lines = [_row("NAME", "SIZE", "WHERE", "LICENCE", "WHAT")]
+    for model in list_models(cache_dir):
+        size = _in_words(model.size) if model.size is not None else about.get(model.name) or "?"
+        licence = textwrap.shorten(model.licence.partition(":")[0], 40, placeholder="...")
+        lines.append(_row(model.name, size, model.where, licence, model.about))
+        if model.where in ("by hand", "not read"):
+            lines += textwrap.wrap(model.detail, WIDTH, initial_indent="    ", subsequent_indent="    ", **_WHOLE)
     return "\n".join(lines)
+
+
+def _row(name: str, size: str, where: str, licence: str, what: str) -> str:
+    """A line; of a name that is too long, the rest stands below."""
+    rest = f"{size:7}  {where:8}  {licence:14}  {what}".rstrip()
+    if len(name) <= _NAME:
+        return f"{name:{_NAME}}  {rest}"
+    return "\n".join([*textwrap.wrap(name, WIDTH), f"{'':{_NAME}}  {rest}"])
 
 
 def read_licence(folder: Path) -> str:
@@ -227,7 +301,9 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _in_words(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    if size >= 1e9:
+        return f"{size / 1e9:.1f} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 1e6 else f"{max(1, round(size / 1e3))} kB"
 
 
 def _bytes(folder: Path) -> int:

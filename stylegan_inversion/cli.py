@@ -11,7 +11,9 @@ from typing import Any
 from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, ReStylePipeline, __version__, hub
 from stylegan_inversion.batch import Record, invert_photos
 from stylegan_inversion.catalogue import describe_models
+from stylegan_inversion.convert.known import known_entry
 from stylegan_inversion.convert.model_folder import write_model
+from stylegan_inversion.convert.papers import with_directions
 from stylegan_inversion.convert.single_file import read_single_file
 from stylegan_inversion.demo import run_demo
 from stylegan_inversion.editing.directions import load_directions
@@ -114,9 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("destination", metavar="DST", help="folder of the model that is written")
     convert.add_argument("--to", choices=LAYOUTS, help="SRC is a model: write DST, a .pt file of this layout")
     convert.add_argument("--encoder", choices=("psp", "e4e"), help="whose encoder it is, if the file does not say")
-    convert.add_argument(
-        "--name", default="direction", help="of a direction, which its file does not tell [%(default)s]"
-    )
+    convert.add_argument("--name", default="direction", help="name for an imported direction [%(default)s]")
     convert.add_argument("--crop-scale", type=float, default=1.0, help="of the faces, to FFHQ's crop [%(default)s]")
     convert.add_argument("--sha256", help="of the file, to be checked; needed for https")
 
@@ -299,7 +299,7 @@ def _convert(args: argparse.Namespace) -> int:
         print(write_official(args.source, args.destination, layout=args.to))
         return 0
     path = find_file(args.source, sha256=args.sha256)
-    file = read_single_file(path, encoder=args.encoder)
+    file = with_directions(read_single_file(path, encoder=args.encoder), path, entry=known_entry(args.source))
     for note in file.notes:
         print(f"Note: {note}")
     print(f"{file.kind}: {write_model(file, Path(args.destination), name=args.name, crop_scale=args.crop_scale)}")

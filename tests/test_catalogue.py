@@ -50,9 +50,20 @@ def test_the_table() -> None:
         assert entry.file is None or ".." not in entry.file
         assert entry.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", entry.sha256)
         assert entry.size is None or entry.sha256 is not None
-        assert entry.fetchable == (entry.repository is not None)
+        assert entry.fetchable == (entry.repository is not None and entry.kind != "unread")
         assert entry.kind in CatalogueEntry.__doc__  # type: ignore[operator]
-    assert sum(entry.fetchable for entry in entries) == 16 and sum(entry.sha256 is not None for entry in entries) == 5
+        assert entry.revision is None or re.fullmatch(r"[0-9a-f]{40}", entry.revision)
+        assert (entry.kind in ("direction", "ganspace")) == (entry.host == "github")  # the MIT ones
+        assert entry.host == "hub" or entry.licence == "MIT"
+        assert len(entry.description) <= 36  # a row of the table
+    assert sum(entry.fetchable for entry in entries) == 29 and sum(entry.sha256 is not None for entry in entries) == 12
+    assert {entry.edit for entry in entries if entry.domain == "ffhq-1024"} == {
+        None,
+        "age",
+        "smile",
+        "pose",
+        "ganspace",
+    }
 
 
 def test_find() -> None:
@@ -60,8 +71,17 @@ def test_find() -> None:
     assert entry.size == 175_367_323 and entry.sha256 is not None and entry.sha256.startswith("a035c768")
     with pytest.raises(ModelNotFoundError, match=r"catalogue has no 'e4e-ffhq-102'\. Did you mean 'e4e-ffhq-1024'\?"):
         find_entry("e4e-ffhq-102")
-    with pytest.raises(ModelNotFoundError, match=r"catalogue has no 'xyz'\. It has e4e-ffhq-1024, .*ganspace-cars\."):
+    with pytest.raises(ModelNotFoundError, match=r"catalogue has no 'xyz'\. It has e4e-ffhq-1024, .*ganspace-church\."):
         find_entry("xyz")
+
+
+def test_a_name_that_begins_others_suggests_them() -> None:
+    assert catalogue.suggest("e4e-ffhq") == "Did you mean 'e4e-ffhq-1024'?"
+    assert catalogue.suggest("stylegan2-ffhq") == (
+        "Did you mean 'stylegan2-ffhq-1024' or 'stylegan2-ffhq-1024-small' or 'stylegan2-ffhq-1024-nvidia'?"
+    )
+    assert catalogue.suggest("faces") == "Did you mean 'faces64'?"
+    assert catalogue.suggest("") is None and catalogue.suggest("my-own-model") is None
 
 
 @pytest.mark.parametrize(
@@ -71,6 +91,11 @@ def test_find() -> None:
         ('{"entries": [{"name": "x"}]}', "catalogue.json is damaged: .*missing"),
         ('{"entries": [{"name": "x", "code": 1}]}', "catalogue.json is damaged: .*unexpected"),
         ("{}", "catalogue.json is damaged: 'entries'"),
+        (
+            '{"entries": [{"name": "x", "kind": "", "description": "", "licence": "", "source": "", "host": "github"}'
+            "]}",
+            "'x' on GitHub needs a repository, file, revision and sha256",
+        ),
     ],
 )
 def test_a_damaged_table(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,9 +157,13 @@ def test_without_a_sha256_the_hubs_own_counts(
         fetch(loose, local_files_only=True)
 
 
-def test_what_is_not_on_the_hub_is_not_fetched(fake_hub: FakeHub) -> None:
-    with pytest.raises(ModelNotFoundError, match=r"no copy of it on the Hub is known\. Get it from omertov"):
-        fetch(find_entry("direction-ffhq-age"))
+def test_what_cannot_be_fetched_is_not(fake_hub: FakeHub) -> None:
+    with pytest.raises(
+        ModelNotFoundError, match=r"no copy of it on the Hub is known\. Get it from yuval-alaluf.* holds a StyleGAN3"
+    ):
+        fetch(find_entry("restyle-e4e-ffhq-1024"))
+    with pytest.raises(ModelNotFoundError, match=r"not supported: It draws 1024 x 512 pixels; only square"):
+        fetch(find_entry("stylegan2-human-1024"))
     assert not fake_hub.log
 
 
@@ -152,17 +181,30 @@ def test_list(fake_hub: FakeHub, pti: PTIPipeline, tmp_path: Path, capsys: pytes
     assert models["faces64"].where == "built in" and models["faces64"].licence == "non-commercial-research"
     assert models["faces64"].size is not None and 5e7 < models["faces64"].size < 2e8
     assert models["org/mine"].where == "cached" and models["org/mine"].size and "org/other" not in models
-    assert models["e4e-ffhq-1024"].detail == f"in the cache: {file}"
-    assert models["psp-ffhq-1024"].detail == "trysem/pixel2style2pixel: psp_ffhq_encode.pt"
-    assert models["arcface-ir-se50"].detail.startswith("AIRI-Institute/StyleFeatureEditor: ")
-    assert models["curricularface-ir-101"].detail.startswith("not supported: An IR network without")
-    assert models["direction-ffhq-age"].detail == "by hand: omertov/encoder4editing (GitHub): age.pt"
+    shown = {name: (model.where, model.detail) for name, model in models.items()}
+    assert shown["e4e-ffhq-1024"] == ("cached", str(file))
+    assert shown["psp-ffhq-1024"] == ("to fetch", "trysem/pixel2style2pixel: psp_ffhq_encode.pt")
+    assert shown["curricularface-ir-101"][0] == "not read" and shown["psp-ffhq-toonify"][0] == "by hand"
+    converted = catalogue.converted_folder(find_entry("psp-ffhq-1024"))
+    converted.mkdir(parents=True)
+    (converted / "config.json").touch()
+    direction = tmp_path / "cache" / "files--https" / str(find_entry("direction-ffhq-age").sha256) / "age.pt"
+    direction.parent.mkdir(parents=True)
+    direction.touch()
+    shown = {model.name: (model.where, model.detail) for model in list_models()}
+    assert shown["psp-ffhq-1024"] == ("cached", str(converted))
+    assert shown["direction-ffhq-age"] == ("cached", str(direction)) and shown["direction-ffhq-pose"][0] == "to fetch"
 
+    fake_hub.add(f"{'o' * 40}/{'m' * 50}", tmp_path / "model")
+    PTIPipeline.from_pretrained(f"{'o' * 40}/{'m' * 50}")
     assert cli.main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines == describe_models().splitlines() and len(lines) == len(models)
-    (line,) = [line for line in lines if " e4e-ffhq-1024 " in line]
-    assert "1.2 GB" in line and "non-commercial: derives from" in line
+    assert lines == describe_models().splitlines() and max(map(len, lines)) <= 100
+    assert lines[0].split() == ["NAME", "SIZE", "WHERE", "LICENCE", "WHAT"]
+    rows = {line.split()[0]: line.split() for line in lines if line[:1].strip()}
+    assert rows.keys() == {"NAME", f"{'o' * 40}/{'m' * 50}", *models}
+    assert rows["e4e-ffhq-1024"][1:5] == ["1.2", "GB", "cached", "non-commercial"]
+    assert "    It draws 1024 x 512 pixels; only square generators are supported." in lines
     assert cli.main(["models", "--cache-dir", str(tmp_path / "empty")]) == 0
     assert "org/mine" not in capsys.readouterr().out
 

@@ -1,8 +1,9 @@
 """Directions of the field: InterFaceGAN's boundaries and the papers' edit directions, GANSpace's components.
 
 Formats: genforce/interfacegan (MIT) `.npy`, float64 (1, 512); omertov/encoder4editing and danielroich/PTI (MIT) `.pt`,
-(1, 512) or (1, 18, 512), each layer of unit norm; harskish/ganspace (Apache-2.0) as e4e ships it, a dict of `mean`
-(1, 512), `comp` (n, 1, 512) and `std` (n,).
+(1, 512) or (1, 18, 512); others keep all layers in (18, 512) or in one row, (1, 9216). Their code adds strength times
+what the file holds, so its norm is the unit of strength. harskish/ganspace (Apache-2.0) as e4e ships it: a dict of
+`mean` (1, 512), `comp` (n, 1, 512) and `std` (n,).
 """
 
 from collections.abc import Mapping
@@ -16,20 +17,23 @@ from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.editing.ganspace import PrincipalComponents
 from stylegan_inversion.errors import CheckpointError
 
-_UNIT_TOLERANCE = 0.01
+W_DIM = 512  # of every public file
+_SAME = 1e-3  # how far the rows of one direction may be from each other, relative to their norm
 
 
-def vector_from_official(tensor: Tensor) -> Float[Tensor, "*num_ws w_dim"]:
-    """Read a boundary or an edit direction.
+def vector_from_official(tensor: Tensor, *, w_dim: int = W_DIM) -> Float[Tensor, "*num_ws w_dim"]:
+    """Read a boundary or an edit direction, of any norm.
 
     Args:
-        tensor: (w_dim,), (1, w_dim), (num_ws, w_dim) or (1, num_ws, w_dim), of unit norm in each layer within 1 %.
+        tensor: (w_dim,), (1, w_dim), (num_ws, w_dim), (1, num_ws, w_dim), or the layers in one row, (num_ws * w_dim,)
+            or (1, num_ws * w_dim).
+        w_dim: Tells a row of all layers from a row of one.
 
     Returns:
-        The vector in float32, exactly of unit norm, (w_dim,) or (num_ws, w_dim).
+        The vector as it is, in float32: (num_ws, w_dim), or (w_dim,) where the file has one row or equal ones.
 
     Raises:
-        CheckpointError: If it has another shape, or not unit norm: a style code has the same shape.
+        CheckpointError: If it has another shape, is zero, or holds NaN or infinity.
     """
     if not tensor.is_floating_point() or not 1 <= tensor.ndim <= 3 or not tensor.numel():
         raise CheckpointError(
@@ -41,28 +45,42 @@ def vector_from_official(tensor: Tensor) -> Float[Tensor, "*num_ws w_dim"]:
         vector = vector[0]
     if vector.ndim > 2:
         raise CheckpointError(f"Not a direction but {len(vector)} style codes: shape {tuple(tensor.shape)}.")
-    norms = vector.norm(dim=-1, keepdim=True)
-    if not bool(((norms - 1).abs() <= _UNIT_TOLERANCE).all()):  # NaN too
-        raise CheckpointError(
-            f"Not a direction of unit norm: its norms are in [{norms.min():.4g}, {norms.max():.4g}]. A style code "
-            "(such as PTI's pivot) has this shape too; if it is a direction, pass it to `Direction.from_vector`."
-        )
-    return (vector / norms).float()
+    if not torch.isfinite(vector).all() or not vector.any():
+        raise CheckpointError("Not a direction: it is zero, or holds NaN or infinity.")
+    if vector.ndim == 1 and len(vector) > w_dim and len(vector) % w_dim == 0:
+        vector = vector.reshape(-1, w_dim)
+    if vector.ndim == 2:
+        mean = vector.mean(dim=0)
+        if (vector - mean).norm(dim=1).max() <= _SAME * mean.norm():
+            vector = mean
+    return vector.float()
 
 
-def direction_from_official(tensor: Tensor, *, name: str, description: str = "") -> Direction:
+def direction_from_official(
+    tensor: Tensor,
+    *,
+    name: str,
+    description: str = "",
+    strength_range: tuple[float, float] | None = None,
+    unit: float | None = None,
+    w_dim: int = W_DIM,
+) -> Direction:
     """Read a boundary or an edit direction as a `Direction`; see `vector_from_official`.
 
     Args:
         tensor: What the file holds.
         name: What changes, as a Python identifier; the file does not tell.
         description: Where it comes from.
+        strength_range: As in `Direction`.
+        unit: As in `Direction`. `None` takes the norm of the file: a strength is then the factor of the papers' code.
+        w_dim: As in `vector_from_official`.
 
     Raises:
         CheckpointError: As `vector_from_official`.
-        ValueError: If `name` is no identifier.
+        ValueError: If `name` is no identifier, or `unit` or `strength_range` is out of range.
     """
-    return Direction(name, vector_from_official(tensor), description=description)
+    vector = vector_from_official(tensor, w_dim=w_dim)
+    return Direction.from_vector(name, vector, strength_range=strength_range, description=description, unit=unit)
 
 
 def components_from_ganspace(checkpoint: Mapping[str, Any]) -> PrincipalComponents:
@@ -101,4 +119,4 @@ def components_to_ganspace(principal: PrincipalComponents) -> dict[str, Tensor]:
 
 def direction_to_official(direction: Direction) -> Tensor:
     """Write a direction as e4e's `.pt` holds it, (1, w_dim) or (1, num_ws, w_dim): `torch.save` the result."""
-    return direction.vector[None].to(torch.float32).clone()
+    return direction.step[None].to(torch.float32).clone()

@@ -1,25 +1,28 @@
 """A checkpoint of the catalogue by its name: fetched, verified and converted into the cache, each of them once.
 
+Of a model that was converted the cache keeps the folder, with the papers' directions for it, and not the file: another
+format of ours fetches it again. A file that was in the cache before, for another reason, stays there.
+
 Importing this file tells `hub.find_model` of it, so the names work wherever a model is named.
 """
 
-import difflib
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from stylegan_inversion import hub
-from stylegan_inversion.catalogue import CatalogueEntry, catalogue, fetch
+from stylegan_inversion.catalogue import CatalogueEntry, cached_file, catalogue, converted_folder, fetch, suggest
 from stylegan_inversion.convert.encoder_file import EncoderKind
 from stylegan_inversion.convert.model_folder import write_model
+from stylegan_inversion.convert.papers import edits_of, fetch_directions, with_directions
 from stylegan_inversion.convert.single_file import read_single_file
-from stylegan_inversion.errors import ModelNotFoundError
-from stylegan_inversion.remote.integrity import cache_root, file_sha256
+from stylegan_inversion.editing.directions import save_directions
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.remote.integrity import remove
 
-CONVERTED = 1  # number of the format in the cache: another one converts again
 _ENCODERS: dict[str, EncoderKind] = {"psp": "psp", "e4e": "e4e"}
 _NO_FOLDER = ("direction", "ganspace")  # their files are read where they are
-_CLOSE = 0.8  # how much a name must be like one of the catalogue to be taken for a slip
 
 
 def known_entry(name: str | os.PathLike[str]) -> CatalogueEntry | None:
@@ -62,38 +65,51 @@ def find_known_model(
     """
     entry = known_entry(name)
     if entry is None:
-        if close := difflib.get_close_matches(name, [known.name for known in catalogue()], n=1, cutoff=_CLOSE):
+        if hint := suggest(name):
             raise ModelNotFoundError(
-                f"No model {name!r}: it is not a folder. Did you mean {close[0]!r}? `stylegan-inversion models` lists "
-                "what there is."
+                f"No model {name!r}: it is not a folder. {hint} `stylegan-inversion models` lists what there is."
             )
         return None
     if revision is not None:
         raise ValueError(f"`revision` is for repositories; {name!r} of the catalogue is always the same file.")
-    if entry.kind == "unread":
-        raise ModelNotFoundError(f"{name!r} is listed, but not supported: {entry.note}")
     if entry.kind in _NO_FOLDER:
         raise ModelNotFoundError(
             f"{name!r} is no model: {entry.description}. A pipeline's `load_direction` and `load_components` take "
             "such files."
         )
-    path = fetch(
-        entry,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        force_download=force_download,
-    )
-    storage = cache_root(cache_dir) / "converted--stylegan-inversion"
-    folder = storage / f"{entry.sha256 or file_sha256(path)}-{CONVERTED}"
-    if (folder / hub.CONFIG_NAME).is_file():
-        return folder
-    storage.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=storage) as scratch:
-        made = write_model(read_single_file(path, encoder=_ENCODERS.get(entry.kind)), Path(scratch) / "model")
+    access: dict[str, Any] = {"cache_dir": cache_dir, "local_files_only": local_files_only}
+    folder = converted_folder(entry, cache_dir)
+    if force_download or not (folder / hub.CONFIG_NAME).is_file():
+        try:
+            _convert(entry, folder, access, token=token, force_download=force_download)
+        except (ModelNotFoundError, CheckpointError):
+            if force_download or not (folder / hub.CONFIG_NAME).is_file():
+                raise
+            # Another process was faster, and has removed the file.
+    elif edits_of(entry.domain) and not (folder / "directions").is_dir():  # there was no network
+        if directions := fetch_directions(entry.name, entry.domain, **access):
+            with hub.write_together(folder) as stage:
+                save_directions(directions, stage / "directions")
+    return folder
+
+
+def _convert(
+    entry: CatalogueEntry, folder: Path, access: dict[str, Any], *, token: str | bool | None, force_download: bool
+) -> None:
+    """Fetch and convert the file of an entry. A file that was fetched for this is not kept beside the folder."""
+    cache_dir = access["cache_dir"]
+    kept = cached_file(entry, cache_dir) is not None
+    path = fetch(entry, token=token, force_download=force_download, **access)
+    file = with_directions(read_single_file(path, encoder=_ENCODERS.get(entry.kind)), path, entry=entry, **access)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        made = write_model(file, Path(scratch) / "model")
+        if folder.exists() and force_download:
+            folder.rename(Path(scratch) / "old")
         if not folder.exists():  # another process may have been faster
             made.rename(folder)
-    return folder
+    if not kept:
+        remove(path)
 
 
 hub.know(find_known_model)

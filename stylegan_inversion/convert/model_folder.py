@@ -64,5 +64,7 @@ def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop
                 folder_name = f"{file.kind}_encoder"
                 config |= {"_class_name": _PIPELINES[file.kind], "source": to_config(source_of(module))}
             hub.save_module(module, stage / folder_name)
+        if file.directions:
+            save_directions(file.directions, stage / "directions")
         hub.write_config({**config, "_library_version": __version__}, stage)
     return folder

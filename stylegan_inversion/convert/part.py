@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from stylegan_inversion import hub
+from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.editing.ganspace import PrincipalComponents
 from stylegan_inversion.errors import CheckpointError
 
@@ -69,7 +70,8 @@ class SingleFile:
     Attributes:
         kind: Who writes such files.
         parts: Networks by name: "encoder", "generator", "discriminator", "latent_discriminator", "identity", "moco".
-        vectors: Directions of unit norm by name; one without a name is "direction".
+        vectors: Directions by name, as the file holds them; one without a name is "direction".
+        directions: The papers' directions for its generator: see `convert.papers`.
         components: GANSpace's.
         options: The settings that the file carries (`opts`), as plain values.
         notes: What was missing in the file and how it was made up for, one sentence each.
@@ -78,6 +80,7 @@ class SingleFile:
     kind: Kind
     parts: dict[str, Part] = field(default_factory=dict)
     vectors: dict[str, Tensor] = field(default_factory=dict)
+    directions: dict[str, Direction] = field(default_factory=dict)
     components: PrincipalComponents | None = None
     options: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Edit directions: a unit vector in W (or one a layer), and the moves along it."""
+"""Edit directions: a unit vector in W (or a vector a layer), and the moves along it."""
 
 import difflib
 import math
@@ -15,7 +15,7 @@ from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.hub import CONFIG_NAME, WEIGHTS_NAME, read_config, read_tensors, write_config, write_tensors
 
 NORM_TOLERANCE = 1e-3
-ENTRY_FIELDS = ("layers", "strength_range", "description")  # of a direction in config.json
+ENTRY_FIELDS = ("layers", "strength_range", "description")  # of a direction in config.json; and `unit`, if not 1
 
 Number = TypeVar("Number", int, float)
 
@@ -26,15 +26,17 @@ class Direction:
 
     Args:
         name: What changes, as a Python identifier: edits are keyword arguments (`edit(out, smile=2.0)`).
-        vector: Unit norm, shared by all layers; or one unit vector a layer. `from_vector` normalises.
+        vector: Unit norm, shared by all layers; or one vector a layer, whose norms have a root mean square of 1: layers
+            may move more or less than others. `from_vector` normalises.
         layers: Half-open range `(start, stop)` of the style layers it moves. `None` moves all.
-        strength_range: Lowest and highest strength that still looks right, in units of the unit-norm direction.
-            `None` where nobody measured it.
+        strength_range: Lowest and highest strength that still looks right. `None` where nobody measured it.
         description: What it does and where it comes from, in words.
+        unit: How far strength 1 goes, > 0: it adds `unit * vector`. 1 for directions that are found here, whose
+            strengths are distances in W; the norm of the file for those of the papers, whose strengths are factors.
 
     Raises:
         ValueError: If the name is no identifier, the vector is not finite, not one- or two-dimensional or not of unit
-            norm (within 1e-3), or a range is empty.
+            norm (within 1e-3), the unit is not a positive number, or a range is empty.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Direction:
     layers: tuple[int, int] | None = None
     strength_range: tuple[float, float] | None = None
     description: str = ""
+    unit: float = 1.0
 
     def __post_init__(self) -> None:
         """Check what the types cannot say."""
@@ -54,12 +57,14 @@ class Direction:
             )
         if not torch.isfinite(self.vector).all():
             raise ValueError(f"`vector` of direction {self.name!r} must be finite, got NaN or infinity.")
-        norms = self.vector.cpu().double().norm(dim=-1)
-        if (norms - 1).abs().max() > NORM_TOLERANCE:
+        norm = _norm(self.vector)
+        if abs(norm - 1) > NORM_TOLERANCE:
             raise ValueError(
-                f"`vector` of direction {self.name!r} must have unit norm (in each layer), "
-                f"got norms in [{norms.min():.4g}, {norms.max():.4g}]; `Direction.from_vector` normalises."
+                f"`vector` of direction {self.name!r} must have unit norm (the root mean square over its layers), "
+                f"got {norm:.4g}; `Direction.from_vector` normalises."
             )
+        if not (math.isfinite(self.unit) and self.unit > 0):
+            raise ValueError(f"`unit` of direction {self.name!r} must be a positive number, got {self.unit}.")
         if self.layers is not None:
             layer_slice(self.layers, self.vector.shape[0] if self.vector.ndim == 2 else None)
         if self.strength_range is not None:
@@ -79,26 +84,34 @@ class Direction:
         layers: tuple[int, int] | None = None,
         strength_range: tuple[float, float] | None = None,
         description: str = "",
+        unit: float | None = 1.0,
     ) -> "Direction":
-        """Make a direction from a vector of any length: it is divided by its norm, each layer by its own.
+        """Make a direction from a vector of any length: it is divided by its norm.
 
         Args:
             name: As in `Direction`.
-            vector: Any length but zero.
+            vector: Any length but zero. Of one vector a layer, the norm is the root mean square of the layers' norms,
+                and the proportions between the layers stay.
             layers: As in `Direction`.
-            strength_range: In units of the unit-norm direction, so after the division.
+            strength_range: As in `Direction`, in its `unit`.
             description: As in `Direction`.
+            unit: As in `Direction`. `None` takes the norm of `vector`, so that strength 1 adds `vector` as it is.
 
         Returns:
             The direction, on the device and in the dtype of `vector`.
 
         Raises:
-            ValueError: If a norm is zero, or for the reasons of `Direction`.
+            ValueError: If the norm is zero, or for the reasons of `Direction`.
         """
-        norms = vector.norm(dim=-1, keepdim=True)
-        if (norms == 0).any():
-            raise ValueError(f"`vector` of direction {name!r} must not be zero (in any layer).")
-        return cls(name, vector / norms, layers, strength_range, description)
+        norm = _norm(vector)
+        if norm == 0:
+            raise ValueError(f"`vector` of direction {name!r} must not be zero.")
+        return cls(name, vector / norm, layers, strength_range, description, norm if unit is None else unit)
+
+    @property
+    def step(self) -> Float[Tensor, "*num_ws w_dim"]:
+        """What strength 1 adds to a code: `unit * vector`."""
+        return self.unit * self.vector
 
     def apply(
         self,
@@ -107,11 +120,11 @@ class Direction:
         *,
         layers: tuple[int, int] | None = None,
     ) -> Float[Tensor, "batch num_ws w_dim"]:
-        """Move along the direction: `w_plus + strength * vector` in the chosen layers.
+        """Move along the direction: `w_plus + strength * unit * vector` in the chosen layers.
 
         Args:
             w_plus: Style codes in W+, unbounded, on any device; not changed.
-            strength: How far, in units of the unit-norm direction, for all samples or (batch,). Negative goes back.
+            strength: How far, in the direction's unit, for all samples or (batch,). Negative goes back.
             layers: Half-open range `(start, stop)` of style layers to move. `None` takes the direction's own.
 
         Returns:
@@ -133,7 +146,7 @@ class Direction:
         if amount.ndim == 1 and len(amount) != batch:
             raise ValueError(f"`strength` must be one number or {batch} (one a sample), got {len(amount)}.")
         chosen = layer_slice(layers or self.layers or (0, num_ws), num_ws)
-        step = self.vector.to(w_plus).expand(num_ws, w_dim)[chosen]  # (chosen layers, w_dim)
+        step = self.step.to(w_plus).expand(num_ws, w_dim)[chosen]  # (chosen layers, w_dim)
         moved = w_plus.clone()
         moved[:, chosen] += amount.reshape(-1, 1, 1) * step
         return moved
@@ -141,6 +154,17 @@ class Direction:
     def to(self, device: str | torch.device) -> "Direction":
         """Return the same direction on another device."""
         return replace(self, vector=self.vector.to(device))
+
+
+def _norm(vector: Tensor) -> float:
+    """The norm of a vector; of one a layer, the root mean square of their norms."""
+    return float(vector.detach().cpu().double().square().sum(dim=-1).mean().sqrt())
+
+
+def both_ways(reach: float) -> tuple[float, float]:
+    """A range as far on both sides, in two digits."""
+    end = float(f"{reach:.2g}")
+    return -end, end
 
 
 def layer_slice(layers: tuple[int, int], num_ws: int | None = None) -> slice:
@@ -174,7 +198,7 @@ def apply_directions(
     Args:
         w_plus: Style codes in W+, unbounded; not changed.
         directions: All known directions, by name.
-        strengths: How far to go along each, in units of the unit-norm direction. Names that are left out stay at 0.
+        strengths: How far to go along each, in its unit. Names that are left out stay at 0.
 
     Returns:
         New codes, on the device and in the dtype of `w_plus`.
@@ -210,6 +234,9 @@ def save_directions(directions: Mapping[str, Direction], folder: Path) -> None:
     # clone: rows of one matrix share their memory, which safetensors refuses
     write_tensors({name: each.vector.float().clone() for name, each in directions.items()}, folder / WEIGHTS_NAME)
     entries = {name: {field: getattr(each, field) for field in ENTRY_FIELDS} for name, each in directions.items()}
+    for name, direction in directions.items():
+        if direction.unit != 1:
+            entries[name]["unit"] = direction.unit
     write_config({"directions": entries}, folder)
 
 
@@ -238,7 +265,7 @@ def load_directions(folder: Path) -> dict[str, Direction]:
 
 def _read_direction(name: str, entry: Any, vector: Tensor, folder: Path) -> Direction:
     """Build one direction from its JSON entry, where a pair is a list."""
-    if not isinstance(entry, dict) or set(entry) != set(ENTRY_FIELDS):
+    if not isinstance(entry, dict) or set(entry) - {"unit"} != set(ENTRY_FIELDS):
         raise CheckpointError(f"The entry of direction {name!r} in {folder} must have the keys {list(ENTRY_FIELDS)}.")
     try:
         return Direction(
@@ -247,6 +274,7 @@ def _read_direction(name: str, entry: Any, vector: Tensor, folder: Path) -> Dire
             layers=_read_pair(entry["layers"], int),
             strength_range=_read_pair(entry["strength_range"], float),
             description=str(entry["description"]),
+            unit=float(entry.get("unit", 1.0)),
         )
     except (ValueError, TypeError, OverflowError) as e:
         raise CheckpointError(f"The direction {name!r} in {folder} is not valid: {e}") from e

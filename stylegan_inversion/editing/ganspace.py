@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stylegan_inversion.editing.directions import layer_slice
+from stylegan_inversion.editing.directions import Direction, both_ways, layer_slice
+
+REACH = 2.0  # standard deviations; a photo may lie as far out already, and at 3 it goes black or white
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,3 +116,28 @@ def set_coordinate(
     moved = w_plus.clone()
     moved[:, chosen] += ((coordinate - current) * std)[:, None, None] * axis
     return moved
+
+
+def name_components(
+    principal: PrincipalComponents, *, name: str = "ganspace", layers: tuple[int, int] | None = None
+) -> list[Direction]:
+    """Principal components of W as directions, the widest first.
+
+    Args:
+        principal: Components of the generator's W.
+        name: What they are called: name_1, name_2, and so on.
+        layers: Half-open range of the style layers that they move. `None` moves all.
+
+    Returns:
+        Directions with ranges of 2 standard deviations on both sides.
+    """
+    return [
+        Direction.from_vector(
+            f"{name}_{k}",
+            vector,
+            layers=layers,
+            strength_range=both_ways(REACH * std),
+            description=f"Number {k} of the ways in which this generator's pictures differ most. Nobody named it.",
+        )
+        for k, (vector, std) in enumerate(zip(principal.components, principal.std.tolist()), 1)
+    ]

@@ -146,7 +146,7 @@ def latent_edit_consistency(
         w_plus: E(x), in W+.
         w_edited: E of the pictures that the generator draws after the edit.
         direction: The edit's direction.
-        strength: How far the edit went, in units of the unit-norm direction.
+        strength: How far the edit went, in the direction's unit.
 
     Returns:
         (B,), >= 0, norm over layers and dimensions; lower is better, 0 for an encoder that inverts exactly.

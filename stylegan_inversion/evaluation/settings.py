@@ -93,7 +93,7 @@ def _find_directions(methods: Mapping[str, Method], edits: Sequence[str]) -> dic
         apply_directions(codes, pipeline.directions, strengths=dict.fromkeys(edits, 0.0))
         for edit in edits:
             direction = pipeline.directions[edit]
-            if not torch.equal(found.setdefault(edit, direction).vector.cpu(), direction.vector.cpu()):
+            if not torch.equal(found.setdefault(edit, direction).step.cpu(), direction.step.cpu()):
                 raise ValueError(f"`methods` must share their directions; {edit!r} of {name!r} is another vector.")
     return found
 
@@ -113,7 +113,7 @@ def configure(methods: Mapping[str, Method], scoring: Scoring, *, align: bool) -
         "identity_sha256": hash_tensors(identity.state_dict()) if isinstance(identity, nn.Module) else None,
         "attributes": _attributes_name(scoring),
         "directions": {
-            name: [hash_tensors({"vector": edit.direction.vector}), edit.direction.layers, edit.strengths]
+            name: [hash_tensors({"vector": edit.direction.step}), edit.direction.layers, edit.strengths]
             for name, edit in scoring.edits.items()
         },
     }

@@ -194,7 +194,7 @@ class InversionPipeline(PretrainedPipeline):
 
         Args:
             out: An inversion, edited or not.
-            **strengths: Strength by direction, in units of the unit-norm direction: `edit(out, smile=2.0, age=-1.0)`.
+            **strengths: Strength by direction, each in its unit: `edit(out, smile=2.0, age=-1.0)`.
 
         Returns:
             A new output, drawn by the same generators.

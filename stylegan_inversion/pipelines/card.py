@@ -174,7 +174,7 @@ def _settings(sizes: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
 def _directions(directions: Mapping[str, Any]) -> list[str]:
     if not directions:
         return []
-    lines = ["## Directions", "", "`pipe.edit(out, NAME=STRENGTH)`, strength in units of the unit-norm direction.", ""]
+    lines = ["## Directions", "", "`pipe.edit(out, NAME=STRENGTH)`, strength in the direction's unit.", ""]
     lines += ["| name | strength | what |", "|---|---|---|"]
     for name, direction in directions.items():
         limits = direction.strength_range

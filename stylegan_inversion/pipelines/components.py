@@ -6,8 +6,8 @@ import operator
 import torch
 from torch import Tensor
 
-from stylegan_inversion.editing.directions import Direction
-from stylegan_inversion.editing.ganspace import PrincipalComponents, fit_pca
+from stylegan_inversion.editing.directions import Direction, both_ways
+from stylegan_inversion.editing.ganspace import fit_pca, name_components
 from stylegan_inversion.editing.sefa import factorize
 from stylegan_inversion.latents import random_source
 from stylegan_inversion.models.generator import Generator
@@ -15,7 +15,6 @@ from stylegan_inversion.models.generator import Generator
 logger = logging.getLogger(__name__)
 
 SAMPLES, CHUNK = 10_000, 1000  # of w, as StyleGAN2's projector takes; how many are mapped at once
-GANSPACE_REACH = 2.0  # standard deviations; a photo may lie as far out already, and at 3 it goes black or white
 SEFA_LAYERS = (2, 6)  # e4e's choice, style layers
 SEFA_REACH = 0.8  # of the spread of w
 
@@ -52,31 +51,6 @@ def _ganspace(generator: Generator, w: Tensor, count: int) -> list[Direction]:
     return name_components(fit_pca(w, min(count, w.shape[1])))
 
 
-def name_components(
-    principal: PrincipalComponents, *, name: str = "ganspace", layers: tuple[int, int] | None = None
-) -> list[Direction]:
-    """Principal components of W as directions, the widest first.
-
-    Args:
-        principal: Components of the generator's W.
-        name: What they are called: name_1, name_2, and so on.
-        layers: Half-open range of the style layers that they move. `None` moves all.
-
-    Returns:
-        Directions with ranges of 2 standard deviations on both sides.
-    """
-    return [
-        Direction.from_vector(
-            f"{name}_{k}",
-            vector,
-            layers=layers,
-            strength_range=_range(GANSPACE_REACH * std),
-            description=f"Number {k} of the ways in which this generator's pictures differ most. Nobody named it.",
-        )
-        for k, (vector, std) in enumerate(zip(principal.components, principal.std.tolist()), 1)
-    ]
-
-
 def _sefa(generator: Generator, w: Tensor, count: int) -> list[Direction]:
     start, stop = SEFA_LAYERS
     weights = [conv.affine.weight for conv in generator.synthesis.convs[start:stop]]
@@ -87,14 +61,8 @@ def _sefa(generator: Generator, w: Tensor, count: int) -> list[Direction]:
             f"sefa_{k}",
             vector,
             layers=(start, start + len(weights)),
-            strength_range=_range(SEFA_REACH * spread),
+            strength_range=both_ways(SEFA_REACH * spread),
             description=f"Number {k} of the changes that this generator's weights amplify most. Nobody named it.",
         )
         for k, vector in enumerate(vectors, 1)
     ]
-
-
-def _range(reach: float) -> tuple[float, float]:
-    """Both ways, in two digits."""
-    end = float(f"{reach:.2g}")
-    return -end, end

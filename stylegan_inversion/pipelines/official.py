@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from stylegan_inversion.catalogue import fetch
+from stylegan_inversion.catalogue import fetch, suggest
 from stylegan_inversion.convert.encoder_file import EncoderKind
 from stylegan_inversion.convert.known import is_known as is_known
 from stylegan_inversion.convert.known import known_entry
@@ -95,8 +95,8 @@ def find_file(
         raise ValueError(f"{text!r} is neither a path nor an hf:// or https:// address.")
     path = Path(source)
     if not path.is_file():
-        hint = " That is a folder: use from_pretrained." if path.is_dir() else ""
-        raise ModelNotFoundError(f"There is no file {text!r}.{hint}")
+        hint = "That is a folder: use from_pretrained." if path.is_dir() else suggest(text)
+        raise ModelNotFoundError(f"There is no file {text!r}. {hint or ''}".rstrip())
     return _checked(path, sha256)
 
 

@@ -25,7 +25,7 @@ class InversionOutput:
         w_plus: Style codes, (B, num_ws, w_dim), on the CPU.
         generators: Who draws each photo: one shared generator, or a tuned copy for each photo.
         crops: The aligned faces and their photos.
-        edits: The sum of all edits so far, by direction, in units of the unit-norm direction.
+        edits: The sum of all edits so far, by direction, each in its unit.
         reports: Figures of each inversion, such as "l2" (mean squared error in [-1, 1]), "seconds", "stopped_by".
         base: The pipeline's generator, from which the tuned ones came; `None` if that is not known.
         w_inverted: The codes before any edit, as `w_plus`; `None` if there was none.

@@ -11,12 +11,14 @@ from typing_extensions import Self
 
 from stylegan_inversion.convert.direction import direction_from_official
 from stylegan_inversion.convert.encoder_file import EncoderKind
+from stylegan_inversion.convert.known import known_entry
+from stylegan_inversion.convert.papers import with_directions
 from stylegan_inversion.convert.part import SingleFile
 from stylegan_inversion.convert.single_file import read_single_file
 from stylegan_inversion.editing.directions import Direction, layer_slice
+from stylegan_inversion.editing.ganspace import name_components
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.generator import Generator
-from stylegan_inversion.pipelines.components import name_components
 from stylegan_inversion.pipelines.device import find_device
 from stylegan_inversion.pipelines.official import find_file, read_networks
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector
@@ -65,7 +67,8 @@ class SingleFilePipeline(abc.ABC):
         """Load a pipeline from one official checkpoint: pSp's, e4e's, rosinality's, NVIDIA's, PTI's.
 
         Nothing in the file is executed: it is read by our own reader, in a process with limits. Sizes are read from
-        the tensors. `save_pretrained` then writes safetensors.
+        the tensors. `save_pretrained` then writes safetensors. A generator for FFHQ at 1024 px brings the papers'
+        directions, which are fetched once (0.2 MB).
 
         Args:
             source: A path; "hf://organisation/repository/file"; or an "https://" address, with its `sha256`.
@@ -95,9 +98,13 @@ class SingleFilePipeline(abc.ABC):
             force_download=force_download,
         )
         file = read_networks(path, encoder=cls._encoder_kind)
+        file = with_directions(
+            file, path, entry=known_entry(source), cache_dir=cache_dir, local_files_only=local_files_only
+        )
         for note in file.notes:
             logger.warning("%s: %s", path.name, note)
         pipeline = cls._from_file(file)
+        pipeline.directions = dict(file.directions)
         pipeline.crop_scale = crop_scale
         pipeline._detector = detector
         return pipeline.to(device, dtype)
@@ -107,29 +114,49 @@ class SingleFilePipeline(abc.ABC):
     def _from_file(cls, file: SingleFile) -> Self:
         """Build the pipeline of the networks of a foreign file."""
 
-    def load_direction(self, path: str | os.PathLike[str], name: str, *, description: str = "") -> Direction:
-        """Add a direction of the field: InterFaceGAN's `.npy`, pSp's, e4e's or PTI's `.pt`. Nothing in it is executed.
+    def load_direction(
+        self, path: str | os.PathLike[str], name: str, *, description: str = "", unit: float | None = None
+    ) -> Direction:
+        """Add a direction of the field: a `.npy` or `.pt`, of InterFaceGAN, e4e, PTI and others. Nothing is executed.
+
+        The file may hold one vector for all layers, or one a layer, in one row too, of any norm; also in a dictionary.
 
         Args:
             path: The file: a path, an hf:// address, or a name of the catalogue.
-            name: What changes, as a Python identifier: `edit` knows it by this.
+            name: What changes, as a Python identifier: `edit` knows it by this. Of several in a dictionary, the one of
+                this name is taken.
             description: Where it comes from.
+            unit: How far strength 1 goes in W, > 0. `None` means the norm of the file: a strength is then the factor of
+                the papers' code, which adds factor times what the file holds.
 
         Raises:
             ModelNotFoundError: If there is no such file.
             CheckpointError: If it is no direction, or none of this generator's W.
+            ValueError: If `name` is no identifier, or `unit` is not positive.
         """
         file = read_single_file(find_file(os.fspath(path)))
-        if file.kind != "direction" or len(file.vectors) != 1:
+        vectors = {name: file.vectors[name]} if name in file.vectors else file.vectors
+        if file.kind != "direction" or len(vectors) != 1:
             way = " `load_components` takes GANSpace's files." if file.kind == "ganspace" else ""
+            if vectors:
+                way = f" It holds {', '.join(vectors)}: say which by `name`."
             raise CheckpointError(f"{path} holds no single direction (found: {file.kind}).{way}")
-        (vector,) = file.vectors.values()
-        sizes = (self.generator.config.w_dim,), (self.generator.num_ws, self.generator.config.w_dim)
-        if tuple(vector.shape) not in sizes:
-            found, (one, all_layers) = tuple(vector.shape), sizes
+        (vector,) = vectors.values()
+        w_dim, entry = self.generator.config.w_dim, known_entry(path)
+        direction = direction_from_official(
+            vector,
+            name=name,
+            description=description or (entry.description if entry is not None else ""),
+            strength_range=entry.strength_range if entry is not None and unit is None else None,
+            unit=unit,
+            w_dim=w_dim,
+        )
+        sizes = (w_dim,), (self.generator.num_ws, w_dim)
+        if tuple(direction.vector.shape) not in sizes:
+            found, (one, all_layers) = tuple(direction.vector.shape), sizes
             raise CheckpointError(f"{path} holds a direction of shape {found}; it must be {one} or {all_layers}.")
-        self.directions[name] = direction_from_official(vector, name=name, description=description)
-        return self.directions[name]
+        self.directions[name] = direction
+        return direction
 
     def load_components(
         self,

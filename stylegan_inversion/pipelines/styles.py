@@ -123,7 +123,7 @@ def edit_frames(
     Args:
         pipeline: Knows the directions.
         out: One photo, usually not edited yet.
-        strengths: Of the last frame, by direction, in units of the unit-norm direction, from `out` on.
+        strengths: Of the last frame, by direction, each in its unit, from `out` on.
         steps: How many frames, at least 2.
 
     Returns:

@@ -79,7 +79,7 @@ def download_snapshot(
         ModelNotFoundError: If it cannot be fetched; the message says why, and what to do.
         CheckpointError: If a file is damaged, and still is when it was fetched again.
     """
-    access = _Access(repo_id, revision, token, cache_dir, _is_offline(local_files_only), force_download)
+    access = _Access(repo_id, revision, token, cache_dir, is_offline(local_files_only), force_download)
     folder, _ = _download(access, lambda name: any(fnmatch(name, pattern) for pattern in patterns), otherwise=otherwise)
     return folder
 
@@ -114,14 +114,15 @@ def download_file(
         ModelNotFoundError: If it cannot be fetched; the message says why, and what to do.
         CheckpointError: If it is not the file that was asked for, or is damaged and still is when it was fetched again.
     """
-    access = _Access(repo_id, revision, token, cache_dir, _is_offline(local_files_only), force_download)
+    access = _Access(repo_id, revision, token, cache_dir, is_offline(local_files_only), force_download)
     folder, files = _download(access, lambda name: name == filename, sha256=sha256)
     if not files:
         raise ModelNotFoundError(f"{repo_id!r} has no file {filename!r}.")
     return folder / filename
 
 
-def _is_offline(local_files_only: bool) -> bool:
+def is_offline(local_files_only: bool) -> bool:
+    """Whether the network may not be used: asked so, or by the Hub's `HF_HUB_OFFLINE`."""
     from huggingface_hub import constants
 
     return local_files_only or constants.HF_HUB_OFFLINE

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from http.client import HTTPMessage
 from pathlib import Path
 from typing import IO
@@ -46,15 +47,14 @@ def download_url(
     sha256 = sha256.lower()
     if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
         raise ValueError(f"`sha256` must be 64 hexadecimal digits, got {sha256!r}.")
-    folder = cache_root(cache_dir) / "files--https"
-    path = folder / sha256 / (Path(urlsplit(url).path).name or "file")
+    path = cached_url(url, sha256, cache_dir)
     if path.is_file() and not force_download and file_sha256(path) == sha256:
         return path
     if local_files_only:
         raise ModelNotFoundError(f"{url} is not in the cache, and `local_files_only` forbids to fetch it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         found = _fetch(url, partial)
         if found != sha256:
             raise CheckpointError(
@@ -65,8 +65,14 @@ def download_url(
     except (URLError, OSError, TimeoutError) as e:
         raise ModelNotFoundError(f"{url} could not be fetched: {getattr(e, 'reason', e)}. Try again later.") from e
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # a cache that may only be read
+            partial.unlink(missing_ok=True)
     return path
+
+
+def cached_url(url: str, sha256: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Where the cache keeps a file of this address and sha256, if it has it."""
+    return cache_root(cache_dir) / "files--https" / sha256 / (Path(urlsplit(url).path).name or "file")
 
 
 class _OnlyHTTPS(HTTPRedirectHandler):

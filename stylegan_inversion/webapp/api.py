@@ -126,7 +126,7 @@ class Api:
 
         Args:
             token: From /invert, /random_face or /mix.
-            strengths: How far to go, such as {"smile": 2.0}, in units of the unit-norm direction.
+            strengths: How far to go, such as {"smile": 2.0}, each in its direction's unit.
 
         Returns:
             The edited face
@@ -148,7 +148,7 @@ class Api:
 
         Args:
             photo: JPEG, PNG, WebP, BMP, GIF or TIFF, up to 20 MB and 64 megapixels.
-            strengths: How far to go, such as {"smile": 2.0}, in units of the unit-norm direction.
+            strengths: How far to go, such as {"smile": 2.0}, each in its direction's unit.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.
             method: "e4e", "psp" or "pti".

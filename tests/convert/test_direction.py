@@ -11,11 +11,11 @@ from stylegan_inversion.convert.direction import (
     direction_to_official,
     vector_from_official,
 )
-from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.editing.ganspace import fit_pca
 from stylegan_inversion.errors import CheckpointError
 
 UNIT = torch.tensor([0.6, 0.8])
+LAYERS = torch.tensor([[3.0, 4.0], [0.0, 0.0], [-1.0, 2.0]])
 
 
 @pytest.mark.parametrize(
@@ -24,16 +24,26 @@ UNIT = torch.tensor([0.6, 0.8])
         (UNIT, (2,)),
         (UNIT[None], (2,)),
         (UNIT[None].double(), (2,)),
-        (UNIT.repeat(5, 1), (5, 2)),
-        (UNIT.repeat(1, 5, 1), (5, 2)),
-        (UNIT.half() * 1.005, (2,)),
+        (UNIT.repeat(5, 1), (2,)),
+        (UNIT.repeat(1, 5, 1), (2,)),
+        (UNIT.half(), (2,)),
+        (UNIT * 20, (2,)),
+        (LAYERS, (3, 2)),
+        (LAYERS[None], (3, 2)),
+        (LAYERS.reshape(1, 6), (3, 2)),
+        (LAYERS.reshape(6), (3, 2)),
     ],
 )
 def test_vector(tensor: Tensor, shape: tuple[int, ...]) -> None:
-    vector = vector_from_official(tensor)
+    vector = vector_from_official(tensor, w_dim=2)
     assert vector.dtype == torch.float32 and vector.shape == shape
-    assert torch.allclose(vector.norm(dim=-1), torch.ones(shape[:-1]), atol=1e-6)
-    assert torch.allclose(vector, UNIT.expand(shape), atol=1e-3)
+    assert torch.allclose(vector.expand(tensor.numel() // 2, 2), tensor.float().reshape(-1, 2), atol=1e-3)
+
+
+def test_rows_of_one_direction_and_rows_of_other_lengths() -> None:
+    assert vector_from_official(UNIT.repeat(5, 1)).shape == (2,)  # one direction, for generators of any size
+    uneven = torch.stack([UNIT, 2 * UNIT])  # parallel, but the layers move differently: that stays
+    assert torch.equal(vector_from_official(uneven), uneven)
 
 
 @pytest.mark.parametrize(
@@ -44,8 +54,8 @@ def test_vector(tensor: Tensor, shape: tuple[int, ...]) -> None:
         (torch.zeros(0), r"Not a direction: it has the shape \(0,\)"),
         (UNIT.expand(1, 1, 1, 2), r"Not a direction: it has the shape \(1, 1, 1, 2\)"),
         (UNIT.repeat(3, 5, 1), r"Not a direction but 3 style codes: shape \(3, 5, 2\)"),
-        (UNIT * 20, r"its norms are in \[20, 20\]\. .*`Direction.from_vector`"),
-        (UNIT * torch.nan, r"Not a direction of unit norm"),
+        (UNIT * torch.nan, r"Not a direction: it is zero, or holds NaN or infinity"),
+        (UNIT * 0, r"Not a direction: it is zero, or holds NaN or infinity"),
     ],
 )
 def test_not_a_vector(tensor: Tensor, message: str) -> None:
@@ -57,8 +67,9 @@ def test_direction_there_and_back() -> None:
     direction = direction_from_official(UNIT[None], name="age", description="e4e")
     assert (direction.name, direction.description) == ("age", "e4e")
     assert torch.equal(direction_to_official(direction), UNIT[None])
-    layered = Direction("pose", UNIT.repeat(5, 1))
-    assert direction_to_official(layered).shape == (1, 5, 2)
+    layered = direction_from_official(LAYERS, name="pose")
+    assert torch.allclose(direction_to_official(layered), LAYERS[None])
+    assert torch.allclose(direction_from_official(LAYERS, name="pose", unit=2.0).step, LAYERS * (2 / layered.unit))
     with pytest.raises(ValueError, match="`name` must be a Python identifier"):
         direction_from_official(UNIT, name="a b")
 

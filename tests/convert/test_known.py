@@ -1,5 +1,6 @@
 """Names of the catalogue, wherever a model is named. The files are small ones of ours in the official layouts."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +8,17 @@ import pytest
 import torch
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli, hub
+from stylegan_inversion import catalogue as catalogue_module
 from stylegan_inversion.catalogue import CatalogueEntry, catalogue
-from stylegan_inversion.convert import known
+from stylegan_inversion.convert import known, papers
 from stylegan_inversion.convert.known import find_known_model, is_known, known_entry
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.evaluation.generators import load_generators
 from stylegan_inversion.losses.identity import load_identity
 from stylegan_inversion.pipelines import official
 from stylegan_inversion.pipelines.export import write_official
-from stylegan_inversion.remote.integrity import file_sha256
+from stylegan_inversion.remote import integrity
+from stylegan_inversion.remote.integrity import file_sha256, storage_folder
 from stylegan_inversion.training.methods import load_config
 from stylegan_inversion.training.start import make_encoder
 from stylegan_inversion.training.tasks import make_task
@@ -38,19 +41,25 @@ def fetched(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def fetch(entry: CatalogueEntry, **options: Any) -> Path:
         log.append({"name": entry.name, **options})
-        return files[entry.kind]
+        where = storage_folder(str(entry.repository), options.get("cache_dir")) / "snapshots" / "1" / str(entry.file)
+        where.parent.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(files[entry.kind], where))
 
     entries = tuple(
         CatalogueEntry(
-            f"test-{kind}", kind, f"a test of {kind}", "", "", "org/repo", path.name, sha256=file_sha256(path)
+            *(f"test-{kind}", kind, f"a test of {kind}", "", "", "hub", "org/repo", path.name),
+            sha256=file_sha256(path),
         )
         for kind, path in files.items()
     )
     unread = CatalogueEntry("test-unread", "unread", "", "", "", note="An IR network.")
-    monkeypatch.setattr(known, "catalogue", lambda: (*entries, unread))
+    entries += (CatalogueEntry("e4e-ffhq-1024", "e4e", "", "", ""),)
+    for module in (known, catalogue_module, papers):
+        monkeypatch.setattr(module, "catalogue", lambda: (*entries, unread))
     monkeypatch.setattr(known, "fetch", fetch)
     monkeypatch.setattr(official, "fetch", fetch)
-    monkeypatch.setattr(known, "cache_root", lambda cache_dir: Path(cache_dir or tmp_path / "cache"))
+    for module in (catalogue_module, integrity):
+        monkeypatch.setattr(module, "cache_root", lambda cache_dir=None: Path(cache_dir or tmp_path / "cache"))
     return log
 
 
@@ -61,13 +70,45 @@ def test_converted_once(fetched: list[dict[str, Any]], tmp_path: Path) -> None:
     stamp = (folder / hub.CONFIG_NAME).stat().st_mtime_ns
     assert find_known_model("test-e4e", cache_dir=tmp_path / "other") == folder
     assert (folder / hub.CONFIG_NAME).stat().st_mtime_ns == stamp
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name] and len(fetched) == 1
+
+
+def test_not_kept_twice(fetched: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    folder = find_known_model("test-e4e")
+    assert folder is not None and not list(cache.rglob("e4e.pt"))  # the checkpoint is not beside its conversion
+    assert find_known_model("test-e4e", local_files_only=True) == folder and len(fetched) == 1
+    stamp = (folder / hub.CONFIG_NAME).stat().st_mtime_ns
+    assert find_known_model("test-e4e", force_download=True) == folder and len(fetched) == 2
+    assert (folder / hub.CONFIG_NAME).stat().st_mtime_ns != stamp and len(list(folder.parent.iterdir())) == 1
+    monkeypatch.setattr(catalogue_module, "CONVERTED", 99)  # another format of ours
+    other = find_known_model("test-e4e")
+    assert other not in (None, folder) and len(fetched) == 3
+    official.find_file("test-psp")  # fetched for its own sake, as by `from_single_file`: it stays
+    find_known_model("test-psp")
+    assert len(list(cache.rglob("psp.pt"))) == 1
+
+
+def test_two_processes_convert_one_name(fetched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    read = known.read_single_file
+
+    def slow(path: Path, **options: Any) -> Any:
+        monkeypatch.setattr(known, "read_single_file", read)
+        find_known_model("test-e4e")  # the other one is faster, and removes the file
+        return read(path, **options)
+
+    monkeypatch.setattr(known, "read_single_file", slow)
+    folder = find_known_model("test-e4e")
+    assert folder is not None and (folder / hub.CONFIG_NAME).is_file()
+    monkeypatch.setattr(known, "read_single_file", lambda path, **_: read(path.with_name("gone"), **_))
+    with pytest.raises(CheckpointError, match="gone"):  # a real fault is not hidden
+        find_known_model("test-psp")
 
 
 def test_a_pipeline(fetched: list[dict[str, Any]], tmp_path: Path) -> None:
     pipeline = E4EPipeline.from_pretrained("test-e4e", token="abc", force_download=True)
     access = {"token": "abc", "cache_dir": None, "local_files_only": False, "force_download": True}
-    assert fetched == [{"name": "test-e4e", **access}]
+    assert fetched == [{"name": "test-e4e", **access}] and "smile" not in pipeline.directions
     assert torch.equal(pipeline.generator.w_avg, E4EPipeline.from_pretrained("faces64").generator.w_avg)
     out = pipeline(Path(hub.builtin_path("samples/sample1.jpg")))
     out.save(tmp_path / "out")
@@ -107,6 +148,11 @@ def test_what_is_refused(fetched: list[dict[str, Any]], tmp_path: Path, monkeypa
             ModelNotFoundError, match=r"'test-e4': .*Did you mean 'test-e4e'\? `stylegan-inversion models`"
         ):
             find("test-e4")
+    for name in ("faces", "e4e-ff"):  # the beginning of a name
+        with pytest.raises(ModelNotFoundError, match=rf"No model '{name}': .*Did you mean '{name}[\w-]+'\?"):
+            hub.find_model(name)
+        with pytest.raises(ModelNotFoundError, match=rf"no file '{name}'\. Did you mean '{name}"):
+            PTIPipeline.from_single_file(name)
     with pytest.raises(ModelNotFoundError, match=r"'nothing': it is not a folder, .*`stylegan-inversion models` lists"):
         hub.find_model("nothing")
     with pytest.raises(ValueError, match=r"`revision` is for repositories; 'test-e4e' of the catalogue is always"):
@@ -115,8 +161,8 @@ def test_what_is_refused(fetched: list[dict[str, Any]], tmp_path: Path, monkeypa
         ModelNotFoundError, match=r"'test-direction' is no model: a test of direction\. .*load_direction"
     ):
         hub.find_model("test-direction")
-    with pytest.raises(ModelNotFoundError, match=r"'test-unread' is listed, but not supported: An IR network\."):
-        hub.find_model("test-unread")
+    with pytest.raises(ModelNotFoundError, match=r"'test-unread' is no model that a pipeline can be built of"):
+        PTIPipeline.from_pretrained("test-unread")
     with pytest.raises(
         ModelNotFoundError, match=r"'test-identity' is no model that a pipeline can be built of: a test"
     ):

@@ -232,7 +232,7 @@ def test_arcface_moco_and_directions(tmp_path: Path) -> None:
     np.save(tmp_path / "boundary.npy", boundary / np.linalg.norm(boundary))
     file = read_single_file(tmp_path / "boundary.npy")
     assert file.kind == "direction" and file.vectors["direction"].shape == (16,)
-    torch.save({"age": torch.eye(4)[:1], "pose": torch.eye(4)}, tmp_path / "several.pt")
+    torch.save({"age": 3 * torch.eye(4)[:1], "pose": torch.eye(4)}, tmp_path / "several.pt")
     file = read_single_file(tmp_path / "several.pt")
     assert {name: tuple(vector.shape) for name, vector in file.vectors.items()} == {"age": (4,), "pose": (4, 4)}
 

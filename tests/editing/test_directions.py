@@ -75,16 +75,36 @@ def test_steps_add_up_and_can_be_undone(first: float, second: float) -> None:
     torch.testing.assert_close(direction.apply(twice, -first - second), w_plus)
 
 
-def test_from_vector_normalises_each_layer() -> None:
+def test_from_vector_normalises() -> None:
     vector = 5 * torch.ones(2, W_DIM)
     direction = Direction.from_vector("age", vector, layers=(0, 1), strength_range=(-2.0, 2.0), description="years")
     torch.testing.assert_close(direction.vector.norm(dim=1), torch.ones(2))
     assert (direction.layers, direction.strength_range, direction.description) == ((0, 1), (-2.0, 2.0), "years")
 
 
+def test_from_vector_keeps_the_proportions_between_layers() -> None:
+    vector = torch.stack([3 * unit(0), torch.zeros(W_DIM), 4 * unit(1)])
+    direction = Direction.from_vector("pose", vector)
+    norms = direction.vector.norm(dim=1)
+    torch.testing.assert_close(norms, torch.tensor([3.0, 0.0, 4.0]) / math.sqrt(25 / 3))
+    assert norms.square().mean().item() == pytest.approx(1)
+
+
+def test_the_unit_of_strength() -> None:
+    vector = 7 * unit(2, NUM_WS, W_DIM)
+    direction = Direction.from_vector("pose", vector, unit=None)  # the norm of the vector, 7
+    assert direction.unit == pytest.approx(7)
+    torch.testing.assert_close(direction.step, vector)
+    torch.testing.assert_close(direction.apply(codes(), 2.0), codes() + 2 * vector)
+    torch.testing.assert_close(Direction.from_vector("pose", vector, unit=0.5).step, vector / 14)
+    for unit_that_is_none in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="`unit` of direction 'age' must be a positive number, got"):
+            Direction("age", unit(0), unit=unit_that_is_none)
+
+
 def test_from_vector_refuses_zero() -> None:
     with pytest.raises(ValueError, match="'age' must not be zero"):
-        Direction.from_vector("age", torch.stack([torch.ones(3), torch.zeros(3)]))
+        Direction.from_vector("age", torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("name", ["", "open eyes", "a=b", "5 o'clock"])
@@ -151,9 +171,9 @@ def test_apply_refuses_strengths_for_another_batch() -> None:
 
 
 def test_to_keeps_everything_else() -> None:
-    direction = Direction("smile", unit(0), layers=(0, 2), strength_range=(-1.0, 1.0), description="d")
+    direction = Direction("smile", unit(0), layers=(0, 2), strength_range=(-1.0, 1.0), description="d", unit=2.0)
     moved = direction.to("cpu")
-    assert torch.equal(moved.vector, direction.vector)
+    assert torch.equal(moved.vector, direction.vector) and moved.unit == 2.0
     assert (moved.name, moved.layers, moved.strength_range, moved.description) == ("smile", (0, 2), (-1.0, 1.0), "d")
 
 
@@ -199,13 +219,14 @@ def test_save_and_load_give_back_the_same_directions(tmp_path: Path) -> None:
         "zoom": Direction("zoom", rows[0], (1, 3), (-2.5, 4.0), "närmare"),
         "age": Direction("age", rows[1].double()),
         "pose": Direction("pose", unit(4, NUM_WS, W_DIM)),
+        "factor": Direction("factor", unit(5), unit=2.5),
     }
     save_directions(directions, tmp_path / "new" / "directions")
     loaded = load_directions(tmp_path / "new" / "directions")
-    assert list(loaded) == ["zoom", "age", "pose"]
+    assert list(loaded) == ["zoom", "age", "pose", "factor"]
     for name, direction in directions.items():
         assert torch.equal(loaded[name].vector, direction.vector.float()) and loaded[name].vector.dtype == torch.float32
-        for field in ("name", "layers", "strength_range", "description"):
+        for field in ("name", "layers", "strength_range", "description", "unit"):
             assert getattr(loaded[name], field) == getattr(direction, field)
 
 
