@@ -151,6 +151,10 @@ def find_model(
             )
     folder = folder / subfolder if subfolder else folder
     if not (folder / CONFIG_NAME).is_file():
+        if (folder / "model_index.json").is_file():
+            raise ModelNotFoundError(
+                f"{folder} is a pipeline of diffusers (model_index.json), not a GAN of this package."
+            )
         raise ModelNotFoundError(f"{folder} holds no {CONFIG_NAME}, so it is not a model saved by this package.")
     return folder
 

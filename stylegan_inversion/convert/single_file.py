@@ -123,14 +123,16 @@ def _whole_module(kind: Kind, module: PickledModule) -> SingleFile:
 def _generator(each: Found, cut: tuple[StateDict, str, list[str]], found: list[Found]) -> SingleFile:
     """A generator, and a discriminator of rosinality's if there is one; a note says what else was left out."""
     tensors, _, others = cut
-    part, notes = generator_part(tensors, each.beside.get("latent_avg"))
+    average = tensors.pop("latent_avg", each.beside.get("latent_avg"))
+    part, notes = generator_part(tensors, average)
     parts = {"generator": part}
     if each.name in ("g", "G"):
         notes.append(
             f"The file has no `{each.name}_ema`, the averaged generator; `{each.name}`, the one in training, was taken."
         )
     for other in found:
-        if other is each or not other.name or cut_out(other.tensors, *_GENERATOR) is not None:
+        is_network = other.name and not other.tensors.keys() <= {"latent_avg"}
+        if other is each or not is_network or cut_out(other.tensors, *_GENERATOR) is not None:
             continue
         try:
             parts["discriminator"] = Part(Discriminator, *discriminator_from_rosinality(other.tensors))
