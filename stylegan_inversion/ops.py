@@ -135,10 +135,11 @@ def modulated_conv2d(
     else:
         out = F.conv2d(out, weight, padding=weight.shape[-1] // 2)
     if demodulate:
+        eps: float | Tensor = DEMODULATION_EPS
         if largest is not None:
-            style, weight = style.float(), weight.float()
+            style, weight, eps = style.float(), weight.float(), eps / largest.float().square()
         norm = style.square() @ weight.square().sum(dim=(2, 3)).t()  # (B, out_channels)
-        out = out * (norm + DEMODULATION_EPS).rsqrt()[:, :, None, None].to(out.dtype)
+        out = out * (norm + eps).rsqrt()[:, :, None, None].to(out.dtype)
     elif largest is not None:
         out = out * largest[:, :, None, None]
     return out
