@@ -74,6 +74,10 @@ def _entries(state: Mapping[Any, Any], name: str) -> dict[str, Any]:
 def read_checkpoint(path: Path, *, max_bytes: int = MAX_FILE_BYTES, timeout: float | None = None) -> Any:
     """Read a `.pt`, `.pth`, `.pkl`, `.npy` or `.safetensors` of any origin without executing any of it.
 
+    The temporary folder holds a copy of its tensors while this runs, so it needs as much room as the file has; the
+    environment variable TMPDIR names another one. The tensors are mapped from there: only those that are used take
+    memory.
+
     Args:
         path: The file; its name and suffix do not matter.
         max_bytes: Larger files are refused.
