@@ -15,7 +15,7 @@ import torch
 
 from stylegan_inversion import hub
 from stylegan_inversion.editing.directions import apply_directions
-from stylegan_inversion.errors import StyleGANInversionError
+from stylegan_inversion.errors import MissingDependencyError, StyleGANInversionError
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.preprocessing.image import save_image
@@ -116,6 +116,8 @@ def invert_photos(
                 save_image(out.images[0], folder / "edited.png")
                 save_image(pipeline.paste_back(out)[0], folder / "photo.png")
             record = Record(str(photo), str(folder), None, out.reports[0], path)
+        except MissingDependencyError:  # of no photo: none would go better
+            raise
         except Exception as e:  # whatever it is, the other photos go on
             expected = isinstance(e, (StyleGANInversionError, OSError))
             logger.debug("%s failed", photo, exc_info=True)

@@ -18,9 +18,11 @@ from stylegan_inversion.convert.single_file import read_single_file
 from stylegan_inversion.demo import run_demo
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.errors import StyleGANInversionError
+from stylegan_inversion.losses.lpips import PERCEPTUAL_NETWORKS
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.export import LAYOUTS, write_official
 from stylegan_inversion.pipelines.official import find_file
+from stylegan_inversion.pipelines.pti import PRESETS
 from stylegan_inversion.pipelines.publishing import push_folder
 from stylegan_inversion.preprocessing.folder import list_images
 
@@ -82,6 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     invert.add_argument(
         "--no-align", dest="align", action="store_false", default=None, help="the photos are aligned crops"
     )
+    invert.add_argument(
+        "--preset", choices=PRESETS, help="PTI: how much time to take; the options below win over it [the model's own]"
+    )
     invert.add_argument("--num-w-steps", type=_at_least(1), metavar="N", help="PTI: steps of the projection [450]")
     invert.add_argument(
         "--num-tuning-steps", type=_at_least(0), metavar="N", help="PTI: steps of the tuning at most [350]"
@@ -91,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("w", "w_plus", "e4e", "psp"),
         help="PTI: space of the pivot, or the encoder that gives it [w]",
     )
+    invert.add_argument("--perceptual", choices=PERCEPTUAL_NETWORKS, help="PTI: perceptual network [the model's own]")
     invert.add_argument("--seed", type=_at_least(0), help="PTI: of the random draws [0]")
     invert.add_argument("--device", default="auto", help="cpu, cuda, mps, or the best there is [%(default)s]")
     invert.add_argument("--detector", default="auto", choices=("auto", "builtin", "facexlib"), help="[%(default)s]")
@@ -160,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--edits", nargs="*", metavar="NAME", help="[smile, if there]; none if empty")
     evaluate.add_argument("--align", action="store_true", help="find the face in each photo and cut it out")
     evaluate.add_argument("--resolution", type=_at_least(11), metavar="PX", help="compare at this side [the model's]")
-    evaluate.add_argument("--perceptual", default="st-alex", help="st-alex, alex or vgg [%(default)s]")
+    evaluate.add_argument("--perceptual", default="alex", choices=PERCEPTUAL_NETWORKS, help="[%(default)s]")
     evaluate.add_argument("--identity", default="builtin", help="builtin, an ArcFace's folder, or none [%(default)s]")
     evaluate.add_argument("--batch-size", type=_at_least(1), default=16, metavar="N", help="[%(default)s]")
     evaluate.add_argument("--num-w-steps", type=_at_least(1), metavar="N", help="steps of the projection [450]")
@@ -192,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
         "--truncation-psi", type=float, default=1.0, metavar="PSI", help="of the samples [%(default)s]"
     )
     generators.add_argument("--seed", type=_at_least(0), default=0, help="[%(default)s]")
-    generators.add_argument("--perceptual", default="st-alex", help="st-alex, alex or vgg [%(default)s]")
+    generators.add_argument("--perceptual", default="alex", choices=PERCEPTUAL_NETWORKS, help="[%(default)s]")
     generators.add_argument("--identity", default="builtin", help="builtin, an ArcFace's folder, or none [%(default)s]")
     generators.add_argument("--fid", action="store_true", help="also FID and KID; needs torch-fidelity and its weights")
     generators.add_argument("--batch-size", type=_at_least(1), default=32, metavar="N", help="[%(default)s]")
@@ -205,15 +211,20 @@ def _parser() -> argparse.ArgumentParser:
     app.add_argument("--port", type=int, help="[the first free one from 7860]")
     app.add_argument("--share", action="store_true", help="also a public link")
     app.add_argument("--device", default="auto", help="[%(default)s]")
-    choice = app.add_mutually_exclusive_group()
-    choice.add_argument(
+    app.add_argument(
         "--any-model",
         dest="open_choice",
         action="store_true",
-        default=None,
-        help="visitors may load models of the Hub and upload folders [only if no other machine can reach the app]",
+        help="visitors may load models of the Hub and upload folders",
     )
-    choice.add_argument("--only-model", dest="open_choice", action="store_false", help="they may not, in any case")
+    app.add_argument(
+        "--allow-host",
+        dest="allowed_hosts",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name by which a proxy on this machine reaches the app; repeatable [localhost only]",
+    )
     app.add_argument(
         "--tuning-slots", type=_at_least(1), default=1, metavar="N", help="PTI runs at a time [%(default)s]"
     )
@@ -249,8 +260,10 @@ def _limit(text: str) -> tuple[str, int]:
 
 
 def _invert(args: argparse.Namespace) -> int:
-    pipeline = METHODS[args.method].from_pretrained(args.model, device=args.device, detector=args.detector)
-    names = ("face", "align", "num_w_steps", "num_tuning_steps", "pivot", "seed")
+    pipeline = METHODS[args.method].from_pretrained(
+        args.model, device=args.device, detector=args.detector, perceptual=args.perceptual
+    )
+    names = ("face", "align", "preset", "num_w_steps", "num_tuning_steps", "pivot", "seed")
     options: dict[str, Any] = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
     options["progress"] = True
     records = []
@@ -394,6 +407,7 @@ def _app(args: argparse.Namespace) -> int:
         share=args.share,
         device=args.device,
         open_choice=args.open_choice,
+        allowed_hosts=args.allowed_hosts,
         tuning_slots=args.tuning_slots,
     )
     return 0

@@ -24,6 +24,18 @@ class ModelNotFoundError(StyleGANInversionError):
 class MissingDependencyError(StyleGANInversionError, ImportError):
     """An optional dependency is not installed; the message holds the command that installs it."""
 
+    @classmethod
+    def of_extra(cls, what: str, extra: str, *, otherwise: str = "") -> "MissingDependencyError":
+        """Word the error of an extra of this package.
+
+        Args:
+            what: What cannot be done, as a sentence.
+            extra: Name of the extra in pyproject.toml that holds the dependency.
+            otherwise: What needs no dependency, as a sentence.
+        """
+        commands = f"pip install '.[{extra}]' in a checkout, or pip install 'stylegan-inversion[{extra}]'"
+        return cls(f"{what} Install it with: {commands}. {otherwise}".rstrip())
+
 
 class DivergedError(StyleGANInversionError):
     """An optimisation gave NaN or infinity before any usable state was reached."""

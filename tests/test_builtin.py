@@ -29,7 +29,7 @@ def test_it_is_found() -> None:
 
 def test_the_index_is_complete() -> None:
     assert set(FILES) == {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.safetensors")}
-    parts = {"generator", "psp_encoder", "e4e_encoder", "directions", "face", "perceptual"}
+    parts = {"generator", "psp_encoder", "e4e_encoder", "directions", "face"}
     assert {name.split("/")[0] for name in FILES} == parts
 
 
@@ -39,6 +39,13 @@ def test_a_file_is_what_the_index_says(name: str) -> None:
     assert hashlib.sha256(content).hexdigest() == FILES[name]["sha256"] and len(content) == FILES[name]["bytes"]
     assert sum(tensor.numel() for tensor in read_tensors(ROOT / name).values()) == FILES[name]["parameters"]
     assert FILES[name]["license"] and FILES[name]["source"]
+
+
+def test_the_perceptual_network_is_the_one_that_was_checked() -> None:
+    content = (builtin_path("perceptual/alex") / "model.safetensors").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == "c497582deed992f3090327e4ba435e0cb0de4e239d8d1af9978cc832433a54ba"
+    licence = (builtin_path("perceptual") / "LICENSE").read_text()
+    assert "Richard Zhang" in licence and "Soumith Chintala" in licence
 
 
 def test_samples_carry_no_metadata() -> None:

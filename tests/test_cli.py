@@ -47,9 +47,20 @@ def test_invert(tiny_model: str, photo: Image.Image, tmp_path: Path, capsys: pyt
     assert (tmp_path / "out" / "a" / "photo.png").exists()
 
 
+def test_presets_and_perceptual_networks(tiny_model: str, photo: Image.Image, tmp_path: Path) -> None:
+    photo.resize((64, 64)).save(tmp_path / "a.png")
+    arguments = ["invert", str(tmp_path / "a.png"), "--model", tiny_model, "--no-align", "--device", "cpu"]
+    chosen = ["--preset", "fast", "--perceptual", "alex", "--num-tuning-steps", "2"]
+    assert cli.main([*arguments, *chosen, "--output", str(tmp_path / "out")]) == 0
+    (record,) = json.loads((tmp_path / "out" / "report.json").read_text())["photos"]
+    found = {name: record["report"][name] for name in ("pivot", "w_steps", "tuning_steps", "perceptual")}
+    assert found == {"pivot": "w", "w_steps": 100, "tuning_steps": 2, "perceptual": "alex"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--perceptual", "alex", "--method", "e4e"], "`perceptual` is for PTI; E4EPipeline optimises nothing"),
         (["--edit", "smle=2"], "There is no direction 'smle'. Did you mean 'smile'\\? Known directions: age, smile"),
         (["--model", "faces46"], "No model 'faces46'.*faces64"),
         (["--method", "e4e"], "holds no Encoder4Editing"),

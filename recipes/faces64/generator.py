@@ -2,8 +2,9 @@
 
 usage: python recipes/faces64/generator.py [runs/faces64/gan_noise/last] [--noise 0.5] [--output DIR]
 
-The noise inputs are halved: what they draw is grain, and half of it brings the Frechet distance in the perceptual
-network's features from 2.11 to 1.99 and leaves that in the face network's where it was (0.35).
+The noise inputs are halved: what they draw is grain, and half of it brings the Frechet distance in the features
+of the perceptual network of that time (see README.md) from 2.11 to 1.99 and leaves that in the face network's where it
+was (0.35).
 Nothing is done if the output is there.
 """
 

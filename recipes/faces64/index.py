@@ -21,7 +21,6 @@ SOURCES = {
     "psp_encoder": ("trained on the generator's data and samples, recipes/faces64/psp.yaml", "as the generator"),
     "e4e_encoder": ("trained on the generator's data and samples, recipes/faces64/e4e.yaml", "as the generator"),
     "directions": ("InterFaceGAN on faces64's own samples, recipes/faces64/directions.py", "as the generator"),
-    "perceptual": ("PyPI package stlpips-pytorch 0.0.2, alex_shift_tolerant.pth", "BSD-2-Clause"),
     "face": (FACE_API, "MIT"),
 }
 

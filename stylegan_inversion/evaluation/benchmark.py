@@ -50,7 +50,7 @@ def evaluate(
     limit: int | None = None,
     edits: Sequence[str] | None = None,
     align: bool = False,
-    perceptual: str = "st-alex",
+    perceptual: str = "alex",
     identity: str | None = "builtin",
     attributes: FaceScores | None = None,
     resolution: int | None = None,

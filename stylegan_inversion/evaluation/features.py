@@ -130,10 +130,10 @@ def inception_network(*, device: torch.device) -> FeatureNetwork:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as e:  # torchvision raises RuntimeError beside a torch it was not built for
-        raise MissingDependencyError(
-            "FID and KID need torch-fidelity, and 90 MB of weights that it fetches: "
-            'pip install "stylegan-inversion[fid]". The '
-            "Fréchet and kernel distances in the built-in networks need nothing: leave out `fid`."
+        raise MissingDependencyError.of_extra(
+            "FID and KID need torch-fidelity, and 90 MB of weights that it fetches.",
+            "fid",
+            otherwise="The Fréchet and kernel distances in the built-in networks need nothing: leave out `fid`.",
         ) from e
     try:
         network: Any = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)

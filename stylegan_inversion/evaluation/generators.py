@@ -97,7 +97,7 @@ def evaluate_generators(
     truncation_psi: float = 1.0,
     seed: int = 0,
     batch_size: int = 32,
-    perceptual: str = "st-alex",
+    perceptual: str = "alex",
     identity: str | None = "builtin",
     fid: bool = False,
     num_paths: int = 2_000,

@@ -87,7 +87,7 @@ def ms_ssim(images: Float[Tensor, "batch 3 r r"], targets: Float[Tensor, "batch 
     try:
         from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
     except ImportError as e:
-        raise MissingDependencyError('MS-SSIM needs torchmetrics: pip install "stylegan-inversion[evaluate]".') from e
+        raise MissingDependencyError.of_extra("MS-SSIM needs torchmetrics.", "evaluate") from e
     return multiscale_structural_similarity_index_measure(
         (images.clamp(-1, 1) + 1) / 2,  # its luminance term is for intensities from 0 up
         (targets.clamp(-1, 1) + 1) / 2,
@@ -107,7 +107,7 @@ def lpips(
     Args:
         images: Reconstructions.
         target_features: `network.features` of the originals, which serve every method.
-        network: See `losses.lpips.load_perceptual`. "st-alex" is no LPIPS: its figures are about a twentieth.
+        network: See `losses.lpips.load_perceptual`.
 
     Returns:
         (B,), >= 0, lower is better.

@@ -27,7 +27,7 @@ def check_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as e:
-        raise MissingDependencyError('The plot needs matplotlib: pip install "stylegan-inversion[evaluate]".') from e
+        raise MissingDependencyError.of_extra("The plot needs matplotlib.", "evaluate") from e
 
 
 def plot_editability(summary: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:

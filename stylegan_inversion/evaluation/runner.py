@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stylegan_inversion.errors import StyleGANInversionError
+from stylegan_inversion.errors import MissingDependencyError, StyleGANInversionError
 from stylegan_inversion.evaluation.gallery import Gallery
 from stylegan_inversion.evaluation.methods import Method, Pivots, invert
 from stylegan_inversion.evaluation.records import Record, RecordFile
@@ -104,6 +104,8 @@ class Runner:
             try:
                 pipeline = next(iter(self.methods.values())).pipeline
                 crops[photo.name] = pipeline.align(photo.path, align=self.align)
+            except MissingDependencyError:  # of no photo: none would go better
+                raise
             except Exception as e:  # whatever it is, the other photos go on
                 errors[photo.name] = _reason(e)
         if crops:
@@ -127,6 +129,8 @@ class Runner:
             failure = None
             try:
                 records = next(found)
+            except MissingDependencyError:  # of no photo: none would go better
+                raise
             except Exception as e:  # whatever it is, the other photos go on
                 logger.debug("%s of %s failed", name, [photo.name for photo in left], exc_info=True)
                 failure = _reason(e)

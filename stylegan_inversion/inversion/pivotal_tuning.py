@@ -6,7 +6,7 @@ Settings: danielroich/PTI (MIT), `configs/hyperparameters.py`. Own code.
 Departures from PTI's code:
 - The threshold is looked at from the second step on, so that the generator is tuned at least once.
 - The state of the lowest loss is returned, not the last one.
-- The locality step alpha is the paper's (see `losses/locality.py`).
+- A locality step ends at the drawn w at the latest (see `losses/locality.py`).
 - The noise of the projection, if given, becomes the tuned generator's constant noise; PTI goes back to the old one.
 """
 
@@ -39,11 +39,12 @@ class TuningConfig:
     learning_rate: float = number(3e-4, 1e-12, 1e3)  # of Adam, constant
     l2_weight: float = number(1.0, 0.0, 1e6)
     lpips_weight: float = number(1.0, 0.0, 1e6)
-    lpips_threshold: float = number(0.06, 0.0, 1e6)  # stop once the perceptual distance is below; 0 never stops
+    # stop once the perceptual distance is below; `None`: the network's own; 0 never stops
+    lpips_threshold: float | None = number(None, 0.0, 1e6)
     use_locality: bool = False  # off in PTI's code "for faster inversion"; on if the generator is to be used elsewhere
     locality_interval: int = number(1, 1, 1_000_000)  # steps between two locality terms
     locality_samples: int = number(1, 1, 4096)  # codes a term
-    locality_alpha: float = number(30.0, 0.0, 1e6)  # step from the pivot, in units of w; PTI's code: 30 / sqrt(num_ws)
+    locality_alpha: float = number(30.0, 0.0, 1e6)  # distance from the pivot over all layers, in units of w
     locality_l2_weight: float = number(0.1, 0.0, 1e6)
     locality_lpips_weight: float = number(0.1, 0.0, 1e6)
     locality_truncation_psi: float = number(0.5, -10.0, 10.0)
@@ -61,11 +62,13 @@ class Tuning:
         generator: A tuned copy, frozen, in eval mode.
         losses: Weighted loss on the targets at each step.
         stopped_by: "steps", "threshold", "callback" or "nan".
+        lpips_threshold: The perceptual distance at which it would have stopped, or did.
     """
 
     generator: Generator
     losses: list[float] = field(default_factory=list)
     stopped_by: str = "steps"
+    lpips_threshold: float = 0.0
 
 
 @torch.inference_mode(False)
@@ -121,6 +124,7 @@ def tune_generator(
         wanted = perceptual.features(target)
         best = [p.clone() for p in parameters]
     rng = latents.random_source(seed)
+    threshold = perceptual.threshold if config.lpips_threshold is None else config.lpips_threshold
 
     losses: list[float] = []
     best_loss, stopped_by = float("inf"), "steps"
@@ -149,7 +153,7 @@ def tune_generator(
             if callback and callback(step, {**info, "y_hat": y_hat.detach()}):
                 stopped_by = "callback"
                 break
-            if lpips.item() <= config.lpips_threshold:
+            if lpips.item() <= threshold:
                 stopped_by = "threshold"
                 break
         if step == config.num_steps:
@@ -168,7 +172,7 @@ def tune_generator(
     with torch.no_grad():
         for p, kept in zip(parameters, best):
             p.copy_(kept)
-    return Tuning(tuned.requires_grad_(False), losses, stopped_by)
+    return Tuning(tuned.requires_grad_(False), losses, stopped_by, threshold)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from stylegan_inversion.convert.part import SingleFile
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.latents import broadcast, random_source
+from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
@@ -69,7 +70,15 @@ class EncoderPipeline(InversionPipeline):
         return cast(PyramidEncoderConfig, self.encoder.config)
 
     @classmethod
-    def _from_folder(cls, folder: Path, config: Mapping[str, Any], generator: Generator, load: ModuleLoader) -> Self:
+    def _from_folder(
+        cls,
+        folder: Path,
+        config: Mapping[str, Any],
+        generator: Generator,
+        load: ModuleLoader,
+        perceptual: PerceptualDistance | str | None,
+    ) -> Self:
+        cls._refuse(perceptual)
         if not (folder / cls.encoder_folder).is_dir():
             raise ModelNotFoundError(
                 f"{folder.name!r} holds no {cls.encoder_class.__name__} (folder {cls.encoder_folder!r}). "
@@ -83,9 +92,15 @@ class EncoderPipeline(InversionPipeline):
             raise CheckpointError(f"{folder / hub.CONFIG_NAME}: bad settings under `source`: {e}") from e
 
     @classmethod
-    def _from_file(cls, file: SingleFile) -> Self:
+    def _from_file(cls, file: SingleFile, perceptual: PerceptualDistance | str | None) -> Self:
+        cls._refuse(perceptual)
         encoder = build_part(file, "encoder", cls.encoder_class)
         return cls(build_part(file, "generator", Generator), encoder, source=source_of(encoder))
+
+    @classmethod
+    def _refuse(cls, perceptual: PerceptualDistance | str | None) -> None:
+        if perceptual is not None:
+            raise ValueError(f"`perceptual` is for PTI; {cls.__name__} optimises nothing. Leave it out.")
 
     def _save_parts(self, folder: Path, save: ModuleSaver) -> None:
         save(self.encoder, folder / self.encoder_folder)

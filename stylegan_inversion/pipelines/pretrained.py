@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from typing_extensions import Self
 from stylegan_inversion import __version__, hub
 from stylegan_inversion.editing.directions import load_directions, save_directions
 from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.pipelines.card import write_card
 from stylegan_inversion.pipelines.device import find_device as find_device
@@ -30,6 +32,7 @@ ModuleLoader = Callable[..., Any]
 ModuleSaver = Callable[..., None]
 """`hub.save_module` with the dtype and variant that were asked for."""
 
+_OWN = ("crop_scale", "source")  # settings of the root config that each pipeline writes itself
 _VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -59,6 +62,7 @@ class PretrainedPipeline(SingleFilePipeline):
     """What is loaded, saved and published; `InversionPipeline` adds what it does."""
 
     _name: BaseName | None = None  # where the generator came from
+    _kept: Mapping[str, Any] = MappingProxyType({})  # the model's settings for other pipelines: saved with it
 
     @classmethod
     def from_pretrained(
@@ -76,6 +80,7 @@ class PretrainedPipeline(SingleFilePipeline):
         variant: str | None = None,
         device: torch.device | str | None = None,
         detector: LandmarkDetector | Literal["auto", "builtin", "facexlib"] = "auto",
+        perceptual: PerceptualDistance | str | None = None,
     ) -> Self:
         """Load a pipeline from a folder, a built-in model ("faces64"), the Hugging Face Hub, or the catalogue.
 
@@ -94,11 +99,15 @@ class PretrainedPipeline(SingleFilePipeline):
             variant: Which weights, such as "fp16" for the files `model.fp16.safetensors`.
             device: Where to put it: "cpu", "cuda", "mps", or "auto" for the best there is. `None` means the CPU.
             detector: Finds faces: "auto", "builtin", "facexlib", or a callable.
+            perceptual: Perceptual network of a pipeline that optimises, such as PTI: "alex", "vgg", or one of your own.
+                `None` means the model's, by default "alex".
 
         Raises:
             ModelNotFoundError: If there is no such model, or it lacks what this pipeline needs.
             CheckpointError: If a file is damaged or does not fit.
-            ValueError: If this machine has no such device, or `dtype` or `variant` is out of range.
+            MissingDependencyError: If `perceptual` is "vgg" and the package `lpips` cannot be imported.
+            ValueError: If this machine has no such device, `dtype` or `variant` is out of range, or
+                `perceptual` is unknown, or given to a pipeline that does not optimise.
         """
         if torch_dtype is not None:
             warnings.warn("`torch_dtype` is now called `dtype`.", FutureWarning, stacklevel=2)
@@ -121,7 +130,8 @@ class PretrainedPipeline(SingleFilePipeline):
         load = functools.partial(hub.load_module, dtype=dtype, variant=variant)
         generator = load(Generator, GeneratorConfig, folder / "generator", device=device)
         directions = load_directions(folder / "directions") if (folder / "directions").is_dir() else {}
-        pipeline = cls._from_folder(folder, config, generator, load)
+        pipeline = cls._from_folder(folder, config, generator, load, perceptual)
+        pipeline._kept = {name: value for name, value in config.items() if name not in _OWN and name[:1] != "_"}
         if dtype in (None, torch.float32, torch.float64) and variant is None:  # else the name gives other numbers
             pipeline._name = BaseName.of(name_or_path, folder, subfolder=subfolder)
         pipeline.directions = dict(directions)
@@ -131,7 +141,14 @@ class PretrainedPipeline(SingleFilePipeline):
 
     @classmethod
     @abc.abstractmethod
-    def _from_folder(cls, folder: Path, config: Mapping[str, Any], generator: Generator, load: ModuleLoader) -> Self:
+    def _from_folder(
+        cls,
+        folder: Path,
+        config: Mapping[str, Any],
+        generator: Generator,
+        load: ModuleLoader,
+        perceptual: PerceptualDistance | str | None,
+    ) -> Self:
         """Build the pipeline around a loaded generator, loading its own parts from the folder as it was loaded."""
 
     def save_pretrained(
@@ -175,7 +192,7 @@ class PretrainedPipeline(SingleFilePipeline):
             save_directions(self.directions, folder / "directions")
         self._save_parts(folder, save)
         root = {"_class_name": type(self).__name__, "_library_version": __version__, "crop_scale": self.crop_scale}
-        hub.write_config(root | settings, folder)
+        hub.write_config(root | dict(self._kept) | settings, folder)
 
     def push_to_hub(
         self,

@@ -1,10 +1,12 @@
 """PTI: a pivot, then a generator tuned around it (Roich et al. 2022, arXiv:2106.05744)."""
 
 import dataclasses
+import logging
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
@@ -30,9 +32,44 @@ from stylegan_inversion.preprocessing.align import Crop, recrop
 from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.preprocessing.sources import PhotoSource, to_config
 
+logger = logging.getLogger(__name__)
+
 Pivot = Literal["w", "w_plus", "e4e", "psp"]
+PresetName = Literal["fast", "balanced", "best"]
 _PROJECTORS = {"w": project_w, "w_plus": project_w_plus}
 _ENCODERS: dict[str, type[EncoderPipeline]] = {"e4e": E4EPipeline, "psp": PSPPipeline}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """How much time a call takes.
+
+    Attributes:
+        pivots: Of these the first one that the model has.
+        num_w_steps: Steps of a projection; an encoder needs none.
+        num_tuning_steps: Steps of the tuning at most.
+    """
+
+    pivots: tuple[Pivot, ...]
+    num_w_steps: int
+    num_tuning_steps: int
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "fast": Preset(("e4e", "psp", "w"), num_w_steps=100, num_tuning_steps=50),
+        "balanced": Preset(("w",), num_w_steps=150, num_tuning_steps=150),
+        "best": Preset(("w",), num_w_steps=450, num_tuning_steps=350),  # the paper's
+    }
+)
+
+
+class Plan(NamedTuple):
+    """What a call does: its pivot, the steps of a projection, and those of the tuning at most."""
+
+    pivot: Pivot | InversionOutput
+    num_w_steps: int
+    num_tuning_steps: int
 
 
 class _PivotFinder(NamedTuple):
@@ -87,17 +124,25 @@ class PTIPipeline(InversionPipeline):
         self.tuning = tuning or TuningConfig()
 
     @classmethod
-    def _from_folder(cls, folder: Path, config: Mapping[str, Any], generator: Generator, load: ModuleLoader) -> Self:
+    def _from_folder(
+        cls,
+        folder: Path,
+        config: Mapping[str, Any],
+        generator: Generator,
+        load: ModuleLoader,
+        perceptual: PerceptualDistance | str | None,
+    ) -> Self:
         settings = config.get("pti", {})
         try:
             projector, tuning = (
                 ProjectorConfig(**settings.get("projector", {})),
                 TuningConfig(**settings.get("tuning", {})),
             )
-            perceptual = load_perceptual(settings.get("perceptual", "st-alex")).to(generator.w_avg.dtype)
         except (TypeError, ValueError, AttributeError) as e:
             raise CheckpointError(f"{folder / 'config.json'}: bad settings under `pti`: {e}") from e
-        pipeline = cls(generator, perceptual=perceptual, projector=projector, tuning=tuning)
+        network = _perceptual(settings.get("perceptual", "alex") if perceptual is None else perceptual, folder)
+        network = network.to(generator.w_avg.dtype)
+        pipeline = cls(generator, perceptual=network, projector=projector, tuning=tuning)
         if config.get("source") in (None, to_config(PhotoSource())):  # encoders of sketches and labels give no pivot
             folders = {name: folder / kind.encoder_folder for name, kind in _ENCODERS.items()}
             pipeline._load = load
@@ -105,8 +150,9 @@ class PTIPipeline(InversionPipeline):
         return pipeline
 
     @classmethod
-    def _from_file(cls, file: SingleFile) -> Self:
-        pipeline = cls(build_part(file, "generator", Generator), perceptual=load_perceptual("st-alex"))
+    def _from_file(cls, file: SingleFile, perceptual: PerceptualDistance | str | None) -> Self:
+        network = _perceptual("alex" if perceptual is None else perceptual, None)
+        pipeline = cls(build_part(file, "generator", Generator), perceptual=network)
         for name, kind in _ENCODERS.items():
             if "encoder" in file.parts and file.kind == name:
                 encoder = file.parts["encoder"].build()
@@ -134,6 +180,38 @@ class PTIPipeline(InversionPipeline):
             self.encoders[name] = encoder.to(self.dtype)
         return self.encoders[name]
 
+    def plan(
+        self,
+        preset: PresetName | None = None,
+        pivot: Pivot | InversionOutput | None = None,
+        num_w_steps: int | None = None,
+        num_tuning_steps: int | None = None,
+    ) -> Plan:
+        """What a call with these arguments does.
+
+        Raises:
+            ValueError: If one of them is out of range.
+        """
+        if preset is not None and preset not in PRESETS:
+            raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}.")
+        chosen = None if preset is None else PRESETS[preset]
+        if pivot is None:
+            wanted: tuple[Pivot, ...] = ("w",) if chosen is None else chosen.pivots
+            pivot = next(name for name in wanted if name in self.pivots)
+        if not isinstance(pivot, InversionOutput) and pivot not in get_args(Pivot):
+            raise ValueError(
+                f"`pivot` must be one of {', '.join(get_args(Pivot))}, or an earlier inversion, got {pivot!r}."
+            )
+        if num_w_steps is None:
+            num_w_steps = self.projector.num_steps if chosen is None else chosen.num_w_steps
+        if num_tuning_steps is None:
+            num_tuning_steps = self.tuning.num_steps if chosen is None else chosen.num_tuning_steps
+        num_w_steps, num_tuning_steps = operator.index(num_w_steps), operator.index(num_tuning_steps)
+        for name, value, least in (("num_w_steps", num_w_steps, 1), ("num_tuning_steps", num_tuning_steps, 0)):
+            if value < least:
+                raise ValueError(f"`{name}` must be >= {least}, got {value}.")
+        return Plan(cast("Pivot | InversionOutput", pivot), num_w_steps, num_tuning_steps)
+
     def encoder_pipeline(self, name: str) -> EncoderPipeline:
         """The model's encoder as a pipeline of its own; it shares this one's networks, directions and detector.
 
@@ -151,6 +229,8 @@ class PTIPipeline(InversionPipeline):
         pipeline = _ENCODERS[name](self.generator, encoder, crop_scale=self.crop_scale, detector=self.detector)
         pipeline.directions = self.directions
         pipeline._name = self._name
+        if self.perceptual.name is not None:
+            pipeline._kept = {**self._kept, **self._settings()}
         return pipeline
 
     @classmethod
@@ -180,7 +260,8 @@ class PTIPipeline(InversionPipeline):
         *,
         align: bool = True,
         face: int = 0,
-        pivot: Pivot | InversionOutput = "w",
+        preset: PresetName | None = None,
+        pivot: Pivot | InversionOutput | None = None,
         num_w_steps: int | None = None,
         num_tuning_steps: int | None = None,
         batch_size: int = 1,
@@ -194,13 +275,17 @@ class PTIPipeline(InversionPipeline):
             image: A photo (path, PIL image, bytes, array), or a list of them.
             align: Find the face and cut it out. False takes the photo as an aligned crop.
             face: Which face of the photo, by size: 0 is the largest.
+            preset: How much time to take: "fast" tunes a little around the pivot of an encoder, if the model has one,
+                "best" takes the paper's steps, "balanced" lies between; see `PRESETS`. The next three arguments win
+                over it. `None` means the model's own settings, by default those of "best".
             pivot: Optimise "w", one for all layers, which stays editable, or "w_plus", one a layer; or take the answer
                 of the model's encoder "e4e" or "psp", at once. `pivots` names those there are. Or take what an earlier
                 call with `num_tuning_steps=0` gave for these photos, to tune around it without optimising again.
-            num_w_steps: Steps of the optimisation of w, which an encoder needs none of. `None` means the model's
-                setting, by default 450.
+                `None` means the preset's, or "w".
+            num_w_steps: Steps of the optimisation of w, which an encoder needs none of. `None` means the preset's, or
+                the model's setting, by default 450.
             num_tuning_steps: Steps of the second stage at most; 0 leaves the generator as it is. `None` means the
-                model's setting, by default 350.
+                preset's, or the model's setting, by default 350.
             batch_size: Photos whose pivots are found together: quicker, to the same result but for rounding. The tuning
                 always takes one after the other.
             seed: Of all random draws.
@@ -210,32 +295,27 @@ class PTIPipeline(InversionPipeline):
             progress: Show a progress bar.
 
         Returns:
-            The inversions; `out.generators` are tuned copies, `pipe.generator` is untouched.
+            The inversions; `out.generators` are tuned copies, `pipe.generator` is untouched. `out.reports` say what was
+            done: "pivot", "w_steps", "tuning_steps", "perceptual" (the network), "lpips_threshold" (its distance at
+            which the tuning ends) and "stopped_by" ("steps", "threshold", "callback" or "nan").
 
         Raises:
-            ValueError: If a number or `pivot` is out of range, or `pivot` is of other photos or another model.
+            ValueError: If a number, `preset` or `pivot` is out of range, or `pivot` is of other photos or another
+                model.
             InvalidImageError: If a photo cannot be read.
             FaceNotFoundError: If there is no face, or not that many.
             ModelNotFoundError: If `pivot` is an encoder that the model does not hold.
             CheckpointError: If the encoder's files are damaged.
             DivergedError: If the optimisation gives NaN at its first step.
         """
-        if not isinstance(pivot, InversionOutput) and pivot not in get_args(Pivot):
-            raise ValueError(
-                f"`pivot` must be one of {', '.join(get_args(Pivot))}, or an earlier inversion, got {pivot!r}."
-            )
         batch_size, seed = operator.index(batch_size), operator.index(seed)  # of NumPy's integers too
-        num_w_steps, num_tuning_steps = (
-            None if steps is None else operator.index(steps) for steps in (num_w_steps, num_tuning_steps)
-        )
-        least = {"num_w_steps": 1, "num_tuning_steps": 0, "batch_size": 1}
-        for name, value in zip(least, (num_w_steps, num_tuning_steps, batch_size)):
-            if value is not None and value < least[name]:
-                raise ValueError(f"`{name}` must be >= {least[name]}, got {value}.")
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be >= 1, got {batch_size}.")
         if not 0 <= seed < 2**63:
             raise ValueError(f"`seed` must be in [0, 2**63), got {seed}.")
-        projector = dataclasses.replace(self.projector, **_given(num_steps=num_w_steps))
-        tuning = dataclasses.replace(self.tuning, **_given(num_steps=num_tuning_steps))
+        pivot, num_w_steps, num_tuning_steps = self.plan(preset, pivot, num_w_steps, num_tuning_steps)
+        projector = dataclasses.replace(self.projector, num_steps=num_w_steps)
+        tuning = dataclasses.replace(self.tuning, num_steps=num_tuning_steps)
         if isinstance(pivot, InversionOutput):
             crops = self._crops(image, align, face)
             finder = self._given_pivots(pivot, crops)
@@ -333,9 +413,17 @@ class PTIPipeline(InversionPipeline):
             "l2_pivot": (y_hat - target).square().mean().item(),
             "w_steps": len(found.losses),
             "tuning_steps": len(tuned.losses) - 1,
+            "perceptual": self.perceptual.name,
+            "lpips_threshold": tuned.lpips_threshold,
             "stopped_by": tuned.stopped_by if found.stopped_by == "steps" else found.stopped_by,
         }
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
+def _perceptual(network: PerceptualDistance | str, folder: Path | None) -> PerceptualDistance:
+    """The network itself, or the one of a name, which may stand in the config of an old model."""
+    if isinstance(network, PerceptualDistance):
+        return network
+    if network == "st-alex" and folder is not None:
+        logger.warning("%s asks for the perceptual network 'st-alex', which is no longer there; taking 'alex'.", folder)
+        network = "alex"
+    return load_perceptual(network)

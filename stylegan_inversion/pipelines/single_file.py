@@ -18,6 +18,7 @@ from stylegan_inversion.convert.single_file import read_single_file
 from stylegan_inversion.editing.directions import Direction, layer_slice
 from stylegan_inversion.editing.ganspace import name_components
 from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines.device import find_device
 from stylegan_inversion.pipelines.official import find_file, read_networks
@@ -63,6 +64,7 @@ class SingleFilePipeline(abc.ABC):
         crop_scale: float = 1.0,
         device: torch.device | str | None = None,
         detector: LandmarkDetector | Literal["auto", "builtin", "facexlib"] = "auto",
+        perceptual: PerceptualDistance | str | None = None,
     ) -> Self:
         """Load a pipeline from one official checkpoint: pSp's, e4e's, rosinality's, NVIDIA's, PTI's.
 
@@ -81,11 +83,13 @@ class SingleFilePipeline(abc.ABC):
             crop_scale: Side of the face crop relative to FFHQ's, which the file does not say.
             device: As in `from_pretrained`.
             detector: As in `from_pretrained`.
+            perceptual: As in `from_pretrained`.
 
         Raises:
             ModelNotFoundError: If there is no such file, or it cannot be fetched.
             CheckpointError: If it cannot be read, is not supported, or lacks what this pipeline needs.
-            ValueError: If the address, the device or the dtype is none.
+            MissingDependencyError: As in `from_pretrained`.
+            ValueError: If the address, the device, the dtype or the perceptual network is none.
         """
         cls._check_dtype(dtype)
         device = find_device(device)
@@ -103,7 +107,7 @@ class SingleFilePipeline(abc.ABC):
         )
         for note in file.notes:
             logger.warning("%s: %s", path.name, note)
-        pipeline = cls._from_file(file)
+        pipeline = cls._from_file(file, perceptual)
         pipeline.directions = dict(file.directions)
         pipeline.crop_scale = crop_scale
         pipeline._detector = detector
@@ -111,7 +115,7 @@ class SingleFilePipeline(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def _from_file(cls, file: SingleFile) -> Self:
+    def _from_file(cls, file: SingleFile, perceptual: PerceptualDistance | str | None) -> Self:
         """Build the pipeline of the networks of a foreign file."""
 
     def load_direction(

@@ -68,7 +68,9 @@ class BuiltinLandmarkDetector:
     @torch.no_grad()
     def __call__(self, photo: Image.Image) -> list[Face]:
         """Find the faces in an RGB photo; see `LandmarkDetector`."""
-        photo = photo.convert("RGB")
+        photo = (
+            photo if photo.mode == "RGB" else photo.convert("RGB")
+        )  # which copies, even where there is nothing to do
         for views in _stages(photo.width, photo.height):
             faces = self._find(photo, views)
             if faces:

@@ -3,13 +3,16 @@
 import io
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from jaxtyping import Float
 from PIL import ExifTags, Image, ImageCms
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from stylegan_inversion import hub
 from stylegan_inversion.errors import InvalidImageError
+from stylegan_inversion.preprocessing.headers import Cost, cost_of, exif_fault, format_of
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +28,34 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # MPO, the photos of ph
 MIN_SIDE = 16
 MAX_SIDE = 16384
 MAX_PIXELS = 64_000_000
+
+_SOUND_SINCE = {
+    "TIFF": (13, 0)
+}  # the first Pillow whose decoder has no known hole; of other formats see pyproject.toml
+_PILLOW = tuple(int(number) for number in re.findall(r"\d+", PIL.__version__)[:2])
+_USUAL_SCANS = 20  # walking so often over the largest picture takes a second or two
+_MAX_PROFILE_BYTES = 4_000_000
+_TABLES = re.compile(rb"[AD]2B\d")  # in the list of a profile's tags
+_STRIP_PIXELS = 2**18  # colours are converted in strips, so that a large photo is in memory once, not thrice
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What `load_image` reads; anything else is refused before a pixel is decoded.
+
+    Attributes:
+        formats: Of `FORMATS`. The content of a file decides, not its name.
+        max_pixels: Width times height.
+        max_memory: Bytes that decoding may take. It counts for progressive JPEG and WebP, whose decoders take 7 to 20
+            bytes a pixel, and lossless WebP, which may take 790 MB more; all others take 7 bytes a pixel.
+        max_table_pixels: Under a colour profile that is a table, which takes ten times as long as one of a few curves.
+    """
+
+    formats: tuple[str, ...] = FORMATS
+    max_pixels: int = MAX_PIXELS
+    max_memory: int = 2_500_000_000
+    max_table_pixels: int = MAX_PIXELS
+
 
 _UPRIGHT = {  # EXIF orientation -> what makes the photo upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,36 +66,39 @@ _UPRIGHT = {  # EXIF orientation -> what makes the photo upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SUPPORTED = "Supported are JPEG, PNG, WebP, BMP, GIF and TIFF."
+_LIBRARY = ImageLimits()
 _ELSEWHERE = "; convert it to JPEG or PNG first."
 
 
-def load_image(source: Any) -> Image.Image:
+def load_image(source: Any, *, limits: ImageLimits = _LIBRARY) -> Image.Image:
     """Read a photo and put it right: upright, 8 bits, sRGB, no transparency, no metadata.
 
-    Sizes are checked in the header, before any pixel is decoded. Transparency is laid over white. Of an animation the
-    first frame is used, and a warning is logged.
+    What it costs is read from the header, before any pixel is decoded. Transparency is laid over white. Of an animation
+    the first frame is used, and a warning is logged.
 
     Args:
         source: A path (`str` or `os.PathLike`), the bytes of a file, a PIL image of any mode, or a NumPy array
             (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), sRGB: uint8, uint16, or floating point in [0, 1].
+        limits: Which files are read. The default takes every format of `FORMATS` that the installed Pillow decodes
+            without a known hole (TIFF from 13.0 on), and 64 megapixels.
 
     Returns:
-        A new image of mode RGB that carries no EXIF, profile or other metadata. 16 to 16,384 pixels a side, at most
-        64 megapixels.
+        A new image of mode RGB that carries no EXIF, profile or other metadata. 16 to 16,384 pixels a side.
 
     Raises:
-        InvalidImageError: If it is not an image, damaged, too small or too large, of a format that is not supported,
-            or an array of the wrong shape, dtype or range.
+        InvalidImageError: If it is not an image, damaged, too small, too large or too dear to decode, of a format that
+            is not supported, or an array of the wrong shape, dtype or range.
         OSError: If the file does not exist or may not be read.
         TypeError: If `source` is of another type.
     """
     if isinstance(source, Image.Image):
-        return _decode(source, "The image")
+        if getattr(source, "tile", None):  # opened, and not decoded yet
+            _check_format(source.format, "The image", limits)
+        return _upright(*_decode(source, "The image", limits))
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, limits)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _read(io.BytesIO(source), "The file")
+        return _read(io.BytesIO(source), "The file", limits)
     if isinstance(source, (str, os.PathLike)):
         path = Path(os.fsdecode(source))
         if "\0" in str(path):
@@ -71,7 +106,7 @@ def load_image(source: Any) -> Image.Image:
         if path.exists() and not path.is_file():
             raise InvalidImageError(f"`{path.name}` is a folder or a device, not an image; pass the path of a file.")
         with path.open("rb") as file:
-            return _read(file, f"`{path.name}`")
+            return _read(file, f"`{path.name}`", limits)
     raise TypeError(
         f"`source` must be a path, bytes, a PIL image or a NumPy array, got {type(source).__name__}; "
         "turn a tensor in [-1, 1] into images with `to_pil`."
@@ -141,32 +176,56 @@ def save_image(image: Image.Image, path: Path, **options: Any) -> None:
     hub.write_file(path, lambda temporary: image.save(temporary, kind, **options))
 
 
-def _read(file: io.BytesIO | io.BufferedReader, name: str) -> Image.Image:
-    """Open an encoded image, header first."""
+def open_image(file: io.BytesIO | io.BufferedReader, name: str, limits: ImageLimits = _LIBRARY) -> Image.Image:
+    """Open an encoded image; no pixel is decoded yet.
+
+    Args:
+        file: At its beginning.
+        name: Of the file, for messages.
+        limits: See `load_image`.
+
+    Raises:
+        InvalidImageError: If it is not an image, damaged, or outside the limits.
+    """
     head = file.read(1024)
-    file.seek(0)
     if not head:
         raise InvalidImageError(f"{name} is empty (0 bytes).")
-    _refuse_known(head, name)
+    _refuse_known(head, name, limits)
+    file_format = format_of(head)
+    if file_format is None:
+        raise InvalidImageError(f"{name} is not an image, or damaged. {_supported(limits)}")
+    _check_format(file_format, name, limits)
+    file.seek(0)
+    data = file.read()
+    cost = cost_of(data, file_format, name)
+    if cost.size is not None:
+        _check_size(*cost.size, name, limits)
+        _check_cost(cost, cost.size[0] * cost.size[1], name, limits)
     try:
         with _pillow_quiet():
-            image = Image.open(file, formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=[file_format])
     except Image.DecompressionBombError as e:  # the same answer as `_check_size`, should Pillow notice first
-        raise InvalidImageError(
-            f"{name} is too large: at most {MAX_SIDE} a side and {MAX_PIXELS / 1e6:.0f} megapixels are read; "
-            "shrink it first."
-        ) from e
+        raise InvalidImageError(f"{name} is too large: {_at_most(limits)}") from e
     except Exception as e:  # decoders of untrusted files raise nearly anything: SyntaxError, struct.error, ...
-        raise InvalidImageError(f"{name} is not an image, or damaged. {_SUPPORTED}") from e
-    with image:
-        return _decode(image, name)
+        raise InvalidImageError(f"{name} is not an image, or damaged. {_supported(limits)}") from e
+    if cost.size not in (None, image.size):
+        raise InvalidImageError(f"{name} is damaged: its header gives two sizes, {cost.size} and {image.size}.")
+    return image
 
 
-def _refuse_known(head: bytes, name: str) -> None:
+def _read(file: io.BytesIO | io.BufferedReader, name: str, limits: ImageLimits) -> Image.Image:
+    """Decode an encoded image."""
+    with open_image(file, name, limits) as image:
+        planes, orientation = _decode(image, name, limits)
+    del image  # what it holds goes before the result comes
+    return _upright(planes, orientation)
+
+
+def _refuse_known(head: bytes, name: str, limits: ImageLimits) -> None:
     """Tell users of well-known formats that are not supported how to convert them."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
-        raise InvalidImageError(f"{name} is an AVIF image{_ELSEWHERE} {_SUPPORTED}")
+        raise InvalidImageError(f"{name} is an AVIF image{_ELSEWHERE} {_supported(limits)}")
     if head[4:8] == b"ftyp":
         raise InvalidImageError(
             f"{name} is a HEIC image or a video{_ELSEWHERE} On an iPhone: Settings, Camera, Formats, Most Compatible. "
@@ -175,64 +234,115 @@ def _refuse_known(head: bytes, name: str) -> None:
     if text.startswith(b"<svg") or (text.startswith((b"<?xml", b"<!")) and b"<svg" in text):
         raise InvalidImageError(f"{name} is an SVG drawing{_ELSEWHERE} Any browser or Inkscape exports PNG.")
     if text.startswith((b"%pdf", b"%!ps", b"\xc5\xd0\xd3\xc6")):
-        raise InvalidImageError(f"{name} is a PDF or PostScript document{_ELSEWHERE} {_SUPPORTED}")
+        raise InvalidImageError(f"{name} is a PDF or PostScript document{_ELSEWHERE} {_supported(limits)}")
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
-    """Check the size, then decode the pixels and normalise them."""
-    _check_size(image.width, image.height, name)
+def _check_format(file_format: str | None, name: str, limits: ImageLimits) -> None:
+    """Refuse what the limits leave out, and what the installed Pillow cannot decode without harm."""
+    if file_format in FORMATS and file_format not in limits.formats:
+        raise InvalidImageError(f"{name} is a {file_format} image{_ELSEWHERE} {_supported(limits)}")
+    needed = _SOUND_SINCE.get(file_format or "", (0,))
+    if needed > _PILLOW:
+        version = ".".join(map(str, needed))
+        raise InvalidImageError(
+            f"{name} is a {file_format} image, and Pillow {'.'.join(map(str, _PILLOW))} may put pieces of memory into "
+            f"those; Pillow {version} is needed. Convert it to PNG, or, where the web app is not installed: "
+            f"pip install 'pillow>={version}'"
+        )
+
+
+def _supported(limits: ImageLimits) -> str:
+    """The formats that are read here, as a sentence."""
+    *names, last = (
+        {"WEBP": "WebP"}.get(each, each) for each in limits.formats if _SOUND_SINCE.get(each, (0,)) <= _PILLOW
+    )
+    return f"Supported are {', '.join(names)} and {last}."
+
+
+def _decode(image: Image.Image, name: str, limits: ImageLimits) -> tuple[list[Image.Image], int]:
+    """Check the size, then decode: red, green and blue as they are stored, and the EXIF orientation."""
+    _check_size(image.width, image.height, name, limits)
     try:
         with _pillow_quiet():
             # MPO is a photo with a depth map or the like, not an animation
             animated = image.format != "MPO" and getattr(image, "is_animated", False)
             image.load()
-            rgb = _to_srgb(image)
-            clean = Image.new("RGB", rgb.size)  # a new image carries no metadata
-            clean.paste(rgb)
+            planes = _to_planes(image, name, limits)
             orientation = _orientation(image)
     except InvalidImageError:
         raise
-    except Exception as e:  # see `_read`
+    except Exception as e:  # see `open_image`
         raise InvalidImageError(f"{name} is damaged or incomplete: {e}. Save or download it again.") from e
     if animated:
         logger.warning("%s has several frames; only the first one is used.", name)
-    return clean.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else clean
+    return planes, orientation
 
 
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB, through the colour profile if there is a sound one, transparency over white."""
-    profile = image.info.get("icc_profile")
+def _upright(planes: list[Image.Image], orientation: int) -> Image.Image:
+    """The image of three planes: a new one, which carries no metadata."""
+    if orientation in _UPRIGHT:
+        for i in range(3):  # one by one, so that the old ones go
+            planes[i] = planes[i].transpose(_UPRIGHT[orientation])
+    return Image.merge("RGB", planes)
+
+
+def _to_planes(image: Image.Image, name: str, limits: ImageLimits) -> list[Image.Image]:
+    """Any mode -> red, green and blue: through the colour profile if there is a sound one, transparency over white.
+
+    A copy of mode RGB takes 4 bytes a pixel, beside up to 4 of `image`; the planes take 3.
+    """
+    transform = None
+    if profile := image.info.get("icc_profile"):
+        if image.width * image.height > limits.max_table_pixels and _TABLES.search(profile, 128, 128 + 4 + 100 * 12):
+            raise InvalidImageError(
+                f"{name} is a picture of {image.width * image.height / 1e6:.0f} megapixels whose colour profile is a "
+                f"table; at most {limits.max_table_pixels / 1e6:.0f} are read of this kind. Save it in sRGB."
+            )
+        transform = _profile_transform(profile, _without_alpha(image.crop((0, 0, 1, 1)))[0])
+    planes = [Image.new("L", image.size) for _ in range(3)]
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        colours, alpha = _without_alpha(image.crop(box))
+        rgb = ImageCms.applyTransform(colours, transform) if transform else colours.convert("RGB")
+        assert rgb is not None  # only `inPlace=True` returns None
+        if alpha is not None:
+            white = Image.new("RGB", rgb.size, "white")
+            white.paste(rgb, mask=alpha)
+            rgb = white
+        for plane, band in zip(planes, rgb.split()):
+            plane.paste(band, box)
+    return planes
+
+
+def _without_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Any mode -> colours without transparency, and the transparency if there is any."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _deep_to_grey(image)
-    alpha = None
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode[:-1] + "A")
     if image.has_transparency_data:
         image = image.convert("LA" if image.mode == "LA" else "RGBA")
-        alpha = image.getchannel("A")
-        image = image.convert(image.mode[:-1])
-    elif image.mode in ("P", "PA", "1"):
+        return image.convert(image.mode[:-1]), image.getchannel("A")
+    if image.mode in ("P", "PA", "1"):
         image = image.convert("L" if image.mode == "1" else "RGB")
-    rgb = _apply_profile(image, profile) if profile else image.convert("RGB")
-    if alpha is None:
-        return rgb
-    white = Image.new("RGB", rgb.size, "white")
-    white.paste(rgb, mask=alpha)
-    return white
+    return image, None
 
 
-def _apply_profile(image: Image.Image, profile: bytes) -> Image.Image:
-    """Colours under an ICC profile -> sRGB. A broken or unfitting profile is passed over."""
+def _profile_transform(profile: bytes, sample: Image.Image) -> ImageCms.ImageCmsTransform | None:
+    """From the colours of an ICC profile to sRGB; `None` if they are sRGB, or the profile is broken or unfitting."""
     try:
+        if len(profile) > _MAX_PROFILE_BYTES or b"mpet" in profile:  # a program of any length, run for each colour
+            raise ValueError(f"it is too involved ({len(profile):,} bytes)")
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if image.mode == "RGB" and ImageCms.getProfileDescription(source).startswith("sRGB"):
-            return image
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except Exception as e:  # see `_read`
+        if sample.mode == "RGB" and ImageCms.getProfileDescription(source).startswith("sRGB"):
+            return None
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), sample.mode, "RGB")
+        ImageCms.applyTransform(sample, transform)
+    except Exception as e:  # see `open_image`
         logger.warning("The colour profile of the image cannot be used and is ignored: %s", e)
-        return image.convert("RGB")
-    assert converted is not None  # only `inPlace=True` returns None
-    return converted
+        return None
+    return transform
 
 
 def _deep_to_grey(image: Image.Image) -> Image.Image:
@@ -260,36 +370,56 @@ def _to_levels(pixels: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
+def _from_array(array: np.ndarray, limits: ImageLimits) -> Image.Image:
     """(H, W), (H, W, 1 | 3 | 4) -> RGB."""
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise InvalidImageError(
             f"An array must be (H, W) or (H, W, 1 | 3 | 4), got shape {array.shape}; move the channels to the end."
         )
-    _check_size(array.shape[1], array.shape[0], "The array")
+    _check_size(array.shape[1], array.shape[0], "The array", limits)
     if array.dtype.kind != "f" and array.dtype not in (np.uint8, np.uint16):
         raise InvalidImageError(
             f"An array must be uint8, uint16 or floating point in [0, 1], got {array.dtype}; convert it with `astype`."
         )
     pixels = array if array.dtype == np.uint8 else _to_levels(array)
-    return _decode(Image.fromarray(np.ascontiguousarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels)), "")
+    image = Image.fromarray(np.ascontiguousarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels))
+    return _upright(*_decode(image, "The array", limits))
 
 
-def _check_size(width: int, height: int, name: str) -> None:
+def _check_size(width: int, height: int, name: str, limits: ImageLimits) -> None:
     if min(width, height) < MIN_SIDE:
         raise InvalidImageError(f"{name} is too small: {width} x {height} pixels, at least {MIN_SIDE} a side needed.")
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+    if max(width, height) > MAX_SIDE or width * height > limits.max_pixels:
+        raise InvalidImageError(f"{name} is too large: {width} x {height} pixels, {_at_most(limits)}")
+
+
+def _check_cost(cost: Cost, pixels: int, name: str, limits: ImageLimits) -> None:
+    if cost.memory > limits.max_memory:
         raise InvalidImageError(
-            f"{name} is too large: {width} x {height} pixels, at most {MAX_SIDE} a side and {MAX_PIXELS / 1e6:.0f} "
-            "megapixels are read; shrink it first."
+            f"{name} is a {cost.kind} of {pixels / 1e6:.1f} megapixels, which may take {cost.memory / 1e6:,.0f} MB of "
+            f"memory, and at most {limits.max_memory / 1e6:,.0f} MB are granted; save it as an ordinary JPEG or PNG."
         )
+    if pixels * cost.scans > _USUAL_SCANS * limits.max_pixels:
+        raise InvalidImageError(
+            f"{name} is a {cost.kind} of {cost.scans} scans, too many for {pixels / 1e6:.0f} megapixels; save it as an "
+            "ordinary JPEG."
+        )
+
+
+def _at_most(limits: ImageLimits) -> str:
+    return f"at most {MAX_SIDE} a side and {limits.max_pixels / 1e6:.0f} megapixels are read; shrink it first."
 
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; 1 when there is none or the EXIF block is broken."""
     try:
+        exif = image.info.get("exif", b"")
+        if not exif and "Raw profile type exif" in image.info:  # ImageMagick's, in a PNG
+            exif = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
+        if fault := exif_fault(exif):
+            raise ValueError(f"it has {fault}")
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception as e:  # see `_read`
+    except Exception as e:  # see `open_image`
         logger.warning("The EXIF block of the image is broken and ignored: %s", e)
         return 1
 

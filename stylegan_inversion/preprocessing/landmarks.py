@@ -96,9 +96,10 @@ class FacexlibLandmarkDetector:
         try:
             from facexlib.detection import init_detection_model
         except (ImportError, RuntimeError) as e:  # a torchvision that does not fit torch raises RuntimeError
-            raise MissingDependencyError(
-                f'facexlib cannot be imported ({e}). Install it with `pip install "stylegan-inversion[faces]"`, or use '
-                'the built-in detector: get_landmark_detector("builtin").'
+            raise MissingDependencyError.of_extra(
+                f"facexlib cannot be imported ({e}).",
+                "faces",
+                otherwise='The built-in detector needs nothing: get_landmark_detector("builtin").',
             ) from e
         weights = _facexlib_weights()
         try:

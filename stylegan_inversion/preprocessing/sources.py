@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.preprocessing.align import uncropped
-from stylegan_inversion.preprocessing.image import FORMATS, MAX_PIXELS, MAX_SIDE, load_image, to_tensor
+from stylegan_inversion.preprocessing.image import MAX_PIXELS, MAX_SIDE, load_image, open_image, to_tensor
 
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
 _GOLDEN_RATIO = 0.618034
@@ -222,7 +222,7 @@ def _load_labels(source: Any) -> Image.Image:
 
 def _read_labels(file: Any, name: str) -> Image.Image:
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with open_image(file, name) as image:
             _check_label_mode(image, name).load()
             return image.copy()
     except InvalidImageError:

@@ -38,12 +38,23 @@ class _Access(NamedTuple):
     revision: str | None
     token: str | bool | None
     cache_dir: str | os.PathLike[str] | None
-    offline: bool
+    local_files_only: bool
     force_download: bool
 
     @property
     def storage(self) -> Path:
         return storage_folder(self.repo_id, self.cache_dir)
+
+    @property
+    def offline(self) -> bool:
+        return is_offline(self.local_files_only)
+
+
+def is_offline(local_files_only: bool) -> bool:
+    """Whether the network may not be used: asked so, or by the Hub's `HF_HUB_OFFLINE`."""
+    from huggingface_hub import constants
+
+    return local_files_only or constants.HF_HUB_OFFLINE
 
 
 def download_snapshot(
@@ -79,7 +90,7 @@ def download_snapshot(
         ModelNotFoundError: If it cannot be fetched; the message says why, and what to do.
         CheckpointError: If a file is damaged, and still is when it was fetched again.
     """
-    access = _Access(repo_id, revision, token, cache_dir, is_offline(local_files_only), force_download)
+    access = _Access(repo_id, revision, token, cache_dir, local_files_only, force_download)
     folder, _ = _download(access, lambda name: any(fnmatch(name, pattern) for pattern in patterns), otherwise=otherwise)
     return folder
 
@@ -114,25 +125,18 @@ def download_file(
         ModelNotFoundError: If it cannot be fetched; the message says why, and what to do.
         CheckpointError: If it is not the file that was asked for, or is damaged and still is when it was fetched again.
     """
-    access = _Access(repo_id, revision, token, cache_dir, is_offline(local_files_only), force_download)
+    access = _Access(repo_id, revision, token, cache_dir, local_files_only, force_download)
     folder, files = _download(access, lambda name: name == filename, sha256=sha256)
     if not files:
         raise ModelNotFoundError(f"{repo_id!r} has no file {filename!r}.")
     return folder / filename
 
 
-def is_offline(local_files_only: bool) -> bool:
-    """Whether the network may not be used: asked so, or by the Hub's `HF_HUB_OFFLINE`."""
-    from huggingface_hub import constants
-
-    return local_files_only or constants.HF_HUB_OFFLINE
-
-
 def _download(
     access: _Access, wants: Callable[[str], bool], *, sha256: str | None = None, otherwise: str = "and try again"
 ) -> tuple[Path, list[str]]:
     """Make sure that the wanted files are in the cache and intact; the snapshot's folder, and their paths in it."""
-    storage, revision, fault = access.storage, access.revision or "main", ""
+    storage, revision, fault, said = access.storage, access.revision or "main", None, ""
     commit = revision if COMMIT.fullmatch(revision) else None
     files = None if commit is None else read_listing(storage, commit)
     if files is None and not access.offline:
@@ -140,29 +144,24 @@ def _download(
             commit, files = _ask(access)
             write_listing(storage, commit, files)
         except faults() as e:
-            fault = explain(e, access.repo_id, access.revision)
-            if "RevisionNotFoundError" in [cls.__name__ for cls in type(e).__mro__]:
-                raise ModelNotFoundError(fault) from e
-            cause = e
+            fault, said = e, explain(e, access.repo_id, access.revision)
+            if type(e).__name__ == "RevisionNotFoundError":
+                raise ModelNotFoundError(said) from e
     if files is None:
         commit = commit or read_ref(storage, revision)
-        if commit is not None:
-            files = read_listing(storage, commit) or list_cached(storage, commit)
+        files = {} if commit is None else read_listing(storage, commit) or list_cached(storage, commit)
+    alone = access.offline or fault is not None
     way = f"the network may not be used. Connect once, {otherwise}."
-    if not files or commit is None:
-        if fault:
-            raise ModelNotFoundError(fault) from cause
-        raise ModelNotFoundError(f"{access.repo_id!r} is not in the cache, and {way}")
+    if commit is None or (alone and not files):
+        raise ModelNotFoundError(said or f"{access.repo_id!r} is not in the cache, and {way}") from fault
     folder = storage / "snapshots" / commit
     wanted = sorted(filter(wants, files))
     missing = [name for name in wanted if access.force_download or not (folder / name).is_file()]
-    if missing and (fault or access.offline):
+    if missing and alone:
         lacks = f"The cache lacks {missing[0]} of {access.repo_id!r}"
-        if fault:
-            raise ModelNotFoundError(f"{fault} {lacks}.") from cause
-        raise ModelNotFoundError(f"{lacks}, and {way}")
-    if fault:
-        logger.warning("%s The copy in the cache is used.", fault)
+        raise ModelNotFoundError(f"{said} {lacks}." if said else f"{lacks}, and {way}") from fault
+    if said:
+        logger.warning("%s The copy in the cache is used.", said)
     if missing:
         _make_ready(access, commit, sum(files[name][1] or 0 for name in missing))
     for name in wanted:
@@ -206,11 +205,8 @@ def _make_ready(access: _Access, commit: str, size: int) -> None:
 
 def _provide(access: _Access, commit: str, name: str, files: Listing, sha256: str | None, *, fetch: bool) -> None:
     """Fetch a file if need be and check it. A damaged one is fetched again, once; what stays damaged is not kept."""
-    path, what, (hubs, size) = (
-        access.storage / "snapshots" / commit / name,
-        f"{name} of {access.repo_id!r}",
-        files[name],
-    )
+    path, what = access.storage / "snapshots" / commit / name, f"{name} of {access.repo_id!r}"
+    hubs, size = files[name]
     if sha256 is not None and hubs is not None and len(hubs) == 64 and hubs != sha256:
         raise CheckpointError(
             f"{what} is not the file that was asked for: the Hub says its sha256 is {hubs}, not {sha256}. Nothing was "
@@ -298,7 +294,7 @@ def upload_folder(
         raise ModelNotFoundError(f"{folder} holds no config.json, so it is not a model saved by this package.")
     api, session = HfApi(library_name="stylegan_inversion", token=token), get_session()
     before = session.timeout
-    session.timeout = UPLOAD_SILENCE  # the client has no limit of its own here  # type: ignore[assignment]
+    session.timeout = UPLOAD_SILENCE  # the client has no limit of its own here
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:

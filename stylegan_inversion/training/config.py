@@ -115,7 +115,7 @@ class TrainConfig(RunConfig):
     init: str | None = None  # a model whose encoder is fine-tuned: built-in model, folder, or repository on the Hub
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
     loss: dict[str, float] = field(default_factory=dict)  # weights by name; the others are the task's, and e4e's
-    perceptual: str = "alex"  # alex, vgg, or the built-in st-alex
+    perceptual: str = "alex"  # or vgg
     identity: str = "builtin"  # the built-in network, or an ArcFace IR-SE50: folder or Hub
     moco: str | None = None  # a MoCo ResNet-50: folder or Hub
     e4e: E4EOptions = field(default_factory=E4EOptions)

@@ -5,9 +5,10 @@ do not depend on the number of processes or workers.
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from multiprocessing import active_children
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -96,7 +97,7 @@ class FaceFolder(Dataset[dict[str, Any]]):
 
         Raises:
             IndexError: If `position` is negative or, in validation, not less than the number of pictures.
-            InvalidImageError: If a picture cannot be used; the message names the file.
+            InvalidImageError: If a picture cannot be used, for whatever reason; the message names the file.
         """
         if position < 0 or (position >= len(self) and not self.training):
             raise IndexError(f"`position` must be >= 0 and, in validation, < {len(self)}, got {position}.")
@@ -118,8 +119,9 @@ class FaceFolder(Dataset[dict[str, Any]]):
                 output_resolution=self.output_resolution,
                 rng=rng,
             )
-        except InvalidImageError as e:
-            raise InvalidImageError(f"{path}: {e} Replace the file, then resume.") from e
+        except Exception as e:  # in a process of its own, whatever is not a value here ends in a traceback
+            said = str(e) if isinstance(e, InvalidImageError) else f"it cannot be used: {_say(e)}."
+            raise InvalidImageError(f"{path}: {said} Replace the file, then resume.") from e
         return {"x": x, "y": y, "index": index}
 
     def _order(self, epoch: int) -> list[int]:
@@ -205,7 +207,9 @@ class PositionSampler(Sampler[list[int]]):
         return max(0, min(self.end, steps) - self.start)
 
 
-def load_batches(dataset: FaceFolder, sampler: PositionSampler, *, num_workers: int) -> Iterator[dict[str, Any]]:
+def load_batches(
+    dataset: FaceFolder, sampler: PositionSampler, *, num_workers: int
+) -> Generator[dict[str, Any], None, None]:
     """Load the batches of a sampler, in its order.
 
     The global random state is neither read nor changed, and the result does not depend on `num_workers`.
@@ -216,7 +220,7 @@ def load_batches(dataset: FaceFolder, sampler: PositionSampler, *, num_workers: 
         num_workers: Processes that load ahead; 0 loads in this one. Each uses one thread.
 
     Returns:
-        Batches: "x" (B, C, S, S), "y" (B, 3, R, R), "index" (B,).
+        Batches: "x" (B, C, S, S), "y" (B, 3, R, R), "index" (B,). Closing it ends the processes.
 
     Raises:
         ValueError: If `num_workers` is negative.
@@ -256,11 +260,32 @@ def _leave_signals_to_the_run(_: int) -> None:
 
 def _collate(examples: list[Any]) -> Any:
     errors = [example for example in examples if isinstance(example, InvalidImageError)]
-    return errors[0] if errors else default_collate(examples)
+    try:
+        return errors[0] if errors else default_collate(examples)
+    except Exception as e:  # as on a full /dev/shm
+        return InvalidImageError(f"A batch could not be put together: {_say(e)}. Lower `num_workers` or `batch_size`.")
 
 
-def _batches(loader: DataLoader[Any]) -> Iterator[dict[str, Any]]:
-    for batch in loader:
-        if isinstance(batch, InvalidImageError):
-            raise batch
-        yield batch
+def _say(error: Exception) -> str:
+    """An error in one line."""
+    text = (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}"
+    return " ".join(text.split()).rstrip(":. ")
+
+
+def _batches(loader: DataLoader[Any]) -> Generator[dict[str, Any], None, None]:
+    others, iterator, workers = active_children(), None, []
+    try:
+        try:
+            iterator = iter(loader)
+        finally:
+            workers = [process for process in active_children() if process not in others]
+        for batch in iterator:
+            if isinstance(batch, InvalidImageError):
+                raise batch
+            yield batch
+    finally:
+        if workers and iterator is not None:
+            cast(Any, iterator)._shutdown_workers()  # which waits; a traceback may keep the iterator for long
+        for worker in workers:
+            worker.kill()  # it ignores PyTorch's and multiprocessing's SIGTERM, and the end of Python would wait for it
+            worker.join()

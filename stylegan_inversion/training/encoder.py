@@ -88,12 +88,6 @@ class EncoderLearner:
                 "hardly count. Weigh it ten times as much, or give ArcFace as `identity`: the papers' weights are its.",
                 weights.identity,
             )
-        if config.perceptual == "st-alex" and weights.lpips > 0 and "lpips" not in config.loss:
-            logger.warning(
-                "`loss.lpips` is %g with the built-in network, whose distances are a twentieth of LPIPS's: it will "
-                "hardly count. Set it, about ten times as much, or take perceptual=alex: the papers' weights are its.",
-                weights.lpips,
-            )
 
     def _make_adversary(self) -> LatentAdversary | None:
         if self.weights.adversarial == 0:

@@ -85,7 +85,7 @@ class GeneratorRun(RunConfig):
     init: str | None = None  # a model whose networks are trained on: built-in model, folder, or repository on the Hub
     generator: GeneratorOptions = field(default_factory=GeneratorOptions)
     mirror: bool = True  # each picture is mirrored every second time
-    perceptual: str = "st-alex"  # of reconstructions and of the Frechet distance: alex, vgg, or the built-in st-alex
+    perceptual: str = "alex"  # of reconstructions and of the Frechet distance; or vgg
     crop_scale: float | None = None  # of the pipeline that comes out; None: that of `init`, or 1.0, the FFHQ crop
     batch_size: int = 32
     validation_images: int = 10_000

@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from accelerate import Accelerator
-
 from stylegan_inversion.errors import MissingDependencyError
+
+try:
+    from accelerate import Accelerator
+except ImportError as e:
+    raise MissingDependencyError.of_extra(f"Training needs Accelerate, which cannot be imported ({e}).", "train") from e
+
 from stylegan_inversion.training.autoencoder import AutoencoderLearner
 from stylegan_inversion.training.config import RunConfig, TrainConfig, one_of
 from stylegan_inversion.training.encoder import EncoderLearner
@@ -49,7 +53,9 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
         from omegaconf.errors import OmegaConfBaseException
         from yaml import YAMLError
     except ImportError as e:
-        raise MissingDependencyError('Training needs: pip install "stylegan-inversion[train]"') from e
+        raise MissingDependencyError.of_extra(
+            f"Training needs OmegaConf, which cannot be imported ({e}).", "train"
+        ) from e
     for override in overrides:
         if "=" not in override:
             raise ValueError(f"{override!r} is not NAME=VALUE, such as steps=1000.")

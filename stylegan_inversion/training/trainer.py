@@ -5,7 +5,7 @@ import hashlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -86,13 +86,23 @@ def train(config: RunConfig, *, callback: Callback | None = None) -> TrainResult
             device does not know the precision, or several processes cannot work together on it.
         DivergedError: After five steps in a row whose loss or gradient is not finite. The last good state is saved.
         CheckpointError: If a checkpoint cannot be written or read. The older ones stay.
+        InvalidImageError: If a picture cannot be used.
+        ChildProcessError: If a process that loads pictures was killed.
     """
     check_trackers(config.trackers)
     accelerator = _make_accelerator(config)
     if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would silently train in fp32
         raise ValueError("`mixed_precision` is fp16, which needs a GPU. On the CPU take bf16 or no.")
     learner = METHODS[config.method].learner(config, accelerator)
-    return Trainer(config, accelerator, learner, callback).run()
+    try:
+        return Trainer(config, accelerator, learner, callback).run()
+    except RuntimeError as e:
+        if not str(e).startswith("DataLoader worker"):  # raised by PyTorch's handler of SIGCHLD, in whatever runs then
+            raise
+        raise ChildProcessError(
+            f"A process that loads pictures was killed ({' '.join(str(e).split()).rstrip('. ')}), as happens when the "
+            "memory is full. Lower `num_workers` or `batch_size` and start the same command again: it resumes."
+        ) from e
 
 
 def _make_accelerator(config: RunConfig) -> Accelerator:
@@ -198,9 +208,9 @@ class Trainer:
             unit_scale=True,
             mininterval=1,
         )
-        with _signals() as stop, bar, closing(self.log):
+        with _signals() as stop, bar, closing(self.log), closing(self._batches()) as steps:
             self.log.open()
-            for batches in self._batches():
+            for batches in steps:
                 terms, finite = self.learner.step(batches, self.step)
                 self._count_bad(finite)
                 self.step += 1
@@ -213,7 +223,7 @@ class Trainer:
         best = None if self.best == float("inf") else self.best
         return TrainResult(self.step, best, interrupted and self.step < config.steps, accelerator.is_main_process)
 
-    def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
+    def _batches(self) -> Generator[list[dict[str, Tensor]], None, None]:
         """The micro-batches of each step from the present one on."""
         config, accelerator = self.config, self.accelerator
         k = config.accumulation
@@ -229,11 +239,12 @@ class Trainer:
             end=config.steps * k,
         )
         micro: list[dict[str, Tensor]] = []
-        for batch in load_batches(self.data, sampler, num_workers=config.num_workers):
-            micro.append(self._move(batch))
-            if len(micro) == k:
-                yield micro
-                micro = []
+        with closing(load_batches(self.data, sampler, num_workers=config.num_workers)) as batches:
+            for batch in batches:
+                micro.append(self._move(batch))
+                if len(micro) == k:
+                    yield micro
+                    micro = []
 
     def _move(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         device = self.accelerator.device

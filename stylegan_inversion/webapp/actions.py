@@ -14,7 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -26,9 +26,10 @@ from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.pipelines.styles import edit_frames, interpolate_outputs, mix_outputs, sample_face
 from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
-from stylegan_inversion.preprocessing.image import load_image, to_tensor
+from stylegan_inversion.preprocessing.image import ImageLimits, load_image, to_tensor
 from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.janitor import Janitor
+from stylegan_inversion.webapp.memory import give_back
 from stylegan_inversion.webapp.messages import EXPIRED, gr, messages
 from stylegan_inversion.webapp.models import METHODS, Model, Models
 from stylegan_inversion.webapp.running import OnStep
@@ -38,6 +39,9 @@ from stylegan_inversion.webapp.turns import Turns
 from stylegan_inversion.webapp.visitor_files import Owner, VisitorFiles
 from stylegan_inversion.webapp.zerogpu import find_gpu
 
+PHOTOS = ImageLimits(  # of visitors: none takes more than 300 MB and 3 seconds
+    ("JPEG", "PNG", "WEBP"), max_pixels=40_000_000, max_memory=300_000_000, max_table_pixels=20_000_000
+)
 MAX_STEPS = 1000  # of each stage; what a visitor asks for is clamped to it
 MAX_FRAMES = 60  # of an animation
 REMEMBERED_SECONDS = 1800.0  # how long a photo's faces are known at most
@@ -63,6 +67,7 @@ class Actions:
         self._identity: IdentityEmbedding | None = None
         self._faces: OrderedDict[str, tuple[float, list[Face]]] = OrderedDict()  # with the time they were found
         self._lock = threading.Lock()
+        self._decoding = threading.Lock()  # many photos take the memory of one
 
     # Photos
 
@@ -76,7 +81,7 @@ class Actions:
         if not photo:
             raise gr.Error("Choose a photo first.", print_exception=False)
         with messages():
-            image, key = load_image(photo), hashlib.sha256(photo).hexdigest()
+            image, key = self._decode(photo), hashlib.sha256(photo).hexdigest()
             with self._lock:
                 while self._faces and next(iter(self._faces.values()))[0] < time.monotonic() - REMEMBERED_SECONDS:
                     self._faces.popitem(last=False)
@@ -100,7 +105,7 @@ class Actions:
         size = pipeline.generator.config.resolution
         with messages():
             if not align:
-                return uncropped(load_image(photo), size), []
+                return uncropped(self._decode(photo), size), []
             image, found = self.faces(photo, model)
             landmarks = [one.landmarks for one in found]
             return align_face(image, landmarks, size=size, scale=pipeline.crop_scale, face=int(face or 0)), found
@@ -108,6 +113,11 @@ class Actions:
     def crop(self, photo: bytes | None, face: float = 0, align: bool = True, model: str | None = None) -> Crop:
         """The face, cut out as the model wants it."""
         return self.look(photo, face, align, model)[0]
+
+    def _decode(self, photo: bytes) -> Image.Image:
+        with self._decoding:
+            give_back()  # what the photo before left
+            return load_image(photo, limits=PHOTOS)
 
     # Inversions
 
@@ -118,7 +128,8 @@ class Actions:
         *,
         owner: Owner,
         model: str | None = None,
-        pivot: str = "w",
+        preset: str | None = None,
+        pivot: str | None = None,
         num_w_steps: float | None = None,
         num_tuning_steps: float | None = None,
         order: str = "",
@@ -143,11 +154,14 @@ class Actions:
                 token = self.sessions.add(out, owner=owner, model=chosen.name, since=since)
                 yield Progress(token, "done", 1, 1, seconds=out.reports[0]["seconds"], output=out)
             return
-        w_steps = _clamp(num_w_steps, pipeline.projector.num_steps, 1) if pivot in ("w", "w_plus") else 0
-        tuning_steps = _clamp(num_tuning_steps, pipeline.tuning.num_steps, 0)
+        with messages():
+            plan = pipeline.plan(cast(Any, preset or None), cast(Any, pivot or None))
+        w_steps = _clamp(num_w_steps, plan.num_w_steps, 1) if plan.pivot in ("w", "w_plus") else 0
+        tuning_steps = _clamp(num_tuning_steps, plan.num_tuning_steps, 0)
 
         total = w_steps + tuning_steps
-        options: dict[str, Any] = {"num_w_steps": w_steps or None, "num_tuning_steps": tuning_steps, "pivot": pivot}
+        options: dict[str, Any] = {"num_w_steps": w_steps or None, "num_tuning_steps": tuning_steps}
+        options["pivot"] = plan.pivot
 
         def here(on_step: OnStep) -> InversionOutput:
             return pipeline(crop, callback=on_step, **options)

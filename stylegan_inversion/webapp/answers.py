@@ -9,6 +9,7 @@ from starlette.types import Scope, Send
 COOKIE = "visitor"
 
 _COOKIE_VALUE = re.compile(r"[A-Za-z0-9_-]{43}")  # `secrets.token_urlsafe(32)`: 256 bits
+_TOOLS = re.compile(r"/gradio_api/mcp(?:/.*)?", re.DOTALL)
 _UPLOAD = re.compile(r"(?:/gradio_api)?/upload/?")
 
 
@@ -27,6 +28,11 @@ def is_upload(scope: Scope) -> bool:
     """Whether a request may be as large as a file."""
     kind = Headers(scope=scope).get("content-type", "").strip().lower()
     return _UPLOAD.fullmatch(route_of(scope)) is not None and kind.startswith("multipart/form-data")
+
+
+def is_tool_call(scope: Scope) -> bool:
+    """Whether a request goes to Gradio's MCP server."""
+    return _TOOLS.fullmatch(route_of(scope)) is not None
 
 
 async def refuse(send: Send, status: int, sentence: str) -> None:

@@ -12,11 +12,12 @@ from typing import Any
 from PIL import Image
 
 from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.pipelines.pti import PRESETS
 from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.webapp.actions import Actions, methods_of
 from stylegan_inversion.webapp.messages import gr
 from stylegan_inversion.webapp.models import METHODS
-from stylegan_inversion.webapp.photo_column import photo_input
+from stylegan_inversion.webapp.photos import photo_input
 from stylegan_inversion.webapp.running import Progress
 from stylegan_inversion.webapp.shown import kind_of
 
@@ -53,7 +54,7 @@ class Api:
         """Find the faces in a photo.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF or TIFF, up to 20 MB and 64 megapixels.
+            photo: JPEG, PNG or WebP, up to 20 MB and 40 megapixels.
 
         Returns:
             Box (x0, y0, x1, y1) in pixels and score of each face, the largest first
@@ -66,7 +67,7 @@ class Api:
         """Find the faces in a photo and cut one out, the way the model's training photos were cut.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF or TIFF, up to 20 MB and 64 megapixels.
+            photo: JPEG, PNG or WebP, up to 20 MB and 40 megapixels.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.
             model: From /models; nothing means the first.
@@ -86,8 +87,9 @@ class Api:
         method: str = "e4e",
         num_w_steps: float | None = None,
         num_tuning_steps: float | None = None,
-        pivot: str = "w",
+        pivot: str | None = None,
         model: str = "",
+        preset: str | None = None,
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> Iterator[tuple[Any, Any, Any, Any]]:
         """Invert the face of a photo: find its place in latent space. PTI also tunes a copy of the generator.
@@ -95,24 +97,26 @@ class Api:
         For PTI the token comes with an early message, so that `/stop` can end the run; the best state is kept.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF or TIFF, up to 20 MB and 64 megapixels.
+            photo: JPEG, PNG or WebP, up to 20 MB and 40 megapixels.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.
             method: "e4e", "psp" or "pti".
             num_w_steps: Of PTI: steps of the projection, 1 to 1000.
             num_tuning_steps: Of PTI: steps of the tuning at most, 0 to 1000.
-            pivot: Of PTI: "w", "w_plus", "e4e" or "psp".
+            pivot: Of PTI: "w", "w_plus", "e4e" or "psp"; nothing means the preset's, or "w".
             model: From /models; nothing means the first.
+            preset: Of PTI: "fast", "balanced" or "best"; the steps and the pivot win over it.
             progress: Gradio's own.
 
         Returns:
             The face as the generator draws it
             The photo with that face in place
             Token for the other endpoints, valid for 30 minutes after its last use; whoever has it can use the result
-            Figures: mean squared error in [-1, 1], seconds, steps, number of faces
+            Figures: mean squared error in [-1, 1], seconds, steps, why PTI stopped, number of faces
         """
         crop = self.actions.crop(photo, face, align, model)
-        steps: dict[str, Any] = {"num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps, "pivot": pivot}
+        steps: dict[str, Any] = {"num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
+        steps |= {"pivot": pivot, "preset": preset}
         for report in self.actions.run(crop, method, owner=None, model=model, **steps):
             _show(progress, report)
             if report.output is None:
@@ -147,7 +151,7 @@ class Api:
         """Invert and edit in one call; nothing is kept.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF or TIFF, up to 20 MB and 64 megapixels.
+            photo: JPEG, PNG or WebP, up to 20 MB and 40 megapixels.
             strengths: How far to go, such as {"smile": 2.0}, each in its direction's unit.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.
@@ -183,7 +187,7 @@ class Api:
         """Put one photo through all methods of the first model, with the same edit on each. PTI takes a while.
 
         Args:
-            photo: JPEG, PNG, WebP, BMP, GIF or TIFF, up to 20 MB and 64 megapixels.
+            photo: JPEG, PNG or WebP, up to 20 MB and 40 megapixels.
             strengths: The edit, such as {"smile": 2.0}.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.
@@ -220,7 +224,7 @@ class Api:
             for row in rows if not is_done else []:
                 self.actions.sessions.drop(row["token"], owner=None)
 
-    def random_face(self, seed: float = 0, truncation: float = 0.7, model: str = "") -> tuple[str, str]:
+    def random_face(self, seed: float = 0, truncation: float | None = 0.7, model: str = "") -> tuple[str, str]:
         """Draw a face of nobody.
 
         Args:
@@ -232,11 +236,12 @@ class Api:
             The face
             Its token
         """
+        truncation = 0.7 if truncation is None else truncation
         token = self.actions.random_face(owner=None, model=model, seed=seed, truncation=truncation)
         return self._face(self.actions.kept(token, owner=None).output, token), token
 
     def mix(
-        self, token_a: str, token_b: str, start: float = 0, end: float | None = None, alpha: float = 1.0
+        self, token_a: str, token_b: str, start: float = 0, end: float | None = None, alpha: float | None = 1.0
     ) -> tuple[str, str]:
         """Give one face the styles of another in some layers.
 
@@ -253,7 +258,7 @@ class Api:
         """
         num_ws = self.actions.kept(token_a, owner=None).output.w_plus.shape[1]
         layers = (start or 0, num_ws if end is None else end)
-        token = self.actions.mix(token_a, token_b, owner=None, layers=layers, alpha=alpha)
+        token = self.actions.mix(token_a, token_b, owner=None, layers=layers, alpha=1.0 if alpha is None else alpha)
         return self._face(self.actions.kept(token, owner=None).output, token), token
 
     def interpolate(self, token_a: str, token_b: str, frames: float = 24) -> str:
@@ -356,16 +361,16 @@ def _show(progress: Any, report: Progress, *, before: str = "") -> None:
 def name_endpoints(api: Api) -> None:
     """Name the endpoints, within `gr.Blocks`; hidden components say what goes in and out."""
     first = api.actions.models.first
-    pti = first.pti
     with gr.Row(visible=False):
         photo = photo_input()
         face = gr.Number(0, label="Face, by size: 0 is the largest", precision=0, minimum=0)
         align = gr.Checkbox(True, label="Find the face")
         method = gr.Dropdown(list(METHODS), value=methods_of(first)[0], label="Method")
-        pivot = gr.Dropdown(["w", "w_plus", "e4e", "psp"], value="w", label="Pivot")
+        preset = gr.Dropdown(list(PRESETS), value=None, label="Preset")
+        pivot = gr.Dropdown(["w", "w_plus", "e4e", "psp"], value=None, label="Pivot")
         model = gr.Textbox("", label="Model")
-        w_steps = gr.Number(pti.projector.num_steps, label="Projection steps", precision=0)
-        tuning_steps = gr.Number(pti.tuning.num_steps, label="Tuning steps", precision=0)
+        w_steps = gr.Number(None, label="Projection steps", precision=0)  # nothing: the preset's or the model's
+        tuning_steps = gr.Number(None, label="Tuning steps", precision=0)
         strengths = gr.JSON({}, label="Strengths")
         token, token_b, token_out = (gr.Textbox(label=label) for label in ("Token", "Token of B", "Token"))
         seed = gr.Number(0, label="Seed", precision=0)
@@ -389,7 +394,7 @@ def name_endpoints(api: Api) -> None:
     go.click(api.align, [*source, model], [aligned, count], api_name="align", **quick)
     go.click(
         api.invert,
-        [*source, method, *steps, model],
+        [*source, method, *steps, model, preset],
         [face_out, photo_out, token_out, figures],
         api_name="invert",
         **slow,

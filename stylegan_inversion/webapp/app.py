@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.middleware import Middleware
@@ -13,10 +14,19 @@ from stylegan_inversion.webapp.actions import Actions
 from stylegan_inversion.webapp.api import Api, name_endpoints
 from stylegan_inversion.webapp.compare_tab import CompareTab
 from stylegan_inversion.webapp.edit_tab import EditTab
-from stylegan_inversion.webapp.guard import Inspect, Janitor, LimitBody, SecurityHeaders, VisitorCookie, owner_of
+from stylegan_inversion.webapp.guard import (
+    LOOPBACK,
+    Inspect,
+    Janitor,
+    KnownHosts,
+    LimitBody,
+    SecurityHeaders,
+    VisitorCookie,
+    owner_of,
+)
 from stylegan_inversion.webapp.janitor import forget_lost
 from stylegan_inversion.webapp.memory import give_back
-from stylegan_inversion.webapp.messages import gr
+from stylegan_inversion.webapp.messages import Page, gr
 from stylegan_inversion.webapp.model_picker import ModelPicker
 from stylegan_inversion.webapp.models import Model, Models, load_model
 from stylegan_inversion.webapp.photo_column import HIDDEN, PhotoColumn
@@ -50,7 +60,7 @@ def build_app(
     sessions = Sessions(time_to_live=TIME_TO_LIVE) if sessions is None else sessions  # an empty one is false
     actions = Actions(models, sessions, janitor, tuning_slots=tuning_slots)
     first = models.first
-    with gr.Blocks(title="StyleGAN inversion", analytics_enabled=False, delete_cache=(300, 1800)) as demo:
+    with Page(title="StyleGAN inversion", analytics_enabled=False, delete_cache=(300, 1800)) as demo:
         gr.Markdown(TITLE, elem_id="title")
         with gr.Row(equal_height=False):
             with gr.Column(min_width=320, scale=9):
@@ -91,21 +101,24 @@ def build_app(
         changed = list(dict.fromkeys([*shown, picker.note, picker.name, picker.current, column.photo, deleted]))
         delete.click(forget, None, changed, queue=False, **HIDDEN)  # what runs or waits for its turn then ends
     janitor.keep()  # the examples
-    demo.janitor = janitor  # lives as long as the app
+    demo.janitor, demo.sessions = janitor, sessions  # live as long as the app
     janitor.also(functools.partial(forget_lost, demo.temp_file_sets))
     janitor.also(give_back)
-    return demo.queue(max_size=32, default_concurrency_limit=4)
+    # `/run`, which passes the queue by, is for what needs no queue
+    return demo.queue(max_size=32, default_concurrency_limit=4, api_open=False)
 
 
-def launch_options(*, open_choice: bool = False) -> dict[str, Any]:
+def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> dict[str, Any]:
     """What `gr.Blocks.launch` needs to know: looks, limits, and that nothing is recorded.
 
     Args:
         open_choice: Whether visitors may upload models, which are larger than photos.
+        hosts: Names by which the app is reached, without a port. Empty means any.
     """
     limits = {"max_bytes": MODEL_BYTES, "max_parts": 64} if open_choice else {}
     guards = [Middleware(each) for each in (Inspect, VisitorCookie, SecurityHeaders)]
-    middleware = [Middleware(LimitBody, **limits), *guards]
+    known = [Middleware(KnownHosts, names=hosts)] if hosts else []
+    middleware = [*known, Middleware(LimitBody, **limits), *guards]
     return {
         "theme": make_theme(),
         "css": CSS,
@@ -130,7 +143,8 @@ def launch(
     port: int | None = None,
     share: bool = False,
     device: str = "auto",
-    open_choice: bool | None = None,
+    open_choice: bool = False,
+    allowed_hosts: Sequence[str] = (),
     tuning_slots: int = 1,
 ) -> None:
     """Serve the app until it is interrupted.
@@ -141,25 +155,33 @@ def launch(
         port: Port to listen on. `None` means the first free one from 7860.
         share: Also open a public link through Gradio's servers.
         device: Where to run; "auto" is the best there is.
-        open_choice: Whether visitors may load other models and upload folders. `None` means only if nobody but this
-            machine can reach the app.
+        open_choice: Whether visitors may load other models and upload folders.
+        allowed_hosts: Names by which a proxy on this machine, such as nginx or a notebook's, passes visitors on, such
+            as "demo.example.org". An app that only this machine reaches answers no other name but "localhost"; one
+            that listens on other addresses or is shared answers any.
         tuning_slots: How many generators are tuned at the same time.
 
     Raises:
         ModelNotFoundError: If there is no such model.
         CheckpointError: If a file of the model is damaged.
     """
-    alone = host in ("127.0.0.1", "localhost", "::1") and not share
-    open_choice = alone if open_choice is None else open_choice
+    hosts = [*LOOPBACK, *allowed_hosts] if host in LOOPBACK and not share else []
     device = own_device(device)
     demo = build_app(
         Models(load_model(model, device=device), open=open_choice, device=device), tuning_slots=tuning_slots
     )
-    with contextlib.suppress(ValueError):  # only the main thread may
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the files are removed
+    for name in ("SIGTERM", "SIGHUP", "SIGQUIT"):  # an order to end, a closed terminal, Ctrl-\; Windows has the first
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores the second
+            with contextlib.suppress(ValueError):  # only the main thread may
+                signal.signal(number, lambda *_: sys.exit(0))  # so that the files are removed
     try:
-        options = launch_options(open_choice=open_choice)
+        options = launch_options(open_choice=open_choice, hosts=hosts)
         demo.launch(server_name=host, server_port=port, share=share, prevent_thread_lock=True, **options)
         demo.block_thread()  # as `launch` does not in a REPL or a notebook, whose files would go at once
     finally:
-        demo.janitor.close()
+        try:
+            demo.sessions.close()  # first: a thread that still computes when Python ends would abort it
+            demo.close(verbose=False)
+        finally:
+            demo.janitor.close()

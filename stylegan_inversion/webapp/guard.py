@@ -5,7 +5,9 @@ come to this process (`num_workers=0`): Gradio's file workers are servers of the
 """
 
 import hashlib
+import re
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 from python_multipart.multipart import parse_options_header
@@ -13,10 +15,50 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from stylegan_inversion.webapp.answers import COOKIE, is_made_here, refuse
+from stylegan_inversion.webapp.answers import COOKIE, is_made_here, is_tool_call, refuse
 from stylegan_inversion.webapp.answers import is_upload as is_upload_of
 from stylegan_inversion.webapp.inspection import Inspect as Inspect
 from stylegan_inversion.webapp.janitor import Janitor as Janitor
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class KnownHosts:
+    """Refuses requests that were sent to another name than the app's, with status 403 and one sentence.
+
+    Any web site can give its own name the address of this machine (DNS rebinding); the browser then lets its scripts
+    read what an app answers here. Starlette's own `TrustedHostMiddleware` does not say the way out.
+    """
+
+    def __init__(self, app: ASGIApp, *, names: Sequence[str]) -> None:
+        """Wrap an app.
+
+        Args:
+            app: The app.
+            names: Host names and addresses without a port, such as "localhost".
+        """
+        self.app = app
+        self.names = {name.lower() for name in names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Compare the header `Host`."""
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        hosts = [_name_in(host) for host in Headers(scope=scope).getlist("host")]
+        if scope["type"] == "http" and len(hosts) == 1 and hosts[0] in self.names:
+            return await self.app(scope, receive, send)
+        asked = hosts[0][:80] if hosts else ""
+        await refuse(
+            send,
+            403,
+            f"This app answers only as {' or '.join(sorted(self.names))}, not as {asked!r}. If the name is a proxy's, "
+            "start the app with it: `stylegan-inversion app --allow-host NAME`, or launch(allowed_hosts=[NAME]).",
+        )
+
+
+def _name_in(host: str) -> str:
+    """The name or address in a header `Host`, without the port and the brackets of IPv6."""
+    return re.sub(r":\d*$", "", host.strip().lower()).strip("[]").rstrip(".")
 
 
 class LimitBody:
@@ -103,6 +145,9 @@ class VisitorCookie:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Set the cookie with a page or an answer, where it is missing or was not made here."""
         if scope["type"] != "http" or is_made_here(HTTPConnection(scope).cookies.get(COOKIE, "")):
+            return await self.app(scope, receive, send)
+        # one client of Gradio's own serves all who call tools: it cannot work with the cookie of one of them
+        if is_tool_call(scope) or Headers(scope=scope).get("x-gradio-user") == "mcp":
             return await self.app(scope, receive, send)
         forwarded = Headers(scope=scope).get("x-forwarded-proto", "").split(",")[0].strip()
         is_https = (forwarded or scope["scheme"]) == "https"

@@ -1,17 +1,18 @@
-"""What a request says is checked before Gradio believes it: whose page session it names, and what it wants fetched."""
+"""What a request says is checked before Gradio believes it: whose page session it names, and what files it names."""
 
 import hashlib
 import json
 import re
 import threading
 from collections import OrderedDict
-from typing import Any
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stylegan_inversion.webapp.answers import COOKIE, is_made_here, is_upload, refuse, route_of
+from stylegan_inversion.webapp.messages import WRONG_ARGUMENTS
+from stylegan_inversion.webapp.photos import NOT_UPLOADED, names_other_files
 
 REMEMBERED_SESSIONS = 10_000  # Gradio itself keeps what the last 200 show
 
@@ -20,12 +21,12 @@ FOREIGN_ADDRESS = "This server fetches nothing from other addresses. Send the fi
 NOT_HERE = "There is nothing here."
 
 _IN_PATH = re.compile(r"/(?:heartbeat|stream)/([^/]+)")  # a session hash
+_BY_NAME = re.compile(r"/call/v2/[^/]+/?$")
 _EVENT = re.compile(r"/call/(?:v2/)?[^/]+/([^/]+)/?$")  # an event's name, or a session hash passed off as one
-_ADDRESS = re.compile(r"\s*https?:", re.IGNORECASE)
 
 
 class Inspect:
-    """Binds each page session to its visitor's cookie, and refuses requests to fetch from other servers.
+    """Binds each page session to its visitor's cookie, and refuses files that were not uploaded here.
 
     Gradio's session hash opens all that a page shows, and how it goes on; but it stands in addresses and comes from
     `Math.random()`. Here it works with the cookie that came with its first use only; one that began without a cookie,
@@ -65,8 +66,8 @@ class Inspect:
                 content = json.loads(body)
             except (ValueError, RecursionError):
                 content = None  # Gradio reads it the same way, and refuses it
-            if "/mcp" not in path and _names_address(content):  # a tool has no other way to send a photo
-                return await refuse(send, 403, FOREIGN_ADDRESS)
+            if names_other_files(content):
+                return await refuse(send, 403, NOT_UPLOADED)
             if isinstance(content, dict) and isinstance(content.get("session_hash"), str):
                 named.append(content["session_hash"])
         events = _EVENT.findall(path) if scope["method"] == "GET" else []
@@ -75,7 +76,12 @@ class Inspect:
             [*(self._is_theirs(each, visitor) for each in named), *(self._may_read(each, visitor) for each in events)]
         ):
             return await refuse(send, 403, FOREIGN_SESSION)
-        await self.app(scope, receive, send)
+        try:
+            await self.app(scope, receive, send)
+        except (KeyError, TypeError):
+            if not _BY_NAME.search(path):
+                raise
+            await refuse(send, 422, WRONG_ARGUMENTS)  # Gradio knows no such endpoint or argument, or misses one
 
     def _is_theirs(self, session_hash: str, visitor: bytes) -> bool:
         """Whether a session is this visitor's, as it is if nobody had it before."""
@@ -101,21 +107,6 @@ def _visitor(scope: Scope) -> bytes:
 
 def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
-
-
-def _names_address(content: Any) -> bool:
-    """Whether a file anywhere in it lies at an address."""
-    waiting = [content]
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, list):
-            waiting += each
-        elif isinstance(each, dict):
-            path = each.get("path")
-            if isinstance(path, str) and _ADDRESS.match(path):
-                return True
-            waiting += each.values()
-    return False
 
 
 async def _read(receive: Receive) -> bytes | None:

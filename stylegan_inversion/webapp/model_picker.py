@@ -8,6 +8,7 @@ from stylegan_inversion.webapp.actions import Actions
 from stylegan_inversion.webapp.messages import gr, messages
 from stylegan_inversion.webapp.models import Model
 from stylegan_inversion.webapp.photo_column import HIDDEN, PhotoColumn
+from stylegan_inversion.webapp.photos import folder_input
 from stylegan_inversion.webapp.words import note_html
 
 
@@ -28,11 +29,8 @@ class ModelPicker:
                 allow_custom_value=models.open,
                 filterable=models.open,
             )
-            self.files = gr.File(
-                label="Or upload a pipeline folder (safetensors)",
-                file_count="directory",
-                visible=models.open,
-                height=120,
+            self.files = folder_input(
+                label="Or upload a pipeline folder (safetensors)", visible=models.open, height=120
             )
             self.status = gr.HTML(note_html(""))
         self.current = gr.State(first.name)
@@ -63,11 +61,11 @@ class ModelPicker:
         def back(name: str) -> tuple[str, str]:
             return name, note_html("")
 
-        def upload(files: list[str] | None) -> dict[Any, Any]:
+        def upload(files: list[Path]) -> dict[Any, Any]:
             if not files:
                 return {self.status: note_html("")}
             with messages():
-                name = models.add_folder([Path(file) for file in files])
+                name = models.add_folder(files)
             choices = [*models.choices(), ("The uploaded model", name)]  # its name is its owner's secret
             return {self.name: gr.update(choices=choices, value=name), self.status: note_html("Read.")}
 

@@ -68,10 +68,12 @@ class Models:
     def choices(self) -> list[tuple[str, str]]:
         """What can be chosen: pairs of a label and a name. Uploaded models are not shown. Uses no network."""
         found = {self.first.name: _label(self.first.name, f"{self.first.resolution} px", None, self.first.licence)}
+        listed = {entry.name for entry in catalogue()}  # directions among them
         fetched = {entry.name for entry in catalogue() if entry.fetchable and entry.kind in _KINDS}
         for known in list_models():
-            if known.where == "built in" or (self.open and (known.where == "cached" or known.name in fetched)):
-                how = "to download once" if known.where == "catalogue" else known.where
+            mine = known.where == "cached" and known.name not in listed
+            if known.where == "built in" or (self.open and (mine or known.name in fetched)):
+                how = "to download once" if known.where == "to fetch" else known.where
                 found.setdefault(known.name, _label(known.name, how, known.size, known.licence))
         return [(label, name) for name, label in found.items()]
 

@@ -1,7 +1,5 @@
 """The left column: choose a model and a photo, and which face of it."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -12,18 +10,13 @@ from stylegan_inversion.webapp.actions import Actions
 from stylegan_inversion.webapp.guard import owner_of
 from stylegan_inversion.webapp.messages import gr
 from stylegan_inversion.webapp.models import Model
+from stylegan_inversion.webapp.photos import Upload, photo_input
 from stylegan_inversion.webapp.shown import SHOWN_PHOTO, enlarge
 
 HIDDEN: dict[str, Any] = {"api_visibility": "private"}
 SLIDERS: dict[str, Any] = {"concurrency_id": "sliders", "concurrency_limit": 4}  # waits for nothing else
 QUICK: dict[str, Any] = {"concurrency_id": "quick", "concurrency_limit": 4}  # faces
 WORK: dict[str, Any] = {"concurrency_id": "work", "concurrency_limit": 2}  # files, animations
-
-
-class Upload(bytes):
-    """A photo's file as it came, and where it lies."""
-
-    path: Path
 
 
 class PhotoColumn:
@@ -110,26 +103,6 @@ class PhotoColumn:
             click, [self.photo, self.face, model], self.face, show_progress="hidden", **QUICK, **HIDDEN
         ).then(choose, sources, [self.marked, self.crop], show_progress="hidden", **QUICK, **HIDDEN)
         self.find, self.shown = find, shown
-
-
-def photo_input(**settings: Any) -> Any:
-    """A `gr.Image` that gives the file as it came: `load_image` knows more formats, limits and ways out than Gradio."""
-
-    def read(payload: Any) -> Upload | None:
-        if payload is None or not payload.path:
-            return None
-        path = Path(payload.path)
-        try:
-            os.utime(path)  # it is in use: its time to be deleted counts anew
-            upload = Upload(path.read_bytes())
-        except OSError as e:
-            raise gr.Error("This photo has expired. Choose it again.", print_exception=False) from e
-        upload.path = path
-        return upload
-
-    photo: Any = gr.Image(label="Photo", type="filepath", format="png", **settings)
-    photo.preprocess = read
-    return photo
 
 
 def _mark(photo: Image.Image, faces: list[Face], chosen: int) -> Image.Image:

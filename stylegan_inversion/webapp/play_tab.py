@@ -1,5 +1,6 @@
 """The tab to play: faces of nobody, mixing two people's styles, and the way from one face to another."""
 
+from pathlib import Path
 from typing import Any
 
 from stylegan_inversion.webapp.actions import Actions
@@ -23,6 +24,7 @@ class PlayTab:
         """Lay it out, within a tab."""
         self.actions = actions
         self.tokens = {"A": gr.State(""), "B": gr.State(""), "mix": gr.State("")}
+        self.written = gr.State("")  # the animation's path, which no visitor can name
         num_ws = model.pti.generator.num_ws
         gr.Markdown(ABOUT)
         self.faces, self.take_edit, self.take_random = {}, {}, {}
@@ -125,10 +127,15 @@ class PlayTab:
             drop(old, owner)
             return token, show(actions.kept(token, owner=owner).output, owner, since)
 
-        def morph(request: gr.Request, a: str, b: str) -> tuple[Any, Any]:
+        def morph(request: gr.Request, a: str, b: str) -> tuple[Any, Any, str]:
             _both(a, b)
             path = actions.interpolate(a, b, owner=owner_of(request))
-            return gr.update(value=path, visible=True), gr.update(interactive=True)
+            return gr.update(value=path, visible=True), gr.update(interactive=True), path
+
+        def download(path: str) -> str:
+            if not Path(path).is_file():
+                raise gr.Error("The animation has expired. Animate the two faces again.", print_exception=False)
+            return path
 
         def reopen(request: gr.Request, token: str) -> dict[Any, Any]:
             if not token:
@@ -151,9 +158,9 @@ class PlayTab:
         both = [self.tokens["A"], self.tokens["B"]]
         mixed = [self.tokens["mix"], *both, self.start, self.end, self.alpha]
         self.mix.click(mix, mixed, [self.tokens["mix"], self.mixed], **quick)
-        self.morph.click(morph, both, [self.animation, self.download], **quick)
+        self.morph.click(morph, both, [self.animation, self.download, self.written], **quick)
         self.open.click(reopen, self.tokens["mix"], [*dict.fromkeys(edit_tab.opens), tabs], **quick)
-        self.download.click(lambda path: path, self.animation, self.file, **quick).success(
+        self.download.click(download, self.written, self.file, **quick).success(
             None, js=CLICK_DOWNLOAD.replace(".download-link", ".play-link"), **HIDDEN
         )
 

@@ -17,6 +17,7 @@ from stylegan_inversion.preprocessing.image import to_pil
 
 REPORT_SECONDS = 0.25  # between two reports at least
 PREVIEW_STEPS = 10  # between two previews at least
+JOIN_SECONDS = 60.0  # of a step at most
 HEARTBEAT_SECONDS = 0.5  # between two reports at most, so that whoever consumes them can leave
 
 OnStep = Callable[[int, dict[str, Any]], bool]
@@ -84,6 +85,7 @@ class Run:
         self._work = work
         self._first_stage_steps = first_stage_steps
         self._max_seconds = max_seconds
+        self._thread: threading.Thread | None = None
         self._reports: queue.SimpleQueue[Progress | InversionOutput | BaseException] = queue.SimpleQueue()
 
     def reports(self, *, when_ended: Callable[[], object]) -> Generator[Progress, None, None]:
@@ -98,9 +100,9 @@ class Run:
         Raises:
             BaseException: Whatever the work raises.
         """
-        thread = threading.Thread(target=self._run, args=(when_ended,), name="inversion", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(when_ended,), name="inversion", daemon=True)
         try:
-            thread.start()
+            self._thread.start()
         except RuntimeError:  # the system has no more threads
             when_ended()
             raise
@@ -123,6 +125,11 @@ class Run:
                 self.latest = report
         finally:
             self.stop.set()
+
+    def join(self) -> None:
+        """Wait until the thread has ended, if it was started."""
+        if self._thread is not None and self._thread.ident is not None:
+            self._thread.join(JOIN_SECONDS)
 
     def _run(self, when_ended: Callable[[], object]) -> None:
         start = reported = time.perf_counter()

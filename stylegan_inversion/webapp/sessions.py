@@ -101,6 +101,7 @@ class Sessions:
         self._called_off: OrderedDict[str, None] = OrderedDict()  # orders, the first ones first
         self._now = 0
         self._sweeper: threading.Timer | None = None
+        self._is_closed = False
 
     def run(
         self,
@@ -135,7 +136,7 @@ class Sessions:
         """
         run = Run(work, total=total, first_stage_steps=first_stage_steps, owner=owner, max_seconds=self.max_seconds)
         with self._lock:
-            if self.is_forgotten(owner, since):
+            if self._is_closed or self.is_forgotten(owner, since):
                 return
             others = [other for other in self._running.values() if owner is not None and other.owner == owner]
             if not all(other.stop.is_set() for other in others):
@@ -257,6 +258,16 @@ class Sessions:
                 run.forgotten = True
                 run.stop.set()
             return len(tokens) + len(runs)
+
+    def close(self) -> None:
+        """End all that runs, wait for its threads, and begin nothing more. Takes a step of an inversion at most."""
+        with self._lock:
+            self._is_closed = True
+            runs = list(self._running.values())
+        for run in runs:
+            run.stop.set()
+        for run in runs:
+            run.join()
 
     def __len__(self) -> int:
         """How many results are kept."""

@@ -17,6 +17,7 @@ from stylegan_inversion.convert.generator import generator_to_rosinality
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.pipelines.export import write_official
 from stylegan_inversion.remote.integrity import file_sha256
 from tests.conftest import make_pti
 from tests.convert.official_files import TINY, generator
@@ -32,19 +33,15 @@ def w_avg() -> Tensor:
     return generator()[1]["w_avg"]
 
 
-def make_files(mean: Tensor | None = None) -> dict[str, Any]:
+def make_files(mean: Tensor | None = None, *, w_dim: int = W_DIM) -> dict[str, Any]:
     """Directions that are of unit norm within a hundredth only, and components around a mean."""
-    components = torch.eye(W_DIM)[:4, None]
+    mean = torch.zeros(w_dim) if mean is None else mean
     return {
-        "direction-ffhq-age": make_direction((1, W_DIM), "one", 1.007, w_dim=W_DIM, seed=1).float(),
-        "direction-ffhq-smile": make_direction((1, W_DIM), "one", 1.0, w_dim=W_DIM, seed=2).float(),
-        "direction-ffhq-pose": make_direction((1, NUM_WS, W_DIM), "own", 1.0, w_dim=W_DIM, seed=3).float(),
-        "direction-ffhq-rotation": make_direction((1, W_DIM), "one", 1.0, w_dim=W_DIM, seed=4).float(),
-        "ganspace-ffhq": {
-            "mean": (torch.zeros(W_DIM) if mean is None else mean)[None],
-            "comp": components,
-            "std": SPREAD,
-        },
+        "direction-ffhq-age": make_direction((1, w_dim), "one", 1.007, w_dim=w_dim, seed=1).float(),
+        "direction-ffhq-smile": make_direction((1, w_dim), "one", 1.0, w_dim=w_dim, seed=2).float(),
+        "direction-ffhq-pose": make_direction((1, NUM_WS, w_dim), "own", 1.0, w_dim=w_dim, seed=3).float(),
+        "direction-ffhq-rotation": make_direction((1, w_dim), "one", 1.0, w_dim=w_dim, seed=4).float(),
+        "ganspace-ffhq": {"mean": mean[None], "comp": torch.eye(w_dim)[:4, None], "std": SPREAD},
     }
 
 
@@ -69,9 +66,13 @@ def rosinality(tmp_path: Path) -> Path:
 
 
 def test_the_strengths_are_those_of_the_papers_code(
-    e4e: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = make_files()
+    e4e = write_official("faces64", tmp_path / "e4e_ffhq_encode.pt", layout="e4e")
+    checkpoint = torch.load(e4e)
+    checkpoint["opts"]["dataset_type"] = "ffhq_encode"
+    torch.save(checkpoint, e4e)
+    files = make_files(w_dim=512)
     server = publish(monkeypatch, files, resolution=64)
     pipeline = E4EPipeline.from_single_file(e4e, cache_dir=cache)
     assert list(pipeline.directions) == NAMES and len(server.asked) == 4  # rotation only if it is asked for
@@ -86,8 +87,6 @@ def test_the_strengths_are_those_of_the_papers_code(
     assert ranges == {"age": (-10, 10), "smile": (-5, 5), "pose": (-7, 7), "ganspace_1": (-6, 6)}
     both = pipeline.edit(out, smile=2, age=-3)
     assert both.images[0].size == pipeline.paste_back(both)[0].size == (64, 64)
-    server.down = True  # the second time nothing is asked
-    assert list(E4EPipeline.from_single_file(e4e, cache_dir=cache).directions) == NAMES
     assert {name: each.strength_range for name, each in saved.directions.items()} == {
         name: each.strength_range for name, each in pipeline.directions.items()
     }
@@ -144,6 +143,8 @@ def test_a_generator_is_known_by_its_average_w(
     server = publish(monkeypatch, make_files(w_avg() + away), resolution=64)
     pipeline = PTIPipeline.from_single_file(rosinality, cache_dir=cache)
     assert list(pipeline.directions) == (NAMES if near else []) and len(server.asked) == (4 if near else 1)
+    server.down = True  # the second time nothing is asked
+    assert list(PTIPipeline.from_single_file(rosinality, cache_dir=cache).directions) == (NAMES if near else [])
 
 
 def test_a_generator_that_cannot_be_known(

@@ -127,7 +127,7 @@ def test_equal_samples() -> None:
 
 def test_scikit_learn_is_named_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.svm", None)
-    with pytest.raises(MissingDependencyError, match=r'pip install "stylegan-inversion\[train\]"'):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'stylegan-inversion\[train\]'"):
         fit_boundary(*problem()[:2])
 
 

@@ -71,7 +71,7 @@ def test_every_image_gets_a_record_and_every_file_is_there(run: Any, tmp_path: P
     assert results["common"] is None  # all methods did the same images
     table = (tmp_path / "out" / "table.md").read_text()
     assert table == done.table and "| W optimisation | 5 |" in table and "## On the" not in table
-    for name in ("L2", "PSNR (peak 2)", "MS-SSIM (2 scales)", "LPIPS (st-alex)", "ID (stub)", "LEC (smile +5)"):
+    for name in ("L2", "PSNR (peak 2)", "MS-SSIM (2 scales)", "LPIPS (alex)", "ID (stub)", "LEC (smile +5)"):
         assert f"| {name} |" in table
     assert "Failed, and in no mean: W optimisation 1, e4e 1, pSp 1." in table
     for name in ("figure.png", "figure_age.png", "editability.png"):

@@ -25,9 +25,9 @@ from stylegan_inversion.evaluation.samples import (
 )
 from stylegan_inversion.losses.identity import load_identity
 from stylegan_inversion.losses.lpips import (
+    AlexLPIPS,
+    AlexLPIPSConfig,
     PerceptualDistance,
-    ShiftTolerantAlexNet,
-    ShiftTolerantAlexNetConfig,
     load_perceptual,
 )
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
@@ -52,7 +52,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Features of 20 numbers, so that the linear algebra takes no time."""
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        network = ShiftTolerantAlexNet(ShiftTolerantAlexNetConfig((4, 4, 4, 4, 4))).requires_grad_(False)
+        network = AlexLPIPS(AlexLPIPSConfig((4, 4, 4, 4, 4))).requires_grad_(False)
     network.name = "small"
     monkeypatch.setattr("stylegan_inversion.evaluation.generators.load_perceptual", lambda name, device: network)
 
@@ -140,13 +140,13 @@ def test_everything(generator: Generator, data: Path, tmp_path: Path) -> None:
     }
     assert json.loads((done.output / "generators.json").read_text()) == done.results
     assert (done.output / "generators.md").read_text("utf-8") == done.table
-    heads = ["generator", "FD (st-alex)", "KD (st-alex) x 1000", "precision (st-alex)", "recall (st-alex)"]
+    heads = ["generator", "FD (alex)", "KD (alex) x 1000", "precision (alex)", "recall (alex)"]
     heads += ["FD (dlib faces)", "KD (dlib faces) x 1000", "precision (dlib faces)", "recall (dlib faces)"]
     rows = [line.strip("| ").split(" | ") for line in done.table.splitlines() if line.startswith("| ")]
-    assert rows[0] == [*heads, "PPL (W, st-alex)"]
+    assert rows[0] == [*heads, "PPL (W, alex)"]
     assert [row[0] for row in rows[1:]] == ["tiny", "other", "one half of the data against the other"]
     assert all(len(row) == 10 for row in rows) and rows[3][-1] == "-"
-    assert "10 samples against 12 pictures at 32 px" in done.table and "st-alex 1152, dlib faces 128" in done.table
+    assert "10 samples against 12 pictures at 32 px" in done.table and "alex 1152, dlib faces 128" in done.table
     assert "FID (" not in done.table and done.results["num_data"] == 12
 
     # the figures, by hand

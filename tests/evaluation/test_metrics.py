@@ -74,7 +74,7 @@ def test_ms_ssim_says_what_it_needs(images: torch.Tensor, monkeypatch: pytest.Mo
 
 
 def test_lpips_is_that_of_the_network(images: torch.Tensor) -> None:
-    network = load_perceptual("st-alex")
+    network = load_perceptual()
     with torch.no_grad():
         targets = network.features(images)
         assert metrics.lpips(images, targets, network=network).tolist() == pytest.approx([0] * 3, abs=1e-6)

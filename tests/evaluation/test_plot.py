@@ -12,7 +12,7 @@ from stylegan_inversion.preprocessing.image import load_image
 def test_matplotlib_is_asked_for_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     check_matplotlib()
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingDependencyError, match=r"The plot needs matplotlib: pip install .*\[evaluate\]"):
+    with pytest.raises(MissingDependencyError, match=r"The plot needs matplotlib\. Install .*\[evaluate\]"):
         check_matplotlib()
 
 

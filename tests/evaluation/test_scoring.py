@@ -12,7 +12,7 @@ from stylegan_inversion.evaluation.scoring import Scoring, prepare_targets, scor
 from stylegan_inversion.evaluation.settings import load_scoring
 from stylegan_inversion.preprocessing.image import to_tensor
 
-ARGUMENTS: dict[str, Any] = {"perceptual": "st-alex", "identity": "x", "resolution": None, "num_strengths": 5}
+ARGUMENTS: dict[str, Any] = {"perceptual": "alex", "identity": "x", "resolution": None, "num_strengths": 5}
 
 
 @pytest.fixture

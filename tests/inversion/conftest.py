@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from stylegan_inversion.losses.lpips import ShiftTolerantAlexNet, ShiftTolerantAlexNetConfig
+from stylegan_inversion.losses.lpips import AlexLPIPS, AlexLPIPSConfig
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 
 
@@ -17,10 +17,10 @@ def generator() -> Generator:
 
 
 @pytest.fixture
-def perceptual() -> ShiftTolerantAlexNet:
+def perceptual() -> AlexLPIPS:
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        return ShiftTolerantAlexNet(ShiftTolerantAlexNetConfig((4, 4, 4, 4, 4))).eval().requires_grad_(False)
+        return AlexLPIPS(AlexLPIPSConfig((8, 8, 8, 8, 8))).eval().requires_grad_(False)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def photo() -> Tensor:
 
 def test_the_defaults_are_ptis() -> None:
     config = TuningConfig()
-    assert (config.num_steps, config.learning_rate, config.lpips_threshold) == (350, 3e-4, 0.06)
+    assert (config.num_steps, config.learning_rate, config.lpips_threshold) == (350, 3e-4, None)
     assert (config.l2_weight, config.lpips_weight, config.use_locality) == (1.0, 1.0, False)
     assert (config.locality_interval, config.locality_samples, config.locality_alpha) == (1, 1, 30.0)
     assert (config.locality_l2_weight, config.locality_lpips_weight) == (0.1, 0.1)
@@ -65,7 +65,7 @@ def test_the_best_state_is_returned(
 def test_locality_holds_the_generator_elsewhere(
     generator: Generator, perceptual: PerceptualDistance, photo: Tensor, w_pivot: Tensor
 ) -> None:
-    base = {"num_steps": 40, "learning_rate": 3e-3, "lpips_threshold": 0.0, "locality_alpha": 2.0}
+    base = {"num_steps": 40, "learning_rate": 3e-3, "lpips_threshold": 0.0, "locality_alpha": 2.0 * 8**0.5}
     z = torch.randn(16, 8, generator=torch.Generator().manual_seed(9))
     with torch.no_grad():
         old = generator(z)
@@ -82,9 +82,20 @@ def test_threshold_stops_but_not_before_one_update(
 ) -> None:
     config = TuningConfig(num_steps=9, lpips_threshold=1e6)
     tuned = tune_generator(generator, photo, w_pivot, perceptual=perceptual, config=config)
-    assert tuned.stopped_by == "threshold" and len(tuned.losses) == 2
+    assert (tuned.stopped_by, len(tuned.losses), tuned.lpips_threshold) == ("threshold", 2, 1e9)
     state = generator.synthesis.state_dict()
     assert any(not torch.equal(v, state[k]) for k, v in tuned.generator.synthesis.state_dict().items())
+
+
+def test_the_threshold_is_the_networks_own_unless_the_config_has_one(
+    generator: Generator, perceptual: PerceptualDistance, photo: Tensor, w_pivot: Tensor
+) -> None:
+    perceptual.threshold = 1e9
+    tuned = tune_generator(generator, photo, w_pivot, perceptual=perceptual, config=TuningConfig(num_steps=9))
+    assert (tuned.stopped_by, len(tuned.losses), tuned.lpips_threshold) == ("threshold", 2, 1e9)
+    config = TuningConfig(num_steps=9, lpips_threshold=0.0)
+    tuned = tune_generator(generator, photo, w_pivot, perceptual=perceptual, config=config)
+    assert (tuned.stopped_by, len(tuned.losses), tuned.lpips_threshold) == ("steps", 10, 0.0)
 
 
 def test_noise_of_the_projection_is_kept(

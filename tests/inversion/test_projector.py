@@ -67,7 +67,7 @@ def test_projection_approaches_the_target(generator: Generator, perceptual: Perc
 
 
 def test_w_plus_frees_the_layers(generator: Generator, perceptual: PerceptualDistance, target: Tensor) -> None:
-    found = project_w_plus(generator, target, perceptual=perceptual, config=ProjectorConfig(num_steps=5))
+    found = project_w_plus(generator, target, perceptual=perceptual, config=ProjectorConfig(num_steps=30))
     assert not torch.equal(found.w_plus[:, 0], found.w_plus[:, 1])
 
 
@@ -172,7 +172,7 @@ def test_the_best_state_of_each_image_is_returned(
     """With a learning rate far too high the loss rises; the lowest must come back, for each image its own."""
     for conv in generator.synthesis.convs:
         conv.noise_strength.data.zero_()
-    config = ProjectorConfig(num_steps=8, learning_rate=5.0, w_noise=0.0)
+    config = ProjectorConfig(num_steps=12, learning_rate=2.0, ramp_down=0.01, w_noise=0.0)
     targets = torch.cat([target, target.flip(3)])
     found = project_w(generator, targets, perceptual=perceptual, config=config)
     assert found.losses[-1] > min(found.losses)

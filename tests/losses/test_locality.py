@@ -7,17 +7,22 @@ from stylegan_inversion.losses.locality import interpolate_codes, locality_terms
 
 
 @given(seed=st.integers(0, 2**31), alpha=st.floats(0.1, 100))
-def test_codes_lie_at_distance_alpha_towards_the_sample_in_each_layer(seed: int, alpha: float) -> None:
+def test_codes_lie_between_the_pivot_and_the_sample_at_most_alpha_away(seed: int, alpha: float) -> None:
     w_pivot, w_sampled = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(seed)).double()
+    towards = w_sampled - w_pivot
     step = interpolate_codes(w_pivot, w_sampled, alpha=alpha) - w_pivot
-    torch.testing.assert_close(step.norm(dim=2), torch.full((3, 5), alpha, dtype=torch.float64))
-    cosine = torch.nn.functional.cosine_similarity(step, w_sampled - w_pivot, dim=2)
-    torch.testing.assert_close(cosine, torch.ones_like(cosine))
+    distance = towards.norm(dim=(1, 2))
+    torch.testing.assert_close(step.norm(dim=(1, 2)), distance.clamp(max=alpha))
+    torch.testing.assert_close(step, (step.norm(dim=(1, 2)) / distance)[:, None, None] * towards)
 
 
-def test_alpha_of_the_paper_is_the_default() -> None:
-    step = interpolate_codes(torch.zeros(1, 18, 512), torch.ones(1, 18, 512))
-    torch.testing.assert_close(step.norm(dim=2), torch.full((1, 18), 30.0))
+def test_the_papers_default_interpolates() -> None:
+    """In W at 1024 px: 30 over 18 equal layers are 7.07 in each."""
+    w_pivot, towards = torch.zeros(1, 18, 512), torch.ones(1, 18, 512) / 512**0.5
+    step = interpolate_codes(w_pivot, 10 * towards)
+    torch.testing.assert_close(step.norm(dim=2), torch.full((1, 18), 30 / 18**0.5))
+    near = interpolate_codes(w_pivot, 5 * towards)
+    torch.testing.assert_close(near, 5 * towards)  # not past w_z
 
 
 def test_equal_codes_stay() -> None:

@@ -12,7 +12,7 @@ from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPip
 from stylegan_inversion.errors import CheckpointError, FaceNotFoundError, InvalidImageError, ModelNotFoundError
 from stylegan_inversion.hub import read_config, write_config
 from stylegan_inversion.inversion.projector import project_w
-from stylegan_inversion.losses.lpips import ShiftTolerantAlexNet, ShiftTolerantAlexNetConfig
+from stylegan_inversion.losses.lpips import AlexLPIPS, AlexLPIPSConfig
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
@@ -108,6 +108,25 @@ def small_encoders() -> dict[str, Encoder4Editing | GradualStyleEncoder]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return {"e4e": Encoder4Editing(config), "psp": GradualStyleEncoder(config)}
+
+
+def test_presets(pti: PTIPipeline, photo: Image.Image) -> None:
+    encoders = small_encoders()
+    both = PTIPipeline(pti.generator, perceptual=pti.perceptual, encoders=encoders, detector=pti.detector)
+    psp = PTIPipeline(pti.generator, perceptual=pti.perceptual, encoders={"psp": encoders["psp"]})
+    assert both.plan("fast") == ("e4e", 100, 50) and psp.plan("fast") == ("psp", 100, 50)
+    assert pti.plan("fast") == ("w", 100, 50)  # without an encoder a short search
+    assert both.plan("best") == pti.plan("best") == ("w", 450, 350)  # the paper's, whatever the model says
+    fast, balanced, best = (both.plan(name)[1:] for name in ("fast", "balanced", "best"))
+    assert fast < balanced < best
+    assert pti.plan() == ("w", 3, 3)  # the model's own
+    assert both.plan("fast", "w_plus", 7, 0) == ("w_plus", 7, 0)  # what is said wins
+    with pytest.raises(ValueError, match=r"`preset` must be one of fast, balanced, best, got 'good'\."):
+        pti(photo, preset="good")  # type: ignore[arg-type]
+
+    report = both(photo, preset="fast", num_tuning_steps=2).reports[0]
+    assert (report["pivot"], report["w_steps"], report["tuning_steps"]) == ("e4e", 0, 2)
+    assert (report["perceptual"], report["lpips_threshold"], report["stopped_by"]) == ("alex", 0.06, "steps")
 
 
 @pytest.mark.parametrize("name", ["e4e", "psp"])
@@ -308,7 +327,7 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_nameless_perceptual_network_is_not_saved(pti: PTIPipeline, tmp_path: Path) -> None:
-    own = ShiftTolerantAlexNet(ShiftTolerantAlexNetConfig((4, 4, 4, 4, 4)))
+    own = AlexLPIPS(AlexLPIPSConfig((4, 4, 4, 4, 4)))
     with pytest.raises(ValueError, match="`perceptual` has no name"):
         PTIPipeline(pti.generator, perceptual=own).save_pretrained(tmp_path)
 

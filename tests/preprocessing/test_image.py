@@ -14,6 +14,7 @@ from PIL import Image, ImageCms
 from stylegan_inversion.preprocessing.image import load_image, to_pil, to_tensor
 from tests.preprocessing.image_parts import HEIGHT, WIDTH, difference, encode
 
+pytestmark = pytest.mark.usefixtures("sound_tiff")
 TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # EXIF orientation -> what the camera did (PIL's Transpose)
 
 

@@ -189,7 +189,7 @@ def test_facexlib_gives_eyes_and_mouth_in_pixels_of_the_photo(monkeypatch: pytes
 
 def test_facexlib_that_is_not_there_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "facexlib.detection", None)
-    with pytest.raises(MissingDependencyError, match=r'pip install "stylegan-inversion\[faces\]"'):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'stylegan-inversion\[faces\]'"):
         get_landmark_detector("facexlib")
 
 

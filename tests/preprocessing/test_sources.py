@@ -89,6 +89,7 @@ def palette(labels: np.ndarray) -> Image.Image:
     return image
 
 
+@pytest.mark.usefixtures("sound_tiff")
 def test_labels_of_every_mode(tmp_path: Path) -> None:
     source = LabelSource()
     images = {

@@ -14,6 +14,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, get_session
 
+from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, UploadError
 from stylegan_inversion.remote import transfer
 from stylegan_inversion.remote.client import report_downloads
@@ -287,6 +288,12 @@ def test_other_faults(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> Non
     fake_hub.repositories["org/tiny"]["../../x.json"] = b"{}"
     with pytest.raises(ModelNotFoundError, match="that is not the Hub"):
         download_snapshot("org/tiny", patterns=PATTERNS)
+
+
+def test_a_repository_without_files(fake_hub: FakeHub) -> None:
+    fake_hub.repositories["org/empty"] = {}
+    with pytest.raises(ModelNotFoundError, match=r"holds no config\.json, so it is not a model saved by this package"):
+        hub.find_model("org/empty")
 
 
 def test_no_room(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,7 @@ def test_omegaconf_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingDependencyError, match=r'pip install "stylegan-inversion\[train\]"'):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'stylegan-inversion\[train\]'"):
         load_config(None, ["data=faces"])
 
 

@@ -82,7 +82,6 @@ def test_gradients_of_psp_with_every_loss(make_learner: MakeLearner, tmp_path: P
     loss = {"lpips": 0.8, "identity": 0.1, "w_norm": 0.005, "l2_crop": 0.1, "w_distance": 1.0}
     learner = make_learner(
         model=str(save_model(tmp_path / "32", resolution=32)),
-        perceptual="st-alex",
         loss=loss | {"delta": 1e-4},
         synthetic_batch_size=2,
         batch_size=2,
@@ -100,7 +99,6 @@ def test_gradients_of_the_losses_of_other_tasks(make_learner: MakeLearner, tmp_p
     learner = make_learner(
         model=str(save_model(tmp_path / "64", resolution=64)),
         task="frontalization",
-        perceptual="st-alex",
         moco=str(tmp_path / "moco"),
         loss=loss,
         batch_size=2,

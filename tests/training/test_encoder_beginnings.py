@@ -78,7 +78,7 @@ def test_bad_beginnings(make_config: MakeConfig, make_learner: MakeLearner, mode
     with pytest.raises(ValueError, match=r"`moco` is 'moco', but `loss\.moco` is 0"):
         make_learner(moco="moco")
     with pytest.raises(ValueError, match=r"does not take pictures of 12 px.*set loss\.lpips_crop=0"):
-        make_learner(perceptual="st-alex", loss={"lpips": 0.0, "identity": 0.0, "lpips_crop": 1.0})
+        make_learner(loss={"lpips": 0.0, "identity": 0.0, "lpips_crop": 1.0})
 
 
 def test_a_weight_that_hardly_counts_is_said(
@@ -89,9 +89,8 @@ def test_a_weight_that_hardly_counts_is_said(
     make_learner(loss={"lpips": 0.0, "identity": 0.1})
     assert "`loss.identity` is 0.1 with the built-in network" in caplog.text
     caplog.clear()
-    make_learner(model=str(save_model(tmp_path / "32", resolution=32)), perceptual="st-alex", task="toonify", loss={})
+    make_learner(model=str(save_model(tmp_path / "32", resolution=32)), task="toonify", loss={})
     assert "`loss.identity` is 1 with the built-in network" in caplog.text  # the task's, for ArcFace
-    assert "`loss.lpips` is 0.8 with the built-in network" in caplog.text
 
 
 def save_arcface(folder: Path, *, in_channels: int = 3, widths: tuple[int, ...] = (8, 8, 8, 8)) -> Path:

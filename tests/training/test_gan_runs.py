@@ -159,7 +159,7 @@ def test_interrupted_with_both_networks(judged: GANConfig, tmp_path: Path) -> No
     judged = dataclasses.replace(judged, validation_data=judged.data, validate_every=2)
     part = elsewhere(judged, tmp_path, "part")
     result = train(judged)
-    scores = [math.sqrt(line["fd (st-alex)"] * line["fd (dlib faces)"]) for line in read_log(judged, "validation")]
+    scores = [math.sqrt(line["fd (alex)"] * line["fd (dlib faces)"]) for line in read_log(judged, "validation")]
     assert len(scores) == 2 and result.best == pytest.approx(min(scores))
     assert train(part, callback=lambda *_: signal.raise_signal(signal.SIGINT)).step == 1
     train(part)

@@ -162,7 +162,7 @@ def test_sides() -> None:
     for side in (31, 32, 4096):  # no such picture is made
         check_side(perceptual, side, otherwise="nothing")
     with pytest.raises(
-        ValueError, match=r"network 'st-alex' does not take pictures of 30 px: Images must be at least 31.*set a=0\."
+        ValueError, match=r"network 'alex' does not take pictures of 30 px: Images must be at least 31.*set a=0\."
     ):
         check_side(perceptual, 30, otherwise="a=0")
 

@@ -135,12 +135,12 @@ def test_large_batches_go_through_in_pieces(generator: Generator, monkeypatch: p
 def test_held_out_pictures(make_gan: MakeGAN, tmp_path: Path) -> None:
     held_out = str(save_pictures(tmp_path / "held out", 3))
     judges = SampleProgress(load_perceptual(), Accelerator(cpu=True), seed=0)
-    assert list(judges.networks) == ["fd (st-alex)"]
+    assert list(judges.networks) == ["fd (alex)"]
     assert judges.open_pictures(make_gan(), side=16) is None
     folder = judges.open_pictures(make_gan(validation_data=held_out), side=32)
     assert folder is not None and len(folder) == 3 and not folder.training
     assert folder[0]["y"].shape == (3, 32, 32)
-    with pytest.raises(ValueError, match="'st-alex' does not take pictures of 16 px"):
+    with pytest.raises(ValueError, match="'alex' does not take pictures of 16 px"):
         judges.open_pictures(make_gan(validation_data=held_out), side=16)
     for count in (0, 1):
         config = make_gan(validation_data=held_out, validation_images=count)

@@ -1,5 +1,7 @@
 import io
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from stylegan_inversion.errors import FaceNotFoundError, InvalidImageError
 from stylegan_inversion.webapp.sessions import Progress
+from tests.attack.pictures import encode, png
 from tests.webapp.checks import differ, until
 
 gr = pytest.importorskip("gradio")
@@ -34,6 +37,35 @@ def test_steps_are_clamped(actions: Actions, photo: Image.Image, monkeypatch: py
     with pytest.raises(gr.Error, match="This model has no 'restyle'; it has e4e, psp, pti"):
         list(actions.run(crop, "restyle", owner=None))
     assert len(actions.turns) == 0
+
+
+def test_photos_are_decoded_one_by_one(actions: Actions, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, seen = [0], []
+
+    def slow(photo: bytes, *, limits: Any) -> Image.Image:
+        at_once[0] += 1
+        seen.append(at_once[0])
+        time.sleep(0.02)
+        at_once[0] -= 1
+        if photo == b"broken":
+            raise InvalidImageError("The file is damaged.")
+        return Image.new("RGB", (32, 32))
+
+    monkeypatch.setattr(module, "load_image", slow)
+    with ThreadPoolExecutor(8) as pool:
+        done = [pool.submit(actions.crop, photo, align=False) for photo in [b"sound", b"broken"] * 8]
+    assert [one.exception() is None for one in done] == [True, False] * 8
+    assert seen == [1] * 16
+
+
+def test_photos_of_visitors_are_jpeg_png_or_webp(actions: Actions) -> None:
+    for kind in ("JPEG", "PNG", "WEBP"):
+        assert actions.crop(encode(Image.new("RGB", (32, 32)), kind), align=False)
+    for kind in ("GIF", "TIFF", "BMP"):
+        with pytest.raises(gr.Error, match=f"is a {kind} image; convert it to JPEG or PNG first"):
+            actions.crop(encode(Image.new("RGB", (32, 32)), kind), align=False)
+    with pytest.raises(gr.Error, match="too large: 8000 x 5001 pixels, at most 16384 a side and 40 megapixels"):
+        actions.faces(png(8000, 5001, 0, 1))
 
 
 @pytest.mark.parametrize("method", ["e4e", "pti"])

@@ -80,6 +80,9 @@ def test_pivots_and_steps(connect: Connect, file: Any, photo: Image.Image, model
         face, _, _, figures = client.predict(file, **how, api_name="/invert")
         out = model.pti(photo, pivot=pivot, num_w_steps=steps or None, num_tuning_steps=0)  # type: ignore[arg-type]
         assert same(face, out.images[0]) and figures["w_steps"] == steps and figures["pivot"] == pivot
+    *_, figures = client.predict(file, method="pti", preset="fast", num_tuning_steps=1, api_name="/invert")
+    assert (figures["pivot"], figures["w_steps"], figures["tuning_steps"]) == ("e4e", 0, 1)
+    assert figures["perceptual"] == "alex" and figures["stopped_by"] == "steps"
     *_, figures = client.predict(file, method="pti", num_w_steps=-5, num_tuning_steps=-5, api_name="/invert")
     assert (figures["w_steps"], figures["tuning_steps"]) == (1, 0)  # clamped
 
@@ -274,7 +277,7 @@ ENDPOINTS = {
     "/faces": (["photo"], ["Faces"]),
     "/align": (["photo", "face", "align", "model"], ["Aligned face", "Faces found"]),
     "/invert": (
-        ["photo", "face", "align", "method", "num_w_steps", "num_tuning_steps", "pivot", "model"],
+        ["photo", "face", "align", "method", "num_w_steps", "num_tuning_steps", "pivot", "model", "preset"],
         ["Face", "Photo", "Token", "Figures"],
     ),
     "/edit": (["token", "strengths"], ["Face", "Photo"]),

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from stylegan_inversion.pipelines.styles import sample_face
+from stylegan_inversion.webapp.messages import EXPIRED, FAILED, WRONG_ARGUMENTS
 from stylegan_inversion.webapp.models import Model
 from tests.webapp.client import refused
 from tests.webapp.conftest import Connect
@@ -91,7 +92,15 @@ def test_wrong_arguments(connect: Connect, file: Any, app: Any) -> None:
     refused(client, "sheet is not in the list of choices", token, "sheet", api_name="/download")
     for arguments in ((token, ["smile"]), (["token"], {})):
         refused(client, "`strengths` must|has expired", *arguments, api_name="/edit")
-    refused(client, "raised an exception", file, face="first", api_name="/align")  # Gradio's own words
+    refused(
+        client,
+        "“Face, by size: 0 is the largest” must be a finite number, got 'first'",
+        file,
+        "first",
+        api_name="/align",
+    )
+    refused(client, "“Find the face” must be true or false, got 'yes'", file, align="yes", api_name="/align")
+    refused(client, "“Method” must be one of the choices, got .*e4e", file, method=["e4e"], api_name="/invert")
 
 
 def test_faces_of_two_models(connect: Connect, app: Any) -> None:
@@ -125,15 +134,29 @@ def test_what_is_no_number_at_all(bad: str, app: Any, monkeypatch: pytest.Monkey
                 assert "`strength` of 'smile' must be finite" in answer
 
 
-def test_files_of_the_server_cannot_be_read(app: Any, connect: Connect) -> None:
-    for path in ("/etc/passwd", str(Path(__file__)), str(app.janitor.folder / ".in-use")):
-        data = {"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}
-        answer = httpx.post(f"{app.url}/gradio_api/call/faces", json={"data": [data]}).json()["event_id"]
-        text = httpx.get(f"{app.url}/gradio_api/call/faces/{answer}", timeout=30).text
-        assert text.startswith("event: error") and "root:" not in text and path not in text
-    for path in ("http://127.0.0.1:1/x.png", "https://example.org/x.png"):
-        data = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        answer = httpx.post(f"{app.url}/gradio_api/call/faces", json={"data": [data]})
-        assert answer.status_code == 403 and "fetches nothing from other addresses" in answer.json()["detail"]
-    for path in ("/etc/passwd", "../../../etc/passwd", str(Path(__file__))):
-        assert httpx.get(f"{app.url}/gradio_api/file={path}").status_code in (403, 404)
+def test_arguments_left_out_have_their_defaults(app: Any, connect: Connect) -> None:
+    client = connect()
+    token = app.sessions.add(sample_face(app.model.pti), owner=None, model="tiny")
+    with httpx.Client(base_url=f"{app.url}/gradio_api/call", timeout=60) as http:
+
+        def call(name: str, *data: Any) -> str:
+            event = http.post(f"/{name}", json={"data": data}).json()["event_id"]
+            return str(http.get(f"/{name}/{event}").text)
+
+        for name, data in (("edit", [token]), ("animate", [token]), ("random_face", []), ("random_face", [1, None])):
+            assert call(name, *data).rpartition("event: ")[2].startswith("complete"), name
+        assert "Choose a photo first" in call("faces") and EXPIRED in call("edit")
+        assert http.post("/v2/edit", json={"token": token}).status_code == 200
+        for name, named in (("edit", {}), ("edit", {"token": token, "nobody": 1}), ("nothing", {})):
+            answer = http.post(f"/v2/{name}", json=named)
+            assert answer.status_code == 422 and answer.json()["detail"] == WRONG_ARGUMENTS
+    assert client.predict(token, api_name="/stop") is False
+
+
+def test_errors_that_nobody_foresaw(app: Any, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise RuntimeError("/secret/path")
+
+    monkeypatch.setattr(app.sessions, "stop", lambda *given, **named: broken())
+    words = refused(connect(), FAILED, "token", api_name="/stop")
+    assert "secret" not in words

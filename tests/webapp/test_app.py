@@ -1,8 +1,6 @@
-import importlib
 import io
 import runpy
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +10,8 @@ import pytest
 from PIL import Image
 
 from stylegan_inversion import PTIPipeline
-from stylegan_inversion.errors import MissingDependencyError
 from stylegan_inversion.pipelines.styles import sample_face
+from stylegan_inversion.webapp.guard import LOOPBACK, KnownHosts
 from stylegan_inversion.webapp.janitor import Janitor
 from stylegan_inversion.webapp.marking import read_mark
 from stylegan_inversion.webapp.model import Model, make_model
@@ -21,6 +19,7 @@ from stylegan_inversion.webapp.sessions import Sessions
 
 gr = pytest.importorskip("gradio")
 import stylegan_inversion.webapp.app as module  # noqa: E402
+from stylegan_inversion.webapp.photos import NOT_UPLOADED  # noqa: E402
 from stylegan_inversion.webapp.shown import enlarge  # noqa: E402
 from tests.webapp.checks import EXPIRED, differ, until  # noqa: E402
 from tests.webapp.tiny_app import Served, tiny_model  # noqa: E402
@@ -144,7 +143,7 @@ def test_a_photo_that_has_expired(visit: Visit, path: Path) -> None:
     visitor = visit()
     upload = visitor.upload(path)
     Path(upload["path"]).unlink()
-    with pytest.raises(RuntimeError, match="This photo has expired"):
+    with pytest.raises(RuntimeError, match=NOT_UPLOADED):
         visitor.call("find", upload, True, "tiny")
 
 
@@ -283,9 +282,14 @@ def test_launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "SecurityHeaders",
     ]
     assert not built[0].janitor.folder.exists()  # closed at the end
-    assert handled[0][0] == signal.SIGTERM
-    with pytest.raises(SystemExit):  # and so it is if the app is told to end
-        handled[0][1]()
+    assert {number for number, _ in handled} >= {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+    for _, handler in handled:
+        with pytest.raises(SystemExit):  # and so it is if the app is told to end
+            handler()
+    handled.clear()
+    monkeypatch.setattr(module.signal, "getsignal", lambda number: signal.SIG_IGN)
+    module.launch("folder", device="cpu")
+    assert not handled  # as `nohup` wants it
 
     def open_models(demo: Any) -> bool:
         return any(
@@ -293,25 +297,22 @@ def test_launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             for each in demo.blocks.values()
         )
 
-    for options, is_open in (
-        ({}, True),
-        ({"host": "0.0.0.0"}, False),
-        ({"share": True}, False),
-        ({"host": "0.0.0.0", "open_choice": True}, True),
-        ({"open_choice": False}, False),
+    for options, is_open, hosts in (
+        ({}, False, LOOPBACK),
+        ({"open_choice": True, "allowed_hosts": ["Demo.example.org"]}, True, {*LOOPBACK, "demo.example.org"}),
+        ({"host": "0.0.0.0", "allowed_hosts": ["demo.example.org"]}, False, ()),
+        ({"host": "0.0.0.0", "open_choice": True}, True, ()),
+        ({"host": "::1"}, False, LOOPBACK),
+        ({"share": True}, False, ()),
     ):
         module.launch("folder", device="cpu", **options)  # type: ignore[arg-type]
         assert open_models(built[-1]) is is_open
         assert called["max_file_size"] == (2_000_000_000 if is_open else "20mb")
+        first = called["app_kwargs"]["middleware"][0]
+        assert (first.cls is KnownHosts) is bool(hosts)
+        assert not hosts or first.cls(None, **first.kwargs).names == set(hosts)
 
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
     monkeypatch.setenv("STYLEGAN_INVERSION_MODEL", "other")
     runpy.run_path(str(Path(__file__).parents[2] / "app.py"), run_name="__main__")
     assert called["name"] == "other" and called["server_name"] == "0.0.0.0"
-
-
-def test_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "stylegan_inversion.webapp.messages")
-    with pytest.raises(MissingDependencyError, match=r'pip install "stylegan-inversion\[app\]"'):
-        importlib.import_module("stylegan_inversion.webapp.messages")

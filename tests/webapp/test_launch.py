@@ -20,7 +20,9 @@ def test_the_files_go_only_when_the_app_has_ended(ends: str, monkeypatch: pytest
     demo = SimpleNamespace(
         launch=lambda **options: done.append(options["prevent_thread_lock"]),
         block_thread=block,
-        janitor=SimpleNamespace(close=lambda: done.append("closed")),
+        close=lambda verbose: done.append("server"),
+        sessions=SimpleNamespace(close=lambda: done.append("runs")),
+        janitor=SimpleNamespace(close=lambda: done.append("files")),
     )
     monkeypatch.setattr(module, "load_model", lambda *given, **named: None)
     monkeypatch.setattr(module, "Models", lambda *given, **named: None)
@@ -31,4 +33,4 @@ def test_the_files_go_only_when_the_app_has_ended(ends: str, monkeypatch: pytest
             module.launch()
     else:
         module.launch()
-    assert done == [True, "served", "closed"]
+    assert done == [True, "served", "runs", "server", "files"]

@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,13 +43,13 @@ class Served:
 
 
 @contextmanager
-def serve(model: Model, folder: Path, **options: Any) -> Iterator[Served]:
+def serve(model: Model, folder: Path, *, hosts: Sequence[str] = (), **options: Any) -> Iterator[Served]:
     """Serve the app with everything that a visitor meets, middleware too, until the block ends."""
     sessions, janitor = Sessions(), Janitor(folder)
     try:
         demo = build_app(model, sessions=sessions, janitor=janitor, **options)
         how = {"server_name": "127.0.0.1", "prevent_thread_lock": True, "quiet": True}
-        _, url, _ = demo.launch(**how, **launch_options())
+        _, url, _ = demo.launch(**how, **launch_options(hosts=hosts))
         try:
             yield Served(url.rstrip("/"), demo, model, sessions, janitor)
         finally:

@@ -1,0 +1,204 @@
+"""What decoding a picture costs, read from its file before a decoder sees it.
+
+Pillow checks the width and the height. Memory and time also go to what a small file can declare in bulk: scans of a
+JPEG, chunks, entries of an EXIF block, compressed texts. Each has a bound, far above what cameras and programs write.
+"""
+
+import re
+import struct
+from dataclasses import dataclass
+
+from stylegan_inversion.errors import InvalidImageError
+
+MAX_SCANS = 100  # of a JPEG; programs write about 10
+MAX_PARTS = 10_000  # segments of a JPEG, chunks of a PNG or a WebP
+MAX_EXIF_BYTES = 131_072  # JPEG's own limit is half of it
+MAX_EXIF_ENTRIES = 100  # of the first directory; cameras write about 20
+_MAX_TEXTS = 16  # chunks of a PNG that Pillow unpacks to 1 MB each, and 4 MB in memory
+_MAX_PHOTOSHOP = 64  # segments of a JPEG that Pillow takes apart entry by entry
+_MAX_JUNK = 65_536  # bytes between the segments of a JPEG
+_WEBP_BYTES = 20  # a pixel: the decoder keeps several canvases
+_CODE_BYTES = 12_000  # lossless, each block of 4 x 4 pixels may bring a set of Huffman codes, up to 65,536 sets
+
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # neither stuffing, restarts nor fill bytes
+_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; with Huffman codes
+_RARE_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
+_SCAN, _END = 0xDA, 0xD9
+_HEADER = (*_FRAMES, 0xC4, 0xDB, 0xDD, 0xFE, _SCAN, *range(0xE0, 0xF0))  # what may stand before the first scan
+
+_SIGNATURES = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"BM", "BMP"),
+    (b"GIF8", "GIF"),
+    *((start, "TIFF") for start in (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")),
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What decoding takes, where it is more than the 7 bytes a pixel and the moment that any picture takes.
+
+    Attributes:
+        kind: Of file, in words.
+        memory: Bytes at the peak, the result included; 0 for any picture.
+        scans: How often a JPEG's decoder walks over the whole picture.
+        size: Width and height where they were read here; `None` leaves it to Pillow.
+    """
+
+    kind: str = "picture"
+    memory: int = 0
+    scans: int = 1
+    size: tuple[int, int] | None = None
+
+
+def format_of(head: bytes) -> str | None:
+    """Pillow's name of the format that a file begins like; `None` if it is none that is known here."""
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for start, name in _SIGNATURES if head.startswith(start)), None)
+
+
+def cost_of(data: bytes, file_format: str, name: str) -> Cost:
+    """Read what decoding a file takes.
+
+    Args:
+        data: The file.
+        file_format: See `format_of`.
+        name: Of the file, for messages.
+
+    Raises:
+        InvalidImageError: If it declares more than any honest picture, is of a kind that hardly a program writes, or is
+            damaged.
+    """
+    if file_format == "JPEG":
+        return _cost_of_jpeg(data, name)
+    if file_format == "PNG":
+        _check_png(data, name)
+    elif file_format == "WEBP":
+        return _cost_of_webp(data, name)
+    return Cost()
+
+
+def exif_fault(block: bytes) -> str:
+    """What makes an EXIF block (or a list of pictures, MPF) cost too much to read; "" if nothing does."""
+    if len(block) > MAX_EXIF_BYTES:
+        return f"{len(block):,} bytes, and at most {MAX_EXIF_BYTES:,} are read"
+    block = block.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    if order is None or len(block) < 8:
+        return ""  # Pillow passes over it
+    (start,) = struct.unpack_from(f"{order}I", block, 4)
+    (count,) = struct.unpack_from(f"{order}H", block, start) if start + 2 <= len(block) else (0,)
+    return f"{count} entries, and at most {MAX_EXIF_ENTRIES} are read" if count > MAX_EXIF_ENTRIES else ""
+
+
+def _cost_of_jpeg(data: bytes, name: str) -> Cost:
+    """Walk over the segments the way libjpeg does, to the end of the first picture."""
+    frame, exif, whole, progressive = b"", b"", True, False
+    position, scans, junk, photoshop = 2, 0, 0, 0
+    for _ in range(MAX_PARTS):
+        found = _MARKER.search(data, position)
+        if found is None:
+            break  # cut off: the decoder says so
+        marker, start = data[found.end() - 1], found.end()
+        if not scans:
+            junk += found.start() - position
+            if junk > _MAX_JUNK:
+                raise InvalidImageError(f"{name} is damaged: there is no JPEG between its parts.")
+            if marker in _RARE_FRAMES:
+                raise InvalidImageError(
+                    f"{name} is a lossless or arithmetic JPEG, which is not read; save it as an ordinary JPEG."
+                )
+            if marker not in _HEADER:
+                raise InvalidImageError(f"{name} is not an image, or damaged: a JPEG has no part {marker:#x} there.")
+        if marker == _END:
+            break
+        if marker in (0x01, 0xD8):  # without a length; libjpeg passes over the first and refuses the second
+            position = start
+            continue
+        length = max(int.from_bytes(data[start : start + 2], "big"), 2)
+        body, position = data[start + 2 : start + length], start + length
+        if marker == _SCAN:
+            if not scans:
+                whole = bool(frame) and body[:1] == frame[5:6]
+            scans += 1
+            if scans > MAX_SCANS:
+                raise InvalidImageError(
+                    f"{name} is a progressive JPEG of more than {MAX_SCANS} scans; save it as an ordinary JPEG."
+                )
+        elif scans:
+            continue
+        elif marker in _FRAMES:
+            if frame or len(body) < 6 or len(body) < 6 + 3 * body[5]:
+                raise InvalidImageError(f"{name} is damaged: its JPEG has two frames, or half of one.")
+            frame, progressive = body, marker == 0xC2
+        elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
+            exif += body[6 if exif else 0 :]
+            _check_block(exif, "EXIF block", name)
+        elif marker == 0xE2 and body.startswith(b"MPF\0"):
+            _check_block(body[4:], "MPF block", name)
+        elif marker == 0xED:
+            photoshop += 1
+            if photoshop > _MAX_PHOTOSHOP:
+                raise InvalidImageError(f"{name} has too much metadata of Photoshop. Save the photo anew, without it.")
+    else:
+        raise InvalidImageError(f"{name} has more than {MAX_PARTS:,} parts; save it as an ordinary JPEG.")
+    if not frame:
+        raise InvalidImageError(f"{name} is not an image, or damaged: it begins like a JPEG, but holds no picture.")
+    height, width, count = struct.unpack_from(">HHB", frame, 1)
+    factors = [(each >> 4, each & 15) for each in frame[7 : 6 + 3 * count : 3]]
+    full = max((h for h, _ in factors), default=1) * max((v for _, v in factors), default=1)
+    samples = sum(h * v for h, v in factors) / max(full, 1)
+    if progressive or not whole:  # all coefficients, of 2 bytes each, are in memory at once
+        memory = int(width * height * ((1 if count == 1 else 4) + 2 * samples))
+        return Cost("progressive JPEG", memory, scans, (width, height))
+    return Cost("JPEG", scans=scans, size=(width, height))
+
+
+def _check_png(data: bytes, name: str) -> None:
+    position, texts = 8, 0
+    for _ in range(MAX_PARTS):
+        if position + 8 > len(data):
+            return  # cut off: the decoder says so
+        length, kind = struct.unpack_from(">I4s", data, position)
+        texts += kind in (b"zTXt", b"iTXt")
+        if texts > _MAX_TEXTS:
+            raise InvalidImageError(
+                f"{name} holds more than {_MAX_TEXTS} compressed texts; save it as a PNG without metadata."
+            )
+        if kind == b"IEND":
+            return
+        position += 12 + length
+    raise InvalidImageError(f"{name} has more than {MAX_PARTS:,} parts; save it as an ordinary PNG.")
+
+
+def _cost_of_webp(data: bytes, name: str) -> Cost:
+    position, lossless = 12, False
+    for _ in range(MAX_PARTS):
+        if position + 8 > len(data):
+            break
+        kind, length = struct.unpack_from("<4sI", data, position)
+        inner = data[position + 24 : position + 28] if kind == b"ANMF" else kind
+        lossless |= inner in (b"VP8L", b"ALPH")
+        position += 8 + length + length % 2
+    else:
+        raise InvalidImageError(
+            f"{name} has more than {MAX_PARTS:,} parts; save it as a WebP without animation, or a PNG."
+        )
+    start, bits = data[12:16], int.from_bytes(data[21:25], "little")
+    if start == b"VP8X":
+        width, height = (1 + int.from_bytes(data[k : k + 3], "little") for k in (24, 27))
+    elif start == b"VP8L":
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    else:
+        width, height = (int.from_bytes(data[k : k + 2], "little") & 0x3FFF for k in (26, 28))
+    memory = _WEBP_BYTES * width * height
+    if lossless:
+        memory += _CODE_BYTES * min(width * height // 16, 65_536)
+    return Cost("lossless or transparent WebP" if lossless else "WebP", memory, size=(width, height))
+
+
+def _check_block(block: bytes, what: str, name: str) -> None:
+    if fault := exif_fault(block):
+        raise InvalidImageError(f"{name} has an {what} of {fault}. Save the photo anew, without its metadata.")

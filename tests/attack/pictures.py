@@ -1,0 +1,340 @@
+"""Pictures that do harm: broken ones, the same in every run, and bombs, which cost far more than they weigh."""
+
+import io
+import random
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+
+from PIL import Image, ImageCms
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "APNG", "MPO")
+_TEXT = zlib.compress(("\N{PILE OF POO}" + "a" * 1_000_000).encode(), 9)
+
+
+def encode(image: Image.Image, file_format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+# Broken pictures
+
+
+def seeds(photo: Image.Image) -> list[tuple[str, bytes]]:
+    """Sound files of each format and of several kinds of each."""
+    turned = photo.rotate(90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    meta = {"exif": exif, "icc_profile": profile}
+    files = [
+        ("JPEG", encode(photo, "JPEG", quality=80, **meta)),
+        ("JPEG", encode(photo, "JPEG", progressive=True)),
+        ("JPEG", encode(photo.convert("CMYK"), "JPEG", restart_marker_rows=1)),
+        ("JPEG", encode(photo.convert("L"), "JPEG")),
+        ("MPO", encode(photo, "MPO", save_all=True, append_images=[turned])),
+        ("PNG", encode(photo, "PNG", **meta)),
+        ("PNG", encode(photo.convert("RGBA"), "PNG")),
+        ("PNG", encode(photo.convert("P"), "PNG", transparency=bytes(range(256)))),
+        ("PNG", encode(photo.convert("L").convert("I;16"), "PNG")),
+        ("APNG", encode(photo, "PNG", save_all=True, append_images=[turned])),
+        ("WEBP", encode(photo, "WEBP", **meta)),
+        ("WEBP", encode(photo.convert("RGBA"), "WEBP", lossless=True)),
+        ("WEBP", encode(photo, "WEBP", save_all=True, append_images=[turned])),
+        ("GIF", encode(photo, "GIF", save_all=True, append_images=[turned])),
+        ("TIFF", encode(photo, "TIFF", compression="jpeg")),
+        ("TIFF", encode(photo, "TIFF")),
+        ("BMP", encode(photo, "BMP")),
+    ]
+    assert {name for name, _ in files} == set(FORMATS)
+    return files
+
+
+def broken(files: list[tuple[str, bytes]], count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
+    """Broken copies of sound files: the format, and the bytes."""
+    drawn = random.Random(seed)
+    for k in range(count):
+        name, data = files[k % len(files)]
+        for _ in range(drawn.randint(1, 3)):
+            data = drawn.choice(_MUTATORS)(bytearray(data), drawn)
+        yield name, data
+
+
+def _flip(data: bytearray, drawn: random.Random) -> bytes:
+    for _ in range(drawn.randint(1, 12)):
+        data[drawn.randrange(len(data))] = drawn.choice((0, 1, 127, 128, 255, drawn.randrange(256)))
+    return bytes(data)
+
+
+def _flip_header(data: bytearray, drawn: random.Random) -> bytes:
+    for _ in range(drawn.randint(1, 6)):
+        data[drawn.randrange(min(len(data), 200))] = drawn.choice((0, 1, 127, 128, 255, drawn.randrange(256)))
+    return _repaired(data)
+
+
+def _cut(data: bytearray, drawn: random.Random) -> bytes:
+    return bytes(data[: drawn.randrange(1, len(data))])
+
+
+def _remove(data: bytearray, drawn: random.Random) -> bytes:
+    start = drawn.randrange(len(data))
+    del data[start : start + drawn.randint(1, 64)]
+    return bytes(data) or b"\0"
+
+
+def _insert(data: bytearray, drawn: random.Random) -> bytes:
+    start = drawn.randrange(len(data))
+    data[start:start] = drawn.choice((drawn.randbytes(drawn.randint(1, 64)), data[start : start + 200], bytes(300)))
+    return bytes(data)
+
+
+def _number(data: bytearray, drawn: random.Random) -> bytes:
+    """A size, a count or an offset that is not true."""
+    width = drawn.choice((2, 4))
+    value = drawn.choice((0, 1, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)) & (256**width - 1)
+    start = drawn.randrange(max(1, min(len(data) - width, 400)))
+    data[start : start + width] = value.to_bytes(width, drawn.choice(("big", "little")))
+    return _repaired(data)
+
+
+def _shuffle(data: bytearray, drawn: random.Random) -> bytes:
+    """Parts of a PNG, or stretches of any other file, doubled, dropped or in another order."""
+    parts = _chunks(data)
+    if len(parts) < 3:
+        step = max(1, len(data) // 8)
+        parts = [bytes(data[k : k + step]) for k in range(0, len(data), step)]
+    a, b = drawn.randrange(len(parts)), drawn.randrange(len(parts))
+    how = drawn.randrange(3)
+    if how == 0:
+        parts[a], parts[b] = parts[b], parts[a]
+    elif how == 1:
+        parts.insert(b, parts[a])
+    elif len(parts) > 1:
+        del parts[a]
+    return b"".join(parts)
+
+
+_MUTATORS: tuple[Callable[[bytearray, random.Random], bytes], ...] = (
+    _flip,
+    _flip_header,
+    _cut,
+    _remove,
+    _insert,
+    _number,
+    _shuffle,
+)
+
+
+def _chunks(data: bytes | bytearray) -> list[bytes]:
+    """The signature of a PNG, then its chunks; nothing if it is none."""
+    if data[:4] != b"\x89PNG":
+        return []
+    parts, position = [bytes(data[:8])], 8
+    while position + 12 <= len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        parts.append(bytes(data[position : position + 12 + length]))
+        position += 12 + length
+    return parts
+
+
+def _repaired(data: bytearray) -> bytes:
+    """A PNG whose check sums are right again, so that what is wrong with it goes farther in."""
+    parts = _chunks(data)
+    for k, part in enumerate(parts[1:], start=1):
+        parts[k] = part[:-4] + struct.pack(">I", zlib.crc32(part[4:-4]))
+    return b"".join(parts) if len(parts) > 1 else bytes(data)
+
+
+# Bombs
+
+
+def bombs() -> dict[str, Callable[[], bytes]]:
+    """What each does, and how to build it. All are sound files of at most 20 MB."""
+    return {
+        "PNG with a palette and transparency, 64 Mpx": lambda: png(8000, 8000, 3, 8, before=_PALETTE),
+        "PNG with a palette and transparency, 40 Mpx": lambda: png(8000, 5000, 3, 8, before=_PALETTE),
+        "PNG of 16 bits, grey, 40 Mpx": lambda: png(8000, 5000, 0, 16),
+        "PNG of 16 bits with alpha, 40 Mpx": lambda: png(8000, 5000, 6, 16),
+        "PNG, interlaced, with alpha, 40 Mpx": lambda: png(8000, 5000, 6, 8, interlaced=True),
+        "PNG with 1.6 million chunks": lambda: png(64, 64, 2, 8, before=chunk(b"prVt", b"") * 1_600_000),
+        "PNG with 60 MB of compressed text": lambda: png(
+            8000, 5000, 2, 8, before=b"".join(chunk(b"iTXt", b"k%d\0\1\0\0\0" % k + _TEXT) for k in range(60))
+        ),
+        "PNG with 15 MB of EXIF headers": lambda: png(64, 64, 2, 8, before=chunk(b"eXIf", b"Exif\0\0" * 2_500_000)),
+        "PNG with EXIF entries that share 1 MB": lambda: png(
+            64, 64, 2, 8, before=chunk(b"eXIf", directory(60_000, 10**6))
+        ),
+        "PNG under a profile, 40 Mpx": lambda: png(8000, 5000, 2, 8, before=_profile()),
+        "APNG with 150,000 frames": lambda: png(
+            64, 64, 2, 8, before=chunk(b"acTL", struct.pack(">II", 150_000, 0)), after=_frames(150_000)
+        ),
+        "JPEG of 20,000 scans": lambda: jpeg_of_scans(2000, 2000, 20_000),
+        "JPEG of 100 scans, 40 Mpx": lambda: jpeg_of_scans(8000, 5000, 100),
+        "JPEG of 20 scans, 40 Mpx": lambda: jpeg_of_scans(8000, 5000, 20),
+        "JPEG, progressive, 4:4:4, 40 Mpx": lambda: jpeg(8000, 5000, progressive=True, subsampling=0),
+        "JPEG, CMYK, turned, 40 Mpx": lambda: jpeg(8000, 5000, "CMYK", exif=_TURNED),
+        "JPEG, turned, restarts everywhere, 40 Mpx": lambda: jpeg(
+            8000, 5000, exif=_TURNED, subsampling=0, restart_marker_blocks=1
+        ),
+        "JPEG with 4.9 million comments": lambda: after_start(jpeg(64, 64), b"\xff\xfe\0\2" * 4_900_000),
+        "JPEG with 19 MB of fill bytes": lambda: after_start(jpeg(64, 64), b"\xff" * 19_000_000),
+        "JPEG with a list of 2,000 pictures' entries": lambda: after_start(
+            jpeg(64, 64), segment(0xE2, b"MPF\0" + directory(2000, 32_000, kind=3))
+        ),
+        "JPEG with EXIF entries that share 30 kB": lambda: after_start(
+            jpeg(64, 64), segment(0xE1, b"Exif\0\0" + directory(2000, 30_000))
+        ),
+        "JPEG with 19 MB of Photoshop entries": lambda: after_start(
+            jpeg(8000, 5000), segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 5460) * 290
+        ),
+        "WebP, lossless, 268 Mpx": lambda: webp(16383, 16383),
+        "WebP, lossless, 40 Mpx": lambda: webp(8000, 5000),
+        "WebP, lossless, 15 Mpx": lambda: webp(5000, 3000),
+        "WebP, 15 Mpx": lambda: encode(Image.new("RGB", (5000, 3000)), "WEBP"),
+        "WebP with 65,536 Huffman codes": lambda: webp_of_codes(1024, 1024),
+        "WebP with 300,000 frames": lambda: webp_animation(300_000),
+    }
+
+
+def png(
+    width: int,
+    height: int,
+    colour: int,
+    depth: int,
+    *,
+    before: bytes = b"",
+    after: bytes = b"",
+    interlaced: bool = False,
+) -> bytes:
+    """A PNG, all of it zero; `colour` is PNG's own number."""
+    bits = {0: 1, 2: 3, 3: 1, 6: 4}[colour] * depth
+    passes = [(width, height)]
+    if interlaced:
+        steps = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+        passes = [(-(-(width - x) // across), -(-(height - y) // down)) for x, y, across, down in steps]
+    packer = zlib.compressobj(9)
+    rows = [(1 + -(-across * bits // 8), down) for across, down in passes]
+    data = b"".join(packer.compress(bytes(row)) for row, count in rows for _ in range(count)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced))
+    parts = chunk(b"IHDR", header) + before + chunk(b"IDAT", data) + after + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+_PALETTE = chunk(b"PLTE", bytes(range(256)) * 3) + chunk(b"tRNS", bytes(range(256)))
+_TURNED = Image.Exif()
+_TURNED[0x0112] = 6
+
+
+def _profile() -> bytes:
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    other = lab.replace("sRGB built-in".encode("utf-16-be"), "RGBs built-in".encode("utf-16-be"))
+    return chunk(b"iCCP", b"p\0\0" + zlib.compress(other))
+
+
+def _frames(count: int) -> bytes:
+    control = struct.pack(">IIIIHHBB", 64, 64, 0, 0, 1, 10, 0, 0)
+    one = zlib.compress(bytes(193 * 64), 9)
+    return b"".join(
+        chunk(b"fcTL", struct.pack(">I", 2 * k) + control) + chunk(b"fdAT", struct.pack(">I", 2 * k + 1) + one)
+        for k in range(count)
+    )
+
+
+def directory(entries: int, size: int, *, kind: int = 1) -> bytes:
+    """An EXIF block whose entries all point to the same bytes; of kind 3 they are numbers of two bytes."""
+    start = 8 + 2 + 12 * entries + 4
+    count = size if kind == 1 else size // 2
+    rows = b"".join(struct.pack("<HHII", k, kind, count, start) for k in range(entries))
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", entries) + rows + bytes(4) + bytes(size)
+
+
+def jpeg(width: int, height: int, mode: str = "RGB", **options: object) -> bytes:
+    return encode(Image.new(mode, (width, height), 90 if mode == "L" else (90,) * len(mode)), "JPEG", **options)
+
+
+def jpeg_of_scans(width: int, height: int, scans: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    data = jpeg(width, height, progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * (scans - data.count(b"\xff\xda")) + data[-2:]
+
+
+def after_start(data: bytes, more: bytes) -> bytes:
+    return data[:2] + more + data[2:]
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", min(len(body) + 2, 0xFFFF)) + body[:0xFFFD]
+
+
+def webp(width: int, height: int) -> bytes:
+    """A lossless WebP of one colour, a few dozen bytes."""
+    return _riff(b"VP8L", _bits((0x2F, 8), (width - 1, 14), (height - 1, 14), (0, 4), (0, 3), *([(1, 4)] * 5)))
+
+
+def webp_of_codes(width: int, height: int) -> bytes:
+    """A lossless WebP in which every block of 4 x 4 pixels brings Huffman codes of its own."""
+    across, down = width // 4, height // 4
+    values: list[tuple[int, int]] = [
+        (0x2F, 8),
+        (width - 1, 14),
+        (height - 1, 14),
+        (0, 4),
+        (0, 1),
+        (0, 1),
+        (1, 1),
+        (0, 3),
+    ]
+    values += [
+        (0, 1)
+    ]  # the image of the codes' numbers: no colour cache, then codes of green, red, blue, alpha, distance
+    values += [*_flat(280), *_flat(256), (1, 4), (1, 4), (1, 4)]
+    for k in range(across * down):
+        values += [
+            (int(f"{k & 255:08b}"[::-1], 2), 8),
+            (int(f"{k >> 8:08b}"[::-1], 2), 8),
+        ]  # codes go highest bit first
+    values += [(1, 4)] * (5 * across * down)
+    return _riff(b"VP8L", _bits(*values))
+
+
+def _flat(symbols: int) -> list[tuple[int, int]]:
+    """A Huffman code in which the first 256 symbols have 8 bits each and the others none."""
+    order = (17, 18, 0, 1, 2, 3, 4, 5, 16, 6, 7, 8)  # of the code for the lengths: 0 and 8 have one bit each
+    values = [(0, 1), (len(order) - 4, 4), *((int(each in (0, 8)), 3) for each in order)]
+    values += [(1, 1), (3, 3), (256 - 2, 8)] if symbols > 256 else [(0, 1)]  # how many lengths are told
+    return values + [(1, 1)] * 256
+
+
+def webp_animation(frames: int, width: int = 5000, height: int = 3000) -> bytes:
+    """Frames of 16 x 16 pixels on a large canvas."""
+    one = webp(16, 16)[12:]
+    frame = b"ANMF" + struct.pack("<I", 16 + len(one)) + bytes(6) + b"\x0f\0\0" * 2 + b"\x0a\0\0\0" + one
+    size = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+    canvas = b"VP8X" + struct.pack("<IB3x", 10, 2) + size
+    return _wrap(canvas + b"ANIM" + struct.pack("<IIH", 6, 0, 0) + frame * frames)
+
+
+def _riff(kind: bytes, data: bytes) -> bytes:
+    return _wrap(kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2))
+
+
+def _wrap(chunks: bytes) -> bytes:
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
+
+
+def _bits(*values: tuple[int, int]) -> bytes:
+    """Numbers of some bits each, the lowest bit first."""
+    word, filled, out = 0, 0, bytearray()
+    for value, width in values:
+        word |= value << filled
+        filled += width
+        while filled >= 8:
+            out.append(word & 255)
+            word, filled = word >> 8, filled - 8
+    return bytes(out) + bytes((word,)) + bytes(8)

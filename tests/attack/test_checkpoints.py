@@ -1,0 +1,220 @@
+"""500 hostile checkpoints through the readers: none runs, none is taken for a sound one, none hangs.
+
+A tenth is read in `make test`, all in `make test-slow`; `pytest -rP` shows the figures.
+"""
+
+import io
+import pickle
+import random
+import resource
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+
+from stylegan_inversion import E4EPipeline, PTIPipeline
+from stylegan_inversion.convert.sandbox import read_checkpoint
+from stylegan_inversion.errors import CheckpointError
+from tests.convert.hostile_files import LEGACY_MAGIC, PREAMBLE, SENTINEL, nested, payloads, text, whole, zipped
+from tests.convert.official_files import nvidia, nvidia_pickle, saved
+
+COUNT = 500
+READERS: list[Callable[[Path], Any]] = [
+    read_checkpoint,
+    read_checkpoint,
+    read_checkpoint,
+    PTIPipeline.from_single_file,
+    E4EPipeline.from_single_file,
+]
+
+
+class Hostile(NamedTuple):
+    """A file, and whether it may be read as plain values: one that only holds a text of code, or a mutation."""
+
+    name: str
+    data: bytes
+    may_be_read: bool = False
+
+
+def tar(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as file:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def deflated(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in members.items():
+            file.writestr(name.replace("__", "/"), data)
+    return buffer.getvalue()
+
+
+def npy(descr: str, shape: str, data: bytes = b"") -> bytes:
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
+    return b"\x93NUMPY\x01\x00v\x00" + header + data
+
+
+def bombs() -> dict[str, bytes]:
+    """Small files that ask for much memory or time."""
+    thousand = b"".join(text("x" * 200) + b"q" + bytes([i]) + b"0" for i in range(250))
+    return {
+        "operations": whole(b"]" * 3_000_000),
+        "memo_index": whole(b"Nr\xff\xff\xff\x7f"),
+        "doubling": whole(b"]q\0" + b"](h\0h\0eq\0" * 60),
+        "depth": whole(b"(" * 100_000 + b"t" * 100_000),
+        "long_number": whole(b"\x8b" + struct.pack("<i", 2**31 - 1)),
+        "long_text": whole(b"X" + struct.pack("<I", 2**32 - 1)),
+        "long_bytes": whole(b"\x8e" + struct.pack("<Q", 2**62), 4),
+        "frame": whole(b"\x95" + struct.pack("<Q", 2**62), 4),
+        "many_texts": whole(thousand * 200 + b"N"),
+        "zipped_zeros": deflated(archive__data__0=bytes(2**28), **{"archive__data.pkl": whole(b"}")}),
+        "zipped_pickle": deflated(**{"archive__data.pkl": whole(b"]" + b"N0" * 2**26)}),
+        "npy_shape": npy("'<f4'", "(1000000, 1000000, 1000)"),
+        "npy_ranks": npy("'<f4'", "(" + "1, " * 30 + ")"),
+        "npz_shape": deflated(**{"a.npy": npy("'<f4'", "(100000000000,)")}),
+        "safetensors_header": struct.pack("<Q", 2**60) + b"{" * 1000,
+        "safetensors_offsets": struct.pack("<Q", 64)
+        + b'{"a":{"dtype":"F32","shape":[1073741824],"data_offsets":[0,4]}}'.ljust(64),
+    }
+
+
+def build(sentinel: Path) -> list[Hostile]:
+    """The files, in an order that mixes their kinds; the same ones each time."""
+    rng, files = random.Random(0), list[Hostile]()
+    plain = payloads(sentinel)
+    code, shell = f"open({str(sentinel)!r}, 'w').close()", f"touch {sentinel}"
+    for name, (data, pattern) in plain.items():
+        files.append(Hostile(name, data, not pattern))
+        if data.startswith(b"\x80") and not data.startswith(LEGACY_MAGIC):  # whose first pickle is a number
+            files.append(Hostile(f"{name} in a zip", zipped(data), not pattern))
+            files.append(Hostile(f"{name} in a legacy file", PREAMBLE + data, not pattern))
+            files.append(Hostile(f"{name} in a storage", whole(nested(data)), not pattern))
+    for name in ("posix_system", "exec", "popen", "new_object", "inst", "nested"):
+        data = plain[name][0]
+        files.append(Hostile(f"{name} in a tar", tar(pickle=data, storages=data, tensors=data, sys_info=data)))
+        files.append(Hostile(f"{name} in an npy", npy("'|O'", "(1,)", data)))
+        files.append(Hostile(f"{name} in an npz", deflated(**{"a.npy": npy("'|O'", "(1,)", data)})))
+        files.append(Hostile(f"{name} in a deflated zip", deflated(**{"archive__data.pkl": data})))
+    for name, words in (
+        ("apply", f"!!python/object/apply:os.system [{shell!r}]"),
+        ("new", f"!!python/object/new:os.system [{shell!r}]"),
+        ("eval", f"a: !!python/object/apply:builtins.exec [{code!r}]"),
+        ("json", f'{{"py/reduce": [{{"py/function": "os.system"}}, {{"py/tuple": [{shell!r}]}}]}}'),
+        ("python", f"import os\nos.system({shell!r})\n"),
+        ("html", "<html><script>x</script></html>"),
+    ):
+        files.append(Hostile(f"text: {name}", words.encode()))
+    files += [Hostile(f"bomb: {name}", data, may_be_read=True) for name, data in bombs().items()]
+    weights = {"a": torch.ones(3, 4), "b": [torch.arange(5), "x"], "c": {"d": torch.zeros(2).half()}}
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.ones(3))
+    originals = [
+        saved(weights),
+        saved(weights, legacy=True),
+        nvidia_pickle(nvidia(), source=code),
+        buffer.getvalue(),
+        save({"a": torch.ones(3, 4)}),
+        *(data for data, _ in plain.values()),
+    ]
+    while len(files) < COUNT:
+        # half of the mutations are of sound files, half of hostile ones
+        original = originals[rng.randrange(5)] if len(files) % 2 else rng.choice(originals)
+        files.append(Hostile(f"mutation {len(files)}", mutate(original, rng), may_be_read=True))
+    rng.shuffle(files)
+    return files
+
+
+def mutate(data: bytes, rng: random.Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(rng.randint(1, 8)):
+        place = rng.randrange(len(changed))
+        how = rng.randrange(5)
+        if how == 0:
+            changed[place] = rng.randrange(256)
+        elif how == 1:
+            changed[place:place] = rng.randbytes(rng.randint(1, 8))
+        elif how == 2 and len(changed) > 20:
+            del changed[place : place + rng.randint(1, 8)]
+        elif how == 3 and len(changed) > 20:
+            del changed[max(place, 10) :]
+        else:
+            changed[place : place + 8] = struct.pack("<q", rng.choice((-1, 2**31, 2**62, 0)))
+    return bytes(changed)
+
+
+def attack(files: list[Hostile], folder: Path, sentinel: Path) -> dict[str, Any]:
+    """Read each file, in turn by each reader; the counts, which must be 0, and the figures."""
+    counts: dict[str, Any] = {"executed": [], "wrongly accepted": [], "untyped errors": [], "hangs": []}
+    longest, path = (0.0, ""), folder / "file.pt"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for i, (name, data, may_be_read) in enumerate(files):
+        path.write_bytes(data)
+        begin, reader = time.monotonic(), READERS[i % len(READERS)]
+        try:
+            reader(path)
+            if not may_be_read:
+                counts["wrongly accepted"].append(name)
+        except CheckpointError as e:
+            if "was not read within" in str(e):
+                counts["hangs"].append(name)
+        except Exception as e:
+            counts["untyped errors"].append(f"{name}: {type(e).__name__}: {e}")
+        longest = max(longest, (time.monotonic() - begin, name))
+        if sentinel.exists():
+            counts["executed"].append(name)
+            sentinel.unlink()
+    memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3  # the reading process has a limit
+    print(
+        f"{len(files)} hostile checkpoints: {', '.join(f'{key} {len(found)}' for key, found in counts.items())}; peak "
+        f"memory {memory:.0f} MB more than before; longest {longest[0]:.1f} s ({longest[1]})"
+    )
+    return counts
+
+
+@pytest.mark.parametrize("every", [10, pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_hostile_checkpoints(every: int, tmp_path: Path) -> None:
+    sentinel = tmp_path / SENTINEL
+    files = build(sentinel)
+    assert len(files) == COUNT and len({data for _, data, _ in files}) > COUNT - 20
+    assert attack(files[::every], tmp_path, sentinel) == {
+        "executed": [],
+        "wrongly accepted": [],
+        "untyped errors": [],
+        "hangs": [],
+    }
+
+
+def test_they_do_run_elsewhere(tmp_path: Path) -> None:
+    """The positive control: Python's own reader runs what they hold."""
+    sentinel = tmp_path / SENTINEL
+    for name in ("posix_system", "exec", "eval", "protocol_5"):
+        (tmp_path / "file").write_bytes(payloads(sentinel)[name][0])
+        code = f"import pickle; print(pickle.load(open({str(tmp_path / 'file')!r}, 'rb')))"
+        subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+        assert sentinel.exists(), name
+        sentinel.unlink()
+
+
+def test_the_count_would_tell(tmp_path: Path) -> None:
+    """The positive control of the counts: a reader that runs files, or has no errors of ours, is found out."""
+    sentinel = tmp_path / SENTINEL
+    files = [Hostile("runs", payloads(sentinel)["posix_system"][0]), Hostile("breaks", b"\x80\x02c")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "READERS", [lambda path: pickle.loads(path.read_bytes())])
+        counts = attack(files, tmp_path, sentinel)
+    assert counts["executed"] == counts["wrongly accepted"] == ["runs"] and len(counts["untyped errors"]) == 1

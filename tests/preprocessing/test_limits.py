@@ -1,0 +1,326 @@
+"""What is refused before it is decoded, and that what is read in strips is what it was."""
+
+import io
+import logging
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL
+import pytest
+from PIL import Image, ImageCms
+
+from stylegan_inversion.errors import InvalidImageError
+from stylegan_inversion.preprocessing import headers, image
+from stylegan_inversion.preprocessing.image import ImageLimits, load_image
+from stylegan_inversion.preprocessing.sources import LabelSource, SketchSource
+from tests.attack.pictures import (
+    after_start,
+    chunk,
+    directory,
+    jpeg,
+    jpeg_of_scans,
+    png,
+    segment,
+    webp,
+    webp_animation,
+)
+from tests.preprocessing.image_parts import difference, encode
+
+SMALL = ImageLimits(("JPEG", "PNG", "WEBP"), max_pixels=1_000_000, max_memory=8_000_000, max_table_pixels=10_000)
+LARGE = (613, 499)  # more than one strip
+
+
+def refused(data: bytes, match: str, limits: ImageLimits = SMALL) -> None:
+    with pytest.raises(InvalidImageError, match=match):
+        load_image(data, limits=limits)
+
+
+def pictures() -> Image.Image:
+    x, y = np.linspace(0, 255, LARGE[0]), np.linspace(0, 255, LARGE[1])[:, None]
+    return Image.fromarray(np.stack([x + 0 * y, y + 0 * x, (255 - x) * y / 255], axis=-1).round().astype(np.uint8))
+
+
+# The formats, by the content and by the installed Pillow
+
+
+def test_other_formats_are_refused_by_content() -> None:
+    photo = Image.new("RGB", (32, 32))
+    for kind in ("JPEG", "PNG", "WEBP"):
+        assert load_image(encode(photo, kind), limits=SMALL).size == (32, 32)
+    for kind in ("BMP", "GIF", "TIFF"):
+        refused(
+            encode(photo, kind), f"is a {kind} image; convert it to JPEG or PNG first. Supported are JPEG, PNG and WebP"
+        )
+    with pytest.raises(InvalidImageError, match="is a GIF image"):
+        load_image(Image.open(io.BytesIO(encode(photo, "GIF"))), limits=SMALL)
+
+
+def test_tiff_is_read_where_pillow_is_sound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    grey = Image.new("L", (32, 32), 7)
+    data = encode(grey, "TIFF")
+    (tmp_path / "a.tif").write_bytes(data)
+    ways: list[Callable[[], object]] = [
+        lambda: load_image(data),
+        lambda: load_image(tmp_path / "a.tif"),
+        lambda: load_image(Image.open(io.BytesIO(data))),
+        lambda: LabelSource().load(data),
+        lambda: LabelSource().load(tmp_path / "a.tif"),
+        lambda: SketchSource().load(tmp_path / "a.tif"),
+    ]
+    monkeypatch.setattr(image, "_PILLOW", (12, 3))
+    for way in ways:
+        with pytest.raises(
+            InvalidImageError, match=r"Pillow 12\.3 may .*; Pillow 13\.0 is needed\. Convert it to PNG, or"
+        ):
+            way()
+    with pytest.raises(InvalidImageError, match="Supported are JPEG, PNG, WebP, BMP and GIF"):
+        load_image(b"no picture")
+    monkeypatch.setattr(image, "_PILLOW", (13, 0))
+    for way in ways:
+        assert way() is not None
+    with pytest.raises(InvalidImageError, match="Supported are JPEG, PNG, WebP, BMP, GIF and TIFF"):
+        load_image(b"no picture")
+
+
+def test_the_installed_pillow_decides() -> None:
+    version = tuple(map(int, re.findall(r"\d+", PIL.__version__)[:2]))
+    assert image._PILLOW == version
+    assert (12, 3) <= version  # as pyproject.toml says
+    data = encode(Image.new("L", (32, 32)), "TIFF")
+    if version >= (13, 0):
+        assert load_image(data).size == (32, 32)
+    else:
+        refused(data, "Pillow 13.0 is needed", ImageLimits())
+
+
+def short_strip() -> bytes:
+    """A TIFF of 256 x 256 pixels whose only strip is a JPEG of 8 rows."""
+    strip = encode(Image.new("L", (256, 8), 200), "JPEG")
+    tags = ((256, 256), (257, 256), (258, 8), (259, 7), (262, 1), (273, 0), (277, 1), (278, 256), (279, len(strip)))
+    start = 8 + 2 + 12 * len(tags) + 4
+    rows = b"".join(struct.pack("<HHII", tag, 4, 1, start if tag == 273 else value) for tag, value in tags)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + rows + bytes(4) + strip
+
+
+def test_a_short_strip_returns_no_memory() -> None:
+    """Before Pillow 13 such a picture is filled with what was freed before."""
+    secret = b"TOP-SECRET-PASSWORD"
+    for _ in range(5):
+        freed = [bytearray(secret * 3450) for _ in range(50)]
+        del freed
+        try:
+            pixels = load_image(short_strip()).getchannel(0).tobytes()
+        except InvalidImageError:
+            continue
+        assert secret not in pixels
+
+
+# What a header declares
+
+
+@pytest.mark.parametrize(
+    ("build", "match"),
+    [
+        (lambda: jpeg_of_scans(64, 64, 101), "progressive JPEG of more than 100 scans; save it as an ordinary JPEG"),
+        (lambda: jpeg_of_scans(800, 800, 40), "of 40 scans, too many for 1 megapixels; save it as an ordinary JPEG"),
+        (
+            lambda: jpeg(900, 900, progressive=True, subsampling=0),
+            r"progressive JPEG of 0\.8 megapixels, which may take 8 MB of memory, and at most 8 MB are granted",
+        ),
+        (lambda: encode(Image.new("RGB", (700, 700)), "WEBP"), r"a WebP of 0\.5 megapixels, which may take 10 MB"),
+        (lambda: webp(128, 128), r"lossless or transparent WebP of 0\.0 megapixels, which may take 13 MB"),
+        (lambda: encode(Image.new("RGBA", (128, 128)), "WEBP"), "lossless or transparent WebP"),
+        (lambda: webp_animation(10, 128, 128), "lossless or transparent WebP"),
+        (lambda: webp_animation(10_001), "more than 10,000 parts; save it as a WebP without animation"),
+        (lambda: webp(5000, 5000), "too large: 5000 x 5000 pixels, .* 1 megapixels"),
+        (
+            lambda: png(32, 32, 2, 8, before=chunk(b"prVt", b"") * 10_000),
+            "more than 10,000 parts; save it as an ordinary PNG",
+        ),
+        (lambda: png(32, 32, 2, 8, before=chunk(b"zTXt", b"a\0\0") * 17), "more than 16 compressed texts"),
+        (
+            lambda: after_start(jpeg(32, 32), segment(0xFE, b"") * 10_000),
+            "more than 10,000 parts; save it as an ordinary JPEG",
+        ),
+        (lambda: after_start(jpeg(32, 32), b"\xff" * 70_000), "damaged: there is no JPEG between its parts"),
+        (
+            lambda: after_start(jpeg(32, 32), segment(0xFE, b"") + bytes(70_000)),
+            "damaged: there is no JPEG between its parts",
+        ),
+        (
+            lambda: after_start(jpeg(32, 32), segment(0xE1, b"Exif\0\0" + directory(101, 9))),
+            "EXIF block of 101 entries, and at",
+        ),
+        (
+            lambda: after_start(jpeg(32, 32), segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 3),
+            r"EXIF block of 1[0-9]{2},[0-9]{3} bytes, and at most 131,072 are read\. Save the photo anew",
+        ),
+        (lambda: after_start(jpeg(32, 32), segment(0xE2, b"MPF\0" + directory(101, 9))), "MPF block of 101 entries"),
+        (lambda: after_start(jpeg(32, 32), segment(0xED, b"Photoshop 3.0\0") * 65), "too much metadata of Photoshop"),
+        (
+            lambda: jpeg(32, 32).replace(b"\xff\xc0", b"\xff\xc9"),
+            "lossless or arithmetic JPEG, which is not read",
+        ),
+        (lambda: after_start(jpeg(32, 32), segment(0xDE, bytes(9))), "a JPEG has no part 0xde there"),
+        (
+            lambda: jpeg(32, 32).replace(b"\xff\xc0", b"\xff\xc0\0\x11" + bytes(15) + b"\xff\xc0"),
+            "two frames, or half of one",
+        ),
+        (lambda: b"\xff\xd8\xff\xfe\0\2", "begins like a JPEG, but holds no picture"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_costs_too_much_is_not_decoded(
+    build: Callable[[], bytes], match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Image, "open", None)  # whoever calls it, fails otherwise
+    refused(build(), match)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: jpeg_of_scans(64, 64, 100),
+        lambda: jpeg_of_scans(800, 800, 30),
+        lambda: jpeg(850, 850, progressive=True),
+        lambda: jpeg(64, 64, "L", progressive=True),
+        lambda: encode(Image.new("RGB", (600, 600)), "WEBP"),
+        lambda: webp(64, 64),
+        lambda: png(1000, 1000, 2, 8, before=chunk(b"prVt", b"") * 9000 + chunk(b"tEXt", b"a\0b") * 16),
+        lambda: after_start(jpeg(32, 32), segment(0xFE, b"x") * 9000),
+        lambda: after_start(jpeg(32, 32), b"\xff" * 60_000),
+        lambda: after_start(jpeg(32, 32), segment(0xE1, b"Exif\0\0" + directory(100, 600))),
+        lambda: jpeg(32, 32) + b"\xff\xda" * 1000,  # such as the film behind a photo of a phone
+        lambda: after_start(jpeg(32, 32), segment(0xE1, b"Exif\0\0" + b"\xff\xda\xff\xd9" * 1000)),  # a small picture
+    ],
+)
+def test_what_comes_near_is_read(build: Callable[[], bytes]) -> None:
+    assert min(load_image(build(), limits=SMALL).size) >= 32
+
+
+def test_scans_do_not_hide_behind_segments() -> None:
+    """A comment with an end marker in it is no end; the marker of another size of picture is none, either."""
+    data = jpeg_of_scans(64, 64, 90)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    hidden = data[:-2] + segment(0xFE, b"\xff\xd9") + last * 20 + data[-2:]
+    refused(hidden, "more than 100 scans")
+
+
+def test_pillow_and_the_header_have_to_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(headers, "_cost_of_jpeg", lambda data, name: headers.Cost("JPEG", size=(32, 48)))
+    refused(jpeg(32, 32), r"damaged: its header gives two sizes, \(32, 48\) and \(32, 32\)")
+
+
+@pytest.mark.parametrize("block", [b"Exif\0\0" * 30_000, directory(101, 9), directory(20, 140_000)])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_an_exif_block_that_costs_too_much_is_ignored(
+    block: bytes, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    photo = Image.new("RGB", (32, 48), "red")
+    assert load_image(encode(photo, kind, exif=block, lossless=True)).size == (32, 48)
+    assert "EXIF block of the image is broken and ignored: it has" in caplog.text
+
+
+def test_exif_of_imagemagick() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    text = f"\nexif\n{len(exif.tobytes()):8d}\n{exif.tobytes().hex()}"
+    data = png(32, 48, 2, 8, before=chunk(b"tEXt", b"Raw profile type exif\0" + text.encode()))
+    assert load_image(data).size == (48, 32)
+
+
+def table_profile() -> bytes:
+    """A profile whose colours are a table, in which all turn to one grey."""
+    table = b"mft1\0\0\0\0\x03\x03\x02\0" + struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
+    table += bytes(range(256)) * 3 + b"\x80" * 24 + bytes(range(256)) * 3
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    rows, body = b"", b""
+    for tag, data in ((b"A2B0", table), (b"wtpt", white)):
+        rows += tag + struct.pack(">II", 128 + 4 + 24 + len(body), len(data))
+        body += data
+    size = 128 + 4 + 24 + len(body)
+    head = struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02400000, b"mntr", b"RGB ", b"Lab ") + bytes(12) + b"acsp"
+    return head.ljust(128, b"\0") + struct.pack(">I", 2) + rows + body
+
+
+def test_profiles_that_take_long(caplog: pytest.LogCaptureFixture) -> None:
+    photo = Image.new("RGB", (200, 200), "red")
+    with caplog.at_level(logging.WARNING):
+        assert load_image(encode(photo, "PNG", icc_profile=table_profile())).getpixel((0, 0)) != (255, 0, 0)
+        assert (
+            load_image(encode(photo.crop((0, 0, 90, 90)), "PNG", icc_profile=table_profile()), limits=SMALL).width == 90
+        )
+    assert caplog.text == ""
+    refused(
+        encode(photo, "PNG", icc_profile=table_profile()),
+        "of 0 megapixels whose colour profile is a table; at most 0 are read of this kind. Save it in sRGB",
+    )
+    for endless in (table_profile() + b"mpet", table_profile() + bytes(4_000_000)):
+        caplog.clear()
+        assert difference(load_image(encode(photo, "WEBP", icc_profile=endless, lossless=True)), photo) == 0
+        assert "it is too involved" in caplog.text
+
+
+# Strips
+
+
+def straight(source: Image.Image) -> Image.Image:
+    """The whole picture at once, and several copies of it."""
+    profile = source.info.get("icc_profile")
+    if source.mode == "F":
+        source = Image.fromarray(np.rint(np.asarray(source) * 255).astype(np.uint8))
+    elif source.mode.startswith("I"):
+        source = Image.fromarray((np.asarray(source).astype(int) * 255 + 32767).__floordiv__(65535).astype(np.uint8))
+    if source.mode in ("La", "RGBa"):
+        source = source.convert(source.mode.upper())
+    rgba = source.convert("RGBA") if source.has_transparency_data else None
+    rgb = source if profile else (rgba or source).convert("RGB")
+    if profile:
+        made = ImageCms.profileToProfile(rgb, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB")
+        assert made is not None
+        rgb = made
+    white = Image.new("RGB", source.size, "white")
+    white.paste(rgb, mask=rgba.getchannel("A") if rgba else None)
+    return white
+
+
+def kinds() -> dict[str, Image.Image]:
+    photo = pictures()
+    grey = photo.convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 250)
+    clear = {"RGBA": photo.convert("RGBA"), "LA": grey.convert("LA")}
+    for each in clear.values():
+        each.putalpha(grey.rotate(180))
+    palette = photo.convert("P")
+    palette.info["transparency"] = bytes(range(256))
+    holes = photo.copy()
+    holes.info["transparency"] = (0, 0, 0)
+    tagged = photo.copy()
+    tagged.info["icc_profile"] = table_profile()
+    modes = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+    return {
+        **{mode: photo.convert(mode) for mode in modes},
+        **clear,
+        "La": clear["LA"].convert("La"),
+        "RGBa": clear["RGBA"].convert("RGBa"),
+        "PA": clear["RGBA"].convert("PA"),
+        "P, transparent": palette,
+        "RGB, transparent": holes,
+        "RGB, profile": tagged,
+        "I;16": deep,
+        "I;16B": Image.frombytes("I;16B", LARGE, np.asarray(deep).astype(">u2").tobytes()),
+        "I": Image.fromarray(np.asarray(deep).astype(np.int32)),
+        "F": Image.fromarray(np.asarray(grey).astype(np.float32) / 255),
+    }
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_strips_change_nothing(kind: str) -> None:
+    source = kinds()[kind]
+    assert image._STRIP_PIXELS < LARGE[0] * LARGE[1]
+    assert difference(load_image(source), straight(source)) == 0
+    source.getexif()[0x0112] = 6
+    assert difference(load_image(source), straight(source).transpose(Image.Transpose.ROTATE_270)) == 0
