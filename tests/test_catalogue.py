@@ -9,6 +9,7 @@ import pytest
 
 from stylegan_inversion import PTIPipeline, catalogue, cli, hub
 from stylegan_inversion.catalogue import CatalogueEntry, describe_models, fetch, find_entry, list_models
+from stylegan_inversion.convert.papers import edits_of
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from tests.fake_hub import FakeHub, hub_client, serve
 
@@ -57,6 +58,7 @@ def test_the_table() -> None:
         assert entry.host == "hub" or entry.licence == "MIT"
         assert len(entry.description) <= 36  # a row of the table
     assert sum(entry.fetchable for entry in entries) == 29 and sum(entry.sha256 is not None for entry in entries) == 12
+    assert [entry.name for entry in edits_of("cars-512")] == ["ganspace-cars"]
     assert {entry.edit for entry in entries if entry.domain == "ffhq-1024"} == {
         None,
         "age",

@@ -96,13 +96,17 @@ def fetch_directions(
     try:
         for entry in entries:
             file = read_single_file(fetch(entry, cache_dir=cache_dir, local_files_only=local_files_only))
+            name_of, origin = str(entry.edit), f"({entry.repository}, {entry.licence})"
             if file.components is not None:
-                for direction in name_components(file.components.first(COMPONENTS), name=str(entry.edit)):
-                    found[direction.name] = direction
+                for each in name_components(file.components.first(COMPONENTS), name=name_of):
+                    found[each.name] = replace(each, description=f"{each.description} {origin}")
                 continue
             (vector,) = file.vectors.values()
-            found[str(entry.edit)] = direction_from_official(
-                vector, name=str(entry.edit), description=entry.description, strength_range=entry.strength_range
+            found[name_of] = direction_from_official(
+                vector,
+                name=name_of,
+                description=f"{entry.description} {origin}",
+                strength_range=entry.strength_range,
             )
     except (ModelNotFoundError, CheckpointError) as e:
         logger.warning(

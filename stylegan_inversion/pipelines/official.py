@@ -136,7 +136,7 @@ def refuse_other_kinds(name: str | os.PathLike[str]) -> None:
         ModelNotFoundError: If it is one.
     """
     entry = known_entry(name)
-    if entry is not None and entry.kind not in _PIPELINE_KINDS:
+    if entry is not None and entry.kind not in (*_PIPELINE_KINDS, "unread"):  # of that, `fetch` says why
         raise ModelNotFoundError(f"{entry.name!r} is no model that a pipeline can be built of: {entry.description}.")
 
 

@@ -45,6 +45,8 @@ def fetched(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
     log: list[dict[str, Any]] = []
 
     def fetch(entry: CatalogueEntry, **options: Any) -> Path:
+        if entry.kind == "unread":
+            return catalogue_module.fetch(entry, **options)
         log.append({"name": entry.name, **options})
         where = storage_folder(str(entry.repository), options.get("cache_dir")) / "snapshots" / "1" / str(entry.file)
         where.parent.mkdir(parents=True, exist_ok=True)
@@ -234,8 +236,9 @@ def test_what_is_refused(fetched: list[dict[str, Any]], tmp_path: Path, monkeypa
         ModelNotFoundError, match=r"'test-direction' is no model: a test of direction\. .*load_direction"
     ):
         hub.find_model("test-direction")
-    with pytest.raises(ModelNotFoundError, match=r"'test-unread' is no model that a pipeline can be built of"):
-        PTIPipeline.from_pretrained("test-unread")
+    for find in (hub.find_model, PTIPipeline.from_pretrained, PTIPipeline.from_single_file):
+        with pytest.raises(ModelNotFoundError, match=r"'test-unread' is listed, but not supported: An IR network\."):
+            find("test-unread")
     with pytest.raises(
         ModelNotFoundError, match=r"'test-identity' is no model that a pipeline can be built of: a test"
     ):

@@ -190,7 +190,8 @@ def test_the_command_writes_them_too(
     assert list(load_directions(tmp_path / "model" / "directions")) == NAMES
     assert list(E4EPipeline.from_pretrained(tmp_path / "model").directions) == NAMES
     assert cli.main(["directions", "--model", str(tmp_path / "model")]) == 0
-    assert "age        -10.0 to +10.0  Age of FFHQ faces" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "age        -10.0 to +10.0  Age of FFHQ faces, by InterFaceGAN (omertov/encoder4editing, MIT)" in printed
 
 
 def test_a_direction_of_the_catalogue_by_its_name(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

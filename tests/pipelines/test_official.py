@@ -211,7 +211,7 @@ def test_an_encoder_into_w(files: dict[str, Path], tmp_path: Path, monkeypatch: 
     w_encoder = WEncoder(WEncoderConfig(widths=(8, 8, 8, 8), units=(1, 1, 1, 1), reduction=4))
     part = Part(WEncoder, w_encoder.config, w_encoder.state_dict())
     into_w = SingleFile("psp", {**file.parts, "encoder": part})
-    assert PTIPipeline._from_file(into_w).pivots == ("w", "w_plus")
+    assert PTIPipeline._from_file(into_w, None).pivots == ("w", "w_plus")
     folder = write_model(into_w, tmp_path / "model", crop_scale=0.74)
     assert hub.read_config(folder)["_class_name"] == "PTIPipeline" and not (folder / "psp_encoder").exists()
     assert PTIPipeline.from_pretrained(folder).crop_scale == 0.74

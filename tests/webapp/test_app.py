@@ -263,6 +263,7 @@ def test_another_model(visit: Visit, app: Served) -> None:
 def test_launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     model, called, handled = tiny_model(), {}, []
+    monkeypatch.setattr(module.signal, "getsignal", lambda number: signal.SIG_DFL)
     monkeypatch.setattr(module.signal, "signal", lambda number, handler: handled.append((number, handler)))
     monkeypatch.setattr(module, "load_model", lambda name, device: called.update(name=name, device=device) or model)
     built: list[Any] = []

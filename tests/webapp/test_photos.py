@@ -190,7 +190,7 @@ def test_no_function_takes_files_past_the_door(app: Served) -> None:
 
 @pytest.fixture
 def client(app: Served) -> Iterator[Any]:
-    with httpx.Client(base_url=app.url, timeout=60) as client:
+    with httpx.Client(base_url=app.url, timeout=60, headers={"connection": "close"}) as client:
         yield client
 
 

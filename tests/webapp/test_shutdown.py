@@ -17,7 +17,9 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("gradio")
 
 APP = """
-import sys, torch
+import signal, sys, torch
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests in the background may have them ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 import stylegan_inversion.webapp.app as module
 from stylegan_inversion.cli import main
