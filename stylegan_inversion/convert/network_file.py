@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -95,15 +96,15 @@ def find_state_dicts(checkpoint: Mapping[Any, Any]) -> list[Found]:
     """
     found: list[Found] = []
 
-    def look(value: Mapping[Any, Any], name: str, outer: Mapping[Any, Any], depth: int) -> None:
+    def look(value: dict[Any, Any], name: str, outer: ChainMap[Any, Any], depth: int) -> None:
         tensors = {key: tensor for key, tensor in value.items() if isinstance(key, str) and isinstance(tensor, Tensor)}
         if tensors:
             found.append(Found(name, plain_names(tensors), outer))
         for key, inner in value.items():
             if isinstance(key, str) and isinstance(inner, dict) and depth and "optim" not in key.lower():
-                look(inner, key, {**outer, **value}, depth - 1)
+                look(inner, key, outer.new_child(value), depth - 1)
 
-    look(checkpoint, "", checkpoint, 2)
+    look(dict(checkpoint), "", ChainMap(dict(checkpoint)), 2)
     if not found:
         pickled = [
             f"{key}: {value.class_name}" for key, value in checkpoint.items() if isinstance(value, PickledModule)
@@ -113,28 +114,23 @@ def find_state_dicts(checkpoint: Mapping[Any, Any]) -> list[Found]:
     return sorted(found, key=lambda each: not _AVERAGED.search(each.name))
 
 
-def cut_out(state_dict: Mapping[str, Tensor], *marks: str) -> tuple[StateDict, str, list[str]] | None:
-    """Cut a network out of a state dict, whatever its names begin with.
+def cut_out(state_dict: Mapping[str, Tensor], *marks: str) -> tuple[StateDict, list[str]] | None:
+    """Cut a network out of a state dict, whatever its names begin with; of several one that is called an average.
 
     Args:
         state_dict: With plain names.
         marks: Names of tensors that only such a network has.
 
     Returns:
-        Its tensors, by their names in it; what these begin with in `state_dict`; and the first parts of the names of
-        all other tensors. `None` if there is no such network.
+        Its tensors, by their names in it, and the first parts of the names of all other tensors. `None` if there is no
+        such network.
     """
-    for key in state_dict:
-        for mark in marks:
-            if key == mark or key.endswith(f".{mark}"):
-                prefix = key.removesuffix(mark)
-                others = sorted({k.split(".")[0] for k in state_dict if not k.startswith(prefix)})
-                return (
-                    {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)},
-                    prefix,
-                    others,
-                )
-    return None
+    prefixes = [key.removesuffix(mark) for key in state_dict for mark in marks if f".{key}".endswith(f".{mark}")]
+    if not prefixes:
+        return None
+    prefix = min(prefixes, key=lambda prefix: not _AVERAGED.search(prefix))
+    inside = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+    return inside, sorted({key.split(".")[0] for key in state_dict if not key.startswith(prefix)})
 
 
 def left_out(names: list[str]) -> list[str]:

@@ -94,10 +94,10 @@ def _recognise(checkpoint: Any, encoder: EncoderKind | None) -> SingleFile:
         if "output_layer.3.weight" in each.tensors:
             return SingleFile("arcface", {"identity": Part(ArcFace, *arcface_from_official(each.tensors))})
         whole = any(key.startswith("encoder.") for key in each.tensors)
-        cut = (each.tensors, "", []) if whole else cut_out(each.tensors, "encoder.input_layer.0.weight")
+        cut = (each.tensors, []) if whole else cut_out(each.tensors, "encoder.input_layer.0.weight")
         if cut is not None:
             file = read_encoder_checkpoint(each.beside, cut[0], encoder)
-            return dataclasses.replace(file, notes=(*file.notes, *left_out(cut[2])))
+            return dataclasses.replace(file, notes=(*file.notes, *left_out(cut[1])))
     for each in found:
         refuse_others(each.tensors)
         if (cut := cut_out(each.tensors, *_GENERATOR)) is not None:
@@ -120,9 +120,9 @@ def _whole_module(kind: Kind, module: PickledModule) -> SingleFile:
     return SingleFile(kind, {"generator": part}, notes=(*notes, *more))
 
 
-def _generator(each: Found, cut: tuple[StateDict, str, list[str]], found: list[Found]) -> SingleFile:
+def _generator(each: Found, cut: tuple[StateDict, list[str]], found: list[Found]) -> SingleFile:
     """A generator, and a discriminator of rosinality's if there is one; a note says what else was left out."""
-    tensors, _, others = cut
+    tensors, others = cut
     average = tensors.pop("latent_avg", each.beside.get("latent_avg"))
     part, notes = generator_part(tensors, average)
     parts = {"generator": part}

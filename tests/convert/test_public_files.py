@@ -183,6 +183,7 @@ def test_a_generator_that_was_trained_without_noise() -> None:
         ({"g_ema": G_EMA, "g": G_EMA, "g_optim": {"state": {0: {"step": torch.zeros(1)}}}}, []),
         ({"g_ema": G_EMA, "e": {"net.weight": torch.zeros(4)}, "d": rosinality_discriminator()}, ["e"]),
         ({"state_dict": prefixed(G_EMA, "G.") | {"D.x": torch.zeros(3), "vgg.y": torch.zeros(3)}}, ["D", "vgg"]),
+        ({"state_dict": prefixed({k: v + 1 for k, v in G_EMA.items()}, "G.") | prefixed(G_EMA, "G_ema.")}, ["G"]),
         (official("e4e", discriminator_state_dict={"x.weight": torch.zeros(2)}), ["discriminator_state_dict"]),
         (official("psp", state_dict=official("psp")["state_dict"] | {"grid_align.x": torch.zeros(1)}), ["grid_align"]),
     ],
