@@ -90,7 +90,9 @@ def invert_photos(
     check_options(pipeline, options)
     num_ws, w_dim = pipeline.generator.num_ws, pipeline.generator.config.w_dim
     # Before the first photo: what is wrong with the edits would be wrong after it too.
-    apply_directions(torch.zeros(1, num_ws, w_dim), pipeline.directions, strengths=edits)
+    apply_directions(
+        torch.zeros(1, num_ws, w_dim, device="cpu", dtype=torch.float32), pipeline.directions, strengths=edits
+    )
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     hub.sweep(output)

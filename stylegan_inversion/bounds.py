@@ -24,8 +24,23 @@ def number(default: Any, low: float, high: float, *, count: int | tuple[int, int
     return dataclasses.field(default=default, metadata={"bounds": (low, high, count)})
 
 
+def plain_number(value: Any) -> int | float:
+    """A number of any library, such as NumPy's, as Python's own, which JSON knows.
+
+    Raises:
+        TypeError: If it is no number.
+    """
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    raise TypeError(f"{_shorten(value)} is no number.")
+
+
 def check_bounds(config: Any) -> None:
     """Check the numbers of a config against the bounds that their fields declare, and that bools are bools.
+
+    NumPy's numbers become Python's own.
 
     Args:
         config: A dataclass instance.
@@ -49,6 +64,9 @@ def check_bounds(config: Any) -> None:
             values = list(value) if isinstance(value, (list, tuple)) and least <= len(value) <= most else [None]
         if not all(isinstance(v, kind) and not isinstance(v, bool) and low <= v <= high for v in values):
             raise ValueError(f"`{each.name}` must be {what}, got {_shorten(value)}.")
+        if not all(type(v) in (int, float) for v in values):
+            plain = [plain_number(v) for v in values]
+            object.__setattr__(config, each.name, plain[0] if count is None else type(value)(plain))
 
 
 def _shorten(value: Any) -> str:

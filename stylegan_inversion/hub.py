@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from stylegan_inversion.bounds import plain_number
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.remote.transfer import download_snapshot
 
@@ -150,6 +151,10 @@ def find_model(
             )
     folder = folder / subfolder if subfolder else folder
     if not (folder / CONFIG_NAME).is_file():
+        if (folder / "model_index.json").is_file():
+            raise ModelNotFoundError(
+                f"{folder} is a pipeline of diffusers (model_index.json), not a GAN of this package."
+            )
         raise ModelNotFoundError(f"{folder} holds no {CONFIG_NAME}, so it is not a model saved by this package.")
     return folder
 
@@ -177,12 +182,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def write_config(config: dict[str, Any], folder: Path, *, name: str = CONFIG_NAME) -> None:
-    """Write a JSON object to a folder, whole or not at all.
+    """Write a JSON object to a folder, whole or not at all; numbers of NumPy are written as numbers.
 
     Raises:
         CheckpointError: If it cannot be written, as on a full disk. A file that was there is untouched.
     """
-    write_text(json.dumps(config, indent=2) + "\n", folder / name)
+    write_text(json.dumps(config, indent=2, default=plain_number) + "\n", folder / name)
 
 
 def write_text(text: str, path: Path) -> None:
@@ -448,15 +453,42 @@ def build_module(
     """
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if not k.startswith("_")}
     try:
-        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: leave the caller's seed alone
-            with torch.device("meta"):  # first without memory: a config may ask for more than there is
-                outline = cls(config_cls(**fields))
-            _check_fit(outline, state_dict, source=weights)
-            module = cls(config_cls(**fields))
+        with torch.device("meta"):  # first without memory: a config may ask for more than there is
+            outline = cls(config_cls(**fields))
+        _check_fit(outline, state_dict, source=weights)
+        module = new_module(cls, config_cls(**fields))
     except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError) as e:  # a wrong type
         raise CheckpointError(f"{source} does not describe a {cls.__name__}: {e}") from e
     fill_module(module, state_dict, source=weights)
     return module
+
+
+def new_module(cls: type[Module], config: Any) -> Module:
+    """Build a network whose weights are filled in later: on the CPU and in float32, whatever the caller's defaults.
+
+    The caller's random numbers stay as they were.
+
+    Args:
+        cls: The network's class; its constructor takes the config.
+        config: Its config.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        return cls(config).to(torch.float32)
+
+
+def uncompiled(module: Module) -> Module:
+    """The network inside of what `torch.compile` made of it; any other network itself."""
+    return cast(Module, getattr(module, "_orig_mod", module))
+
+
+def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a network by its own names, also where `torch.compile` wraps it or a part of it."""
+    return {plain_name(key): tensor for key, tensor in module.state_dict().items()}
+
+
+def plain_name(key: str) -> str:
+    """The name of a parameter without what `torch.compile` puts into it."""
+    return key.replace("_orig_mod.", "")
 
 
 def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:
@@ -506,8 +538,9 @@ def save_module(
         ValueError: If a number is too large for `dtype`.
         CheckpointError: If the files cannot be written.
     """
+    module = uncompiled(module)
     config = dataclasses.asdict(cast(Any, module.config))
-    state_dict = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in module.state_dict().items()}
+    state_dict = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in plain_state_dict(module).items()}
     if dtype is not None and not all(torch.isfinite(v).all() for v in state_dict.values() if v.is_floating_point()):
         raise ValueError(f"`dtype` {dtype} cannot hold the weights of this {type(module).__name__}.")
     write_tensors(state_dict, folder / weights_name(variant))

@@ -1,5 +1,9 @@
 """Geometry of the latent spaces: how many w there are, how they are repeated, truncated and grouped."""
 
+import operator
+from typing import SupportsIndex
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,6 +20,17 @@ def num_ws(resolution: int) -> int:
     if resolution not in {2**k for k in range(2, 12)}:
         raise ValueError(f"`resolution` must be a power of two from 4 to 2048, got {resolution}.")
     return 2 * (resolution.bit_length() - 1) - 2
+
+
+def random_source(seed: SupportsIndex) -> torch.Generator:
+    """A source of z and of noise on the CPU, so that a seed means the same on every device.
+
+    Draw with `device="cpu"` and a dtype, so that a caller's defaults change nothing.
+
+    Args:
+        seed: Any whole number, NumPy's too.
+    """
+    return torch.Generator("cpu").manual_seed(operator.index(seed))
 
 
 def broadcast(w: Float[Tensor, "batch w_dim"], num_ws: int) -> Float[Tensor, "batch num_ws w_dim"]:

@@ -20,7 +20,7 @@ LRELU_GAIN = math.sqrt(2)
 DEMODULATION_EPS = 1e-8
 
 
-def blur_kernel(device: torch.device | None = None, dtype: torch.dtype | None = None) -> Float[Tensor, "4 4"]:
+def blur_kernel(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Float[Tensor, "4 4"]:
     """The binomial filter [1, 3, 3, 1] x [1, 3, 3, 1] that StyleGAN2 resamples with; its sum is 1."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device, dtype=dtype)
     return torch.outer(taps, taps) / 64
@@ -110,6 +110,10 @@ def modulated_conv2d(
     The style scales the activations and demodulation scales the result, so that one weight serves the whole batch:
     conv(x, w s) = conv(x s, w), and the norm of w s is a matrix product of squared weights and squared styles.
 
+    In float16, which ends at 65504, the style is divided by its largest value first, as in NVIDIA's code, and the norm
+    is taken in float32: the square of a style of 256 would overflow. Demodulation cancels the factor; without it, the
+    result is multiplied by it. Other types are computed as they are.
+
     Args:
         x: Features.
         weight: Already scaled by its equalised learning rate; odd side k.
@@ -120,6 +124,10 @@ def modulated_conv2d(
     Returns:
         Features of the same side, or of twice the side.
     """
+    largest = None
+    if style.dtype == torch.float16:
+        largest = style.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float16).tiny)  # (B, 1)
+        style = style / largest
     out = x * style[:, :, None, None]
     if up:
         out = F.conv_transpose2d(out, weight.transpose(0, 1), stride=2)
@@ -127,8 +135,13 @@ def modulated_conv2d(
     else:
         out = F.conv2d(out, weight, padding=weight.shape[-1] // 2)
     if demodulate:
+        eps: float | Tensor = DEMODULATION_EPS
+        if largest is not None:
+            style, weight, eps = style.float(), weight.float(), eps / largest.float().square()
         norm = style.square() @ weight.square().sum(dim=(2, 3)).t()  # (B, out_channels)
-        out = out * (norm + DEMODULATION_EPS).rsqrt()[:, :, None, None]
+        out = out * (norm + eps).rsqrt()[:, :, None, None].to(out.dtype)
+    elif largest is not None:
+        out = out * largest[:, :, None, None]
     return out
 
 

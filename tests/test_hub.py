@@ -51,7 +51,7 @@ def test_a_folder_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["faces65", "./org/repo", "/org/repo", "~/repo", "a/b/c", "repo/", "", "generator"])
 def test_an_unknown_name_names_the_known_ones(name: str) -> None:
-    with pytest.raises(ModelNotFoundError, match=rf"No model '{name}': it is not a folder, .* models are .*faces64"):
+    with pytest.raises(ModelNotFoundError, match=rf"No model '{name}': it is not a folder.*faces64"):
         hub.find_model(name)
 
 

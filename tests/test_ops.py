@@ -91,3 +91,27 @@ def test_no_weight_per_sample() -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t.numel()), t)[1], lambda t: t):
         ops.modulated_conv2d(x, weight, style.requires_grad_())
     assert saved and max(saved) < 8 * 16 * 16 * 9
+
+
+@pytest.mark.parametrize("demodulate", [True, False])
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("size", [0.0, 1e-3, 1.0, 300.0, 1000.0])
+def test_float16_with_styles_of_any_size(size: float, up: bool, demodulate: bool) -> None:
+    """The square of a style of 256 overflows in float16, and a layer that is divided by infinity draws zeros."""
+    x, weight, style = randn(2, 64, 8, 8) * 50, randn(16, 64, 3, 3, seed=1) / 24, randn(2, 64, seed=2) * size
+    if not demodulate:
+        x = x / max(1.0, size)  # the result itself must fit float16
+    x, weight, style = (tensor.half() for tensor in (x, weight, style))
+    got = ops.modulated_conv2d(x, weight, style, demodulate=demodulate, up=up)
+    want = ops.modulated_conv2d(x.float(), weight.float(), style.float(), demodulate=demodulate, up=up)
+    assert got.dtype == torch.float16 and torch.isfinite(got).all()
+    assert bool(want.any()) == (size > 0)
+    torch.testing.assert_close(got.float(), want, rtol=0, atol=4e-3 * max(1e-4, float(want.abs().max())))
+
+
+def test_float32_is_not_scaled() -> None:
+    x, weight, style = (t.float() for t in (randn(2, 8, 4, 4), randn(4, 8, 3, 3, seed=1), randn(2, 8, seed=2) * 1000))
+    norm = style.square() @ weight.square().sum(dim=(2, 3)).t()
+    plain = torch.nn.functional.conv2d(x * style[:, :, None, None], weight, padding=1)
+    plain = plain * (norm + 1e-8).rsqrt()[:, :, None, None]
+    assert torch.equal(ops.modulated_conv2d(x, weight, style), plain)

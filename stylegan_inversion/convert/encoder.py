@@ -154,7 +154,7 @@ def pyramid_encoder_from_official(
                 converted[f"pyramid.lateral{3 - int(level)}.{part}"] = tensor  # theirs count from the coarse end
         except ValueError as e:
             raise CheckpointError(f"Not a feature-pyramid encoder: unexpected tensor {key!r}.") from e
-    w_avg = torch.zeros(config.w_dim) if latent_avg is None else latent_avg
+    w_avg = torch.zeros(config.w_dim, device="cpu", dtype=torch.float32) if latent_avg is None else latent_avg
     if tuple(w_avg.shape) not in {(config.w_dim,), (1, config.w_dim), (num_ws, config.w_dim)}:
         raise CheckpointError(
             f"`latent_avg` must be ({config.w_dim},) or ({num_ws}, {config.w_dim}), got {tuple(w_avg.shape)}."
@@ -183,7 +183,7 @@ def w_encoder_from_official(
     w_dim = state_dict["linear.weight"].shape[0]
     converted = {f"backbone.{key}": tensor for key, tensor in converted.items()}
     converted |= {key: tensor for key, tensor in state_dict.items() if key.startswith("linear.")}
-    w_avg = torch.zeros(w_dim) if latent_avg is None else latent_avg
+    w_avg = torch.zeros(w_dim, device="cpu", dtype=torch.float32) if latent_avg is None else latent_avg
     if w_avg.ndim not in (1, 2) or not len(w_avg) or w_avg.shape[-1] != w_dim:
         raise CheckpointError(f"`latent_avg` must be ({w_dim},) or (num_ws, {w_dim}), got {tuple(w_avg.shape)}.")
     converted["w_avg"] = w_avg.reshape(-1, w_dim)[0]

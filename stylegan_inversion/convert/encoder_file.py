@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from stylegan_inversion.convert import encoder as convert_encoder
-from stylegan_inversion.convert.network_file import generator_part, tensors_of
+from stylegan_inversion.convert.network_file import generator_part, left_out, plain_names, refuse_others, tensors_of
 from stylegan_inversion.convert.part import Part, SingleFile, StateDict
 from stylegan_inversion.convert.restyle import is_restyle, restyle_encoder_from_official
 from stylegan_inversion.errors import CheckpointError
@@ -45,9 +45,8 @@ def read_encoder_checkpoint(
     """
     found = checkpoint.get("opts")
     options: dict[str, Any] = found if isinstance(found, dict) else {}
+    refuse_others(state_dict)
     others = sorted({key.split(".")[0] for key in state_dict} - {"encoder", "decoder", "latent_avg"})
-    if others:
-        raise CheckpointError(f"Not a pSp or e4e checkpoint: beside `encoder` and `decoder` it holds {others[:5]}.")
     encoder, decoder = convert_encoder.split_checkpoint(state_dict)
     into_w_plus = any(key.startswith("styles.") for key in encoder)
     restyle = is_restyle(encoder)
@@ -82,8 +81,12 @@ def read_encoder_checkpoint(
         drawn = parts["generator"].config.resolution
         raise CheckpointError(f"Its encoder is for a generator of {side} px, but its generator draws {drawn} px.")
     if discriminator := tensors_of(checkpoint.get("discriminator_state_dict")):
-        converted_d = convert_encoder.latent_discriminator_from_official(discriminator)
-        parts["latent_discriminator"] = Part(LatentDiscriminator, *converted_d)
+        try:
+            converted_d = convert_encoder.latent_discriminator_from_official(plain_names(discriminator))
+            parts["latent_discriminator"] = Part(LatentDiscriminator, *converted_d)
+        except CheckpointError:
+            others.append("discriminator_state_dict")
+    notes += left_out(others)
     return SingleFile(kind, parts, options=options, notes=tuple(notes))
 
 

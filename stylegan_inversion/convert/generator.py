@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from stylegan_inversion import latents
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.discriminator import DiscriminatorConfig
 from stylegan_inversion.models.generator import GeneratorConfig
@@ -49,6 +50,7 @@ def _rosinality_table(config: GeneratorConfig) -> dict[str, tuple[str, tuple[int
 def _rosinality_config(state_dict: Mapping[str, Tensor]) -> GeneratorConfig:
     blocks = sum(key.startswith("to_rgbs.") and key.endswith(".conv.weight") for key in state_dict)
     resolution = 4 * 2**blocks
+    _check_square(state_dict.get("input.input"), resolution)
     layers = sum(key.startswith("style.") and key.endswith(".weight") for key in state_dict)
     try:
         w_dim, z_dim = state_dict["style.1.weight"].shape
@@ -59,6 +61,17 @@ def _rosinality_config(state_dict: Mapping[str, Tensor]) -> GeneratorConfig:
     except (ValueError, IndexError) as e:
         raise CheckpointError(f"Not a StyleGAN2 generator in rosinality's format: {e}") from e
     return _config(resolution, z_dim, w_dim, layers, widths)
+
+
+def _check_square(const: Tensor | None, resolution: int) -> None:
+    """Refuse a generator that does not begin with 4 x 4 pixels, and so draws another shape than a square."""
+    if const is None or const.ndim < 3:
+        return
+    height, width = const.shape[-2:]
+    if (height, width) != (4, 4):
+        drawn = f"{height * resolution // 4} x {width * resolution // 4}"
+        shape = "only square ones are" if height != width else "only those that begin with 4 x 4 pixels are"
+        raise CheckpointError(f"It is a generator that draws {drawn} pixels (height x width); {shape} supported.")
 
 
 def _config(resolution: int, z_dim: int, w_dim: int, layers: int, widths: Mapping[int, int]) -> GeneratorConfig:
@@ -78,21 +91,44 @@ def _config(resolution: int, z_dim: int, w_dim: int, layers: int, widths: Mappin
 def _check_kernels(state_dict: Mapping[str, Tensor]) -> None:
     for key, tensor in state_dict.items():
         if key.endswith((".kernel", "resample_filter")):
-            kernel = blur_kernel(dtype=torch.float32)
+            kernel = blur_kernel()
             if tensor.shape != kernel.shape or not torch.allclose(
                 tensor.float() / tensor.float().sum(), kernel, atol=1e-6
             ):
                 raise CheckpointError(f"{key} is not the blur filter [1, 3, 3, 1]; other filters are not supported.")
 
 
-def _take(state_dict: Mapping[str, Tensor], table: Mapping[str, tuple[str, tuple[int, ...]]], what: str) -> StateDict:
-    missing = [theirs for theirs, _ in table.values() if theirs not in state_dict]
+def has_noise(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether a generator of either format holds its constant noise. Older code drew it anew for each picture."""
+    return any(key.startswith("noises.") or key.endswith(".noise_const") for key in state_dict)
+
+
+def _draw_noise(config: GeneratorConfig, *, seed: int = 0) -> StateDict:
+    """Constant noise under our names, standard normal as in a new generator."""
+    rng = latents.random_source(seed)
+    sides = {"4.conv1": 4} | {f"{r}.{conv}": r for r in config.resolutions[1:] for conv in ("conv0", "conv1")}
+    return {
+        f"synthesis.blocks.{layer}.noise_const": torch.randn(r, r, generator=rng, device="cpu", dtype=torch.float32)
+        for layer, r in sides.items()
+    }
+
+
+def _take(
+    state_dict: Mapping[str, Tensor],
+    table: Mapping[str, tuple[str, tuple[int, ...]]],
+    what: str,
+    made_up: Mapping[str, Tensor] | None = None,
+) -> StateDict:
+    """Rename the tensors of a file; `made_up` has those, under our names, that it need not hold."""
+    taken = dict(made_up or {})
+    missing = [theirs for ours, (theirs, _) in table.items() if theirs not in state_dict and ours not in taken]
     known = {theirs for theirs, _ in table.values()}
     unexpected = [k for k in state_dict if k not in known and not k.endswith((".kernel", "resample_filter"))]
     if missing or unexpected:
         raise CheckpointError(f"Not {what}: missing {missing[:5]}, unexpected {unexpected[:5]}.")
-    taken = {}
     for ours, (theirs, axes) in table.items():
+        if theirs not in state_dict:
+            continue
         tensor = state_dict[theirs]
         for axis in reversed(axes):
             tensor = tensor.squeeze(axis)
@@ -104,6 +140,8 @@ def generator_from_rosinality(
     state_dict: Mapping[str, Tensor], *, latent_avg: Tensor | None = None
 ) -> tuple[GeneratorConfig, StateDict]:
     """Read rosinality's generator (`g_ema`, or the `decoder.` part of pSp and e4e).
+
+    Constant noise, if the file has none at all, is drawn from a seed.
 
     Args:
         state_dict: The official state dict.
@@ -118,8 +156,9 @@ def generator_from_rosinality(
     """
     config = _rosinality_config(state_dict)
     _check_kernels(state_dict)
-    converted = _take(state_dict, _rosinality_table(config), "a StyleGAN2 generator in rosinality's format")
-    w_avg = torch.zeros(config.w_dim) if latent_avg is None else latent_avg
+    noise = {} if has_noise(state_dict) else _draw_noise(config)
+    converted = _take(state_dict, _rosinality_table(config), "a StyleGAN2 generator in rosinality's format", noise)
+    w_avg = torch.zeros(config.w_dim, device="cpu", dtype=torch.float32) if latent_avg is None else latent_avg
     if w_avg.ndim not in (1, 2) or not len(w_avg) or w_avg.shape[-1] != config.w_dim:
         raise CheckpointError(
             f"`latent_avg` must be ({config.w_dim},) or (num_ws, {config.w_dim}), got {tuple(w_avg.shape)}."
@@ -167,6 +206,8 @@ def _nvidia_table(config: GeneratorConfig) -> dict[str, tuple[str, tuple[int, ..
 def generator_from_nvidia(state_dict: Mapping[str, Tensor]) -> tuple[GeneratorConfig, StateDict]:
     """Read the state dict of NVIDIA's StyleGAN2 generator (stylegan2-ada-pytorch, or StyleGAN2 in stylegan3).
 
+    Constant noise, if the file has none at all, is drawn from a seed.
+
     Raises:
         CheckpointError: If it is conditional (`mapping.embed`), not the skip architecture, or a tensor is missing.
     """
@@ -180,6 +221,7 @@ def generator_from_nvidia(state_dict: Mapping[str, Tensor]) -> tuple[GeneratorCo
     sides = [2**k for k in range(2, 12) if f"synthesis.b{2**k}.torgb.weight" in state_dict]
     if not sides:
         raise CheckpointError("Not NVIDIA's StyleGAN2 generator of the skip architecture: it has no `torgb`.")
+    _check_square(const, max(sides))
     layers = sum(key.startswith("mapping.fc") and key.endswith(".weight") for key in state_dict)
     try:
         w_dim, z_dim = state_dict["mapping.fc0.weight"].shape
@@ -190,7 +232,12 @@ def generator_from_nvidia(state_dict: Mapping[str, Tensor]) -> tuple[GeneratorCo
         raise CheckpointError(f"Not NVIDIA's StyleGAN2 generator: {e}") from e
     config = _config(max(sides), z_dim, w_dim, layers, widths)
     _check_kernels(state_dict)
-    return config, _take(state_dict, _nvidia_table(config), "NVIDIA's StyleGAN2 generator")
+    made_up: StateDict = {}
+    if not has_noise(state_dict):
+        made_up = _draw_noise(config)
+        if not any(key.endswith(".noise_strength") for key in state_dict):  # `use_noise=False`: it never gets any
+            made_up |= {key.replace("_const", "_strength"): noise.new_zeros(()) for key, noise in made_up.items()}
+    return config, _take(state_dict, _nvidia_table(config), "NVIDIA's StyleGAN2 generator", made_up)
 
 
 def generator_to_nvidia(config: GeneratorConfig, state_dict: Mapping[str, Tensor]) -> StateDict:

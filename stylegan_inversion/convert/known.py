@@ -6,10 +6,16 @@ format of ours fetches it again. A file that was in the cache before, for anothe
 Importing this file tells `hub.find_model` of it, so the names work wherever a model is named.
 """
 
+import atexit
+import logging
 import os
+import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from stylegan_inversion import hub
 from stylegan_inversion.catalogue import CatalogueEntry, cached_file, catalogue, converted_folder, fetch, suggest
@@ -20,6 +26,8 @@ from stylegan_inversion.convert.single_file import read_single_file
 from stylegan_inversion.editing.directions import save_directions
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.remote.integrity import remove
+
+logger = logging.getLogger(__name__)
 
 _ENCODERS: dict[str, EncoderKind] = {"psp": "psp", "e4e": "e4e"}
 _NO_FOLDER = ("direction", "ganspace")  # their files are read where they are
@@ -81,15 +89,22 @@ def find_known_model(
     folder = converted_folder(entry, cache_dir)
     if force_download or not (folder / hub.CONFIG_NAME).is_file():
         try:
-            _convert(entry, folder, access, token=token, force_download=force_download)
-        except (ModelNotFoundError, CheckpointError):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            locks = folder.parents[1] / ".locks"  # where the Hub's client has its own
+            locks.mkdir(exist_ok=True)
+            lock = FileLock(locks / f"{folder.name}.lock").acquire()
+        except OSError as e:
+            return _convert_elsewhere(entry, folder, access, token=token, force_download=force_download, why=e)
+        with lock:  # one process converts, the others wait and find the folder
             if force_download or not (folder / hub.CONFIG_NAME).is_file():
-                raise
-            # Another process was faster, and has removed the file.
+                _convert(entry, folder, access, token=token, force_download=force_download)
     elif edits_of(entry.domain) and not (folder / "directions").is_dir():  # there was no network
         if directions := fetch_directions(entry.name, entry.domain, **access):
-            with hub.write_together(folder) as stage:
-                save_directions(directions, stage / "directions")
+            try:
+                with hub.write_together(folder) as stage:
+                    save_directions(directions, stage / "directions")
+            except CheckpointError as e:
+                logger.warning("The directions of %s could not be kept: %s", entry.name, e)
     return folder
 
 
@@ -104,12 +119,39 @@ def _convert(
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         made = write_model(file, Path(scratch) / "model")
-        if folder.exists() and force_download:
+        if folder.exists():
             folder.rename(Path(scratch) / "old")
-        if not folder.exists():  # another process may have been faster
-            made.rename(folder)
+        made.rename(folder)
     if not kept:
         remove(path)
+
+
+@cache
+def _scratch() -> Path:
+    """A folder of this process, which goes when it ends."""
+    folder = Path(tempfile.mkdtemp(prefix="stylegan-inversion-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _convert_elsewhere(
+    entry: CatalogueEntry,
+    folder: Path,
+    access: dict[str, Any],
+    *,
+    token: str | bool | None,
+    force_download: bool,
+    why: OSError,
+) -> Path:
+    """Convert into a folder of this process, where the cache may only be read."""
+    other = _scratch() / folder.name
+    if force_download or not (other / hub.CONFIG_NAME).is_file():
+        logger.warning(
+            "%s cannot be written (%s), so %s is converted for this process alone, in %s: give another `cache_dir`.",
+            *(folder.parent, why.strerror, entry.name, other.parent),
+        )
+        _convert(entry, other, access, token=token, force_download=force_download)
+    return other
 
 
 hub.know(find_known_model)

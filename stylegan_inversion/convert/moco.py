@@ -14,7 +14,7 @@ from torch import Tensor
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.resnet import ResNet, ResNetConfig
 
-_QUERY = "module.encoder_q."
+_QUERY = "encoder_q."
 
 
 def moco_from_official(checkpoint: Mapping[str, Any]) -> tuple[ResNetConfig, dict[str, Tensor]]:
@@ -34,7 +34,8 @@ def moco_from_official(checkpoint: Mapping[str, Any]) -> tuple[ResNetConfig, dic
         raise CheckpointError(
             f"Not a MoCo checkpoint: it has no `state_dict`, only {sorted(map(str, checkpoint))[:5]}."
         )
-    trunk = {key[len(_QUERY) :]: tensor for key, tensor in state_dict.items() if key.startswith(_QUERY)}
+    named = {key.removeprefix("module."): tensor for key, tensor in state_dict.items()}
+    trunk = {key[len(_QUERY) :]: tensor for key, tensor in named.items() if key.startswith(_QUERY)}
     trunk = {key: tensor for key, tensor in trunk.items() if not key.startswith("fc.")}
     if not trunk:
         raise CheckpointError(f"Not a MoCo checkpoint: its state dict has no `{_QUERY}` tensors.")

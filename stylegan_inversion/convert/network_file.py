@@ -2,17 +2,42 @@
 
 import dataclasses
 import re
+from collections import ChainMap
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from stylegan_inversion.convert.generator import generator_from_nvidia, generator_from_rosinality
+from stylegan_inversion import latents
+from stylegan_inversion.convert.generator import generator_from_nvidia, generator_from_rosinality, has_noise
 from stylegan_inversion.convert.part import Part, StateDict
 from stylegan_inversion.convert.sandbox import PickledModule
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig, MappingNetwork
+
+_WRAPPERS = {"module", "_orig_mod"}
+_AVERAGED = re.compile(r"(^|[^a-zA-Z])(ema|EMA)([^a-zA-Z]|$)|running")
+_ONLY = " (tensor {key!r}); only StyleGAN2 is supported."
+_NAMES = " (tensor {key!r}), whose names are not supported. Take rosinality's or NVIDIA's file."
+_OTHER = " (tensor {key!r}), not a GAN; nothing here can use it."
+_REFUSED = {  # what tensors' names begin with -> what it is
+    r"synthesis\.(input\.|L\d+_)": "a StyleGAN3 generator" + _ONLY,
+    r"(g_mapping|g_synthesis|(generator\.)?progression|step)\.": "a StyleGAN1 generator" + _ONLY,
+    r"(backbone\.synthesis|superresolution|renderer)\.": "a 3D generator" + _ONLY,
+    r"mapping\.embed\.": "a conditional generator (`mapping.embed`: c_dim > 0), which is not supported: there is no "
+    "label in W+. Take an unconditional one.",
+    r"(synthesis\.blocks|pyramid)\.": "a file of this package (its tensors have our names): load the folder that it is "
+    "in with `from_pretrained`.",
+    r"hypernet\.": "a checkpoint of HyperStyle (tensor {key!r}), which is not supported: take pSp's or e4e's.",
+    r"inverter\.": "a checkpoint of StyleFeatureEditor (tensor {key!r}), which is not supported: take pSp's or e4e's.",
+    r"(stylegan_decoder\.)?(style_mlp|style_conv1|style_convs|constant_input)\.": "a StyleGAN2 of BasicSR or GFPGAN"
+    + _NAMES,
+    r"(generator(_ema)?\.)?style_mapping\.": "a generator of MMGeneration or MMagic" + _NAMES,
+    r"(model\.diffusion_model|first_stage_model|unet|down_blocks|transformer_blocks|double_blocks)\.": "a diffusion "
+    "model" + _OTHER,
+    r".*lora_(A|B|up|down|te|unet)": "a LoRA of a diffusion model" + _OTHER,
+}
 
 
 def tensors_of(value: Any) -> StateDict:
@@ -26,51 +51,104 @@ def tensors_of(value: Any) -> StateDict:
     return {}
 
 
-def find_state_dict(checkpoint: Mapping[Any, Any]) -> StateDict:
-    """The state dict in a checkpoint: under `state_dict`, or the tensors at its top.
+def plain_names(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Leave out `module.` (of `DataParallel`) and `_orig_mod.` (of `torch.compile`), wherever they stand in a name.
+
+    Raises:
+        CheckpointError: If two tensors then have one name.
+    """
+    plain: StateDict = {}
+    for key, tensor in state_dict.items():
+        name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+        if name in plain:
+            raise CheckpointError(
+                f"It holds the tensor {name!r} twice: once as {key!r}. Save one network's state dict."
+            )
+        plain[name] = tensor
+    return plain
+
+
+class Found(NamedTuple):
+    """A state dict in a checkpoint.
+
+    Attributes:
+        name: The key that it lies under; "" at the top.
+        tensors: By their plain names (see `plain_names`).
+        beside: What lies beside it, and further out: settings, the average w.
+    """
+
+    name: str
+    tensors: StateDict
+    beside: Mapping[Any, Any]
+
+
+def find_state_dicts(checkpoint: Mapping[Any, Any]) -> list[Found]:
+    """The state dicts in a checkpoint: the tensors at its top, and those in the dicts inside, two levels down.
+
+    Args:
+        checkpoint: What the file holds.
+
+    Returns:
+        At least one. Those that are called an average (`g_ema`) come first; an optimiser's are left out.
 
     Raises:
         CheckpointError: If there is none.
     """
-    inner = checkpoint.get("state_dict")
-    source = inner if isinstance(inner, dict) else checkpoint
-    found = {key: tensor for key, tensor in source.items() if isinstance(key, str) and isinstance(tensor, Tensor)}
+    found: list[Found] = []
+
+    def look(value: dict[Any, Any], name: str, outer: ChainMap[Any, Any], depth: int) -> None:
+        tensors = {key: tensor for key, tensor in value.items() if isinstance(key, str) and isinstance(tensor, Tensor)}
+        if tensors:
+            found.append(Found(name, plain_names(tensors), outer))
+        for key, inner in value.items():
+            if isinstance(key, str) and isinstance(inner, dict) and depth and "optim" not in key.lower():
+                look(inner, key, outer.new_child(value), depth - 1)
+
+    look(dict(checkpoint), "", ChainMap(dict(checkpoint)), 2)
     if not found:
-        pickled = [f"{key}: {value.class_name}" for key, value in source.items() if isinstance(value, PickledModule)]
-        held = ", ".join(pickled or [str(key)[:50] for key in source][:8]) or "nothing"
+        pickled = [
+            f"{key}: {value.class_name}" for key, value in checkpoint.items() if isinstance(value, PickledModule)
+        ]
+        held = ", ".join(pickled or [str(key)[:50] for key in checkpoint][:8]) or "nothing"
         raise CheckpointError(f"Not a checkpoint of this field: there are no tensors in it, only {held}.")
-    if any(key.startswith("module.") for key in found) and not any(
-        key.startswith("module.encoder_q.") for key in found
-    ):
-        raise CheckpointError(
-            "Its tensors' names begin with `module.`: saved from a `DataParallel`. Save `model.module.state_dict()`."
-        )
-    return found
+    return sorted(found, key=lambda each: not _AVERAGED.search(each.name))
 
 
-def refuse_generator(state_dict: Mapping[str, Tensor]) -> None:
-    """Refuse, by name, generators that are not StyleGAN2's, and this package's own files.
+def cut_out(state_dict: Mapping[str, Tensor], *marks: str) -> tuple[StateDict, list[str]] | None:
+    """Cut a network out of a state dict, whatever its names begin with; of several one that is called an average.
+
+    Args:
+        state_dict: With plain names.
+        marks: Names of tensors that only such a network has.
+
+    Returns:
+        Its tensors, by their names in it, and the first parts of the names of all other tensors. `None` if there is no
+        such network.
+    """
+    prefixes = [key.removesuffix(mark) for key in state_dict for mark in marks if f".{key}".endswith(f".{mark}")]
+    if not prefixes:
+        return None
+    prefix = min(prefixes, key=lambda prefix: not _AVERAGED.search(prefix))
+    inside = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+    return inside, sorted({key.split(".")[0] for key in state_dict if not key.startswith(prefix)})
+
+
+def left_out(names: list[str]) -> list[str]:
+    """A note on what was left out, if anything was."""
+    shown = ", ".join(f"`{name[:50]}`" for name in names[:5])
+    return [f"The file also holds {shown}, which was left out."] if names else []
+
+
+def refuse_others(state_dict: Mapping[str, Tensor]) -> None:
+    """Refuse, by name, what is not StyleGAN2 or one of its encoders, and this package's own files.
 
     Raises:
         CheckpointError: If it is one of those.
     """
     for key in state_dict:
-        if key.startswith("synthesis.input.") or re.match(r"synthesis\.L\d+_", key):
-            raise CheckpointError(f"It is a StyleGAN3 generator (tensor {key!r}); only StyleGAN2 is supported.")
-        if key.startswith(("g_mapping.", "g_synthesis.", "generator.progression.", "progression.", "step.")):
-            raise CheckpointError(f"It is a StyleGAN1 generator (tensor {key!r}); only StyleGAN2 is supported.")
-        if key.startswith(("backbone.synthesis.", "superresolution.", "renderer.")):
-            raise CheckpointError(f"It is a 3D generator (tensor {key!r}); only StyleGAN2 is supported.")
-        if key.startswith("mapping.embed."):
-            raise CheckpointError(
-                "It is a conditional generator (`mapping.embed`: c_dim > 0), which is not supported: there is no label "
-                "in W+. Take an unconditional one."
-            )
-        if key.startswith(("synthesis.blocks.", "pyramid.")):
-            raise CheckpointError(
-                "It is a file of this package (its tensors have our names): load the folder that it is in with "
-                "`from_pretrained`."
-            )
+        for pattern, what in _REFUSED.items():
+            if re.match(pattern, key):
+                raise CheckpointError(f"It is {what.format(key=key)}")
 
 
 def network_settings(module: PickledModule) -> tuple[float | None, list[str]]:
@@ -120,10 +198,10 @@ def average_w(config: GeneratorConfig, state_dict: Mapping[str, Tensor], *, samp
         mapping = MappingNetwork(config)
     own = {key[len("mapping.") :]: tensor.float() for key, tensor in state_dict.items() if key.startswith("mapping.")}
     mapping.load_state_dict(own, assign=True)
-    rng = torch.Generator().manual_seed(seed)
-    total = torch.zeros(config.w_dim, dtype=torch.float64)
+    rng = latents.random_source(seed)
+    total = torch.zeros(config.w_dim, device="cpu", dtype=torch.float64)
     for start in range(0, samples, 5_000):
-        z = torch.randn(min(5_000, samples - start), config.z_dim, generator=rng)
+        z = torch.randn(min(5_000, samples - start), config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
         total += mapping(z).double().sum(dim=0)
     return (total / samples).float()
 
@@ -131,12 +209,14 @@ def average_w(config: GeneratorConfig, state_dict: Mapping[str, Tensor], *, samp
 def generator_part(
     state_dict: StateDict, latent_avg: Any, *, samples: int = 10_000, lr_multiplier: float | None = None
 ) -> tuple[Part, list[str]]:
-    """A StyleGAN2 generator in either format; its average w is made up for where it is missing."""
-    refuse_generator(state_dict)
+    """A StyleGAN2 generator in either format; its average w and its noise are made up for where they are missing."""
+    refuse_others(state_dict)
     average = latent_avg if isinstance(latent_avg, Tensor) else None
     if "synthesis.b4.const" in state_dict:
         average = state_dict.get("mapping.w_avg", average)
-        stand_in = state_dict.get("mapping.fc0.bias", torch.zeros(1))  # of the right size, if nothing else
+        stand_in = state_dict.get(
+            "mapping.fc0.bias", torch.zeros(1, device="cpu")
+        )  # of the right size, if nothing else
         config, converted = generator_from_nvidia(
             {**state_dict, "mapping.w_avg": stand_in if average is None else average}
         )
@@ -145,6 +225,10 @@ def generator_part(
     if lr_multiplier is not None:
         config = dataclasses.replace(config, mapping_lr_multiplier=lr_multiplier)
     notes = []
+    if not has_noise(state_dict):
+        notes.append(
+            "The file has no constant noise; it was drawn from a seed, so pictures differ from others in grain."
+        )
     if average is None:
         Part(Generator, config, converted)  # its checks, before it is run
         converted["w_avg"] = average_w(config, converted, samples=samples)

@@ -46,7 +46,9 @@ class Part:
                 faults.append(f"{key} is {tuple(tensor.shape)}, not {tuple(ours[key].shape)}")
             # one pass without a copy, unlike `isfinite`: NaN is both, infinity is one of the two
             extremes = (
-                torch.stack(tensor.aminmax()) if tensor.is_floating_point() and tensor.numel() else torch.zeros(1)
+                torch.stack(tensor.aminmax())
+                if tensor.is_floating_point() and tensor.numel()
+                else torch.zeros(1, device="cpu")
             )
             if not torch.isfinite(extremes).all():
                 faults.append(f"{key} holds NaN or infinity")
@@ -56,8 +58,7 @@ class Part:
 
     def build(self) -> nn.Module:
         """The network, in eval mode, frozen, float32."""
-        with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten: leave the caller's seed alone
-            module = self.module_class(self.config)
+        module = hub.new_module(self.module_class, self.config)
         hub.fill_module(module, self.state_dict, source="the converted state dict")
         return module
 

@@ -162,7 +162,8 @@ def main(arguments: list[str]) -> None:
         except MemoryError:
             answer = {"error": f"Reading it takes more than {int(memory) >> 20} MB, which a sound file does not."}
         except OSError as e:
-            answer = {"error": f"Its tensors could not be written to the temporary folder: {e}. Make room there."}
+            way = "Make room there, or name another one by TMPDIR."
+            answer = {"error": f"Its tensors could not be written to the temporary folder: {e}. {way}"}
         except Exception as e:  # a traceback would open source files, which the guard takes for an attack
             answer = {"error": f"It is damaged, or no checkpoint ({type(e).__name__} while it was read)."}
         try:

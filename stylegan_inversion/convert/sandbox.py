@@ -23,7 +23,7 @@ from torch import Tensor
 from stylegan_inversion.convert.reading_process import DESCRIPTION_NAME, GUARD_EXIT, STORAGES_NAME
 from stylegan_inversion.errors import CheckpointError
 
-MAX_FILE_BYTES = 4 * 2**30  # the largest released checkpoints of the field have 1.4 GB
+MAX_FILE_BYTES = 16 * 2**30  # e4e's resumable file, which holds the optimiser's state too, has 4.1 GB
 _MEMORY = 256 * 2**20  # what reading may take beside the file
 _SECONDS = 10  # of processor time, and one more for each _BYTES_PER_SECOND
 _BYTES_PER_SECOND = 50 * 2**20
@@ -73,6 +73,10 @@ def _entries(state: Mapping[Any, Any], name: str) -> dict[str, Any]:
 
 def read_checkpoint(path: Path, *, max_bytes: int = MAX_FILE_BYTES, timeout: float | None = None) -> Any:
     """Read a `.pt`, `.pth`, `.pkl`, `.npy` or `.safetensors` of any origin without executing any of it.
+
+    The temporary folder holds a copy of its tensors while this runs, so it needs as much room as the file has; the
+    environment variable TMPDIR names another one. The tensors are mapped from there: only those that are used take
+    memory.
 
     Args:
         path: The file; its name and suffix do not matter.

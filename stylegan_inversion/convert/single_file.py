@@ -4,7 +4,7 @@ What a file is, its tensors tell, never its name. Only where two networks have t
 e4e's) the settings that the file carries (`opts`) decide, or the caller.
 """
 
-from collections.abc import Mapping
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,23 @@ from stylegan_inversion.convert.encoder_file import EncoderKind, read_encoder_ch
 from stylegan_inversion.convert.generator import discriminator_from_rosinality
 from stylegan_inversion.convert.moco import moco_from_official
 from stylegan_inversion.convert.network_file import (
-    find_state_dict,
+    Found,
+    cut_out,
+    find_state_dicts,
     generator_part,
+    left_out,
     network_settings,
-    refuse_generator,
-    tensors_of,
+    plain_names,
+    refuse_others,
 )
-from stylegan_inversion.convert.part import Kind, Part, SingleFile
+from stylegan_inversion.convert.part import Kind, Part, SingleFile, StateDict
 from stylegan_inversion.convert.sandbox import MAX_FILE_BYTES, PickledModule, read_checkpoint
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.discriminator import Discriminator
 from stylegan_inversion.models.irse import ArcFace
 from stylegan_inversion.models.resnet import ResNet
+
+_GENERATOR = ("conv1.conv.weight", "synthesis.b4.const")  # only generators have these
 
 
 def read_single_file(
@@ -76,26 +81,28 @@ def _recognise(checkpoint: Any, encoder: EncoderKind | None) -> SingleFile:
         return SingleFile("direction", vectors={"direction": vector_from_official(checkpoint)})
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"Not a checkpoint of this field: it holds a {type(checkpoint).__name__}.")
-    for name in ("G_ema", "G"):
-        if isinstance(checkpoint.get(name), PickledModule):
-            return _whole_module("nvidia", checkpoint[name])
-    for name in ("g_ema", "g"):
-        if tensors_of(checkpoint.get(name)):
-            return _rosinality(checkpoint, name)
+    for name in ("G_ema", "G", *checkpoint):
+        value = checkpoint.get(name)
+        if isinstance(value, PickledModule) and (name in ("G_ema", "G") or value.class_name == "Generator"):
+            return _whole_module("nvidia", value)
     if {"mean", "comp", "std"} <= checkpoint.keys():
         return SingleFile("ganspace", components=components_from_ganspace(checkpoint))
-    state_dict = find_state_dict(checkpoint)
-    if any(key.startswith("module.encoder_q.") for key in state_dict):
-        return SingleFile("moco", {"moco": Part(ResNet, *moco_from_official({"state_dict": state_dict}))})
-    if any(key.startswith("encoder.") for key in state_dict):
-        return read_encoder_checkpoint(checkpoint, state_dict, encoder)
-    if "output_layer.3.weight" in state_dict:
-        return SingleFile("arcface", {"identity": Part(ArcFace, *arcface_from_official(state_dict))})
-    if "conv1.conv.weight" in state_dict or "synthesis.b4.const" in state_dict:
-        kind: Kind = "rosinality" if "conv1.conv.weight" in state_dict else "stylegan3-editing"
-        part, notes = generator_part(state_dict, checkpoint.get("latent_avg"))
-        return SingleFile(kind, {"generator": part}, notes=tuple(notes))
-    refuse_generator(state_dict)
+    found = find_state_dicts(checkpoint)
+    for each in found:
+        if any(key.startswith("encoder_q.") for key in each.tensors):
+            return SingleFile("moco", {"moco": Part(ResNet, *moco_from_official({"state_dict": each.tensors}))})
+        if "output_layer.3.weight" in each.tensors:
+            return SingleFile("arcface", {"identity": Part(ArcFace, *arcface_from_official(each.tensors))})
+        whole = any(key.startswith("encoder.") for key in each.tensors)
+        cut = (each.tensors, []) if whole else cut_out(each.tensors, "encoder.input_layer.0.weight")
+        if cut is not None:
+            file = read_encoder_checkpoint(each.beside, cut[0], encoder)
+            return dataclasses.replace(file, notes=(*file.notes, *left_out(cut[1])))
+    for each in found:
+        refuse_others(each.tensors)
+        if (cut := cut_out(each.tensors, *_GENERATOR)) is not None:
+            return _generator(each, cut, found)
+    state_dict = found[0].tensors
     if state_dict and all(tensor.ndim <= 3 and tensor.shape[-1:] for tensor in state_dict.values()):
         vectors = {key: vector_from_official(tensor) for key, tensor in state_dict.items()}
         return SingleFile("direction", vectors=vectors)
@@ -109,16 +116,27 @@ def _whole_module(kind: Kind, module: PickledModule) -> SingleFile:
     if module.class_name != "Generator":
         raise CheckpointError(f"Not a generator: a pickled {module.class_name}.")
     lr_multiplier, notes = network_settings(module)
-    part, more = generator_part(module.state_dict(), None, lr_multiplier=lr_multiplier)
+    part, more = generator_part(plain_names(module.state_dict()), None, lr_multiplier=lr_multiplier)
     return SingleFile(kind, {"generator": part}, notes=(*notes, *more))
 
 
-def _rosinality(checkpoint: Mapping[str, Any], name: str) -> SingleFile:
-    part, notes = generator_part(tensors_of(checkpoint[name]), checkpoint.get("latent_avg"))
-    if name == "g":
-        notes.append("The file has no `g_ema`, the averaged generator; `g`, the one in training, was taken.")
+def _generator(each: Found, cut: tuple[StateDict, list[str]], found: list[Found]) -> SingleFile:
+    """A generator, and a discriminator of rosinality's if there is one; a note says what else was left out."""
+    tensors, others = cut
+    average = tensors.pop("latent_avg", each.beside.get("latent_avg"))
+    part, notes = generator_part(tensors, average)
     parts = {"generator": part}
-    if discriminator := tensors_of(checkpoint.get("d")):
-        converted = discriminator_from_rosinality(discriminator)
-        parts["discriminator"] = Part(Discriminator, *converted)
-    return SingleFile("rosinality", parts, notes=tuple(notes))
+    if each.name in ("g", "G"):
+        notes.append(
+            f"The file has no `{each.name}_ema`, the averaged generator; `{each.name}`, the one in training, was taken."
+        )
+    for other in found:
+        is_network = other.name and not other.tensors.keys() <= {"latent_avg"}
+        if other is each or not is_network or cut_out(other.tensors, *_GENERATOR) is not None:
+            continue
+        try:
+            parts["discriminator"] = Part(Discriminator, *discriminator_from_rosinality(other.tensors))
+        except (CheckpointError, ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+            others.append(other.name)
+    kind: Kind = "rosinality" if "conv1.conv.weight" in tensors else "stylegan3-editing"
+    return SingleFile(kind, parts, notes=(*notes, *left_out(others)))

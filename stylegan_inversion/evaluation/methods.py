@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stylegan_inversion.bounds import plain_number
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.pipelines.base import InversionPipeline
@@ -268,4 +269,4 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 def hash_json(value: Any) -> str:
     """The sha256 of a value as JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=plain_number).encode()).hexdigest()

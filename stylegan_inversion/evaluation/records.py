@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from stylegan_inversion.bounds import plain_number
+
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
@@ -75,4 +77,4 @@ class RecordFile:
 
 
 def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"
+    return json.dumps(record, allow_nan=False, default=plain_number) + "\n"

@@ -33,7 +33,10 @@ def sample_w_plus(
     Returns:
         (n, num_ws, w_dim), on the generator's device.
     """
-    z = torch.stack([torch.randn(generator.config.z_dim, generator=seeded(seed, purpose, i)) for i in numbers])
+    size = generator.config.z_dim
+    z = torch.stack(
+        [torch.randn(size, generator=seeded(seed, purpose, i), device="cpu", dtype=torch.float32) for i in numbers]
+    )
     w_plus = latents.broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws)
     return latents.truncate(w_plus, generator.w_avg, truncation_psi=truncation_psi)
 
@@ -42,7 +45,12 @@ def sample_noise(generator: Generator, numbers: Sequence[int], *, seed: int) -> 
     """Noise of samples for each style layer, (n, 1, r, r), drawn on the CPU, each sample by itself."""
     sides = [conv.noise_const.shape[-1] for conv in generator.synthesis.convs]
     areas = [side * side for side in sides]
-    drawn = torch.stack([torch.randn(sum(areas), generator=seeded(seed, "noise", i)) for i in numbers])
+    drawn = torch.stack(
+        [
+            torch.randn(sum(areas), generator=seeded(seed, "noise", i), device="cpu", dtype=torch.float32)
+            for i in numbers
+        ]
+    )
     layers = drawn.to(generator.w_avg).split(areas, dim=1)
     return [layer.reshape(len(numbers), 1, side, side) for layer, side in zip(layers, sides)]
 

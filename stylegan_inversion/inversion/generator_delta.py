@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.hub import plain_name, plain_state_dict
 from stylegan_inversion.models.generator import Generator
 
 FORMAT = "generator-delta-1"
@@ -26,7 +27,7 @@ _KINDS = ("value", "difference", "left", "right")  # the last part of a tensor's
 def generator_sha256(generator: Generator) -> str:
     """Fingerprint of a generator: sha256 over the names, shapes and float32 bytes of its tensors, by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(generator.state_dict().items()):
+    for name, tensor in sorted(plain_state_dict(generator).items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().astype("<f4", copy=False).reshape(-1).data)
     return digest.hexdigest()
@@ -101,10 +102,10 @@ class GeneratorDelta:
         if dtype is not None and not dtype.is_floating_point:
             raise ValueError(f"`dtype` must be a floating-point type such as torch.float16, got {dtype}.")
         exact = rank is None and energy is None and dtype in (None, torch.float32)
-        parameters = {name for name, _ in tuned.named_parameters()}
-        before, tensors, errors = base.state_dict(), {}, {}
+        parameters = {plain_name(name) for name, _ in tuned.named_parameters()}
+        before, tensors, errors = plain_state_dict(base), {}, {}
         norms: dict[bool, list[float]] = {True: [0.0, 0.0], False: [0.0, 0.0]}  # of parameters, of buffers: lost, true
-        for name, tensor in tuned.state_dict().items():
+        for name, tensor in plain_state_dict(tuned).items():
             old, new = before[name].float().cpu(), tensor.float().cpu()
             if torch.equal(old, new):
                 continue
@@ -148,7 +149,7 @@ class GeneratorDelta:
                 f"{found[:12]}...: load the model, and the revision of it, that the inversion was made with."
             )
         tuned = copy.deepcopy(base).eval().requires_grad_(False)
-        state = tuned.state_dict()
+        state = plain_state_dict(tuned)
         for name, parts in self._parts().items():
             if name not in state:
                 raise CheckpointError(f"The change holds {name!r}, which the generator does not have.")

@@ -123,7 +123,7 @@ def tune_generator(
     with torch.no_grad():
         wanted = perceptual.features(target)
         best = [p.clone() for p in parameters]
-    rng = torch.Generator().manual_seed(seed)
+    rng = latents.random_source(seed)
     threshold = perceptual.threshold if config.lpips_threshold is None else config.lpips_threshold
 
     losses: list[float] = []
@@ -180,11 +180,11 @@ def _locality_targets(
     generator: Generator, w_pivot: Tensor, config: TuningConfig, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Codes near the pivots, and what the given generator draws there, which the tuned one must draw, too."""
-    z = torch.randn(config.locality_samples, generator.config.z_dim, generator=rng).to(w_pivot)
-    w_sampled = latents.broadcast(generator.mapping(z), generator.num_ws)
+    z = torch.randn(config.locality_samples, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
+    w_sampled = latents.broadcast(generator.mapping(z.to(w_pivot)), generator.num_ws)
     w_sampled = latents.truncate(w_sampled, generator.w_avg, truncation_psi=config.locality_truncation_psi)
     # Each draw goes with a pivot in turn, so that several images are treated alike.
-    pivots = w_pivot[torch.randint(len(w_pivot), (config.locality_samples,), generator=rng)]
+    pivots = w_pivot[torch.randint(len(w_pivot), (config.locality_samples,), generator=rng, device="cpu")]
     w_local = interpolate_codes(pivots, w_sampled, alpha=config.locality_alpha)
     return w_local, generator.synthesis(w_local, noise_mode="none")
 

@@ -84,7 +84,8 @@ class Projection:
 
 def w_statistics(generator: Generator, num_samples: int, *, seed: int = 123) -> tuple[Tensor, float]:
     """Average of w, (w_dim,), and its spread: the root of the mean squared distance from the average."""
-    z = torch.randn(num_samples, generator.config.z_dim, generator=torch.Generator().manual_seed(seed))
+    rng = latents.random_source(seed)
+    z = torch.randn(num_samples, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
     parameter = next(generator.parameters())
     with torch.no_grad():
         w = generator.mapping(z.to(parameter))
@@ -174,11 +175,12 @@ def _project(
     target = target.clone()  # of the caller's inference mode, if that is on
     synthesis = copy.deepcopy(generator.synthesis).requires_grad_(False)
     w_avg, w_spread = w_statistics(generator, config.num_w_samples, seed=seed)
-    rng = torch.Generator().manual_seed(seed)
+    rng = latents.random_source(seed)
 
     def draw(*shape: int) -> Tensor:
         """The same numbers for each image: those that it would get alone."""
-        return torch.randn(1, *shape, generator=rng).to(target).repeat(len(target), *[1] * len(shape))
+        drawn = torch.randn(1, *shape, generator=rng, device="cpu", dtype=torch.float32)
+        return drawn.to(target).repeat(len(target), *[1] * len(shape))
 
     w_opt = w_avg.to(target).repeat(len(target), num_free, 1).requires_grad_()
     noise = [draw(1, *conv.noise_const.shape) for conv in synthesis.convs]
@@ -189,7 +191,7 @@ def _project(
         wanted = perceptual.features(_at_most_256(target))
 
     losses: list[float] = []
-    best, stopped_by = torch.full((len(target),), torch.inf, device=target.device), "steps"
+    best, stopped_by = target.new_full((len(target),), torch.inf), "steps"
     w_best, noise_best = w_opt.detach().clone(), [t.detach().clone() for t in noise]
     for step in range(config.num_steps):
         w_plus = w_opt + draw(*w_opt.shape[1:]) * (w_spread * config.w_noise_at(step))

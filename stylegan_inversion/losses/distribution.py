@@ -193,10 +193,10 @@ def kernel_distance(
             f"`subset_size` must be in [2, {min(len(a), len(b))}], the size of the smaller set, got {subset_size}."
         )
     a, b = a.detach().cpu(), b.detach().cpu()
-    figures = torch.zeros(num_subsets, dtype=torch.float64)
+    figures = torch.zeros(num_subsets, device="cpu", dtype=torch.float64)
     for i in range(num_subsets):
-        x = a[torch.randperm(len(a), generator=rng)[:subset_size]].double()
-        y = b[torch.randperm(len(b), generator=rng)[:subset_size]].double()
+        x = a[torch.randperm(len(a), generator=rng, device="cpu")[:subset_size]].double()
+        y = b[torch.randperm(len(b), generator=rng, device="cpu")[:subset_size]].double()
         k_xx, k_yy, k_xy = (((p @ q.T) / a.shape[1] + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
         within = k_xx.sum() - k_xx.trace() + k_yy.sum() - k_yy.trace()  # a sample is not compared with itself
         figures[i] = within / (subset_size * (subset_size - 1)) - 2 * k_xy.mean()

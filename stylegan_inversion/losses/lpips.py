@@ -164,7 +164,8 @@ def _lpips(name: str) -> nn.Module:
             otherwise="The built-in 'alex' needs nothing.",
         ) from e
     try:
-        return lpips.LPIPS(net=name, verbose=False)
+        with torch.device("cpu"):  # whatever the caller's defaults
+            return lpips.LPIPS(net=name, verbose=False).to(torch.float32)
     except OSError as e:
         raise CheckpointError(
             f"The backbone of LPIPS {name!r} is not in PyTorch's cache and could not be fetched: {e}. "

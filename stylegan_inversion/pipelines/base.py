@@ -3,6 +3,7 @@
 import abc
 import dataclasses
 import logging
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from stylegan_inversion import hub
 from stylegan_inversion.editing.directions import Direction, apply_directions
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines.output import InversionOutput
@@ -51,6 +53,19 @@ class InversionPipeline(PretrainedPipeline):
         self.directions = dict(directions or {})
         self.crop_scale = crop_scale
         self._detector = detector
+
+    @property
+    def generator(self) -> Generator:
+        """The StyleGAN2 generator.
+
+        One in the wrapper of `torch.compile` is taken out of it, since pipelines call its parts, which the wrapper does
+        not compile: `pipe.generator.synthesis = torch.compile(pipe.generator.synthesis)` does.
+        """
+        return self._generator
+
+    @generator.setter
+    def generator(self, generator: Generator) -> None:
+        self._generator = hub.uncompiled(generator)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -143,7 +158,7 @@ class InversionPipeline(PretrainedPipeline):
         if not align:
             return uncropped(photo, resolution)
         landmarks = [found.landmarks for found in self.detector(photo)]
-        return align_face(photo, landmarks, size=resolution, scale=self.crop_scale, face=face)
+        return align_face(photo, landmarks, size=resolution, scale=self.crop_scale, face=operator.index(face))
 
     def _crops(self, image: ImageLike | Sequence[ImageLike], align: bool, face: int) -> list[Crop]:
         images = image if isinstance(image, (list, tuple)) else [image]

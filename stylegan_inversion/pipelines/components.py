@@ -1,6 +1,7 @@
 """Directions that nobody named: GANSpace's and SeFa's, found from a generator in a second."""
 
 import logging
+import operator
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from stylegan_inversion.editing.directions import Direction, both_ways
 from stylegan_inversion.editing.ganspace import fit_pca, name_components
 from stylegan_inversion.editing.sefa import factorize
+from stylegan_inversion.latents import random_source
 from stylegan_inversion.models.generator import Generator
 
 logger = logging.getLogger(__name__)
@@ -32,8 +34,9 @@ def find_components(generator: Generator, *, count: int = 6, seed: int = 0) -> d
         the mean squared distance from its average: w hardly varies along them, so their own deviation would show
         nothing. A group is left out if the generator has none, as one of equal w.
     """
-    rng = torch.Generator().manual_seed(seed)
-    z = torch.randn(SAMPLES, generator.config.z_dim, generator=rng)
+    count = operator.index(count)
+    rng = random_source(seed)
+    z = torch.randn(SAMPLES, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
     w = torch.cat([generator.mapping(chunk.to(generator.w_avg)).cpu().float() for chunk in z.split(CHUNK)])
     groups = {}
     for title, find in (("GANSpace", _ganspace), ("SeFa", _sefa)):

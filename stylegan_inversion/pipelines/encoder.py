@@ -17,7 +17,7 @@ from stylegan_inversion.convert.model_folder import source_of
 from stylegan_inversion.convert.part import SingleFile
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.latents import broadcast
+from stylegan_inversion.latents import broadcast, random_source
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator
@@ -202,9 +202,10 @@ class EncoderPipeline(InversionPipeline):
         x = self.source(picture, self._config.input_resolution)[None]
         w_plus = self.encode(x.to(self.device, self.dtype)).repeat(num_outputs, 1, 1)
         if mask is not None:
-            rng = torch.Generator().manual_seed(seed)  # on the CPU: the same faces on every device
-            z = torch.stack([torch.randn(self.generator.config.z_dim, generator=rng) for _ in range(num_outputs)])
-            w = self.generator.mapping(z.to(self.device, self.dtype))
+            rng = random_source(seed)
+            size = self.generator.config.z_dim
+            z = [torch.randn(size, generator=rng, device="cpu", dtype=torch.float32) for _ in range(num_outputs)]
+            w = self.generator.mapping(torch.stack(z).to(self.device, self.dtype))
             alpha = 1.0 if mix_alpha is None else mix_alpha
             w_plus = mix_styles(w_plus, broadcast(w, w_plus.shape[1]), layers=mask, alpha=alpha)
         report = {"seconds": round((time.perf_counter() - start) / num_outputs, 4)}
@@ -235,7 +236,7 @@ class EncoderPipeline(InversionPipeline):
         layers = list(latent_mask)
         if not layers or not all(0 <= layer < num_ws for layer in layers):
             raise ValueError(f"`latent_mask` must name layers in [0, {num_ws - 1}], at least one, got {layers}.")
-        mask = torch.zeros(num_ws, dtype=torch.bool)
+        mask = torch.zeros(num_ws, device="cpu", dtype=torch.bool)
         mask[layers] = True
         return mask
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -215,6 +216,7 @@ class PTIPipeline(InversionPipeline):
             num_w_steps = self.projector.num_steps if chosen is None else chosen.num_w_steps
         if num_tuning_steps is None:
             num_tuning_steps = self.tuning.num_steps if chosen is None else chosen.num_tuning_steps
+        num_w_steps, num_tuning_steps = operator.index(num_w_steps), operator.index(num_tuning_steps)
         for name, value, least in (("num_w_steps", num_w_steps, 1), ("num_tuning_steps", num_tuning_steps, 0)):
             if value < least:
                 raise ValueError(f"`{name}` must be >= {least}, got {value}.")
@@ -316,6 +318,7 @@ class PTIPipeline(InversionPipeline):
             CheckpointError: If the encoder's files are damaged.
             DivergedError: If the optimisation gives NaN at its first step.
         """
+        batch_size, seed = operator.index(batch_size), operator.index(seed)  # of NumPy's integers too
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be >= 1, got {batch_size}.")
         if not 0 <= seed < 2**63:

@@ -97,7 +97,7 @@ def write_output(
     generators: list[dict[str, Any]] = []
     for k, generator in enumerate(unique):
         if base is None or base.name is None:
-            parts, texts = dict(generator.state_dict()), dict[str, str]()
+            parts, texts = hub.plain_state_dict(generator), dict[str, str]()
             generators.append({"kind": "whole", "config": asdict(generator.config)})
         else:
             delta = GeneratorDelta.between(base.generator, generator, rank=rank, energy=energy, dtype=dtype)

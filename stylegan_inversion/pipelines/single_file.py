@@ -2,6 +2,7 @@
 
 import abc
 import logging
+import operator
 import os
 from typing import ClassVar, Literal
 
@@ -196,6 +197,6 @@ class SingleFilePipeline(abc.ABC):
         if file.components.components.shape[1] != w_dim:
             found = file.components.components.shape[1]
             raise CheckpointError(f"{path} holds components of {found} numbers; this generator's w have {w_dim}.")
-        directions = name_components(file.components.first(count), name=name, layers=layers)
+        directions = name_components(file.components.first(operator.index(count)), name=name, layers=layers)
         self.directions |= {direction.name: direction for direction in directions}
         return directions

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from stylegan_inversion import hub
 from stylegan_inversion.editing.directions import apply_directions
 from stylegan_inversion.editing.mixing import mix_styles
-from stylegan_inversion.latents import broadcast, truncate
+from stylegan_inversion.latents import broadcast, random_source, truncate
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.output import InversionOutput
@@ -44,7 +45,8 @@ def sample_face(pipeline: InversionPipeline, *, seed: int = 0, truncation: float
     if not 0 <= truncation <= MAX_TRUNCATION:  # NaN is not either
         raise ValueError(f"`truncation` must be in [0, {MAX_TRUNCATION:g}], got {truncation}; 0.7 is usual.")
     generator = pipeline.generator
-    z = torch.randn(1, generator.config.z_dim, generator=torch.Generator().manual_seed(seed))
+    rng = random_source(seed)
+    z = torch.randn(1, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
     w = broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws)
     w_plus = truncate(w, generator.w_avg, truncation_psi=float(truncation)).cpu().float()
     image = _draw(generator, w_plus)
@@ -54,7 +56,7 @@ def sample_face(pipeline: InversionPipeline, *, seed: int = 0, truncation: float
         w_plus=w_plus,
         generators=[generator],
         crops=[uncropped(image, image.width)],
-        reports=[{"seed": seed, "truncation": float(truncation)}],
+        reports=[{"seed": int(seed), "truncation": float(truncation)}],
         base=Base(generator, pipeline._name),
     )
 
@@ -103,11 +105,11 @@ def interpolate_outputs(a: InversionOutput, b: InversionOutput, *, steps: int) -
     _check_pair(a, b)
     ends = a.generator, b.generator
     between = ends[0] if ends[0] is ends[1] else copy.deepcopy(ends[0])
-    here, there = (generator.state_dict() for generator in ends)
+    here, there = (hub.plain_state_dict(generator) for generator in ends)
     frames = []
     for share in (step / (steps - 1) for step in range(steps)):
         if between is not ends[0]:
-            for name, tensor in between.state_dict().items():
+            for name, tensor in hub.plain_state_dict(between).items():
                 torch.lerp(here[name], there[name].to(here[name]), share, out=tensor)
         frames.append(_draw(between, a.w_plus.lerp(b.w_plus, share)))
     return frames

@@ -39,6 +39,11 @@ class Crop:
     face_count: int
     face_index: int
 
+    @property
+    def is_central(self) -> bool:
+        """Whether `image` is the whole photo, or its central square as `uncropped` takes it: nothing was aligned."""
+        return self.quad is None or np.array_equal(self.quad, _central_square(self.photo))
+
 
 def face_quad(landmarks: np.ndarray, scale: float = 1.0) -> Float[np.ndarray, "4 2"]:
     """Find FFHQ's square around a face: upright to the face, from the eyes and the corners of the mouth.
@@ -129,7 +134,11 @@ def align_face(
 
 def recrop(crop: Crop, size: int) -> Image.Image:
     """Cut what a crop shows out of its photo once more, at another size: sharper than resizing the crop."""
-    return uncropped(crop.photo, size).image if crop.quad is None else crop_quad(crop.photo, crop.quad, size)
+    return (
+        uncropped(crop.photo, size).image
+        if crop.quad is None or crop.is_central
+        else crop_quad(crop.photo, crop.quad, size)
+    )
 
 
 def uncropped(photo: Image.Image, size: int) -> Crop:
@@ -146,13 +155,19 @@ def uncropped(photo: Image.Image, size: int) -> Crop:
         ValueError: If `photo` is not RGB, or `size` is not positive.
     """
     _check_photo(photo, size)
+    quad = _central_square(photo)
+    left, top = (quad[0] + 0.5).astype(int).tolist()
     side = min(photo.size)
-    left, top = (photo.width - side) // 2, (photo.height - side) // 2
     image = photo.crop((left, top, left + side, top + side))
     if side != size:
         image = image.resize((size, size), Image.Resampling.LANCZOS)
-    quad = None if photo.width == photo.height else rectangle(left, top, side, side)
-    return Crop(image, quad, photo, face_count=1, face_index=0)
+    return Crop(image, None if photo.width == photo.height else quad, photo, face_count=1, face_index=0)
+
+
+def _central_square(photo: Image.Image) -> np.ndarray:
+    """The quad of the largest square of whole pixels in the middle."""
+    side = min(photo.size)
+    return rectangle((photo.width - side) // 2, (photo.height - side) // 2, side, side)
 
 
 def _crop(photo: Image.Image, quad: np.ndarray, size: int) -> tuple[Image.Image, np.ndarray]:

@@ -43,7 +43,7 @@ def paste_back(
     if quad is None:
         quad, feather = rectangle(0, 0, photo.width, photo.height), 0.0
     sharp_x, sharp_y = np.ones(photo.width), np.ones((photo.height, 1))
-    if reference is None and crop.quad is not None:
+    if reference is None and not crop.is_central:
         sharp_x, sharp_y = _sharpness(crop, quad)
     planes, plane_size = _fit(image, reference, quad)
 

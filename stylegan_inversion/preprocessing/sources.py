@@ -162,13 +162,13 @@ class LabelSource:
         top, left = (labels.shape[0] - side) // 2, (labels.shape[1] - side) // 2
         nearest = ((np.arange(resolution) + 0.5) * side / resolution).astype(np.int64)
         chosen = torch.from_numpy(labels[np.ix_(top + nearest, left + nearest)])  # (S, S)
-        return (chosen == torch.arange(self.num_labels)[:, None, None]).float()
+        return (chosen == torch.arange(self.num_labels, device="cpu")[:, None, None]).float()
 
     def preview(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch 3 height width"]:
         """The encoder's input as a picture for the eye, one colour a label: RGB, in [-1, 1]."""
         # Label 0, the background, is black; steps of the golden ratio keep neighbouring hues far apart
         hues = [colorsys.hsv_to_rgb(k * _GOLDEN_RATIO % 1, 0.7, 0.95) for k in range(self.num_labels)]
-        colours = torch.tensor([(0.0, 0.0, 0.0), *hues[1:]], device=x.device)
+        colours = torch.tensor([(0.0, 0.0, 0.0), *hues[1:]], device=x.device, dtype=torch.float32)
         return colours[x.argmax(dim=1)].permute(0, 3, 1, 2).to(x.dtype) * 2 - 1
 
 

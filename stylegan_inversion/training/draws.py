@@ -32,7 +32,7 @@ class Draws:
     def w(self, step: int, count: int) -> tuple[Tensor, torch.Generator]:
         """Codes of the mapping network, (count, w_dim), and their source, to go on with; the same in each process."""
         rng = seeded(self.seed, "w", step)
-        z = torch.randn(count, self.generator.config.z_dim, generator=rng)
+        z = torch.randn(count, self.generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
         with torch.no_grad():
             return self.generator.mapping(z.to(self.device)), rng
 
@@ -49,11 +49,16 @@ class Draws:
     def normal(self, purpose: str, serial: int, shape: tuple[int, ...]) -> Tensor:
         """Standard normal numbers of a shape, whose first axis counts the examples of a micro-batch."""
         sources = self.sources(purpose, serial, shape[0], device=self.device)
-        return torch.stack([torch.randn(shape[1:], generator=rng, device=self.device) for rng in sources])
+        return torch.stack(
+            [torch.randn(shape[1:], generator=rng, device=self.device, dtype=torch.float32) for rng in sources]
+        )
 
     def numbered(self, purpose: str, numbers: Sequence[int], size: int) -> Tensor:
         """Standard normal vectors, (len(numbers), size), that belong to numbers, whoever asks for them."""
-        rows = [torch.randn(size, generator=seeded(self.seed, purpose, number)) for number in numbers]
+        rows = [
+            torch.randn(size, generator=seeded(self.seed, purpose, number), device="cpu", dtype=torch.float32)
+            for number in numbers
+        ]
         return torch.stack(rows).to(self.device)
 
     def styles(self, purpose: str, serial: int, count: int, *, mixing: float) -> tuple[Tensor, Tensor]:
@@ -71,14 +76,14 @@ class Draws:
         num_ws, z_dim = self.generator.num_ws, self.generator.config.z_dim
         z, cutoffs = [], []
         for rng in self.sources(purpose, serial, count):
-            z.append(torch.randn(2, z_dim, generator=rng))
-            mixes = float(torch.rand((), generator=rng)) < mixing
-            cutoffs.append(int(torch.randint(1, num_ws, (), generator=rng)) if mixes else num_ws)
+            z.append(torch.randn(2, z_dim, generator=rng, device="cpu", dtype=torch.float32))
+            mixes = float(torch.rand((), generator=rng, device="cpu", dtype=torch.float32)) < mixing
+            cutoffs.append(int(torch.randint(1, num_ws, (), generator=rng, device="cpu")) if mixes else num_ws)
         first, second = torch.stack(z, dim=1).to(self.device)  # (count, z_dim) each
         w = self.generator.mapping(first)
         if min(cutoffs) == num_ws:
             return latents.broadcast(w, num_ws), w
-        later = torch.arange(num_ws) >= torch.tensor(cutoffs)[:, None]  # (count, num_ws)
+        later = torch.arange(num_ws, device="cpu") >= torch.tensor(cutoffs, device="cpu")[:, None]  # (count, num_ws)
         other = self.generator.mapping(second)
         return torch.where(later.to(self.device)[..., None], other[:, None], w[:, None]), w
 
@@ -98,7 +103,9 @@ class Draws:
         if count == 0:
             return torch.empty(0, 3, side, side, device=self.device), torch.empty(0, sizes.w_dim, device=self.device)
         sources = self.sources("synthetic", serial, count, device=self.device)
-        z = torch.cat([torch.randn(1, sizes.z_dim, generator=rng, device=self.device) for rng in sources])
+        z = torch.cat(
+            [torch.randn(1, sizes.z_dim, generator=rng, device=self.device, dtype=torch.float32) for rng in sources]
+        )
         w = self.generator.mapping(z)
         w_plus = latents.broadcast(w, self.generator.num_ws)
         images = self.generator.synthesis(w_plus, noise=self._noise(sources))
@@ -123,5 +130,7 @@ class Draws:
     def _noise(self, sources: list[torch.Generator]) -> list[Tensor]:
         sides = [conv.noise_const.shape for conv in self.generator.synthesis.convs]
         sizes = [side.numel() for side in sides]
-        flat = torch.stack([torch.randn(sum(sizes), generator=rng, device=self.device) for rng in sources])
+        flat = torch.stack(
+            [torch.randn(sum(sizes), generator=rng, device=self.device, dtype=torch.float32) for rng in sources]
+        )
         return [part.view(len(sources), 1, *side) for part, side in zip(flat.split(sizes, dim=1), sides)]

@@ -143,7 +143,7 @@ def test_backbone_that_lacks_a_tensor(name: str) -> None:
 def test_backbone_of_three_stages() -> None:
     official = {k: v for k, v in official_pyramid()[0].items() if not k.startswith("body.6.")}
     with pytest.raises(
-        CheckpointError, match=r"Not an IR-SE backbone of four stages: .*got \(4, 6, 8\) and \(1, 3, 2\)"
+        CheckpointError, match=r"Not an IR-SE backbone of four stages: `widths` must be 4 numbers, .*got \(4, 6, 8\)"
     ):
         pyramid_encoder_from_official(official)
 

@@ -1,6 +1,9 @@
 """Names of the catalogue, wherever a model is named. The files are small ones of ours in the official layouts."""
 
 import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli, h
 from stylegan_inversion import catalogue as catalogue_module
 from stylegan_inversion.catalogue import CatalogueEntry, catalogue
 from stylegan_inversion.convert import known, papers
+from stylegan_inversion.convert.export import checkpoint_to_rosinality
 from stylegan_inversion.convert.known import find_known_model, is_known, known_entry
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.evaluation.generators import load_generators
@@ -22,6 +26,7 @@ from stylegan_inversion.remote.integrity import file_sha256, storage_folder
 from stylegan_inversion.training.methods import load_config
 from stylegan_inversion.training.start import make_encoder
 from stylegan_inversion.training.tasks import make_task
+from tests.convert.official_files import generator
 from tests.convert.test_encoder import official_arcface
 
 
@@ -91,20 +96,88 @@ def test_not_kept_twice(fetched: list[dict[str, Any]], tmp_path: Path, monkeypat
     assert len(list(cache.rglob("psp.pt"))) == 1
 
 
-def test_two_processes_convert_one_name(fetched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_is_not_hidden(fetched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     read = known.read_single_file
-
-    def slow(path: Path, **options: Any) -> Any:
-        monkeypatch.setattr(known, "read_single_file", read)
-        find_known_model("test-e4e")  # the other one is faster, and removes the file
-        return read(path, **options)
-
-    monkeypatch.setattr(known, "read_single_file", slow)
-    folder = find_known_model("test-e4e")
-    assert folder is not None and (folder / hub.CONFIG_NAME).is_file()
     monkeypatch.setattr(known, "read_single_file", lambda path, **_: read(path.with_name("gone"), **_))
-    with pytest.raises(CheckpointError, match="gone"):  # a real fault is not hidden
-        find_known_model("test-psp")
+    for _ in range(2):  # what the first left behind holds up nobody
+        with pytest.raises(CheckpointError, match="gone"):
+            find_known_model("test-psp")
+
+
+_ONE_OF_SEVERAL = """
+import shutil, sys, time
+from pathlib import Path
+from stylegan_inversion import catalogue, hub
+from stylegan_inversion.catalogue import CatalogueEntry
+from stylegan_inversion.convert import known, papers
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
+
+file, cache = map(Path, sys.argv[1:])
+
+def fetch(entry, **options):
+    with (cache / "log").open("a") as log:
+        log.write("fetched\\n")
+    return Path(shutil.copy(file, cache / "models" / "x.pt"))
+
+def write(file, folder):
+    made = write_model(file, folder)
+    time.sleep(1)  # the others come meanwhile
+    return made
+
+write_model, known.write_model, known.fetch = known.write_model, write, fetch
+known.catalogue = catalogue.catalogue = papers.catalogue = lambda: (CatalogueEntry("test", "generator", "", "", ""),)
+known.cached_file = lambda entry, cache_dir: None
+folder = known.find_known_model("test", cache_dir=cache)
+print(folder, float(hub.load_module(Generator, GeneratorConfig, folder / "generator").w_avg.sum()))
+"""
+
+
+def test_several_processes_convert_one_name(tmp_path: Path) -> None:
+    torch.save(checkpoint_to_rosinality(*generator()), tmp_path / "x.pt")
+    (tmp_path / "models").mkdir()
+    command = [sys.executable, "-c", _ONE_OF_SEVERAL, str(tmp_path / "x.pt"), str(tmp_path)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    answers = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert len(set(answers)) == 1 and "converted--" in answers[0]
+    assert (tmp_path / "log").read_text() == "fetched\n"  # one converted, two waited
+    assert not list((tmp_path / "models").iterdir())
+
+
+@pytest.mark.parametrize("place", ["converted--stylegan-inversion", ".locks"])
+def test_a_cache_that_cannot_be_written(
+    place: str, fetched: list[dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / place).touch()  # a file where the folder should be: these tests run as root, too
+    known._scratch.cache_clear()
+    pipeline = E4EPipeline.from_pretrained("test-e4e")
+    assert torch.equal(pipeline.generator.w_avg, E4EPipeline.from_pretrained("faces64").generator.w_avg)
+    lines = [record.getMessage() for record in caplog.records if "for this process alone" in record.getMessage()]
+    assert len(lines) == 1 and "give another `cache_dir`" in lines[0] and str(tmp_path / "cache") in lines[0]
+    pipeline(Path(hub.builtin_path("samples/sample1.jpg"))).save(tmp_path / "out")
+    InversionOutput.load(tmp_path / "out")  # finds the model again, and does not convert it again
+    folder = find_known_model("test-e4e")
+    assert folder is not None and folder.parent == known._scratch() and len(fetched) == 1
+    assert find_known_model("test-e4e", force_download=True) == folder and len(fetched) == 2
+    shutil.rmtree(known._scratch())
+    known._scratch.cache_clear()
+
+
+def test_directions_that_cannot_be_added(
+    fetched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = find_known_model("test-e4e")
+    assert folder is not None
+    monkeypatch.setattr(known, "edits_of", lambda domain: [1])
+    monkeypatch.setattr(known, "fetch_directions", lambda *_, **__: E4EPipeline.from_pretrained("faces64").directions)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    assert find_known_model("test-e4e") == folder
+    assert "The directions of test-e4e could not be kept: " in caplog.text and "Read-only" in caplog.text
 
 
 def test_a_pipeline(fetched: list[dict[str, Any]], tmp_path: Path) -> None:

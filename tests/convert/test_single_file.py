@@ -182,7 +182,7 @@ def change(checkpoint: dict[str, Any], **tensors: Tensor | None) -> dict[str, An
         (change(official("psp"), encoder__latlayer1__weight=None), r"it has 10 `styles`, and `latlayer1` is missing"),
         (
             change(official("psp"), hypernet__x=torch.zeros(1)),
-            r"beside `encoder` and `decoder` it holds \['hypernet'\]",
+            r"It is a checkpoint of HyperStyle \(tensor 'hypernet\.x'\), which is not supported: take pSp's",
         ),
         (official("psp", opts={"encoder_type": "Mine"}), r"Its encoder is a 'Mine'; known are GradualStyleEncoder,"),
         (

@@ -83,7 +83,9 @@ def source(
     else:
         path = files / "e4e.pt"
         entry = CatalogueEntry(
-            "test-e4e", "e4e", "", "", "", "org/repo", path.name, size=path.stat().st_size, sha256=file_sha256(path)
+            *("test-e4e", "e4e", "", "", "", "hub", "org/repo", path.name),
+            size=path.stat().st_size,
+            sha256=file_sha256(path),
         )
         monkeypatch.setattr(known, "catalogue", lambda: (entry,))
         with serve() as server, hub_client(server, tmp_path / "cache"):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from safetensors.numpy import load_file
 
 from stylegan_inversion.errors import FaceNotFoundError
-from stylegan_inversion.preprocessing.align import Crop, align_face, crop_quad, face_quad, uncropped
+from stylegan_inversion.preprocessing.align import Crop, align_face, crop_quad, face_quad, recrop, uncropped
 from stylegan_inversion.preprocessing.paste import paste_back
 
 DATA = Path(__file__).parents[1] / "data"
@@ -203,6 +204,22 @@ def test_uncropped() -> None:
     assert wide.quad is not None and wide.quad.tolist() == [[19.5, -0.5], [19.5, 99.5], [119.5, 99.5], [119.5, -0.5]]
 
 
+@pytest.mark.parametrize(("width", "height"), [(140, 100), (101, 140), (96, 96), (600, 333)])
+@pytest.mark.parametrize("size", [16, 64, 100, 256, 300])
+def test_what_an_encoder_sees_of_a_photo_that_is_not_aligned(width: int, height: int, size: int) -> None:
+    """The central square, resized, and nothing else: its rims are those of the photo."""
+    photo = textured(width, height)
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    plain = photo.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+    crop = uncropped(photo, 64)
+    assert crop.is_central and np.array_equal(np.asarray(recrop(crop, size)), np.asarray(plain))
+    if crop.quad is not None:  # the positive control: an aligned crop at the photo's edge is padded and blurred
+        assert not np.array_equal(np.asarray(crop_quad(photo, crop.quad, size)), np.asarray(plain))
+        moved = replace(crop, quad=crop.quad + 1.0)
+        assert not moved.is_central
+
+
 # Back into the photo
 
 QUADS = {
@@ -327,6 +344,8 @@ def test_paste_back_of_an_uncropped_photo() -> None:
     assert crop.quad is not None and outside_is_untouched(paste_back(crop, white), wide, crop.quad)
     own = uncropped(wide, 100)
     assert np.array_equal(np.asarray(paste_back(own, own.image)), np.asarray(wide))
+    # without a seam the face is replaced up to the photo's edge: nothing is blurred there, as it is in an aligned crop
+    assert np.asarray(paste_back(crop, white, feather=0.0))[:, 20:120].min() == 255
 
 
 def test_paste_back_arguments(photo: Image.Image) -> None:

@@ -388,3 +388,23 @@ def test_what_is_not_uploaded(tmp_path: Path) -> None:
             upload_folder(tmp_path, name)
     with pytest.raises(ModelNotFoundError, match=r"holds no config.json, so it is not a model"):
         upload_folder(tmp_path, "org/repo")
+
+
+def test_a_cache_that_may_only_be_read(fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = download_snapshot("org/tiny", patterns=PATTERNS)
+    storage = folder.parents[1]
+    for name in (".verified", "refs"):
+        shutil.rmtree(storage / name)
+        (storage / name).touch()  # a file where a folder is needed: these tests run as root, too
+
+    def refuse(*_args: Any, **_kwargs: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    assert download_snapshot("org/tiny", patterns=PATTERNS) == folder
+    offline = {"local_files_only": True}
+    assert download_snapshot("org/tiny", patterns=PATTERNS, revision=folder.name, **offline) == folder
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelNotFoundError, match="the cache may not be written: give another `cache_dir`"):
+        download_snapshot("org/tiny", patterns=PATTERNS)

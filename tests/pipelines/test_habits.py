@@ -1,0 +1,173 @@
+"""Habits of callers that must change nothing: compiled parts, NumPy's numbers, other defaults of PyTorch."""
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, hub
+from stylegan_inversion.convert.direction import components_to_ganspace
+from stylegan_inversion.convert.generator import generator_to_rosinality
+from stylegan_inversion.editing.ganspace import fit_pca
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.pipelines.components import find_components
+from stylegan_inversion.pipelines.export import write_official
+from stylegan_inversion.pipelines.styles import interpolate_outputs, sample_face
+from tests.convert.official_files import generator
+
+PHOTO = hub.builtin_path("samples/sample1.jpg")
+CROP = np.asarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)), np.uint8)
+
+
+# Parts that torch.compile made.
+
+
+@pytest.fixture
+def compiled() -> Iterator[Callable[[Any], Any]]:
+    """The wrapper that `torch.compile` gives; nothing is compiled, since it cannot read the tests' checks of types."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own, when its compiler is first imported
+        with torch.compiler.set_stance("force_eager"):
+            yield torch.compile
+
+
+def test_compiled_parts_are_saved_under_plain_names(compiled: Callable[[Any], Any], tmp_path: Path) -> None:
+    pipe = E4EPipeline.from_pretrained("faces64")
+    expected = pipe(CROP, align=False)
+    names = {"generator": pipe.generator.state_dict().keys(), "encoder": pipe.encoder.state_dict().keys()}
+    pipe.generator, pipe.encoder = compiled(pipe.generator), compiled(pipe.encoder)
+    pipe.generator.synthesis = compiled(pipe.generator.synthesis)
+    assert any("_orig_mod." in key for key in pipe.encoder.state_dict())  # else nothing is tried
+    assert any("_orig_mod." in key for key in pipe.generator.state_dict())
+    out = pipe.edit(pipe(CROP, align=False), smile=1.0)
+    folder = pipe.save_pretrained(tmp_path / "model")
+    for part, inside in (("generator", "generator"), ("encoder", "e4e_encoder")):
+        assert hub.read_tensors(folder / inside / hub.WEIGHTS_NAME).keys() == names[part]
+    assert hub.read_config(folder / "e4e_encoder")["_class_name"] == "Encoder4Editing"
+    assert torch.equal(E4EPipeline.from_pretrained(folder)(CROP, align=False).w_plus, expected.w_plus)
+    for name, whole in (("change", False), ("whole", True)):
+        again = InversionOutput.load(out.save(tmp_path / name, whole=whole))
+        assert np.array_equal(np.asarray(again.images[0]), np.asarray(out.images[0]))
+    assert len(interpolate_outputs(out, InversionOutput.load(tmp_path / "whole"), steps=3)) == 3
+
+
+def test_tuning_a_compiled_generator(compiled: Callable[[Any], Any], tmp_path: Path) -> None:
+    pipe = PTIPipeline.from_pretrained("faces64")
+    expected = pipe(CROP, align=False, num_w_steps=1, num_tuning_steps=1)
+    pipe.generator = compiled(pipe.generator)
+    out = pipe(CROP, align=False, num_w_steps=1, num_tuning_steps=1)
+    pipe.generator.synthesis = compiled(pipe.generator.synthesis)
+    for made in (out, pipe(CROP, align=False, num_w_steps=1, num_tuning_steps=1)):
+        again = InversionOutput.load(made.save(tmp_path / "out"))
+        tensors = hub.plain_state_dict(expected.generator)
+        assert again.generator.state_dict().keys() == tensors.keys()
+        assert all(torch.equal(tensor, tensors[key]) for key, tensor in again.generator.state_dict().items())
+
+
+# NumPy's numbers.
+
+
+def test_integers_of_numpy(tmp_path: Path) -> None:
+    n = np.int64
+    pti, e4e = PTIPipeline.from_pretrained("faces64"), E4EPipeline.from_pretrained("faces64")
+    calls: dict[str, Callable[[Callable[[int], Any]], InversionOutput]] = {
+        "pti": lambda i: pti(PHOTO, face=i(0), num_w_steps=i(1), num_tuning_steps=i(1), batch_size=i(1), seed=i(3)),
+        "e4e": lambda i: e4e(PHOTO, face=i(0)),
+        "translate": lambda i: e4e.translate(CROP, num_outputs=i(2), latent_mask=[i(5)], seed=i(2)),
+        "sample": lambda i: sample_face(e4e, seed=i(1), truncation=0.5),
+    }
+    for name, call in calls.items():
+        folder = call(n).save(tmp_path / name)
+        assert torch.equal(InversionOutput.load(folder).w_plus, call(int).w_plus), name
+    assert find_components(e4e.generator, count=n(2), seed=n(0))["SeFa"][1].name == "sefa_2"
+    principal = fit_pca(torch.randn(200, 512, generator=torch.Generator().manual_seed(0)), 12)
+    torch.save(components_to_ganspace(principal), tmp_path / "pca.pt")
+    assert len(e4e.load_components(tmp_path / "pca.pt", count=n(3))) == 3
+    e4e.crop_scale = np.float32(0.5)  # type: ignore[assignment]
+    assert E4EPipeline.from_pretrained(e4e.save_pretrained(tmp_path / "model")).crop_scale == 0.5
+
+
+@pytest.mark.parametrize(
+    "call", [lambda pipe: pipe(CROP, align=False, seed=1.5), lambda pipe: sample_face(pipe, seed=1.5)]
+)
+def test_what_is_no_integer_is_refused(call: Any) -> None:
+    with pytest.raises(TypeError, match=r"'float' object cannot be interpreted as an integer|SupportsIndex"):
+        call(PTIPipeline.from_pretrained("faces64"))
+
+
+def test_numbers_in_json_are_plain(tmp_path: Path) -> None:
+    hub.write_config({"a": np.int32(3), "b": [np.float32(0.5)]}, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"a": 3, "b": [0.5]}
+    with pytest.raises(TypeError, match="'x'} is no number"):
+        hub.write_config({"a": {"x"}}, tmp_path)
+
+
+# A caller's defaults.
+
+
+@pytest.fixture(params=["float64", "meta"])
+def defaults(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
+    """Sets a default type or device, under which whatever does not name its own is wrong, or has no numbers."""
+
+    def change() -> None:
+        if request.param == "meta":
+            torch.set_default_device("meta")
+        else:
+            torch.set_default_dtype(torch.float64)
+
+    yield change
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+def walk(folder: Path) -> dict[str, Tensor]:
+    """The roads through the package."""
+    e4e = E4EPipeline.from_single_file(folder / "e4e.pt", crop_scale=0.74)
+    out = e4e(PHOTO)
+    found = {"e4e": out.w_plus, "picture": torch.from_numpy(np.array(out.images[0]))}
+    e4e.save_pretrained(folder / "saved")
+    edited = e4e.edit(out, **{name: 1.0 for name in e4e.directions})
+    found["pasted"] = torch.from_numpy(np.array(e4e.paste_back(edited)[0]))
+    out.save(folder / "out")
+    found["loaded"] = InversionOutput.load(folder / "out", base=e4e.generator).w_plus
+    found["sample"] = sample_face(e4e, seed=1).w_plus
+    found["sefa"] = find_components(e4e.generator, count=1)["SeFa"][0].vector
+    found["translate"] = e4e.translate(CROP, num_outputs=2, latent_mask=[5], seed=4).w_plus
+    bare = PTIPipeline.from_single_file(folder / "bare.pt").generator  # neither an average w nor noise
+    found |= {"w_avg": bare.w_avg, "noise": bare.synthesis.convs[3].noise_const}
+    pti = PTIPipeline.from_pretrained("faces64")
+    pti.tuning = dataclasses.replace(pti.tuning, use_locality=True, lpips_threshold=0.0)
+    out = pti(CROP, align=False, num_w_steps=2, num_tuning_steps=2)
+    return found | {"pti": out.w_plus, "tuned": out.generator.synthesis.const.detach()}
+
+
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+    """Official files, and what the roads give under PyTorch's own defaults."""
+    folder = tmp_path_factory.mktemp("official")
+    write_official("faces64", folder / "e4e.pt", layout="e4e")
+    bare = generator_to_rosinality(*generator())[0]
+    torch.save({"g_ema": {name: tensor for name, tensor in bare.items() if "noise_" not in name}}, folder / "bare.pt")
+    return folder, walk(folder)
+
+
+def test_a_callers_defaults_change_nothing(
+    walked: tuple[Path, dict[str, Tensor]], defaults: Callable[[], None]
+) -> None:
+    folder, expected = walked
+    defaults()
+    for name, tensor in walk(folder).items():
+        assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name
+
+
+def test_a_new_network_under_a_callers_defaults(defaults: Callable[[], None]) -> None:
+    defaults()
+    new = hub.new_module(Generator, GeneratorConfig(16, 8, 8, 2, channel_base=128, channel_max=8))
+    assert {(t.dtype, t.device.type) for t in new.state_dict().values()} == {(torch.float32, "cpu")}
