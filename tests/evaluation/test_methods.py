@@ -92,7 +92,7 @@ def test_wrong_names(model: str, pti: PTIPipeline, tmp_path: Path) -> None:
         load_methods(["w"], model, limits={"pti": 3})
     with pytest.raises(ModelNotFoundError, match="holds no Encoder4Editing"):
         load_methods(["pti-e4e"], str(pti.save_pretrained(tmp_path / "generator only")))
-    with pytest.raises(ValueError, match="PTIPipeline has no option 'steps'; it has pivot, num_w_steps"):
+    with pytest.raises(ValueError, match="PTIPipeline has no option 'steps'; it has preset, pivot, num_w_steps"):
         Method(pti, {"steps": 3})
     with pytest.raises(ValueError, match="PTIPipeline has no option 'face'"):  # originals are those of the first face
         Method(pti, {"face": 1})
