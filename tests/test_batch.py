@@ -34,7 +34,7 @@ def test_every_photo_gets_its_pictures_or_a_reason(pti: PTIPipeline, photo: Imag
 def test_wrong_arguments_are_said_before_any_work(pti: PTIPipeline, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="There is no direction 'smle'"):
         next(invert_photos(pti, ["a.jpg"], tmp_path / "out", edits={"smle": 1.0}))
-    with pytest.raises(ValueError, match="PTIPipeline has no option 'num_steps'; it has align, face, pivot"):
+    with pytest.raises(ValueError, match="PTIPipeline has no option 'num_steps'; it has align, face, preset, pivot"):
         next(invert_photos(pti, ["a.jpg"], tmp_path / "out", options={"num_steps": 1}))
     assert not (tmp_path / "out").exists()
 

@@ -5,6 +5,7 @@ Original code: richzhang/PerceptualSimilarity (BSD-2). Own code; `builtin/percep
 """
 
 import abc
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,10 +154,12 @@ def load_perceptual(name: str = "alex", *, device: torch.device | str | None = N
 
 def _lpips(name: str) -> nn.Module:
     try:
-        import lpips
-    except (ImportError, RuntimeError) as e:  # torchvision raises RuntimeError beside a torch it was not built for
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torchvision, about what is missing for reading files
+            import lpips
+    except Exception as e:  # a torchvision that does not fit torch: RuntimeError, and AttributeError the next time
         raise MissingDependencyError.of_extra(
-            f"The perceptual network {name!r} needs `lpips`.",
+            f"The perceptual network {name!r} needs `lpips`, which cannot be imported ({e}).",
             "faces",
             otherwise="The built-in 'alex' needs nothing.",
         ) from e

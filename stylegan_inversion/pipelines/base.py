@@ -21,7 +21,7 @@ from stylegan_inversion.pipelines.pretrained import find_device as find_device
 from stylegan_inversion.pipelines.saving import Base
 from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
 from stylegan_inversion.preprocessing.image import load_image, to_pil, to_tensor
-from stylegan_inversion.preprocessing.landmarks import LandmarkDetector, get_landmark_detector
+from stylegan_inversion.preprocessing.landmarks import FacexlibLandmarkDetector, LandmarkDetector, get_landmark_detector
 from stylegan_inversion.preprocessing.paste import paste_back
 
 logger = logging.getLogger(__name__)
@@ -114,6 +114,8 @@ class InversionPipeline(PretrainedPipeline):
         place = None if device is None else find_device(device)
         for network in self._networks():
             network.to(device=place, dtype=dtype)
+        if place is not None and isinstance(self._detector, FacexlibLandmarkDetector):
+            self._detector.to(place)
         if dtype in (torch.float16, torch.bfloat16):
             self._name = None  # the name gives other numbers
         return self
@@ -128,7 +130,7 @@ class InversionPipeline(PretrainedPipeline):
     def detector(self) -> LandmarkDetector:
         """Finds faces; loaded when first needed."""
         if isinstance(self._detector, str):
-            self._detector = get_landmark_detector(self._detector)
+            self._detector = get_landmark_detector(self._detector, device=self.device)
         return self._detector
 
     def align(self, image: ImageLike, *, align: bool = True, face: int = 0) -> Crop:

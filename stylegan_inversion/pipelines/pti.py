@@ -20,7 +20,7 @@ from stylegan_inversion.convert.part import SingleFile
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.pivotal_tuning import TuningConfig, tune_generator
 from stylegan_inversion.inversion.projector import Callback, Projection, ProjectorConfig, project_w, project_w_plus
-from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
+from stylegan_inversion.losses.lpips import PERCEPTUAL_NETWORKS, PerceptualDistance, load_perceptual
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.pipelines.base import ImageLike, InversionPipeline
@@ -58,7 +58,7 @@ class Preset:
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "fast": Preset(("e4e", "psp", "w"), num_w_steps=100, num_tuning_steps=50),
-        "balanced": Preset(("w",), num_w_steps=150, num_tuning_steps=150),
+        "balanced": Preset(("e4e", "psp", "w"), num_w_steps=200, num_tuning_steps=150),
         "best": Preset(("w",), num_w_steps=450, num_tuning_steps=350),  # the paper's
     }
 )
@@ -138,9 +138,19 @@ class PTIPipeline(InversionPipeline):
                 ProjectorConfig(**settings.get("projector", {})),
                 TuningConfig(**settings.get("tuning", {})),
             )
+            name = settings.get("perceptual", "alex")
+            if name == "st-alex" and perceptual is None:
+                logger.warning(
+                    "%s asks for the perceptual network 'st-alex', which is no longer there; taking 'alex'.", folder
+                )
+                name = "alex"
+            if perceptual is None and name not in PERCEPTUAL_NETWORKS:
+                raise ValueError(
+                    f"`perceptual` must be one of {', '.join(PERCEPTUAL_NETWORKS)}, got {str(name)[:100]!r}"
+                )
         except (TypeError, ValueError, AttributeError) as e:
             raise CheckpointError(f"{folder / 'config.json'}: bad settings under `pti`: {e}") from e
-        network = _perceptual(settings.get("perceptual", "alex") if perceptual is None else perceptual, folder)
+        network = perceptual if isinstance(perceptual, PerceptualDistance) else load_perceptual(perceptual or name)
         network = network.to(generator.w_avg.dtype)
         pipeline = cls(generator, perceptual=network, projector=projector, tuning=tuning)
         if config.get("source") in (None, to_config(PhotoSource())):  # encoders of sketches and labels give no pivot
@@ -151,7 +161,7 @@ class PTIPipeline(InversionPipeline):
 
     @classmethod
     def _from_file(cls, file: SingleFile, perceptual: PerceptualDistance | str | None) -> Self:
-        network = _perceptual("alex" if perceptual is None else perceptual, None)
+        network = perceptual if isinstance(perceptual, PerceptualDistance) else load_perceptual(perceptual or "alex")
         pipeline = cls(build_part(file, "generator", Generator), perceptual=network)
         for name, kind in _ENCODERS.items():
             if "encoder" in file.parts and file.kind == name:
@@ -276,8 +286,8 @@ class PTIPipeline(InversionPipeline):
             align: Find the face and cut it out. False takes the photo as an aligned crop.
             face: Which face of the photo, by size: 0 is the largest.
             preset: How much time to take: "fast" tunes a little around the pivot of an encoder, if the model has one,
-                "best" takes the paper's steps, "balanced" lies between; see `PRESETS`. The next three arguments win
-                over it. `None` means the model's own settings, by default those of "best".
+                "balanced" does so three times as long, "best" takes the paper's W pivot and steps; see `PRESETS`. The
+                next three arguments win over it. `None` means the model's own settings, by default those of "best".
             pivot: Optimise "w", one for all layers, which stays editable, or "w_plus", one a layer; or take the answer
                 of the model's encoder "e4e" or "psp", at once. `pivots` names those there are. Or take what an earlier
                 call with `num_tuning_steps=0` gave for these photos, to tune around it without optimising again.
@@ -417,13 +427,3 @@ class PTIPipeline(InversionPipeline):
             "lpips_threshold": tuned.lpips_threshold,
             "stopped_by": tuned.stopped_by if found.stopped_by == "steps" else found.stopped_by,
         }
-
-
-def _perceptual(network: PerceptualDistance | str, folder: Path | None) -> PerceptualDistance:
-    """The network itself, or the one of a name, which may stand in the config of an old model."""
-    if isinstance(network, PerceptualDistance):
-        return network
-    if network == "st-alex" and folder is not None:
-        logger.warning("%s asks for the perceptual network 'st-alex', which is no longer there; taking 'alex'.", folder)
-        network = "alex"
-    return load_perceptual(network)

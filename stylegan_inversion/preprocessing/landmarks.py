@@ -7,6 +7,8 @@ nose 27-35 (tip 30), eyes 36-41 and 42-47, mouth 48-67 (left corner 48, right co
 import importlib.util
 import logging
 import pickle
+import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -48,28 +50,31 @@ class LandmarkDetector(Protocol):
         """Find the faces in an RGB photo, the largest box first; an empty list if there are none."""
 
 
-def get_landmark_detector(name: Literal["auto", "builtin", "facexlib"] = "auto") -> LandmarkDetector:
+def get_landmark_detector(
+    name: Literal["auto", "builtin", "facexlib"] = "auto", *, device: torch.device | str = "cpu"
+) -> LandmarkDetector:
     """Load a detector.
 
     Args:
         name: "builtin" needs nothing else. "facexlib" is RetinaFace, stronger on small, turned and covered faces; it
             fetches its weights once. "auto" takes facexlib if it is installed and its weights are there or can be
             fetched, else the built-in one.
+        device: Where facexlib runs; the built-in networks are small and stay on the CPU.
 
     Raises:
         ValueError: If `name` is none of these.
-        MissingDependencyError: If facexlib is asked for and not installed.
+        MissingDependencyError: If facexlib is asked for and cannot be imported.
         CheckpointError: If the weights cannot be read or fetched.
     """
     if name not in ("auto", "builtin", "facexlib"):
         raise ValueError(f'`name` must be "auto", "builtin" or "facexlib", got {name!r}.')
     if name == "facexlib":
-        return FacexlibLandmarkDetector()
+        return FacexlibLandmarkDetector(device=device)
     if name == "auto" and importlib.util.find_spec("facexlib"):
         try:
-            return FacexlibLandmarkDetector()
+            return FacexlibLandmarkDetector(device=device)
         except (MissingDependencyError, CheckpointError) as e:
-            logger.warning("facexlib cannot be used, so the built-in detector is: %s", e)
+            logger.warning("The built-in face detector is used: %s", str(e).partition("\n")[0])
     from stylegan_inversion.preprocessing.builtin_landmarks import BuiltinLandmarkDetector
 
     return BuiltinLandmarkDetector()
@@ -90,12 +95,18 @@ class FacexlibLandmarkDetector:
             device: Where to run it.
 
         Raises:
-            MissingDependencyError: If facexlib or what it needs is not installed.
+            MissingDependencyError: If facexlib is not installed, or cannot be imported, as where its torchvision was
+                built for another torch.
             CheckpointError: If the weights cannot be read or fetched.
         """
         try:
-            from facexlib.detection import init_detection_model
-        except (ImportError, RuntimeError) as e:  # a torchvision that does not fit torch raises RuntimeError
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torchvision, about what is missing for reading files
+                from facexlib.detection import init_detection_model
+
+                if "torchvision" in sys.modules:  # some load without their compiled part, and fail at the first photo
+                    sys.modules["torchvision"].ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+        except Exception as e:  # a torchvision that does not fit torch: RuntimeError, and AttributeError the next time
             raise MissingDependencyError.of_extra(
                 f"facexlib cannot be imported ({e}).",
                 "faces",
@@ -111,6 +122,13 @@ class FacexlibLandmarkDetector:
                 f"The weights of RetinaFace could not be fetched or read ({e}). Download {_FACEXLIB_URL} to {weights}, "
                 'or use the built-in detector: get_landmark_detector("builtin").'
             ) from e
+
+    def to(self, device: torch.device | str) -> "FacexlibLandmarkDetector":
+        """Move the network to a device, in place."""
+        self._network.to(device)
+        self._network.device = torch.device(device)  # where it puts pictures; neither this nor the mean is a buffer
+        self._network.mean_tensor = self._network.mean_tensor.to(device)
+        return self
 
     @torch.no_grad()
     def __call__(self, photo: Image.Image) -> list[Face]:

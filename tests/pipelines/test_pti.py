@@ -396,9 +396,15 @@ def test_save_and_load_a_pipeline(pti: PTIPipeline, photo: Image.Image, tmp_path
     assert torch.equal(loaded(photo).w_plus, pti(photo).w_plus)
 
     config = read_config(folder)
-    write_config({**config, "pti": {"tuning": {"num_stps": 3}}}, folder)
-    with pytest.raises(CheckpointError, match=r"bad settings under `pti`.*num_stps"):
-        PTIPipeline.from_pretrained(folder)
+    for settings, message in (
+        ({"tuning": {"num_stps": 3}}, "num_stps"),
+        ({"tuning": {"learning_rate": float("nan")}}, "`learning_rate` must be a number in"),
+        ({"perceptual": 4096}, "`perceptual` must be one of alex, vgg, got '4096'"),
+        (["alex"], "'list' object"),
+    ):
+        write_config({**config, "pti": settings}, folder)
+        with pytest.raises(CheckpointError, match=f"bad settings under `pti`.*{message}"):
+            PTIPipeline.from_pretrained(folder)
 
 
 def test_built_in_model_and_unknown_ones() -> None:

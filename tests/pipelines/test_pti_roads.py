@@ -17,6 +17,7 @@ from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPip
 from stylegan_inversion.catalogue import CatalogueEntry
 from stylegan_inversion.convert import known
 from stylegan_inversion.convert.generator import generator_to_nvidia
+from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
@@ -127,6 +128,15 @@ def test_a_road_in_the_app(source: Path | str, photo: Image.Image, tmp_path: Pat
     assert last.output is not None
     pivot = next((name for name in ("e4e", "psp") if name in model.pipelines), "w")
     check(last.output, pivot=pivot, w_steps=2 if pivot == "w" else 0)
+
+
+@pytest.mark.parametrize("name", ["e4e", "psp"])
+def test_a_pivot_that_is_near_is_tuned_too(name: Any, tmp_path: Path) -> None:
+    """Of a trained model in an official file: its first pictures pass a threshold of another network's scale."""
+    pipeline = load(write_official("faces64", tmp_path / "file.pt", layout=name), crop_scale=0.74, detector="builtin")
+    report = pipeline(sample_photos()[0], pivot=name, num_tuning_steps=6).reports[0]
+    assert (report["perceptual"], report["lpips_threshold"], report["w_steps"]) == ("alex", 0.06, 0)
+    assert report["tuning_steps"] > 1 and report["l2"] < report["l2_pivot"] < 0.03
 
 
 def test_the_walk_can_fail(files: Path, photo: Image.Image) -> None:

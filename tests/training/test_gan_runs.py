@@ -129,12 +129,12 @@ def test_interrupted_with_validation(
     same_runs(whole, part)
 
 
-def assert_alike(one: GANConfig, two: GANConfig, *, atol: float = 1e-5) -> None:
+def assert_alike(one: GANConfig, two: GANConfig, *, atol: float = 1e-5, rtol: float = 1e-4) -> None:
     """Two runs have logged the same and ended with the same networks, but for rounding."""
     ours, theirs = read_log(one), read_log(two)
     assert len(ours) == one.steps
     for a, b in zip(ours, theirs, strict=True):
-        assert b == {k: v if k == "kind" else pytest.approx(v, rel=1e-4, abs=1e-5) for k, v in a.items()}
+        assert b == {k: v if k == "kind" else pytest.approx(v, rel=rtol, abs=1e-5) for k, v in a.items()}
     a, b = saved(one)["learner"], saved(two)["learner"]
     for part in ("generator", "average", "discriminator"):
         for name in a[part]:
@@ -173,7 +173,7 @@ def test_two_processes_with_both_networks(judged: GANConfig, tmp_path: Path) -> 
     two = elsewhere(judged, tmp_path, "two", batch_size=2)
     train(judged)
     assert children.run(children.train_twofold, two) == 0
-    assert_alike(judged, two, atol=1e-4)  # a step moves a weight by 1e-3
+    assert_alike(judged, two, atol=1e-4, rtol=3e-4)  # a step moves a weight by 1e-3
 
 
 def test_more_steps(make_gan: MakeGAN, tmp_path: Path) -> None:
