@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylegan_inversion.bounds import plain_number
+from stylegan_inversion.hub import plain_state_dict
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.pipelines.base import InversionPipeline
@@ -250,7 +251,7 @@ def describe(method: Method) -> dict[str, Any]:
 
 def _describe(part: Any) -> Any:
     if isinstance(part, nn.Module):
-        return hash_tensors(part.state_dict())
+        return hash_tensors(plain_state_dict(part))
     if dataclasses.is_dataclass(part) and not isinstance(part, type):
         return dataclasses.asdict(part)
     if isinstance(part, Mapping):

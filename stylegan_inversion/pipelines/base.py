@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
@@ -61,11 +61,11 @@ class InversionPipeline(PretrainedPipeline):
         One in the wrapper of `torch.compile` is taken out of it, since pipelines call its parts, which the wrapper does
         not compile: `pipe.generator.synthesis = torch.compile(pipe.generator.synthesis)` does.
         """
-        return self._generator
+        return cast(Generator, vars(self)["generator"])
 
     @generator.setter
     def generator(self, generator: Generator) -> None:
-        self._generator = hub.uncompiled(generator)
+        vars(self)["generator"] = hub.uncompiled(generator)  # among the others, as a plain attribute would be
 
     @property
     def dtype(self) -> torch.dtype:
