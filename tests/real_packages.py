@@ -1,39 +1,103 @@
-"""The packages `lpips` and `facexlib`, also beside a torchvision whose compiled part does not fit this PyTorch."""
+"""The code of the packages `lpips` and `facexlib` beside ours, in a process: `python -m tests.real_packages NAME`.
 
-import importlib
-import importlib.util
+Their torchvision may not fit this build of PyTorch: then what its compiled part would define is defined here first,
+which must not reach other tests.
+"""
+
 import sys
-from types import ModuleType
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
 
-import pytest
+import numpy as np
 import torch
 
+from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.models.face_detector import non_max_suppression
-
-# What torchvision describes at its import, and only its compiled part defines.
-MISSING = ("nms", "qnms")
-_library: list[torch.library.Library] = []  # defined for as long as this lives
+from stylegan_inversion.preprocessing import landmarks
+from tests.conftest import make_photo
 
 
-def _nms(dets: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+def nms(dets: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
     order = scores.argsort(descending=True)
     return order[non_max_suppression(torch.cat([dets, scores[:, None]], dim=1)[order].float(), iou_threshold)]
 
 
-def real_package(name: str) -> ModuleType:
-    """Import a package that needs torchvision; skip the test where one of the two is not installed."""
-    if importlib.util.find_spec(name.partition(".")[0]) is None or importlib.util.find_spec("torchvision") is None:
-        pytest.skip(f"needs {name} and torchvision")
+def fit_torchvision() -> torch.library.Library | None:
+    """Define the operators that torchvision describes at its import, if its compiled part does not; lives as long."""
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except (ImportError, RuntimeError, AttributeError):
         for module in [module for module in sys.modules if module.partition(".")[0] == "torchvision"]:
             del sys.modules[module]
-        _library.append(torch.library.Library("torchvision", "FRAGMENT"))
-        for operator in MISSING:
-            if not hasattr(torch.ops.torchvision, operator):
-                _library[0].define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _library[0].impl("nms", _nms, "CPU")
-        boxes = importlib.import_module("torchvision.ops.boxes")
-        boxes._assert_has_ops = lambda: None  # type: ignore[attr-defined]
-    return importlib.import_module(name)
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.impl("nms", nms, "CPU")
+        import torchvision.ops.boxes
+
+        torchvision.ops.boxes._assert_has_ops = lambda: None
+        return library
+    return None
+
+
+def check_lpips() -> None:
+    """LPIPS on AlexNet: its heads are ours, and with our convolutions it gives our distance."""
+    import lpips
+
+    ours = load_perceptual("alex")
+    theirs = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
+    convs = [module for module in theirs.net.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert len(convs) == 5
+    for i, conv in enumerate(convs, start=1):
+        conv.weight.data.copy_(ours.state_dict()[f"conv{i}.weight"])
+        conv.bias.data.copy_(ours.state_dict()[f"conv{i}.bias"])
+    heads: Any = ours.heads
+    for mine, head in zip(heads, theirs.lins, strict=True):  # ours are float16
+        torch.testing.assert_close(mine, head.model[-1].weight.flatten(), atol=1e-3, rtol=1e-3)
+    rng = torch.Generator().manual_seed(0)
+    for height, width in ((31, 31), (64, 64), (71, 90), (256, 256)):
+        x = torch.rand(2, 3, height, width, generator=rng) * 2 - 1
+        y = (x + 0.3 * torch.randn(x.shape, generator=rng)).clamp(-1, 1)
+        torch.testing.assert_close(ours(x, y), theirs(x, y).flatten(), rtol=5e-4, atol=0)
+
+
+def check_facexlib() -> None:
+    """RetinaFace with weights by a rule: our detector gives its answers on the same photo, wherever it runs."""
+    from facexlib.detection.retinaface import RetinaFace
+
+    network = RetinaFace(network_name="resnet50", device="cpu").eval()
+    rng = torch.Generator().manual_seed(0)
+    scales = {"ClassHead": 10.0, "BboxHead": 0.01, "LandmarkHead": 0.01}  # some anchors are sure, boxes stay near them
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point():
+            drawn, inputs = torch.randn(tensor.shape, generator=rng), max(tensor[:1].numel(), 4)
+            if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
+                tensor.copy_(1 + 0.1 * drawn.abs())
+            else:
+                tensor.copy_(drawn * scales.get(name.partition(".")[0], 1.0) * (2 / inputs) ** 0.5)
+    photo = make_photo()
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "detection_Resnet50_Final.pth"
+        torch.save(network.state_dict(), weights)
+        landmarks._facexlib_weights = lambda: weights
+        detector = landmarks.get_landmark_detector("auto")
+    assert isinstance(detector, landmarks.FacexlibLandmarkDetector)
+    faces = detector(photo)
+    rows = network.detect_faces(np.ascontiguousarray(np.asarray(photo)[:, :, ::-1]))
+    assert len(faces) == len(rows) > 0
+    ours = sorted((face.score, *face.box) for face in faces)
+    np.testing.assert_allclose(
+        ours, sorted((float(row[4]), *map(float, row[:4])) for row in rows), rtol=1e-4, atol=0.01
+    )
+    assert len(detector.to("cpu")(photo)) == len(faces)
+    assert detector._network.device == detector._network.mean_tensor.device == torch.device("cpu")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    library = fit_torchvision()
+    with torch.no_grad():
+        {"lpips": check_lpips, "facexlib": check_facexlib}[sys.argv[1]]()
+    print(f"{sys.argv[1]} agrees")

@@ -12,7 +12,7 @@ from stylegan_inversion.errors import MissingDependencyError
 EXTRAS = {
     "app": ("gradio", "gradio_client", "starlette", "fastapi", "uvicorn", "python_multipart", "httpx"),
     "train": ("accelerate", "omegaconf", "yaml", "sklearn", "tensorboard", "wandb"),
-    "evaluate": ("matplotlib", "torchmetrics"),
+    "evaluate": ("matplotlib",),
     "fid": ("torch_fidelity",),
     "faces": ("facexlib", "lpips", "torchvision", "cv2"),
     "distributed": ("ray",),
@@ -67,9 +67,8 @@ MORE = [
     ("app", "python_multipart", ["app"]),
     ("train", "omegaconf", ["train", "data=data"]),
     ("train", "yaml", ["train", "data=data"]),
-    ("evaluate", "torchmetrics", EVALUATE),
     ("fid", "torch_fidelity", ["evaluate-generator", "--data", "data", "--fid", "--num-samples", "8"]),
-    ("faces", "lpips", [*EVALUATE, "--perceptual", "alex"]),
+    ("faces", "lpips", [*EVALUATE, "--perceptual", "vgg"]),
     ("faces", "facexlib", [*EVALUATE, "--align", "--detector", "facexlib"]),
     ("faces", "facexlib", ["invert", "data/0.png", "--method", "e4e", "--detector", "facexlib"]),
 ]

@@ -95,7 +95,7 @@ def evaluate(
     Raises:
         ValueError: Before the first image, if an argument is wrong: no or equal images, methods that cannot be
             compared, an edit that is no direction of the model or has no score.
-        MissingDependencyError: If torchmetrics or matplotlib is not installed.
+        MissingDependencyError: If matplotlib is not installed.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"`limit` must be >= 1, got {limit}.")

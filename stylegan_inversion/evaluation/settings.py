@@ -37,7 +37,7 @@ def load_scoring(
 
     Raises:
         ValueError: If an argument is wrong.
-        MissingDependencyError: If torchmetrics or matplotlib is not installed.
+        MissingDependencyError: If matplotlib is not installed.
     """
     _check_methods(methods)
     if batch_size < 1:
@@ -45,7 +45,7 @@ def load_scoring(
     pipeline = next(iter(methods.values())).pipeline
     device, side = pipeline.device, resolution or pipeline.generator.config.resolution
     black = torch.zeros(1, 3, side, side, device=device)
-    metrics.ms_ssim(black, black)  # whether the size is possible, and torchmetrics there
+    metrics.ms_ssim(black, black)  # whether the size is possible
     directions = _find_directions(methods, edits)
     if directions:
         check_matplotlib()

@@ -114,9 +114,11 @@ class FacexlibLandmarkDetector:
             ) from e
         weights = _facexlib_weights()
         try:
-            self._network: Any = init_detection_model(
-                "retinaface_resnet50", device=device, model_rootpath=str(weights.parent)
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torchvision, about an argument that facexlib still uses
+                self._network: Any = init_detection_model(
+                    "retinaface_resnet50", device=device, model_rootpath=str(weights.parent)
+                )
         except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as e:
             raise CheckpointError(
                 f"The weights of RetinaFace could not be fetched or read ({e}). Download {_FACEXLIB_URL} to {weights}, "

@@ -56,7 +56,6 @@ def test_evaluate(
         (["--methods", "e4f"], "There is no method 'e4f'"),
         (["--edits", "smle"], "There is no direction 'smle'"),
         (["--methods", "e4e", "--limit-for", "pti=3"], "`limits` names 'pti'"),
-        (["--perceptual", "squeeze"], "`perceptual` must be one of"),
     ],
 )
 def test_wrong_arguments(

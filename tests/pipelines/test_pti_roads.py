@@ -102,6 +102,7 @@ def check(out: InversionOutput, **expected: Any) -> None:
     report = out.reports[0]
     expected = {"perceptual": "alex", "lpips_threshold": 0.06, "tuning_steps": 8, "stopped_by": "steps", **expected}
     assert {name: report[name] for name in expected} == expected
+    print(f"{report['tuning_steps']} steps, L2 {report['l2_pivot']:.4f} -> {report['l2']:.4f}")  # `pytest -rP` shows it
     assert report["l2"] < report["l2_pivot"]
 
 

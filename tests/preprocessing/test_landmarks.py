@@ -19,7 +19,6 @@ from stylegan_inversion.pipelines import base
 from stylegan_inversion.preprocessing import landmarks as module
 from stylegan_inversion.preprocessing.builtin_landmarks import MIRROR, BuiltinLandmarkDetector
 from stylegan_inversion.preprocessing.landmarks import Face, FacexlibLandmarkDetector, get_landmark_detector
-from tests.real_packages import real_package
 
 SAMPLES = {"sample1": 3, "sample3": 3, "sample4": 4, "sample5": 5, "sample6": 4}
 
@@ -254,36 +253,6 @@ def test_weights_of_facexlib_are_looked_for_beside_it_then_in_the_cache(
 def test_faces_compare_by_identity() -> None:
     face = Face(np.zeros((68, 2)), (0.0, 0.0, 1.0, 1.0), 0.5)
     assert face == face and face != Face(np.zeros((68, 2)), (0.0, 0.0, 1.0, 1.0), 0.5)
-
-
-@pytest.mark.filterwarnings("ignore")
-@torch.no_grad()
-def test_the_real_retinaface(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, photo: Image.Image) -> None:
-    """With weights by a rule: its own answer on the same photo, and on the pipeline's device."""
-    retinaface = real_package("facexlib.detection.retinaface")
-    network = retinaface.RetinaFace(network_name="resnet50", device="cpu").eval()
-    rng = torch.Generator().manual_seed(0)
-    scales = {"ClassHead": 10.0, "BboxHead": 0.01, "LandmarkHead": 0.01}  # some anchors are sure, boxes stay near them
-    for name, tensor in network.state_dict().items():
-        if tensor.is_floating_point():
-            drawn, inputs = torch.randn(tensor.shape, generator=rng), max(tensor[:1].numel(), 4)
-            if name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
-                tensor.copy_(1 + 0.1 * drawn.abs())
-            else:
-                tensor.copy_(drawn * scales.get(name.partition(".")[0], 1.0) * (2 / inputs) ** 0.5)
-    weights = tmp_path / "detection_Resnet50_Final.pth"
-    torch.save(network.state_dict(), weights)
-    monkeypatch.setattr(module, "_facexlib_weights", lambda: weights)
-    detector = get_landmark_detector("facexlib")
-    faces = detector(photo)
-    rows = network.detect_faces(np.ascontiguousarray(np.asarray(photo)[:, :, ::-1]))
-    assert len(faces) == len(rows) > 0
-    assert {round(face.score, 5) for face in faces} == {round(float(row[4]), 5) for row in rows}
-    assert {tuple(np.round(face.box, 2)) for face in faces} == {
-        tuple(np.round(row[:4].astype(float), 2)) for row in rows
-    }
-    assert isinstance(detector, module.FacexlibLandmarkDetector) and len(detector.to("cpu")(photo)) == len(faces)
-    assert detector._network.device == detector._network.mean_tensor.device == torch.device("cpu")
 
 
 def test_an_import_that_fails_in_any_way_is_one_line(
