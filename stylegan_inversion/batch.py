@@ -148,6 +148,7 @@ def _read_records(output: Path) -> list[Record]:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run left for a photo of this name, so that old pictures do not pass for new ones."""
+    hub.sweep(folder)
     for name in ("crop", "inverted", "edited", "photo"):
         (folder / f"{name}.png").unlink(missing_ok=True)
     if (folder / "inversion" / hub.CONFIG_NAME).is_file():

@@ -10,7 +10,8 @@ import json
 import os
 import re
 import shutil
-import tempfile
+import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
@@ -27,8 +28,12 @@ from stylegan_inversion.remote.transfer import download_snapshot
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-TEMPORARY = (".*.????????", ".tmp??????")  # what a kill leaves beside a file: ours, and safetensors' own
-_STAGED, _SWAPPING, _STALE = ".staged.", ".swapping", ".stale"  # see `write_together`
+PARTS = (
+    *("generator", "e4e_encoder", "psp_encoder", "restyle_encoder"),
+    *("directions", "discriminator", "autoencoder"),
+)  # of a model, each in a folder of its own
+_PARTIAL = re.compile(r"\..*\.(\d+)\.[0-9a-f]{8}\.partial")  # a file or folder that is being written, by a process
+_REPLACING = ".replacing"  # is in a folder while its files are replaced: see `write_together`
 _MAX_CONFIG_BYTES = 1_000_000
 _MAX_HEADER_BYTES = 2_000_000  # of a safetensors file; a model's has a hundredth of it, and a huge one takes minutes
 _MAX_AXES = 8
@@ -167,7 +172,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_NAME
     for whole in (folder, folder.parent):  # a part of a model is in the folder below
-        if (whole / _SWAPPING).exists():
+        if os.path.lexists(whole / _REPLACING):
             raise CheckpointError(f"{whole} is being saved, or its saving was interrupted. Save it again.")
     try:
         _check_regular(path)
@@ -232,7 +237,7 @@ def write_together(folder: Path) -> Iterator[Path]:
 
     They are written to a folder inside `folder`, and moved to their places when the block ends. Where the moving itself
     is cut short, which takes a few system calls, `read_config` refuses the folder until it is saved again. Other files
-    stay, but for networks and directions that belong to another generator than the one that is written.
+    stay, but for the parts (`PARTS`) of another generator than the one that is written. One process at a time.
 
     Args:
         folder: Made if needed. What earlier savings left half written is removed.
@@ -243,55 +248,100 @@ def write_together(folder: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: If a file cannot be written. What was there before is untouched.
     """
-    stage = Path()
+    stage = _partial(folder, "files")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / _SWAPPING).exists():
-            _swap(folder)
         sweep(folder)
-        stage = Path(tempfile.mkdtemp(dir=folder, prefix=_STAGED))
+        stage.mkdir()
+    except OSError as e:
+        raise CheckpointError(f"{folder} could not be written: {e}. What was there before is untouched.") from e
+    try:
         yield stage
-        (stage / _STALE).write_text("\n".join(_stale_parts(folder, stage)), "utf-8")
-        stage.rename(folder / _SWAPPING)
-        _swap(folder)
-    except (OSError, CheckpointError) as e:
-        if not stage.name:
-            raise CheckpointError(f"{folder} could not be written: {e}. What was there before is untouched.") from e
+        _replace_files(folder, stage)
+    except CheckpointError as e:
         raise CheckpointError(str(e).replace(str(stage), str(folder))) from e
     finally:
-        if stage.name:
-            shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(stage, ignore_errors=True)
 
 
-def _stale_parts(folder: Path, stage: Path) -> list[str]:
-    """Names of the parts in a folder that belong to another generator than the one that is about to be moved there."""
-    ours = sorted((stage / "generator").glob("*"))
-    theirs = [folder / "generator" / file.name for file in ours]
-    if all(not b.exists() or filecmp.cmp(a, b, shallow=False) for a, b in zip(ours, theirs)):
-        return []
-    return sorted(config.parent.name for config in folder.glob(f"[!.]*/{CONFIG_NAME}"))
+def _replace_files(folder: Path, stage: Path) -> None:
+    """Move files to their places. It may be cut short anywhere: then the next saving replaces everything."""
+    marker = folder / _REPLACING
+    try:
+        written = sorted(path for path in stage.rglob("*") if path.is_file())
+        foreign = (stage / "generator").is_dir() and (os.path.lexists(marker) or not _is_same_generator(folder, stage))
+        if marker.is_symlink():
+            marker.unlink()
+        marker.touch()
+        for name in PARTS if foreign else ():
+            part = folder / name
+            if part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part)
+            elif os.path.lexists(part):
+                part.unlink()
+        card = folder / "README.md"
+        if foreign and card.is_file() and "\nlibrary_name: stylegan_inversion\n" in card.read_text("utf-8", "replace"):
+            card.replace(folder / "README.old.md")  # of the other model
+        for file in written:
+            target = folder / file.relative_to(stage)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+        marker.unlink(missing_ok=True)
+    except OSError as e:
+        raise CheckpointError(f"The files of {folder} could not be replaced: {e}. Make room and save it again.") from e
 
 
-def _swap(folder: Path) -> None:
-    """Move the files of a finished saving to their places; it may be called again after it was cut short."""
-    stage = folder / _SWAPPING
-    stale = stage / _STALE
-    for name in stale.read_text("utf-8").splitlines() if stale.exists() else []:  # it goes last
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for file in sorted(path for path in stage.rglob("*") if path.is_file() and path != stale):
-        target = folder / file.relative_to(stage)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(target)
-    shutil.rmtree(stage)
+def _is_same_generator(folder: Path, stage: Path) -> bool:
+    """Whether a folder holds no generator, or the one that is about to be moved there, in whatever type of number."""
+    there = sorted((folder / "generator").glob("model*.safetensors"))
+    if not there:
+        return True
+    (new,) = (stage / "generator").glob("model*.safetensors")
+    old = next((path for path in there if path.name == new.name), there[0])
+    if filecmp.cmp(old, new, shallow=False):
+        return True
+    try:
+        ours, theirs = read_tensors(new), read_tensors(old)
+    except CheckpointError:
+        return False
+    if {key: tensor.shape for key, tensor in ours.items()} != {key: tensor.shape for key, tensor in theirs.items()}:
+        return False
+    return all(_is_close(ours[key], theirs[key]) for key in ours)
+
+
+def _is_close(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal, or would be but for the rounding of their types."""
+    if a.dtype == b.dtype:
+        return torch.equal(a, b)
+    step = 2 * max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
+    return torch.allclose(a.float(), b.float(), rtol=step, atol=1e-6)
+
+
+def _partial(folder: Path, name: str) -> Path:
+    """A name for what is being written: hidden, and one that tells whose it is, so that `sweep` can tell."""
+    return folder / f".{name}.{os.getpid()}.{os.urandom(4).hex()}.partial"
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a program that was killed left half written in a folder and below it."""
-    for stage in folder.glob(f"{_STAGED}*"):
-        shutil.rmtree(stage, ignore_errors=True)
-    for pattern in TEMPORARY:
-        for orphan in folder.rglob(pattern):
-            orphan.unlink(missing_ok=True)
+    """Remove what programs that were killed left half written in a folder, but nothing of a program that is alive."""
+    for path in folder.glob(".*.partial"):
+        if (match := _PARTIAL.fullmatch(path.name)) and not _is_alive(int(match[1]), path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int, path: Path) -> bool:
+    if os.name == "nt":  # where asking would end it: what was touched in the last hour is left alone
+        return time.time() - path.lstat().st_mtime < 3600
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return process != os.getpid()  # in this program nothing is half written while another saving begins
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -377,13 +427,13 @@ def copy_file(source: Path, path: Path) -> None:
 
 def _write_whole(path: Path, write: Any) -> None:
     """Call `write` with a temporary file beside `path`, then put it in place in one step, and wait for the disk."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _partial(path.parent, path.name)
+    temporary.touch(exist_ok=False)
+    mode = stat.S_IMODE(temporary.stat().st_mode)  # as the user's umask wants it; safetensors makes a file of its own
     try:
         write(temporary)
-        temporary.chmod(0o644)
-        with temporary.open("rb") as file:
+        temporary.chmod(mode)
+        with temporary.open("r+b") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:

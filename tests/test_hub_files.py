@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -173,13 +175,29 @@ def test_tensors_that_no_network_has(dtype: str, size: int, shape: list[int], fo
 
 
 def test_sweep(tmp_path: Path) -> None:
-    (tmp_path / "generator").mkdir()
-    kept = [tmp_path / hub.CONFIG_NAME, tmp_path / "generator" / hub.WEIGHTS_NAME]
-    orphans = [tmp_path / f".{hub.CONFIG_NAME}.abcd1234", tmp_path / "generator" / ".tmpabcdef"]
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    foreign = [".env.template", ".vimrc.original", ".tmpabcdef", f".config.json.{os.getppid()}.0123abcd.partial"]
+    kept = [tmp_path / name for name in (hub.CONFIG_NAME, *foreign)]
+    (tmp_path / ".git.old_copy").mkdir()
+    orphans = [tmp_path / f".{hub.CONFIG_NAME}.{dead.pid}.0123abcd.partial"]
     for path in kept + orphans:
         path.write_text("x")
-    (tmp_path / ".staged.abcd1234" / "generator").mkdir(parents=True)
+    stage = tmp_path / f".files.{dead.pid}.89abcdef.partial"
+    (stage / "generator").mkdir(parents=True)
     hub.sweep(tmp_path)
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
-    assert not (tmp_path / ".staged.abcd1234").exists()
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / ".git.old_copy"])
     hub.sweep(tmp_path / "nothing")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no umask")
+def test_files_are_as_private_as_the_user_wants(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        hub.write_tensors({"a": torch.ones(1)}, tmp_path / "x.safetensors")
+        hub.write_config({}, tmp_path)
+    finally:
+        os.umask(before)
+    hub.write_config({}, tmp_path, name="open.json")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"x.safetensors": 0o600, "config.json": 0o600, "open.json": 0o666 & ~before}

@@ -51,8 +51,9 @@ def read_latest(folder: Path, *, sweep: bool = True) -> dict[str, Any] | None:
     Raises:
         CheckpointError: If there are checkpoints and none of them can be read.
     """
-    for pattern in hub.TEMPORARY if sweep else ():
-        for orphan in folder.glob(pattern):
+    if sweep:
+        hub.sweep(folder)
+        for orphan in folder.glob(".tmp??????"):  # safetensors' own
             orphan.unlink(missing_ok=True)
     paths = _checkpoints(folder)
     for path in paths:

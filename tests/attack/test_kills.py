@@ -1,5 +1,6 @@
 """A program that is killed while it writes: what it leaves is the old or the new, never a mixture or half a picture."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -23,9 +24,9 @@ from tests.attack.models import hidden, make_model, owners
 KILLED = 9
 
 
-def killed_before_each_operation(work: Callable[[], object], *, reset: Callable[[], object]) -> Any:
+def killed_before_each_operation(work: Callable[[], object], *, reset: Callable[[], object], first: int = 1) -> Any:
     """Run `work` in children that die before their 1st, 2nd, ... change of the disk; yields after each death."""
-    for count in range(1, 1000):
+    for count in range(first, 1000):
         reset()
         child = os.fork()
         if child == 0:
@@ -41,7 +42,7 @@ def killed_before_each_operation(work: Callable[[], object], *, reset: Callable[
 
                 return operation
 
-            for owner, name in [(os, n) for n in ("replace", "rename", "unlink", "rmdir", "mkdir")]:
+            for owner, name in [(os, n) for n in ("replace", "unlink", "rmdir", "mkdir")]:
                 setattr(owner, name, deadly(getattr(owner, name)))
             try:
                 work()
@@ -101,21 +102,67 @@ def test_out_save_over_another_inversion(pti: PTIPipeline, photo: Image.Image, t
         assert InversionOutput.load(folder).edits == {"smile": 3.0} and hidden(folder) == []
 
 
-def test_a_model_takes_no_parts_of_another_generator_along(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+def test_a_saving_that_is_killed_twice(tmp_path: Path) -> None:
+    """The second one, too, leaves what is refused, or a whole model."""
+    folder, half, model = tmp_path / "model", tmp_path / "half", make_model(2.0)
+    old = make_model(1.0).save_pretrained(tmp_path / "old")
+
+    def reset(source: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(source, folder)
+
+    for _ in killed_before_each_operation(lambda: model.save_pretrained(folder), reset=lambda: reset(old)):
+        if (folder / ".replacing").exists() and not (folder / "e4e_encoder").exists():
+            folder.rename(half)  # its old parts are gone, the new ones not there yet
+            break
+    with pytest.raises(CheckpointError, match="its saving was interrupted"):
+        owners(half)
+    for _ in killed_before_each_operation(lambda: model.save_pretrained(folder), reset=lambda: reset(half)):
+        with contextlib.suppress(CheckpointError):
+            assert owners(folder) == {2.0}
+
+
+def test_a_model_takes_no_parts_of_another_generator_along(tmp_path: Path, pti: PTIPipeline) -> None:
     folder = tmp_path / "model"
-    both = make_model(1.0)
-    both.save_pretrained(folder)
+    make_model(1.0).save_pretrained(folder)
+    for name in ("church", "inversion"):  # models and inversions of the user's, inside
+        make_model(5.0).save_pretrained(folder / name)
     (folder / "notes.txt").write_text("mine")
-    PTIPipeline.from_pretrained(folder).save_pretrained(folder, variant="fp16")  # the same generator: all stays
-    assert owners(folder) == {1.0} and (folder / "generator" / "model.fp16.safetensors").is_file()
-    PTIPipeline.from_pretrained(make_model(2.0).save_pretrained(tmp_path / "other")).save_pretrained(folder)
-    assert owners(folder) == {2.0} and (folder / "notes.txt").read_text() == "mine"
-    assert not (folder / "generator" / "model.fp16.safetensors").exists()
+    same = PTIPipeline.from_pretrained(folder)
+    same.encoders.clear()
+    for options in ({"variant": "fp16"}, {"dtype": torch.float16}, {"dtype": torch.bfloat16}, {}):  # all stays
+        same.save_pretrained(folder, **options)  # type: ignore[arg-type]
+        assert owners(folder) == {1.0}, options
+    assert (folder / "generator" / "model.fp16.safetensors").is_file()
+    assert "Licence" in (folder / "README.md").read_text() and not (folder / "README.old.md").exists()
+
+    other = PTIPipeline(make_model(3.0).generator, perceptual=same.perceptual)
+    other.save_pretrained(folder, variant="fp16")  # of another generator
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("README.md", "README.old.md", "church", "config.json", "generator", "inversion", "notes.txt")
+    ]
+    assert [path.name for path in (folder / "generator").glob("model*")] == ["model.fp16.safetensors"]
+    assert owners(folder / "church") == {5.0} and (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="there are no links here")
+def test_a_strangers_folder_that_is_saved_to_harms_nothing_else(tmp_path: Path) -> None:
+    """What earlier versions or attackers may have left in it names nothing that is deleted or written."""
+    folder = make_model(1.0).save_pretrained(tmp_path / "model")
+    outside = tmp_path / "outside"
+    make_model(4.0).save_pretrained(outside)
+    before = {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
     shutil.rmtree(folder / "e4e_encoder")
-    PTIPipeline(make_model(3.0).generator, perceptual=PTIPipeline.from_pretrained(folder).perceptual).save_pretrained(
-        folder
-    )
-    assert not (folder / "directions").exists(), "directions of another generator"
+    (folder / "e4e_encoder").symlink_to(outside / "e4e_encoder")
+    (folder / ".replacing").symlink_to(tmp_path / "made")
+    (folder / ".swapping").mkdir()
+    (folder / ".swapping" / ".stale").write_text(f"../outside\n{outside}\n")
+    with pytest.raises(CheckpointError, match="its saving was interrupted"):
+        owners(folder)
+    make_model(2.0).save_pretrained(folder)
+    assert owners(folder) == {2.0} and not (tmp_path / "made").exists()
+    assert {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()} == before
 
 
 def test_a_failed_saving_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +194,7 @@ while True:
 
 @pytest.mark.slow
 def test_25_random_kills_of_save_pretrained(tmp_path: Path) -> None:
-    rng, mixtures, refused = random.Random(0), 0, 0
+    rng, mixtures, refused, seen = random.Random(0), 0, 0, set[float]()
     for _ in range(25):
         make_model(1.0).save_pretrained(tmp_path / "model")
         child = subprocess.Popen(
@@ -162,12 +209,14 @@ def test_25_random_kills_of_save_pretrained(tmp_path: Path) -> None:
         for pipe in (child.stdin, child.stdout):
             pipe.close()
         try:
-            mixtures += owners(tmp_path / "model") not in ({1.0}, {2.0})
+            found = owners(tmp_path / "model")
+            mixtures += found not in ({1.0}, {2.0})
+            seen |= found
         except CheckpointError as e:
             assert "its saving was interrupted" in str(e)
             refused += 1
     print(f"25 kills: {mixtures} mixtures, {refused} refused")
-    assert mixtures == 0
+    assert mixtures == 0 and seen == {1.0, 2.0}, "before the first writing and after it"
 
 
 def whole_pictures(folder: Path) -> int:

@@ -78,7 +78,8 @@ def test_two_are_kept(tmp_path: Path) -> None:
 
 def test_orphans_are_removed(tmp_path: Path) -> None:
     write_checkpoint({"x": torch.ones(1)}, tmp_path, step=1)
-    orphans = [tmp_path / ".step-00000002.safetensors.ab12cd34", tmp_path / ".tmpKvrlkD"]  # ours, and safetensors'
+    ours = f".step-00000002.safetensors.{2**22 + 1}.ab12cd34.partial"  # of a process that cannot be
+    orphans = [tmp_path / ours, tmp_path / ".tmpKvrlkD"]  # the other one is of safetensors
     for orphan in orphans:
         orphan.write_bytes(b"half")
     (tmp_path / ".keep").touch()
