@@ -279,8 +279,8 @@ class PTIPipeline(InversionPipeline):
             align: Find the face and cut it out. False takes the photo as an aligned crop.
             face: Which face of the photo, by size: 0 is the largest.
             preset: How much time to take: "fast" tunes a little around the pivot of an encoder, if the model has one,
-                "balanced" does so three times as long, "best" takes the paper's W pivot and steps; see `PRESETS`. The next three arguments win
-                over it. `None` means the model's own settings, by default those of "best".
+                "balanced" does so three times as long, "best" takes the paper's W pivot and steps; see `PRESETS`. The
+                next three arguments win over it. `None` means the model's own settings, by default those of "best".
             pivot: Optimise "w", one for all layers, which stays editable, or "w_plus", one a layer; or take the answer
                 of the model's encoder "e4e" or "psp", at once. `pivots` names those there are. Or take what an earlier
                 call with `num_tuning_steps=0` gave for these photos, to tune around it without optimising again.
