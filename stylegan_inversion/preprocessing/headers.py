@@ -12,6 +12,7 @@ from stylegan_inversion.errors import InvalidImageError
 
 MAX_SCANS = 100  # of a JPEG; programs write about 10
 MAX_PARTS = 10_000  # segments of a JPEG, chunks of a PNG or a WebP
+_MIN_DATA = 1024  # bytes of pixels in a chunk of a PNG that is no mere part; libpng writes 8 kB each
 MAX_EXIF_BYTES = 131_072  # JPEG's own limit is half of it
 MAX_EXIF_ENTRIES = 100  # of the first directory; cameras write about 20
 _MAX_TEXTS = 16  # chunks of a PNG that Pillow unpacks to 1 MB each, and 4 MB in memory
@@ -157,11 +158,12 @@ def _cost_of_jpeg(data: bytes, name: str) -> Cost:
 
 
 def _check_png(data: bytes, name: str) -> None:
-    position, texts = 8, 0
-    for _ in range(MAX_PARTS):
+    position, texts, parts = 8, 0, 0
+    while parts < MAX_PARTS:
         if position + 8 > len(data):
             return  # cut off: the decoder says so
         length, kind = struct.unpack_from(">I4s", data, position)
+        parts += kind != b"IDAT" or length < _MIN_DATA
         texts += kind in (b"zTXt", b"iTXt")
         if texts > _MAX_TEXTS:
             raise InvalidImageError(

@@ -100,11 +100,7 @@ def load_image(source: Any, *, limits: ImageLimits = _LIBRARY) -> Image.Image:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _read(io.BytesIO(source), "The file", limits)
     if isinstance(source, (str, os.PathLike)):
-        path = Path(os.fsdecode(source))
-        if "\0" in str(path):
-            raise InvalidImageError("The path of the image holds a null character; pass the path of a file.")
-        if path.exists() and not path.is_file():
-            raise InvalidImageError(f"`{path.name}` is a folder or a device, not an image; pass the path of a file.")
+        path = image_path(source)
         with path.open("rb") as file:
             return _read(file, f"`{path.name}`", limits)
     raise TypeError(
@@ -174,6 +170,20 @@ def save_image(image: Image.Image, path: Path, **options: Any) -> None:
     """
     kind = Image.registered_extensions()[path.suffix.lower()]
     hub.write_file(path, lambda temporary: image.save(temporary, kind, **options))
+
+
+def image_path(source: str | os.PathLike[Any]) -> Path:
+    """The path of an image's file; a folder or a device, which may block for ever, is refused.
+
+    Raises:
+        InvalidImageError: If it is no path of a regular file. One that does not exist is left to `open`.
+    """
+    path = Path(os.fsdecode(source))
+    if "\0" in str(path):
+        raise InvalidImageError("The path of the image holds a null character; pass the path of a file.")
+    if path.exists() and not path.is_file():
+        raise InvalidImageError(f"`{path.name}` is a folder or a device, not an image; pass the path of a file.")
+    return path
 
 
 def open_image(file: io.BytesIO | io.BufferedReader, name: str, limits: ImageLimits = _LIBRARY) -> Image.Image:

@@ -105,7 +105,8 @@ class FacexlibLandmarkDetector:
                 from facexlib.detection import init_detection_model
 
                 if "torchvision" in sys.modules:  # some load without their compiled part, and fail at the first photo
-                    sys.modules["torchvision"].ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+                    boxes = torch.zeros(1, 4, dtype=torch.float32, device="cpu")
+                    sys.modules["torchvision"].ops.nms(boxes, boxes[:, 0], 0.5)
         except Exception as e:  # a torchvision that does not fit torch: RuntimeError, and AttributeError the next time
             raise MissingDependencyError.of_extra(
                 f"facexlib cannot be imported ({e}).",

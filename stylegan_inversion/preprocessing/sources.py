@@ -10,7 +10,6 @@ import io
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.preprocessing.align import uncropped
-from stylegan_inversion.preprocessing.image import MAX_PIXELS, MAX_SIDE, load_image, open_image, to_tensor
+from stylegan_inversion.preprocessing.image import MAX_PIXELS, MAX_SIDE, image_path, load_image, open_image, to_tensor
 
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
 _GOLDEN_RATIO = 0.618034
@@ -212,7 +211,7 @@ def _load_labels(source: Any) -> Image.Image:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _read_labels(io.BytesIO(source), "The file")
     if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
+        path = image_path(source)
         with path.open("rb") as file:
             return _read_labels(file, f"`{path.name}`")
     raise TypeError(

@@ -54,7 +54,7 @@ class Api:
         """Find the faces in a photo.
 
         Args:
-            photo: JPEG, PNG or WebP, up to 20 MB and 40 megapixels.
+            photo: Up to 20 MB; JPEG or PNG 40 megapixels, progressive 25, WebP 15, lossless or transparent 0.38.
 
         Returns:
             Box (x0, y0, x1, y1) in pixels and score of each face, the largest first
@@ -67,7 +67,7 @@ class Api:
         """Find the faces in a photo and cut one out, the way the model's training photos were cut.
 
         Args:
-            photo: JPEG, PNG or WebP, up to 20 MB and 40 megapixels.
+            photo: Up to 20 MB; JPEG or PNG 40 megapixels, progressive 25, WebP 15, lossless or transparent 0.38.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.
             model: From /models; nothing means the first.
@@ -97,7 +97,7 @@ class Api:
         For PTI the token comes with an early message, so that `/stop` can end the run; the best state is kept.
 
         Args:
-            photo: JPEG, PNG or WebP, up to 20 MB and 40 megapixels.
+            photo: Up to 20 MB; JPEG or PNG 40 megapixels, progressive 25, WebP 15, lossless or transparent 0.38.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.
             method: "e4e", "psp" or "pti".
@@ -151,7 +151,7 @@ class Api:
         """Invert and edit in one call; nothing is kept.
 
         Args:
-            photo: JPEG, PNG or WebP, up to 20 MB and 40 megapixels.
+            photo: Up to 20 MB; JPEG or PNG 40 megapixels, progressive 25, WebP 15, lossless or transparent 0.38.
             strengths: How far to go, such as {"smile": 2.0}, each in its direction's unit.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.
@@ -187,7 +187,7 @@ class Api:
         """Put one photo through all methods of the first model, with the same edit on each. PTI takes a while.
 
         Args:
-            photo: JPEG, PNG or WebP, up to 20 MB and 40 megapixels.
+            photo: Up to 20 MB; JPEG or PNG 40 megapixels, progressive 25, WebP 15, lossless or transparent 0.38.
             strengths: The edit, such as {"smile": 2.0}.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.

@@ -22,6 +22,7 @@ from stylegan_inversion.webapp.guard import (
     LimitBody,
     SecurityHeaders,
     VisitorCookie,
+    is_loopback,
     owner_of,
 )
 from stylegan_inversion.webapp.janitor import forget_lost
@@ -165,7 +166,7 @@ def launch(
         ModelNotFoundError: If there is no such model.
         CheckpointError: If a file of the model is damaged.
     """
-    hosts = [*LOOPBACK, *allowed_hosts] if host in LOOPBACK and not share else []
+    hosts = [*LOOPBACK, host, *allowed_hosts] if is_loopback(host) and not share else []
     device = own_device(device)
     demo = build_app(
         Models(load_model(model, device=device), open=open_choice, device=device), tuning_slots=tuning_slots

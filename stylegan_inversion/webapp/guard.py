@@ -5,8 +5,10 @@ come to this process (`num_workers=0`): Gradio's file workers are servers of the
 """
 
 import hashlib
+import ipaddress
 import re
 import secrets
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +23,17 @@ from stylegan_inversion.webapp.inspection import Inspect as Inspect
 from stylegan_inversion.webapp.janitor import Janitor as Janitor
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server that listens on a name or an address is reached from this machine only."""
+    if host.lower().rstrip(".") in LOOPBACK:
+        return True
+    try:
+        found = {str(each[4][0]) for each in socket.getaddrinfo(host, None)}  # as the server's own socket reads it
+    except (OSError, UnicodeError):
+        return False
+    return all(ipaddress.ip_address(address).is_loopback for address in found)
 
 
 class KnownHosts:
@@ -38,7 +51,7 @@ class KnownHosts:
             names: Host names and addresses without a port, such as "localhost".
         """
         self.app = app
-        self.names = {name.lower() for name in names}
+        self.names = {name.lower().rstrip(".") for name in names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Compare the header `Host`."""

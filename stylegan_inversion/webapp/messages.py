@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 import torch
+from gradio.exceptions import ComponentProcessingError
 
 from stylegan_inversion.errors import (
     CheckpointError,
@@ -68,7 +69,12 @@ class Page(gr.Blocks):
             e.print_exception = False  # a visitor's mistake, and no fault of the app's
             raise
         except Exception as e:
-            raise gr.Error(WRONG_ARGUMENTS, print_exception=False) from e
+            # Gradio wraps whatever a component raises
+            fault = e.__cause__ if isinstance(e, ComponentProcessingError) else e
+            if isinstance(fault, (TypeError, ValueError, KeyError)):
+                raise gr.Error(WRONG_ARGUMENTS, print_exception=False) from e
+            logger.exception("The web app failed.")
+            raise gr.Error(FAILED, print_exception=False) from e
 
 
 def _check_kind(block: Any, value: Any) -> None:

@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 from stylegan_inversion import hub
 from stylegan_inversion.catalogue import catalogue, list_models
-from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, StyleGANInversionError
 from stylegan_inversion.pipelines.official import is_known
 from stylegan_inversion.remote.client import report_downloads
+from stylegan_inversion.remote.integrity import cache_root
 from stylegan_inversion.webapp.model import METHODS as METHODS
 from stylegan_inversion.webapp.model import Model as Model
 from stylegan_inversion.webapp.model import in_words
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 REPORT_SECONDS = 0.3  # between two reports of a load at most
 UPLOAD = "upload-"  # how the names of uploaded models begin
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SNAPSHOT = re.compile(r"[^\s`'\"(]*snapshots[\\/]+\w+")  # where the Hub's client keeps a repository
+_FOLDERS = re.compile(r"(?<![\w:/\\.-])(?:[A-Za-z]:)?[\\/]+(?:[\w.~+@%-]+[\\/]+)+")  # of an absolute path, not of a URL
 _KINDS = ("psp", "e4e", "generator")  # of the catalogue, of which a pipeline can be built
 
 
@@ -133,7 +136,8 @@ class Models:
             try:
                 model = load_model(folder, device=self._device, detector=self.first.pti.detector)
             except (CheckpointError, ModelNotFoundError, TypeError, ValueError) as e:
-                raise CheckpointError(f"The folder is no model: {str(e).replace(f'{folder}/', '')}") from e
+                text = _without_folders(str(e).replace(f"{folder}{os.sep}", ""))
+                raise CheckpointError(f"The folder is no model: {text}") from e
         name = f"{UPLOAD}{secrets.token_hex(16)}"
         loaded = _Load()
         with self._lock:
@@ -171,6 +175,9 @@ class Models:
             with nullcontext() if name in hub.builtin_models() else self._fetching, report_downloads(loading.hear):
                 model = load_model(name, device=self._device, detector=self.first.pti.detector)
         except BaseException as e:
+            if isinstance(e, (StyleGANInversionError, ValueError)):  # whose words visitors see
+                text = str(e).replace(str(cache_root()), "")
+                e.args = (_without_folders(_SNAPSHOT.sub(lambda _: name, text)),)
             with self._lock:
                 self._others.pop(name, None)
             loading.future.set_exception(e)
@@ -203,6 +210,11 @@ class _Load:
             return LoadReport(None, f"Loading {name} …")
         text = f"Downloading {name}: {self._done / 1e6:.0f} of {self._total / 1e6:.0f} MB"
         return LoadReport(self._done / self._total, text)
+
+
+def _without_folders(text: str) -> str:
+    """An error's sentence without the folders of this machine, which are no visitor's business."""
+    return _FOLDERS.sub("", text)
 
 
 def _label(name: str, how: str, size: int | None, licence: str) -> str:

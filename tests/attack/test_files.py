@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline
-from stylegan_inversion.errors import StyleGANInversionError
+from stylegan_inversion.errors import CheckpointError, StyleGANInversionError
 from tests.attack.models import make_model
 
 HANGS_AFTER = 30  # seconds; far more than a busy machine needs
@@ -212,6 +212,26 @@ def attack(folder: Path, loads: list[Callable[[], Any]], count: int, seed: int) 
     print(f"{folder.name}: {dict(seen)}, longest {longest[0]:.2f} s ({longest[1]}), {grown:.0f} MB more at the peak")
     assert grown < 500
     return seen
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+@pytest.mark.parametrize("error", [RuntimeError, KeyError, MemoryError, RecursionError])
+def test_other_errors_are_noticed(error: type[Exception], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"a": [1, 2, 3]}')
+    loads = 0
+
+    def load() -> None:
+        nonlocal loads
+        loads += 1
+        if loads == 5:
+            raise error("odd")
+        if loads > 1:
+            raise CheckpointError("refused")
+
+    with pytest.raises(AssertionError, match=rf"mutation 3 of config\.json: {error.__name__}: '?odd"):
+        attack(tmp_path, [load], 100, seed=0)
+    assert loads == 5
+    assert attack(tmp_path, [lambda: None], 100, seed=0) == {"loaded": 100}  # and no others
 
 
 COUNTS = [

@@ -17,6 +17,7 @@ httpx = pytest.importorskip("httpx")
 from PIL import Image  # noqa: E402
 
 from stylegan_inversion.hub import builtin_path  # noqa: E402
+from stylegan_inversion.webapp.messages import FAILED  # noqa: E402
 from tests.attack.pictures import bombs, broken, seeds  # noqa: E402
 
 DEADLINE = 120.0  # seconds; an answer takes a fraction of a second
@@ -36,7 +37,7 @@ QUICK_BOMBS = (  # each refused, or small
 class App:
     """The app as a process."""
 
-    process: "subprocess.Popen[str]"
+    process: "subprocess.Popen[str] | None"
     http: "httpx.Client"
     faults: collections.Counter[str] = field(default_factory=collections.Counter)
     answers: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -67,13 +68,16 @@ class App:
         call = self.http.post("/gradio_api/call/align", json={"data": [photo, 0, False, ""]})
         if call.status_code != 200:
             return f"status {call.status_code}"
-        answer = self.http.get(f"/gradio_api/call/align/{call.json()['event_id']}").text
+        stream = self.http.get(f"/gradio_api/call/align/{call.json()['event_id']}")
+        if stream.status_code != 200:
+            return f"status {stream.status_code}"
+        answer = stream.text
         event, _, words = answer.strip().rpartition("data: ")
         if event.rstrip().endswith("event: complete"):
             return "answered"
         said = json.loads(words)
         said = said.get("error") if isinstance(said, dict) else said
-        return said if isinstance(said, str) and said else f"untyped: {answer}"
+        return said if isinstance(said, str) and said and FAILED not in said else f"untyped: {answer}"
 
     def peak(self) -> int:
         """The most memory since `rest`, bytes."""
@@ -81,10 +85,12 @@ class App:
 
     def rest(self) -> int:
         """The memory now; `peak` counts anew."""
+        assert self.process is not None
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
         return self._memory("VmRSS")
 
     def _memory(self, name: str) -> int:
+        assert self.process is not None
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
@@ -113,6 +119,43 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
 def photo() -> Image.Image:
     with Image.open(builtin_path("samples/sample2.jpg")) as image:
         return image.convert("RGB").resize((96, 72))
+
+
+REFUSED = 'event: error\ndata: {"error": "The file is empty."}'
+
+
+@pytest.mark.parametrize(
+    ("route", "answer", "fault"),
+    [
+        ("upload", 500, "status 5"),
+        ("align", 500, "status 5"),
+        ("events", 500, "status 5"),
+        ("upload", httpx.ConnectError("refused"), "crash"),
+        ("events", httpx.RemoteProtocolError("it hung up"), "crash"),
+        ("events", httpx.ReadTimeout("too long"), "hang"),
+        ("events", 'event: error\ndata: {"error": null}', "untyped"),
+        ("events", 'event: error\ndata: {"error": ""}', "untyped"),
+        ("events", "event: error\ndata: null", "untyped"),
+        ("events", f'event: error\ndata: {{"error": "{FAILED}"}}', "untyped"),
+        ("events", 'event: error\ndata: {"error": "/tmp/gradio/x.png is empty"}', "path"),
+        ("events", REFUSED, ""),
+        ("events", "event: complete\ndata: []", ""),
+    ],
+)
+def test_faults_are_noticed(route: str, answer: int | str | Exception, fault: str) -> None:
+    def handle(request: "httpx.Request") -> "httpx.Response":
+        last = request.url.path.rpartition("/")[2]
+        if last == route:
+            if isinstance(answer, Exception):
+                raise answer
+            return httpx.Response(answer) if isinstance(answer, int) else httpx.Response(200, text=answer)
+        return httpx.Response(200, json=["/x.png"] if last == "upload" else {"event_id": "events"})
+
+    with httpx.Client(base_url="http://app", transport=httpx.MockTransport(handle)) as http:
+        app = App(None, http)
+        app.ask("photo.png", b"")
+    assert +app.faults == ({fault: 1} if fault else {})
+    assert app.answers.total() == 1
 
 
 def refuse_or_answer(app: App, photo: Image.Image, count: int, seed: int) -> None:

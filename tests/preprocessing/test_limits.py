@@ -201,6 +201,26 @@ def test_what_comes_near_is_read(build: Callable[[], bytes]) -> None:
     assert min(load_image(build(), limits=SMALL).size) >= 32
 
 
+@pytest.mark.parametrize(("size", "is_read"), [(1024, True), (1023, False)])
+def test_chunks_of_pixels_are_no_parts(size: int, is_read: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large PNG of a program that writes 8 kB a chunk is read; one of crumbs is not."""
+    monkeypatch.setattr(headers, "MAX_PARTS", 100)
+    sound = encode(pictures(), "PNG", compress_level=0)
+    start, end = sound.index(b"IDAT") - 4, sound.index(b"IEND") - 4
+    data, position = b"", start
+    while position < end:
+        length = int.from_bytes(sound[position : position + 4], "big")
+        data += sound[position + 8 : position + 8 + length]
+        position += 12 + length
+    chunks = [chunk(b"IDAT", data[k : k + size]) for k in range(0, len(data), size)]
+    assert len(chunks) > 800
+    cut = sound[:start] + b"".join(chunks) + sound[end:]
+    if is_read:
+        assert difference(load_image(cut, limits=SMALL), pictures()) == 0
+    else:
+        refused(cut, "more than 100 parts; save it as an ordinary PNG")
+
+
 def test_scans_do_not_hide_behind_segments() -> None:
     """A comment with an end marker in it is no end; the marker of another size of picture is none, either."""
     data = jpeg_of_scans(64, 64, 90)

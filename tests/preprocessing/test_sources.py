@@ -1,5 +1,6 @@
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,23 @@ def test_bad_label_maps(tmp_path: Path) -> None:
         source.load(3)
     with pytest.raises(FileNotFoundError):
         source.load(tmp_path / "none.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+@pytest.mark.parametrize("source", [PhotoSource(), SketchSource(), LabelSource()])
+def test_what_blocks_is_not_opened(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "map.png").touch()
+    with pytest.raises(InvalidImageError, match=r"`map\.png` is empty"):
+        source.load(tmp_path / "map.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    monkeypatch.setattr(Path, "open", None)  # whoever calls it, fails rather than waits
+    for path, match in (
+        (tmp_path / "pipe.png", r"`pipe\.png` is a folder or a device, not an image"),
+        (tmp_path, "is a folder or a device, not an image"),
+        ("a\0.png", "holds a null character"),
+    ):
+        with pytest.raises(InvalidImageError, match=match):
+            source.load(path)
 
 
 def test_preview_of_labels_tells_them_apart() -> None:

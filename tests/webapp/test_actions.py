@@ -1,4 +1,5 @@
 import io
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +10,15 @@ import torch
 from PIL import Image
 
 from stylegan_inversion.errors import FaceNotFoundError, InvalidImageError
+from stylegan_inversion.preprocessing.image import open_image
 from stylegan_inversion.webapp.sessions import Progress
-from tests.attack.pictures import encode, png
+from tests.attack.pictures import encode, jpeg, png, webp
 from tests.webapp.checks import differ, until
 
 gr = pytest.importorskip("gradio")
 from stylegan_inversion.webapp import actions as module  # noqa: E402
 from stylegan_inversion.webapp.actions import MAX_STEPS, Actions  # noqa: E402
+from stylegan_inversion.webapp.api import Api  # noqa: E402
 from stylegan_inversion.webapp.messages import messages  # noqa: E402
 from stylegan_inversion.webapp.shown import shown_crop  # noqa: E402
 
@@ -37,6 +40,41 @@ def test_steps_are_clamped(actions: Actions, photo: Image.Image, monkeypatch: py
     with pytest.raises(gr.Error, match="This model has no 'restyle'; it has e4e, psp, pti"):
         list(actions.run(crop, "restyle", owner=None))
     assert len(actions.turns) == 0
+
+
+def sized(data: bytes, width: int, height: int) -> bytes:
+    """A small JPEG or WebP, and the size that its header gives."""
+    if data[:4] == b"RIFF":
+        return data[:26] + width.to_bytes(2, "little") + height.to_bytes(2, "little") + data[30:]
+    frame = data.index(b"\xff\xc2" if b"\xff\xc2" in data else b"\xff\xc0")
+    return data[: frame + 5] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + data[frame + 9 :]
+
+
+def test_photos_of_the_size_that_the_api_names_are_read() -> None:
+    said = {
+        gr.utils.get_function_description(way)[1]["photo"] for way in (Api.faces, Api.align, Api.invert, Api.compare)
+    }
+    (words,) = said
+    found = re.fullmatch(
+        r"Up to 20 MB; JPEG or PNG (\S+) megapixels, progressive (\S+), WebP (\S+), lossless or transparent (\S+)\.",
+        words,
+    )
+    assert found is not None
+    usual, progressive, lossy, lossless = (float(number) for number in found.groups())
+    small = Image.new("RGB", (16, 16))
+    kinds = [(usual, jpeg(16, 16, subsampling=0)), (lossy, encode(small, "WEBP"))]
+    kinds += [(progressive, jpeg(16, 16, mode, progressive=True, subsampling=0)) for mode in ("RGB", "CMYK", "L")]
+    refused = []
+    for megapixels, data in kinds:
+        side = int((megapixels * 1e6) ** 0.5)
+        open_image(io.BytesIO(sized(data, side, side)), "x", module.PHOTOS).close()
+        refused.append((megapixels, sized(data, int(side * 1.02), int(side * 1.02))))
+    side = int((lossless * 1e6) ** 0.5)
+    open_image(io.BytesIO(webp(side, side)), "x", module.PHOTOS).close()
+    refused = [*refused[:2], refused[3], (lossless, webp(int(side * 1.02), int(side * 1.02)))]  # each kind's dearest
+    for megapixels, data in refused:
+        with pytest.raises(InvalidImageError, match=r"too large|which may take"):
+            open_image(io.BytesIO(data), f"{megapixels}", module.PHOTOS)
 
 
 def test_photos_are_decoded_one_by_one(actions: Actions, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from stylegan_inversion.webapp.models import Model
 from tests.webapp.client import refused
 from tests.webapp.conftest import Connect
 
+gradio = pytest.importorskip("gradio")
 gradio_client = pytest.importorskip("gradio_client")
 httpx = pytest.importorskip("httpx")
 
@@ -101,6 +102,34 @@ def test_wrong_arguments(connect: Connect, file: Any, app: Any) -> None:
     )
     refused(client, "“Find the face” must be true or false, got 'yes'", file, align="yes", api_name="/align")
     refused(client, "“Method” must be one of the choices, got .*e4e", file, method=["e4e"], api_name="/invert")
+
+
+def test_a_fault_of_the_server_is_not_the_visitors(
+    connect: Connect, file: Any, app: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = connect()
+
+    def broken(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gradio.Textbox, "preprocess", broken)  # Gradio wraps it
+        refused(client, FAILED, file, api_name="/align")
+    assert "No space left on device" in caplog.text
+    caplog.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(gradio.Blocks, "validate_inputs", broken)
+        refused(client, FAILED, file, api_name="/align")
+    assert "No space left on device" in caplog.text
+    caplog.clear()
+
+    def wrong(*_: Any) -> None:
+        raise TypeError("not a text")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gradio.Textbox, "preprocess", wrong)
+        refused(client, "An argument is missing or of the wrong kind", file, api_name="/align")
+    assert not caplog.text
 
 
 def test_faces_of_two_models(connect: Connect, app: Any) -> None:

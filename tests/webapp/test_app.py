@@ -304,6 +304,12 @@ def test_launch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ({"host": "0.0.0.0", "allowed_hosts": ["demo.example.org"]}, False, ()),
         ({"host": "0.0.0.0", "open_choice": True}, True, ()),
         ({"host": "::1"}, False, LOOPBACK),
+        ({"host": "127.0.0.2"}, False, {*LOOPBACK, "127.0.0.2"}),
+        ({"host": "127.1"}, False, {*LOOPBACK, "127.1"}),
+        ({"host": "LOCALHOST."}, False, LOOPBACK),
+        ({"host": "192.0.2.1"}, False, ()),
+        ({"host": "a\0b"}, False, ()),
+        ({"host": "127.0.0.2", "share": True}, False, ()),
         ({"share": True}, False, ()),
     ):
         module.launch("folder", device="cpu", **options)  # type: ignore[arg-type]

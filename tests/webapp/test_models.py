@@ -190,6 +190,39 @@ def test_a_model_from_the_hub(
         models.get("e4e-ffhq-1024")
 
 
+def test_errors_name_no_folder_of_this_machine(
+    first: Model, pti: PTIPipeline, fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pti.save_pretrained(tmp_path / "model")
+    weights = [path for path in folder.rglob("*.safetensors") if path.parent.name == "generator"]
+    (folder / "config.json").write_text("{")
+    fake_hub.add("org/config", folder)
+    models = Models(first, open=True, device="cpu")
+    with pytest.raises(CheckpointError, match=r"^org/config/config\.json cannot be read as JSON: Expecting"):
+        models.get("org/config")
+    pti.save_pretrained(folder)
+    assert weights
+    weights[0].write_bytes(b"junk" * 10)
+    fake_hub.add("org/weights", folder)
+    with pytest.raises(CheckpointError, match=r"^org/weights/generator/model\.safetensors cannot be read"):
+        list(models.load("org/weights"))
+    (folder / "config.json").unlink()
+    fake_hub.add("org/none", folder)
+    with pytest.raises((ModelNotFoundError, CheckpointError), match="org/none") as caught:
+        models.get("org/none")
+    assert str(tmp_path) not in str(caught.value) and "snapshots" not in str(caught.value)
+
+    def load(name: str, **_: Any) -> Model:
+        raise ValueError(
+            f"'{tmp_path}/a b/x.pt', {tmp_path}/c/y.pt and C:\\Users\\me\\z.pt: see https://example.org/a/b and/or ask"
+        )
+
+    monkeypatch.setattr(module, "load_model", load)
+    with pytest.raises(ValueError, match=r"y\.pt and z\.pt: see https://example\.org/a/b and/or ask") as value_error:
+        models.get("org/other")
+    assert str(tmp_path) not in str(value_error.value)
+
+
 def test_an_uploaded_folder(first: Model, pti: PTIPipeline, tmp_path: Path, fake_hub: FakeHub) -> None:
     folder = pti.save_pretrained(tmp_path / "mine", license="mit")
     files = [path for path in folder.rglob("*") if path.is_file()]
