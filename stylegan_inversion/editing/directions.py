@@ -1,7 +1,6 @@
 """Edit directions: a unit vector in W (or a vector a layer), and the moves along it."""
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,8 +32,9 @@ class Direction:
         strength_range: Lowest and highest strength that still looks right, within 1e6 of 0. `None` where nobody
             measured it.
         description: What it does and where it comes from, in words.
-        unit: How far strength 1 goes, in [1e-6, 1e6]: it adds `unit * vector`. 1 for directions that are found here, whose
-            strengths are distances in W; the norm of the file for those of the papers, whose strengths are factors.
+        unit: How far strength 1 goes, in [1e-6, 1e6]: it adds `unit * vector`. 1 for directions that are found here,
+            whose strengths are distances in W; the norm of the file for those of the papers, whose strengths are
+            factors.
 
     Raises:
         ValueError: If the name is no identifier, the vector is not finite, not one- or two-dimensional or not of unit

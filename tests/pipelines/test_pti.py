@@ -96,7 +96,9 @@ def test_step_counts_and_pivots(pti: PTIPipeline, photo: Image.Image) -> None:
     ):
         pti(photo, pivot="restyle")  # type: ignore[arg-type]
     for no_name in (np.array(["w", "w"]), ["w"]):
-        with pytest.raises(ValueError, match="`pivot` must be one of w, w_plus, e4e, psp, or an earlier inversion, got"):
+        with pytest.raises(
+            ValueError, match="`pivot` must be one of w, w_plus, e4e, psp, or an earlier inversion, got"
+        ):
             pti.plan(pivot=no_name)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`num_w_steps` must be >= 1, got 0"):
         pti(photo, num_w_steps=0)
