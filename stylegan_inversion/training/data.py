@@ -301,7 +301,12 @@ def _shut_down(iterator: Any, workers: Sequence[BaseProcess]) -> None:
     if iterator._worker_pids_set:  # or PyTorch would raise an error here for each that is killed
         signal_handling._remove_worker_pids(id(iterator))
         iterator._worker_pids_set = False
-    killer = threading.Timer(_PATIENCE, lambda: [worker.kill() for worker in workers])
+
+    def kill() -> None:
+        for worker in workers:
+            worker.kill()
+
+    killer = threading.Timer(_PATIENCE, kill)
     killer.start()
     try:
         iterator._shutdown_workers()
