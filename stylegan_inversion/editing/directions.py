@@ -1,7 +1,6 @@
 """Edit directions: a unit vector in W (or a vector a layer), and the moves along it."""
 
 import difflib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.hub import CONFIG_NAME, WEIGHTS_NAME, read_config, read_tensors, write_config, write_tensors
 
 NORM_TOLERANCE = 1e-3
+MIN_UNIT, MAX_UNIT, MAX_STRENGTH = 1e-6, 1e6, 1e6  # farther than any code, and all products of them are finite
 ENTRY_FIELDS = ("layers", "strength_range", "description")  # of a direction in config.json; and `unit`, if not 1
 
 Number = TypeVar("Number", int, float)
@@ -29,14 +29,16 @@ class Direction:
         vector: Unit norm, shared by all layers; or one vector a layer, whose norms have a root mean square of 1: layers
             may move more or less than others. `from_vector` normalises.
         layers: Half-open range `(start, stop)` of the style layers it moves. `None` moves all.
-        strength_range: Lowest and highest strength that still looks right. `None` where nobody measured it.
+        strength_range: Lowest and highest strength that still looks right, within 1e6 of 0. `None` where nobody
+            measured it.
         description: What it does and where it comes from, in words.
-        unit: How far strength 1 goes, > 0: it adds `unit * vector`. 1 for directions that are found here, whose
-            strengths are distances in W; the norm of the file for those of the papers, whose strengths are factors.
+        unit: How far strength 1 goes, in [1e-6, 1e6]: it adds `unit * vector`. 1 for directions that are found here,
+            whose strengths are distances in W; the norm of the file for those of the papers, whose strengths are
+            factors.
 
     Raises:
         ValueError: If the name is no identifier, the vector is not finite, not one- or two-dimensional or not of unit
-            norm (within 1e-3), the unit is not a positive number, or a range is empty.
+            norm (within 1e-3), the unit or the strengths are out of range, or a range is empty.
     """
 
     name: str
@@ -63,16 +65,18 @@ class Direction:
                 f"`vector` of direction {self.name!r} must have unit norm (the root mean square over its layers), "
                 f"got {norm:.4g}; `Direction.from_vector` normalises."
             )
-        if not (math.isfinite(self.unit) and self.unit > 0):
-            raise ValueError(f"`unit` of direction {self.name!r} must be a positive number, got {self.unit}.")
+        if not MIN_UNIT <= self.unit <= MAX_UNIT:  # NaN is not
+            raise ValueError(
+                f"`unit` of direction {self.name!r} must be a number in [{MIN_UNIT:g}, {MAX_UNIT:g}], got {self.unit}."
+            )
         if self.layers is not None:
             layer_slice(self.layers, self.vector.shape[0] if self.vector.ndim == 2 else None)
         if self.strength_range is not None:
             low, high = self.strength_range
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            if not -MAX_STRENGTH <= low < high <= MAX_STRENGTH:
                 raise ValueError(
-                    f"`strength_range` of direction {self.name!r} must be (low, high), finite and with low < high, "
-                    f"got {self.strength_range}."
+                    f"`strength_range` of direction {self.name!r} must be (low, high), both in [{-MAX_STRENGTH:g}, "
+                    f"{MAX_STRENGTH:g}] and with low < high, got {self.strength_range}."
                 )
 
     @classmethod

@@ -118,8 +118,8 @@ class InversionOutput:
         Args:
             folder: The folder.
             base: The generator of the model that the inversion was made with. `None` loads that model by its name.
-            allow_download: Whether that model may be fetched from the Hub. The name is what whoever wrote the folder
-                put there, so by default only a model that is on this machine is taken.
+            allow_download: Whether that model may be fetched from the Hub or a folder of another machine. The name is
+                what whoever wrote the folder put there, so by default only a model that is on this machine is taken.
             device: Where to put the generators.
 
         Raises:

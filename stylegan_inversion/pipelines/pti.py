@@ -202,13 +202,14 @@ class PTIPipeline(InversionPipeline):
         Raises:
             ValueError: If one of them is out of range.
         """
-        if preset is not None and preset not in PRESETS:
+        if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
             raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}.")
         chosen = None if preset is None else PRESETS[preset]
         if pivot is None:
             wanted: tuple[Pivot, ...] = ("w",) if chosen is None else chosen.pivots
             pivot = next(name for name in wanted if name in self.pivots)
-        if not isinstance(pivot, InversionOutput) and pivot not in get_args(Pivot):
+        named = isinstance(pivot, str) and pivot in get_args(Pivot)
+        if not named and not isinstance(pivot, InversionOutput):
             raise ValueError(
                 f"`pivot` must be one of {', '.join(get_args(Pivot))}, or an earlier inversion, got {pivot!r}."
             )
@@ -233,7 +234,7 @@ class PTIPipeline(InversionPipeline):
             ModelNotFoundError: If the model does not hold it.
             CheckpointError: If the encoder's files are damaged.
         """
-        if name not in _ENCODERS:
+        if not isinstance(name, str) or name not in _ENCODERS:
             raise ValueError(f"`name` must be {' or '.join(_ENCODERS)}, got {name!r}.")
         encoder = self._encoder(name)
         pipeline = _ENCODERS[name](self.generator, encoder, crop_scale=self.crop_scale, detector=self.detector)

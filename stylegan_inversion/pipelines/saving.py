@@ -7,10 +7,11 @@ again by its name. Generators of a base that has no name are kept whole.
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.generator_delta import GeneratorDelta, generator_sha256
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.preprocessing.align import Crop
-from stylegan_inversion.preprocessing.image import load_image, to_pil
+from stylegan_inversion.preprocessing.image import load_image, open_image, to_pil
 
 if TYPE_CHECKING:
     from stylegan_inversion.pipelines.output import InversionOutput
@@ -31,7 +32,11 @@ if TYPE_CHECKING:
 FORMAT = 2
 _KINDS = ("image", "reconstruction", "crop", "photo")
 _FARTHEST = 1_000_000  # pixels from the photo's corner to a corner of a crop
+_ELSEWHERE = re.compile(r"[\\/](?:[\\/]|\?\?[\\/])")  # how Windows begins the names of other machines' folders
 _SLACK, _MAX_GROWTH = 300_000_000, 50  # bytes in memory may be so many, and so many times those of the file
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,15 @@ class BaseName:
     @property
     def is_local(self) -> bool:
         """Whether it is a folder on this machine, which nobody else has."""
+        if _ELSEWHERE.match(self.name_or_path):
+            return True  # without a look there, which would be a call
         named = self.name_or_path in hub.builtin_models() or is_known(self.name_or_path)
         return self.revision is None and not named
 
     def load(self, *, allow_download: bool, device: torch.device | str | None = None) -> Generator:
-        """Load the generator; from the Hub only if that is allowed or it is in the cache."""
+        """Load the generator; from the Hub or another machine only if that is allowed or it is in the cache."""
+        if not allow_download and any(_ELSEWHERE.match(each) for each in (self.name_or_path, self.revision or "")):
+            raise ModelNotFoundError("It is in a folder of another machine.")
         where: dict[str, Any] = {"revision": self.revision, "subfolder": self.subfolder}
         folder = hub.find_model(self.name_or_path, local_files_only=not allow_download, **where)
         return hub.load_module(Generator, GeneratorConfig, folder / "generator", device=device)
@@ -195,11 +204,14 @@ def _read_2(
     tensors = hub.read_tensors(folder / hub.WEIGHTS_NAME)
     header = hub.read_metadata(folder / hub.WEIGHTS_NAME)
     name = None if config["base"] is None else BaseName(**config["base"])
+    if len(config["generators"]) > len(config["photos"]):
+        raise ValueError(f"it has {len(config['generators'])} generators for {len(config['photos'])} photos")
+    tensors_of, texts_of = _by_generator(tensors), _by_generator(header)
+    fingerprint = cache(generator_sha256)
     generators: list[Generator] = []
     copies, packed = 0, sum(tensor.nbytes for tensor in tensors.values())
     for k, entry in enumerate(config["generators"]):
-        prefix = f"generator.{k}."
-        parts = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        parts = tensors_of.get(str(k), {})
         if entry["kind"] == "whole":
             source = f"{folder / hub.WEIGHTS_NAME}, generator {k},"
             where = {"source": source, "weights": source}
@@ -207,17 +219,17 @@ def _read_2(
             continue
         if base is None:
             raise KeyError("base")
-        texts = {key.removeprefix(prefix): text for key, text in header.items() if key.startswith(prefix)}
-        delta = GeneratorDelta.from_tensors(parts, texts)
+        delta = GeneratorDelta.from_tensors(parts, texts_of.get(str(k), {}))
         copies += sum(tensor.nbytes for tensor in base.state_dict().values()) if delta.tensors else 0
         if copies > _SLACK + _MAX_GROWTH * packed:
             raise ValueError(f"its generators would take {copies / 1e9:.1f} GB")
-        if delta.tensors or delta.base_sha256 != generator_sha256(base):
+        if delta.tensors or delta.base_sha256 != fingerprint(base):
             generators.append(delta.apply(base).to(device=device))
         else:
             generators.append(base)  # an encoder's: nothing was tuned
     photos = config["photos"]
-    decoded = _pictures(tensors, {entry[kind] for kind in _KINDS for entry in photos})
+    numbers = sorted({entry[kind] for kind in _KINDS for entry in photos})  # several faces of one photo share it
+    decoded = dict(zip(numbers, _decode(tensors[f"picture.{number}"].numpy().tobytes() for number in numbers)))
     pictures = {kind: [decoded[entry[kind]] for entry in photos] for kind in _KINDS}
     return {
         "images": pictures["image"],
@@ -227,10 +239,20 @@ def _read_2(
     }
 
 
+def _by_generator(named: Mapping[str, _T]) -> dict[str, dict[str, _T]]:
+    """What is called `generator.NUMBER.NAME`, by number and name."""
+    found: dict[str, dict[str, _T]] = {}
+    for key, value in named.items():
+        if match := re.match(r"generator\.(\d+)\.", key):
+            found.setdefault(match[1], {})[key[match.end() :]] = value
+    return found
+
+
 def _read_1(folder: Path, config: Mapping[str, Any], device: torch.device | str | None) -> dict[str, Any]:
     """Format 1, of version 0.1: pictures as PNG files, generators whole, each in a folder of its own."""
     photos = config["photos"]
-    pictures = {kind: [load_image(folder / f"{kind}_{i}.png") for i in range(len(photos))] for kind in _KINDS}
+    decoded = iter(_decode(_file(folder / f"{kind}_{i}.png") for kind in _KINDS for i in range(len(photos))))
+    pictures = {kind: [next(decoded) for _ in photos] for kind in _KINDS}
     count = 1 + max(int(entry["generator"]) for entry in photos)
     generators = [
         hub.load_module(Generator, GeneratorConfig, folder / f"generator_{k}", device=device) for k in range(count)
@@ -291,14 +313,20 @@ def _to_png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _pictures(tensors: Mapping[str, Tensor], numbers: set[int]) -> dict[int, Image.Image]:
-    """Decode pictures, each once: several faces of one photo share it."""
-    pictures, decoded, packed = {}, 0, 0
-    for number in sorted(numbers):
-        png = tensors[f"picture.{number}"].numpy().tobytes()
-        pictures[number] = load_image(png)
-        packed += len(png)
-        decoded += 3 * pictures[number].width * pictures[number].height
-        if decoded > _SLACK + _MAX_GROWTH * packed:
-            raise ValueError(f"its pictures would take more than {decoded / 1e9:.1f} GB")
+def _file(path: Path) -> bytes:
+    if not path.is_file():  # a named pipe would be waited for
+        raise FileNotFoundError(f"{path.name} is not a file")
+    return path.read_bytes()
+
+
+def _decode(pngs: Iterable[bytes]) -> list[Image.Image]:
+    """Decode pictures, as long as they do not take far more memory than their files; a header says how much."""
+    pictures, decoded, packed = [], 0, 0
+    for png in pngs:
+        with open_image(io.BytesIO(png), "A picture") as image:
+            packed += len(png)
+            decoded += 3 * image.width * image.height
+            if decoded > _SLACK + _MAX_GROWTH * packed:
+                raise ValueError(f"its pictures would take more than {decoded / 1e9:.1f} GB")
+            pictures.append(load_image(image))
     return pictures

@@ -5,20 +5,25 @@ do not depend on the number of processes or workers.
 """
 
 import signal
-from collections.abc import Generator, Iterator
+import threading
+from collections.abc import Generator, Iterator, Sequence
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path, PurePath
-from typing import Any, cast
+from typing import Any
 
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data._utils import signal_handling
 
 from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.preprocessing.folder import list_images
 from stylegan_inversion.preprocessing.image import load_image
 from stylegan_inversion.training.seeds import seeded
 from stylegan_inversion.training.tasks import Task
+
+_PATIENCE = 5.0  # seconds in which the workers may end by themselves
 
 
 class FaceFolder(Dataset[dict[str, Any]]):
@@ -285,7 +290,26 @@ def _batches(loader: DataLoader[Any]) -> Generator[dict[str, Any], None, None]:
             yield batch
     finally:
         if workers and iterator is not None:
-            cast(Any, iterator)._shutdown_workers()  # which waits; a traceback may keep the iterator for long
+            _shut_down(iterator, workers)  # a traceback may keep the iterator for long
         for worker in workers:
             worker.kill()  # it ignores PyTorch's and multiprocessing's SIGTERM, and the end of Python would wait for it
             worker.join()
+
+
+def _shut_down(iterator: Any, workers: Sequence[BaseProcess]) -> None:
+    """Let all workers end by themselves, within one time for all: PyTorch would wait for one after the other."""
+    if iterator._worker_pids_set:  # or PyTorch would raise an error here for each that is killed
+        signal_handling._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
+
+    def kill() -> None:
+        for worker in workers:
+            worker.kill()
+
+    killer = threading.Timer(_PATIENCE, kill)
+    killer.start()
+    try:
+        iterator._shutdown_workers()
+    finally:
+        killer.cancel()
+        killer.join()

@@ -97,9 +97,11 @@ def test_the_unit_of_strength() -> None:
     torch.testing.assert_close(direction.step, vector)
     torch.testing.assert_close(direction.apply(codes(), 2.0), codes() + 2 * vector)
     torch.testing.assert_close(Direction.from_vector("pose", vector, unit=0.5).step, vector / 14)
-    for unit_that_is_none in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="`unit` of direction 'age' must be a positive number, got"):
+    for unit_that_is_none in (0.0, -1.0, math.nan, math.inf, 1e300, 1e-300):
+        with pytest.raises(ValueError, match=r"`unit` of direction 'age' must be a number in \[1e-06, 1e\+06\], got"):
             Direction("age", unit(0), unit=unit_that_is_none)
+    farthest = Direction("age", unit(0), unit=1e6, strength_range=(-1e6, 1e6))
+    assert farthest.apply(codes(), 1e6).isfinite().all()
 
 
 def test_from_vector_refuses_zero() -> None:
@@ -130,7 +132,7 @@ def test_vector_must_have_unit_norm(vector: torch.Tensor) -> None:
         Direction("smile", vector)
 
 
-@pytest.mark.parametrize("strength_range", [(1.0, 1.0), (2.0, -2.0), (-math.inf, 1.0), (0.0, math.nan)])
+@pytest.mark.parametrize("strength_range", [(1.0, 1.0), (2.0, -2.0), (-math.inf, 1.0), (0.0, math.nan), (0.0, 1e300)])
 def test_strength_range_must_be_one(strength_range: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match="`strength_range` of direction 'smile' must be"):
         Direction("smile", unit(0), strength_range=strength_range)

@@ -95,6 +95,11 @@ def test_step_counts_and_pivots(pti: PTIPipeline, photo: Image.Image) -> None:
         ValueError, match="`pivot` must be one of w, w_plus, e4e, psp, or an earlier inversion, got 'restyle'"
     ):
         pti(photo, pivot="restyle")  # type: ignore[arg-type]
+    for no_name in (np.array(["w", "w"]), ["w"]):
+        with pytest.raises(
+            ValueError, match="`pivot` must be one of w, w_plus, e4e, psp, or an earlier inversion, got"
+        ):
+            pti.plan(pivot=no_name)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`num_w_steps` must be >= 1, got 0"):
         pti(photo, num_w_steps=0)
     with pytest.raises(ValueError, match="`num_tuning_steps` must be >= 0, got -1"):
@@ -123,6 +128,8 @@ def test_presets(pti: PTIPipeline, photo: Image.Image) -> None:
     assert both.plan("fast", "w_plus", 7, 0) == ("w_plus", 7, 0)  # what is said wins
     with pytest.raises(ValueError, match=r"`preset` must be one of fast, balanced, best, got 'good'\."):
         pti(photo, preset="good")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`preset` must be one of fast, balanced, best, got \['fast'\]\."):
+        pti.plan(["fast"])  # type: ignore[arg-type]
 
     report = both(photo, preset="fast", num_tuning_steps=2).reports[0]
     assert (report["pivot"], report["w_steps"], report["tuning_steps"]) == ("e4e", 0, 2)
@@ -209,6 +216,8 @@ def test_pipelines_of_the_encoders(pti: PTIPipeline, photo: Image.Image) -> None
         assert torch.equal(pipeline(photo).w_plus, pti(photo, pivot=cast(Any, name), num_tuning_steps=0).w_plus)
     with pytest.raises(ValueError, match=r"`name` must be e4e or psp, got 'w'\."):
         pti.encoder_pipeline("w")
+    with pytest.raises(ValueError, match=r"`name` must be e4e or psp, got \['e4e'\]\."):
+        pti.encoder_pipeline(["e4e"])  # type: ignore[arg-type]
     del pti.encoders["psp"]
     with pytest.raises(ModelNotFoundError, match=r"holds no GradualStyleEncoder .* Take one of w, w_plus, e4e"):
         pti.encoder_pipeline("psp")

@@ -195,7 +195,23 @@ def test_numbers_out_of_bounds(named: PTIPipeline, photo: Image.Image, tmp_path:
     assert len(InversionOutput.load(folder)) == 1
 
 
-def test_a_small_file_takes_little_memory(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+def count_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
+    """What a function that `saving` imports is called with, from now on."""
+    calls, function = [], getattr(saving, name)
+    monkeypatch.setattr(saving, name, lambda argument: (calls.append(argument), function(argument))[1])
+    return calls
+
+
+def bomb() -> bytes:
+    """A small PNG of a picture of 192 MB."""
+    buffer = io.BytesIO()
+    Image.new("P", (8000, 8000)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_small_file_takes_little_memory(
+    pti: PTIPipeline, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = pti(photo, num_tuning_steps=1).save(tmp_path / "whole")
     config, (entry,) = hub.read_config(folder), hub.read_config(folder)["generators"]
     absurd = {**entry["config"], "resolution": 2048, "channel_base": 2**20, "channel_max": 4096, "w_dim": 4096}
@@ -204,13 +220,13 @@ def test_a_small_file_takes_little_memory(pti: PTIPipeline, photo: Image.Image, 
         InversionOutput.load(folder)
     hub.write_config(config, folder)
     tensors = hub.read_tensors(folder / "model.safetensors")
-    buffer = io.BytesIO()
-    Image.new("P", (8000, 8000)).save(buffer, "PNG")
-    bomb = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
-    bombs = {name: bomb.clone() for name in tensors if name.startswith("picture.")}
+    packed = torch.frombuffer(bytearray(bomb()), dtype=torch.uint8)
+    bombs = {name: packed.clone() for name in tensors if name.startswith("picture.")}
     hub.write_tensors({**tensors, **bombs}, folder / "model.safetensors")
+    decoded = count_calls(monkeypatch, "load_image")
     with pytest.raises(CheckpointError, match=r"its pictures would take more than 0\.4 GB"):
         InversionOutput.load(folder)
+    assert len(decoded) == 1  # the second was only measured
 
 
 def test_many_copies_of_a_base(
@@ -221,6 +237,24 @@ def test_many_copies_of_a_base(
     monkeypatch.setattr(saving, "_SLACK", 0)
     monkeypatch.setattr(saving, "_MAX_GROWTH", 0)
     with pytest.raises(CheckpointError, match=r"its generators would take 0\.0 GB"):
+        InversionOutput.load(folder)
+
+
+def test_many_generators_that_are_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = E4EPipeline.from_pretrained("faces64")
+    folder = pipe([Image.new("RGB", (64, 64), "grey")] * 12, align=False).save(tmp_path / "out")
+    config, weights = hub.read_config(folder), folder / "model.safetensors"
+    texts = {name: text for name, text in hub.read_metadata(weights).items() if name.startswith("generator.0.")}
+    many = {name.replace("0", str(k), 1): text for k in range(13) for name, text in texts.items()}
+    hub.write_tensors(hub.read_tensors(weights), weights, metadata=many)
+    photos = [{**entry, "generator": k} for k, entry in enumerate(config["photos"])]
+    hub.write_config({**config, "generators": config["generators"] * 12, "photos": photos}, folder)
+    hashed = count_calls(monkeypatch, "generator_sha256")
+    loaded = InversionOutput.load(folder)
+    assert all(generator is loaded.generators[0] for generator in loaded.generators)
+    assert len(loaded) == 12 and len(hashed) == 1
+    hub.write_config({**config, "generators": config["generators"] * 13, "photos": photos}, folder)
+    with pytest.raises(CheckpointError, match="it has 13 generators for 12 photos"):
         InversionOutput.load(folder)
 
 
@@ -259,6 +293,30 @@ def test_a_strangers_folder_fetches_nothing_unasked(
     assert len(InversionOutput.load(folder, allow_download=True)) == 1 and asked == [True, False]
 
 
+@pytest.mark.parametrize("name", ["\\\\host\\share", "//host/share", "\\/host/share", "\\??\\UNC\\host\\share"])
+def test_a_strangers_folder_calls_no_other_machine_unasked(
+    name: str, named: PTIPipeline, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = named(photo, num_tuning_steps=1).save(tmp_path / "out")
+    config = hub.read_config(folder)
+    asked: list[str] = []
+
+    def find(name: str, *, revision: str | None, **_: Any) -> Path:
+        asked.append(revision or name)
+        return tmp_path / "model"
+
+    monkeypatch.setattr(hub, "find_model", find)
+    for base in ({"name_or_path": name}, {"name_or_path": "org/model", "revision": name}):
+        asked.clear()
+        hub.write_config({**config, "base": base}, folder)
+        with pytest.raises(ModelNotFoundError, match=r"It is in a folder of another machine\. .*allow_download=True\)"):
+            InversionOutput.load(folder)
+        assert asked == []
+        assert len(InversionOutput.load(folder, allow_download=True)) == 1 and asked == [name]
+    monkeypatch.setattr(saving, "is_known", asked.append)
+    assert BaseName(name).is_local and asked == [name]
+
+
 def write_format_1(out: InversionOutput, folder: Path) -> Path:
     """As version 0.1 wrote it."""
     folder.mkdir()
@@ -277,7 +335,9 @@ def write_format_1(out: InversionOutput, folder: Path) -> Path:
     return folder
 
 
-def test_folders_of_version_0_1(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+def test_folders_of_version_0_1(
+    pti: PTIPipeline, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = pti.edit(pti([photo, photo]), smile=1.0)
     folder = write_format_1(out, tmp_path / "old")
     loaded = InversionOutput.load(folder)
@@ -285,8 +345,14 @@ def test_folders_of_version_0_1(pti: PTIPipeline, photo: Image.Image, tmp_path: 
     assert_same(loaded, out)
     assert generators(loaded) == generators(out)
     (folder / "crop_1.png").unlink()
-    with pytest.raises(CheckpointError, match="is damaged or incomplete: "):
+    with pytest.raises(CheckpointError, match=r"is damaged or incomplete: .*crop_1\.png is not a file"):
         InversionOutput.load(folder)
+    for path in folder.glob("*_?.png"):
+        path.write_bytes(bomb())
+    decoded = count_calls(monkeypatch, "load_image")
+    with pytest.raises(CheckpointError, match=r"its pictures would take more than 0\.4 GB"):
+        InversionOutput.load(folder)
+    assert len(decoded) == 1
 
 
 def test_names_of_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:

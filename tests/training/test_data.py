@@ -4,6 +4,7 @@ import os
 import pickle
 import signal
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.preprocessing.align import uncropped
 from stylegan_inversion.preprocessing.folder import list_images
 from stylegan_inversion.preprocessing.image import to_tensor
+from stylegan_inversion.training import data
 from stylegan_inversion.training.data import FaceFolder, PositionSampler, load_batches
 from stylegan_inversion.training.tasks import Task, make_task
 
@@ -242,6 +244,22 @@ def test_workers_leave_signals_to_the_run(faces: Path) -> None:
     for worker in workers:
         worker.join(30)
         assert worker.exitcode == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="Windows cannot stop processes")
+def test_workers_that_are_stuck_are_ended_together(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_PATIENCE", 0.2)
+    given_up: list[BaseProcess] = []  # those that PyTorch has waited for in vain, one after the other
+    monkeypatch.setattr(BaseProcess, "terminate", lambda worker: given_up.append(worker))
+    batches = load_batches(open_folder(faces), PositionSampler(3, end=40), num_workers=2)
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        os.kill(worker.pid or 0, signal.SIGSTOP)
+    batches.close()
+    assert [worker.exitcode for worker in workers] == [-signal.SIGKILL] * 2
+    assert given_up == []
 
 
 def test_batches_do_not_depend_on_the_workers(faces: Path) -> None:
