@@ -96,36 +96,42 @@ def invert_photos(
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     hub.sweep(output)
-    paths = [os.path.abspath(photo) for photo in photos]
-    records = [record for record in _read_records(output) if record.path not in paths]
-    names = {REPORT, *(_key(Path(record.folder).name) for record in records if record.folder)}
-    for photo, path in zip(photos, paths):
-        stem = Path(photo).stem.strip(". ") or "photo"  # the stem of "...png" is "..", the folder above
-        name = next(n for n in (stem, *(f"{stem}_{k}" for k in range(2, len(names) + 3))) if _key(n) not in names)
-        names.add(_key(name))
-        out = None
+    records = _read_records(output)
+    for photo in photos:
+        path, out = os.path.abspath(photo), None
+        folder = output / _folder_name(path, records)
         try:
-            folder = output / name
-            _clear(folder)
             out = pipeline(photo, **options)
+            edited = pipeline.edit(out, **edits) if edits else out
+            pasted = pipeline.paste_back(edited)[0] if edits else None
+            _clear(folder)  # not before there is something new, so that an interruption loses nothing
             out.save(folder / "inversion")
             save_image(out.crops[0].image, folder / "crop.png")
             save_image(out.images[0], folder / "inverted.png")
-            if edits:
-                out = pipeline.edit(out, **edits)
-                save_image(out.images[0], folder / "edited.png")
-                save_image(pipeline.paste_back(out)[0], folder / "photo.png")
-            record = Record(str(photo), str(folder), None, out.reports[0], path)
+            if pasted is not None:
+                save_image(edited.images[0], folder / "edited.png")
+                save_image(pasted, folder / "photo.png")
+            record, out = Record(str(photo), str(folder), None, out.reports[0], path), edited
         except MissingDependencyError:  # of no photo: none would go better
             raise
         except Exception as e:  # whatever it is, the other photos go on
             expected = isinstance(e, (StyleGANInversionError, OSError))
             logger.debug("%s failed", photo, exc_info=True)
-            record = Record(str(photo), error=str(e) if expected else f"{type(e).__name__}: {e}", path=path)
-            out = None
-        records.append(record)
-        hub.write_config({"photos": [asdict(r) for r in records], "edits": edits}, output, name=REPORT)
+            record, out = Record(str(photo), error=str(e) if expected else f"{type(e).__name__}: {e}", path=path), None
+            _clear(folder)
+        records[path] = record
+        hub.write_config({"photos": [asdict(r) for r in records.values()], "edits": edits}, output, name=REPORT)
         yield record, out
+
+
+def _folder_name(path: str, records: Mapping[str, Record]) -> str:
+    """The folder that a photo had before, or a free one that is called like it."""
+    if path in records and records[path].folder:
+        return Path(str(records[path].folder)).name
+    taken = {REPORT, *(_key(Path(record.folder).name) for record in records.values() if record.folder)}
+    stem = Path(path).stem.strip(". ") or "photo"  # the stem of "...png" is "..", the folder above
+    names = (stem, *(f"{stem}_{k}" for k in range(2, len(taken) + 3)))
+    return next(name for name in names if _key(name) not in taken)
 
 
 def _key(name: str) -> str:
@@ -133,12 +139,13 @@ def _key(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _read_records(output: Path) -> list[Record]:
-    """The records of earlier calls."""
+def _read_records(output: Path) -> dict[str, Record]:
+    """The records of earlier calls, by the path of the photo."""
     path = output / REPORT
     try:
         entries = json.loads(path.read_text("utf-8"))["photos"] if path.exists() else []
-        return [Record(**entry) for entry in entries]
+        records = [Record(**entry) for entry in entries]
+        return {record.path or os.path.abspath(record.photo): record for record in records}
     except (OSError, ValueError, TypeError, KeyError) as e:
         raise ValueError(
             f"{path} cannot be read, so nobody knows which folders belong to which photos: {e}. Remove it, or give "

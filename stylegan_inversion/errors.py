@@ -36,6 +36,22 @@ class MissingDependencyError(StyleGANInversionError, ImportError):
         commands = f"pip install '.[{extra}]' in a checkout, or pip install 'stylegan-inversion[{extra}]'"
         return cls(f"{what} Install it with: {commands}. {otherwise}".rstrip())
 
+    @classmethod
+    def of_import(cls, package: str, error: Exception, extra: str, *, otherwise: str = "") -> "MissingDependencyError":
+        """Word the error of a package that is not installed, or beside whose torchvision another torch is.
+
+        Args:
+            package: Its name.
+            error: What its import raised.
+            extra: As in `of_extra`, and so is `otherwise`.
+            otherwise: "
+        """
+        what = f"{package} cannot be imported ({error})."
+        if isinstance(error, ModuleNotFoundError):
+            return cls.of_extra(what, extra, otherwise=otherwise)
+        way = "torch and torchvision do not fit each other: install both from one index, see pytorch.org."
+        return cls(f"{what} Here {way} {otherwise}".rstrip())
+
 
 class DivergedError(StyleGANInversionError):
     """An optimisation gave NaN or infinity before any usable state was reached."""

@@ -94,12 +94,34 @@ def test_two_photos_never_share_a_folder(pti: PTIPipeline, photo: Image.Image, t
         photo.save(path)
     folders = [next(invert_photos(pti, [path], tmp_path / "out"))[0].folder for path in photos]
     assert [Path(str(folder)).name for folder in folders] == ["cat", "cat_2", "CAT_3"]
-    assert next(invert_photos(pti, [photos[0]], tmp_path / "out"))[0].folder == folders[0]  # again: its own
+    again = {record.photo: record.folder for record, _ in invert_photos(pti, photos[::-1], tmp_path / "out")}
+    assert again == dict(zip(map(str, photos), folders)), "in another order: each its own"
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert sorted(entry["photo"] for entry in report["photos"]) == sorted(map(str, photos))
+    missing = tmp_path / "d" / "cat.png"
+    records = [record for record, _ in invert_photos(pti, [missing, photos[0]], tmp_path / "out")]
+    assert records[0].error and records[1].folder == folders[0], "one that is not there takes no folder"
     (tmp_path / "out" / "report.json").write_text("[")
     with pytest.raises(ValueError, match=r"report\.json cannot be read, so nobody knows which folders belong to which"):
         next(invert_photos(pti, photos, tmp_path / "out"))
+
+
+def test_an_interruption_loses_nothing(
+    pti: PTIPipeline, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = [tmp_path / "cat.png", tmp_path / "dog.png"]
+    for path in photos:
+        photo.save(path)
+    list(invert_photos(pti, photos, tmp_path / "out", edits={"smile": 1.0}))
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(pti), "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(invert_photos(pti, photos[::-1], tmp_path / "out"))
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
 
 
 def test_a_picture_that_cannot_be_written_leaves_none(

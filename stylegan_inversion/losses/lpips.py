@@ -158,10 +158,11 @@ def _lpips(name: str) -> nn.Module:
             warnings.simplefilter("ignore")  # of torchvision, about what is missing for reading files
             import lpips
     except Exception as e:  # a torchvision that does not fit torch: RuntimeError, and AttributeError the next time
-        raise MissingDependencyError.of_extra(
-            f"The perceptual network {name!r} needs `lpips`, which cannot be imported ({e}).",
+        raise MissingDependencyError.of_import(
+            "lpips",
+            e,
             "faces",
-            otherwise="The built-in 'alex' needs nothing.",
+            otherwise=f"`perceptual` {name!r} needs it; the built-in 'alex' needs nothing.",
         ) from e
     try:
         with torch.device("cpu"):  # whatever the caller's defaults

@@ -108,8 +108,9 @@ class FacexlibLandmarkDetector:
                     boxes = torch.zeros(1, 4, dtype=torch.float32, device="cpu")
                     sys.modules["torchvision"].ops.nms(boxes, boxes[:, 0], 0.5)
         except Exception as e:  # a torchvision that does not fit torch: RuntimeError, and AttributeError the next time
-            raise MissingDependencyError.of_extra(
-                f"facexlib cannot be imported ({e}).",
+            raise MissingDependencyError.of_import(
+                "facexlib",
+                e,
                 "faces",
                 otherwise='The built-in detector needs nothing: get_landmark_detector("builtin").',
             ) from e
