@@ -38,7 +38,7 @@ def download_url(
         force_download: Fetch it again.
 
     Raises:
-        ValueError: If the address or the sha256 is none.
+        ValueError: If the address or the sha256 is invalid.
         ModelNotFoundError: If it cannot be fetched.
         CheckpointError: If another file came.
     """
