@@ -25,7 +25,7 @@ from stylegan_inversion.convert.papers import edits_of, fetch_directions, with_d
 from stylegan_inversion.convert.single_file import read_single_file
 from stylegan_inversion.editing.directions import save_directions
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.remote.integrity import remove
+from stylegan_inversion.remote.integrity import is_shared, remove
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ def find_known_model(
     """
     entry = known_entry(name)
     if entry is None:
+        if "/" in name:  # a repository
+            return None
         if hint := suggest(name):
             raise ModelNotFoundError(
                 f"No model {name!r}: it is not a folder. {hint} `stylegan-inversion models` lists what there is."
@@ -122,7 +124,7 @@ def _convert(
         if folder.exists():
             folder.rename(Path(scratch) / "old")
         made.rename(folder)
-    if not kept:
+    if not kept and not is_shared(path):
         remove(path)
 
 

@@ -96,6 +96,30 @@ def test_not_kept_twice(fetched: list[dict[str, Any]], tmp_path: Path, monkeypat
     assert len(list(cache.rglob("psp.pt"))) == 1
 
 
+def test_what_another_revision_uses_is_kept(
+    fetched: list[dict[str, Any]], files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = storage_folder("org/repo")
+    (storage / "blobs").mkdir(parents=True)
+    blob = Path(shutil.copy(files["e4e"], storage / "blobs" / "0"))
+
+    def link(revision: str, name: str) -> Path:
+        path = storage / "snapshots" / revision / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.symlink_to(blob)
+        return path
+
+    monkeypatch.setattr(known, "cached_file", lambda entry, cache_dir: None)  # of the revision of the entry
+    monkeypatch.setattr(known, "fetch", lambda entry, **_: link("1", "e4e.pt"))
+    other = link("2", "renamed/other.pt")
+    find_known_model("test-e4e")
+    assert other.is_file()
+    other.unlink()
+    find_known_model("test-e4e", force_download=True)
+    assert not blob.exists() and not list(storage.rglob("*.pt"))  # nobody else used it
+
+
 def test_a_fault_is_not_hidden(fetched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     read = known.read_single_file
     monkeypatch.setattr(known, "read_single_file", lambda path, **_: read(path.with_name("gone"), **_))
@@ -228,6 +252,8 @@ def test_what_is_refused(fetched: list[dict[str, Any]], tmp_path: Path, monkeypa
             hub.find_model(name)
         with pytest.raises(ModelNotFoundError, match=rf"no file '{name}'\. Did you mean '{name}"):
             PTIPipeline.from_single_file(name)
+    for name in ("me/faces64", "me/e4e-ffhq-1024"):  # repositories, whatever they are like
+        assert find_known_model(name) is None
     with pytest.raises(ModelNotFoundError, match=r"'nothing': it is not a folder, .*`stylegan-inversion models` lists"):
         hub.find_model("nothing")
     with pytest.raises(ValueError, match=r"`revision` is for repositories; 'test-e4e' of the catalogue is always"):
