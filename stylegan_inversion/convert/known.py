@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import AcquireReturnProxy, FileLock
 
 from stylegan_inversion import hub
 from stylegan_inversion.catalogue import CatalogueEntry, cached_file, catalogue, converted_folder, fetch, suggest
@@ -23,7 +23,7 @@ from stylegan_inversion.convert.encoder_file import EncoderKind
 from stylegan_inversion.convert.model_folder import write_model
 from stylegan_inversion.convert.papers import edits_of, fetch_directions, with_directions
 from stylegan_inversion.convert.single_file import read_single_file
-from stylegan_inversion.editing.directions import save_directions
+from stylegan_inversion.editing.directions import Direction, save_directions
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.remote.integrity import is_shared, remove
 
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 _ENCODERS: dict[str, EncoderKind] = {"psp": "psp", "e4e": "e4e"}
 _NO_FOLDER = ("direction", "ganspace")  # their files are read where they are
+_NO_LOCK = (OSError, NotImplementedError)  # what a cache raises that may only be read, or knows no locks
 
 
 def known_entry(name: str | os.PathLike[str]) -> CatalogueEntry | None:
@@ -91,23 +92,50 @@ def find_known_model(
     folder = converted_folder(entry, cache_dir)
     if force_download or not (folder / hub.CONFIG_NAME).is_file():
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            locks = folder.parents[1] / ".locks"  # where the Hub's client has its own
-            locks.mkdir(exist_ok=True)
-            lock = FileLock(locks / f"{folder.name}.lock").acquire()
-        except OSError as e:
+            lock = _lock(folder)
+        except _NO_LOCK as e:
             return _convert_elsewhere(entry, folder, access, token=token, force_download=force_download, why=e)
         with lock:  # one process converts, the others wait and find the folder
             if force_download or not (folder / hub.CONFIG_NAME).is_file():
                 _convert(entry, folder, access, token=token, force_download=force_download)
     elif edits_of(entry.domain) and not (folder / "directions").is_dir():  # there was no network
         if directions := fetch_directions(entry.name, entry.domain, **access):
-            try:
+            return _add_directions(entry, folder, directions)
+    return folder
+
+
+def _lock(folder: Path) -> AcquireReturnProxy:
+    """Wait until no other process writes the folder. Raises one of `_NO_LOCK` where nothing can be locked."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    locks = folder.parents[1] / ".locks"  # where the Hub's client has its own
+    locks.mkdir(exist_ok=True)
+    return FileLock(locks / f"{folder.name}.lock").acquire()
+
+
+def _add_directions(entry: CatalogueEntry, folder: Path, directions: dict[str, Direction]) -> Path:
+    """Add directions to a converted model; where it may only be read, to a folder of this process that links to it."""
+    try:
+        with _lock(folder):
+            if not (folder / "directions").is_dir():  # another process may have been first
                 with hub.write_together(folder) as stage:
                     save_directions(directions, stage / "directions")
-            except CheckpointError as e:
-                logger.warning("The directions of %s could not be kept: %s", entry.name, e)
-    return folder
+        return folder
+    except (*_NO_LOCK, CheckpointError) as e:
+        other = _scratch() / folder.name
+        if not (other / "directions").is_dir():
+            logger.warning("The directions of %s could not be kept, and are for this process alone: %s", entry.name, e)
+            if not other.is_dir():
+                shutil.copytree(folder.resolve(), other, copy_function=_link)
+            save_directions(directions, other / "directions")
+        return other
+
+
+def _link(source: str, target: str) -> None:
+    """Link to a file, or copy it where a user may make no links."""
+    try:
+        os.symlink(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _convert(
@@ -143,14 +171,15 @@ def _convert_elsewhere(
     *,
     token: str | bool | None,
     force_download: bool,
-    why: OSError,
+    why: OSError | NotImplementedError,
 ) -> Path:
     """Convert into a folder of this process, where the cache may only be read."""
     other = _scratch() / folder.name
     if force_download or not (other / hub.CONFIG_NAME).is_file():
         logger.warning(
-            "%s cannot be written (%s), so %s is converted for this process alone, in %s: give another `cache_dir`.",
-            *(folder.parent, why.strerror, entry.name, other.parent),
+            "%s cannot be written or locked (%s), so %s is converted for this process alone, in %s: give another "
+            "`cache_dir`.",
+            *(folder.parent, getattr(why, "strerror", why), entry.name, other.parent),
         )
         _convert(entry, other, access, token=token, force_download=force_download)
     return other

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli, hub
 from stylegan_inversion import catalogue as catalogue_module
@@ -194,14 +195,56 @@ def test_directions_that_cannot_be_added(
     folder = find_known_model("test-e4e")
     assert folder is not None
     monkeypatch.setattr(known, "edits_of", lambda domain: [1])
-    monkeypatch.setattr(known, "fetch_directions", lambda *_, **__: E4EPipeline.from_pretrained("faces64").directions)
+    directions = E4EPipeline.from_pretrained("faces64").directions
+    monkeypatch.setattr(known, "fetch_directions", lambda *_, **__: directions)
+    known._scratch.cache_clear()
+    scratch = known._scratch()
 
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    assert find_known_model("test-e4e") == folder
-    assert "The directions of test-e4e could not be kept: " in caplog.text and "Read-only" in caplog.text
+    for _ in range(2):
+        assert list(E4EPipeline.from_pretrained("test-e4e").directions) == list(directions)
+    assert find_known_model("test-e4e") == scratch / folder.name and not (folder / "directions").exists()
+    (said,) = [message for message in caplog.messages if "could not be kept, and are for this process alone" in message]
+    assert "Read-only" in said
+    shutil.rmtree(scratch)
+    known._scratch.cache_clear()
+    assert (folder / hub.CONFIG_NAME).is_file() and E4EPipeline.from_pretrained(folder)  # only links to it went
+
+
+def test_directions_are_added_under_the_lock(fetched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = find_known_model("test-e4e")
+    assert folder is not None
+    directions = E4EPipeline.from_pretrained("faces64").directions
+    lock, save = folder.parents[1] / ".locks" / f"{folder.name}.lock", known.save_directions
+
+    def save_locked(*arguments: Any) -> None:
+        with pytest.raises(Timeout):
+            FileLock(lock).acquire(timeout=0)
+        save(*arguments)
+
+    monkeypatch.setattr(known, "edits_of", lambda domain: [1])
+    monkeypatch.setattr(known, "fetch_directions", lambda *_, **__: directions)
+    monkeypatch.setattr(known, "save_directions", save_locked)
+    assert find_known_model("test-e4e") == folder and (folder / "directions").is_dir()
+    FileLock(lock).acquire(timeout=0).lock.release()
+
+
+def test_a_cache_without_locks(
+    fetched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    known._scratch.cache_clear()
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    folder = find_known_model("test-e4e")
+    assert folder is not None and folder.parent == known._scratch() and (folder / hub.CONFIG_NAME).is_file()
+    assert "cannot be written or locked (FileSystem does not appear to support flock)" in caplog.text
+    shutil.rmtree(known._scratch())
+    known._scratch.cache_clear()
 
 
 def test_a_pipeline(fetched: list[dict[str, Any]], tmp_path: Path) -> None:
