@@ -125,17 +125,20 @@ def _add_directions(entry: CatalogueEntry, folder: Path, directions: dict[str, D
         if not (other / "directions").is_dir():
             logger.warning("The directions of %s could not be kept, and are for this process alone: %s", entry.name, e)
             if not other.is_dir():
-                shutil.copytree(folder.resolve(), other, copy_function=_link)
+                _link_files(folder.resolve(), other)
             save_directions(directions, other / "directions")
         return other
 
 
-def _link(source: str, target: str) -> None:
-    """Link to a file, or copy it where a user may make no links."""
-    try:
-        os.symlink(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+def _link_files(folder: Path, other: Path) -> None:
+    """Link to all files of a folder from another, which may be written; copy where a user may make no links."""
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        target = other / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.symlink_to(path)
+        except OSError:
+            shutil.copyfile(path, target)
 
 
 def _convert(

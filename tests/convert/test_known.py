@@ -204,11 +204,14 @@ def test_directions_that_cannot_be_added(
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    folder.chmod(0o555)
     for _ in range(2):
         assert list(E4EPipeline.from_pretrained("test-e4e").directions) == list(directions)
     assert find_known_model("test-e4e") == scratch / folder.name and not (folder / "directions").exists()
     (said,) = [message for message in caplog.messages if "could not be kept, and are for this process alone" in message]
     assert "Read-only" in said
+    assert (scratch / folder.name).stat().st_mode & 0o200  # or it could not be written, but by root
+    folder.chmod(0o755)
     shutil.rmtree(scratch)
     known._scratch.cache_clear()
     assert (folder / hub.CONFIG_NAME).is_file() and E4EPipeline.from_pretrained(folder)  # only links to it went
