@@ -25,7 +25,7 @@ from stylegan_inversion.remote.web import cached_url, download_url
 logger = logging.getLogger(__name__)
 
 CONVERTED = 2  # number of the format of converted models in the cache: another one fetches and converts again
-WIDTH, _NAME = 100, 27  # columns of the table in text, and of the names in it
+WIDTH, _NAME, _LICENCE = 100, 27, 14  # columns of the table in text, and of the names and licences in it
 _WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}  # an address that is cut is none
 _CLOSE = 0.8  # how much a name must be like another to be taken for a slip
 _MOST = 6  # names that are suggested at once
@@ -275,11 +275,12 @@ def describe_models(cache_dir: str | os.PathLike[str] | None = None) -> str:
 
 
 def _row(name: str, size: str, where: str, licence: str, what: str) -> str:
-    """A line; of a name that is too long, the rest stands below."""
-    rest = f"{size:7}  {where:8}  {licence:14}  {what}".rstrip()
-    if len(name) <= _NAME:
-        return f"{name:{_NAME}}  {rest}"
-    return "\n".join([*textwrap.wrap(name, WIDTH), f"{'':{_NAME}}  {rest}"])
+    """A line; of a name that is too long, the rest stands below, and so does what is too long of a licence."""
+    licence, *more = textwrap.wrap(licence, _LICENCE, break_on_hyphens=False) or [""]
+    left = f"{size:7}  {where:8}"
+    above, name = ([], name) if len(name) <= _NAME else (textwrap.wrap(name, WIDTH), "")
+    row = f"{name:{_NAME}}  {left}  {licence:{_LICENCE}}  {what}".rstrip()
+    return "\n".join([*above, row, *(f"{'':{_NAME}}  {'':{len(left)}}  {line}" for line in more)])
 
 
 def read_licence(folder: Path) -> str:

@@ -205,6 +205,9 @@ def test_list(fake_hub: FakeHub, pti: PTIPipeline, tmp_path: Path, capsys: pytes
     assert lines[0].split() == ["NAME", "SIZE", "WHERE", "LICENCE", "WHAT"]
     rows = {line.split()[0]: line.split() for line in lines if line[:1].strip()}
     assert rows.keys() == {"NAME", f"{'o' * 40}/{'m' * 50}", *models}
+    column = lines[0].index("WHAT")
+    assert lines[1][column:] == "faces at 64 px" and lines[2].split() == ["-research"]  # of a long licence
+    assert {line[column - 1] for line in lines if line[:1].strip() and len(line) > column and "/" not in line} == {" "}
     assert rows["e4e-ffhq-1024"][1:5] == ["1.2", "GB", "cached", "non-commercial"]
     assert "    It draws 1024 x 512 pixels; only square generators are supported." in lines
     assert cli.main(["models", "--cache-dir", str(tmp_path / "empty")]) == 0

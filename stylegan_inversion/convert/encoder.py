@@ -93,7 +93,7 @@ def style_name(key: str) -> str:
     """Our name of a tensor under `styles.`: theirs number the convolutions 0, 2, 4, counting the activations too.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If the name is invalid.
     """
     _, i, layer, rest = key.split(".", 3)
     if layer == "convs":

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import AcquireReturnProxy, FileLock
 
 from stylegan_inversion import hub
 from stylegan_inversion.catalogue import CatalogueEntry, cached_file, catalogue, converted_folder, fetch, suggest
@@ -23,14 +23,15 @@ from stylegan_inversion.convert.encoder_file import EncoderKind
 from stylegan_inversion.convert.model_folder import write_model
 from stylegan_inversion.convert.papers import edits_of, fetch_directions, with_directions
 from stylegan_inversion.convert.single_file import read_single_file
-from stylegan_inversion.editing.directions import save_directions
+from stylegan_inversion.editing.directions import Direction, save_directions
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.remote.integrity import remove
+from stylegan_inversion.remote.integrity import is_shared, remove
 
 logger = logging.getLogger(__name__)
 
 _ENCODERS: dict[str, EncoderKind] = {"psp": "psp", "e4e": "e4e"}
 _NO_FOLDER = ("direction", "ganspace")  # their files are read where they are
+_NO_LOCK = (OSError, NotImplementedError)  # what a cache raises that may only be read, or knows no locks
 
 
 def known_entry(name: str | os.PathLike[str]) -> CatalogueEntry | None:
@@ -73,6 +74,8 @@ def find_known_model(
     """
     entry = known_entry(name)
     if entry is None:
+        if "/" in name:  # a repository
+            return None
         if hint := suggest(name):
             raise ModelNotFoundError(
                 f"No model {name!r}: it is not a folder. {hint} `stylegan-inversion models` lists what there is."
@@ -89,23 +92,53 @@ def find_known_model(
     folder = converted_folder(entry, cache_dir)
     if force_download or not (folder / hub.CONFIG_NAME).is_file():
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            locks = folder.parents[1] / ".locks"  # where the Hub's client has its own
-            locks.mkdir(exist_ok=True)
-            lock = FileLock(locks / f"{folder.name}.lock").acquire()
-        except OSError as e:
+            lock = _lock(folder)
+        except _NO_LOCK as e:
             return _convert_elsewhere(entry, folder, access, token=token, force_download=force_download, why=e)
         with lock:  # one process converts, the others wait and find the folder
             if force_download or not (folder / hub.CONFIG_NAME).is_file():
                 _convert(entry, folder, access, token=token, force_download=force_download)
     elif edits_of(entry.domain) and not (folder / "directions").is_dir():  # there was no network
         if directions := fetch_directions(entry.name, entry.domain, **access):
-            try:
+            return _add_directions(entry, folder, directions)
+    return folder
+
+
+def _lock(folder: Path) -> AcquireReturnProxy:
+    """Wait until no other process writes the folder. Raises one of `_NO_LOCK` where nothing can be locked."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    locks = folder.parents[1] / ".locks"  # where the Hub's client has its own
+    locks.mkdir(exist_ok=True)
+    return FileLock(locks / f"{folder.name}.lock").acquire()
+
+
+def _add_directions(entry: CatalogueEntry, folder: Path, directions: dict[str, Direction]) -> Path:
+    """Add directions to a converted model; where it may only be read, to a folder of this process that links to it."""
+    try:
+        with _lock(folder):
+            if not (folder / "directions").is_dir():  # another process may have been first
                 with hub.write_together(folder) as stage:
                     save_directions(directions, stage / "directions")
-            except CheckpointError as e:
-                logger.warning("The directions of %s could not be kept: %s", entry.name, e)
-    return folder
+        return folder
+    except (*_NO_LOCK, CheckpointError) as e:
+        other = _scratch() / folder.name
+        if not (other / "directions").is_dir():
+            logger.warning("The directions of %s could not be kept, and are for this process alone: %s", entry.name, e)
+            if not other.is_dir():
+                _link_files(folder.resolve(), other)
+            save_directions(directions, other / "directions")
+        return other
+
+
+def _link_files(folder: Path, other: Path) -> None:
+    """Link to all files of a folder from another, which may be written; copy where a user may make no links."""
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        target = other / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.symlink_to(path)
+        except OSError:
+            shutil.copyfile(path, target)
 
 
 def _convert(
@@ -122,7 +155,7 @@ def _convert(
         if folder.exists():
             folder.rename(Path(scratch) / "old")
         made.rename(folder)
-    if not kept:
+    if not kept and not is_shared(path):
         remove(path)
 
 
@@ -141,14 +174,15 @@ def _convert_elsewhere(
     *,
     token: str | bool | None,
     force_download: bool,
-    why: OSError,
+    why: OSError | NotImplementedError,
 ) -> Path:
     """Convert into a folder of this process, where the cache may only be read."""
     other = _scratch() / folder.name
     if force_download or not (other / hub.CONFIG_NAME).is_file():
         logger.warning(
-            "%s cannot be written (%s), so %s is converted for this process alone, in %s: give another `cache_dir`.",
-            *(folder.parent, why.strerror, entry.name, other.parent),
+            "%s cannot be written or locked (%s), so %s is converted for this process alone, in %s: give another "
+            "`cache_dir`.",
+            *(folder.parent, getattr(why, "strerror", why), entry.name, other.parent),
         )
         _convert(entry, other, access, token=token, force_download=force_download)
     return other

@@ -21,6 +21,7 @@ COMPONENTS = 10  # of GANSpace's, the widest
 # Of W's spread: an average of n samples lies 1 / sqrt(n) from the mean, 0.01 for e4e's 10 000; a moving average as
 # NVIDIA's 0.015; those of two networks lie about 1 apart.
 _NEAR = 0.1
+_failed: list[str] = []  # why the first file that could not be fetched was not: this process tries no other
 
 
 def with_directions(
@@ -95,7 +96,7 @@ def fetch_directions(
     entries = edits_of(domain)
     try:
         for entry in entries:
-            file = read_single_file(fetch(entry, cache_dir=cache_dir, local_files_only=local_files_only))
+            file = read_single_file(_fetch(entry, cache_dir=cache_dir, local_files_only=local_files_only))
             name_of, origin = str(entry.edit), f"({entry.repository}, {entry.licence})"
             if file.components is not None:
                 for each in name_components(file.components.first(COMPONENTS), name=name_of):
@@ -117,6 +118,18 @@ def fetch_directions(
     return found
 
 
+def _fetch(entry: CatalogueEntry, *, cache_dir: str | os.PathLike[str] | None, local_files_only: bool) -> Path:
+    """Fetch a file that nobody asked for. Where there is no network, a process waits for it once, not at each load."""
+    try:
+        return fetch(entry, cache_dir=cache_dir, local_files_only=local_files_only or bool(_failed))
+    except ModelNotFoundError as e:
+        if e.__cause__ is not None:  # it was tried
+            _failed.append(f"{e} Only a new process tries again.")
+        if _failed and not local_files_only:
+            raise ModelNotFoundError(_failed[0]) from e
+        raise
+
+
 def _domain(file: SingleFile, resolution: int, path: Path, entry: CatalogueEntry | None) -> str | None:
     """The domain of a generator, without the network."""
     if entry is not None and entry.domain is not None:
@@ -131,7 +144,7 @@ def _domain(file: SingleFile, resolution: int, path: Path, entry: CatalogueEntry
 
 def _is_near(part: Part, entry: CatalogueEntry, access: dict[str, Any]) -> bool:
     """Whether the average w of a generator is the mean of W that GANSpace's components were found around."""
-    components = read_single_file(fetch(entry, **access)).components
+    components = read_single_file(_fetch(entry, **access)).components
     w_avg = part.state_dict["w_avg"].float()
     if components is None or components.mean.shape != w_avg.shape:
         return False

@@ -89,7 +89,7 @@ class SingleFilePipeline(abc.ABC):
             ModelNotFoundError: If there is no such file, or it cannot be fetched.
             CheckpointError: If it cannot be read, is not supported, or lacks what this pipeline needs.
             MissingDependencyError: As in `from_pretrained`.
-            ValueError: If the address, the device, the dtype or the perceptual network is none.
+            ValueError: If the address, the device, the dtype or the perceptual network is invalid.
         """
         cls._check_dtype(dtype)
         device = find_device(device)

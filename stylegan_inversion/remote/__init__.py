@@ -1,1 +1,1 @@
-"""The Hugging Face Hub over the network: one deadline, one message a fault, every large file checked."""
+"""The Hugging Face Hub and https addresses: one message a fault, and every file checked against its hash."""

@@ -71,19 +71,24 @@ def read_listing(storage: Path, commit: str) -> Listing | None:
 
 
 def check_listing(files: Listing) -> Listing:
-    """Refuse paths that leave the folder; drop hashes that are none.
+    """Refuse paths that leave the folder; drop invalid hashes.
 
     Raises:
         ValueError: If there is such a path.
     """
     for name in files:
-        path = PureWindowsPath(name)  # knows both separators, and drives
-        if path.anchor or ".." in path.parts:
+        if not _stays_inside(name):
             raise ValueError(f"{name!r} is no path inside a repository")
     return {
         name: (known if isinstance(known, str) and _HASH.fullmatch(known) else None, size)
         for name, (known, size) in files.items()
     }
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a path or the name of a branch, joined to a folder, lies in it."""
+    path = PureWindowsPath(name)  # knows both separators, and drives
+    return not path.anchor and ".." not in path.parts
 
 
 def list_cached(storage: Path, commit: str) -> Listing:
@@ -100,6 +105,8 @@ def read_ref(storage: Path, revision: str) -> str | None:
     """The commit that a branch or tag had when it was last fetched."""
     if COMMIT.fullmatch(revision):
         return revision
+    if not _stays_inside(revision):
+        return None
     try:
         commit = (storage / "refs" / revision).read_text("utf-8").strip()
     except (OSError, ValueError):
@@ -109,7 +116,7 @@ def read_ref(storage: Path, revision: str) -> str | None:
 
 def write_ref(storage: Path, revision: str, commit: str) -> None:
     """Keep the commit of a branch or tag, as the Hub's client does."""
-    if not COMMIT.fullmatch(revision) and ".." not in Path(revision).parts and read_ref(storage, revision) != commit:
+    if not COMMIT.fullmatch(revision) and _stays_inside(revision) and read_ref(storage, revision) != commit:
         _note(storage / "refs" / revision, commit)
 
 
@@ -129,6 +136,14 @@ def remove(path: Path) -> None:
     content = path.parent / os.readlink(path) if path.is_symlink() else path
     path.unlink(missing_ok=True)
     content.unlink(missing_ok=True)
+
+
+def is_shared(path: Path) -> bool:
+    """Whether another name in the snapshots of the cache links to the content of this one."""
+    if not path.is_symlink():
+        return False
+    content = path.resolve()
+    return sum(other.resolve() == content for other in content.parents[1].glob("snapshots/*/**/*")) > 1
 
 
 def cached_snapshots(cache_dir: str | os.PathLike[str] | None = None) -> list[tuple[str, Path]]:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from contextlib import suppress
-from http.client import HTTPMessage
+from http.client import HTTPMessage, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import IO
 from urllib.error import URLError
@@ -14,6 +14,7 @@ from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.remote.integrity import cache_root, file_sha256
 
 MAX_BYTES = 16 << 30
+CONNECT = 5.0  # seconds in which an address must answer
 STALLED = 30.0  # seconds without a byte, which end a download
 _CHUNK = 1 << 20
 
@@ -38,7 +39,7 @@ def download_url(
         force_download: Fetch it again.
 
     Raises:
-        ValueError: If the address or the sha256 is none.
+        ValueError: If the address or the sha256 is invalid.
         ModelNotFoundError: If it cannot be fetched.
         CheckpointError: If another file came.
     """
@@ -87,11 +88,27 @@ class _OnlyHTTPS(HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+class _Connection(HTTPSConnection):
+    """Gives up soon where nothing answers, as behind a wall that drops what is sent."""
+
+    def connect(self) -> None:
+        """Connect and shake hands."""
+        stalled, self.timeout = self.timeout, CONNECT
+        super().connect()
+        self.sock.settimeout(stalled)
+
+
+class _HTTPS(HTTPSHandler):
+    def https_open(self, req: Request) -> HTTPResponse:
+        """The answer."""
+        return self.do_open(_Connection, req)
+
+
 def _fetch(url: str, path: Path) -> str:
     """Write the file and give its sha256."""
     digest, size = hashlib.sha256(), 0
     request = Request(url, headers={"User-Agent": "stylegan_inversion"})
-    opener = build_opener(HTTPSHandler(), _OnlyHTTPS())
+    opener = build_opener(_HTTPS(), _OnlyHTTPS())
     with opener.open(request, timeout=STALLED) as answer, path.open("wb") as file:
         while chunk := answer.read1(_CHUNK):  # what has come, instead of waiting for a whole chunk
             size += len(chunk)

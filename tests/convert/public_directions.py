@@ -101,5 +101,6 @@ def publish(
             )
     for module in (catalogue, known, papers):
         monkeypatch.setattr(module, "catalogue", lambda: tuple(entries))
+    monkeypatch.setattr(papers, "_failed", [])  # as in a new process
     monkeypatch.setattr(web, "build_opener", lambda *handlers: server)
     return server

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli, hub
 from stylegan_inversion import catalogue as catalogue_module
@@ -96,6 +97,30 @@ def test_not_kept_twice(fetched: list[dict[str, Any]], tmp_path: Path, monkeypat
     assert len(list(cache.rglob("psp.pt"))) == 1
 
 
+def test_what_another_revision_uses_is_kept(
+    fetched: list[dict[str, Any]], files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = storage_folder("org/repo")
+    (storage / "blobs").mkdir(parents=True)
+    blob = Path(shutil.copy(files["e4e"], storage / "blobs" / "0"))
+
+    def link(revision: str, name: str) -> Path:
+        path = storage / "snapshots" / revision / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.symlink_to(blob)
+        return path
+
+    monkeypatch.setattr(known, "cached_file", lambda entry, cache_dir: None)  # of the revision of the entry
+    monkeypatch.setattr(known, "fetch", lambda entry, **_: link("1", "e4e.pt"))
+    other = link("2", "renamed/other.pt")
+    find_known_model("test-e4e")
+    assert other.is_file()
+    other.unlink()
+    find_known_model("test-e4e", force_download=True)
+    assert not blob.exists() and not list(storage.rglob("*.pt"))  # nobody else used it
+
+
 def test_a_fault_is_not_hidden(fetched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     read = known.read_single_file
     monkeypatch.setattr(known, "read_single_file", lambda path, **_: read(path.with_name("gone"), **_))
@@ -170,14 +195,59 @@ def test_directions_that_cannot_be_added(
     folder = find_known_model("test-e4e")
     assert folder is not None
     monkeypatch.setattr(known, "edits_of", lambda domain: [1])
-    monkeypatch.setattr(known, "fetch_directions", lambda *_, **__: E4EPipeline.from_pretrained("faces64").directions)
+    directions = E4EPipeline.from_pretrained("faces64").directions
+    monkeypatch.setattr(known, "fetch_directions", lambda *_, **__: directions)
+    known._scratch.cache_clear()
+    scratch = known._scratch()
 
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
-    assert find_known_model("test-e4e") == folder
-    assert "The directions of test-e4e could not be kept: " in caplog.text and "Read-only" in caplog.text
+    folder.chmod(0o555)
+    for _ in range(2):
+        assert list(E4EPipeline.from_pretrained("test-e4e").directions) == list(directions)
+    assert find_known_model("test-e4e") == scratch / folder.name and not (folder / "directions").exists()
+    (said,) = [message for message in caplog.messages if "could not be kept, and are for this process alone" in message]
+    assert "Read-only" in said
+    assert (scratch / folder.name).stat().st_mode & 0o200  # or it could not be written, but by root
+    folder.chmod(0o755)
+    shutil.rmtree(scratch)
+    known._scratch.cache_clear()
+    assert (folder / hub.CONFIG_NAME).is_file() and E4EPipeline.from_pretrained(folder)  # only links to it went
+
+
+def test_directions_are_added_under_the_lock(fetched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = find_known_model("test-e4e")
+    assert folder is not None
+    directions = E4EPipeline.from_pretrained("faces64").directions
+    lock, save = folder.parents[1] / ".locks" / f"{folder.name}.lock", known.save_directions
+
+    def save_locked(*arguments: Any) -> None:
+        with pytest.raises(Timeout):
+            FileLock(lock).acquire(timeout=0)
+        save(*arguments)
+
+    monkeypatch.setattr(known, "edits_of", lambda domain: [1])
+    monkeypatch.setattr(known, "fetch_directions", lambda *_, **__: directions)
+    monkeypatch.setattr(known, "save_directions", save_locked)
+    assert find_known_model("test-e4e") == folder and (folder / "directions").is_dir()
+    FileLock(lock).acquire(timeout=0).lock.release()
+
+
+def test_a_cache_without_locks(
+    fetched: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    known._scratch.cache_clear()
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    folder = find_known_model("test-e4e")
+    assert folder is not None and folder.parent == known._scratch() and (folder / hub.CONFIG_NAME).is_file()
+    assert "cannot be written or locked (FileSystem does not appear to support flock)" in caplog.text
+    shutil.rmtree(known._scratch())
+    known._scratch.cache_clear()
 
 
 def test_a_pipeline(fetched: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -228,6 +298,8 @@ def test_what_is_refused(fetched: list[dict[str, Any]], tmp_path: Path, monkeypa
             hub.find_model(name)
         with pytest.raises(ModelNotFoundError, match=rf"no file '{name}'\. Did you mean '{name}"):
             PTIPipeline.from_single_file(name)
+    for name in ("me/faces64", "me/e4e-ffhq-1024"):  # repositories, whatever they are like
+        assert find_known_model(name) is None
     with pytest.raises(ModelNotFoundError, match=r"'nothing': it is not a folder, .*`stylegan-inversion models` lists"):
         hub.find_model("nothing")
     with pytest.raises(ValueError, match=r"`revision` is for repositories; 'test-e4e' of the catalogue is always"):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stylegan_inversion import E4EPipeline, PTIPipeline, cli, hub
 from stylegan_inversion.catalogue import CatalogueEntry
-from stylegan_inversion.convert import known
+from stylegan_inversion.convert import known, papers
 from stylegan_inversion.convert.generator import generator_to_rosinality
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.errors import CheckpointError
@@ -113,6 +113,11 @@ def test_a_model_of_the_catalogue_brings_them(
     assert not offline.directions and len(server.asked) == 1 and len(caplog.records) == 1
     caplog.clear()
     server.down = False
+    again = E4EPipeline.from_pretrained("e4e-ffhq-64", cache_dir=cache)  # nobody waits for the network twice
+    assert not again.directions and len(server.asked) == 1 and len(caplog.records) == 1
+    assert "no route to host" in caplog.messages[0] and "Only a new process tries again." in caplog.messages[0]
+    caplog.clear()
+    monkeypatch.setattr(papers, "_failed", [])
     online = E4EPipeline.from_pretrained("e4e-ffhq-64", cache_dir=cache)
     assert list(online.directions) == NAMES and not caplog.records
     folder = hub.find_model("e4e-ffhq-64", cache_dir=cache)
@@ -145,6 +150,22 @@ def test_a_generator_is_known_by_its_average_w(
     assert list(pipeline.directions) == (NAMES if near else []) and len(server.asked) == (4 if near else 1)
     server.down = True  # the second time nothing is asked
     assert list(PTIPipeline.from_single_file(rosinality, cache_dir=cache).directions) == (NAMES if near else [])
+
+
+def test_a_network_that_is_not_there_is_waited_for_once(
+    rosinality: Path, e4e: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = make_files(w_avg())
+    server = publish(monkeypatch, files, resolution=64)
+    PTIPipeline.from_single_file(rosinality, cache_dir=cache)
+    asked, server.down = len(server.asked), True
+    for path in (rosinality, e4e):
+        assert not PTIPipeline.from_single_file(path, cache_dir=cache.with_name("empty")).directions
+    assert len(server.asked) == asked + 1
+    assert ["no route to host" in message for message in caplog.messages] == [True, True]
+    for path in (rosinality, e4e):  # what is in a cache is still taken
+        assert list(PTIPipeline.from_single_file(path, cache_dir=cache).directions) == NAMES
+    assert len(server.asked) == asked + 1
 
 
 def test_a_generator_that_cannot_be_known(

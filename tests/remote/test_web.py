@@ -1,7 +1,9 @@
 import hashlib
 import io
-from http.client import HTTPMessage
+import socket
+from http.client import HTTPMessage, HTTPSConnection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 from urllib.request import Request
@@ -96,3 +98,23 @@ def test_only_https_after_a_redirect(tmp_path: Path) -> None:
     for address in ("http://example.org/e4e.pt", "ftp://example.org/e4e.pt", "file:///etc/passwd"):
         with pytest.raises(URLError, match=r"it leads to .*, which is not https"):
             handler.redirect_request(request, io.BytesIO(), 302, "", headers, address)
+
+
+def test_a_wall_that_drops_what_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def drop(address: Any, timeout: float, *_: Any) -> None:
+        waits.append(timeout)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket, "create_connection", drop)
+    with pytest.raises(ModelNotFoundError, match=r"could not be fetched: timed out"):
+        download_url(URL, sha256=SHA256, cache_dir=tmp_path)
+    assert waits == [web.CONNECT] and web.CONNECT < web.STALLED
+
+    def answer(connection: HTTPSConnection) -> None:
+        connection.sock = SimpleNamespace(settimeout=waits.append)  # type: ignore[assignment]
+
+    monkeypatch.setattr(HTTPSConnection, "connect", answer)  # then a slow server has its time
+    web._Connection("example.org", timeout=web.STALLED).connect()
+    assert waits == [web.CONNECT, web.STALLED]
