@@ -3,7 +3,6 @@
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +199,14 @@ def test_directions_that_cannot_be_added(
     known._scratch.cache_clear()
     scratch = known._scratch()
 
-    def refuse(*_: Any, **__: Any) -> None:
-        raise OSError(30, "Read-only file system")
+    make = Path.mkdir
 
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    def refuse(path: Path, *options: Any, **named: Any) -> None:
+        if path.parent == folder:
+            raise OSError(30, "Read-only file system")
+        make(path, *options, **named)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
     folder.chmod(0o555)
     for _ in range(2):
         assert list(E4EPipeline.from_pretrained("test-e4e").directions) == list(directions)

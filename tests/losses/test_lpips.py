@@ -139,8 +139,14 @@ def test_each_network_brings_its_threshold(alex: PerceptualDistance, monkeypatch
     assert (vgg.name, vgg.threshold) == ("vgg", 0.12)
 
 
-@pytest.mark.parametrize("failure", ["absent", "broken"])
-def test_lpips_that_cannot_be_imported(failure: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+@pytest.mark.parametrize(
+    ("failure", "way"),
+    [
+        ("absent", r"\. Install it with: pip install '\.\[faces\]' in a checkout"),
+        ("broken", r"does not exist\)\. Here torch and torchvision do not fit each other: install both from one index"),
+    ],
+)
+def test_lpips_that_cannot_be_imported(failure: str, way: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     if failure == "absent":
         monkeypatch.setitem(sys.modules, "lpips", None)
     else:
@@ -149,7 +155,7 @@ def test_lpips_that_cannot_be_imported(failure: str, monkeypatch: pytest.MonkeyP
         monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(
         MissingDependencyError,
-        match=r"'vgg' needs `lpips`, which cannot be imported \(.*\)\. Install it with: pip",
+        match=rf"lpips cannot be imported \(.*{way}.* `perceptual` 'vgg' needs it; the built-in 'alex' needs nothing",
     ):
         load_perceptual("vgg")
 
