@@ -200,7 +200,7 @@ def test_load_part(model: Path, warm: Path) -> None:
 def test_export_without_init(tmp_path: Path, photo: Image.Image) -> None:
     generator, folder = load(save_model(tmp_path / "model", resolution=32)), tmp_path / "export"
     (folder / "generator").mkdir(parents=True)
-    (folder / "generator" / ".tmpabcdef").write_text("half")
+    (folder / f".files.{2**22 + 1}.abcd1234.partial").mkdir()  # of a process that cannot be
     export_model(folder, {"generator": generator}, init=None, crop_scale=None)
     assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == [
         *("config.json", "config.json", "model.safetensors"),
