@@ -7,6 +7,7 @@ nose 27-35 (tip 30), eyes 36-41 and 42-47, mouth 48-67 (left corner 48, right co
 import importlib.util
 import logging
 import pickle
+import socket
 import sys
 import warnings
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _FACEXLIB_WEIGHTS = "detection_Resnet50_Final.pth"
 _FACEXLIB_URL = f"https://github.com/xinntao/facexlib/releases/download/v0.1.0/{_FACEXLIB_WEIGHTS}"
+_CONNECT_SECONDS = 10.0
 _FACEXLIB_LONGER_SIDE = 1280  # larger photos are shrunk to this for RetinaFace, which takes seconds for a megapixel
 
 
@@ -115,7 +117,10 @@ class FacexlibLandmarkDetector:
                 otherwise='The built-in detector needs nothing: get_landmark_detector("builtin").',
             ) from e
         weights = _facexlib_weights()
+        before = socket.getdefaulttimeout()
         try:
+            if not weights.is_file():  # they are fetched; without a limit a blocked network would hold it for minutes
+                socket.setdefaulttimeout(_CONNECT_SECONDS)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torchvision, about an argument that facexlib still uses
                 self._network: Any = init_detection_model(
@@ -126,6 +131,8 @@ class FacexlibLandmarkDetector:
                 f"The weights of RetinaFace could not be fetched or read ({e}). Download {_FACEXLIB_URL} to {weights}, "
                 'or use the built-in detector: get_landmark_detector("builtin").'
             ) from e
+        finally:
+            socket.setdefaulttimeout(before)
 
     def to(self, device: torch.device | str) -> "FacexlibLandmarkDetector":
         """Move the network to a device, in place."""

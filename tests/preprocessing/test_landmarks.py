@@ -1,6 +1,7 @@
 import importlib
 import inspect
 import math
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -224,14 +225,19 @@ def test_torchvision_is_tried_whatever_the_default_device_and_dtype(
 def test_facexlib_without_weights_says_where_they_go(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, problem: Exception
 ) -> None:
+    limits: list[float | None] = []
+
     def make(*_: Any, **__: Any) -> None:
+        limits.append(socket.getdefaulttimeout())
         raise problem
 
     install_facexlib(monkeypatch, make, tmp_path / "weights.pth")
+    before = socket.getdefaulttimeout()
     with pytest.raises(
         CheckpointError, match=r"could not be fetched or read .*detection_Resnet50_Final\.pth to .*weights"
     ):
         FacexlibLandmarkDetector()
+    assert limits == [10.0] and socket.getdefaulttimeout() == before, "a blocked network is not waited for"
 
 
 def test_auto_takes_facexlib_if_it_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
