@@ -104,11 +104,13 @@ def invert_photos(
             out = pipeline(photo, **options)
             edited = pipeline.edit(out, **edits) if edits else out
             pasted = pipeline.paste_back(edited)[0] if edits else None
-            _clear(folder)  # not before there is something new, so that an interruption loses nothing
-            out.save(folder / "inversion")
+            hub.sweep(folder)
+            out.save(folder / "inversion")  # over what is there, so that an interruption loses nothing
             save_image(out.crops[0].image, folder / "crop.png")
             save_image(out.images[0], folder / "inverted.png")
-            if pasted is not None:
+            if pasted is None:
+                _remove(folder, "edited", "photo")
+            else:
                 save_image(edited.images[0], folder / "edited.png")
                 save_image(pasted, folder / "photo.png")
             record, out = Record(str(photo), str(folder), None, out.reports[0], path), edited
@@ -118,7 +120,9 @@ def invert_photos(
             expected = isinstance(e, (StyleGANInversionError, OSError))
             logger.debug("%s failed", photo, exc_info=True)
             record, out = Record(str(photo), error=str(e) if expected else f"{type(e).__name__}: {e}", path=path), None
-            _clear(folder)
+            _remove(folder, "crop", "inverted", "edited", "photo")
+            if (folder / "inversion" / hub.CONFIG_NAME).is_file():
+                shutil.rmtree(folder / "inversion")
         records[path] = record
         hub.write_config({"photos": [asdict(r) for r in records.values()], "edits": edits}, output, name=REPORT)
         yield record, out
@@ -153,10 +157,7 @@ def _read_records(output: Path) -> dict[str, Record]:
         ) from e
 
 
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run left for a photo of this name, so that old pictures do not pass for new ones."""
-    hub.sweep(folder)
-    for name in ("crop", "inverted", "edited", "photo"):
+def _remove(folder: Path, *names: str) -> None:
+    """Remove pictures that an earlier run left for a photo, so that old ones do not pass for new ones."""
+    for name in names:
         (folder / f"{name}.png").unlink(missing_ok=True)
-    if (folder / "inversion" / hub.CONFIG_NAME).is_file():
-        shutil.rmtree(folder / "inversion")

@@ -238,7 +238,7 @@ def test_25_random_kills_of_the_invert_command(tmp_path: Path) -> None:
     output = tmp_path / "out"
     command = [sys.executable, "-m", "stylegan_inversion", "invert", *map(str, sorted(photos.iterdir()))]
     command += ["--method", "e4e", "--no-align", "--edit", "smile=1", "--output", str(output), "--device", "cpu"]
-    seen = 0
+    seen = loaded = 0
     for _ in range(25):
         child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while not output.exists() and child.poll() is None:
@@ -248,8 +248,12 @@ def test_25_random_kills_of_the_invert_command(tmp_path: Path) -> None:
         child.wait()
         seen += whole_pictures(output)
         for folder in output.glob("*/inversion"):
-            if (folder / hub.CONFIG_NAME).exists():
+            try:
                 assert isinstance(InversionOutput.load(folder), Output)
-    assert seen > 0
+                loaded += 1
+            except CheckpointError as e:
+                assert "saving was interrupted" in str(e) or not (folder / hub.CONFIG_NAME).exists()
+    print(f"25 kills: {seen} pictures, all whole, {loaded} inversions")
+    assert seen > 0 and loaded > 0
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "3 of 3 photos done" in done.stdout and whole_pictures(output) == 12 and hidden(output) == []
