@@ -11,10 +11,10 @@ from typing import Any
 from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, ReStylePipeline, __version__, hub
 from stylegan_inversion.batch import Record, invert_photos
 from stylegan_inversion.catalogue import describe_models
-from stylegan_inversion.convert.known import known_entry
-from stylegan_inversion.convert.model_folder import write_model
-from stylegan_inversion.convert.papers import with_directions
-from stylegan_inversion.convert.single_file import read_single_file
+from stylegan_inversion.checkpoints.known import known_entry
+from stylegan_inversion.checkpoints.model_folder import write_model
+from stylegan_inversion.checkpoints.papers import with_directions
+from stylegan_inversion.checkpoints.single_file import read_single_file
 from stylegan_inversion.demo import run_demo
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.errors import StyleGANInversionError

@@ -22,7 +22,7 @@ from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.pipelines.export import write_official
 from stylegan_inversion.preprocessing.image import load_image
-from tests.convert.public_directions import make_direction, publish
+from tests.checkpoints.public_directions import make_direction, publish
 from tests.fake_hub import hub_client, serve
 
 NAME = "e4e-ffhq-1024"

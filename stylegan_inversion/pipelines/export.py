@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from stylegan_inversion import hub
-from stylegan_inversion.convert.export import checkpoint_to_official, checkpoint_to_rosinality
-from stylegan_inversion.convert.generator import generator_to_nvidia
+from stylegan_inversion.checkpoints.export import checkpoint_to_official, checkpoint_to_rosinality
+from stylegan_inversion.checkpoints.generator import generator_to_nvidia
 from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig

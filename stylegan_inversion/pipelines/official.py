@@ -8,11 +8,11 @@ from typing import TypeVar
 from torch import nn
 
 from stylegan_inversion.catalogue import fetch, suggest
-from stylegan_inversion.convert.encoder_file import EncoderKind
-from stylegan_inversion.convert.known import is_known as is_known
-from stylegan_inversion.convert.known import known_entry
-from stylegan_inversion.convert.part import SingleFile
-from stylegan_inversion.convert.single_file import read_single_file
+from stylegan_inversion.checkpoints.encoder_file import EncoderKind
+from stylegan_inversion.checkpoints.known import is_known as is_known
+from stylegan_inversion.checkpoints.known import known_entry
+from stylegan_inversion.checkpoints.part import SingleFile
+from stylegan_inversion.checkpoints.single_file import read_single_file
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.remote.integrity import file_sha256
 from stylegan_inversion.remote.transfer import download_file

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from stylegan_inversion import hub
-from stylegan_inversion.convert.known import is_known
+from stylegan_inversion.checkpoints.known import is_known
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.generator_delta import GeneratorDelta, generator_sha256
 from stylegan_inversion.models.generator import Generator, GeneratorConfig

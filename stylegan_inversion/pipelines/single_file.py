@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from typing_extensions import Self
 
-from stylegan_inversion.convert.direction import direction_from_official
-from stylegan_inversion.convert.encoder_file import EncoderKind
-from stylegan_inversion.convert.known import known_entry
-from stylegan_inversion.convert.papers import with_directions
-from stylegan_inversion.convert.part import SingleFile
-from stylegan_inversion.convert.single_file import read_single_file
+from stylegan_inversion.checkpoints.direction import direction_from_official
+from stylegan_inversion.checkpoints.encoder_file import EncoderKind
+from stylegan_inversion.checkpoints.known import known_entry
+from stylegan_inversion.checkpoints.papers import with_directions
+from stylegan_inversion.checkpoints.part import SingleFile
+from stylegan_inversion.checkpoints.single_file import read_single_file
 from stylegan_inversion.editing.directions import Direction, layer_slice
 from stylegan_inversion.editing.ganspace import name_components
 from stylegan_inversion.errors import CheckpointError

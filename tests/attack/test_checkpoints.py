@@ -23,10 +23,10 @@ import torch
 from safetensors.torch import save
 
 from stylegan_inversion import E4EPipeline, PTIPipeline
-from stylegan_inversion.convert.sandbox import read_checkpoint
+from stylegan_inversion.checkpoints.sandbox import read_checkpoint
 from stylegan_inversion.errors import CheckpointError
-from tests.convert.hostile_files import LEGACY_MAGIC, PREAMBLE, SENTINEL, nested, payloads, text, whole, zipped
-from tests.convert.official_files import nvidia, nvidia_pickle, saved
+from tests.checkpoints.hostile_files import LEGACY_MAGIC, PREAMBLE, SENTINEL, nested, payloads, text, whole, zipped
+from tests.checkpoints.official_files import nvidia, nvidia_pickle, saved
 
 COUNT = 500
 READERS: list[Callable[[Path], Any]] = [

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from stylegan_inversion import latents
-from stylegan_inversion.convert import encoder as convert_encoder
-from stylegan_inversion.convert import generator as convert_generator
+from stylegan_inversion.checkpoints import encoder as convert_encoder
+from stylegan_inversion.checkpoints import generator as convert_generator
 from stylegan_inversion.hub import fill_module
 from stylegan_inversion.models.discriminator import Discriminator
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing

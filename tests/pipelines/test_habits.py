@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, hub
-from stylegan_inversion.convert.direction import components_to_ganspace
-from stylegan_inversion.convert.generator import generator_to_rosinality
+from stylegan_inversion.checkpoints.direction import components_to_ganspace
+from stylegan_inversion.checkpoints.generator import generator_to_rosinality
 from stylegan_inversion.editing.ganspace import fit_pca
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.pipelines.components import find_components
 from stylegan_inversion.pipelines.export import write_official
 from stylegan_inversion.pipelines.styles import interpolate_outputs, sample_face
-from tests.convert.official_files import generator
+from tests.checkpoints.official_files import generator
 
 PHOTO = hub.builtin_path("samples/sample1.jpg")
 CROP = np.asarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)), np.uint8)

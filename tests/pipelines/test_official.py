@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, hub
-from stylegan_inversion.convert.direction import components_to_ganspace
-from stylegan_inversion.convert.model_folder import write_model
-from stylegan_inversion.convert.part import Part, SingleFile
+from stylegan_inversion.checkpoints.direction import components_to_ganspace
+from stylegan_inversion.checkpoints.model_folder import write_model
+from stylegan_inversion.checkpoints.part import Part, SingleFile
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.editing.ganspace import fit_pca
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError

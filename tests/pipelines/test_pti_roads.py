@@ -15,15 +15,15 @@ from PIL import Image
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, cli, hub
 from stylegan_inversion.catalogue import CatalogueEntry
-from stylegan_inversion.convert import known
-from stylegan_inversion.convert.generator import generator_to_nvidia
+from stylegan_inversion.checkpoints import known
+from stylegan_inversion.checkpoints.generator import generator_to_nvidia
 from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 from stylegan_inversion.pipelines.export import write_official
 from stylegan_inversion.remote.integrity import file_sha256
-from tests.convert.official_files import nvidia_pickle
+from tests.checkpoints.official_files import nvidia_pickle
 from tests.fake_hub import hub_client, serve
 
 STEPS: dict[str, Any] = {"num_w_steps": 2, "num_tuning_steps": 8}

@@ -1,0 +1,246 @@
+"""Files that try to run code, by name: bytes, and what the reader must say. The code would write the file SENTINEL.
+
+Run as a script in a process of its own: reads every payload of a folder under an audit hook and prints what happened.
+"""
+
+import codecs
+import io
+import json
+import pickle
+import struct
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+SENTINEL = "executed"
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+PREAMBLE = LEGACY_MAGIC + b"\x80\x02M\xe9\x03.\x80\x02}q\0X\r\0\0\0little_endianq\x01\x88s."
+WATCHED = ("open", "exec", "compile", "import", "marshal.", "pickle.", "os.", "subprocess.", "socket.", "ctypes.")
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def arguments(*values: Any) -> bytes:
+    return b"(" + b"".join(v if isinstance(v, bytes) else text(v) for v in values) + b"t"
+
+
+def named(module: str, name: str, *, stack: bool = False) -> bytes:
+    return text(module) + text(name) + b"\x93" if stack else f"c{module}\n{name}\n".encode()
+
+
+def call(module: str, name: str, *values: Any, stack: bool = False, how: bytes = b"R") -> bytes:
+    """The body of a pickle that calls a name."""
+    return named(module, name, stack=stack) + arguments(*values) + how
+
+
+def whole(body: bytes, protocol: int = 2) -> bytes:
+    return b"\x80" + bytes([protocol]) + body + b"."
+
+
+def zipped(pickled: bytes, *, root: str = "archive", **members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr(f"{root}/data.pkl", pickled)
+        file.writestr(f"{root}/byteorder", "little")
+        for name, data in members.items():
+            file.writestr(f"{root}/{name.replace('__', '/')}", data)
+    return buffer.getvalue()
+
+
+def nested(stream: bytes) -> bytes:
+    """A call of PyTorch's reader of storages inside a pickle."""
+    return named("torch.storage", "_load_from_bytes") + b"B" + struct.pack("<I", len(stream)) + stream + b"\x85R"
+
+
+def storage_stream(numel: int) -> bytes:
+    """A storage of floats as PyTorch's old format stores it."""
+    persistent = arguments("storage", named("torch", "FloatStorage"), "0", "cpu", b"J" + struct.pack("<i", numel))
+    return (
+        PREAMBLE
+        + whole(persistent + b"Q")
+        + whole(b"]" + text("0") + b"a")
+        + struct.pack("<q", numel)
+        + bytes(4 * numel)
+    )
+
+
+def persistent_object(source: str) -> bytes:
+    meta = text("class_name") + text("Generator") + text("module_src") + text(source) + text("state") + b"}"
+    return named("torch_utils.persistence", "_reconstruct_persistent_obj") + b"}(" + meta + b"u\x85R"
+
+
+def payloads(sentinel: Path) -> dict[str, tuple[bytes, str]]:
+    """Every payload: its bytes, and a pattern of the message ("" where it is read, as plain values)."""
+    code = f"open({str(sentinel)!r}, 'w').close()"
+    shell = f"touch {sentinel}"
+    system = call("posix", "system", shell)
+    exec_ = call("builtins", "exec", code)
+    asks = "asks for `{}`"
+    called = {
+        "os_system": ("os", "system", shell),
+        "posix_system": ("posix", "system", shell),
+        "nt_system": ("nt", "system", shell),
+        "exec": ("builtins", "exec", code),
+        "exec_python2": ("__builtin__", "exec", code),
+        "eval": ("builtins", "eval", f"__import__('os').system({shell!r})"),
+        "open": ("builtins", "open", str(sentinel), "w"),
+        "io_open": ("_io", "open", str(sentinel), "w"),
+        "compile": ("builtins", "compile", code, "x", "exec"),
+        "import": ("builtins", "__import__", "antigravity"),
+        "importlib": ("importlib", "import_module", "antigravity"),
+        "getattr": ("builtins", "getattr", named("builtins", "set"), "__class__"),
+        "popen": ("subprocess", "Popen", shell),
+        "check_output": ("subprocess", "check_output", shell),
+        "pty": ("pty", "spawn", shell),
+        "timeit": ("timeit", "timeit", code),
+        "runpy": ("runpy", "_run_code", code),
+        "code_interpreter": ("code", "InteractiveInterpreter.runcode", code),
+        "pickle_loads": ("pickle", "loads", whole(system).decode("latin-1")),
+        "torch_load": ("torch", "load", str(sentinel)),
+        "torch_serialization": ("torch.serialization", "load", str(sentinel)),
+        "torch_hub": ("torch.hub", "load", "x/y", "z"),
+        "torch_jit": ("torch.jit", "load", str(sentinel)),
+        "numpy_load": ("numpy", "load", str(sentinel)),
+        "numpy_runstring": ("numpy.testing._private.utils", "runstring", code, b"}"),
+        "marshal": ("marshal", "loads", "x"),
+        "function_type": ("types", "FunctionType", "x"),
+        "partial": ("functools", "partial", named("builtins", "set")),
+        "attrgetter": ("operator", "attrgetter", "system"),
+        "ctypes": ("ctypes", "CDLL", "libc.so.6"),
+        "webbrowser": ("webbrowser", "open", "http://127.0.0.1"),
+        "rmtree": ("shutil", "rmtree", str(sentinel)),
+        "dill": ("dill._dill", "_load_type", "FunctionType"),
+        "copyreg": ("copyreg", "_reconstructor", named("builtins", "set"), named("builtins", "set"), b"N"),
+        "lambda_layer": ("torch.nn.modules.container", "Sequential", code),
+    }
+    bad: dict[str, tuple[bytes, str]] = {}
+    for name, (module, function, *values) in called.items():
+        try:
+            bad[name] = whole(call(module, function, *values)), asks.format(f"{module}.{function}")
+        except TypeError as e:
+            raise AssertionError(name) from e
+    bad["torch_jit"] = bad["torch_jit"][0], r"It is TorchScript \(torch.jit.load\)"
+    bad["copyreg"] = whole(call("copyreg", "_reconstructor")), asks.format("copyreg._reconstructor")
+    bad |= {
+        "getattr": (whole(call("builtins", "getattr", "x", "y")), asks.format("builtins.getattr")),
+        "protocol_4": (whole(call("posix", "system", shell, stack=True), 4), asks.format("posix.system")),
+        "protocol_5": (whole(call("posix", "system", shell, stack=True), 5), asks.format("posix.system")),
+        "dotted": (
+            whole(call("torch", "storage._load_from_bytes", "x", stack=True), 4),
+            asks.format("torch.storage._load_from_bytes"),
+        ),
+        "dotted_class": (
+            whole(call("collections", "OrderedDict.__init__.__globals__", stack=True), 4),
+            "OrderedDict.__init",
+        ),
+        "dotted_module": (whole(call("torch._utils.os", "system", shell)), asks.format("torch._utils.os.system")),
+        "name_as_number": (whole(b"K\1K\2\x93"), "asks for a name that is no text"),
+        "new_object": (whole(call("subprocess", "Popen", shell, how=b"\x81")), asks.format("subprocess.Popen")),
+        "new_object_ex": (whole(named("builtins", "set") + b")}\x92"), "uses the operation NEWOBJ_EX"),
+        "inst": (whole(b"(" + text(shell) + b"iposix\nsystem\n"), "uses the operation INST"),
+        "obj": (whole(b"(" + named("builtins", "set") + text(shell) + b"o"), "uses the operation OBJ"),
+        "extension": (whole(b"\x82\x01"), "uses the operation EXT1"),
+        "text_protocol": (whole(b"S'x'\n"), "uses the operation 0x53"),
+        "persistent_text": (whole(b"Px\n"), "uses the operation PERSID"),
+        "persistent_in_pkl": (whole(text("x") + b"Q"), "refers to data outside of itself"),
+        "out_of_band": (whole(b"\x97", 5), "uses the operation NEXT_BUFFER"),
+        "build_on_a_name": (whole(named("builtins", "set") + b"}b"), "gives a state to a Global"),
+        "setstate": (whole(b"](" + text("__setstate__") + system + b"eN0}b"), asks.format("posix.system")),
+        "build_a_list": (whole(b"]}b"), "gives a state to a list"),
+        "call_a_text": (whole(text("x") + b")R"), "calls `str`"),
+        "call_a_class": (whole(named("numpy", "ndarray") + b")R"), "calls `numpy.ndarray`"),
+        "call_a_storage_class": (whole(named("torch", "FloatStorage") + b")R"), "calls `torch.FloatStorage`"),
+        "codec": (whole(call("_codecs", "encode", "x", "zlib_codec")), "encodes a text as 'zlib_codec'"),
+        "decode": (whole(call("_codecs", "decode", "x", "latin1")), asks.format("_codecs.decode")),
+        "hooks": (
+            whole(
+                named("torch._utils", "_rebuild_tensor_v2")
+                + b"(NK\0))\x89}("
+                + text("hook")
+                + named("posix", "system")
+                + b"utR"
+            ),
+            asks.format("posix.system"),
+        ),
+        "namespace": (
+            whole(named("argparse", "Namespace") + b")\x81}" + text("f") + named("os", "system") + b"sb"),
+            asks.format("os.system"),
+        ),
+        "numpy_class": (
+            whole(call("numpy.core.multiarray", "_reconstruct", named("subprocess", "Popen"), b")")),
+            asks.format("subprocess.Popen"),
+        ),
+        "tensorflow": (
+            whole(call("dnnlib.tflib.network", "Network", code)),
+            "TensorFlow network of the first StyleGAN",
+        ),
+        "nested": (
+            whole(nested(LEGACY_MAGIC + PREAMBLE[len(LEGACY_MAGIC) :] + whole(system))),
+            asks.format("posix.system"),
+        ),
+        "nested_bare": (whole(nested(whole(exec_))), asks.format("builtins.exec")),
+        "nested_twice": (whole(nested(whole(nested(whole(system))))), asks.format("torch.storage._load_from_bytes")),
+        "nested_in_zip": (zipped(whole(nested(whole(system)))), asks.format("torch.storage._load_from_bytes")),
+        "nested_zip": (whole(nested(zipped(whole(system)))), "uses the operation PERSID"),
+        "zip": (zipped(whole(system)), asks.format("posix.system")),
+        "zip_persistent_class": (
+            zipped(whole(arguments("storage", named("posix", "system"), "0", "cpu", b"K\1") + b"Q")),
+            asks.format("posix.system"),
+        ),
+        "zip_persistent_other": (zipped(whole(system + b"Q")), asks.format("posix.system")),
+        "legacy_version": (LEGACY_MAGIC + whole(system), asks.format("posix.system")),
+        "legacy_system": (LEGACY_MAGIC + b"\x80\x02M\xe9\x03." + whole(exec_), asks.format("builtins.exec")),
+        "legacy_value": (PREAMBLE + whole(system), asks.format("posix.system")),
+        "legacy_keys": (PREAMBLE + whole(b"}") + whole(system), asks.format("posix.system")),
+        "torchscript": (zipped(whole(b"}"), constants__x=b"", code__x=code.encode()), "It is TorchScript"),
+        "torchscript_constants": (zipped(whole(b"}"), **{"constants.pkl": whole(system)}), "It is TorchScript"),
+        "npy_objects": (
+            b"\x93NUMPY\x01\x00v\x00"
+            + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117)
+            + b"\n"
+            + whole(system),
+            "holds Python objects, which it stores as a pickle",
+        ),
+        "npy_header": (
+            b"\x93NUMPY\x01\x00v\x00" + f"{{'descr': {code}, 'shape': ()}}".ljust(117).encode() + b"\n",
+            "should hold an array of numbers, but holds something else",
+        ),
+        "protocol_0": (pickle.dumps({"x": 1}, 0), "It is a text that begins"),
+        "source_is_kept_unread": (whole(persistent_object(code)), ""),
+        "long_source": (whole(persistent_object(code + "#" * 100_000)), ""),
+        "class_as_a_value": (whole(named("argparse", "Namespace")), ""),
+        "name_of_a_key": (whole(b"}" + text("__reduce__") + text(shell) + b"s"), ""),
+    }
+    return bad
+
+
+def main(folder: Path) -> None:
+    """Read every file of a folder in this process; print {name: message, or ""} and the events that were seen."""
+    from stylegan_inversion.checkpoints.archive import read_container
+    from stylegan_inversion.checkpoints.reading_process import Describer
+    from stylegan_inversion.errors import CheckpointError
+
+    for codec in ("latin-1", "unicode_escape", "ascii"):
+        codecs.lookup(codec)  # Python imports them at their first use
+    events: list[str] = []
+    contents = {path.stem: path.read_bytes() for path in folder.glob("*.bin")}
+    armed = False
+    sys.addaudithook(lambda event, _: events.append(event) if armed and event.startswith(WATCHED) else None)
+    messages = {}
+    for name, data in contents.items():
+        armed = True
+        try:
+            Describer(len(data)).describe(read_container(memoryview(data)))
+            messages[name] = ""
+        except CheckpointError as e:
+            messages[name] = str(e)
+        finally:
+            armed = False
+    print(json.dumps({"messages": messages, "events": events}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,166 @@
+"""Files as the papers' code writes them. NVIDIA's source code is not here: `module_src` is a text of our own."""
+
+import io
+import pickle
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stylegan_inversion.checkpoints.generator import generator_to_nvidia
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from tests.conformance import relative_error
+
+TINY = GeneratorConfig(resolution=64, z_dim=6, w_dim=8, mapping_layers=3, channel_base=256, channel_max=8)
+SMALL = GeneratorConfig(resolution=128, z_dim=8, w_dim=8, mapping_layers=2, channel_base=1024, channel_max=12)
+BUFFERS = ("w_avg", "noise_const", "resample_filter")
+CLASSES = {
+    "": "Generator",
+    "mapping": "MappingNetwork",
+    "synthesis": "SynthesisNetwork",
+    "affine": "FullyConnectedLayer",
+}
+
+
+def draw(module: nn.Module, seed: int = 2) -> dict[str, Tensor]:
+    """A state dict of the module's names, shapes and types, drawn from a seed."""
+    rng = torch.Generator().manual_seed(seed)
+    return {k: torch.randn(v.shape, generator=rng).to(v.dtype) for k, v in module.state_dict().items()}
+
+
+def generator(config: GeneratorConfig = TINY) -> tuple[GeneratorConfig, dict[str, Tensor]]:
+    return config, draw(Generator(config))
+
+
+def assert_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for key, tensor in ours.items():
+        assert tensor.dtype == theirs[key].dtype and torch.equal(tensor, theirs[key]), key
+
+
+def check(name: str, ours: Tensor, theirs: Tensor) -> None:
+    error = relative_error(ours, theirs)
+    print(f"{name}: relative error {error:.1e}")  # `pytest -rP` shows it
+    assert error <= 1e-4, f"{name}: {error:.2e}"
+
+
+class EasyDict(dict[str, Any]):
+    """dnnlib's dict; pickled by its name there."""
+
+
+class Persistent:
+    """What `torch_utils.persistence` makes of a module: a call of `_reconstruct_persistent_obj` with its source."""
+
+    def __init__(self, class_name: str, source: str, **state: Any) -> None:
+        empty = (
+            "_backward_hooks",
+            "_forward_hooks",
+            "_forward_pre_hooks",
+            "_state_dict_hooks",
+            "_load_state_dict_pre_hooks",
+        )
+        self.meta = EasyDict(
+            type="class",
+            version=6,
+            module_src=source,
+            class_name=class_name,
+            state={
+                "training": False,
+                "_is_full_backward_hook": None,
+                "_non_persistent_buffers_set": set(),
+                "_init_args": (),
+                "_init_kwargs": EasyDict(),
+                **{name: OrderedDict() for name in empty},
+                **state,
+            },
+        )
+
+    def __reduce__(self) -> tuple[Any, tuple[Any]]:
+        return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (self.meta,)
+
+
+def network(
+    state_dict: Mapping[str, Tensor], *, source: str = "raise SystemExit", prefix: str = "", **state: Any
+) -> Persistent:
+    """A tree of persistent modules with these tensors."""
+    parts: dict[str, dict[str, Any]] = {
+        "_parameters": OrderedDict(),
+        "_buffers": OrderedDict(),
+        "_modules": OrderedDict(),
+    }
+    inside: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state_dict.items():
+        top, _, rest = key.partition(".")
+        if rest:
+            inside.setdefault(top, {})[rest] = tensor
+        elif top in BUFFERS:
+            parts["_buffers"][top] = tensor
+        else:
+            parts["_parameters"][top] = nn.Parameter(tensor)
+    for name, tensors in inside.items():
+        parts["_modules"][name] = network(tensors, source=source, prefix=name)
+    if prefix == "fc0":
+        state["bias_gain"] = 0.02
+    return Persistent(CLASSES.get(prefix, "SynthesisLayer"), source, activation="lrelu", **parts, **state)
+
+
+@contextmanager
+def nvidia_names() -> Iterator[None]:
+    """The names that NVIDIA's files use, while they are written; there is nothing behind them."""
+    modules = {name: ModuleType(name) for name in ("torch_utils", "torch_utils.persistence", "dnnlib", "dnnlib.util")}
+
+    def _reconstruct_persistent_obj(meta: Any) -> None:
+        raise AssertionError("NVIDIA's loader was called")
+
+    _reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
+    _reconstruct_persistent_obj.__qualname__ = "_reconstruct_persistent_obj"
+    modules["torch_utils.persistence"]._reconstruct_persistent_obj = _reconstruct_persistent_obj  # type: ignore[attr-defined]
+    modules["dnnlib.util"].EasyDict = EasyDict  # type: ignore[attr-defined]
+    EasyDict.__module__ = "dnnlib.util"
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        EasyDict.__module__ = __name__
+        for name in modules:
+            del sys.modules[name]
+
+
+def nvidia_pickle(
+    state_dict: Mapping[str, Tensor], *, protocol: int = 3, source: str = "raise SystemExit", **state: Any
+) -> bytes:
+    """A `.pkl` of stylegan2-ada-pytorch: a dict with three networks and the training set's settings."""
+    with nvidia_names():
+        small = Persistent("Discriminator", source, _parameters={}, _buffers={}, _modules={})
+        held = {
+            "training_set_kwargs": EasyDict(class_name="training.dataset.ImageFolderDataset", path="x.zip", max_size=9),
+            "G": None,
+            "D": small,
+            "G_ema": network(state_dict, source=source, **{"z_dim": 6, "c_dim": 0, "img_channels": 3, **state}),
+            "augment_pipe": None,
+        }
+        return pickle.dumps(held, protocol)
+
+
+def pti_file(state_dict: Mapping[str, Tensor], path: Path, *, legacy: bool = False, **state: Any) -> None:
+    """PTI's tuned generator: `torch.save` of the whole module."""
+    with nvidia_names():
+        torch.save(network(state_dict, **state), path, _use_new_zipfile_serialization=not legacy)
+
+
+def saved(value: Any, *, legacy: bool = False) -> bytes:
+    """The bytes that `torch.save` writes."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer, _use_new_zipfile_serialization=not legacy)
+    return buffer.getvalue()
+
+
+def nvidia(config: GeneratorConfig = TINY) -> dict[str, Tensor]:
+    """A state dict of NVIDIA's generator."""
+    return generator_to_nvidia(*generator(config))

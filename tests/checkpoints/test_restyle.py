@@ -1,0 +1,210 @@
+"""ReStyle's files. The reference works on the official tensors alone, in the official names, as the paper says."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from stylegan_inversion import E4EPipeline, PTIPipeline, ReStylePipeline, hub
+from stylegan_inversion.checkpoints.export import checkpoint_to_rosinality
+from stylegan_inversion.checkpoints.model_folder import write_model
+from stylegan_inversion.checkpoints.single_file import read_single_file, recognise
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
+from stylegan_inversion.pipelines.publishing import check_folder
+from stylegan_inversion.preprocessing.landmarks import Face
+from tests.checkpoints import test_single_file
+from tests.checkpoints.official_files import TINY
+from tests.checkpoints.test_encoder import UNITS, WIDTHS, backbone_name
+
+CONFIG = ReStyleConfig(64, 64, 8, widths=WIDTHS, units=UNITS, reduction=2)
+TYPES = {False: "BackboneEncoder", True: "ProgressiveBackboneEncoder"}
+
+
+def make(cls: type[Any], config: Any) -> nn.Module:
+    """A network that gives small numbers, with statistics in its batch norms as after a training."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        module = cls(config)
+        for name, buffer in module.named_buffers():
+            if name.endswith(("running_var", "running_mean", "w_avg", "noise_const")):
+                buffer.copy_(torch.rand_like(buffer) + 0.5 if name.endswith("var") else 0.3 * torch.randn_like(buffer))
+        for name, parameter in module.named_parameters():
+            if name.endswith(("noise_strength", "bias")):
+                parameter.data.normal_(0, 0.3)
+    return module.eval().requires_grad_(False)
+
+
+def official_name(key: str) -> str:
+    if key.startswith("backbone."):
+        return backbone_name(key.removeprefix("backbone."))
+    head, convs, tail = key.partition(".convs.")
+    return f"{head}.convs.{2 * int(tail.split('.')[0])}.{tail.split('.')[1]}" if convs else key
+
+
+def official(*, offsets: bool, **options: Any) -> dict[str, Any]:
+    """A checkpoint as the official code writes it, the generator beside the encoder."""
+    state_dict = make(ReStyleEncoder, CONFIG).state_dict()
+    generator = make(Generator, TINY)
+    decoder = checkpoint_to_rosinality(TINY, generator.state_dict())
+    tensors = {f"encoder.{official_name(k)}": v for k, v in state_dict.items() if k != "w_avg"}
+    tensors |= {f"decoder.{key}": tensor for key, tensor in decoder["g_ema"].items()}
+    opts = {"encoder_type": TYPES[offsets], "input_nc": 6, "n_iters_per_batch": 3, "output_size": 64, **options}
+    latent_avg = decoder["latent_avg"].repeat(TINY.num_ws, 1)
+    return {"state_dict": tensors, "opts": opts, "latent_avg": latent_avg}
+
+
+def reference_encoder(x: Tensor, weights: dict[str, Tensor], *, offsets: bool) -> Tensor:
+    """One pass of `BackboneEncoder`, from the tensors of a checkpoint."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        parts = [weights[f"encoder.{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(x, *parts)
+
+    def conv(x: Tensor, name: str, **how: int) -> Tensor:
+        return F.conv2d(x, weights[f"encoder.{name}.weight"], weights.get(f"encoder.{name}.bias"), **how)
+
+    x = F.prelu(norm(conv(x, "input_layer.0", padding=1), "input_layer.1"), weights["encoder.input_layer.2.weight"])
+    firsts = [sum(UNITS[:stage]) for stage in range(4)]  # a stage halves the side in its first unit
+    for k in range(sum(UNITS)):
+        unit, stride = f"body.{k}", 2 if k in firsts else 1
+        inner = conv(norm(x, f"{unit}.res_layer.0"), f"{unit}.res_layer.1", padding=1)
+        inner = F.prelu(inner, weights[f"encoder.{unit}.res_layer.2.weight"])
+        inner = norm(conv(inner, f"{unit}.res_layer.3", padding=1, stride=stride), f"{unit}.res_layer.4")
+        means = F.adaptive_avg_pool2d(inner, 1)
+        gate = conv(F.relu(conv(means, f"{unit}.res_layer.5.fc1")), f"{unit}.res_layer.5.fc2").sigmoid()
+        if f"encoder.{unit}.shortcut_layer.0.weight" in weights:
+            short = norm(conv(x, f"{unit}.shortcut_layer.0", stride=stride), f"{unit}.shortcut_layer.1")
+        else:
+            short = x[:, :, ::stride, ::stride]
+        x = inner * gate + short
+    styles = []
+    for i in range(TINY.num_ws):
+        w, j = x, 0
+        while f"encoder.styles.{i}.convs.{j}.weight" in weights:
+            w, j = F.leaky_relu(conv(w, f"styles.{i}.convs.{j}", padding=1, stride=2), 0.01), j + 2
+        weight, bias = (weights[f"encoder.styles.{i}.linear.{part}"] for part in ("weight", "bias"))
+        styles.append(F.linear(w.reshape(len(x), -1), weight / weight.shape[1] ** 0.5, bias))
+    first = [torch.zeros_like(styles[0])] + [styles[0]] * (len(styles) - 1)
+    return torch.stack([style + base for style, base in zip(styles, first)] if offsets else styles, dim=1)
+
+
+def reference(x: Tensor, checkpoint: dict[str, Any], passes: int, *, offsets: bool) -> Tensor:
+    """The loop of the official inference: the first pass sees the average picture."""
+    generator = make(Generator, TINY)
+    w_plus = checkpoint["latent_avg"].repeat(len(x), 1, 1)
+    for _ in range(passes):
+        y_hat = nn.AdaptiveAvgPool2d((64, 64))(generator.synthesis(w_plus, noise_mode="const"))
+        w_plus = w_plus + reference_encoder(torch.cat([x, y_hat], 1), checkpoint["state_dict"], offsets=offsets)
+    return w_plus
+
+
+@pytest.mark.parametrize("passes", [None, 1, 4])
+@pytest.mark.parametrize("offsets", [False, True])
+def test_it_gives_what_the_official_loop_gives(offsets: bool, passes: int | None, tmp_path: Path) -> None:
+    checkpoint = official(offsets=offsets)
+    torch.save(checkpoint, tmp_path / "restyle.pt")
+    pipeline = ReStylePipeline.from_single_file(tmp_path / "restyle.pt")
+    photos = list(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8))
+    out = pipeline(photos, align=False, num_iterations=passes)
+    x = torch.tensor(np.stack(photos)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    expected = reference(x, checkpoint, passes or 3, offsets=offsets)  # the file says 3
+    assert float((out.w_plus - expected).norm() / expected.norm()) < 1e-5
+    assert float((out.w_plus - checkpoint["latent_avg"]).norm()) > 0.1  # the passes do something
+    other = reference(x, checkpoint, (passes or 3) + 1, offsets=offsets)
+    assert float((out.w_plus - other).norm() / expected.norm()) > 1e-3
+
+
+def test_saved_and_loaded(photo: Image.Image, detector: Callable[[Image.Image], list[Face]], tmp_path: Path) -> None:
+    torch.save(official(offsets=True), tmp_path / "restyle.pt")
+    pipeline = ReStylePipeline.from_single_file(tmp_path / "restyle.pt", detector=detector)
+    before = {key: value.clone() for key, value in pipeline.encoder.state_dict().items()}
+    out = pipeline(photo)
+    assert out.generator is pipeline.generator
+    assert all(torch.equal(value, before[key]) for key, value in pipeline.encoder.state_dict().items())
+    folder = pipeline.save_pretrained(tmp_path / "model")
+    check_folder(folder)
+    assert "ReStylePipeline.from_pretrained(" in (folder / "README.md").read_text()
+    assert torch.equal(ReStylePipeline.from_pretrained(folder, detector=detector)(photo).w_plus, out.w_plus)
+    written = write_model(read_single_file(tmp_path / "restyle.pt"), tmp_path / "converted")
+    assert hub.read_config(written)["_class_name"] == "ReStylePipeline"
+    again = ReStylePipeline.from_pretrained(written, detector=detector)
+    assert torch.equal(again(photo).w_plus, out.w_plus)
+    assert PTIPipeline.from_single_file(tmp_path / "restyle.pt").pivots == ("w", "w_plus")
+    with pytest.raises(ModelNotFoundError, match="holds no Encoder4Editing"):
+        E4EPipeline.from_pretrained(folder)
+    with pytest.raises(ValueError, match="`num_iterations` must be at least 1, got 0"):
+        pipeline(photo, num_iterations=0)
+    with pytest.raises(ValueError, match="`iterations` must be at least 1, got 0"):
+        again.encoder.refine(torch.zeros(1, 3, 64, 64), again.generator, iterations=0)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("passes", "expected"), [(7, 7), (None, 5), ("many", 5), (0, 5), (10**9, 5)])
+def test_how_many_passes_the_file_says(passes: Any, expected: int) -> None:
+    file = recognise(official(offsets=False, n_iters_per_batch=passes))
+    assert file.kind == "restyle" and file.parts["encoder"].config.iterations == expected
+
+
+def changed(**tensors: Tensor | None) -> dict[str, Any]:
+    checkpoint = official(offsets=False)
+    found = checkpoint["state_dict"] | {key.replace("__", "."): tensor for key, tensor in tensors.items()}
+    return {**checkpoint, "state_dict": {key: tensor for key, tensor in found.items() if tensor is not None}}
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        (official(offsets=False, encoder_type=None), r"of pSp's form or of e4e's, .*`encoder_type` .*, got 'None'"),
+        (changed(encoder__conv1__weight=torch.zeros(4, 6, 7, 7)), r"ReStyle encoder on a ResNet34 \(tensor 'conv1"),
+        (changed(encoder__styles__3__linear__bias=None), r"Not a ReStyleEncoder: styles\.3\.linear\.bias is missing"),
+        (
+            changed(encoder__styles__0__linear__weight=None),
+            r"Not a ReStyle encoder: tensor .*linear\.weight' is missing",
+        ),
+        (changed(encoder__styles__0__convs__x__weight=torch.zeros(1)), r"Not a ReStyle encoder: "),
+        (changed(encoder__styles__10__linear__bias=torch.zeros(8)), r"Not a ReStyle encoder: `resolution`"),
+        (changed(encoder__other__weight=torch.zeros(1)), r"unexpected tensors \['other\.weight'\]"),
+        (changed(encoder__styles__0__linear__bias=torch.full((8,), torch.nan)), r"holds NaN or infinity"),
+        ({**official(offsets=True), "latent_avg": torch.zeros(3, 8)}, r"`latent_avg` must be \(8,\) or \(10, 8\)"),
+    ],
+)
+def test_what_is_refused(checkpoint: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        recognise(checkpoint)
+
+
+def test_another_encoder_is_refused() -> None:
+    for asked in ("psp", "e4e"):
+        with pytest.raises(CheckpointError, match=f"It is a checkpoint of restyle, not of {asked}: use the pipeline"):
+            recognise(official(offsets=True), encoder=asked)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="It is a checkpoint of psp, not of restyle: use the pipeline of psp"):
+        recognise(test_single_file.official("psp"), encoder="restyle")
+    with pytest.raises(CheckpointError, match="of pSp or e4e, not of restyle: its encoder reads three channels"):
+        recognise(test_single_file.official("psp", opts={}), encoder="restyle")
+
+
+def test_without_an_average_w_it_is_computed() -> None:
+    checkpoint = official(offsets=False, start_from_latent_avg=False)
+    del checkpoint["latent_avg"]
+    file = recognise(checkpoint)
+    assert "no average w" in file.notes[0] and file.parts["encoder"].state_dict["w_avg"].shape == (10, 8)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"input_resolution": 48}, "`input_resolution` must be a power of two from 32 to 2048, got 48"),
+        ({"iterations": 0}, r"`iterations` must be a whole number in \[1, 100\], got 0"),
+        ({"in_channels": 1}, r"`in_channels` must be a whole number in \[3, 3\], got 1"),
+    ],
+)
+def test_sizes_that_are_none(field: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReStyleConfig(**field)
