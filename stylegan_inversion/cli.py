@@ -24,7 +24,6 @@ from stylegan_inversion.pipelines.export import LAYOUTS, write_official
 from stylegan_inversion.pipelines.official import find_file
 from stylegan_inversion.pipelines.pti import PRESETS
 from stylegan_inversion.pipelines.publishing import push_folder
-from stylegan_inversion.preprocessing.folder import list_images
 
 METHODS: dict[str, type[InversionPipeline]] = {
     "pti": PTIPipeline,
@@ -345,41 +344,34 @@ def _train(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from stylegan_inversion.evaluation.benchmark import evaluate
-    from stylegan_inversion.evaluation.methods import load_methods
 
-    data = Path(args.data)
-    images = [data / name for name in list_images(data)]
-    methods = load_methods(
-        args.methods,
-        args.model,
-        device=args.device,
-        detector=args.detector,
-        options={"num_w_steps": args.num_w_steps, "num_tuning_steps": args.num_tuning_steps},
-        limits=dict(args.limit_for),
-    )
-    done = evaluate(
-        methods,
-        images,
+    results, table = evaluate(
+        args.data,
         args.output,
-        root=args.data,
+        model=args.model,
+        methods=args.methods,
         limit=args.limit,
+        limits=dict(args.limit_for),
         edits=args.edits,
         align=args.align,
+        resolution=args.resolution,
         perceptual=args.perceptual,
         identity=None if args.identity == "none" else args.identity,
-        resolution=args.resolution,
         batch_size=args.batch_size,
+        options={"num_w_steps": args.num_w_steps, "num_tuning_steps": args.num_tuning_steps},
+        device=args.device,
+        detector=args.detector,
         progress=True,
     )
-    print(f"{done.table}\nEverything is in {done.output}.")
-    return 1 if done.failed else 0
+    print(f"{table}\nEverything is in {args.output}.")
+    return 1 if any(entry["failed"] for entry in results["all"]["methods"].values()) else 0
 
 
 def _evaluate_generator(args: argparse.Namespace) -> int:
-    from stylegan_inversion.evaluation.generators import evaluate_generators, load_generators
+    from stylegan_inversion.evaluation.generators import evaluate_generators
 
-    done = evaluate_generators(
-        load_generators(args.models, device=args.device),
+    _, table = evaluate_generators(
+        args.models,
         args.data,
         args.output,
         num_samples=args.num_samples,
@@ -391,9 +383,10 @@ def _evaluate_generator(args: argparse.Namespace) -> int:
         fid=args.fid,
         num_paths=args.num_paths,
         limit=args.limit,
+        device=args.device,
         progress=True,
     )
-    print(f"{done.table}\nEverything is in {done.output}.")
+    print(f"{table}\nEverything is in {args.output}.")
     return 0
 
 

@@ -1,5 +1,4 @@
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ CONFIG = PyramidEncoderConfig(32, 32, w_dim=16, widths=(4, 4, 8, 8), units=(1, 1
 
 @pytest.fixture
 def model(pti: PTIPipeline, tmp_path: Path) -> str:
-    """A folder with a tiny model of random weights for every method."""
+    """A folder with a tiny model of random weights for every method but ReStyle."""
     folder = tmp_path / "model"
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -26,17 +25,16 @@ def model(pti: PTIPipeline, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def faces(tmp_path: Path) -> list[Path]:
-    """Five crops, one in a folder of its own, whose names are not in the order they were written."""
+def faces(tmp_path: Path) -> Path:
+    """A folder with five crops, one in a folder of its own, whose names are not in the order they were written."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "faces"
     (folder / "more").mkdir(parents=True)
-    paths = [folder / name for name in ("b.png", "a.png", "c.jpg", "more/a.png", "d.PNG")]
-    for path in paths:
+    for name in ("b.png", "a.png", "c.jpg", "more/a.png", "d.PNG"):
         small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-        small.resize((40, 40), Image.Resampling.BICUBIC).save(path)
+        small.resize((40, 40), Image.Resampling.BICUBIC).save(folder / name)
     (folder / "notes.txt").write_text("no image")
-    return paths
+    return folder
 
 
 class StubIdentity(torch.nn.Module):
@@ -49,13 +47,13 @@ class StubIdentity(torch.nn.Module):
         return torch.nn.functional.normalize(small, dim=1)
 
 
+def stub_attributes(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"smile": x.mean(dim=(1, 2, 3)), "age": x[:, 0].mean(dim=(1, 2))}
+
+
 @pytest.fixture
-def stubs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Arguments of `evaluate` that keep its networks tiny."""
-
-    def attributes(x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"smile": x.mean(dim=(1, 2, 3)), "age": x[:, 0].mean(dim=(1, 2))}
-
-    settings = "stylegan_inversion.evaluation.settings"
-    monkeypatch.setattr(f"{settings}.load_identity", lambda name, device=None: StubIdentity())
-    return {"attributes": attributes, "num_strengths": 5, "batch_size": 3}
+def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the networks that measure faces tiny."""
+    benchmark = "stylegan_inversion.evaluation.benchmark"
+    monkeypatch.setattr(f"{benchmark}.load_identity", lambda name, device=None: StubIdentity())
+    monkeypatch.setattr(f"{benchmark}.load_face_scorer", lambda device=None: stub_attributes)
