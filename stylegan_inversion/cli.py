@@ -149,10 +149,12 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         default=["w", "e4e", "psp", "pti"],
         metavar="NAME",
-        help="of w, w_plus, e4e, psp, pti, pti-e4e, pti-psp [w e4e psp pti]",
+        help="methods to compare: w, w_plus, e4e, psp, restyle, pti, pti-e4e, pti-psp [w e4e psp pti]",
     )
-    evaluate.add_argument("--output", default="evaluation", metavar="DIR", help="[%(default)s]; a stopped run goes on")
-    evaluate.add_argument("--limit", type=_at_least(1), metavar="N", help="only the first N images by name")
+    evaluate.add_argument(
+        "--output", default="evaluation", metavar="DIR", help="a stopped run goes on in its folder [%(default)s]"
+    )
+    evaluate.add_argument("--limit", type=_at_least(1), metavar="N", help="use only the first N images by name")
     evaluate.add_argument(
         "--limit-for",
         nargs="+",
@@ -160,14 +162,26 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         type=_limit,
         metavar="METHOD=N",
-        help="the same for one method, such as pti=50; a second table compares on the images all methods did",
+        help="limit one method, such as pti=50; a second table then compares the images that all methods did",
     )
-    evaluate.add_argument("--edits", nargs="*", metavar="NAME", help="[smile, if there]; none if empty")
+    evaluate.add_argument(
+        "--edits", nargs="*", metavar="NAME", help="edits to measure; no names, no edits [smile, if the model has it]"
+    )
     evaluate.add_argument("--align", action="store_true", help="find the face in each photo and cut it out")
-    evaluate.add_argument("--resolution", type=_at_least(11), metavar="PX", help="compare at this side [the model's]")
-    evaluate.add_argument("--perceptual", default="alex", choices=PERCEPTUAL_NETWORKS, help="[%(default)s]")
-    evaluate.add_argument("--identity", default="builtin", help="builtin, an ArcFace's folder, or none [%(default)s]")
-    evaluate.add_argument("--batch-size", type=_at_least(1), default=16, metavar="N", help="[%(default)s]")
+    evaluate.add_argument(
+        "--resolution", type=_at_least(11), metavar="PX", help="side at which pictures are compared [the model's]"
+    )
+    evaluate.add_argument(
+        "--perceptual", default="alex", choices=PERCEPTUAL_NETWORKS, help="network that measures LPIPS [%(default)s]"
+    )
+    evaluate.add_argument(
+        "--identity",
+        default="builtin",
+        help="network that compares faces: builtin, an ArcFace's folder, none [builtin]",
+    )
+    evaluate.add_argument(
+        "--batch-size", type=_at_least(1), default=16, metavar="N", help="photos that go through together [%(default)s]"
+    )
     evaluate.add_argument("--num-w-steps", type=_at_least(1), metavar="N", help="steps of the projection [450]")
     evaluate.add_argument("--num-tuning-steps", type=_at_least(0), metavar="N", help="PTI: steps of the tuning [350]")
     evaluate.add_argument("--device", default="auto", help="[%(default)s]")
@@ -175,7 +189,9 @@ def _parser() -> argparse.ArgumentParser:
 
     generators = commands.add_parser("evaluate-generator", help="compare what generators draw with a folder of images")
     generators.set_defaults(run=_evaluate_generator)
-    generators.add_argument("--data", required=True, metavar="FOLDER", help="aligned face crops, as in training")
+    generators.add_argument(
+        "--data", required=True, metavar="FOLDER", help="aligned face crops: the training data, or held-out pictures"
+    )
     generators.add_argument(
         "--models",
         nargs="+",
@@ -184,23 +200,35 @@ def _parser() -> argparse.ArgumentParser:
         help="built-in models, folders, or organisation/repository; NAME=MODEL gives a name [faces64]",
     )
     generators.add_argument("--output", default="generators", metavar="DIR", help="[%(default)s]")
-    generators.add_argument("--num-samples", type=_at_least(8), default=10_000, metavar="N", help="[%(default)s]")
+    generators.add_argument(
+        "--num-samples", type=_at_least(8), default=10_000, metavar="N", help="samples to draw [%(default)s]"
+    )
     generators.add_argument(
         "--num-paths",
         type=_at_least(0),
         default=2_000,
         metavar="N",
-        help="of the path length; 0 leaves it out [%(default)s]",
+        help="samples for the path length; 0 leaves it out [%(default)s]",
     )
-    generators.add_argument("--limit", type=_at_least(1), metavar="N", help="only the first N images by name")
+    generators.add_argument("--limit", type=_at_least(1), metavar="N", help="use only the first N images by name")
     generators.add_argument(
-        "--truncation-psi", type=float, default=1.0, metavar="PSI", help="of the samples [%(default)s]"
+        "--truncation-psi", type=float, default=1.0, metavar="PSI", help="truncation of the samples [%(default)s]"
     )
-    generators.add_argument("--seed", type=_at_least(0), default=0, help="[%(default)s]")
-    generators.add_argument("--perceptual", default="alex", choices=PERCEPTUAL_NETWORKS, help="[%(default)s]")
-    generators.add_argument("--identity", default="builtin", help="builtin, an ArcFace's folder, or none [%(default)s]")
-    generators.add_argument("--fid", action="store_true", help="also FID and KID; needs torch-fidelity and its weights")
-    generators.add_argument("--batch-size", type=_at_least(1), default=32, metavar="N", help="[%(default)s]")
+    generators.add_argument("--seed", type=_at_least(0), default=0, help="seed of all draws [%(default)s]")
+    generators.add_argument(
+        "--perceptual", default="alex", choices=PERCEPTUAL_NETWORKS, help="network for features and PPL [%(default)s]"
+    )
+    generators.add_argument(
+        "--identity", default="builtin", help="network for face features: builtin, an ArcFace's folder, none [builtin]"
+    )
+    generators.add_argument("--fid", action="store_true", help="add FID and KID; needs torch-fidelity and its weights")
+    generators.add_argument(
+        "--batch-size",
+        type=_at_least(1),
+        default=32,
+        metavar="N",
+        help="pictures that go through together [%(default)s]",
+    )
     generators.add_argument("--device", default="auto", help="[%(default)s]")
 
     app = commands.add_parser("app", help="start the web app")

@@ -1,8 +1,9 @@
 """Compare generators with a folder of pictures: distances of distributions, path length, sheets to look at."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,43 +110,39 @@ def evaluate_generators(
     networks = _load_networks(network, identity, fid, device)
 
     output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, Any]] = {}
-    with tqdm(total=len(paths) + len(models) * (num_samples + num_paths), disable=not progress, unit="image") as bar:
+    with (
+        torch.no_grad(),
+        tqdm(total=len(paths) + len(models) * (num_samples + num_paths), disable=not progress, unit="image") as bar,
+    ):
 
-        def embed(count: int, draw: Callable[[range], Tensor]) -> dict[str, Tensor]:
+        def embed(batches: Iterable[Tensor]) -> dict[str, Tensor]:
             rows: dict[str, list[Tensor]] = {each.key: [] for each in networks}
-            for first in range(0, count, batch_size):
-                numbers = range(first, min(first + batch_size, count))
-                images = draw(numbers)
+            for images in batches:
                 for each in networks:
                     rows[each.key].append(each.embed(images).cpu())
-                bar.update(len(numbers))
+                bar.update(len(images))
             return {key: torch.cat(parts) for key, parts in rows.items()}
 
-        def read(numbers: range) -> Tensor:
-            return torch.cat([read_picture(paths[i], resolution) for i in numbers]).to(device)
-
-        with torch.no_grad():
-            real = embed(len(paths), read)
-            for name, generator in generators.items():
-
-                def draw(numbers: range, generator: Generator = generator, psi: float = truncation_psi) -> Tensor:
-                    return draw_samples(generator, numbers, seed=seed, truncation_psi=psi)
-
-                fake = embed(num_samples, draw)
-                found[name] = {each.key: measure(real[each.key], fake[each.key], seed=seed) for each in networks}
-                if num_paths:
-                    found[name]["path_length"] = perceptual_path_length(
-                        generator, network, num_samples=num_paths, seed=seed, batch_size=batch_size, advance=bar.update
-                    )
-                for psi, suffix in ((truncation_psi, ""), (_GRID_PSI, f"_psi{_GRID_PSI}")):
-                    parts = [range(first, min(first + batch_size, _GRID)) for first in range(0, _GRID, batch_size)]
-                    drawn = [picture for part in parts for picture in to_pil(draw(part, psi=psi))]
-                    report.save_grid(drawn, output / f"{name}_samples{suffix}.png")
-                w_plus = sample_w_plus(generator, range(2 * _MIXED), seed=seed, truncation_psi=truncation_psi)
-                report.save_figure(mix(generator, w_plus), output / f"{name}_mixing.png")
-                near = {each.label: (fake[each.key][:_SHOWN], real[each.key]) for each in networks}
-                report.save_figure(find_nearest(draw(range(_SHOWN)), near, paths), output / f"{name}_nearest.png")
+        parts = [paths[first : first + batch_size] for first in range(0, len(paths), batch_size)]
+        real = embed(torch.cat([read_picture(path, resolution) for path in part]).to(device) for part in parts)
+        for name, generator in generators.items():
+            draw = partial(_draw_in_batches, generator, seed=seed, batch_size=batch_size)
+            fake = embed(draw(num_samples, truncation_psi=truncation_psi))
+            found[name] = {each.key: measure(real[each.key], fake[each.key], seed=seed) for each in networks}
+            if num_paths:
+                found[name]["path_length"] = perceptual_path_length(
+                    generator, network, num_samples=num_paths, seed=seed, batch_size=batch_size, advance=bar.update
+                )
+            for psi, suffix in ((truncation_psi, ""), (_GRID_PSI, f"_psi{_GRID_PSI}")):
+                pictures = [picture for images in draw(_GRID, truncation_psi=psi) for picture in to_pil(images)]
+                report.save_grid(pictures, output / f"{name}_samples{suffix}.png")
+            w_plus = sample_w_plus(generator, range(2 * _MIXED), seed=seed, truncation_psi=truncation_psi)
+            report.save_figure(mix(generator, w_plus), output / f"{name}_mixing.png")
+            samples = torch.cat(list(draw(_SHOWN, truncation_psi=truncation_psi)))
+            near = {each.label: (fake[each.key][:_SHOWN], real[each.key]) for each in networks}
+            report.save_figure(find_nearest(samples, near, paths), output / f"{name}_nearest.png")
 
     one, other = torch.randperm(len(paths), generator=seeded(seed, "halves", 0)).chunk(2)
     columns = {each.key: each.columns() for each in networks}
@@ -170,6 +167,14 @@ def evaluate_generators(
     hub.write_config(results, output, name="generators.json")
     hub.write_text(table, output / "generators.md")
     return results, table
+
+
+def _draw_in_batches(
+    generator: Generator, count: int, *, seed: int, truncation_psi: float, batch_size: int
+) -> Iterator[Tensor]:
+    for first in range(0, count, batch_size):
+        numbers = range(first, min(first + batch_size, count))
+        yield draw_samples(generator, numbers, seed=seed, truncation_psi=truncation_psi)
 
 
 def find_generators(models: Sequence[str]) -> dict[str, Path]:

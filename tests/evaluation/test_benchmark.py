@@ -128,18 +128,6 @@ def test_other_settings_are_refused(run: Run, model: str, tmp_path: Path) -> Non
     refused("settings")
 
 
-def test_the_same_again_gives_the_same(run: Run, tmp_path: Path) -> None:
-    first = run("pti", "e4e", draw=True)
-    rows = rows_of(tmp_path)
-    (tmp_path / "out").rename(tmp_path / "first")
-    second = run("pti", "e4e", draw=True)
-    for a, b in zip(rows, rows_of(tmp_path), strict=True):
-        assert {**a, "seconds": 0, "report": 0} == {**b, "seconds": 0, "report": 0}
-    assert first["all"]["edits"] == second["all"]["edits"]
-    for name in ("figure.png", "editability.png"):
-        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-
-
 def test_one_image_that_breaks_a_batch_fails_alone(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -164,7 +152,8 @@ def test_one_image_that_breaks_a_batch_fails_alone(
     assert run(batch_size=5)["all"]["methods"]["e4e"]["failed"] == 0
 
 
-def test_every_method_inverts(model: str, faces: Path, stubs: None, tmp_path: Path) -> None:
+def test_every_method_inverts(model: str, faces: Path, tmp_path: Path) -> None:
+    """Measured by the built-in networks."""
     names = [name for name in NAMES if name != "restyle"]
     results, _ = evaluate(
         faces, tmp_path / "out", model=model, methods=names, limit=2, options={**STEPS, "num_w_steps": 5}
@@ -220,13 +209,6 @@ def test_without_edits_and_identity(run: Run, model: str, tmp_path: Path) -> Non
     shutil.rmtree(tmp_path / "out")
     shutil.rmtree(Path(model) / "directions")
     assert run("psp", edits=None, limit=1)["config"]["edits"] == {}
-
-
-def test_the_builtin_networks_fit(model: str, faces: Path, tmp_path: Path) -> None:
-    results, table = evaluate(faces, tmp_path / "out", model=model, methods=["e4e"], limit=2)
-    assert results["all"]["methods"]["e4e"]["failed"] == 0 and "| ID (builtin) |" in table
-    curve = results["all"]["edits"]["smile"]["methods"]["e4e"]["curve"]
-    assert curve["identity_to_reconstruction"][0] == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -80,17 +80,7 @@ def test_kernel_by_brute_force() -> None:
     ]
     found = kernel_distance(a, b, rng=rng(), num_subsets=3, subset_size=4)
     assert found == (pytest.approx(np.mean(expected), rel=1e-12), pytest.approx(np.std(expected), rel=1e-10))
-
-
-def test_kernel_is_unbiased() -> None:
-    a, b = normal(4000, 4), normal(4000, 4, seed=1)
-    (small, std), large = (
-        kernel_distance(a, b, rng=rng(), num_subsets=n, subset_size=s) for n, s in ((2000, 5), (20, 1000))
-    )
-    assert abs(small) < 4 * std / 2000**0.5 and abs(large[0]) < 0.01
-    assert kernel_distance(a, b + 0.3, rng=rng(), num_subsets=5)[0] > 10 * abs(large[0])
-    again = kernel_distance(a, b, rng=rng(), num_subsets=20)
-    assert again == large and again != kernel_distance(a, b, rng=rng(1), num_subsets=20)
+    assert found != kernel_distance(a, b, rng=rng(1), num_subsets=3, subset_size=4)
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -106,16 +96,6 @@ def test_precision_recall_by_brute_force(k: int, monkeypatch: pytest.MonkeyPatch
     found = precision_recall(real, fake, k=k)
     assert found == pytest.approx((inside(fake, real), inside(real, fake))) and 0 < min(found) <= max(found) < 1
     assert precision_recall(real.float(), fake.float(), k=k) == found
-
-
-def test_precision_and_recall_tell_quality_from_variety() -> None:
-    left, right = normal(200, 8), normal(200, 8, seed=1) + 20
-    two_kinds = torch.cat([left, right])
-    precision, recall = precision_recall(two_kinds, normal(400, 8, seed=2))  # looks right, but of one kind only
-    assert precision > 0.8 and 0.4 < recall <= 0.5
-    assert precision_recall(two_kinds, normal(400, 8, seed=2) - 50) == (0, 0)
-    copies = precision_recall(two_kinds, left[:1].expand(10, 8))  # all the same: a manifold of one point
-    assert copies == (1, 1 / 400)
 
 
 @pytest.mark.parametrize("measure", [frechet_distance, precision_recall, lambda a, b: kernel_distance(a, b, rng=rng())])
