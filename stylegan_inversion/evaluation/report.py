@@ -19,15 +19,7 @@ GROUP_GAP = 14
 HEADER = 30
 HALVES = "one half of the data against the other"
 _GRID, _GRID_CELL = 8, 256  # pictures in a row of a grid, and the largest side of one in pixels
-_COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#555555",
-)  # Okabe & Ito: colour-blind safe
+_COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #555555".split()  # Okabe & Ito: safe for the colour-blind
 _MARKERS = "osD^vPX"
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]

@@ -1,25 +1,32 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline
+from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, ReStylePipeline
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
+from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
 
-CONFIG = PyramidEncoderConfig(32, 32, w_dim=16, widths=(4, 4, 8, 8), units=(1, 1, 1, 1), reduction=2)
+SIZES: dict[str, Any] = {"w_dim": 16, "widths": (4, 4, 8, 8), "units": (1, 1, 1, 1), "reduction": 2}
 
 
 @pytest.fixture
 def model(pti: PTIPipeline, tmp_path: Path) -> str:
-    """A folder with a tiny model of random weights for every method but ReStyle."""
+    """A folder with a tiny model of random weights for every method."""
     folder = tmp_path / "model"
+    generator, config = pti.generator, PyramidEncoderConfig(32, 32, **SIZES)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        e4e, psp = Encoder4Editing(CONFIG), GradualStyleEncoder(CONFIG)
-    for pipeline in (E4EPipeline(pti.generator, e4e), PSPPipeline(pti.generator, psp), pti):
+        pipelines = [
+            E4EPipeline(generator, Encoder4Editing(config)),
+            PSPPipeline(generator, GradualStyleEncoder(config)),
+        ]
+        pipelines.append(ReStylePipeline(generator, ReStyleEncoder(ReStyleConfig(32, 32, **SIZES))))
+    for pipeline in (*pipelines, pti):
         pipeline.save_pretrained(folder)
     return str(folder)
 
