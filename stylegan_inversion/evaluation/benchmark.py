@@ -151,7 +151,7 @@ def evaluate(
     loaded = load_methods(methods, model, options=options or {}, limits=limits or {}, device=device, detector=detector)
     output, every = Path(output), list_images(Path(data))
     photos = [Photo(name, Path(data, name), _hash_file(Path(data, name))) for name in every[:limit]]
-    scorer = _load_scorer(next(iter(loaded.values())).pipeline, edits, resolution, perceptual, identity, batch_size)
+    scorer = _load_scorer(next(iter(loaded.values())).pipeline, edits, resolution, perceptual, identity)
     settings = _describe(report.hash_model(hub.find_model(model)), loaded, scorer, align)
     rows = _open_rows(output, settings)
     run = _Run(loaded, scorer, align, output / "pictures", [photo.name for photo in photos[:FIGURE_IMAGES]])
@@ -192,7 +192,6 @@ def _load_scorer(
     resolution: int | None,
     perceptual: str,
     identity: str | None,
-    batch_size: int,
 ) -> Scorer:
     generator, directions, device = pipeline.generator, pipeline.directions, pipeline.device
     resolution = resolution or generator.config.resolution
@@ -221,7 +220,6 @@ def _load_scorer(
         edits={n: Edit(directions[n].to(device), edit_strengths(directions[n])) for n in edits},
         resolution=resolution,
         crop_scale=pipeline.crop_scale,
-        batch_size=batch_size,
     )
 
 
@@ -254,7 +252,7 @@ def _columns(scorer: Scorer) -> dict[str, str]:
     if scorer.identity is not None:
         columns["identity"] = f"ID ({scorer.identity.name})"
     columns["offset_norm"] = "offset norm"
-    columns |= {f"lec_{name}": f"LEC ({name} {edit.far:+g})" for name, edit in scorer.edits.items()}
+    columns |= {f"lec_{name}": f"LEC ({name} {edit.ends[-1]:+g})" for name, edit in scorer.edits.items()}
     return columns | {"seconds": "s/image"}
 
 
@@ -394,8 +392,7 @@ class _Run:
                 save_image(out.crops[i].image, self.path(photo.name, "_original", None))
                 for step, images in pictures.items():
                     save_image(to_pil(images[i : i + 1])[0], self.path(photo.name, name, step))
-        reports = [dict(each) for each in out.reports]
-        return [{**row, "seconds": found["seconds"], "report": found} for row, found in zip(rows, reports)]
+        return [{**row, "seconds": found["seconds"], "report": found} for row, found in zip(rows, out.reports)]
 
     def _row(self, name: str, photo: Photo, error: str | None = None, **figures: Any) -> Row:
         return {"image": photo.name, "method": name, "error": error, **figures, "sha256": photo.sha256}
@@ -407,8 +404,9 @@ class _Run:
     def columns(self, edit: str | None) -> list[report.Column]:
         """The photo, then for each method its reconstruction and the ends of one edit."""
         columns = [report.Column("", "photo", self._load("_original", None))]
-        strengths = () if edit is None else self.scorer.edits[edit].strengths
-        steps: list[Step] = [None, *((str(edit), s) for s in dict.fromkeys(strengths[:1] + strengths[-1:]) if s != 0)]
+        steps: list[Step] = [None]
+        if edit is not None:
+            steps += [(edit, strength) for strength in self.scorer.edits[edit].ends]
         for name, method in self.methods.items():
             for step in steps:
                 title = "inversion" if step is None else f"{step[0]} {step[1]:+g}"

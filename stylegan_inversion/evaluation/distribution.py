@@ -43,12 +43,6 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     The last trace is the sum of the singular values of A^(1/2) B^(1/2), from symmetric eigen-decompositions, so
     singular covariances (fewer samples than dimensions) need no care. The estimate is too large by a term of order
     1 / n: figures of different n are not comparable.
-
-    Returns:
-        >= 0, in squared units of the features; 0 for equal Gaussians, up to rounding.
-
-    Raises:
-        ValueError: If a set has fewer than two rows, the rows differ in length, or a number is NaN or infinite.
     """
     _check_pair(a, b, 2)
     (m_a, cov_a), (m_b, cov_b) = _moments(a), _moments(b)
@@ -71,29 +65,15 @@ def _root(cov: Tensor) -> Tensor:
 
 
 def kernel_distance(
-    a: Tensor,
-    b: Tensor,
-    *,
-    rng: torch.Generator,
-    num_subsets: int = 100,
-    subset_size: int = 1000,
+    a: Tensor, b: Tensor, *, rng: torch.Generator, num_subsets: int = 100, subset_size: int = 1000
 ) -> tuple[float, float]:
     """Squared maximum mean discrepancy with the kernel (x . y / dim + 1)^3: KID's, unbiased, over random subsets.
 
-    Unlike the Fréchet distance it is right on average for any number of samples, and may fall below 0.
-
-    Args:
-        a: Features of one set, with a mean square of at most about 1; the kernel depends on the scale.
-        b: Features of the other set.
-        rng: Draws the subsets; it must live on the CPU.
-        num_subsets: How many.
-        subset_size: Samples of each set in a subset, drawn without repetition, at least 2.
+    Unlike the Fréchet distance it is right on average for any number of samples, and may fall below 0. The kernel
+    depends on the scale of the features: their mean square should be at most about 1. `rng`, on the CPU, draws subsets.
 
     Returns:
         Mean over subsets, and the standard deviation of a single subset's figure.
-
-    Raises:
-        ValueError: If a set is smaller than a subset, the rows differ in length, or a number is NaN or infinite.
     """
     _check_pair(a, b, max(2, subset_size))
     a, b = a.detach().cpu(), b.detach().cpu()
@@ -113,9 +93,6 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3) -> tuple[float, 
     A manifold is made of balls: around each sample, as far as its k-th nearest neighbour in its own set; k is 3 in the
     paper, which takes as many fakes as real pictures. Precision falls with pictures that look wrong, recall with kinds
     of pictures that are missing.
-
-    Raises:
-        ValueError: If a set has no more than `k` rows, the rows differ in length, or a number is NaN or infinite.
     """
     _check_pair(real, fake, k + 1)
     centre = real.detach().mean(dim=0)  # distances are differences of squares, most exact near 0

@@ -101,23 +101,12 @@ def identity_similarity(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(dim=1)
 
 
-def latent_edit_consistency(
-    w_plus: Tensor,
-    w_edited: Tensor,
-    *,
-    direction: Direction,
-    strength: float,
-) -> Tensor:
+def latent_edit_consistency(w_plus: Tensor, w_edited: Tensor, *, direction: Direction, strength: float) -> Tensor:
     """LEC of e4e (arXiv:2102.02766, section 5.2): ||E(x) - f^-1(E(G(f(E(x)))))||_2, f the edit; lower is better.
 
-    Departures from the official `metrics/LEC.py`: no image is left out (it drops the batch means outside the 1 and 99
-    per cent), and the edit is the caller's (there: age, factor 3).
-
-    Args:
-        w_plus: E(x), in W+.
-        w_edited: The encoder's codes of the pictures that the generator draws after the edit.
-        direction: The edit's direction.
-        strength: How far the edit went, in units of the direction.
+    `w_plus` is E(x), `w_edited` E of the pictures that the generator draws after the edit. Departures from the official
+    `metrics/LEC.py`: no image is left out (it drops the batch means outside the 1 and 99 per cent), and the edit is the
+    caller's (there: age, factor 3).
     """
     return (w_plus - direction.apply(w_edited, -strength)).square().sum(dim=(1, 2)).sqrt()
 
@@ -135,46 +124,30 @@ class Edit:
     strengths: tuple[float, ...]
 
     @property
-    def far(self) -> float:
-        """The highest strength, or the lowest of an edit that only goes below 0."""
-        return self.strengths[-1] or self.strengths[0]
+    def ends(self) -> list[float]:
+        """The lowest and the highest strength, without 0."""
+        return [s for s in (self.strengths[0], self.strengths[-1]) if s != 0]
 
 
 @dataclass(frozen=True, eq=False)
 class Scorer:
-    """What every method is measured with.
-
-    Attributes:
-        perceptual: Gives LPIPS.
-        identity: Embeds faces; `None` leaves identity out.
-        attributes: Scores attributes; needed for edits only.
-        edits: By name; each name is also an attribute.
-        resolution: Side at which pictures are compared.
-        crop_scale: Side of the crops relative to FFHQ's.
-        batch_size: How many photos are inverted and scored together.
-    """
+    """What every method is measured with."""
 
     perceptual: PerceptualDistance
-    identity: IdentityEmbedding | None
-    attributes: FaceScores | None
-    edits: Mapping[str, Edit]
-    resolution: int
-    crop_scale: float
-    batch_size: int
+    identity: IdentityEmbedding | None  # None leaves identity out
+    attributes: FaceScores | None  # needed for edits only
+    edits: Mapping[str, Edit]  # by the name of the attribute that each moves
+    resolution: int  # side at which pictures are compared
+    crop_scale: float  # side of the crops relative to FFHQ's
 
     @torch.no_grad()
     def score(
-        self,
-        w_plus: Tensor,
-        generator: Generator,
-        originals: Tensor,
-        *,
-        encode: Callable[[Tensor], Tensor] | None = None,
+        self, w_plus: Tensor, generator: Generator, originals: Tensor, encode: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[list[dict[str, Any]], dict[Step, Tensor]]:
-        """Draw the reconstructions and edits of photos, and measure them.
+        """Draw the reconstructions and edits of n photos from their codes, and measure them.
 
         Args:
-            w_plus: Codes of n photos, (n, num_ws, w_dim), on the generator's device.
+            w_plus: (n, num_ws, w_dim), on the generator's device.
             generator: Draws all of them.
             originals: The photos' crops, (n, 3, R, R).
             encode: Images (B, 3, R, R) -> w_plus, for LEC; `None` for a method without an encoder.
@@ -193,7 +166,7 @@ class Scorer:
         for step in steps:
             codes = w_plus if step is None else self.edits[step[0]].direction.apply(w_plus, step[1])
             full = generator.synthesis(codes).clamp(-1, 1)
-            if step is None or step[1] in (self.edits[step[0]].strengths[0], self.edits[step[0]].strengths[-1]):
+            if step is None or step[1] in self.edits[step[0]].ends:
                 pictures[step] = full
             images = resize(full, self.resolution).clamp(-1, 1)
             if self.identity is not None:
@@ -220,9 +193,9 @@ class Scorer:
                 for key, other in (("identity", photo), ("identity_to_reconstruction", embeddings[None])):
                     curves[name][key] = torch.stack([identity_similarity(embeddings[step], other) for step in along])
             if encode is not None:
-                figures[f"lec_{name}"] = latent_edit_consistency(
-                    w_plus, encode(pictures[name, edit.far]), direction=edit.direction, strength=edit.far
-                )
+                far, direction = edit.ends[-1], edit.direction
+                again = encode(pictures[name, far])
+                figures[f"lec_{name}"] = latent_edit_consistency(w_plus, again, direction=direction, strength=far)
         numbers = [*figures.values(), *(values for edit in curves.values() for values in edit.values())]
         if not all(values.isfinite().all() for values in numbers):
             raise FloatingPointError("a figure is NaN or infinite; check the codes and the generator.")

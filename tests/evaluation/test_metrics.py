@@ -99,7 +99,7 @@ def test_resizing_averages() -> None:
 def scorer(model: str) -> Scorer:
     directions = E4EPipeline.from_pretrained(model).directions
     edits = {name: Edit(directions[name], strengths) for name, strengths in STRENGTHS.items()}
-    return Scorer(load_perceptual(), StubIdentity(), stub_attributes, edits, 32, 0.74, 4)  # type: ignore[arg-type]
+    return Scorer(load_perceptual(), StubIdentity(), stub_attributes, edits, 32, 0.74)  # type: ignore[arg-type]
 
 
 STRENGTHS = {"smile": (-5.0, -2.5, 0.0, 2.5, 5.0), "age": (-3.0, 0.0)}
