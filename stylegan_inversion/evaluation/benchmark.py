@@ -226,12 +226,11 @@ def _load_scorer(
 def _describe(model: str, methods: Mapping[str, Method], scorer: Scorer, align: bool) -> dict[str, Any]:
     """The settings that the rows depend on, in JSON."""
     device = next(iter(methods.values())).pipeline.device
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "version": __version__,
         "model": model,
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type} ({platform.machine()})",
+        "device": f"{device.type} ({machine})",
         "align": align,
         "resolution": scorer.resolution,
         "perceptual": scorer.perceptual.name,

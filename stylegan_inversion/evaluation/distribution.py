@@ -9,6 +9,7 @@ FID and KID are the names of these distances in the features of one Inception ne
 are different and must be reported under other names.
 """
 
+import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,7 +20,6 @@ from stylegan_inversion import latents
 from stylegan_inversion.evaluation.metrics import resize
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
-from stylegan_inversion.training.seeds import seeded
 
 PATH_STEP = 1e-4  # relative to the whole way between two w
 _PATH_RESOLUTION = 256  # larger pictures are reduced to it
@@ -132,6 +132,12 @@ def _check_pair(a: Tensor, b: Tensor, least: int) -> None:
         )
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise ValueError("The features hold NaN or infinity; check the network, and the pictures that they come from.")
+
+
+def seeded(seed: int, purpose: str, number: int) -> torch.Generator:
+    """Give the random source of one sample: two purposes share no draws. Training draws in the same way."""
+    words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), number]).generate_state(2, np.uint32)
+    return torch.Generator("cpu").manual_seed((int(words[0]) << 31) ^ int(words[1]))
 
 
 def sample_w_plus(

@@ -24,6 +24,7 @@ from stylegan_inversion.evaluation.distribution import (
     pool_features,
     precision_recall,
     sample_w_plus,
+    seeded,
 )
 from stylegan_inversion.losses.identity import DlibEmbedding, load_identity
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
@@ -32,7 +33,6 @@ from stylegan_inversion.pipelines.base import find_device
 from stylegan_inversion.preprocessing.align import uncropped
 from stylegan_inversion.preprocessing.folder import list_images
 from stylegan_inversion.preprocessing.image import load_image, to_pil, to_tensor
-from stylegan_inversion.training.seeds import seeded
 
 FEWEST = 8  # pictures of a set: each half of the data must hold more than 3 neighbours
 _SUBSET_SIZE = 1000  # of the kernel distance
