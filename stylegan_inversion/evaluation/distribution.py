@@ -24,6 +24,7 @@ from stylegan_inversion.models.generator import Generator
 PATH_STEP = 1e-4  # relative to the whole way between two w
 _PATH_RESOLUTION = 256  # larger pictures are reduced to it
 _TRIMMED = 1.0  # per cent of the path lengths left out at each end
+_SUBSET_SIZE = 1000
 _ROWS = 1024  # of a matrix of distances at once: 80 MB for 10,000 columns
 
 
@@ -37,6 +38,25 @@ def pool_features(layers: Sequence[Tensor]) -> Tensor:
     return pooled * (pooled.shape[1] / len(layers)) ** 0.5
 
 
+def measure(real: Tensor, fake: Tensor, *, seed: int) -> dict[str, float]:
+    """Apply all measures to two sets of features, (N, D) and (M, D); the seed draws the subsets of the kernel distance.
+
+    Returns:
+        {"frechet", "kernel", "kernel_std", "kernel_subset", "precision", "recall"}. A subset of the kernel distance is
+        1000 pictures, or half of the smaller set.
+
+    Raises:
+        ValueError: If a feature is NaN or infinite.
+    """
+    if not (real.isfinite().all() and fake.isfinite().all()):
+        raise ValueError("The features hold NaN or infinity; check the generator and the pictures.")
+    size = min(_SUBSET_SIZE, min(len(real), len(fake)) // 2)
+    kernel, std = kernel_distance(real, fake, rng=seeded(seed, "subsets", 0), subset_size=size)
+    precision, recall = precision_recall(real, fake)
+    distances = {"frechet": frechet_distance(real, fake), "kernel": kernel, "kernel_std": std, "kernel_subset": size}
+    return {**distances, "precision": precision, "recall": recall}
+
+
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Squared Fréchet distance of features, (N, D) and (M, D), as Gaussians: |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)).
 
@@ -44,7 +64,6 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     singular covariances (fewer samples than dimensions) need no care. The estimate is too large by a term of order
     1 / n: figures of different n are not comparable.
     """
-    _check_pair(a, b, 2)
     (m_a, cov_a), (m_b, cov_b) = _moments(a), _moments(b)
     cross = torch.linalg.svdvals(_root(cov_a).T @ _root(cov_b)).sum()
     return max(0.0, ((m_a - m_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item())
@@ -65,7 +84,7 @@ def _root(cov: Tensor) -> Tensor:
 
 
 def kernel_distance(
-    a: Tensor, b: Tensor, *, rng: torch.Generator, num_subsets: int = 100, subset_size: int = 1000
+    a: Tensor, b: Tensor, *, rng: torch.Generator, subset_size: int, num_subsets: int = 100
 ) -> tuple[float, float]:
     """Squared maximum mean discrepancy with the kernel (x . y / dim + 1)^3: KID's, unbiased, over random subsets.
 
@@ -75,7 +94,6 @@ def kernel_distance(
     Returns:
         Mean over subsets, and the standard deviation of a single subset's figure.
     """
-    _check_pair(a, b, max(2, subset_size))
     a, b = a.detach().cpu(), b.detach().cpu()
     figures = torch.zeros(num_subsets, device="cpu", dtype=torch.float64)
     for i in range(num_subsets):
@@ -94,7 +112,6 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3) -> tuple[float, 
     paper, which takes as many fakes as real pictures. Precision falls with pictures that look wrong, recall with kinds
     of pictures that are missing.
     """
-    _check_pair(real, fake, k + 1)
     centre = real.detach().mean(dim=0)  # distances are differences of squares, most exact near 0
     real, fake = real.detach() - centre, fake.detach() - centre
     radius_real, radius_fake = _radii(real, k), _radii(fake, k)
@@ -122,16 +139,6 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
     """Squared distances of all pairs, (A, B), >= 0."""
     products = torch.addmm(b.square().sum(dim=1)[None], a, b.T, alpha=-2)
     return products.add_(a.square().sum(dim=1, keepdim=True)).clamp_(min=0)
-
-
-def _check_pair(a: Tensor, b: Tensor, least: int) -> None:
-    if a.shape[1] != b.shape[1] or min(len(a), len(b)) < least:
-        raise ValueError(
-            f"Both sets of features must have at least {least} rows of one length, got {len(a)} of {a.shape[1]} and "
-            f"{len(b)} of {b.shape[1]}."
-        )
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise ValueError("The features hold NaN or infinity; check the network, and the pictures that they come from.")
 
 
 def seeded(seed: int, purpose: str, number: int) -> torch.Generator:

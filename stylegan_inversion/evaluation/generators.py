@@ -18,11 +18,9 @@ from stylegan_inversion.errors import CheckpointError, InvalidImageError, Missin
 from stylegan_inversion.evaluation import report
 from stylegan_inversion.evaluation.distribution import (
     draw_samples,
-    frechet_distance,
-    kernel_distance,
+    measure,
     perceptual_path_length,
     pool_features,
-    precision_recall,
     sample_w_plus,
     seeded,
 )
@@ -35,7 +33,6 @@ from stylegan_inversion.preprocessing.folder import list_images
 from stylegan_inversion.preprocessing.image import load_image, to_pil, to_tensor
 
 FEWEST = 8  # pictures of a set: each half of the data must hold more than 3 neighbours
-_SUBSET_SIZE = 1000  # of the kernel distance
 _GRID, _GRID_PSI = 64, 0.7  # samples of a grid, and the truncation of the second one
 _MIXED = 4  # rows, and columns for each range of layers, of the sheet of mixed styles
 _SHOWN, _NEIGHBOURS = 8, 3  # samples whose nearest data are shown, and how many
@@ -204,19 +201,12 @@ def _load_networks(
         key, label = ("dlib", "dlib faces") if isinstance(face, DlibEmbedding) else ("arcface", "ArcFace")
         networks.append(FeatureNetwork(key, label, lambda images: pool_features([face.embed(images)])))
     if fid:
-        inception = _load_inception(device)
-        networks.append(
-            FeatureNetwork(
-                "inception",
-                "Inception",
-                lambda images: inception(((images + 1) * 127.5).round().to(torch.uint8))[0].float(),
-            )
-        )
+        networks.append(FeatureNetwork("inception", "Inception", _load_inception(device)))
     return networks
 
 
-def _load_inception(device: torch.device) -> Any:
-    """torch-fidelity's copy of the Inception network of the first FID."""
+def _load_inception(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Load torch-fidelity's copy of the Inception network of the first FID."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as e:  # torchvision raises RuntimeError beside a torch it was not built for
@@ -226,12 +216,13 @@ def _load_inception(device: torch.device) -> Any:
             otherwise="The Fréchet and kernel distances in the built-in networks need nothing: leave out `fid`.",
         ) from e
     try:
-        return FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)
+        network: Any = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)
     except (OSError, RuntimeError) as e:
         raise CheckpointError(
             f"The Inception weights of torch-fidelity are not in PyTorch's cache and could not be fetched: {e}. "
             "Connect once, or leave out `fid`."
         ) from e
+    return lambda images: network(((images + 1) * 127.5).round().to(torch.uint8))[0].float()
 
 
 def read_picture(path: Path, resolution: int) -> Tensor:
@@ -240,26 +231,6 @@ def read_picture(path: Path, resolution: int) -> Tensor:
         return to_tensor(uncropped(load_image(path), resolution).image)
     except InvalidImageError as e:
         raise InvalidImageError(f"{path}: {e} Replace or remove the file.") from e
-
-
-def measure(real: Tensor, fake: Tensor, *, seed: int) -> dict[str, float]:
-    """Apply all measures to two sets of features, (N, D) and (M, D); the seed draws the subsets of the kernel distance.
-
-    Returns:
-        {"frechet", "kernel", "kernel_std", "kernel_subset", "precision", "recall"}. A subset of the kernel distance is
-        1000 pictures, or half of the smaller set.
-    """
-    size = min(_SUBSET_SIZE, min(len(real), len(fake)) // 2)
-    kernel, std = kernel_distance(real, fake, rng=seeded(seed, "subsets", 0), subset_size=size)
-    precision, recall = precision_recall(real, fake)
-    return {
-        "frechet": frechet_distance(real, fake),
-        "kernel": kernel,
-        "kernel_std": std,
-        "kernel_subset": size,
-        "precision": precision,
-        "recall": recall,
-    }
 
 
 def mix(generator: Generator, w_plus: Tensor) -> list[report.Column]:
@@ -285,10 +256,7 @@ def find_nearest(
 ) -> list[report.Column]:
     """Samples, and beside each the data that lie nearest to it: copies would show that a generator memorises.
 
-    Args:
-        samples: (n, 3, R, R), RGB, in [-1, 1].
-        features: By network, those of the samples, (n, D), and of the data, (N, D).
-        paths: The data, in the same order.
+    `features` are those of the samples, (n, D), and of the data, (N, D), by network.
     """
     columns = [report.Column("", "sample", to_pil(samples))]
     for name, (own, data) in features.items():

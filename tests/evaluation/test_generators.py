@@ -12,8 +12,8 @@ from PIL import Image
 from stylegan_inversion import PTIPipeline, cli, hub
 from stylegan_inversion.errors import CheckpointError, InvalidImageError, MissingDependencyError, ModelNotFoundError
 from stylegan_inversion.evaluation import generators
-from stylegan_inversion.evaluation.distribution import draw_samples, sample_w_plus
-from stylegan_inversion.evaluation.generators import evaluate_generators, find_generators, measure, read_picture
+from stylegan_inversion.evaluation.distribution import draw_samples, measure, sample_w_plus
+from stylegan_inversion.evaluation.generators import evaluate_generators, find_generators, read_picture
 from stylegan_inversion.evaluation.report import CELL, GAP, GROUP_GAP, HEADER
 from stylegan_inversion.losses.identity import load_identity
 from stylegan_inversion.losses.lpips import AlexLPIPS, AlexLPIPSConfig
