@@ -276,8 +276,8 @@ def _open_rows(output: Path, settings: dict[str, Any]) -> dict[tuple[str, str], 
             changed = ["settings"]
         if changed:
             raise ValueError(
-                f"{output} holds a comparison with another {' and '.join(changed)}: see settings.json there. Give "
-                "another output folder, or remove this one."
+                f"{output} holds a comparison with other settings ({', '.join(changed)}; see settings.json there). "
+                "Give another output folder, or remove this one."
             )
     methods = {**earlier.get("methods", {}), **settings["methods"]}
     hub.write_config({**settings, "methods": methods}, output, name=path.name)

@@ -116,11 +116,14 @@ def test_other_settings_are_refused(run: Run, model: str, tmp_path: Path) -> Non
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
 
     def refused(what: str, *methods: str, **changes: Any) -> None:
-        with pytest.raises(ValueError, match=f"out holds a comparison with another {what}: see settings.json"):
+        with pytest.raises(
+            ValueError,
+            match=rf"out holds a comparison with other settings \({what}; see settings.json there\)\. Give another",
+        ):
             run(*methods, limit=1, **changes)
 
     refused("edits", "e4e", edits=("age",))
-    refused("w", options={"num_w_steps": 3})
+    refused("resolution, w", resolution=16, options={"num_w_steps": 3})
     E4EPipeline.from_pretrained(model).save_pretrained(tmp_path / "other")
     refused("model", "e4e", model=str(tmp_path / "other"))
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
