@@ -9,7 +9,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from stylegan_inversion import latents
-from stylegan_inversion.losses.distribution import FeatureStatistics, frechet_distance, pool_features
+from stylegan_inversion.evaluation.distribution import frechet_distance, pool_features
 from stylegan_inversion.losses.identity import IdentityEmbedding
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
@@ -80,7 +80,7 @@ class SampleProgress:
             0.7.
         """
         draws = Draws(generator, self.accelerator, seed=self.seed)
-        both = {name: (FeatureStatistics(), FeatureStatistics()) for name in self.networks}
+        both: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in self.networks}
         shown: list[Tensor] = []
         for y, index in _pieces(batches):
             w = generator.mapping(draws.numbered("progress", index.tolist(), generator.config.z_dim))
@@ -92,22 +92,18 @@ class SampleProgress:
             if not score:
                 break
             for name, features in self.networks.items():
-                for statistics, pictures in zip(both[name], (y, images)):
-                    statistics.update(pool_features(features(pictures)))
+                for rows, pictures in zip(both[name], (y, images)):
+                    rows.append(pool_features(features(pictures)).cpu())
         if not score:
             return {}, shown
         distances: dict[str, float] = {}
         for name, (real, fake) in both.items():
-            real, fake = self._everyone(real), self._everyone(fake)
-            distances[name] = frechet_distance(real.mean, real.cov, fake.mean, fake.cov)
+            distances[name] = frechet_distance(self._everyone(real), self._everyone(fake))
         return {**distances, "loss": math.prod(distances.values()) ** (1 / len(distances))}, shown
 
-    def _everyone(self, statistics: FeatureStatistics) -> FeatureStatistics:
+    def _everyone(self, rows: list[Tensor]) -> Tensor:
         """Those of all processes, in their order."""
-        total = FeatureStatistics()
-        for other in gather_object([statistics]):
-            total.merge(other)
-        return total
+        return torch.cat(gather_object(rows))
 
 
 def _pieces(batches: Iterator[dict[str, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:

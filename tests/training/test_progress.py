@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from stylegan_inversion import hub
-from stylegan_inversion.losses.distribution import FeatureStatistics, frechet_distance, pool_features
+from stylegan_inversion.evaluation.distribution import frechet_distance, pool_features
 from stylegan_inversion.losses.identity import IdentityEmbedding
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
@@ -64,10 +64,7 @@ def samples(generator: Generator, count: int, *, psi: float = 1.0, seed: int = 3
 def test_the_distance(generator: Generator) -> None:
     y = real_pictures()
     values, _ = judge().evaluate(generator, batches(y, 4), score=True)
-    real, fake = FeatureStatistics(), FeatureStatistics()
-    for statistics, pictures in ((real, y), (fake, samples(generator, 9))):
-        statistics.update(pool_features(Colours().features(pictures)).detach())
-    expected = frechet_distance(real.mean, real.cov, fake.mean, fake.cov)
+    expected = frechet_distance(*(pool_features(Colours().features(x)) for x in (y, samples(generator, 9))))
     assert values == {"fd (colours)": values["loss"], "loss": pytest.approx(expected, rel=1e-4)}
     itself, _ = judge().evaluate(generator, batches(samples(generator, 9), 4), score=True)
     assert itself["loss"] < 1e-3 * values["loss"]
@@ -84,10 +81,7 @@ def test_two_networks(generator: Generator) -> None:
     y, face = real_pictures(), Brightness()
     judges = SampleProgress(Colours(), Accelerator(cpu=True), seed=3, face=face)
     values, _ = judges.evaluate(generator, batches(y, 4), score=True)
-    real, fake = FeatureStatistics(), FeatureStatistics()
-    for statistics, pictures in ((real, y), (fake, samples(generator, 9))):
-        statistics.update(pool_features([face.embed(pictures)]))
-    expected = frechet_distance(real.mean, real.cov, fake.mean, fake.cov)
+    expected = frechet_distance(*(pool_features([face.embed(x)]) for x in (y, samples(generator, 9))))
     alone = judge().evaluate(generator, batches(y, 4), score=True)[0]["fd (colours)"]
     assert values.pop("loss") == pytest.approx((alone * expected) ** 0.5, rel=1e-4)
     assert values == {"fd (colours)": alone, "fd (dlib faces)": pytest.approx(expected, rel=1e-4)}
