@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
+from stylegan_inversion.training.methods import load_config
 
 from stylegan_inversion.training.gan import GANLearner
-from stylegan_inversion.training.methods import load_config
 
 PHASES = ("_generator_step", "_path_length_step", "_discriminator_step", "_r1_step")
 

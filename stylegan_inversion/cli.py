@@ -46,7 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, others = parser.parse_known_args(argv)
+    if "train_arguments" in args:  # tyro reads them
+        args.train_arguments = others
+    elif others:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         return args.run(args)
@@ -136,10 +141,8 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--revision", metavar="BRANCH", help="[the default branch]")
     push.add_argument("--overwrite-card", action="store_true", help="also replace a README.md that is there")
 
-    train = commands.add_parser("train", help="train an encoder or a generator, or go on with a run")
-    train.set_defaults(run=_train)
-    train.add_argument("--config", metavar="FILE", help="YAML with `method` and the fields of its config")
-    train.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="such as data=folder optimizer.lr=1e-4")
+    train = commands.add_parser("train", help="train an encoder or a generator, or go on with a run", add_help=False)
+    train.set_defaults(run=_train, train_arguments=[])
 
     evaluate = commands.add_parser("evaluate", help="compare methods on a folder of images")
     evaluate.set_defaults(run=_evaluate)
@@ -327,20 +330,12 @@ def _push(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from stylegan_inversion.training.methods import load_config
+    from stylegan_inversion.training.config import load_config
 
-    config = load_config(args.config, args.overrides)
-    from stylegan_inversion.training.trainer import train
+    config = load_config(args.train_arguments)  # `--help` needs no PyTorch
+    from stylegan_inversion.training.trainer import train_main
 
-    logging.getLogger("stylegan_inversion").setLevel(logging.INFO)
-    result = train(config)
-    if result.interrupted:
-        print(f"Stopped after step {result.step}; the same command goes on from there.")
-        return 130
-    models = "last/" if result.best is None else "best/ and last/"
-    if result.main:
-        print(f"{result.step} steps done. Look at {models} in {config.output}.")
-    return 0
+    return train_main(config)
 
 
 def _evaluate(args: argparse.Namespace) -> int:

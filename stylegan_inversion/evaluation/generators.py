@@ -33,7 +33,7 @@ from stylegan_inversion.losses.distribution import (
 from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.pipelines.base import find_device
-from stylegan_inversion.training.seeds import seeded
+from stylegan_inversion.training.data import seeded
 
 FEWEST = 8  # pictures of a set: each half of the data must hold more than K
 K = 3  # neighbours of precision and recall

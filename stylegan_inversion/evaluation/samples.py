@@ -11,7 +11,7 @@ from stylegan_inversion.evaluation.features import FeatureNetwork
 from stylegan_inversion.evaluation.methods import resize
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
-from stylegan_inversion.training.seeds import seeded
+from stylegan_inversion.training.data import seeded
 
 PATH_STEP = 1e-4  # of the path length, relative to the whole way between two w
 _PATH_RESOLUTION = 256  # larger pictures are reduced to it

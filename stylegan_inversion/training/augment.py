@@ -14,42 +14,15 @@ Departures:
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylegan_inversion.training.config import AdaptiveOptions, AugmentOptions
+
 NUM_DRAWS = 28  # random numbers a sample
 FILTER_TAPS = 12
-
-# Not frozen: OmegaConf cannot merge into frozen dataclasses.
-
-
-@dataclass
-class AugmentOptions:
-    """Which transforms there are, and how strong. The defaults are the paper's."""
-
-    flip: bool = True  # mirror left and right
-    blit: bool = True  # quarter turns and shifts by whole pixels
-    geometric: bool = True  # scale, rotate, stretch, shift
-    color: bool = True  # brightness, contrast, luma flip, hue, saturation
-    shift: float = 0.125  # largest shift by whole pixels, as a share of the side
-    scale: float = 0.2  # standard deviation of log2 of the scale, and of the stretch
-    rotation: float = 1.0  # largest angle, as a share of half a turn
-    translation: float = 0.125  # standard deviation of the shift, as a share of the side
-    brightness: float = 0.2  # standard deviation of what is added, for images in [-1, 1]
-    contrast: float = 0.5  # standard deviation of log2 of the factor
-    hue: float = 1.0  # largest angle, as a share of half a turn
-    saturation: float = 1.0  # standard deviation of log2 of the factor
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        for name in (field.name for field in fields(self)):
-            if not 0 <= getattr(self, name) <= (0.5 if name == "shift" else 4):
-                raise ValueError(
-                    f"`augment.{name}` must be in [0, {0.5 if name == 'shift' else 4}], got {getattr(self, name)}."
-                )
 
 
 def augment(
@@ -66,16 +39,7 @@ def augment(
 
     Returns:
         Images of the same shape and type, not clamped: colours may leave [-1, 1].
-
-    Raises:
-        ValueError: If the images are not (B, 3, R, R), `p` is outside [0, 1] or there is not one source a sample.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-        raise ValueError(f"`images` must be (B, 3, R, R), got {tuple(images.shape)}.")
-    if not 0 <= p <= 1:
-        raise ValueError(f"`p` must be in [0, 1], got {p}.")
-    if len(rngs) != len(images):
-        raise ValueError(f"`rngs` must have one random source a sample, {len(images)}, got {len(rngs)}.")
     if p == 0 or len(images) == 0:
         return images
     options = options or AugmentOptions()
@@ -259,27 +223,14 @@ def _where_drawn(images: Tensor, draws: Tensor, changed: Tensor, change: Callabl
 class AdaptiveProbability:
     """The probability p that keeps the discriminator from overfitting: it follows r_t = E[sign(D(real))]."""
 
-    def __init__(self, *, target: float = 0.6, kimg: float = 500, every: int = 256, p: float = 0.0) -> None:
+    def __init__(self, options: AdaptiveOptions, *, every: int = 256) -> None:
         """Start it.
 
         Args:
-            target: r_t that is held, in (-1, 1): 0 for a discriminator that guesses, 1 for one that knows its examples.
-            kimg: Thousands of real images in which p can go from 0 to 1, > 0; 0 keeps p as it is.
+            options: p at the start, the r_t that is held, and how fast p moves.
             every: Real images between two moves of p, at least: r_t is their average. The paper: 4 batches of 64.
-            p: Probability at the start, in [0, 1].
-
-        Raises:
-            ValueError: If a value is outside of its range.
         """
-        for name, value, ok, wanted in (
-            ("target", target, -1 < target < 1, "in (-1, 1)"),
-            ("kimg", kimg, 0 <= kimg < math.inf, "a finite number >= 0"),
-            ("every", every, every >= 1, ">= 1"),
-            ("p", p, 0 <= p <= 1, "in [0, 1]"),
-        ):
-            if not ok:
-                raise ValueError(f"`{name}` must be {wanted}, got {value}.")
-        self.target, self.kimg, self.every, self.p = target, kimg, every, p
+        self.target, self.kimg, self.p, self.every = options.target, options.kimg, options.p, every
         self.r_t = 0.0  # at the last move of p
         self._signs, self._images = 0.0, 0
 
@@ -292,12 +243,7 @@ class AdaptiveProbability:
 
         Returns:
             p from now on.
-
-        Raises:
-            ValueError: If `signs` is not in [-images, images], such as for logits that are NaN.
         """
-        if not abs(signs) <= images:
-            raise ValueError(f"`signs` must be in [-{images}, {images}], got {signs}: are the logits finite?")
         self._signs, self._images = self._signs + signs, self._images + images
         if self._images >= self.every:
             self.r_t = self._signs / self._images

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
+from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
 from torch import Tensor
 
 from stylegan_inversion import hub
-from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
 
 SIZES = ImageEncoderConfig(16, 12, (4, 4, 4, 4))
 

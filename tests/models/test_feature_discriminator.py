@@ -1,8 +1,7 @@
 import pytest
 import torch
-from torch import Tensor
-
 from stylegan_inversion.models.feature_discriminator import FeatureDiscriminator, FeatureDiscriminatorConfig
+from torch import Tensor
 
 
 def features(x: Tensor) -> list[Tensor]:

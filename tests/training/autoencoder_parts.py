@@ -3,10 +3,10 @@
 from typing import Any
 
 from accelerate import Accelerator
-
 from stylegan_inversion.training.autoencoder import AutoencoderLearner
-from stylegan_inversion.training.data import PositionSampler, load_batches
 from stylegan_inversion.training.generator_config import AutoencoderConfig
+
+from stylegan_inversion.training.data import PositionSampler, load_batches
 
 
 def learner_of(config: AutoencoderConfig) -> AutoencoderLearner:

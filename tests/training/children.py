@@ -14,12 +14,12 @@ import torch._dynamo  # optimizers import it, and it takes seconds: better once,
 import torch.multiprocessing
 from accelerate import debug_launcher
 from PIL import Image
+from stylegan_inversion.training.methods import METHODS
 
 from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.training import checkpoint, trainer
 from stylegan_inversion.training.config import RunConfig
-from stylegan_inversion.training.methods import METHODS
 
 Image.init()
 CRASHED = 9

@@ -8,20 +8,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
-
-from stylegan_inversion import Direction, hub
-from stylegan_inversion.editing.directions import save_directions
 from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
-from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.training.config import EncoderOptions, OptimizerOptions, TrainConfig
-from stylegan_inversion.training.encoder import EncoderLearner
-from stylegan_inversion.training.gan import GANLearner
 from stylegan_inversion.training.generator_config import (
     AutoencoderConfig,
     GANConfig,
     GeneratorOptions,
     ReconstructionOptions,
 )
+
+from stylegan_inversion import Direction, hub
+from stylegan_inversion.editing.directions import save_directions
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.training.config import EncoderOptions, OptimizerOptions, TrainConfig
+from stylegan_inversion.training.encoder import EncoderLearner
+from stylegan_inversion.training.gan import GANLearner
 
 MakeConfig = Callable[..., TrainConfig]
 MakeLearner = Callable[..., EncoderLearner]

@@ -4,14 +4,14 @@ import copy
 from typing import Any
 
 import pytest
+from stylegan_inversion.training.generator_config import (
+    ReconstructionOptions,
+)
 from torch import Tensor, nn
 
 from stylegan_inversion.training import gan
 from stylegan_inversion.training.data import PositionSampler, load_batches
 from stylegan_inversion.training.gan import GANLearner
-from stylegan_inversion.training.generator_config import (
-    ReconstructionOptions,
-)
 from tests.training.test_checkpoint import same
 
 AGAIN = ReconstructionOptions(batch_size=2, lpips=0)

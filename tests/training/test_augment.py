@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
+from stylegan_inversion.training.seeds import seeded
 from torch import Tensor
 
 from stylegan_inversion.training.augment import (
@@ -21,7 +22,6 @@ from stylegan_inversion.training.augment import (
     warp,
     warp_matrices,
 )
-from stylegan_inversion.training.seeds import seeded
 
 OFF = {"flip": False, "blit": False, "geometric": False, "color": False}
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
+from stylegan_inversion.training.autoencoder import AutoencoderLearner
+from stylegan_inversion.training.generator_config import AutoencoderConfig, GeneratorOptions, ReconstructionOptions
 from torch import Tensor
 
 from stylegan_inversion import PTIPipeline, hub, latents
-from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
 from stylegan_inversion.training import autoencoder, reconstruction
-from stylegan_inversion.training.autoencoder import AutoencoderLearner
 from stylegan_inversion.training.config import OptimizerOptions
-from stylegan_inversion.training.generator_config import AutoencoderConfig, GeneratorOptions, ReconstructionOptions
 from stylegan_inversion.training.trainer import train
 from tests.training import children
 from tests.training.autoencoder_parts import batches_of, learner_of

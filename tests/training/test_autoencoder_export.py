@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
+from stylegan_inversion.training.autoencoder import AutoencoderLearner
+from stylegan_inversion.training.generator_config import GeneratorOptions, ReconstructionOptions
+from stylegan_inversion.training.generator_model import open_pictures
 from torch import Tensor
 
 from stylegan_inversion import hub, latents
-from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.training import autoencoder
-from stylegan_inversion.training.autoencoder import AutoencoderLearner
 from stylegan_inversion.training.data import FaceFolder
-from stylegan_inversion.training.generator_config import GeneratorOptions, ReconstructionOptions
-from stylegan_inversion.training.generator_model import open_pictures
 from stylegan_inversion.training.trainer import train
 from tests.training.autoencoder_parts import batches_of, learner_of
 from tests.training.conftest import MakeAutoencoder, MakeGANLearner

@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
+from stylegan_inversion.training.batch_norm import SynchronizedBatchNorm2d, synchronize_batch_norm
 from torch import Tensor, nn
 
 from stylegan_inversion import hub
-from stylegan_inversion.training.batch_norm import SynchronizedBatchNorm2d, synchronize_batch_norm
 from tests.training import children
 
 STEPS = 3

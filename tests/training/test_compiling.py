@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-
-from stylegan_inversion.training import compiling
 from stylegan_inversion.training.compiling import compile_networks, uncompiled
 from stylegan_inversion.training.generator_config import AdversarialOptions, ReconstructionOptions
+
+from stylegan_inversion.training import compiling
 from tests.training import children
 from tests.training.conftest import MakeAutoencoder, MakeConfig, MakeGAN
 from tests.training.runs import elsewhere, read_log

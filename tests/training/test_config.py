@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stylegan_inversion.training.methods import load_config
+from stylegan_inversion.training.start import loss_weights
 
 from stylegan_inversion.errors import MissingDependencyError
 from stylegan_inversion.training.config import (
@@ -15,9 +17,7 @@ from stylegan_inversion.training.config import (
     config_dict,
 )
 from stylegan_inversion.training.e4e import progressive_stage
-from stylegan_inversion.training.methods import load_config
 from stylegan_inversion.training.objective import LossWeights
-from stylegan_inversion.training.start import loss_weights
 from stylegan_inversion.training.tasks import TASKS, make_task
 
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from stylegan_inversion.training.draws import Draws
+from stylegan_inversion.training.seeds import seeded, seeded_weights
 
 from stylegan_inversion import hub, latents
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.training.draws import Draws
-from stylegan_inversion.training.seeds import seeded, seeded_weights
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
 from torch import Tensor, nn
 
 from stylegan_inversion import E4EPipeline, PSPPipeline, hub
 from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.losses.crop import inner_face
-from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.resnet import ResNet, ResNetConfig
 from stylegan_inversion.preprocessing.image import load_image

@@ -3,11 +3,11 @@ import dataclasses
 
 import pytest
 import torch
+from stylegan_inversion.training.flow import Flow, FlowConfig, fit_flow_prior, train_flow
+from stylegan_inversion.training.prior import fit_prior
 from torch import Tensor
 
 from stylegan_inversion import latents
-from stylegan_inversion.training.flow import Flow, FlowConfig, fit_flow_prior, train_flow
-from stylegan_inversion.training.prior import fit_prior
 from tests.training.test_prior import codes, networks, normal
 
 SMALL = FlowConfig(

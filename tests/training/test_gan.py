@@ -5,18 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-from stylegan_inversion.models.discriminator import Discriminator
-from stylegan_inversion.training import checkpoint, gan
-from stylegan_inversion.training.config import OptimizerOptions
 from stylegan_inversion.training.draws import Draws
-from stylegan_inversion.training.gan import GANLearner
 from stylegan_inversion.training.generator_config import (
     AdaptiveOptions,
     AdversarialOptions,
     DiscriminatorOptions,
 )
+from torch import Tensor, nn
+
+from stylegan_inversion.models.discriminator import Discriminator
+from stylegan_inversion.training import checkpoint, gan
+from stylegan_inversion.training.config import OptimizerOptions
+from stylegan_inversion.training.gan import GANLearner
 from tests.training.conftest import MakeGANLearner
 from tests.training.gan_parts import AGAIN, Phases, batches_of, networks
 from tests.training.test_checkpoint import same

@@ -5,10 +5,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
-
 from stylegan_inversion.models.feature_discriminator import FeatureDiscriminator
-from stylegan_inversion.training import gan
 from stylegan_inversion.training.generator_config import (
     AdaptiveOptions,
     AdversarialOptions,
@@ -16,6 +13,9 @@ from stylegan_inversion.training.generator_config import (
     GeneratorOptions,
     ReconstructionOptions,
 )
+from torch import Tensor
+
+from stylegan_inversion.training import gan
 from tests.training.conftest import MakeGANLearner, save_warm_model, tiny_generator
 from tests.training.gan_parts import AGAIN, Phases, batches_of
 from tests.training.test_checkpoint import same

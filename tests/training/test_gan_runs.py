@@ -9,12 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from PIL import Image
-
-from stylegan_inversion import PTIPipeline, hub
 from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
-from stylegan_inversion.training import gan
-from stylegan_inversion.training.config import OptimizerOptions
-from stylegan_inversion.training.gan import GANLearner
 from stylegan_inversion.training.generator_config import (
     AdaptiveOptions,
     AdversarialOptions,
@@ -23,6 +18,11 @@ from stylegan_inversion.training.generator_config import (
     GeneratorOptions,
     ReconstructionOptions,
 )
+
+from stylegan_inversion import PTIPipeline, hub
+from stylegan_inversion.training import gan
+from stylegan_inversion.training.config import OptimizerOptions
+from stylegan_inversion.training.gan import GANLearner
 from stylegan_inversion.training.trainer import train
 from tests.training import children
 from tests.training.conftest import MakeGAN, MakeGANLearner, save_model, save_pictures

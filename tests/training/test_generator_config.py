@@ -2,9 +2,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from stylegan_inversion.training.augment import AugmentOptions
-from stylegan_inversion.training.config import OptimizerOptions, TrainConfig
 from stylegan_inversion.training.generator_config import (
     AdaptiveOptions,
     AdversarialOptions,
@@ -16,6 +13,9 @@ from stylegan_inversion.training.generator_config import (
     ReconstructionOptions,
 )
 from stylegan_inversion.training.methods import METHODS, load_config
+
+from stylegan_inversion.training.augment import AugmentOptions
+from stylegan_inversion.training.config import OptimizerOptions, TrainConfig
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CLASSES: list[type[GeneratorRun]] = [GANConfig, AutoencoderConfig]

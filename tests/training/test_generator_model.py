@@ -4,14 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-
-from stylegan_inversion import E4EPipeline, PTIPipeline, hub, latents, ops
-from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
-from stylegan_inversion.models.discriminator import Discriminator, DiscriminatorConfig
 from stylegan_inversion.models.feature_discriminator import FeatureDiscriminator
-from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.training.generator_config import DiscriminatorOptions, GANConfig, GeneratorOptions
 from stylegan_inversion.training.generator_model import (
     check_groups,
@@ -23,6 +17,12 @@ from stylegan_inversion.training.generator_model import (
     make_generator,
     open_pictures,
 )
+
+from stylegan_inversion import E4EPipeline, PTIPipeline, hub, latents, ops
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.losses.lpips import load_perceptual
+from stylegan_inversion.models.discriminator import Discriminator, DiscriminatorConfig
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from tests.training.conftest import MakeGAN, MakeLearner, save_model, tiny_generator
 from tests.training.test_checkpoint import same
 

@@ -1,8 +1,7 @@
 import pytest
 import torch
-from torch import nn
-
 from stylegan_inversion.training.learner import update_ema
+from torch import nn
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.25, 1.0])

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from stylegan_inversion.training.optimize import apply_gradients, lazy_options, make_optimizer
 from torch import nn
 
 from stylegan_inversion.training.config import OptimizerOptions
-from stylegan_inversion.training.optimize import apply_gradients, lazy_options, make_optimizer
 from stylegan_inversion.training.ranger import Ranger
 
 

@@ -2,13 +2,13 @@ import copy
 
 import pytest
 import torch
+from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
+from stylegan_inversion.training.prior import fit_prior
 from torch import Tensor
 
 from stylegan_inversion import latents
-from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.layers import EqualLinear, StyledConv, ToRGB
-from stylegan_inversion.training.prior import fit_prior
 from tests.training.test_checkpoint import same
 
 

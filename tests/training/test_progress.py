@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from stylegan_inversion.training.progress import SampleProgress
+from stylegan_inversion.training.seeds import seeded
 from torch import Tensor, nn
 
 from stylegan_inversion import hub
@@ -13,8 +15,6 @@ from stylegan_inversion.losses.identity import IdentityEmbedding
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.training import progress
-from stylegan_inversion.training.progress import SampleProgress
-from stylegan_inversion.training.seeds import seeded
 from tests.training.conftest import MakeGAN, save_pictures
 
 

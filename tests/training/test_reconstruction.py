@@ -3,16 +3,16 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-
-from stylegan_inversion import hub, latents
-from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
-from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.training.batch_norm import SynchronizedBatchNorm2d
 from stylegan_inversion.training.draws import Draws
 from stylegan_inversion.training.generator_config import ReconstructionOptions
 from stylegan_inversion.training.reconstruction import Reconstruction
+from torch import Tensor
+
+from stylegan_inversion import hub, latents
+from stylegan_inversion.losses.lpips import load_perceptual
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from tests.training.test_checkpoint import same
 
 

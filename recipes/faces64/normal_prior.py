@@ -9,10 +9,10 @@ small components.
 import math
 
 import torch
+from image_encoder import ImageEncoder
 from jaxtyping import Float
 from torch import Tensor
 
-from stylegan_inversion.models.autoencoder import ImageEncoder
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.layers import EqualLinear, StyledConv, ToRGB
 
