@@ -6,7 +6,7 @@ the number of processes or workers changes nothing.
 
 import os
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from stylegan_inversion import latents
 from stylegan_inversion.errors import InvalidImageError
@@ -148,53 +148,30 @@ class FaceFolder(Dataset[dict[str, Any]]):
         return [by_stem[stem] for stem in stems]
 
 
-class PositionSampler(Sampler[list[int]]):
-    """Positions of the batches of one process, for `DataLoader(batch_sampler=...)`.
+def positions(
+    batch_size: int, *, rank: int = 0, world_size: int = 1, start: int = 0, end: int, limit: int | None = None
+) -> Iterator[list[int]]:
+    """Positions of the batches of one process, from batch `start` to `end`.
 
-    Together the processes see what a single one with `batch_size * world_size` sees, in the same order.
+    Together the processes see what a single one with `batch_size * world_size` sees, in the same order. Positions from
+    `limit` on are left out, as are batches without any: the tail of a validation set.
     """
-
-    def __init__(
-        self,
-        batch_size: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        start: int = 0,
-        end: int,
-        limit: int | None = None,
-    ) -> None:
-        """Choose the positions of one process.
-
-        Args:
-            batch_size: Examples in a batch of one process.
-            rank: Number of this process.
-            world_size: How many processes there are.
-            start: First batch, from 0.
-            end: Batch after the last.
-            limit: Positions from here on are left out, as are batches without any: the tail of a validation set.
-        """
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.start, self.end, self.limit = start, end, limit
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """The positions of each batch."""
-        for number in range(self.start, self.end):
-            first = (number * self.world_size + self.rank) * self.batch_size
-            last = first + self.batch_size if self.limit is None else min(first + self.batch_size, self.limit)
-            if first >= last:
-                return
-            yield list(range(first, last))
+    for number in range(start, end):
+        first = (number * world_size + rank) * batch_size
+        batch = list(range(first, first + batch_size if limit is None else min(first + batch_size, limit)))
+        if not batch:
+            return
+        yield batch
 
 
 def load_batches(
-    dataset: FaceFolder, sampler: PositionSampler, *, num_workers: int
+    dataset: FaceFolder, batches: Iterable[list[int]], *, num_workers: int
 ) -> Generator[dict[str, Any], None, None]:
-    """Load the batches of a sampler, in its order. The global random state is neither read nor changed.
+    """Load batches of these positions, in their order. The global random state is neither read nor changed.
 
     Args:
         dataset: Makes the examples.
-        sampler: Says which.
+        batches: Positions of each batch.
         num_workers: Processes that load ahead, with one thread each; 0 loads in this one.
 
     Yields:
@@ -205,7 +182,7 @@ def load_batches(
     """
     loader = DataLoader(
         _ErrorsAsValues(dataset),
-        batch_sampler=sampler,
+        batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=_collate,
         worker_init_fn=_leave_group,

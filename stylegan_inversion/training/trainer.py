@@ -31,7 +31,7 @@ except ImportError as e:
 from stylegan_inversion.preprocessing.image import save_image, to_pil
 from stylegan_inversion.training.checkpoint import read_latest, write_checkpoint
 from stylegan_inversion.training.config import RunConfig, config_dict
-from stylegan_inversion.training.data import FaceFolder, PositionSampler, load_batches
+from stylegan_inversion.training.data import FaceFolder, load_batches, positions
 from stylegan_inversion.training.encoder import EncoderLearner
 from stylegan_inversion.training.gan import GANLearner
 
@@ -55,7 +55,11 @@ Callback = Callable[[int, dict[str, float]], None]
 
 
 class Learner(Protocol):
-    """What the trainer asks of whatever is trained: the networks of a run, and what a step does to them."""
+    """What the trainer asks of whatever is trained: the networks of a run, and what a step does to them.
+
+    A batch holds "x" and "y" as `FaceFolder` gives them, or nothing if the run needs no pictures. Steps count from 0;
+    all random draws follow from the step and from the places in the run.
+    """
 
     optimizer: torch.optim.Optimizer  # the one whose learning rate is logged
 
@@ -68,28 +72,17 @@ class Learner(Protocol):
         ...
 
     def step(self, batches: Sequence[dict[str, Tensor]], step: int) -> tuple[dict[str, Tensor], bool]:
-        """Train for one step.
+        """Train on the micro-batches of this process: the terms of the loss, and whether the step was finite.
 
-        Args:
-            batches: The micro-batches of this process, as the data give them; empty dicts if the run needs none.
-            step: Number of the step, from 0. All random draws follow from it and from the places in the run.
-
-        Returns:
-            The terms of the loss, means over this process, and whether the step was finite; a network whose part was
-            not has not changed.
+        The terms are means over this process. A network whose part was not finite has not changed.
         """
         ...
 
     def evaluate(self, batches: Iterator[dict[str, Tensor]], *, score: bool) -> tuple[dict[str, float], list[Tensor]]:
-        """Judge what would be saved.
+        """Judge what would be saved, on this process's share of held-out pictures.
 
-        Args:
-            batches: Held-out pictures; each process may get its own share.
-            score: False asks for pictures only, of the first few.
-
-        Returns:
-            Figures, the same in all processes, the lower "loss" the better, which chooses the best model; and columns
-            of pictures, each (B, 3, r, r), RGB, in [-1, 1], to be shown side by side.
+        Returns figures, the same in all processes, the lower "loss" the better; and columns of pictures, each
+        (B, 3, r, r), RGB, in [-1, 1], to be shown side by side. Without `score` only the pictures are asked for.
         """
         ...
 
@@ -113,14 +106,7 @@ LEARNERS: dict[str, MakeLearner] = {"psp": EncoderLearner, "e4e": EncoderLearner
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """How a run ended.
-
-    Attributes:
-        step: Steps done.
-        best: The best validation loss; `None` without validation.
-        interrupted: Whether it was stopped.
-        main: Whether this is the process that writes.
-    """
+    """How a run ended; `best` is the best validation loss, and `main` says whether this is the process that writes."""
 
     step: int
     best: float | None
@@ -307,7 +293,7 @@ class Trainer:
             for _ in range(self.step, config.steps):
                 yield [{} for _ in range(k)]
             return
-        sampler = PositionSampler(
+        numbers = positions(
             config.batch_size,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
@@ -315,7 +301,7 @@ class Trainer:
             end=config.steps * k,
         )
         micro: list[dict[str, Tensor]] = []
-        with closing(load_batches(self.data, sampler, num_workers=config.num_workers)) as batches:
+        with closing(load_batches(self.data, numbers, num_workers=config.num_workers)) as batches:
             for batch in batches:
                 micro.append(self._move(batch))
                 if len(micro) == k:
@@ -345,7 +331,7 @@ class Trainer:
         config = self.config
         bar.update(self.examples)
         if self.step % config.log_every == 0 or self.callback is not None:
-            values = {name: float(term) for name, term in self._mean(terms).items()}
+            values = self._mean(terms)
             if self.callback is not None:
                 self.callback(self.step, values)
             if self.step % config.log_every == 0:
@@ -357,26 +343,24 @@ class Trainer:
         if self.pictures is not None and (validates or last or self.step % config.image_every == 0):
             self._evaluate(self.pictures, score=validates)
 
-    def _mean(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _mean(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """Means over the processes, in one reduction."""
         names = sorted(terms)
-        if self.accelerator.num_processes == 1:
-            return {name: terms[name] for name in names}
         stacked = torch.stack([terms[name].float() for name in names])
-        return dict(zip(names, cast(Tensor, self.accelerator.reduce(stacked, reduction="mean"))))
+        return dict(zip(names, cast(Tensor, self.accelerator.reduce(stacked, reduction="mean")).tolist()))
 
     def _evaluate(self, pictures: FaceFolder, *, score: bool) -> None:
         """Draw the first pictures of a folder; with `score` judge all of them, and keep the best model."""
         accelerator = self.accelerator
         count = min(len(pictures), self.config.validation_images if score else MAX_GRID_ROWS)
-        sampler = PositionSampler(
+        numbers = positions(
             max(8, self.config.batch_size),
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             end=count,
             limit=count,
         )
-        batches = (self._move(batch) for batch in load_batches(pictures, sampler, num_workers=0))
+        batches = (self._move(batch) for batch in load_batches(pictures, numbers, num_workers=0))
         values, columns = self.learner.evaluate(batches, score=score)
         if columns:
             self._draw([column[:MAX_GRID_ROWS].float().cpu() for column in columns])

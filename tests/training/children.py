@@ -14,7 +14,6 @@ import torch._dynamo  # optimizers import it, and it takes seconds: better once,
 import torch.multiprocessing
 from accelerate import debug_launcher
 from PIL import Image
-from stylegan_inversion.training.methods import METHODS
 
 from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError
@@ -74,9 +73,9 @@ def _train_until(config: RunConfig, last: int) -> None:
     trainer.train(config, callback=lambda step, _: os._exit(CRASHED) if step == last else None)
 
 
-def train_and_crash(config: RunConfig, where: str) -> None:
+def train_and_crash(config: Any, where: str) -> None:
     """Die of a power cut, so to speak, at a place in the first checkpoint."""
-    learner: Any = METHODS[config.method].learner
+    learner: Any = trainer.LEARNERS[config.method]
     save_file, export = hub.save_file, learner.export
 
     def writes_half(tensors: Any, path: Path, **options: Any) -> None:

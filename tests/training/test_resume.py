@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from stylegan_inversion import E4EPipeline, PSPPipeline, hub
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.training import checkpoint
 from stylegan_inversion.training.checkpoint import read_latest, write_checkpoint
-from stylegan_inversion.training.config import OptimizerOptions
+from stylegan_inversion.training.config import LossOptions, OptimizerOptions
 from stylegan_inversion.training.trainer import train
 from tests.training import children
 from tests.training.conftest import MakeConfig
@@ -170,6 +171,7 @@ def test_the_ways_out_of_a_divergence_are_open(make_config: MakeConfig, caplog: 
     config = make_config(steps=2)
     train(config)
     milder = OptimizerOptions(lr=config.optimizer.lr / 2, max_grad_norm=1.0)
+    AcceleratorState._reset_state()
     assert train(dataclasses.replace(config, steps=3, optimizer=milder, mixed_precision="bf16")).step == 3
     for name in ("optimizer.lr=0.0005 instead of 0.001", "max_grad_norm=1.0 instead of None", "mixed_precision='bf16'"):
         assert name in caplog.text
@@ -197,7 +199,7 @@ def test_another_config_in_the_same_folder(make_config: MakeConfig, tmp_path: Pa
     train(config)
     for changes, key in (
         ({"seed": 1}, "seed=0, and this one has 1"),
-        ({"loss": {"lpips": 0.0, "identity": 0.0, "l2": 2.0}}, "loss.l2=None, and this one has 2.0"),
+        ({"loss": LossOptions(l2=2.0, lpips=0.0, identity=0.0)}, "loss.l2=None, and this one has 2.0"),
         ({"optimizer": OptimizerOptions(name="adam", lr=1e-3)}, "optimizer.name='ranger', and this one has 'adam'"),
     ):
         with pytest.raises(ValueError, match=f"holds a run with {key}.*Give this one another `output`"):
@@ -206,8 +208,6 @@ def test_another_config_in_the_same_folder(make_config: MakeConfig, tmp_path: Pa
         config, steps=3, log_every=2, image_every=2, validate_every=2, checkpoint_every=2, num_workers=1, cpu=False
     )
     assert train(free).step == 3
-    sizes = dataclasses.replace(config.encoder, widths=tuple(config.encoder.widths))  # type: ignore[arg-type]
-    assert train(dataclasses.replace(free, encoder=sizes, steps=4)).step == 4
 
 
 def test_a_folder_with_something_else(make_config: MakeConfig, model: Path) -> None:
