@@ -307,7 +307,7 @@ def load_config(arguments: Sequence[str] = (), configs: Mapping[str, type[RunCon
         raise ValueError(f"`method` must be one of {', '.join(configs)}, got {method!r}.")
     given = list(_as_arguments(configs[method], values, source=str(path)))
     program = "stylegan-inversion train"
-    return cast(RunConfig, tyro.cli(configs[method], prog=program, args=[*given, *arguments]))
+    return tyro.cli(configs[method], prog=program, args=[*given, *arguments])
 
 
 def _take(name: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:

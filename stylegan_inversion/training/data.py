@@ -9,12 +9,11 @@ import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -25,6 +24,9 @@ from stylegan_inversion.models.generator import Generator as StyleGAN
 from stylegan_inversion.preprocessing.folder import list_images
 from stylegan_inversion.preprocessing.image import load_image
 from stylegan_inversion.training.tasks import Task
+
+if TYPE_CHECKING:  # evaluation draws by `seeded`, and needs no Accelerate
+    from accelerate import Accelerator
 
 
 def seeded(seed: int, purpose: str, number: int, *, device: torch.device | str | None = None) -> torch.Generator:
@@ -233,7 +235,7 @@ class SeededDraws:
     micro-batch in this process, and `count` how many examples it has.
     """
 
-    def __init__(self, generator: StyleGAN, accelerator: Accelerator, *, seed: int) -> None:
+    def __init__(self, generator: StyleGAN, accelerator: "Accelerator", *, seed: int) -> None:
         self.generator, self.seed = generator, seed
         self.device, self.rank, self.world = accelerator.device, accelerator.process_index, accelerator.num_processes
 
