@@ -3,8 +3,8 @@
 usage: python recipes/benchmark_gan.py [--resolution 64] [--batch 8] [--steps 4] [--threads N] [--cpu] [OPTION ...]
 
 Networks have the sizes of faces64 at 64 px, of the released ones above; weights are random, as are the pictures.
-OPTION is one of `stylegan-inversion train --method gan`, such as --adversarial.reuse-samples. Several settings, separated
-by `/`, are timed in turn in one process, so that their ratio means something on a busy machine.
+OPTION is one of `stylegan-inversion train --method gan`, such as --adversarial.reuse-samples. Settings separated
+by `/` are timed in turn in one process, so that their ratio means something on a busy machine.
 """
 
 import argparse

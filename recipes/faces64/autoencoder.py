@@ -146,7 +146,7 @@ class AutoencoderLearner:
             for name, term in {**terms, "loss": loss}.items():
                 sums[name] = sums.get(name, torch.zeros_like(loss)) + term.detach() / len(batches)
         norm = self.config.optimizer.max_grad_norm
-        finite = apply_gradients(self.accelerator, self.optimizer, self.parameters, sums["loss"], max_norm=norm)
+        finite = apply_gradients(self.accelerator, self.optimizer, sums["loss"], max_norm=norm)
         self.optimizer.zero_grad(set_to_none=True)
         finite = self.reconstruction.step(sums["loss"], step) and finite
         if not finite:

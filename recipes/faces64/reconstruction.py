@@ -85,7 +85,7 @@ class Reconstruction:
     def step(self, loss: Tensor, step: int) -> bool:
         """Let the encoder follow its gradients. Whether they were finite."""
         self.schedule.step(step)
-        finite = apply_gradients(self.accelerator, self.optimizer, self.parameters, loss)
+        finite = apply_gradients(self.accelerator, self.optimizer, loss)
         self.optimizer.zero_grad(set_to_none=True)
         return finite
 

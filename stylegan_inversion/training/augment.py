@@ -54,11 +54,7 @@ def augment(
 
 
 def pixel_moves(draws: Iterator[Tensor], p: float, side: int, options: AugmentOptions) -> Tensor:
-    """Draw whole moves of pixels.
-
-    Returns:
-        (B, 4), integers: mirrored or not, quarter turns counterclockwise, pixels to the right and down; in this order.
-    """
+    """Draw moves of pixels, (B, 4): mirrored or not, quarter turns counterclockwise, pixels to the right and down."""
     flip = _drawn(draws, p if options.flip else 0, lambda u: (u * 2).floor())
     turns = _drawn(draws, p if options.blit else 0, lambda u: (u * 4).floor())
     on = next(draws) < (p if options.blit else 0)
@@ -67,10 +63,9 @@ def pixel_moves(draws: Iterator[Tensor], p: float, side: int, options: AugmentOp
 
 
 def warp_matrices(draws: Iterator[Tensor], p: float, options: AugmentOptions) -> Tensor:
-    """Draw moves of the plane: scale, turn, stretch, turn, shift. x to the right, y down, the image is [-1, 1]^2.
+    """Draw moves of the plane: scale, turn, stretch, turn, shift; (B, 3, 3), float64, of homogeneous coordinates.
 
-    Returns:
-        (B, 3, 3), float64, from the homogeneous coordinates of a point to where it goes.
+    x is to the right, y down, the image is [-1, 1]^2.
     """
     p = p if options.geometric else 0
     p_turn = 1 - math.sqrt(1 - p)  # so that the probability of at least one of the two is p
@@ -100,11 +95,7 @@ def warp_matrices(draws: Iterator[Tensor], p: float, options: AugmentOptions) ->
 
 
 def color_matrices(draws: Iterator[Tensor], p: float, options: AugmentOptions) -> Tensor:
-    """Draw moves of the colours: brightness, contrast, luma flip, hue, saturation.
-
-    Returns:
-        (B, 4, 4), float64, from (r, g, b, 1) to the new (r, g, b, 1).
-    """
+    """Draw moves of the colours: brightness, contrast, luma flip, hue, saturation; (B, 4, 4), float64, of (r, g, b, 1)."""
     p = p if options.color else 0
     brightness = _drawn(draws, p, lambda u: _normal(u) * options.brightness)
     contrast = _drawn(draws, p, lambda u: _normal(u) * options.contrast).exp2()
@@ -129,12 +120,7 @@ def color_matrices(draws: Iterator[Tensor], p: float, options: AugmentOptions) -
 
 
 def move_pixels(images: Tensor, moves: Tensor) -> Tensor:
-    """Mirror, turn and shift by whole pixels; what comes in from outside is the image mirrored at its edge.
-
-    Args:
-        images: (B, 3, R, R).
-        moves: (B, 4), of `pixel_moves`.
-    """
+    """Mirror, turn and shift by the moves of `pixel_moves`; outside, the image goes on mirrored at its edge."""
     side = images.shape[2]
     flip, turns, right, down = moves.to(images.device)[:, :, None, None].unbind(1)
     along = torch.arange(side, device=images.device)
@@ -150,11 +136,9 @@ def move_pixels(images: Tensor, moves: Tensor) -> Tensor:
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Move the points of images, in twice their resolution: filter up, sample bilinearly, filter down.
+    """Move the points of images by the matrices of `warp_matrices`; outside, they go on mirrored at their edge.
 
-    Args:
-        images: (B, 3, R, R); outside they go on mirrored at their edge.
-        matrices: (B, 3, 3), of `warp_matrices`.
+    This is done in twice the resolution: filter up, sample bilinearly, filter down.
     """
     side, channels = images.shape[2], images.shape[0] * 3
     half, last = FILTER_TAPS // 2, FILTER_TAPS - 1
@@ -235,15 +219,7 @@ class AdaptiveProbability:
         self._signs, self._images = 0.0, 0
 
     def observe(self, signs: float, images: int) -> float:
-        """Note what the discriminator said of real images, augmented, and move p when it is time.
-
-        Args:
-            signs: Sum of sign(D(real)) over the images, of all processes.
-            images: How many.
-
-        Returns:
-            p from now on.
-        """
+        """Note the sum of sign(D(real)) over the augmented real images of all processes, and move p when it is time."""
         self._signs, self._images = self._signs + signs, self._images + images
         if self._images >= self.every:
             self.r_t = self._signs / self._images

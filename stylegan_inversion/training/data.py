@@ -30,13 +30,9 @@ if TYPE_CHECKING:  # evaluation draws by `seeded`, and needs no Accelerate
 
 
 def seeded(seed: int, purpose: str, number: int, *, device: torch.device | str | None = None) -> torch.Generator:
-    """Give a random source.
+    """Give a random source for a purpose and a number, such as a step: two purposes share no draws.
 
-    Args:
-        seed: Seed of the run, >= 0.
-        purpose: What it is for: two purposes share no draws.
-        number: Step, or serial number of a sample, >= 0.
-        device: Where it draws; another kind of device draws other numbers. `None` means the CPU.
+    `device` is where it draws, `None` the CPU; another kind of device draws other numbers.
     """
     words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), number]).generate_state(2, np.uint32)
     return torch.Generator(device or "cpu").manual_seed((int(words[0]) << 31) ^ int(words[1]))
@@ -78,10 +74,6 @@ class FaceFolder(Dataset[dict[str, Any]]):
             seed: Of the order and the augmentation, >= 0.
             training: Shuffle and augment. False takes each picture as it is, in the order of the names.
             sources: Folder of the sources, for paired tasks: the same relative names, but for the suffix.
-
-        Raises:
-            ValueError: If a folder is missing or holds no picture, a target has no source, or more than one, or
-                `sources` is missing or not needed.
         """
         if task.paired and sources is None:
             raise ValueError(f"Task {task.name!r} needs a folder of sources beside the targets: give `sources`.")
@@ -100,10 +92,7 @@ class FaceFolder(Dataset[dict[str, Any]]):
         return len(self.names)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """Make one example.
-
-        Returns:
-            "x": the encoder's input, (C, S, S); "y": the target, (3, R, R), RGB, in [-1, 1]; "index": of the picture.
+        """Make one example: "x", (C, S, S), the encoder's input; "y", (3, R, R), RGB, in [-1, 1]; and its "index".
 
         Raises:
             InvalidImageError: If a picture cannot be used, for whatever reason; the message names the file.
@@ -169,15 +158,10 @@ def positions(
 def load_batches(
     dataset: FaceFolder, batches: Iterable[list[int]], *, num_workers: int
 ) -> Generator[dict[str, Any], None, None]:
-    """Load batches of these positions, in their order. The global random state is neither read nor changed.
+    """Load the batches of these positions, in their order: "x" (B, C, S, S), "y" (B, 3, R, R), "index" (B,).
 
-    Args:
-        dataset: Makes the examples.
-        batches: Positions of each batch.
-        num_workers: Processes that load ahead, with one thread each; 0 loads in this one.
-
-    Yields:
-        "x" (B, C, S, S), "y" (B, 3, R, R), "index" (B,).
+    The global random state is neither read nor changed. `num_workers` processes load ahead, with one thread each; 0
+    loads in this one.
 
     Raises:
         InvalidImageError: If a picture cannot be used; the message names the file.
@@ -266,16 +250,9 @@ class SeededDraws:
         return torch.stack(rows).to(self.device)
 
     def styles(self, purpose: str, serial: int, count: int, *, mixing: float) -> tuple[Tensor, Tensor]:
-        """Codes of samples, with gradients into the mapping network; some mix two w (StyleGAN, arXiv:1812.04948).
+        """Codes of samples, (count, num_ws, w_dim), with gradients into the mapping network, and the first w of each.
 
-        Args:
-            purpose: See above.
-            serial: See above.
-            count: See above.
-            mixing: Share of the samples whose layers from a random one on take a second w.
-
-        Returns:
-            `w_plus`, (count, num_ws, w_dim), and the first w of each, (count, w_dim).
+        `mixing` is the share of the samples whose layers from a random one on take a second w (arXiv:1812.04948).
         """
         num_ws, z_dim = self.generator.num_ws, self.generator.config.z_dim
         z, cutoffs = [], []

@@ -19,19 +19,10 @@ from stylegan_inversion.training.config import E4EOptions
 
 
 def progressive_stage(share: float, *, num_ws: int, open_from: float, open_until: float) -> int:
-    """How many offsets are switched on.
+    """How many offsets are switched on, in [0, num_ws - 1], when a share of the run is done.
 
     The paper opens the first of the 17 offsets after 20,000 of 200,000 steps and one more every 2,000 steps: from 10 %
-    to 26 % of the run, which is what is scaled here to runs of any length and generators of any size.
-
-    Args:
-        share: Share of the run that is done, in [0, 1].
-        num_ws: How many w the generator takes.
-        open_from: Share at which the first offset opens.
-        open_until: Share at which the last one opens.
-
-    Returns:
-        The stage, in [0, num_ws - 1].
+    to 26 % of the run. Here this is scaled to runs of any length and generators of any size.
     """
     last = num_ws - 1
     if share >= open_until or last < 1:
@@ -55,15 +46,7 @@ class WPool:
         self.w: Tensor | None = None  # (at most size, w_dim)
 
     def query(self, w: Tensor, rng: torch.Generator) -> Tensor:
-        """Exchange codes.
-
-        Args:
-            w: New codes, (B, w_dim), detached.
-            rng: Source of the draws, on the CPU.
-
-        Returns:
-            Codes of the same shape: new ones and older ones.
-        """
+        """Exchange new codes, (B, w_dim), detached, for new and older ones. `rng` draws on the CPU."""
         if self.size == 0:
             return w
         pool = w[:0] if self.w is None else self.w.to(w)

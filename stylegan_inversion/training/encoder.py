@@ -16,6 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce  # differentiable
 
 from stylegan_inversion import hub
 from stylegan_inversion.errors import ModelNotFoundError
@@ -49,18 +50,7 @@ class EncoderLearner:
     """The networks of a run and what a step does to them. See `trainer.Learner` for the methods."""
 
     def __init__(self, config: EncoderRunConfig, accelerator: Accelerator, *, teacher: nn.Module | None = None) -> None:
-        """Build or load everything.
-
-        Args:
-            config: The run.
-            accelerator: Device, precision, processes.
-            teacher: Knows the w of pictures, (B, 3, R, R) -> (B, w_dim), for the term `w_distance`.
-
-        Raises:
-            ValueError: If parts do not fit each other.
-            ModelNotFoundError: If a model is missing.
-            CheckpointError: If a file is damaged.
-        """
+        """Build or load everything. `teacher`, (B, 3, R, R) -> (B, w_dim), knows the w of pictures for `w_distance`."""
         self.config, self.accelerator, self.teacher = config, accelerator, teacher
         device = accelerator.device
         self.task = make_task(config.task, config.task_options)
@@ -76,8 +66,9 @@ class EncoderLearner:
         self.input_resolution = self.encoder.config.input_resolution
         self.output_resolution = min(self.generator.config.resolution, LOSS_RESOLUTION)
         self.ema = copy.deepcopy(self.encoder).eval().requires_grad_(False) if config.ema_decay else None
-        self.parameters = [p for p in self.encoder.parameters() if p.requires_grad]
-        self.optimizer, self.schedule = make_optimizer(config.optimizer, self.parameters, steps=config.steps)
+        self.optimizer, self.schedule = make_optimizer(
+            config.optimizer, list(self.encoder.parameters()), steps=config.steps
+        )
         self.draws = SeededDraws(self.generator, accelerator, seed=config.seed)
         self.objective = self._make_objective()
         if config.compile:
@@ -136,9 +127,7 @@ class EncoderLearner:
     def step(self, batches: Sequence[dict[str, Tensor]], step: int) -> tuple[dict[str, Tensor], bool]:
         """Train for one step.
 
-        Returns:
-            The terms of the loss, means over this process, and whether the step was finite. If the encoder's part is
-            not, nothing has changed; if only the discriminator's is not, the discriminator has not.
+        If the encoder's part is not finite, nothing has changed; if only the discriminator's is not, it has not.
         """
         stage = self.stage(step)
         if isinstance(self.encoder, Encoder4Editing):
@@ -156,7 +145,7 @@ class EncoderLearner:
             for name, term in {**terms, "loss": loss}.items():
                 sums[name] = sums.get(name, torch.zeros_like(loss)) + term.detach() / len(batches)
         max_norm = self.config.optimizer.max_grad_norm
-        if not apply_gradients(self.accelerator, self.optimizer, self.parameters, sums["loss"], max_norm=max_norm):
+        if not apply_gradients(self.accelerator, self.optimizer, sums["loss"], max_norm=max_norm):
             for buffer, before in zip(self.encoder.buffers(), buffers):
                 buffer.copy_(before)
             return sums, False
@@ -217,13 +206,8 @@ class EncoderLearner:
     def evaluate(self, batches: Iterator[dict[str, Tensor]], *, score: bool) -> tuple[dict[str, float], list[Tensor]]:
         """Compute the losses on held-out pictures, with the encoder that would be saved.
 
-        Args:
-            batches: "x" and "y"; each process may get its own share.
-            score: Ignored: scoring a few pictures costs nothing.
-
-        Returns:
-            Each term's mean over all pictures of all processes, `loss` among them; and the first batch's sources,
-            targets and outputs.
+        `score` is ignored: scoring a few pictures costs nothing. Returns each term's mean over all pictures of all
+        processes, "loss" among them; and the first batch's sources, targets and outputs.
         """
         encoder = self.ema if self.ema is not None else self.encoder
         was_training = encoder.training
@@ -248,13 +232,11 @@ class EncoderLearner:
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs, beside the step."""
-        scaler = self.accelerator.scaler
         return {
             "encoder": self.encoder.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "adversary": None if self.adversary is None else self.adversary.state(),
-            "scaler": None if scaler is None else scaler.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -265,8 +247,6 @@ class EncoderLearner:
             self.ema.load_state_dict(state["ema"])
         if self.adversary is not None:
             self.adversary.load_state(state["adversary"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def export(self, folder: Path) -> None:
         """Write a model that the pipelines read: the encoder, with the generator and the directions beside it.
@@ -289,11 +269,6 @@ def make_encoder(config: EncoderRunConfig, task: Task, generator: Generator) -> 
     """Build or load the encoder that a run trains, in training mode, on the CPU.
 
     Its average w is that of the generator, also when an encoder of another generator is fine-tuned.
-
-    Raises:
-        ValueError: If it does not fit the generator or the task.
-        ModelNotFoundError: If `init` holds no such encoder.
-        CheckpointError: If a file is damaged or does not fit.
     """
     options, theirs = config.encoder, generator.config
     if config.init is not None:
@@ -363,20 +338,6 @@ def _load_backbone(encoder: Encoder, name: str) -> None:
     hub.fill_module(backbone, theirs, source=name)
 
 
-class _SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over all processes; its gradient is the sum of their gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return cast(Tensor, _SumOverProcesses.apply(gradients[0]))
-
-
 class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` over the batches of all processes, of one shape; PyTorch's `SyncBatchNorm` refuses the CPU."""
 
@@ -388,7 +349,7 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
         x = input.float()
         world = dist.get_world_size()
         sums = torch.cat([x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))])
-        mean, square = (cast(Tensor, _SumOverProcesses.apply(sums)) / world).chunk(2)
+        mean, square = (cast(Tensor, all_reduce(sums)) / world).chunk(2)
         variance = (square - mean.square()).clamp(min=0)
         count = input.numel() / input.shape[1] * world
         with torch.no_grad():

@@ -35,6 +35,7 @@ from stylegan_inversion.training.tasks import Pictures
 DEFAULT_RESOLUTION = 256
 SCORED_AT_ONCE = 64  # pictures that go through the networks when a generator is scored
 PIPELINE = {"_class_name": "PTIPipeline", "crop_scale": 1.0}  # the pipeline that needs no encoder; the FFHQ crop
+STATEFUL = ("generator", "average", "discriminator", "optimizer", "discriminator_optimizer")
 
 Batches = Sequence[dict[str, Tensor]]
 Terms = dict[str, Tensor]
@@ -48,17 +49,7 @@ class GANLearner:
     """
 
     def __init__(self, config: GANConfig, accelerator: Accelerator) -> None:
-        """Build or load everything.
-
-        Args:
-            config: The run.
-            accelerator: Device, precision, processes.
-
-        Raises:
-            ValueError: If parts do not fit each other.
-            ModelNotFoundError: If a model is missing.
-            CheckpointError: If a file is damaged.
-        """
+        """Build or load everything."""
         self.config, self.accelerator = config, accelerator
         options, device = config.adversarial, accelerator.device
         self.init = None if config.init is None else hub.find_model(config.init)
@@ -67,19 +58,15 @@ class GANLearner:
             self.perceptual = load_perceptual(config.perceptual, device=device)
             self.discriminator = self.make_discriminator().to(device).train().requires_grad_(False)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        self.parameters = {
-            "generator": list(self.generator.parameters()),
-            "discriminator": list(self.discriminator.parameters()),
-        }
         self.optimizer, self.schedule = make_optimizer(
             lazy_options(config.optimizer, options.path_length_every if options.path_length else 0),
-            self.parameters["generator"],
+            list(self.generator.parameters()),
             steps=config.steps,
         )
         d_options = dataclasses.replace(config.optimizer, lr=config.discriminator.lr or config.optimizer.lr)
         self.discriminator_optimizer, self.discriminator_schedule = make_optimizer(
             lazy_options(d_options, options.r1_every if options.r1 else 0),
-            self.parameters["discriminator"],
+            list(self.discriminator.parameters()),
             steps=config.steps,
         )
         self.draws = SeededDraws(self.generator, accelerator, seed=config.seed)
@@ -94,12 +81,7 @@ class GANLearner:
             self.generator.synthesis.compile(dynamic=False)
 
     def make_discriminator(self) -> nn.Module:
-        """Build a discriminator for the generator, or load that of `init`.
-
-        Raises:
-            ValueError: If it judges pictures of another size, or its groups do not divide the batch.
-            CheckpointError: If a file is damaged.
-        """
+        """Build a discriminator for the generator, or load that of `init`."""
         options, sizes = self.config.discriminator, self.generator.config
         folder = None if self.init is None or options.new else self.init / "discriminator"
         if folder and folder.is_dir() and hub.read_config(folder).get("_class_name") == Discriminator.__name__:
@@ -130,11 +112,7 @@ class GANLearner:
         return self._folder(self.config.data, training=training)
 
     def open_validation_data(self) -> FaceFolder | None:
-        """The pictures that are held out; `None` if there are none.
-
-        Raises:
-            ValueError: If there are fewer than two pictures, or they are too small for the perceptual network.
-        """
+        """The pictures that are held out; `None` if there are none."""
         folder = self._folder(self.config.validation_data, training=False)
         if folder is None:
             return None
@@ -157,13 +135,7 @@ class GANLearner:
     def step(self, batches: Batches, step: int) -> tuple[Terms, bool]:
         """Train for one step: the generator, its path length, the discriminator, its R1; the second and last are lazy.
 
-        Args:
-            batches: The micro-batches of this process.
-            step: Number of the step, from 0. All random draws follow from it and from the places in the run.
-
-        Returns:
-            The terms, means over this process, those of the lazy parts as last computed, and whether all were finite.
-            What was not has changed nothing.
+        The terms of the lazy parts are those last computed. A part that was not finite has changed nothing.
         """
         options = self.config.adversarial
         self.schedule.step(step)
@@ -236,7 +208,7 @@ class GANLearner:
             self.accelerator.backward(parts["loss"] / len(batches))
             _add(terms, parts, len(batches))
             mean_w += w.detach().float().mean(dim=0) / len(batches)
-        finite = self._apply("generator", terms["loss"])
+        finite = self._apply(self.optimizer, terms["loss"])
         if finite:
             mean_w = cast(Tensor, self.accelerator.reduce(mean_w, reduction="mean"))
             self.generator.w_avg.lerp_(mean_w, 1 - self.config.adversarial.w_avg_decay)
@@ -259,7 +231,7 @@ class GANLearner:
             self.accelerator.backward(penalty * (options.path_length * options.path_length_every / len(batches)))
             _add(terms, {"path length": lengths.mean(), "path length penalty": penalty}, len(batches))
             new_mean += mean / len(batches)
-        finite = self._apply("generator", terms["path length penalty"])
+        finite = self._apply(self.optimizer, terms["path length penalty"])
         if finite:
             self.mean_length = cast(Tensor, self.accelerator.reduce(new_mean, reduction="mean"))
         return terms, finite
@@ -283,7 +255,7 @@ class GANLearner:
             signs += real.detach().float().sign().sum()
             scores = {"discriminator": loss, "real score": real.mean(), "fake score": fake.mean()}
             _add(terms, scores, len(batches))
-        finite = self._apply("discriminator", terms["discriminator"])
+        finite = self._apply(self.discriminator_optimizer, terms["discriminator"])
         self.discriminator.requires_grad_(False)
         if finite:
             signs = cast(Tensor, self.accelerator.reduce(signs))
@@ -299,16 +271,13 @@ class GANLearner:
             penalty = r1_penalty(self.discriminator(real), real)
             self.accelerator.backward(penalty * (options.r1 / 2 * options.r1_every / len(batches)))
             _add(terms, {"r1": penalty}, len(batches))
-        finite = self._apply("discriminator", terms["r1"])
+        finite = self._apply(self.discriminator_optimizer, terms["r1"])
         self.discriminator.requires_grad_(False)
         return terms, finite
 
-    def _apply(self, name: str, loss: Tensor) -> bool:
+    def _apply(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> bool:
         """Step one of the two networks, and forget its gradients. Whether it was finite."""
-        optimizer = self.optimizer if name == "generator" else self.discriminator_optimizer
-        parameters = self.parameters[name]
-        norm = self.config.optimizer.max_grad_norm
-        finite = apply_gradients(self.accelerator, optimizer, parameters, loss, max_norm=norm)
+        finite = apply_gradients(self.accelerator, optimizer, loss, max_norm=self.config.optimizer.max_grad_norm)
         optimizer.zero_grad(set_to_none=True)
         return finite
 
@@ -316,13 +285,8 @@ class GANLearner:
     def evaluate(self, batches: Iterator[dict[str, Tensor]], *, score: bool) -> tuple[dict[str, float], list[Tensor]]:
         """Draw samples of the average generator, as many as there are pictures and of the same z each time.
 
-        Args:
-            batches: "y" and "index" of held-out pictures; each process gets its own share.
-            score: Compute the Frechet distances of all of them. Their features are not Inception's: this is not FID.
-
-        Returns:
-            The distances by name and their geometric mean as "loss", or nothing; and pictures of the first batch: real,
-            samples, and the same samples truncated to 0.7.
+        Returns Frechet distances by name and their geometric mean as "loss", with `score`; and pictures of the first
+        batch: real, samples, and the same samples truncated to 0.7. The features are not Inception's: this is not FID.
         """
         draws = SeededDraws(self.average, self.accelerator, seed=self.config.seed)
         real: dict[str, list[Tensor]] = {name: [] for name in self.score_features}
@@ -347,31 +311,16 @@ class GANLearner:
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs, beside the step."""
-        scaler = self.accelerator.scaler
-        return {
-            "generator": self.generator.state_dict(),
-            "average": self.average.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
-            "mean_length": self.mean_length,
-            "lazy": self.lazy,
-            "ada": self.ada.state(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-        }
+        parts = {name: getattr(self, name).state_dict() for name in STATEFUL}
+        return parts | {"mean_length": self.mean_length, "lazy": self.lazy, "ada": self.ada.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave."""
-        self.generator.load_state_dict(state["generator"])
-        self.average.load_state_dict(state["average"])
-        self.discriminator.load_state_dict(state["discriminator"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        for name in STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
         self.mean_length = state["mean_length"].to(self.accelerator.device)
         self.lazy = {name: term.to(self.accelerator.device) for name, term in state["lazy"].items()}
         self.ada.load_state(state["ada"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def export(self, folder: Path) -> None:
         """Write the average generator as a model for the pipelines, and the discriminator for another run.
@@ -394,17 +343,7 @@ class GANLearner:
 
 
 def make_generator(options: GeneratorOptions, model: Path | None) -> Generator:
-    """Build a generator, or load that of a model; if a larger resolution is asked for, it grows.
-
-    Args:
-        options: Sizes of a new generator.
-        model: Folder of a model to start from.
-
-    Raises:
-        ModelNotFoundError: If the model has no generator.
-        ValueError: If it is larger than what is asked for.
-        CheckpointError: If a file is damaged.
-    """
+    """Build a generator, or load that of a model's folder; if a larger resolution is asked for, it grows."""
     if model is None:
         return Generator(GeneratorConfig(**{**vars(options), "resolution": options.resolution or DEFAULT_RESOLUTION}))
     if not (model / "generator").is_dir():
@@ -419,12 +358,7 @@ def make_generator(options: GeneratorOptions, model: Path | None) -> Generator:
 
 
 def grow_generator(generator: Generator, resolution: int) -> Generator:
-    """Give a generator further blocks, which draw nothing yet: its pictures are the old ones, enlarged.
-
-    Args:
-        generator: Left as it is.
-        resolution: New side, larger than the old one.
-    """
+    """Give a copy of a generator further blocks, which draw nothing yet: its pictures are the old ones, enlarged."""
     grown = Generator(dataclasses.replace(generator.config, resolution=resolution))
     state = grown.state_dict()
     for side in grown.config.resolutions:
@@ -440,9 +374,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)). The last trace is the sum of the singular values of A^(1/2) B^(1/2), so
     that no matrix that is not symmetric needs a root. Figures of different N are not comparable.
     """
-    cross = torch.linalg.svdvals(_root(a.T.cov()).T @ _root(b.T.cov())).sum()
-    distance = (a.mean(0) - b.mean(0)).square().sum() + a.T.cov().trace() + b.T.cov().trace() - 2 * cross
-    return max(0.0, distance.item())
+    cov_a, cov_b = a.T.cov(), b.T.cov()
+    cross = torch.linalg.svdvals(_root(cov_a).T @ _root(cov_b)).sum()
+    return max(0.0, ((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item())
 
 
 def _root(cov: Tensor) -> Tensor:

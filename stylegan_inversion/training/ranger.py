@@ -44,15 +44,14 @@ class Ranger(torch.optim.Optimizer):
         """Set up. The defaults are those of pSp and e4e, but for `lr`: they train at 1e-4.
 
         Args:
-            params: Parameters or groups of them. Real and dense.
+            params: Parameters or groups of them, real and dense.
             lr: Learning rate, > 0.
-            alpha: Lookahead's step from the slow weights towards the fast ones, in [0, 1]. 1 switches Lookahead off.
-            k: Steps between two steps of Lookahead, >= 1.
-            n_sma_threshold: RAdam's: while the length of the approximated moving average is not above it (steps 1 to 5
-                with the default betas), the second moment is not trusted, and a step is lr times the first one. >= 4.
+            alpha: Lookahead's step from the slow weights towards the fast ones, in [0, 1]; 1 switches it off.
+            k: Steps between two steps of Lookahead.
+            n_sma_threshold: RAdam trusts the second moment once its moving average is longer than this, >= 4.
             betas: Decay of the two moments, each in [0, 1).
-            eps: Added to the root of the second moment, > 0. Large beside Adam's 1e-8.
-            weight_decay: Share of the weights, times `lr`, that is taken away at each step (decoupled), >= 0.
+            eps: Added to the root of the second moment. Large beside Adam's 1e-8.
+            weight_decay: Share of the weights, times `lr`, that is taken away at each step (decoupled).
         """
         defaults = {"lr": lr, "alpha": alpha, "k": k, "n_sma_threshold": n_sma_threshold, "betas": betas, "eps": eps}
         super().__init__(params, defaults | {"weight_decay": weight_decay})
@@ -171,14 +170,10 @@ def make_optimizer(
 
 
 def lazy_options(options: OptimizerOptions, every: int) -> OptimizerOptions:
-    """Options of an optimizer that takes a further step, of a regulariser, each `every` steps.
+    """Options of an optimizer that takes a further step, of a regulariser, each `every` steps; 0 changes nothing.
 
     With c = every / (every + 1), lr * c and betas ** c, the steps reach as far as they would without the further ones
     (StyleGAN2, arXiv:1912.04958, appendix B).
-
-    Args:
-        options: The optimizer's.
-        every: Steps between two regularisations; 0 for none, which changes nothing.
     """
     if every == 0:
         return options
@@ -192,7 +187,6 @@ def lazy_options(options: OptimizerOptions, every: int) -> OptimizerOptions:
 def apply_gradients(
     accelerator: Accelerator,
     optimizer: torch.optim.Optimizer,
-    parameters: Sequence[nn.Parameter],
     loss: Tensor,
     *,
     max_norm: float | None = None,
@@ -204,8 +198,7 @@ def apply_gradients(
 
     Args:
         accelerator: The processes, and the scaler of float16.
-        optimizer: Of the parameters.
-        parameters: Those that are trained; some may have no gradient.
+        optimizer: Its parameters are trained; some may have no gradient.
         loss: The loss of this process, to tell a bad step.
         max_norm: Longer gradients are scaled down to this norm; `None` leaves them.
 
@@ -213,7 +206,7 @@ def apply_gradients(
         Whether loss and gradients were finite, the same for all processes. If not, nothing has changed, but for
         the scale of float16: overflows are its normal life and count as finite, until the scale is next to nothing.
     """
-    used = [p for p in parameters if p.grad is not None]
+    used = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in used if p.grad is not None]
     loss = loss.detach().reshape(1).float()
     if accelerator.num_processes > 1:

@@ -22,7 +22,7 @@ Pair = tuple[Float[Tensor, "channels S S"], Float[Tensor, "3 R R"]]
 
 @dataclass(frozen=True)
 class Task:
-    """What the encoder reads and draws. The random changes of a pair are a method, which a subclass replaces.
+    """What the encoder reads and draws. A subclass replaces `change`.
 
     Attributes:
         name: What users type.
@@ -57,18 +57,17 @@ class Task:
         Returns:
             x, (C, S, S), and y, (3, R, R), RGB, in [-1, 1].
         """
-        x, y = self.source(source, input_resolution), PhotoSource()(target, output_resolution)
-        return (x, y) if rng is None else self.change(x, y, rng)
+        return self.change(self.source(source, input_resolution), PhotoSource()(target, output_resolution), rng)
 
-    def change(self, x: Tensor, y: Tensor, rng: torch.Generator) -> Pair:
-        """Change a pair at random. Label maps and drawings stay: left and right are different labels."""
+    def change(self, x: Tensor, y: Tensor, rng: torch.Generator | None) -> Pair:
+        """Change a pair. Label maps and drawings stay: left and right are different labels."""
         return x, y
 
 
 class Inversion(Task):
     """The photo itself. In training both pictures are mirrored together, every second time."""
 
-    def change(self, x: Tensor, y: Tensor, rng: torch.Generator) -> Pair:
+    def change(self, x: Tensor, y: Tensor, rng: torch.Generator | None) -> Pair:
         """Mirror both pictures or neither."""
         return (x.flip(-1), y.flip(-1)) if _toss(rng) else (x, y)
 
@@ -76,7 +75,7 @@ class Inversion(Task):
 class Frontalization(Task):
     """Source and target are mirrored apart: only a face from the front can please both."""
 
-    def change(self, x: Tensor, y: Tensor, rng: torch.Generator) -> Pair:
+    def change(self, x: Tensor, y: Tensor, rng: torch.Generator | None) -> Pair:
         """Mirror each picture on its own."""
         return x.flip(-1) if _toss(rng) else x, y.flip(-1) if _toss(rng) else y
 
@@ -87,17 +86,8 @@ class SuperResolution(Task):
 
     factors: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
 
-    def pair(
-        self,
-        source: Image.Image,
-        target: Image.Image,
-        *,
-        input_resolution: int,
-        output_resolution: int,
-        rng: torch.Generator | None,
-    ) -> Pair:
-        """Make one example, see `Task.pair`."""
-        x, y = self.source(source, input_resolution), PhotoSource()(target, output_resolution)
+    def change(self, x: Tensor, y: Tensor, rng: torch.Generator | None) -> Pair:
+        """Reduce and enlarge what the encoder reads."""
         factor = sorted(self.factors)[len(self.factors) // 2]
         if rng is not None:
             factor = self.factors[int(torch.randint(len(self.factors), (), generator=rng))]
@@ -127,7 +117,7 @@ class Pictures(Task):
     ) -> Pair:
         """Make one example; with `mirror`, in training every second one is mirrored."""
         y = PhotoSource()(target, output_resolution)
-        y = y.flip(-1) if self.mirror and rng is not None and _toss(rng) else y
+        y = y.flip(-1) if self.mirror and _toss(rng) else y
         return y, y
 
 
@@ -171,6 +161,6 @@ def make_task(name: str, options: TaskOptions | None = None) -> Task:
     return task
 
 
-def _toss(rng: torch.Generator) -> bool:
-    """Toss a coin."""
-    return bool(torch.rand((), generator=rng) < 0.5)
+def _toss(rng: torch.Generator | None) -> bool:
+    """Toss a coin; without a generator it is always tails."""
+    return rng is not None and bool(torch.rand((), generator=rng) < 0.5)

@@ -29,7 +29,7 @@ except ImportError as e:
     raise MissingDependencyError.of_extra(f"Training needs Accelerate, which cannot be imported ({e}).", "train") from e
 
 from stylegan_inversion.preprocessing.image import save_image, to_pil
-from stylegan_inversion.training.checkpoint import read_latest, write_checkpoint
+from stylegan_inversion.training.checkpoint import compare_configs, read_latest, write_checkpoint
 from stylegan_inversion.training.config import RunConfig, config_dict
 from stylegan_inversion.training.data import FaceFolder, load_batches, positions
 from stylegan_inversion.training.encoder import EncoderLearner
@@ -43,13 +43,6 @@ GRID_COLUMN = 4  # of them one below the other, before the next column starts
 MARGIN = 4  # white pixels between the columns
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 COMPILERS = ("g++", "c++", "clang++", "cl")
-# What may differ between a run and its continuation: what changes no step, and the ways out of a divergence
-FREE = {
-    *("optimizer.lr", "optimizer.max_grad_norm", "mixed_precision", "compile", "output", "num_workers", "cpu"),
-    *("log_every", "image_every", "validate_every", "checkpoint_every", "trackers"),
-    *("data", "sources"),  # a folder may move; the names of its pictures are compared
-}
-LOUD = {"optimizer.lr", "optimizer.max_grad_norm", "mixed_precision", "compile"}  # changes that are logged
 
 Callback = Callable[[int, dict[str, float]], None]
 
@@ -144,8 +137,8 @@ def train(
         make_learner: Builds what is trained; `None` takes that of the config's method.
 
     Raises:
-        ValueError: If the folder holds a run of another config or something else, parts do not fit each other, the
-            device does not know the precision, or several processes cannot work together on it.
+        ValueError: If the folder holds another run or something else, parts do not fit each other, the device does not
+            know the precision, or several processes cannot work together on it.
         DivergedError: After five steps in a row whose loss or gradient is not finite. The last good state is saved.
         CheckpointError: If a checkpoint cannot be written or read. The older ones stay.
         InvalidImageError: If a picture cannot be used.
@@ -212,7 +205,7 @@ class Trainer:
         if "steps" not in theirs:
             raise ValueError(f"{self.output} holds something else than a training run. Give another `output`.")
         if state is not None:
-            self._compare(_flat(ours), _flat(theirs))
+            compare_configs(self.output, ours, theirs, extendable=self.config.extendable)
             if state["data"] != self._fingerprint():
                 raise ValueError(
                     f"The pictures in {self.config.data} are not those that the run in {self.output} began with: their "
@@ -224,6 +217,8 @@ class Trainer:
                     f"{self.config.steps}."
                 )
             self.learner.load_state(state["learner"])
+            if self.accelerator.scaler is not None and state["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
             self.step, self.bad_steps = state["step"], state["bad_steps"]
             self.best = float("inf") if state["best"] is None else state["best"]
             logger.info("Going on from step %d of %s.", self.step, self.output)
@@ -239,20 +234,6 @@ class Trainer:
         if self.accelerator.is_main_process:
             hub.write_config(ours, self.output)
             self._cut_log()
-
-    def _compare(self, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-        """Refuse to go on with a run of another config; say what else has changed."""
-        free = FREE | {"steps"} if self.config.extendable else FREE
-        for key in sorted(ours.keys() | theirs.keys()):
-            if ours.get(key) == theirs.get(key):
-                continue
-            if key not in free:
-                raise ValueError(
-                    f"{self.output} holds a run with {key}={theirs.get(key)!r}, and this one has {ours.get(key)!r}. "
-                    "Give this one another `output`, or remove that folder."
-                )
-            if key in LOUD:
-                logger.warning("The run goes on with %s=%r instead of %r.", key, ours.get(key), theirs.get(key))
 
     def _fingerprint(self) -> str:
         """What tells one folder of pictures from another, since their order follows from their names."""
@@ -423,6 +404,7 @@ class Trainer:
             state = {
                 "learner": self.learner.state(),
                 "best": best,
+                "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
                 "bad_steps": self.bad_steps % MAX_BAD_STEPS,  # a run that goes on after a divergence has five again
                 "processes": processes,
                 "data": self._fingerprint(),
@@ -439,14 +421,6 @@ class Trainer:
             return here
         flag = torch.tensor(float(here), device=self.accelerator.device)
         return bool(cast(Tensor, self.accelerator.reduce(flag)) > 0)
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """Names as they are typed: `optimizer.lr`."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "none.safetensors")
     path = tmp_path / "model.safetensors"
     hub.write_tensors({"x": torch.ones(1)}, path)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors holds tensors, but it is no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors holds tensors, but it is not a checkpoint"):
         read_checkpoint(path)
     for tree in ('{"dict": [["x", {"tensor": "y"}]]}', "not JSON", '{"list": 1}', '{"dict": 3}', "3"):
         hub.write_tensors({"x": torch.ones(1)}, path, metadata={"state": tree})

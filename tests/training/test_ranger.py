@@ -149,7 +149,7 @@ def test_a_step(weights: list[nn.Parameter]) -> None:
     accelerator = Accelerator(cpu=True)
     sgd = torch.optim.SGD(weights, lr=1.0)
     weights[0].grad, weights[1].grad = torch.full((3,), 0.5), torch.full((2, 2), -0.5)  # the last one is not used
-    assert apply_gradients(accelerator, sgd, weights, torch.tensor(1.0))
+    assert apply_gradients(accelerator, sgd, torch.tensor(1.0))
     assert [float(p.detach().mean()) for p in weights] == [0.5, 1.5, 1.0]
     assert weights[2].grad is None
 
@@ -162,7 +162,7 @@ def test_long_gradients_are_clipped(weights: list[nn.Parameter]) -> None:
             weight.grad = None
         weights[0].grad, weights[2].grad = torch.tensor([gradient, 0.0, 0.0]), torch.tensor([gradient / 0.75])
         sgd = torch.optim.SGD(weights, lr=1.0)
-        assert apply_gradients(accelerator, sgd, weights, torch.tensor(1.0), max_norm=1.0)
+        assert apply_gradients(accelerator, sgd, torch.tensor(1.0), max_norm=1.0)
         assert float(1 - weights[0].detach()[0]) == pytest.approx(moved, rel=1e-3)
 
 
@@ -177,7 +177,7 @@ def test_a_bad_step_changes_nothing(weights: list[nn.Parameter], bad: float, pla
         weights[1].grad = torch.tensor([[1.0, bad], [1.0, 1.0]])
     else:
         loss = torch.tensor(bad)
-    assert not apply_gradients(Accelerator(cpu=True), adam, weights, loss)
+    assert not apply_gradients(Accelerator(cpu=True), adam, loss)
     assert all(bool((weight == 1).all()) and weight.grad is None for weight in weights)
     assert not adam.state
 
@@ -191,7 +191,7 @@ def test_float16_scales_until_there_is_no_hope(weights: list[nn.Parameter]) -> N
         scale = float(scaler.scale(torch.ones(())))
         for weight in weights:
             weight.grad = torch.full_like(weight, gradient * scale)
-        return apply_gradients(process, sgd, weights, torch.tensor(loss), max_norm=100.0)
+        return apply_gradients(process, sgd, torch.tensor(loss), max_norm=100.0)
 
     assert step(0.5) and all(bool((weight == 0.5).all()) for weight in weights)
     overflows = [step(math.inf) for _ in range(20)]
