@@ -14,9 +14,7 @@ from stylegan_inversion.training.augment import (
     augment,
     color_matrices,
     move_pixels,
-    pixel_moves,
     recolor,
-    resampling_filter,
     warp,
     warp_matrices,
 )
@@ -48,14 +46,6 @@ def share(changed: Tensor) -> float:
     return changed.double().mean().item()
 
 
-def test_with_p_of_0_the_images_are_untouched() -> None:
-    images = pictures(3)
-    assert augment(images, 0.0, sources(3)) is images
-    nothing = augment(images, 1.0, sources(3), options=AugmentOptions(**OFF))
-    assert torch.equal(nothing, images)
-    assert augment(images[:0], 1.0, []).shape == (0, 3, 16, 16)
-
-
 @pytest.mark.parametrize("group, at_least", [("flip", 0.4), ("blit", 0.88), ("geometric", 1.0), ("color", 1.0)])
 def test_with_p_of_1_each_group_changes_the_samples(group: str, at_least: float) -> None:
     images = pictures(200, 8)
@@ -70,19 +60,6 @@ def test_a_sample_does_not_depend_on_its_batch() -> None:
     parts = [augment(images[i : i + n], 0.5, sources(n, first=i)) for i, n in ((0, 1), (1, 4), (5, 7))]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0.0, atol=1e-5)
     assert not torch.equal(whole, augment(images, 0.5, sources(12, seed=1)))
-
-
-def test_a_group_that_is_off_leaves_the_draws_of_the_others() -> None:
-    images = pictures(8)
-    without = augment(images, 1.0, sources(8), options=AugmentOptions(flip=False, geometric=False))
-    numbers = torch.stack([torch.rand(NUM_DRAWS, generator=rng, dtype=torch.float64) for rng in sources(8)])
-    draws = iter(numbers.unbind(1))
-    moves = pixel_moves(draws, 1.0, 16, AugmentOptions(flip=False))
-    warp_matrices(draws, 1.0, AugmentOptions())
-    torch.testing.assert_close(
-        without, recolor(move_pixels(images, moves), color_matrices(draws, 1.0, AugmentOptions()))
-    )
-    assert next(draws, None) is None  # all of the NUM_DRAWS are used
 
 
 def test_the_gradient_is_the_adjoint() -> None:
@@ -109,20 +86,6 @@ def test_moves_of_pixels_against_numpy(flip: int, turns: int, right: int, down: 
     padded = np.pad(expected, ((0, 0), (4, 4), (4, 4)), mode="symmetric")
     expected = padded[:, 4 - down : 12 - down, 4 - right : 12 - right]
     assert np.array_equal(out[0].numpy(), expected)
-
-
-def test_the_distribution_of_moves() -> None:
-    moves = pixel_moves(uniform(20_000), 1.0, 64, AugmentOptions()).double()
-    assert moves[:, 0].mean().item() == pytest.approx(0.5, abs=0.02)
-    assert [share(moves[:, 1] == k) for k in range(4)] == pytest.approx([0.25] * 4, abs=0.02)
-    for axis in (2, 3):
-        assert moves[:, axis].min() == -8 and moves[:, axis].max() == 8
-        assert moves[:, axis].std().item() == pytest.approx(16 / math.sqrt(12), rel=0.03)
-    assert abs(torch.corrcoef(moves.T).fill_diagonal_(0)).max() < 0.03
-    moves = pixel_moves(uniform(20_000), 0.4, 64, AugmentOptions())
-    assert share(moves[:, 0] != 0) == pytest.approx(0.2, abs=0.02)
-    assert share(moves[:, 1] != 0) == pytest.approx(0.3, abs=0.02)
-    assert share((moves[:, 2:] != 0).any(1)) == pytest.approx(0.4, abs=0.02)
 
 
 def test_the_distribution_of_warps() -> None:
@@ -165,15 +128,6 @@ def test_a_warp_of_a_smooth_picture(number: int) -> None:
     assert error.max().item() < 0.03 and error.mean().item() < 0.003
 
 
-def test_the_filter_up_and_down_is_almost_the_identity() -> None:
-    taps = resampling_filter().numpy()
-    np.testing.assert_allclose(taps, taps[::-1])
-    up_and_down = np.convolve(taps, taps)[1::2] * 2
-    np.testing.assert_allclose(up_and_down, np.eye(11)[5], atol=3e-3)
-    response = np.abs(np.fft.rfft(taps, 512))
-    assert response[:64].min() > 0.98 and response[-32:].max() < 0.02  # passes what there is, stops its mirror image
-
-
 def test_colors_against_numpy() -> None:
     up = 0.8413447460685429  # normal number of 1
     off = (1.0, 0.0)  # a draw that is not below p
@@ -197,20 +151,6 @@ def test_colors_against_numpy() -> None:
     step = hue @ (step - 2 * np.outer(grey, grey @ step))
     along = np.outer(grey, grey @ step)
     np.testing.assert_allclose(everything, along + 2 * (step - along), atol=1e-7)
-
-
-def test_the_distribution_of_colors() -> None:
-    matrices = color_matrices(uniform(20_000), 1.0, AugmentOptions())
-    volume = matrices[:, :3, :3].det()
-    assert share(volume < 0) == pytest.approx(0.5, abs=0.015)  # luma flips
-    contrast = matrices[:, :3, :3].sum((1, 2)).abs() / 3  # of grey
-    assert contrast.log2().std().item() == pytest.approx(0.5, rel=0.03)
-    saturation = (volume.abs() / contrast**3).sqrt()
-    assert saturation.log2().std().item() == pytest.approx(1.0, rel=0.03)
-    brightness = matrices[:, :3, 3].mean(1) / contrast
-    assert brightness.std().item() == pytest.approx(0.2, rel=0.03)
-    few = color_matrices(uniform(20_000), 0.2, AugmentOptions())
-    assert share((few != torch.eye(4)).flatten(1).any(1)) == pytest.approx(1 - 0.8**4 * 0.9, abs=0.015)
 
 
 def test_p_rises_over_kimg_and_falls_again() -> None:

@@ -16,7 +16,7 @@ from stylegan_inversion.preprocessing.align import uncropped
 from stylegan_inversion.preprocessing.folder import list_images
 from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.training.config import TaskOptions
-from stylegan_inversion.training.data import FaceFolder, SeededDraws, load_batches, positions, seeded_weights
+from stylegan_inversion.training.data import FaceFolder, SeededDraws, load_batches, positions
 from stylegan_inversion.training.tasks import Task, make_task
 
 NAMES = ["a.png", "b/c.d.png", "b/e.PNG", "f.jpg", "g.webp", "h.bmp", "i.png"]
@@ -61,15 +61,6 @@ def test_validation_takes_each_picture_as_it_is(faces: Path) -> None:
         torch.testing.assert_close(example["x"], to_tensor(uncropped(rgb, 16).image)[0])
         torch.testing.assert_close(example["y"], to_tensor(uncropped(rgb, 32).image)[0])
     assert dataset.names == NAMES and len(dataset) == 7
-
-
-def test_each_epoch_shows_every_picture_once_in_its_own_order(faces: Path) -> None:
-    dataset = open_folder(faces)
-    epochs = [[dataset[position]["index"] for position in range(7 * k, 7 * k + 7)] for k in range(6)]
-    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 4
-    other = [open_folder(faces, seed=1)[position]["index"] for position in range(7)]
-    assert other != epochs[0]
 
 
 def test_an_example_depends_on_seed_and_position_alone(faces: Path) -> None:
@@ -219,54 +210,6 @@ def test_two_processes_draw_what_one_draws(tiny: Generator) -> None:
     for draws in two:  # the discriminator's codes are the same everywhere
         assert torch.equal(one.w(3, 8)[0], draws.w(3, 8)[0])
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_every_draw_is_another(tiny: Generator) -> None:
-    draws = draws_of(tiny)
-    codes = torch.cat([draws.w(0, 4)[0], draws.w(1, 4)[0], draws_of(tiny, seed=1).w(0, 4)[0]])
-    codes = torch.cat([codes, draws.synthesize(0, 4, side=16)[1], draws.synthesize(1, 4, side=16)[1]])
-    assert len({tuple(code.tolist()) for code in codes}) == 20
-    noise = torch.cat([draws.noise(serial, 3)[0] for serial in (0, 1)])
-    assert len({tuple(sample.flatten().tolist()) for sample in noise}) == 6
-    w, rng = draws.w(0, 4)
-    _, again = draws.w(0, 4)
-    assert torch.equal(torch.rand(3, generator=rng), torch.rand(3, generator=again))
-    assert w.shape == (4, 16) and not w.requires_grad
-
-
-def test_numbers_and_styles_of_two_processes(tiny: Generator) -> None:
-    one, two = draws_of(tiny), [draws_of(tiny, rank=rank, world=2) for rank in (0, 1)]
-    whole = one.normal("direction", 2, (4, 3, 5))
-    assert torch.equal(whole, torch.cat([draws.normal("direction", 2, (2, 3, 5)) for draws in two]))
-    assert len({tuple(row.flatten().tolist()) for row in whole}) == 4
-    assert not torch.equal(whole, one.normal("reconstruction", 2, (4, 3, 5)))
-    w_plus, w = one.styles("generator", 2, 4, mixing=0.5)
-    parts = [draws.styles("generator", 2, 2, mixing=0.5) for draws in two]
-    torch.testing.assert_close(w_plus, torch.cat([part[0] for part in parts]))
-    torch.testing.assert_close(w, torch.cat([part[1] for part in parts]))
-    # Two processes with a micro-batch each draw what one draws with two of them
-    micro = [one.styles("generator", serial, 2, mixing=0.5)[0] for serial in (4, 5)]
-    assert torch.equal(torch.cat(micro), torch.cat([part[0] for part in parts]))
-
-
-def test_what_belongs_to_a_number(tiny: Generator) -> None:
-    draws = draws_of(tiny)
-    first = draws.numbered("progress", [0, 7, 3], 8)
-    assert first.shape == (3, 8) and torch.equal(draws.numbered("progress", [3], 8)[0], first[2])
-    assert torch.equal(draws_of(tiny, rank=1, world=2).numbered("progress", [7], 8)[0], first[1])
-    assert not torch.equal(draws.numbered("other", [3], 8)[0], first[2])
-
-
-def test_seeded_weights() -> None:
-    state = torch.get_rng_state()
-    with seeded_weights(3):
-        first = torch.nn.Linear(4, 4).weight
-    torch.testing.assert_close(torch.get_rng_state(), state)
-    torch.rand(5)
-    with seeded_weights(3):
-        assert torch.equal(torch.nn.Linear(4, 4).weight, first)
-    with seeded_weights(4):
-        assert not torch.equal(torch.nn.Linear(4, 4).weight, first)
 
 
 def test_style_mixing(tiny: Generator) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from stylegan_inversion import E4EPipeline, PSPPipeline, hub
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
@@ -21,7 +21,7 @@ from stylegan_inversion.preprocessing.sources import LabelSource, SketchSource
 from stylegan_inversion.training.config import E4EOptions, LossOptions, OptimizerOptions, TaskOptions
 from stylegan_inversion.training.encoder import EncoderLearner
 from stylegan_inversion.training.trainer import train
-from tests.training.conftest import FAST, SIZES, MakeConfig, MakeLearner, batches_of, save_model, save_pictures
+from tests.training.conftest import SIZES, MakeConfig, MakeLearner, batches_of, save_model, save_pictures
 from tests.training.test_checkpoint import same
 
 SPREAD = E4EOptions(open_from=0.2, open_until=0.8, pool_size=6)  # stages over the whole of a short run
@@ -142,18 +142,6 @@ def test_terms_of_e4e(make_learner: MakeLearner) -> None:
     assert without.adversary is None and "adversarial" not in without.step(batches_of(without, 1), 0)[0]
 
 
-def test_accumulation_is_the_mean_of_its_batches(make_learner: MakeLearner, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two = make_learner(batch_size=4), make_learner(batch_size=2, accumulation=2)
-    for learner in (one, two):  # with the statistics of a batch they would differ
-        learner.encoder.eval()
-        monkeypatch.setattr(learner.draws, "noise", lambda serial, count: [None] * 5)
-    whole, halves = one.step(batches_of(one, 1), 0), two.step(batches_of(two, 2), 0)
-    assert float(whole[0]["loss"]) == pytest.approx(float(halves[0]["loss"]), rel=1e-5)
-    for a, b in zip(one.encoder.parameters(), two.encoder.parameters()):
-        assert a.grad is not None and b.grad is not None
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
-
-
 def test_weights_follow_from_the_seed_alone(make_learner: MakeLearner) -> None:
     state = torch.get_rng_state()
     first = make_learner(method="e4e").state()
@@ -225,28 +213,6 @@ def test_sketch_to_face(make_config: MakeConfig, pictures: Path, tmp_path: Path)
     assert pipeline.source == SketchSource() and len(pipeline.translate(sources / "00.png").images) == 1
 
 
-def test_evaluation_counts_every_picture_once(make_learner: MakeLearner) -> None:
-    learner = make_learner(batch_size=4, ema_decay=0.9, loss=LossOptions(lpips=0.0, identity=0.0, l2_crop=0.5))
-    assert learner.ema is not None
-    learner.ema.train()  # whatever it was, it is left so
-    everything = {key: torch.cat([b[key] for b in batches_of(learner, 3)])[:10] for key in ("x", "y")}
-
-    def cut(*sizes: int) -> list[dict[str, Tensor]]:
-        parts = {key: value.split(sizes) for key, value in everything.items()}
-        return [{"x": x, "y": y} for x, y in zip(parts["x"], parts["y"])]
-
-    before = copy.deepcopy(learner.state())
-    values, shown = learner.evaluate(iter(cut(4, 4, 2)), score=True)
-    whole, _ = learner.evaluate(iter(cut(10)), score=True)
-    assert values == pytest.approx(whole, rel=1e-5) and set(values) == {"l2", "l2_crop", "loss"}
-    assert values["loss"] == pytest.approx(values["l2"] + 0.5 * values["l2_crop"], rel=1e-5)
-    assert [t.shape for t in shown] == [(4, 3, 32, 32), (4, 3, 16, 16), (4, 3, 16, 16)]
-    assert same(learner.state(), before) and learner.ema.training
-    with torch.no_grad():
-        y_hat = learner.generator.synthesis(learner.ema.eval()(everything["x"]))
-    assert float((y_hat - everything["y"]).square().mean()) == pytest.approx(values["l2"], rel=1e-5)
-
-
 def test_a_psp_encoder_becomes_an_e4e_encoder(
     make_config: MakeConfig, make_learner: MakeLearner, tmp_path: Path
 ) -> None:
@@ -260,18 +226,6 @@ def test_a_psp_encoder_becomes_an_e4e_encoder(
     learner.encoder.train()
     learner.step(batches_of(learner, 1), 3)
     assert learner.stage(3) == 5 and not torch.equal(*learner.encoder.eval()(x)[:, 4:].unbind(1))
-
-
-def test_another_generator_brings_its_own_average(make_learner: MakeLearner, tmp_path: Path) -> None:
-    first = make_learner()
-    first.export(tmp_path / "first")
-    toons = save_model(tmp_path / "toons", seed=9)
-    learner = make_learner(model=str(toons), task="toonify", init=str(tmp_path / "first"), loss=FAST)
-    assert learner.weights["w_norm"] == 0.025
-    assert not torch.equal(learner.generator.w_avg, first.generator.w_avg)
-    assert torch.equal(learner.encoder.w_avg, learner.generator.w_avg.expand(6, -1))
-    assert all(torch.equal(a, b) for a, b in zip(learner.encoder.parameters(), first.encoder.parameters()))
-    assert learner.step(batches_of(learner, 1), 0)[1]
 
 
 def test_bad_beginnings(make_config: MakeConfig, make_learner: MakeLearner, model: Path, tmp_path: Path) -> None:

@@ -45,13 +45,6 @@ def test_two_processes_train_as_one(make_config: MakeConfig, pictures: Path, tmp
             torch.testing.assert_close(b["adversary"][pool], a["adversary"][pool], rtol=1e-3, atol=1e-4)
 
 
-def test_two_processes_with_one_picture_to_validate(make_config: MakeConfig, pictures: Path, tmp_path: Path) -> None:
-    """The second process has none, and must not wait for the first in vain."""
-    config = make_config(steps=2, validation_data=str(pictures), validation_images=1, batch_size=2)
-    assert children.run(children.train_twofold, config, timeout=60) == 0
-    assert len(read_log(config, "validation")) == 1
-
-
 def test_two_processes_go_on(make_config: MakeConfig, pictures: Path, tmp_path: Path) -> None:
     whole = everything(make_config, pictures, tmp_path, steps=6, batch_size=1, checkpoint_every=3)
     part = elsewhere(whole, tmp_path, "part")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stylegan_inversion.training.config import OptimizerOptions
-from stylegan_inversion.training.ranger import Ranger, apply_gradients, lazy_options, make_optimizer, update_ema
+from stylegan_inversion.training.ranger import Ranger, apply_gradients, lazy_options, make_optimizer
 
 Array = NDArray[np.float64]
 SHAPES = ((4, 3, 3, 3), (5, 4), (6,), ())
@@ -72,15 +72,6 @@ def test_against_the_papers(steps: int, weight_decay: float) -> None:
         np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-10, atol=1e-12)
 
 
-def test_without_lookahead_and_on_vectors_it_is_radam() -> None:
-    shapes = ((7,), (), (3,))
-    ours, theirs = parameters(1, shapes), parameters(1, shapes)
-    run(Ranger(ours, lr=0.02, alpha=1.0, betas=(0.9, 0.99), eps=1e-8), ours, range(1, 41))
-    run(torch.optim.RAdam(theirs, lr=0.02, betas=(0.9, 0.99), eps=1e-8), theirs, range(1, 41))
-    for p, q in zip(ours, theirs):
-        torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-11, atol=1e-12)
-
-
 @pytest.mark.parametrize("saved", [1, 6])
 def test_resume_is_exact(saved: int, tmp_path: Path) -> None:
     whole, halves = parameters(), parameters()
@@ -117,11 +108,6 @@ def rates(options: OptimizerOptions, steps: int) -> list[float]:
     return seen
 
 
-def test_warmup() -> None:
-    seen = rates(OptimizerOptions(lr=1.0, warmup=0.2), 20)
-    assert seen[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8]) and set(seen[4:]) == {1.0}
-
-
 def test_cosine() -> None:
     seen = rates(OptimizerOptions(lr=1.0, warmup=0.2, schedule="cosine"), 20)
     assert seen[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
@@ -143,15 +129,6 @@ def test_lazy_options() -> None:
 @pytest.fixture
 def weights() -> list[nn.Parameter]:
     return [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(1))]
-
-
-def test_a_step(weights: list[nn.Parameter]) -> None:
-    accelerator = Accelerator(cpu=True)
-    sgd = torch.optim.SGD(weights, lr=1.0)
-    weights[0].grad, weights[1].grad = torch.full((3,), 0.5), torch.full((2, 2), -0.5)  # the last one is not used
-    assert apply_gradients(accelerator, sgd, torch.tensor(1.0))
-    assert [float(p.detach().mean()) for p in weights] == [0.5, 1.5, 1.0]
-    assert weights[2].grad is None
 
 
 def test_long_gradients_are_clipped(weights: list[nn.Parameter]) -> None:
@@ -199,15 +176,3 @@ def test_float16_scales_until_there_is_no_hope(weights: list[nn.Parameter]) -> N
     assert not step(0.5, math.nan)
     assert all(bool((weight == 0.5).all()) for weight in weights)
     assert step(0.25) and all(bool((weight == 0.25).all()) for weight in weights)
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.25])
-def test_update_ema(decay: float) -> None:
-    average, network = (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)) for _ in range(2))
-    network(torch.randn(4, 2))
-    before = [p.detach().clone() for p in average.parameters()]
-    update_ema(average, network, decay)
-    for p, old, new in zip(average.parameters(), before, network.parameters()):
-        torch.testing.assert_close(p.data, decay * old + (1 - decay) * new.data)
-        assert p.grad is None
-    assert all(torch.equal(a, b) for a, b in zip(average.buffers(), network.buffers()))

@@ -80,22 +80,6 @@ def test_a_run(make_config: MakeConfig, pictures: Path, tmp_path: Path) -> None:
     assert (output / "log.jsonl").read_text() == before
 
 
-def test_as_many_validation_images_as_wanted(make_config: MakeConfig, pictures: Path) -> None:
-    seen: list[int] = []
-    config = make_config(validation_data=str(pictures), validation_images=3, batch_size=2, steps=1)
-    real = EncoderLearner.evaluate
-
-    def evaluate(self: EncoderLearner, batches: Any, *, score: bool) -> Any:
-        kept = list(batches)
-        seen.extend(index for batch in kept for index in batch["index"].tolist())
-        return real(self, iter(kept), score=score)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EncoderLearner, "evaluate", evaluate)
-        train(config)
-    assert seen == [0, 1, 2]
-
-
 class BadSteps:
     """Puts NaN into the loss of some steps, and notes what a bad step changes."""
 
