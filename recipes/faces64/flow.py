@@ -144,11 +144,7 @@ def fit_flow_prior(
 
 
 def train_flow(
-    x: Float[Tensor, "count size"],
-    config: FlowConfig,
-    *,
-    weight: Float[Tensor, " size"],
-    report: Report | None = None,
+    x: Float[Tensor, "count size"], config: FlowConfig, *, weight: Float[Tensor, " size"], report: Report | None = None
 ) -> Flow:
     """A flow from normal noise to the distribution of x, which should have unit variance; the average of its steps.
 

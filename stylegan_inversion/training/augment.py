@@ -95,7 +95,7 @@ def warp_matrices(draws: Iterator[Tensor], p: float, options: AugmentOptions) ->
 
 
 def color_matrices(draws: Iterator[Tensor], p: float, options: AugmentOptions) -> Tensor:
-    """Draw moves of the colours: brightness, contrast, luma flip, hue, saturation; (B, 4, 4), float64, of (r, g, b, 1)."""
+    """Draw moves of the colours: brightness, contrast, luma flip, hue, saturation. (B, 4, 4), of (r, g, b, 1)."""
     p = p if options.color else 0
     brightness = _drawn(draws, p, lambda u: _normal(u) * options.brightness)
     contrast = _drawn(draws, p, lambda u: _normal(u) * options.contrast).exp2()

@@ -129,8 +129,8 @@ def compare_configs(output: Path, ours: dict[str, Any], theirs: dict[str, Any], 
         old, new = theirs.get(key), ours.get(key)
         if old != new and key not in FREE and not (key == "steps" and extendable):
             raise ValueError(
-                f"{output} holds a run with {key}={old!r}, and this one has {new!r}. Give this one another `output`, or "
-                "remove that folder."
+                f"{output} holds a run with {key}={old!r}, and this one has {new!r}. Give this one another `output`, "
+                "or remove that folder."
             )
         if old != new and key in LOUD:
             logger.warning("The run goes on with %s=%r instead of %r.", key, new, old)

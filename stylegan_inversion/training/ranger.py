@@ -185,11 +185,7 @@ def lazy_options(options: OptimizerOptions, every: int) -> OptimizerOptions:
 
 
 def apply_gradients(
-    accelerator: Accelerator,
-    optimizer: torch.optim.Optimizer,
-    loss: Tensor,
-    *,
-    max_norm: float | None = None,
+    accelerator: Accelerator, optimizer: torch.optim.Optimizer, loss: Tensor, *, max_norm: float | None = None
 ) -> bool:
     """Average the gradients of all processes and take a step, unless something is not finite.
 

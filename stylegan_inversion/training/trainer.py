@@ -190,7 +190,7 @@ class Trainer:
         self.config, self.accelerator, self.learner, self.callback = config, accelerator, learner, callback
         self.output = Path(config.output)
         self.log_path = self.output / "log.jsonl"
-        self.step, self.best, self.bad_steps = 0, float("inf"), 0
+        self.step, self.best, self.bad_steps = 0, math.inf, 0
         self.examples = config.examples * config.accumulation * accelerator.num_processes  # a step
         self.data = learner.open_data()
         self.validation = learner.open_validation_data()
@@ -200,10 +200,10 @@ class Trainer:
     def _resume(self) -> None:
         ours = config_dict(self.config)
         state = read_latest(self.output / "checkpoints", sweep=self.accelerator.is_main_process)
-        known = (self.output / hub.CONFIG_NAME).exists()
-        theirs = hub.read_config(self.output) if known or state is not None else ours
+        begun = state is not None or (self.output / hub.CONFIG_NAME).exists()
+        theirs = hub.read_config(self.output) if begun else ours
         if "steps" not in theirs:
-            raise ValueError(f"{self.output} holds something else than a training run. Give another `output`.")
+            raise ValueError(f"{self.output} holds something other than a training run. Give another `output`.")
         if state is not None:
             compare_configs(self.output, ours, theirs, extendable=self.config.extendable)
             if state["data"] != self._fingerprint():
@@ -220,12 +220,10 @@ class Trainer:
             if self.accelerator.scaler is not None and state["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.step, self.bad_steps = state["step"], state["bad_steps"]
-            self.best = float("inf") if state["best"] is None else state["best"]
+            self.best = math.inf if state["best"] is None else state["best"]
             logger.info("Going on from step %d of %s.", self.step, self.output)
             if (before := state.get("processes")) != (now := self.accelerator.num_processes):
-                logger.warning(
-                    "The run had %s processes and now has %d: its batches are others from here on.", before, now
-                )
+                logger.warning("The run had %s processes and now has %d: its batches differ from here on.", before, now)
         steps = self.accelerator.gather(torch.tensor([self.step], device=self.accelerator.device))
         if len(set(cast(Tensor, steps).tolist())) > 1:
             raise ValueError(
@@ -263,7 +261,7 @@ class Trainer:
                     self._save()
                 if interrupted:
                     break
-        best = None if self.best == float("inf") else self.best
+        best = None if math.isinf(self.best) else self.best
         return TrainResult(self.step, best, interrupted and self.step < config.steps, accelerator.is_main_process)
 
     def _batches(self) -> Generator[list[dict[str, Tensor]], None, None]:
@@ -399,20 +397,17 @@ class Trainer:
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
-            best = None if self.best == float("inf") else self.best
-            processes = self.accelerator.num_processes
             state = {
                 "learner": self.learner.state(),
-                "best": best,
+                "best": None if math.isinf(self.best) else self.best,
                 "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
                 "bad_steps": self.bad_steps % MAX_BAD_STEPS,  # a run that goes on after a divergence has five again
-                "processes": processes,
+                "processes": self.accelerator.num_processes,
                 "data": self._fingerprint(),
             }
             self.learner.export(self.output / "last")
-            write_checkpoint(
-                state, self.output / "checkpoints", step=self.step
-            )  # last: a kill before it costs steps only
+            # The checkpoint is last: a kill before it costs steps only
+            write_checkpoint(state, self.output / "checkpoints", step=self.step)
         self.accelerator.wait_for_everyone()
 
     def _any(self, here: bool) -> bool:

@@ -258,11 +258,7 @@ def test_against_the_formulas_of_the_papers(make_gan_learner: MakeGANLearner, ac
     ],
 )
 def test_a_bad_part_changes_nothing_of_its_network(
-    make_gan_learner: MakeGANLearner,
-    monkeypatch: pytest.MonkeyPatch,
-    phase: str,
-    function: str,
-    kept: set[str],
+    make_gan_learner: MakeGANLearner, monkeypatch: pytest.MonkeyPatch, phase: str, function: str, kept: set[str]
 ) -> None:
     learner = make_gan_learner(ada=AdaptiveOptions(p=0.5))
     batch = batches_of(learner, 1)

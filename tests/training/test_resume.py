@@ -192,6 +192,6 @@ def test_another_config_in_the_same_folder(make_config: MakeConfig, tmp_path: Pa
 
 def test_a_folder_with_something_else(make_config: MakeConfig, model: Path) -> None:
     before = (model / "config.json").read_bytes()
-    with pytest.raises(ValueError, match=r"holds something else than a training run\. Give another `output`"):
+    with pytest.raises(ValueError, match=r"holds something other than a training run\. Give another `output`"):
         train(make_config(output=str(model)))
     assert (model / "config.json").read_bytes() == before
