@@ -16,15 +16,16 @@ from stylegan_inversion.remote.integrity import file_sha256
 from stylegan_inversion.remote.transfer import download_file
 from stylegan_inversion.remote.web import download_url
 
+_DEFAULT = Access()
 _HUB_FILE = re.compile(r"hf://([^/]+/[^/@]+)(?:@([^/]+))?/(.+)")
 
 
-def find_folder(name_or_path: str | os.PathLike[str], access: Access = Access(), *, variant: str | None = None) -> Path:
+def find_folder(name_or_path: str | os.PathLike[str], access: Access = _DEFAULT, *, variant: str | None = None) -> Path:
     """Find the folder of a model by its name; see `hub.find_model`."""
     return hub.find_model(name_or_path, variant=variant, **vars(access))
 
 
-def find_file(source: str | os.PathLike[str], access: Access = Access(), *, sha256: str | None = None) -> Path:
+def find_file(source: str | os.PathLike[str], access: Access = _DEFAULT, *, sha256: str | None = None) -> Path:
     """Find a checkpoint on this machine, or fetch it.
 
     Args:
@@ -69,7 +70,7 @@ def _checked(path: Path, sha256: str | None) -> Path:
 
 
 def with_directions(
-    file: SingleFile, path: Path, access: Access = Access(), *, source: str | os.PathLike[str] = ""
+    file: SingleFile, path: Path, access: Access = _DEFAULT, *, source: str | os.PathLike[str] = ""
 ) -> SingleFile:
     """Add the papers' directions to an FFHQ generator; `source` is the name it was asked for by."""
     return papers.with_directions(

@@ -401,8 +401,15 @@ class InversionPipeline(abc.ABC):
         Args:
             source: A path; "hf://organisation/repository/file"; or an "https://" address, with its `sha256`.
             sha256: Expected hash of the file.
-            token: As in `from_pretrained`, and so are the arguments without a line here.
+            token: As in `from_pretrained`.
+            cache_dir: As in `from_pretrained`.
+            local_files_only: As in `from_pretrained`.
+            force_download: As in `from_pretrained`.
+            dtype: As in `from_pretrained`.
             crop_scale: Side of the face crop relative to FFHQ's, which the file does not say.
+            device: As in `from_pretrained`.
+            detector: As in `from_pretrained`.
+            perceptual: As in `from_pretrained`.
 
         Raises:
             ModelNotFoundError: If there is no such file, or it cannot be fetched.

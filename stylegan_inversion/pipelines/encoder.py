@@ -1,4 +1,4 @@
-"""pSp, e4e and ReStyle: an encoder gives the code (arXiv:2008.00951, 2102.02766, 2104.02699); the generator is shared."""
+"""pSp, e4e and ReStyle: an encoder gives the code, the generator is shared (arXiv:2008.00951, 2102.02766)."""
 
 import dataclasses
 import math
@@ -251,7 +251,7 @@ class E4EPipeline(EncoderPipeline):
 
 
 class ReStylePipeline(EncoderPipeline):
-    """ReStyle of pSp or of e4e: the encoder sees its own last result. Nearer to the photo, for as many times the work."""
+    """ReStyle (arXiv:2104.02699): an encoder that corrects its own last result. Nearer to the photo, more work."""
 
     encoder_kind = "restyle"
 

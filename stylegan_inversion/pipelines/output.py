@@ -1,8 +1,8 @@
-"""What an inversion is: the pair (`w_plus`, `generator`), the pictures it draws, where they came from; and its folder.
+"""What an inversion is: the pair (`w_plus`, `generator`), the pictures it draws, and where they came from.
 
-A folder has `config.json` (numbers and names) and one `model.safetensors`: the codes, the photo and the crop as PNG, and
-of each tuned generator only what differs from its base, which is found again by its name. Generators of a base that has
-no name are kept whole.
+Its folder holds `config.json` (numbers and names) and `model.safetensors`: the codes, the photo and the crop as PNG,
+and of each tuned generator only what differs from its base, which is found again by its name. Generators of a base
+without a name are kept whole.
 """
 
 import io

@@ -10,12 +10,12 @@ from stylegan_inversion import hub
 from stylegan_inversion.catalogue import list_models, read_licence
 from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.pipelines.base import InversionPipeline
+from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.play import find_components
 from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector
 from stylegan_inversion.webapp.zerogpu import own_cpu
 
-METHODS = ("e4e", "psp", "pti")  # in the order of the page
 OWN = "Directions"  # title of the model's own
 DEMONSTRATION = 128  # pixels a side, up to which a model is none to make pictures with
 _LICENCES = {"non-commercial-research": "non-commercial research", "mit": "MIT", "apache-2.0": "Apache 2.0"}
@@ -27,8 +27,8 @@ class Model:
 
     Attributes:
         name: What `Models.get` knows it by; of a folder only its own name, not where it is.
-        pipelines: By method, in the order of `METHODS`: "pti" always, "e4e" and "psp" if there is such an encoder of
-            photos. They share the generator, the encoders, the detector and the directions.
+        pipelines: By method, in the order of `METHODS`: "pti" always, the others if there is such an encoder of photos.
+            They share the generator, the encoders, the detector and the directions.
         groups: Titles of slider groups, each with the names of its directions; "Directions" are the model's own.
         licence: Of the weights, in words.
         title: How a page calls it; "" means its name.

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from stylegan_inversion.errors import StyleGANInversionError
+from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.pipelines.output import Base, InversionOutput
 from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.preprocessing.align import Crop
@@ -41,7 +42,6 @@ START_SECONDS = 15  # for the process, CUDA and the way there and back
 LEAST_SECONDS = 10  # for the steps: the first one takes the longest
 LONGEST_SECONDS = 120  # in all; a visitor has a few minutes a day
 SEND_SECONDS = 0.1  # between two reports from the process at least
-_ENCODERS = ("e4e", "psp")  # pivots that need a network
 
 
 def gpu_seconds(steps: int, resolution: int) -> int:
@@ -166,7 +166,7 @@ class BorrowedGPU:
 
 
 def _pack(pipeline: PTIPipeline, pivot: str) -> bytes:
-    encoders = {pivot: pipeline.encoder_pipeline(pivot).encoder} if pivot in _ENCODERS else {}
+    encoders = {pivot: pipeline.encoder_pipeline(pivot).encoder} if pivot in ENCODERS else {}
     parts = {"perceptual": pipeline.perceptual, "projector": pipeline.projector, "tuning": pipeline.tuning}
     return pickle.dumps({"generator": pipeline.generator, "encoders": encoders, **parts})
 
