@@ -20,7 +20,7 @@ from stylegan_inversion.checkpoints.recognise import SingleFile
 from stylegan_inversion.editing.directions import Direction, apply_directions
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
-from stylegan_inversion.pipelines import loading, publish
+from stylegan_inversion.pipelines import loading
 from stylegan_inversion.pipelines.output import Base, BaseName, InversionOutput
 from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
 from stylegan_inversion.preprocessing.image import load_image, to_pil, to_tensor
@@ -88,9 +88,6 @@ class InversionPipeline(abc.ABC):
             align: Find the face and cut it out. False takes the photo as an aligned crop.
             face: Which face of the photo, by size: 0 is the largest.
             progress: Show a progress bar.
-
-        Returns:
-            The inversions.
 
         Raises:
             InvalidImageError: If a photo cannot be read.
@@ -227,31 +224,20 @@ class InversionPipeline(abc.ABC):
     def components(self) -> dict[str, Any]:
         """The parts by the constructor's names: `type(pipe)(**pipe.components)` shares them."""
         own = {"directions": self.directions, "crop_scale": self.crop_scale, "detector": self._detector}
-        return {"generator": self.generator, **self._components(), **own}
-
-    @abc.abstractmethod
-    def _components(self) -> dict[str, Any]:
-        """The parts of a subclass."""
+        return {"generator": self.generator, **own}
 
     @property
     def networks(self) -> list[nn.Module]:
         """Every network that is loaded."""
-        parts = [
-            part
-            for value in self.components.values()
-            for part in (value.values() if isinstance(value, dict) else [value])
-        ]
+        components = self.components
+        parts = [*components.values(), *components.get("encoders", {}).values()]
         return [part for part in parts if isinstance(part, nn.Module)]
 
     @property
     def config(self) -> dict[str, Any]:
         """What `config.json` of the saved model says."""
         root = {"_class_name": type(self).__name__, "_library_version": __version__, "crop_scale": self.crop_scale}
-        return {**root, **self.other_settings, **self._settings()}
-
-    def _settings(self) -> dict[str, Any]:
-        """Settings of a subclass in `config`."""
-        return {}
+        return {**root, **self.other_settings}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -446,6 +432,6 @@ class InversionPipeline(abc.ABC):
         """The networks of a saved model, by folder."""
 
     save_pretrained = loading.save_pretrained
-    push_to_hub = publish.push_to_hub
+    push_to_hub = loading.push_to_hub
     load_direction = loading.load_direction
     load_components = loading.load_components

@@ -231,11 +231,15 @@ class EncoderPipeline(InversionPipeline):
         """The networks of a saved model, by folder."""
         return {"generator": self.generator, ENCODERS[self.encoder_kind].folder: self.encoder}
 
-    def _settings(self) -> dict[str, Any]:
-        return {"source": to_config(self.source)}
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `config.json` of the saved model says."""
+        return {**super().config, "source": to_config(self.source)}
 
-    def _components(self) -> dict[str, Any]:
-        return {"encoder": self.encoder, "source": self.source}
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by the constructor's names."""
+        return {**super().components, "encoder": self.encoder, "source": self.source}
 
 
 class PSPPipeline(EncoderPipeline):

@@ -4,6 +4,7 @@ import functools
 import logging
 import operator
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -14,7 +15,7 @@ from stylegan_inversion import hub
 from stylegan_inversion.checkpoints.direction import direction_from_official
 from stylegan_inversion.checkpoints.find import find_file, find_folder, known_entry, with_directions
 from stylegan_inversion.checkpoints.recognise import read_single_file
-from stylegan_inversion.editing.directions import Direction, layer_slice, load_directions, save_directions
+from stylegan_inversion.editing.directions import Direction, layer_slice, save_directions
 from stylegan_inversion.editing.ganspace import name_components
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.losses.lpips import PerceptualDistance
@@ -73,7 +74,7 @@ def from_pretrained(
     scale = _check_root(config, folder)
     load = functools.partial(hub.load_module, dtype=dtype, variant=variant)
     generator = load(Generator, GeneratorConfig, folder / "generator", device=device)
-    directions = directions_in(folder)
+    directions = publish.directions_in(folder)
     pipeline = cls._from_folder(folder, config, generator, load, perceptual)
     pipeline.directions, pipeline.crop_scale = directions, scale
     pipeline.other_settings = {k: v for k, v in config.items() if k not in _OWN_SETTINGS and not k.startswith("_")}
@@ -249,13 +250,12 @@ def save_pretrained(
     """
     folder = Path(folder)
     with hub.write_together(folder) as stage:
-        write_model(pipeline, stage, variant, dtype)
+        _write(pipeline, stage, variant, dtype)
     publish.write_card(folder, metrics=metrics, license=license, overwrite=overwrite_card)
     return folder
 
 
-def write_model(pipeline: "InversionPipeline", folder: Path, variant: str | None, dtype: torch.dtype | None) -> None:
-    """Write the pipeline without a card."""
+def _write(pipeline: "InversionPipeline", folder: Path, variant: str | None, dtype: torch.dtype | None) -> None:
     config = pipeline.config
     for name, network in pipeline.saved_networks().items():
         hub.save_module(network, folder / name, dtype=dtype or _VARIANTS.get(variant or ""), variant=variant)
@@ -264,6 +264,52 @@ def write_model(pipeline: "InversionPipeline", folder: Path, variant: str | None
     hub.write_config(config, folder)
 
 
-def directions_in(folder: Path) -> dict[str, Direction]:
-    """The directions of a model's folder, by name."""
-    return dict(load_directions(folder / "directions")) if (folder / "directions").is_dir() else {}
+def push_to_hub(
+    pipeline: "InversionPipeline",
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    variant: str | None = None,
+    dtype: torch.dtype | None = None,
+    metrics: Mapping[str, float] | None = None,
+    license: str | None = None,
+    overwrite_card: bool = False,
+) -> str:
+    """Save the pipeline and upload it to the Hugging Face Hub, in one commit.
+
+    Args:
+        pipeline: What to upload.
+        repo_id: "organisation/repository"; created if it is not there.
+        private: Create the repository as private. `None` means the organisation's default.
+        token: Access token with the right to write. `None` takes the one that is logged in.
+        revision: Branch, created if needed. `None` means the default branch.
+        commit_message: Message of the commit.
+        variant: As in `save_pretrained`.
+        dtype: As in `save_pretrained`.
+        metrics: As in `save_pretrained`.
+        license: As in `save_pretrained`.
+        overwrite_card: Also replace a README.md that is in the repository.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        ValueError: If an argument is out of range.
+        UploadError: If the Hub refuses, or cannot be reached.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        _write(pipeline, Path(scratch), variant, dtype)
+        return publish.push_folder(
+            Path(scratch),
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            commit_message=commit_message,
+            metrics=metrics,
+            license=license,
+            overwrite_card=overwrite_card,
+        )

@@ -1,4 +1,4 @@
-"""What a method is: the one table that the command line, evaluation, export, the card and the app read."""
+"""What a method is: the one table that the command line, evaluation, the card and the app read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ class Method:
         name: What users type.
         label: How its authors write it.
         title: What a page shows.
-        summary: What it does, in a sentence.
         paper: Its number at arXiv.
         pipeline: Class of the pipeline.
     """
@@ -25,52 +24,19 @@ class Method:
     name: str
     label: str
     title: str
-    summary: str
     paper: str
     pipeline: type[InversionPipeline]
 
     @property
     def encoder(self) -> str | None:
-        """A key of `models.encoders.ENCODERS`. `None` needs a generator only, and optimises."""
+        """A key of `models.encoders.ENCODERS`; `None` if it needs a generator only."""
         return self.pipeline.encoder_kind
 
 
-METHODS: Mapping[str, Method] = MappingProxyType(
-    {
-        method.name: method
-        for method in (
-            Method(
-                "e4e",
-                "e4e",
-                "e4e · at once, made for edits",
-                "An encoder that stays near W, where edits work.",
-                "2102.02766",
-                E4EPipeline,
-            ),
-            Method(
-                "psp",
-                "pSp",
-                "pSp · at once, nearer to the photo",
-                "An encoder into W+.",
-                "2008.00951",
-                PSPPipeline,
-            ),
-            Method(
-                "restyle",
-                "ReStyle",
-                "ReStyle · a few passes, nearer still",
-                "An encoder that corrects its own last result.",
-                "2104.02699",
-                ReStylePipeline,
-            ),
-            Method(
-                "pti",
-                "PTI",
-                "PTI · nearest to the photo, takes a while",
-                "Finds a pivot in W and tunes a copy of the generator.",
-                "2106.05744",
-                PTIPipeline,
-            ),
-        )
-    }
+_ROWS = (
+    Method("e4e", "e4e", "e4e · at once, made for edits", "2102.02766", E4EPipeline),
+    Method("psp", "pSp", "pSp · at once, nearer to the photo", "2008.00951", PSPPipeline),
+    Method("restyle", "ReStyle", "ReStyle · a few passes, nearer still", "2104.02699", ReStylePipeline),
+    Method("pti", "PTI", "PTI · nearest to the photo, takes a while", "2106.05744", PTIPipeline),
 )
+METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ROWS})

@@ -39,15 +39,8 @@ _ENCODED: dict[str, type[EncoderPipeline]] = {
 PIVOTS = (*_PROJECTORS, *_ENCODED)
 
 
-@dataclasses.dataclass(frozen=True)
-class Preset:
-    """How much time a call takes.
-
-    Attributes:
-        pivots: The call takes the first of these that the model has.
-        num_w_steps: Steps of a projection; an encoder takes none.
-        num_tuning_steps: Steps of the tuning at most.
-    """
+class Preset(NamedTuple):
+    """How much time a call takes: the first of the pivots that the model has, and the steps of both stages at most."""
 
     pivots: tuple[Pivot, ...]
     num_w_steps: int
@@ -56,9 +49,9 @@ class Preset:
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "fast": Preset(("e4e", "psp", "w"), num_w_steps=100, num_tuning_steps=50),
-        "balanced": Preset(("e4e", "psp", "w"), num_w_steps=200, num_tuning_steps=150),
-        "best": Preset(("w",), num_w_steps=450, num_tuning_steps=350),  # the paper's
+        "fast": Preset(("e4e", "psp", "w"), 100, 50),
+        "balanced": Preset(("e4e", "psp", "w"), 200, 150),
+        "best": Preset(("w",), 450, 350),  # the paper's
     }
 )
 
@@ -228,7 +221,12 @@ class PTIPipeline(InversionPipeline):
         tuning = dataclasses.replace(self.tuning, num_steps=num_tuning_steps)
         w_steps = num_w_steps if isinstance(pivot, str) and pivot in _PROJECTORS else 0
         if isinstance(pivot, InversionOutput):
-            self._check_pivot(pivot, crops)
+            if not all(generator.has_the_w_of(self.generator) for generator in pivot.generators):
+                raise ValueError("`pivot` is of another model: its generator has other sizes, or another average w.")
+            if [crop.image.tobytes() for crop in pivot.crops] != [crop.image.tobytes() for crop in crops]:
+                raise ValueError(
+                    "`pivot` must be of the photos in `image`, in the same order, cut out in the same way."
+                )
         codes, generators, reports = list[Tensor](), list[Generator](), list[dict[str, Any]]()
         with tqdm(
             total=len(crops) * (w_steps + tuning.num_steps), disable=not progress, unit="step", leave=False
@@ -265,14 +263,6 @@ class PTIPipeline(InversionPipeline):
                     generators.append(tuned)
                     reports.append(report)
         return torch.cat(codes), generators, reports
-
-    def _check_pivot(self, out: InversionOutput, crops: Sequence[Crop]) -> None:
-        if not all(generator.has_the_w_of(self.generator) for generator in out.generators):
-            raise ValueError("`pivot` is of another model: its generator has other sizes, or another average w.")
-        if [crop.image.tobytes() for crop in out.crops] != [crop.image.tobytes() for crop in crops]:
-            raise ValueError(
-                "`pivot` must be of the photos in `image`, in the same order, and cut out in the same way."
-            )
 
     def _tune(
         self, target: Tensor, found: Projection, tuning: TuningConfig, seed: int, callback: Callback
@@ -335,7 +325,7 @@ class PTIPipeline(InversionPipeline):
         pipeline = _ENCODED[name](self.generator, encoder, crop_scale=self.crop_scale, detector=self.detector)
         pipeline.directions, pipeline.base_name = self.directions, self.base_name
         if self.perceptual.name is not None:
-            pipeline.other_settings = {**self.other_settings, **self._settings()}
+            pipeline.other_settings = {**self.other_settings, "pti": self.config["pti"]}
         return pipeline
 
     # From a model, and back
@@ -384,15 +374,19 @@ class PTIPipeline(InversionPipeline):
         encoders = {ENCODERS[name].folder: self._encoder(name) for name in _ENCODED if name in self.pivots}
         return {"generator": self.generator, **encoders}
 
-    def _settings(self) -> dict[str, Any]:
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `config.json` of the saved model says."""
         if self.perceptual.name is None:
             raise ValueError("`perceptual` has no name, so it cannot be saved: take one from `load_perceptual`.")
         settings = {"projector": dataclasses.asdict(self.projector), "tuning": dataclasses.asdict(self.tuning)}
-        return {"pti": {"perceptual": self.perceptual.name, **settings}}
+        return {**super().config, "pti": {"perceptual": self.perceptual.name, **settings}}
 
-    def _components(self) -> dict[str, Any]:
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by the constructor's names."""
         settings = {"projector": self.projector, "tuning": self.tuning}
-        return {"perceptual": self.perceptual, **settings, "encoders": self.encoders}
+        return {**super().components, "perceptual": self.perceptual, **settings, "encoders": self.encoders}
 
 
 def _perceptual(network: PerceptualDistance | str) -> PerceptualDistance:

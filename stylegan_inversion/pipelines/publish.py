@@ -7,74 +7,19 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from stylegan_inversion import hub
-from stylegan_inversion.editing.directions import Direction
+from stylegan_inversion.editing.directions import Direction, load_directions
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.pipelines import loading
 from stylegan_inversion.remote.transfer import upload_folder
 
-if TYPE_CHECKING:
-    from stylegan_inversion.pipelines.base import InversionPipeline
-
 CARD_NAME = "README.md"
-
-
-def push_to_hub(
-    pipeline: "InversionPipeline",
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    commit_message: str | None = None,
-    variant: str | None = None,
-    dtype: torch.dtype | None = None,
-    metrics: Mapping[str, float] | None = None,
-    license: str | None = None,
-    overwrite_card: bool = False,
-) -> str:
-    """Save the pipeline and upload it to the Hugging Face Hub, in one commit.
-
-    Args:
-        pipeline: What to upload.
-        repo_id: "organisation/repository"; created if it is not there.
-        private: Create the repository as private. `None` means the organisation's default.
-        token: Access token with the right to write. `None` takes the one that is logged in.
-        revision: Branch, created if needed. `None` means the default branch.
-        commit_message: Message of the commit.
-        variant: As in `save_pretrained`, and so are the next four.
-        dtype: Floating-point type in the files.
-        metrics: Measured figures for the card.
-        license: Licence for the card.
-        overwrite_card: Also replace a README.md that is in the repository.
-
-    Returns:
-        Address of the commit.
-
-    Raises:
-        ValueError: If an argument is out of range.
-        UploadError: If the Hub refuses, or cannot be reached.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        loading.write_model(pipeline, Path(scratch), variant, dtype)
-        write_card(Path(scratch), name=repo_id, metrics=metrics, license=license)
-        return upload_folder(
-            Path(scratch),
-            repo_id,
-            private=private,
-            token=token,
-            revision=revision,
-            commit_message=commit_message,
-            overwrite_card=overwrite_card,
-        )
 
 
 def push_folder(
@@ -85,6 +30,7 @@ def push_folder(
     token: str | bool | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
+    metrics: Mapping[str, float] | None = None,
     license: str | None = None,
     overwrite_card: bool = False,
 ) -> str:
@@ -102,14 +48,13 @@ def push_folder(
     check_folder(folder)
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / folder.resolve().name
-        shutil.copytree(folder, copy, copy_function=_link, ignore=lambda _, names: [n for n in names if n[0] == "."])
+        shutil.copytree(folder, copy, copy_function=_link, ignore=shutil.ignore_patterns(".*"))
         card = copy / CARD_NAME
-        if overwrite_card or not card.exists():
-            card.unlink(missing_ok=True)
-            write_card(copy, name=repo_id, license=license)
-        else:  # where it says how to load the folder, it must say how to load the repository
-            text = card.read_text("utf-8", errors="replace")
-            card.unlink()  # a link to the folder's own
+        text = card.read_text("utf-8", errors="replace") if card.exists() and not overwrite_card else None
+        card.unlink(missing_ok=True)  # a link to the folder's own
+        if text is None:
+            write_card(copy, name=repo_id, metrics=metrics, license=license)
+        else:
             hub.write_text(_renamed(text, folder, repo_id), card)
         return upload_folder(
             copy,
@@ -123,6 +68,8 @@ def push_folder(
 
 
 def _renamed(text: str, folder: Path, repo_id: str) -> str:
+    """A card that says how to load the folder must say how to load the repository."""
+
     def rename(call: re.Match[str]) -> str:
         return _load_call(repo_id) if Path(json.loads(call[1])).resolve() == folder.resolve() else call[0]
 
@@ -138,11 +85,7 @@ def _link(source: str, target: str) -> str:
 
 
 def check_folder(folder: Path) -> None:
-    """Load every part of a model's folder, each variant of it, as a user of it would.
-
-    Raises:
-        CheckpointError: If a part is missing, damaged or does not fit.
-    """
+    """Load every part of a model's folder, each variant of it, as a user of it would."""
     hub.read_config(folder)
     networks: dict[str, tuple[type[nn.Module], type[Any]]] = {"generator": (Generator, GeneratorConfig)}
     networks |= {k.folder: (k.network, k.config) for k in ENCODERS.values() if (folder / k.folder).is_dir()}
@@ -151,7 +94,7 @@ def check_folder(folder: Path) -> None:
         variants = [file.name.split(".")[1] for file in sorted(part.glob("model.*.safetensors"))]
         for variant in [None, *variants] if (part / hub.WEIGHTS_NAME).is_file() or not variants else variants:
             hub.load_module(cls, config_cls, part, variant=variant)
-    loading.directions_in(folder)
+    directions_in(folder)
 
 
 def write_card(
@@ -168,11 +111,8 @@ def write_card(
         folder: What `save_pretrained` wrote.
         name: What users type to load the model, such as "organisation/repository". `None` takes the folder itself.
         metrics: Measured figures, by name.
-        license: Of the weights: an identifier of the Hub's. `None` says that it is not stated.
+        license: Identifier of the Hub's for the weights. `None` says that it is not stated.
         overwrite: Also replace a card that is there.
-
-    Raises:
-        CheckpointError: If the folder is no pipeline's, a part is damaged, or the card cannot be written.
     """
     from stylegan_inversion.pipelines.methods import METHODS  # it imports this file
 
@@ -187,7 +127,7 @@ def write_card(
     methods = [method for method, part in folders.items() if (folder / part / hub.CONFIG_NAME).is_file()]
     named = config.get("_class_name")
     main = next((m.pipeline.__name__ for m in methods if m.pipeline.__name__ == named), "PTIPipeline")
-    sizes, directions = hub.read_config(folder / "generator"), loading.directions_in(folder)
+    sizes, directions = hub.read_config(folder / "generator"), directions_in(folder)
     papers = [f"{m.label} ([arXiv:{m.paper}](https://arxiv.org/abs/{m.paper}))" for m in methods]
     parts = [(folders[m], f"{m.label}'s encoder" if m.encoder else "StyleGAN2 generator") for m in methods]
     resolution = sizes.get("resolution", "?")
@@ -257,6 +197,11 @@ Generator: {", ".join(f"{key} {sizes[key]}" for key in shown if key in sizes)}. 
 
 def _load_call(name: str) -> str:
     return f"from_pretrained({json.dumps(name)})"
+
+
+def directions_in(folder: Path) -> dict[str, Direction]:
+    """The directions of a model's folder, by name."""
+    return dict(load_directions(folder / "directions")) if (folder / "directions").is_dir() else {}
 
 
 def _rows(rows: Iterable[tuple[str, ...]]) -> str:
