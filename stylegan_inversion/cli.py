@@ -197,8 +197,8 @@ def _models(args: argparse.Namespace) -> int:
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
-    from stylegan_inversion.models.encoders import ENCODERS
     from stylegan_inversion.checkpoints.export import LAYOUTS
+    from stylegan_inversion.models.encoders import ENCODERS
 
     add, source = parser.add_argument, "hf://organisation/repository/file, or https://"
     add("source", metavar="SRC", help=f"a file, a name that `models` lists, {source}")
