@@ -33,7 +33,7 @@ class FakeHub(ThreadingHTTPServer):
         etags: Sent instead of the right ones, by path.
         tokens: Of private repositories, what a reader must send.
         log: What was asked for.
-        agents: The programs that asked, but for the contents of files, whose requests the client does not sign.
+        agents: The programs that asked about repositories.
     """
 
     daemon_threads = True
@@ -105,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_request(self) -> None:
         hub, path = self.server, unquote(urlparse(self.path).path)
         hub.log.append((self.command, path))
-        if "/resolve/" not in path or self.command == "HEAD":
+        if "/models/" in path:
             hub.agents.add(str(self.headers.get("User-Agent")))
         if hub.everywhere == "hang":
             time.sleep(30)
