@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock, Timeout
+from stylegan_inversion.pipelines.export import write_official
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli, hub
 from stylegan_inversion import catalogue as catalogue_module
@@ -20,14 +21,12 @@ from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.evaluation.generators import load_generators
 from stylegan_inversion.losses.identity import load_identity
 from stylegan_inversion.pipelines import official
-from stylegan_inversion.pipelines.export import write_official
 from stylegan_inversion.remote import integrity
 from stylegan_inversion.remote.integrity import file_sha256, storage_folder
 from stylegan_inversion.training.methods import load_config
 from stylegan_inversion.training.start import make_encoder
 from stylegan_inversion.training.tasks import make_task
-from tests.checkpoints.official_files import generator
-from tests.checkpoints.test_encoder import official_arcface
+from tests.checkpoints.official_files import generator, official_arcface
 
 
 @pytest.fixture(scope="module")
