@@ -207,7 +207,7 @@ def attack(files: list[Hostile], folder: Path, sentinel: Path) -> dict[str, Any]
     for i, (name, data, may_be_read) in enumerate(files):
         if worker is None:
             ours, theirs = multiprocessing.Pipe()
-            worker = multiprocessing.get_context("fork").Process(target=read_all, args=(theirs,), daemon=True)
+            worker = multiprocessing.get_context("spawn").Process(target=read_all, args=(theirs,), daemon=True)
             worker.start()
         path = folder / f"{i}.pt"
         path.write_bytes(data)
@@ -259,11 +259,16 @@ def test_they_do_run_elsewhere(tmp_path: Path) -> None:
         sentinel.unlink()
 
 
-def test_the_count_would_tell(tmp_path: Path) -> None:
-    """The positive control of the counts: a reader that runs files, or has no errors of ours, is found out."""
+def run_by_pickle(path: Path) -> Any:
+    return pickle.loads(path.read_bytes())
+
+
+def test_the_count_would_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The positive control of the counts: a reader that runs files, hangs, or has no errors of ours, is found out."""
     sentinel = tmp_path / SENTINEL
     files = [Hostile("runs", payloads(sentinel)["posix_system"][0]), Hostile("breaks", b"\x80\x02c")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[__name__], "READERS", [lambda path: pickle.loads(path.read_bytes())])
-        counts = attack(files, tmp_path, sentinel)
+    monkeypatch.setattr(sys.modules[__name__], "READERS", [run_by_pickle])
+    counts = attack(files, tmp_path, sentinel)
     assert counts["executed"] == counts["wrongly accepted"] == ["runs"] and len(counts["untyped errors"]) == 1
+    monkeypatch.setattr(sys.modules[__name__], "HANGS", 0)
+    assert attack(files[1:], tmp_path, sentinel)["hangs"] == ["breaks"]

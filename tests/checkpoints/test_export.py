@@ -82,7 +82,7 @@ def test_what_has_no_folder(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`layout` must be one of psp, e4e, rosinality, nvidia, got 'tf'"):
-        write_official(hub.builtin_path("faces64"), tmp_path / "x.pt", layout="tf")  # type: ignore[arg-type]
+        write_official(hub.builtin_path("faces64"), tmp_path / "x.pt", layout="tf")
     hub.save_module(Generator(GeneratorConfig(16, 8, 8, 2, channel_base=128, channel_max=8)), tmp_path / "m/generator")
     with pytest.raises(ModelNotFoundError, match=r"holds no encoder of e4e \(folder 'e4e_encoder'\)"):
         write_official(tmp_path / "m", tmp_path / "x.pt", layout="e4e")

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock, Timeout
-from stylegan_inversion.pipelines.export import write_official
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli, hub
 from stylegan_inversion import catalogue as catalogue_module
 from stylegan_inversion.catalogue import CatalogueEntry, catalogue
 from stylegan_inversion.checkpoints import known, papers
-from stylegan_inversion.checkpoints.export import checkpoint_to_rosinality
+from stylegan_inversion.checkpoints.export import checkpoint_to_rosinality, write_official
 from stylegan_inversion.checkpoints.known import find_known_model, is_known, known_entry
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.evaluation.generators import load_generators
@@ -34,7 +33,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("field")
     torch.save(official_arcface(), folder / "arcface.pth")
     torch.save(torch.eye(1, 512), folder / "age.pt")
-    files = {layout: write_official("faces64", folder / f"{layout}.pt", layout=layout) for layout in ("e4e", "psp")}
+    files = {
+        layout: write_official(hub.builtin_path("faces64"), folder / f"{layout}.pt", layout=layout)
+        for layout in ("e4e", "psp")
+    }
     return files | {"identity": folder / "arcface.pth", "direction": folder / "age.pt"}
 
 

@@ -9,12 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from stylegan_inversion.checkpoints.model_folder import write_model
-from stylegan_inversion.checkpoints.single_file import read_single_file, recognise
 from torch import Tensor, nn
 
 from stylegan_inversion import E4EPipeline, PTIPipeline, ReStylePipeline, hub
-from stylegan_inversion.checkpoints.export import checkpoint_to_rosinality
+from stylegan_inversion.checkpoints.export import checkpoint_to_rosinality, write_model
+from stylegan_inversion.checkpoints.recognise import read_single_file, recognise
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
@@ -169,7 +168,7 @@ def changed(**tensors: Tensor | None) -> dict[str, Any]:
         (changed(encoder__styles__0__linear__weight=None), r"tensor 'styles\.0\.linear\.weight' is missing"),
         (
             changed(encoder__styles__0__convs__x__weight=torch.zeros(1)),
-            r"fit no network of the field: `input_resolution`",
+            r"does not fit ReStyleEncoder: missing styles\.0\.convs\.2",
         ),
         (changed(encoder__styles__10__linear__bias=torch.zeros(8)), r"fit no network of the field: `resolution`"),
         (changed(encoder__other__weight=torch.zeros(1)), r"unexpected tensors \['other\.weight'\]"),
