@@ -47,14 +47,9 @@ def _rosinality_table(config: GeneratorConfig) -> _Table:
 
 
 def _nvidia_table(config: GeneratorConfig) -> _Table:
-    table: _Table = {"w_avg": ("mapping.w_avg", ()), "synthesis.const": ("synthesis.b4.const", ())}
-    for ours in _rosinality_table(config):
-        _, kind, key, *rest = ours.split(".")
-        if kind == "layers":
-            table[ours] = (f"mapping.fc{key}.{rest[0]}", ())
-        elif kind == "blocks":
-            table[ours] = (".".join(["synthesis", f"b{key}", rest[0].replace("_", ""), *rest[1:]]), ())
-    return table
+    names = {ours: ours.replace("layers.", "fc").replace("blocks.", "b") for ours in _rosinality_table(config)}
+    names |= {"synthesis.const": "synthesis.b4.const", "w_avg": "mapping.w_avg"}
+    return {ours: (theirs.replace("to_rgb", "torgb"), ()) for ours, theirs in names.items()}
 
 
 def _check_square(const: Tensor, resolution: int) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, hub
+<<<<<<< HEAD
 from stylegan_inversion.checkpoints import find
 from stylegan_inversion.checkpoints.direction import components_to_ganspace
 from stylegan_inversion.checkpoints.find import find_file
@@ -19,6 +20,16 @@ from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import WEncoder, WEncoderConfig
 from stylegan_inversion.pipelines.export import write_official
+=======
+from stylegan_inversion.checkpoints.export import write_model, write_official
+from stylegan_inversion.editing.directions import load_directions
+from stylegan_inversion.editing.ganspace import fit_pca
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.pipelines import official
+from stylegan_inversion.pipelines.official import find_file
+from tests.checkpoints.official_files import components_to_ganspace
+>>>>>>> house-a
 
 CLASSES = {"psp": PSPPipeline, "e4e": E4EPipeline}
 
@@ -32,7 +43,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """faces64 in the official layouts."""
     folder = tmp_path_factory.mktemp("official")
     layouts: tuple[Any, ...] = ("psp", "e4e", "rosinality", "nvidia")
-    return {name: write_official("faces64", folder / f"{name}.pt", layout=name) for name in layouts}
+    return {name: write_official(hub.builtin_path("faces64"), folder / f"{name}.pt", layout=name) for name in layouts}
 
 
 @pytest.mark.parametrize("kind", ["psp", "e4e"])
@@ -199,6 +210,7 @@ def test_inversions_of_other_numbers_can_be_loaded(options: dict[str, Any], tmp_
     again = InversionOutput.load(tmp_path / "out")
     assert torch.equal(again.w_plus.float(), out.w_plus.float())
     assert np.abs(np.asarray(again.images[0], int) - np.asarray(out.images[0], int)).max() <= 8
+<<<<<<< HEAD
 
 
 def test_an_encoder_into_w(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,3 +232,5 @@ def test_layouts_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"holds no encoder of e4e \(folder 'e4e_encoder'\)"):
         write_official(tmp_path / "m", tmp_path / "x.pt", layout="e4e")
     assert not (tmp_path / "x.pt").exists()
+=======
+>>>>>>> house-a
