@@ -197,8 +197,8 @@ def _models(args: argparse.Namespace) -> int:
 
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
+    from stylegan_inversion.checkpoints.export import LAYOUTS
     from stylegan_inversion.models.encoders import ENCODERS
-    from stylegan_inversion.pipelines.export import LAYOUTS
 
     add, source = parser.add_argument, "hf://organisation/repository/file, or https://"
     add("source", metavar="SRC", help=f"a file, a name that `models` lists, {source}")
@@ -211,13 +211,12 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from stylegan_inversion.checkpoints.find import find_file, with_directions
-    from stylegan_inversion.checkpoints.model_folder import write_model
+    from stylegan_inversion.checkpoints.export import write_model, write_official
+    from stylegan_inversion.checkpoints.find import find_file, find_folder, with_directions
     from stylegan_inversion.checkpoints.recognise import read_single_file
-    from stylegan_inversion.pipelines.export import write_official
 
     if args.to is not None:
-        print(write_official(args.source, args.destination, layout=args.to))
+        print(write_official(find_folder(args.source), Path(args.destination), layout=args.to))
         return 0
     path = find_file(args.source, sha256=args.sha256)
     file = with_directions(read_single_file(path, encoder=args.encoder), path, source=args.source)

@@ -9,7 +9,7 @@ from stylegan_inversion.catalogue import fetch, suggest
 from stylegan_inversion.checkpoints import papers
 from stylegan_inversion.checkpoints.known import is_known as is_known
 from stylegan_inversion.checkpoints.known import known_entry as known_entry
-from stylegan_inversion.checkpoints.part import SingleFile
+from stylegan_inversion.checkpoints.recognise import SingleFile
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.hub import Access
 from stylegan_inversion.remote.integrity import file_sha256

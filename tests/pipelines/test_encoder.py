@@ -8,6 +8,7 @@ from PIL import Image
 from stylegan_inversion import E4EPipeline, PSPPipeline
 from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
+from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 from stylegan_inversion.preprocessing.align import recrop
@@ -45,5 +46,5 @@ def test_one_pass(
     again = pipeline_class.from_pretrained(folder, detector=detector)
     assert torch.equal(again(photo).w_plus, pipeline(photo).w_plus)
     other = E4EPipeline if pipeline_class is PSPPipeline else PSPPipeline
-    with pytest.raises(ModelNotFoundError, match=f"holds no {other.encoder_class.__name__}"):
+    with pytest.raises(ModelNotFoundError, match=f"holds no {ENCODERS[other.encoder_kind].network.__name__}"):
         other.from_pretrained(folder)

@@ -92,12 +92,12 @@ def test_step_counts_and_pivots(pti: PTIPipeline, photo: Image.Image) -> None:
     assert not torch.equal(out.w_plus[:, 0], out.w_plus[:, 1])
     assert out.reports[0]["pivot"] == "w_plus"
     with pytest.raises(
-        ValueError, match="`pivot` must be one of w, w_plus, e4e, psp, or an earlier inversion, got 'restyle'"
+        ValueError, match="`pivot` must be one of w, w_plus, e4e, psp, restyle, or an earlier inversion, got 'z'"
     ):
-        pti(photo, pivot="restyle")  # type: ignore[arg-type]
+        pti(photo, pivot="z")  # type: ignore[arg-type]
     for no_name in (np.array(["w", "w"]), ["w"]):
         with pytest.raises(
-            ValueError, match="`pivot` must be one of w, w_plus, e4e, psp, or an earlier inversion, got"
+            ValueError, match="`pivot` must be one of w, w_plus, e4e, psp, restyle, or an earlier inversion, got"
         ):
             pti.plan(pivot=no_name)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`num_w_steps` must be >= 1, got 0"):
@@ -214,9 +214,9 @@ def test_pipelines_of_the_encoders(pti: PTIPipeline, photo: Image.Image) -> None
         assert pipeline.generator is pti.generator and pipeline.detector is pti.detector
         assert pipeline.directions is pti.directions and pipeline.crop_scale == pti.crop_scale
         assert torch.equal(pipeline(photo).w_plus, pti(photo, pivot=cast(Any, name), num_tuning_steps=0).w_plus)
-    with pytest.raises(ValueError, match=r"`name` must be e4e or psp, got 'w'\."):
+    with pytest.raises(ValueError, match=r"`name` must be one of e4e, psp, restyle, got 'w'\."):
         pti.encoder_pipeline("w")
-    with pytest.raises(ValueError, match=r"`name` must be e4e or psp, got \['e4e'\]\."):
+    with pytest.raises(ValueError, match=r"`name` must be one of e4e, psp, restyle, got \['e4e'\]\."):
         pti.encoder_pipeline(["e4e"])  # type: ignore[arg-type]
     del pti.encoders["psp"]
     with pytest.raises(ModelNotFoundError, match=r"holds no GradualStyleEncoder .* Take one of w, w_plus, e4e"):
@@ -224,8 +224,8 @@ def test_pipelines_of_the_encoders(pti: PTIPipeline, photo: Image.Image) -> None
 
 
 def test_encoders_of_another_name_are_refused(pti: PTIPipeline) -> None:
-    with pytest.raises(ValueError, match=r"`encoders` must be named e4e or psp, got 'restyle'\."):
-        PTIPipeline(pti.generator, perceptual=pti.perceptual, encoders={"restyle": small_encoders()["psp"]})
+    with pytest.raises(ValueError, match=r"`encoders` must be named e4e, psp, restyle, got 'w'\."):
+        PTIPipeline(pti.generator, perceptual=pti.perceptual, encoders={"w": small_encoders()["psp"]})
 
 
 def test_pivots_that_are_found_together_are_those_of_each_photo(pti: PTIPipeline, photo: Image.Image) -> None:
