@@ -25,6 +25,10 @@ def small_encoder(kind: str, in_channels: int = 3) -> Any:
         return ENCODERS[kind].network(ENCODERS[kind].config(32, 64, w_dim=16, **sizes))
 
 
+def small_encoders() -> dict[str, Any]:
+    return {name: small_encoder(name) for name in ("e4e", "psp")}
+
+
 def small_pipeline(kind: str, generator: Generator, source: Source | None = None, **parts: Any) -> EncoderPipeline:
     source = source or PhotoSource()
     directions = {"smile": Direction("smile", torch.eye(16)[0])}

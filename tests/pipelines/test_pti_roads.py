@@ -75,10 +75,11 @@ def source(
         pictures.mkdir()
         for i in range(4):
             Image.new("RGB", (64, 64), (60 * i, 90, 120)).save(pictures / f"{i}.png")
-        sizes = "{resolution: 64, z_dim: 8, w_dim: 16, mapping_layers: 2, channel_base: 256, channel_max: 8}"
-        run = ["method=gan", f"data={pictures}", f"output={tmp_path / 'run'}", f"generator={sizes}", "steps=1"]
-        few = ["batch_size=4", "cpu=true", "trackers=[]", "num_workers=0", "image_every=100", "ada.kimg=0"]
-        assert cli.main(["train", *run, *few]) == 0
+        sizes = {"resolution": 64, "z-dim": 8, "w-dim": 16, "mapping-layers": 2, "channel-base": 256, "channel-max": 8}
+        run = ["--method", "gan", "--data", str(pictures), "--output", str(tmp_path / "run"), "--steps", "1"]
+        run += [text for name, size in sizes.items() for text in (f"--generator.{name}", str(size))]
+        few = ["--batch-size", "4", "--cpu", "--num-workers", "0", "--image-every", "100", "--ada.kimg", "0"]
+        assert cli.main(["train", *run, *few, "--trackers"]) == 0
         yield tmp_path / "run" / "last"
     else:
         path = files / "e4e.pt"
