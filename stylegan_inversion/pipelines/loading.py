@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -111,7 +111,7 @@ def from_single_file(
     cls.check_dtype(dtype)
     device = find_device(device)
     path = find_file(source, access, sha256=sha256)
-    file = read_single_file(path, encoder=cast(Any, cls.encoder_kind))
+    file = read_single_file(path, encoder=cls.encoder_kind)
     if file.kind in ("direction", "ganspace"):
         way = "`pipeline.load_direction` or `pipeline.load_components` reads it"
         raise CheckpointError(f"{path} holds a {file.kind}, of which no pipeline can be built: {way}.")

@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from stylegan_inversion.checkpoints.model_folder import write_model
+from stylegan_inversion.checkpoints.single_file import read_single_file, recognise
 from torch import Tensor, nn
 
 from stylegan_inversion import E4EPipeline, PTIPipeline, ReStylePipeline, hub
@@ -135,7 +137,7 @@ def test_saved_and_loaded(photo: Image.Image, detector: Callable[[Image.Image], 
     assert hub.read_config(written)["_class_name"] == "ReStylePipeline"
     again = ReStylePipeline.from_pretrained(written, detector=detector)
     assert torch.equal(again(photo).w_plus, out.w_plus)
-    assert PTIPipeline.from_single_file(tmp_path / "restyle.pt").pivots == ("w", "w_plus")
+    assert PTIPipeline.from_single_file(tmp_path / "restyle.pt").pivots == ("w", "w_plus", "restyle")
     with pytest.raises(ModelNotFoundError, match="holds no Encoder4Editing"):
         E4EPipeline.from_pretrained(folder)
     with pytest.raises(ValueError, match="`num_iterations` must be at least 1, got 0"):
