@@ -19,6 +19,7 @@ from stylegan_inversion.checkpoints.recognise import SingleFile, read_single_fil
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.editing.ganspace import PrincipalComponents, fit_pca
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, UploadError
+from stylegan_inversion.hub import Access
 from tests.fake_hub import FakeHub, hub_client, serve
 
 GREY = Image.new("RGB", (64, 64), (120, 100, 90))
@@ -247,7 +248,7 @@ def test_finding_a_file(files: dict[str, Path], tmp_path: Path) -> None:
         (tmp_path, {}, ModelNotFoundError, r"a folder: use from_pretrained"),
         ("hf://a/b", {}, ValueError, r"'hf://a/b' is not hf://organisation/repository/file"),
         ("https://example.org/e4e.pt", {}, ValueError, r"give the `sha256` of the file too"),
-        ("ftp://example.org/e4e.pt", {}, ValueError, r"'ftp://.*' is neither a path nor an hf:// or https:// address"),
+        ("ftp://example.org/e4e.pt", {}, ValueError, r"'ftp://.*' is not a path, or an hf:// or https:// address"),
     )
     for source, options, error, message in cases:
         with pytest.raises(error, match=message):
@@ -257,14 +258,15 @@ def test_finding_a_file(files: dict[str, Path], tmp_path: Path) -> None:
 def test_an_address_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[Any] = []
 
-    def download(*args: Any, **options: Any) -> Path:
-        asked.append((args, options["revision"], options["sha256"]))
-        return tmp_path
+    def download(repo_id: str, filename: str, access: Access, *, sha256: str | None) -> Path:
+        asked.append((repo_id, filename, access.revision, sha256))
+        (tmp_path / "e4e.pt").touch()
+        return tmp_path / "e4e.pt"
 
     monkeypatch.setattr(find, "download_file", download)
-    assert find_file("hf://org/repo@v1/folder/e4e.pt", sha256="abc") == tmp_path
+    assert find_file("hf://org/repo@v1/folder/e4e.pt", sha256="abc") == tmp_path / "e4e.pt"
     find_file("hf://org/repo/e4e.pt")
-    assert asked == [(("org/repo", "folder/e4e.pt"), "v1", "abc"), (("org/repo", "e4e.pt"), None, None)]
+    assert asked == [("org/repo", "folder/e4e.pt", "v1", "abc"), ("org/repo", "e4e.pt", None, None)]
 
 
 # Directions of the field

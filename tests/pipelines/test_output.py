@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageChops
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, hub
+from stylegan_inversion.checkpoints import find
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.generator_delta import generator_sha256
 from stylegan_inversion.models.generator import Generator
@@ -278,13 +279,13 @@ def test_a_strangers_folder_fetches_nothing_unasked(
     hub.write_config({**config, "base": {**config["base"], "name_or_path": "stranger/model"}}, folder)
     asked: list[bool] = []
 
-    def snapshot(name: str, *, local_files_only: bool, **_: Any) -> Path:
-        asked.append(local_files_only)
-        if local_files_only:
+    def download(name: str, patterns: list[str], access: hub.Access, **_: Any) -> tuple[Path, list[str]]:
+        asked.append(access.local_files_only)
+        if access.local_files_only:
             raise ModelNotFoundError(f"{name!r} is not in the cache.")
-        return tmp_path / "model"
+        return tmp_path / "model", []
 
-    monkeypatch.setattr(hub, "download_snapshot", snapshot)
+    monkeypatch.setattr(find, "download", download)
     with pytest.raises(ModelNotFoundError, match=r"'stranger/model', which is not there: .*allow_download=True\)"):
         InversionOutput.load(folder)
     assert asked == [True]
