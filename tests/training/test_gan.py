@@ -28,95 +28,54 @@ from tests.training.test_checkpoint import same
 UNMOVED = {"conv.bias", "fc.bias", "out.bias"}  # the gradient by the pictures does not know of them
 
 
-def networks(learner: GANLearner) -> dict[str, nn.Module]:
-    return {
-        "generator": learner.generator,
-        "discriminator": learner.discriminator,
-        "average": learner.average,
-        "perceptual": learner.perceptual,
-    }
-
-
-def part_of(learner: GANLearner, name: str) -> Any:
-    """All that belongs to a network: its weights and statistics, and its optimizer."""
-    state = learner.state()
-    optimizer = copy.deepcopy(state["optimizer" if name == "generator" else "discriminator_optimizer"])
-    for group in optimizer["param_groups"]:
-        group.pop("lr")  # follows from the step alone
-    w_avg = {key: value for key, value in state[name].items() if key != "w_avg"}
-    return [w_avg, optimizer]
-
-
-class Phases:
-    """Watches the parts of a step: what each has gradients for, and what it changes."""
-
-    def __init__(self, learner: GANLearner, patch: pytest.MonkeyPatch) -> None:
-        self.learner, self.names = learner, list[str]()
-        self.gradients: list[dict[str, dict[str, Tensor | None]]] = []
-        self.before: list[dict[str, Any]] = []
-        self.after: list[dict[str, Any]] = []
-        apply = gan.apply_gradients
-
-        def note(accelerator: Any, optimizer: Any, *args: Any, **options: Any) -> bool:
-            self.gradients.append(
-                {
-                    name: {key: None if p.grad is None else p.grad.clone() for key, p in network.named_parameters()}
-                    for name, network in networks(learner).items()
-                }
-            )
-            return apply(accelerator, optimizer, *args, **options)
-
-        patch.setattr(gan, "apply_gradients", note)
-        for phase in ("generator", "path_length", "discriminator", "r1"):
-            self._watch(phase, patch)
-
-    def _watch(self, phase: str, patch: pytest.MonkeyPatch) -> None:
-        real = getattr(self.learner, f"_{phase}_step")
-
-        def watched(*args: Any) -> Any:
-            self.names.append(phase)
-            self.before.append(copy.deepcopy(self._state()))
-            result = real(*args)
-            self.after.append(copy.deepcopy(self._state()))
-            return result
-
-        patch.setattr(self.learner, f"_{phase}_step", watched)
-
-    def _state(self) -> dict[str, Any]:
-        parts = {name: part_of(self.learner, name) for name in ("generator", "discriminator")}
-        state = self.learner.state()
-        more = {name: state[name] for name in ("average", "mean_length", "ada")}
-        return parts | more | {"w_avg": self.learner.generator.w_avg}
-
-    def changed(self, index: int) -> set[str]:
-        before, after = self.before[index], self.after[index]
-        return {name for name in before if not same(before[name], after[name])}
-
-
 def test_gradients_of_each_part(make_gan_learner: MakeGANLearner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the generator, its path length, the discriminator, its R1; each reaches its own network and no other."""
     learner = make_gan_learner(adversarial=AdversarialOptions(style_mixing=0.5))
-    phases = Phases(learner, monkeypatch)
-    _, finite = learner.step(batches_of(learner, 1), 0)
-    assert finite and phases.names == ["generator", "path_length", "discriminator", "r1"]
-    trained = [{"generator"}, {"generator"}, {"discriminator"}, {"discriminator"}]
-    for name, expected, gradients in zip(phases.names, trained, phases.gradients, strict=True):
-        for network, by_name in gradients.items():
-            for key, gradient in by_name.items():
-                left_out = (name == "path_length" and key.endswith("to_rgb.bias")) or (name == "r1" and key in UNMOVED)
-                if network in expected and not left_out:
-                    assert gradient is not None and torch.isfinite(gradient).all(), (name, network, key)
-                    assert gradient.abs().sum() > 0, (name, network, key)
-                else:
-                    assert gradient is None or not gradient.any(), (name, network, key)
-                    assert network in expected or gradient is None, (name, network, key)
-    assert [phases.changed(i) for i in range(4)] == [
-        {"generator", "w_avg"},
-        {"generator", "mean_length"},
-        {"discriminator", "ada"},
-        {"discriminator"},
-    ]
-    assert all(p.grad is None for network in networks(learner).values() for p in network.parameters())
+    networks: dict[str, nn.Module] = {"generator": learner.generator, "discriminator": learner.discriminator}
+    networks |= {"average": learner.average, "perceptual": learner.perceptual}
+    phases: list[dict[tuple[str, str], Tensor | None]] = []
+    apply = gan.apply_gradients
+
+    def note(*args: Any, **options: Any) -> bool:
+        named = [(name, key, p) for name, network in networks.items() for key, p in network.named_parameters()]
+        phases.append({(name, key): None if p.grad is None else p.grad.clone() for name, key, p in named})
+        return apply(*args, **options)
+
+    monkeypatch.setattr(gan, "apply_gradients", note)
+    assert learner.step(batches_of(learner, 1), 0)[1]
+    trained = ["generator", "generator", "discriminator", "discriminator"]
+    for number, (expected, gradients) in enumerate(zip(trained, phases, strict=True)):
+        for (network, key), gradient in gradients.items():
+            left_out = (number == 1 and key.endswith("to_rgb.bias")) or (number == 3 and key in UNMOVED)
+            if network == expected and not left_out:
+                assert gradient is not None and gradient.isfinite().all() and gradient.any(), (number, network, key)
+            else:
+                assert gradient is None or (network == expected and not gradient.any()), (number, network, key)
+    assert all(p.grad is None for network in networks.values() for p in network.parameters())
     assert not any(p.requires_grad for p in learner.discriminator.parameters())
+
+
+@pytest.mark.parametrize(
+    ("function", "bad", "good"),
+    [("generator_loss", "generator", "discriminator"), ("discriminator_loss", "discriminator", "generator")],
+)
+def test_a_bad_part_changes_nothing_of_its_network(
+    make_gan_learner: MakeGANLearner, monkeypatch: pytest.MonkeyPatch, function: str, bad: str, good: str
+) -> None:
+    learner = make_gan_learner(ada=AdaptiveOptions(p=0.5))
+    batch = batches_of(learner, 1)
+    assert learner.step(batch, 0)[1]
+    before, real = copy.deepcopy(learner.state()), getattr(gan, function)
+    monkeypatch.setattr(gan, function, lambda *args: real(*args) * torch.nan)
+    assert not learner.step(batch, 1)[1]
+    after = learner.state()
+    assert same(dict(after[bad]), dict(before[bad])) and not same(dict(after[good]), dict(before[good]))
+    if bad == "generator":
+        assert same(dict(after["average"]), dict(before["average"]))
+    else:
+        assert after["ada"] == before["ada"]
+    monkeypatch.undo()
+    assert learner.step(batch, 2)[1]
 
 
 class Reference:
@@ -236,45 +195,6 @@ def test_against_the_formulas_of_the_papers(make_gan_learner: MakeGANLearner, ac
     torch.testing.assert_close(learner.generator.w_avg, reference.generator.w_avg)
     assert float(learner.mean_length) == pytest.approx(reference.mean_length, rel=1e-4)
     assert torch.equal(learner.average.w_avg, learner.generator.w_avg)
-
-
-@pytest.mark.parametrize(
-    ("phase", "function", "kept"),
-    [
-        ("generator", "generator_loss", {"generator", "w_avg", "average"}),
-        ("path_length", "path_length_penalty", {"generator", "mean_length", "average"}),
-        ("discriminator", "discriminator_loss", {"discriminator", "ada"}),
-        ("r1", "r1_penalty", {"discriminator", "ada"}),
-    ],
-)
-def test_a_bad_part_changes_nothing_of_its_network(
-    make_gan_learner: MakeGANLearner, monkeypatch: pytest.MonkeyPatch, phase: str, function: str, kept: set[str]
-) -> None:
-    learner = make_gan_learner(ada=AdaptiveOptions(p=0.5))
-    batch = batches_of(learner, 1)
-    assert learner.step(batch, 0)[1]
-    lazy = {name: term.clone() for name, term in learner.lazy.items()}
-    average = copy.deepcopy(learner.average.state_dict())
-    phases, real = Phases(learner, monkeypatch), getattr(gan, function)
-
-    def bad(*args: Any) -> Any:
-        result = real(*args)
-        return (result[0] * torch.nan, result[1] * torch.nan) if isinstance(result, tuple) else result * torch.nan
-
-    monkeypatch.setattr(gan, function, bad)
-    _, finite = learner.step(batch, 16)  # with path length and R1
-    assert not finite
-    assert phases.names == ["generator", "path_length", "discriminator", "r1"]
-    index = phases.names.index(phase)
-    assert not phases.changed(index) & kept and not phases.changed(index)
-    for other in set(range(4)) - {index}:  # and the others go on
-        assert phases.changed(other)
-    assert ("average" in kept) == same(dict(learner.average.state_dict()), dict(average))
-    for name, term in learner.lazy.items():
-        assert torch.isfinite(term)
-        assert bool(term == lazy[name]) == ((phase, name.split()[0]) in {("path_length", "path"), ("r1", "r1")})
-    monkeypatch.undo()
-    assert learner.step(batch, 17)[1]
 
 
 def test_what_the_discriminator_sees(make_gan_learner: MakeGANLearner, monkeypatch: pytest.MonkeyPatch) -> None:

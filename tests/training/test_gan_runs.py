@@ -1,6 +1,5 @@
 """Whole adversarial runs: killed, interrupted, in two processes, from another run."""
 
-import dataclasses
 import random
 import signal
 from pathlib import Path
@@ -109,19 +108,6 @@ def assert_alike(one: GANConfig, two: GANConfig, *, atol: float = 1e-5, rtol: fl
         for name in a[part]:
             torch.testing.assert_close(b[part][name], a[part][name], rtol=1e-4, atol=atol)
     torch.testing.assert_close(b["mean_length"], a["mean_length"], rtol=1e-4, atol=0)
-
-
-def test_more_steps(make_gan: MakeGAN, tmp_path: Path) -> None:
-    whole = make_gan(steps=4, batch_size=2)
-    part = elsewhere(whole, tmp_path, "part", steps=2)
-    train(whole)
-    train(part)
-    train(dataclasses.replace(part, steps=4))
-    same_runs(whole, part)
-    with pytest.raises(ValueError, match="has done 4 steps; `steps` must be at least as many, got 3"):
-        train(dataclasses.replace(part, steps=3))
-    with pytest.raises(ValueError, match=r"adversarial\.r1=10\.0, and this one has 5\.0"):
-        train(dataclasses.replace(part, adversarial=AdversarialOptions(r1=5.0)))
 
 
 def test_two_processes_train_as_one(make_gan: MakeGAN, model: Path, tmp_path: Path) -> None:
