@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torch.utils.data._utils import signal_handling
 
 from stylegan_inversion.errors import InvalidImageError
-from stylegan_inversion.preprocessing.folder import list_images
-from stylegan_inversion.preprocessing.image import load_image
+from stylegan_inversion.preprocessing.image import list_images, load_image
 from stylegan_inversion.training.seeds import seeded
 from stylegan_inversion.training.tasks import Task
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
+from stylegan_inversion.models.face_layers import pad_same
 from torch import Tensor
 
 from stylegan_inversion.hub import builtin_path, load_module
@@ -26,7 +27,6 @@ from stylegan_inversion.models.face import (
     landmark_yaw,
 )
 from stylegan_inversion.models.face_detector import FaceDetector, FaceDetectorConfig, non_max_suppression
-from stylegan_inversion.models.face_layers import pad_same
 from stylegan_inversion.models.face_recognition import SAME_PERSON_DISTANCE, FaceRecognitionConfig, FaceRecognitionNet
 from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.training.generator_config import SMALLEST_FACE

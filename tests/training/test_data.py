@@ -14,8 +14,7 @@ from PIL import Image
 
 from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.preprocessing.align import uncropped
-from stylegan_inversion.preprocessing.folder import list_images
-from stylegan_inversion.preprocessing.image import to_tensor
+from stylegan_inversion.preprocessing.image import list_images, to_tensor
 from stylegan_inversion.training import data
 from stylegan_inversion.training.data import FaceFolder, PositionSampler, load_batches
 from stylegan_inversion.training.tasks import Task, make_task
