@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 from safetensors.numpy import load_file
@@ -108,44 +108,34 @@ CROP = crop_at(PHOTO, square(320, 256, 256), 64)
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "message"),
+    ("call", "message"),
     [
-        (lambda: face_quad(np.zeros((5, 2))), ValueError, r"must be \(68, 2\), got \(5, 2\)"),
-        (lambda: face_quad(landmarks_at(9, 9, 9), 0.0), ValueError, "`scale` must be positive and finite, got 0"),
-        (lambda: face_quad(np.full((68, 2), np.nan)), FaceNotFoundError, "NaN or infinity"),
-        (lambda: face_quad(np.ones((68, 2))), FaceNotFoundError, "lie on one point"),
-        (lambda: crop_quad(PHOTO, np.zeros((3, 2)), 64), ValueError, r"\(4, 2\) and finite, got shape \(3, 2\)"),
-        (lambda: crop_quad(PHOTO, np.full((4, 2), np.nan), 64), ValueError, "finite"),
+        (lambda: face_quad(np.zeros((5, 2))), r"must be \(68, 2\), got \(5, 2\)"),
+        (lambda: face_quad(landmarks_at(9, 9, 9), 0.0), "`scale` must be positive and finite, got 0"),
+        (lambda: face_quad(np.full((68, 2), np.nan)), "NaN or infinity"),
+        (lambda: face_quad(np.ones((68, 2))), "lie on one point"),
+        (lambda: crop_quad(PHOTO, np.zeros((3, 2)), 64), r"\(4, 2\) and finite, got shape \(3, 2\)"),
+        (lambda: crop_quad(PHOTO, np.full((4, 2), np.nan), 64), "finite"),
+        (lambda: crop_quad(PHOTO, np.array([[0, 0], [0, 50], [60, 60], [50, 0.0]]), 64), "square or a parallelogram"),
+        (lambda: crop_quad(PHOTO, square(50, 50, 5), 64), "its crop is 5.0 pixels wide, at least 16"),
+        (lambda: crop_quad(PHOTO, square(-500, 50, 100), 64), "does not fit the photo of 640 x 512"),
+        (lambda: crop_quad(PHOTO, square(300, 300, 5000), 64), "does not fit the photo"),
         (
-            lambda: crop_quad(PHOTO, np.array([[0, 0], [0, 50], [60, 60], [50, 0.0]]), 64),
-            ValueError,
-            "a square or a parallelogram",
+            lambda: crop_quad(PHOTO.convert("L"), square(99, 99, 64), 64),
+            "mode RGB, got L; pass it through `load_image`",
         ),
-        (lambda: crop_quad(PHOTO, square(50, 50, 5), 64), FaceNotFoundError, "is 5.0 pixels wide, at least 16"),
-        (lambda: crop_quad(PHOTO, square(-500, 50, 100), 64), FaceNotFoundError, "not fit the photo of 640 x 512"),
-        (lambda: crop_quad(PHOTO, square(300, 300, 5000), 64), FaceNotFoundError, "does not fit the photo"),
-        (lambda: crop_quad(PHOTO.convert("L"), square(99, 99, 64), 64), ValueError, "mode RGB, got L; pass it thr"),
-        (lambda: uncropped(PHOTO.convert("L"), 64), ValueError, "mode RGB, got L; pass it through `load_image`"),
-        (lambda: uncropped(PHOTO, 0), ValueError, "`size` must be at least 1, got 0"),
-        (lambda: align_face(PHOTO, [], size=64), FaceNotFoundError, r"No face was found.*pass `align=False`"),
-        (
-            lambda: align_face(PHOTO, [landmarks_at(300, 200, 50)] * 2, size=64, face=2),
-            FaceNotFoundError,
-            r"`face` must be in \[0, 1\], got 2: 2 found",
-        ),
-        (lambda: paste_back(CROP, PHOTO.convert("L")), ValueError, "`image` must be RGB and square, got L"),
-        (lambda: paste_back(CROP, PHOTO), ValueError, "`image` must be RGB and square, got RGB, 640 x 512"),
-        (
-            lambda: paste_back(CROP, CROP.image, reference=PHOTO),
-            ValueError,
-            "`reference` must be RGB and as large as `image`, got RGB, 640 x 512 for 64 x 64",
-        ),
-        (lambda: paste_back(CROP, CROP.image, feather=0.6), ValueError, r"must be in \[0, 0.5\], got 0.6"),
-        (lambda: paste_back(CROP, CROP.image, feather=np.nan), ValueError, r"must be in \[0, 0.5\], got nan"),
+        (lambda: uncropped(PHOTO, 0), "`size` must be at least 1, got 0"),
+        (lambda: align_face(PHOTO, [], size=64), r"No face was found.*pass `align=False`"),
+        (lambda: align_face(PHOTO, [landmarks_at(9, 9, 9)] * 2, size=64, face=2), r"in \[0, 1\], got 2: 2 found"),
+        (lambda: paste_back(CROP, PHOTO.convert("L")), "`image` must be RGB and square, got L"),
+        (lambda: paste_back(CROP, PHOTO), "`image` must be RGB and square, got RGB, 640 x 512"),
+        (lambda: paste_back(CROP, CROP.image, reference=PHOTO), "as large as `image`, got RGB, 640 x 512 for 64 x 64"),
+        (lambda: paste_back(CROP, CROP.image, feather=0.6), r"`feather` must be in \[0, 0.5\], got 0.6"),
+        (lambda: paste_back(CROP, CROP.image, feather=np.nan), r"`feather` must be in \[0, 0.5\], got nan"),
     ],
 )
-def test_refusals(call: Callable[[], object], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
+def test_refusals(call: Callable[[], object], message: str) -> None:
+    with pytest.raises((ValueError, FaceNotFoundError), match=message):
         call()
 
 
@@ -160,14 +150,6 @@ def test_small_crops_and_small_faces_do_not_alias(period: int, side: int, degree
     face = photo.crop((0, 0, 1024, 1024))  # larger than its place
     pasted = paste_back(crop_at(Image.new("RGB", (300, 300)), square(150, 150, 200, 20), 64), face)
     assert np.asarray(pasted, dtype=float)[100:200, 100:200].std() < 8
-
-
-def test_small_crops_show_what_the_official_ones_show(photo: Image.Image) -> None:
-    for case in ("inside", "rolled", "at_border", "large", "small"):
-        quad = face_quad(OFFICIAL[f"{case}_landmarks"])
-        small = np.asarray(crop_quad(photo, quad, 64), dtype=float)
-        large = crop_quad(photo, quad, 256).resize((64, 64), Image.Resampling.LANCZOS)
-        assert np.abs(small - np.asarray(large, dtype=float)).mean() < 3
 
 
 def test_shrinking_only_what_is_needed_changes_nothing() -> None:
@@ -219,18 +201,6 @@ def test_an_upright_crop_of_whole_pixels_comes_back_exactly(photo: Image.Image) 
     crop = crop_at(photo, quad, 256)
     assert np.array_equal(np.asarray(crop.image), np.asarray(photo.crop((172, 122, 428, 378))))
     assert np.array_equal(np.asarray(paste_back(crop, crop.image, feather=0.0)), np.asarray(photo))
-
-
-def test_a_reference_keeps_the_detail_of_the_photo() -> None:
-    photo = textured(640, 512)
-    quad = square(320, 256, 400, 10)
-    crop = crop_at(photo, quad, 64)
-    brighter = crop.image.point(lambda level: min(level + 10, 255))
-    wanted = photo.point(lambda level: min(level + 10, 255))
-    middle = inside((quad - quad.mean(0)) * 0.8 + quad.mean(0), photo)
-    kept = psnr(paste_back(crop, brighter, reference=crop.image), wanted, middle)
-    replaced = psnr(paste_back(crop, brighter), wanted, middle)
-    assert kept > 45 and kept > replaced + 10
 
 
 def test_feather_lies_inside_and_rises_smoothly() -> None:
@@ -334,20 +304,3 @@ def test_any_quad_gives_a_crop_or_the_typed_error(
     result = paste_back(crop, edited, reference=crop.image if with_reference else None, feather=feather)
     grown = (quad - quad.mean(0)) * (1 + 1e-9) + quad.mean(0)  # rounding may not decide
     assert outside_is_untouched(result, photo, grown)
-
-
-@settings(max_examples=100, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), spread=st.floats(0, 400), scale=st.floats(0.1, 3))
-def test_any_landmarks_give_a_crop_or_the_typed_error(seed: int, spread: float, scale: float) -> None:
-    photo = Image.linear_gradient("L").resize((160, 120)).convert("RGB")
-    landmarks = (
-        np.random.default_rng(seed).normal(80, 1, (68, 2)) * (1, 0.75)
-        + np.random.default_rng(seed + 1).normal(0, 1, (68, 2)) * spread
-    )
-    assume(np.isfinite(landmarks).all())
-    try:
-        crop = align_face(photo, [landmarks], size=64, scale=scale)
-    except FaceNotFoundError as e:
-        assert str(e)
-        return
-    assert crop.quad is not None and outside_is_untouched(paste_back(crop, crop.image), photo, crop.quad)
