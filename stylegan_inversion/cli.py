@@ -24,7 +24,7 @@ from stylegan_inversion.pipelines.export import LAYOUTS, write_official
 from stylegan_inversion.pipelines.official import find_file
 from stylegan_inversion.pipelines.pti import PRESETS
 from stylegan_inversion.pipelines.publishing import push_folder
-from stylegan_inversion.preprocessing.folder import list_images
+from stylegan_inversion.preprocessing.image import list_images
 
 METHODS: dict[str, type[InversionPipeline]] = {
     "pti": PTIPipeline,

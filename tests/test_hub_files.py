@@ -119,7 +119,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     monkeypatch.setattr(hub, "save_file", half)
     with pytest.raises(CheckpointError, match=r"could not be written: No space left.*before is untouched"):
         hub.write_tensors({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(TypeError, match=r"<object object at .*> is no number\."):
+    with pytest.raises(TypeError, match=r"<object object at .*> is not a number\."):
         hub.write_config({"a": object()}, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

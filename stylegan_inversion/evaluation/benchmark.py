@@ -74,7 +74,7 @@ def evaluate(
         images: Paths. Each gets a record for each method, whether or not it fails.
         output: Folder, made if needed.
         root: Folder that names in the records are relative to. `None` takes the one that holds all images.
-        limit: Take only that many images, the first ones (`preprocessing.folder.list_images` sorts them by name).
+        limit: Take only that many images, the first ones (`preprocessing.image.list_images` sorts them by name).
         edits: Directions to measure, each named like the attribute that it moves: smile, age, gender, yaw. `None` takes
             smile if the model has it.
         align: Find the face in each photo and cut it out. False takes the images as aligned crops.

@@ -17,8 +17,7 @@ from stylegan_inversion.losses.distribution import pool_features
 from stylegan_inversion.losses.identity import DlibEmbedding, IdentityEmbedding, load_identity
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.preprocessing.align import uncropped
-from stylegan_inversion.preprocessing.folder import list_images
-from stylegan_inversion.preprocessing.image import load_image, to_tensor
+from stylegan_inversion.preprocessing.image import list_images, load_image, to_tensor
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from stylegan_inversion import latents
 from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.models.generator import Generator as StyleGAN
-from stylegan_inversion.preprocessing.folder import list_images
-from stylegan_inversion.preprocessing.image import load_image
+from stylegan_inversion.preprocessing.image import list_images, load_image
 from stylegan_inversion.training.tasks import Task
 
 if TYPE_CHECKING:  # evaluation draws by `seeded`, and needs no Accelerate

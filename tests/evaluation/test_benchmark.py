@@ -10,8 +10,7 @@ from stylegan_inversion import E4EPipeline, PTIPipeline
 from stylegan_inversion.evaluation import benchmark, runner
 from stylegan_inversion.evaluation.benchmark import Evaluation, evaluate
 from stylegan_inversion.evaluation.methods import Method, load_methods
-from stylegan_inversion.preprocessing.folder import list_images
-from stylegan_inversion.preprocessing.image import load_image
+from stylegan_inversion.preprocessing.image import list_images, load_image
 
 
 def found_images(folder: Path) -> list[Path]:

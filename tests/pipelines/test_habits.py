@@ -105,7 +105,7 @@ def test_what_is_no_integer_is_refused(call: Any) -> None:
 def test_numbers_in_json_are_plain(tmp_path: Path) -> None:
     hub.write_config({"a": np.int32(3), "b": [np.float32(0.5)]}, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text()) == {"a": 3, "b": [0.5]}
-    with pytest.raises(TypeError, match="'x'} is no number"):
+    with pytest.raises(TypeError, match="'x'} is not a number"):
         hub.write_config({"a": {"x"}}, tmp_path)
 
 

@@ -13,8 +13,7 @@ from stylegan_inversion import hub
 from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.preprocessing.align import uncropped
-from stylegan_inversion.preprocessing.folder import list_images
-from stylegan_inversion.preprocessing.image import to_tensor
+from stylegan_inversion.preprocessing.image import list_images, to_tensor
 from stylegan_inversion.training.config import TaskOptions
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, load_batches, positions
 from stylegan_inversion.training.tasks import Task, make_task
