@@ -11,16 +11,15 @@ from typing import Any
 from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, ReStylePipeline, __version__, hub
 from stylegan_inversion.batch import Record, invert_photos
 from stylegan_inversion.catalogue import describe_models
+from stylegan_inversion.checkpoints.export import LAYOUTS, write_model, write_official
 from stylegan_inversion.checkpoints.known import known_entry
-from stylegan_inversion.checkpoints.model_folder import write_model
 from stylegan_inversion.checkpoints.papers import with_directions
-from stylegan_inversion.checkpoints.single_file import read_single_file
+from stylegan_inversion.checkpoints.recognise import read_single_file
 from stylegan_inversion.demo import run_demo
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.losses.lpips import PERCEPTUAL_NETWORKS
 from stylegan_inversion.pipelines.base import InversionPipeline
-from stylegan_inversion.pipelines.export import LAYOUTS, write_official
 from stylegan_inversion.pipelines.official import find_file
 from stylegan_inversion.pipelines.pti import PRESETS
 from stylegan_inversion.pipelines.publishing import push_folder
@@ -312,7 +311,7 @@ def _models(args: argparse.Namespace) -> int:
 
 def _convert(args: argparse.Namespace) -> int:
     if args.to is not None:
-        print(write_official(args.source, args.destination, layout=args.to))
+        print(write_official(hub.find_model(args.source), Path(args.destination), layout=args.to))
         return 0
     path = find_file(args.source, sha256=args.sha256)
     file = with_directions(read_single_file(path, encoder=args.encoder), path, entry=known_entry(args.source))

@@ -505,7 +505,7 @@ def build_module(
     try:
         with torch.device("meta"):  # first without memory: a config may ask for more than there is
             outline = cls(config_cls(**fields))
-        _check_fit(outline, state_dict, source=weights)
+        check_fit(outline, state_dict, source=weights)
         module = new_module(cls, config_cls(**fields))
     except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError) as e:  # a wrong type
         raise CheckpointError(f"{source} does not describe a {cls.__name__}: {e}") from e
@@ -549,12 +549,17 @@ def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str
     Raises:
         CheckpointError: If a name is missing or unexpected, or a shape or kind of number differs; five are listed.
     """
-    _check_fit(module, state_dict, source=source)
+    check_fit(module, state_dict, source=source)
     module.load_state_dict(state_dict, strict=True)
     module.eval().requires_grad_(False)
 
 
-def _check_fit(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:
+def check_fit(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:
+    """Check that a state dict has the names, shapes and kinds of number of a network, which may be on "meta".
+
+    Raises:
+        CheckpointError: If it does not; five differences are listed.
+    """
     ours = module.state_dict()
     faults = [f"missing {key}" for key in ours if key not in state_dict]
     faults += [f"unexpected {key}" for key in state_dict if key not in ours]

@@ -19,17 +19,16 @@ from filelock import AcquireReturnProxy, FileLock
 
 from stylegan_inversion import hub
 from stylegan_inversion.catalogue import CatalogueEntry, cached_file, catalogue, converted_folder, fetch, suggest
-from stylegan_inversion.checkpoints.encoder_file import EncoderKind
-from stylegan_inversion.checkpoints.model_folder import write_model
+from stylegan_inversion.checkpoints.export import write_model
 from stylegan_inversion.checkpoints.papers import edits_of, fetch_directions, with_directions
-from stylegan_inversion.checkpoints.single_file import read_single_file
+from stylegan_inversion.checkpoints.recognise import read_single_file
 from stylegan_inversion.editing.directions import Direction, save_directions
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.remote.integrity import is_shared, remove
 
 logger = logging.getLogger(__name__)
 
-_ENCODERS: dict[str, EncoderKind] = {"psp": "psp", "e4e": "e4e"}
+_ENCODERS: dict[str, str] = {"psp": "psp", "e4e": "e4e"}
 _NO_FOLDER = ("direction", "ganspace")  # their files are read where they are
 _NO_LOCK = (OSError, NotImplementedError)  # what a cache raises that may only be read, or knows no locks
 

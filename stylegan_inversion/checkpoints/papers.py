@@ -8,8 +8,7 @@ from typing import Any
 
 from stylegan_inversion.catalogue import CatalogueEntry, catalogue, fetch
 from stylegan_inversion.checkpoints.direction import direction_from_official
-from stylegan_inversion.checkpoints.part import Part, SingleFile
-from stylegan_inversion.checkpoints.single_file import read_single_file
+from stylegan_inversion.checkpoints.recognise import Part, SingleFile, read_single_file
 from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.editing.ganspace import name_components
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError

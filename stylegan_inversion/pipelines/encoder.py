@@ -13,8 +13,7 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from stylegan_inversion import hub
-from stylegan_inversion.checkpoints.model_folder import source_of
-from stylegan_inversion.checkpoints.part import SingleFile
+from stylegan_inversion.checkpoints.recognise import SingleFile, source_of
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.latents import broadcast, random_source

@@ -8,11 +8,9 @@ from typing import TypeVar
 from torch import nn
 
 from stylegan_inversion.catalogue import fetch, suggest
-from stylegan_inversion.checkpoints.encoder_file import EncoderKind
 from stylegan_inversion.checkpoints.known import is_known as is_known
 from stylegan_inversion.checkpoints.known import known_entry
-from stylegan_inversion.checkpoints.part import SingleFile
-from stylegan_inversion.checkpoints.single_file import read_single_file
+from stylegan_inversion.checkpoints.recognise import SingleFile, read_single_file
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.remote.integrity import file_sha256
 from stylegan_inversion.remote.transfer import download_file
@@ -106,7 +104,7 @@ def _checked(path: Path, sha256: str | None) -> Path:
     return path
 
 
-def read_networks(path: Path, *, encoder: EncoderKind | None) -> SingleFile:
+def read_networks(path: Path, *, encoder: str | None) -> SingleFile:
     """Read a checkpoint that a pipeline can be built of: one that holds a generator.
 
     Args:

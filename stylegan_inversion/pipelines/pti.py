@@ -15,8 +15,7 @@ from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from stylegan_inversion import hub
-from stylegan_inversion.checkpoints.model_folder import source_of
-from stylegan_inversion.checkpoints.part import SingleFile
+from stylegan_inversion.checkpoints.recognise import SingleFile, source_of
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.pivotal_tuning import TuningConfig, tune_generator
 from stylegan_inversion.inversion.projector import Callback, Projection, ProjectorConfig, project_w, project_w_plus

@@ -10,11 +10,9 @@ import torch
 from typing_extensions import Self
 
 from stylegan_inversion.checkpoints.direction import direction_from_official
-from stylegan_inversion.checkpoints.encoder_file import EncoderKind
 from stylegan_inversion.checkpoints.known import known_entry
 from stylegan_inversion.checkpoints.papers import with_directions
-from stylegan_inversion.checkpoints.part import SingleFile
-from stylegan_inversion.checkpoints.single_file import read_single_file
+from stylegan_inversion.checkpoints.recognise import SingleFile, read_single_file
 from stylegan_inversion.editing.directions import Direction, layer_slice
 from stylegan_inversion.editing.ganspace import name_components
 from stylegan_inversion.errors import CheckpointError
@@ -34,7 +32,7 @@ class SingleFilePipeline(abc.ABC):
     directions: dict[str, Direction]
     crop_scale: float
     _detector: LandmarkDetector | Literal["auto", "builtin", "facexlib"]
-    _encoder_kind: ClassVar[EncoderKind | None] = None  # which encoder of a foreign file it needs
+    _encoder_kind: ClassVar[str | None] = None  # which encoder of a foreign file it needs
 
     @abc.abstractmethod
     def to(

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, hub
-from stylegan_inversion.checkpoints.direction import components_to_ganspace
+from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.checkpoints.generator import generator_to_rosinality
 from stylegan_inversion.editing.ganspace import fit_pca
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.pipelines.components import find_components
-from stylegan_inversion.pipelines.export import write_official
 from stylegan_inversion.pipelines.styles import interpolate_outputs, sample_face
-from tests.checkpoints.official_files import generator
+from tests.checkpoints.official_files import components_to_ganspace, generator
 
 PHOTO = hub.builtin_path("samples/sample1.jpg")
 CROP = np.asarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)), np.uint8)
@@ -152,7 +151,7 @@ def walk(folder: Path) -> dict[str, Tensor]:
 def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
     """Official files, and what the roads give under PyTorch's own defaults."""
     folder = tmp_path_factory.mktemp("official")
-    write_official("faces64", folder / "e4e.pt", layout="e4e")
+    write_official(hub.builtin_path("faces64"), folder / "e4e.pt", layout="e4e")
     bare = generator_to_rosinality(*generator())[0]
     torch.save({"g_ema": {name: tensor for name, tensor in bare.items() if "noise_" not in name}}, folder / "bare.pt")
     return folder, walk(folder)

@@ -7,17 +7,14 @@ import pytest
 import torch
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, hub
-from stylegan_inversion.checkpoints.direction import components_to_ganspace
-from stylegan_inversion.checkpoints.model_folder import write_model
-from stylegan_inversion.checkpoints.part import Part, SingleFile
+from stylegan_inversion.checkpoints.export import write_model, write_official
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.editing.ganspace import fit_pca
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.models.psp_encoder import WEncoder, WEncoderConfig
+from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines import official
-from stylegan_inversion.pipelines.export import write_official
 from stylegan_inversion.pipelines.official import find_file
+from tests.checkpoints.official_files import components_to_ganspace
 
 CLASSES = {"psp": PSPPipeline, "e4e": E4EPipeline}
 
@@ -31,7 +28,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """faces64 in the official layouts."""
     folder = tmp_path_factory.mktemp("official")
     layouts: tuple[Any, ...] = ("psp", "e4e", "rosinality", "nvidia")
-    return {name: write_official("faces64", folder / f"{name}.pt", layout=name) for name in layouts}
+    return {name: write_official(hub.builtin_path("faces64"), folder / f"{name}.pt", layout=name) for name in layouts}
 
 
 @pytest.mark.parametrize("kind", ["psp", "e4e"])
@@ -204,24 +201,3 @@ def test_inversions_of_other_numbers_can_be_loaded(options: dict[str, Any], tmp_
     again = InversionOutput.load(tmp_path / "out")
     assert torch.equal(again.w_plus.float(), out.w_plus.float())
     assert np.abs(np.asarray(again.images[0], int) - np.asarray(out.images[0], int)).max() <= 8
-
-
-def test_an_encoder_into_w(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = official.read_single_file(files["psp"])
-    w_encoder = WEncoder(WEncoderConfig(widths=(8, 8, 8, 8), units=(1, 1, 1, 1), reduction=4))
-    part = Part(WEncoder, w_encoder.config, w_encoder.state_dict())
-    into_w = SingleFile("psp", {**file.parts, "encoder": part})
-    assert PTIPipeline._from_file(into_w, None).pivots == ("w", "w_plus")
-    folder = write_model(into_w, tmp_path / "model", crop_scale=0.74)
-    assert hub.read_config(folder)["_class_name"] == "PTIPipeline" and not (folder / "psp_encoder").exists()
-    assert PTIPipeline.from_pretrained(folder).crop_scale == 0.74
-
-
-def test_layouts_that_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`layout` must be one of psp, e4e, rosinality, nvidia, got 'tf'"):
-        write_official("faces64", tmp_path / "x.pt", layout="tf")  # type: ignore[arg-type]
-    hub.save_module(Generator(GeneratorConfig(16, 8, 8, 2, channel_base=128, channel_max=8)), tmp_path / "m/generator")
-    hub.write_config({}, tmp_path / "m")
-    with pytest.raises(ModelNotFoundError, match=r"holds no encoder of e4e \(folder 'e4e_encoder'\)"):
-        write_official(tmp_path / "m", tmp_path / "x.pt", layout="e4e")
-    assert not (tmp_path / "x.pt").exists()

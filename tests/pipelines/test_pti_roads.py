@@ -16,12 +16,12 @@ from PIL import Image
 from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, cli, hub
 from stylegan_inversion.catalogue import CatalogueEntry
 from stylegan_inversion.checkpoints import known
+from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.checkpoints.generator import generator_to_nvidia
 from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
-from stylegan_inversion.pipelines.export import write_official
 from stylegan_inversion.remote.integrity import file_sha256
 from tests.checkpoints.official_files import nvidia_pickle
 from tests.fake_hub import hub_client, serve
@@ -134,7 +134,11 @@ def test_a_road_in_the_app(source: Path | str, photo: Image.Image, tmp_path: Pat
 @pytest.mark.parametrize("name", ["e4e", "psp"])
 def test_a_pivot_that_is_near_is_tuned_too(name: Any, tmp_path: Path) -> None:
     """Of a trained model in an official file: its first pictures pass a threshold of another network's scale."""
-    pipeline = load(write_official("faces64", tmp_path / "file.pt", layout=name), crop_scale=0.74, detector="builtin")
+    pipeline = load(
+        write_official(hub.builtin_path("faces64"), tmp_path / "file.pt", layout=name),
+        crop_scale=0.74,
+        detector="builtin",
+    )
     report = pipeline(sample_photos()[0], pivot=name, num_tuning_steps=6).reports[0]
     assert (report["perceptual"], report["lpips_threshold"], report["w_steps"]) == ("alex", 0.06, 0)
     assert report["tuning_steps"] > 1 and report["l2"] < report["l2_pivot"] < 0.03
