@@ -20,7 +20,7 @@ DEMODULATION_EPS = 1e-8
 
 
 def blur_kernel(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Float[Tensor, "4 4"]:
-    """The binomial filter [1, 3, 3, 1] x [1, 3, 3, 1] that StyleGAN2 resamples with; its sum is 1."""
+    """Make the binomial filter [1, 3, 3, 1] x [1, 3, 3, 1] that StyleGAN2 resamples with. Its sum is 1."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device, dtype=dtype)
     return torch.outer(taps, taps) / 64
 

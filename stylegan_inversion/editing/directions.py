@@ -1,10 +1,10 @@
 """Edit directions: a unit vector in W (or one vector for each layer), and moves along it."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,8 +16,6 @@ from stylegan_inversion.hub import CONFIG_NAME, WEIGHTS_NAME, read_config, read_
 NORM_TOLERANCE = 1e-3
 MIN_UNIT, MAX_UNIT, MAX_STRENGTH = 1e-6, 1e6, 1e6  # farther than any code, yet all products are finite
 ENTRY_FIELDS = ("layers", "strength_range", "description")  # of a direction in config.json; also `unit`, if not 1
-
-Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,27 +224,27 @@ def load_directions(folder: Path) -> dict[str, Direction]:
         raise CheckpointError(
             f"{folder}: {CONFIG_NAME} names the directions {sorted(entries)}, {WEIGHTS_NAME} holds {sorted(vectors)}."
         )
-    return {name: _read_direction(name, entry, vectors[name], folder) for name, entry in entries.items()}
+    directions = {}
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or set(entry) - {"unit"} != set(ENTRY_FIELDS):
+            raise CheckpointError(
+                f"The entry of direction {name!r} in {folder} must have the keys {list(ENTRY_FIELDS)}."
+            )
+        try:
+            directions[name] = Direction(
+                name,
+                vectors[name].float(),
+                layers=_read_pair(entry["layers"], int),
+                strength_range=_read_pair(entry["strength_range"], float),
+                description=str(entry["description"]),
+                unit=float(entry.get("unit", 1.0)),
+            )
+        except (ValueError, TypeError, OverflowError) as e:
+            raise CheckpointError(f"The direction {name!r} in {folder} is not valid: {e}") from e
+    return directions
 
 
-def _read_direction(name: str, entry: Any, vector: Tensor, folder: Path) -> Direction:
-    """Build one direction from its JSON entry, where a pair is a list."""
-    if not isinstance(entry, dict) or set(entry) - {"unit"} != set(ENTRY_FIELDS):
-        raise CheckpointError(f"The entry of direction {name!r} in {folder} must have the keys {list(ENTRY_FIELDS)}.")
-    try:
-        return Direction(
-            name=name,
-            vector=vector.float(),
-            layers=_read_pair(entry["layers"], int),
-            strength_range=_read_pair(entry["strength_range"], float),
-            description=str(entry["description"]),
-            unit=float(entry.get("unit", 1.0)),
-        )
-    except (ValueError, TypeError, OverflowError) as e:
-        raise CheckpointError(f"The direction {name!r} in {folder} is not valid: {e}") from e
-
-
-def _read_pair(value: Any, kind: Callable[[Any], Number]) -> tuple[Number, Number] | None:
+def _read_pair(value: Any, kind: type) -> Any:
     """Turn `null` into None and `[a, b]` into a tuple of numbers."""
     if value is None:
         return None

@@ -150,11 +150,6 @@ class GeneratorDelta:
             state[name].copy_(change if "value" in parts else old + change)
         return tuned
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
-
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Convert to tensors and texts by name, for a safetensors file and its header."""
         figures = {"relative_error": repr(self.relative_error), "errors": json.dumps(dict(self.errors))}

@@ -1,7 +1,7 @@
 """Small face networks on a face crop: 68 landmarks, expression, age and gender, and scores for editing directions.
 
 Architectures and weights: @vladmandic/face-api 1.7.15 (https://github.com/vladmandic/face-api), after face-api.js by
-Vincent Mühler (https://github.com/justadudewhohacks/face-api.js), both MIT; written anew in PyTorch. Age and gender use
+Vincent Mühler (https://github.com/justadudewhohacks/face-api.js), both MIT; rewritten in PyTorch. Age and gender use
 a small Xception (Chollet 2017, arXiv:1610.02357), the others a small densely summed network of separable convolutions.
 
 All take RGB in [-1, 1], are differentiable, and resize their input themselves.

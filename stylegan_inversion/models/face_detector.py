@@ -2,7 +2,7 @@
 
 Papers: Liu et al. 2016 (SSD, arXiv:1512.02325), Howard et al. 2017 (MobileNets, arXiv:1704.04861). Architecture and
 weights: ssd_mobilenetv1 of @vladmandic/face-api 1.7.15 (https://github.com/vladmandic/face-api, MIT), trained on
-WIDER FACE by https://github.com/yeephycho/tensorflow-face-detection (Apache-2.0); written anew in PyTorch.
+WIDER FACE by https://github.com/yeephycho/tensorflow-face-detection (Apache-2.0); rewritten in PyTorch.
 Departures: batch norms are folded into the convolutions, the anchors come from SSD's rule instead of the file (they
 agree to 1e-4 of the image), and a photo is shrunk with antialiasing.
 """

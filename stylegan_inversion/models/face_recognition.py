@@ -1,7 +1,7 @@
 """dlib's ResNet, which embeds a face as 128 numbers that tell people apart.
 
 Architecture and weights: dlib_face_recognition_resnet_model_v1 by Davis King (https://github.com/davisking/dlib-models,
-CC0), as packed in @vladmandic/face-api 1.7.15 (https://github.com/vladmandic/face-api, MIT); written anew in PyTorch.
+CC0), as packed in @vladmandic/face-api 1.7.15 (https://github.com/vladmandic/face-api, MIT); rewritten in PyTorch.
 Departure: the channel-wise scale after each convolution is folded into its weights; equal up to rounding.
 """
 

@@ -24,15 +24,15 @@ from stylegan_inversion.preprocessing.headers import Cost, cost_of, exif_fault, 
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # MPO, the photos of phones, comes with JPEG
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG includes MPO, which phones write
 MIN_SIDE = 16
 MAX_SIDE = 16384
 MAX_PIXELS = 64_000_000
 
-# The first Pillow whose decoder of a format has no known hole; pyproject.toml cares for the other formats
+# The first Pillow whose decoder of a format has no known hole; all versions in pyproject.toml suit the other formats
 _SOUND_SINCE = {"TIFF": (13, 0)}
 _PILLOW = tuple(int(number) for number in re.findall(r"\d+", PIL.__version__)[:2])
-_USUAL_SCANS = 20  # so many scans of the largest picture take a second or two
+_USUAL_SCANS = 20  # this many scans of the largest picture take a second or two
 _MAX_PROFILE_BYTES = 4_000_000
 _TABLES = re.compile(rb"[AD]2B\d")  # in the list of a profile's tags
 _STRIP_PIXELS = 2**18  # colours are converted in strips, so that a large photo is in memory only once

@@ -14,7 +14,7 @@ from stylegan_inversion.inversion.projector import (
     w_statistics,
 )
 from stylegan_inversion.losses.lpips import PerceptualDistance
-from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.models.generator import Generator
 
 SHORT = ProjectorConfig(num_steps=40, learning_rate=0.08)
 
@@ -28,14 +28,6 @@ def test_schedules() -> None:
     assert config.w_noise_at(0) == pytest.approx(0.05)
     assert config.w_noise_at(50) == pytest.approx(0.05 / 9)
     assert config.w_noise_at(75) == 0 == config.w_noise_at(99)
-
-
-def test_statistics(generator: Generator) -> None:
-    w_avg, spread = w_statistics(generator, 500, seed=1)
-    z = torch.randn(500, 8, generator=torch.Generator().manual_seed(1))
-    w = generator.mapping(z)
-    torch.testing.assert_close(w_avg, w.mean(0))
-    assert spread == pytest.approx((w - w.mean(0)).norm(dim=1).square().mean().sqrt().item(), rel=1e-4)
 
 
 def test_noise_regularization_prefers_white_noise() -> None:
@@ -166,18 +158,3 @@ def test_the_best_state_of_each_image_is_returned(
     assert found.losses[-1] > min(found.losses)
     distances = perceptual(generator.synthesis(found.w_plus), targets)
     assert distances.mean().item() <= min(found.losses) + 1e-6
-
-
-def test_large_images_are_pooled_for_the_distance(perceptual: PerceptualDistance) -> None:
-    sizes: list[int] = []
-
-    class Spy(Poisoned):
-        def features(self, x: Tensor) -> list[Tensor]:
-            sizes.append(x.shape[-1])
-            return super().features(x)
-
-    config = GeneratorConfig(512, z_dim=4, w_dim=4, mapping_layers=1, channel_base=512, channel_max=1)
-    big = Generator(config).eval()
-    short = ProjectorConfig(num_steps=1, num_w_samples=2)
-    project_w(big, torch.zeros(1, 3, 512, 512), perceptual=Spy(perceptual, 9), config=short)
-    assert sizes == [256, 256]

@@ -102,17 +102,6 @@ def test_the_penalty_s_gradient_by_finite_differences_through_a_generator() -> N
         assert (parameter.grad * direction).sum().item() == pytest.approx(numeric, rel=1e-4), name
 
 
-def test_a_dead_generator_gives_no_nan() -> None:
-    weight = torch.zeros(1, requires_grad=True)
-    w_plus = torch.ones(2, *WS, requires_grad=True)
-    images = (weight * w_plus.sum(dim=(1, 2)))[:, None, None, None].expand(-1, *SHAPE)
-    lengths = path_length(images, w_plus, torch.ones(2, *SHAPE))
-    assert lengths.tolist() == [0, 0]
-    penalty, _ = path_length_penalty(lengths, torch.tensor(1.0))
-    penalty.backward()
-    assert weight.grad is not None and weight.grad.item() == 0
-
-
 def test_gradients_must_be_on() -> None:
     draw, w_plus, noise = quadratic(), normal(2, *WS), normal(2, *SHAPE)
     with pytest.raises(ValueError, match=r"call `w_plus.requires_grad_\(\)` before the generator"):

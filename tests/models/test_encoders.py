@@ -26,13 +26,6 @@ def seeded(module: Any) -> Any:
     return module.eval()
 
 
-def test_released_sizes() -> None:
-    assert PyramidEncoderConfig().num_ws == 18
-    with torch.device("meta"):
-        encoder = Encoder4Editing(PyramidEncoderConfig())
-    assert [len(style.convs) for style in encoder.pyramid.styles] == [4] * 3 + [5] * 4 + [6] * 11  # type: ignore[arg-type]
-
-
 @both
 @pytest.mark.parametrize(("output", "side", "num_ws"), [(16, 64, 6), (64, 32, 10), (1024, 64, 18)])
 def test_shapes_and_a_gradient_for_every_parameter(cls: type[Any], output: int, side: int, num_ws: int) -> None:

@@ -26,14 +26,6 @@ def test_features_at_a_quarter_an_eighth_and_a_sixteenth(side: int) -> None:
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().max() > 0, name
 
 
-def test_default_is_ir_se_50() -> None:
-    with torch.device("meta"):
-        backbone = IRSEBackbone(IRSEConfig())
-    assert [len(stage) for stage in backbone.stages] == [3, 4, 14, 3]  # type: ignore[arg-type]
-    convolutions = [m for m in backbone.stages.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
-    assert len(convolutions) == 2 * 24  # with the stem and the head: 50 layers
-
-
 @torch.no_grad()
 def test_arcface_embeds_on_the_unit_sphere_and_is_saved_and_loaded(tmp_path: Path) -> None:
     arcface = ArcFace(ArcFaceConfig(**asdict(TINY), resolution=32, embedding_dim=5)).eval()

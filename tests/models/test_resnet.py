@@ -49,9 +49,3 @@ def test_features(side: int) -> None:
     features = network(x)
     assert features.shape == (2, 20)
     torch.testing.assert_close(features, by_names(dict(network.state_dict()), x))
-
-
-def test_default_is_resnet_50() -> None:
-    with torch.device("meta"):
-        network = ResNet(ResNetConfig())
-    assert sum(p.numel() for p in network.parameters()) == 25_557_032 - 2_049_000  # of the paper's, without `fc`

@@ -152,12 +152,6 @@ def test_small_crops_and_small_faces_do_not_alias(period: int, side: int, degree
     assert np.asarray(pasted, dtype=float)[100:200, 100:200].std() < 8
 
 
-def test_shrinking_only_what_is_needed_changes_nothing() -> None:
-    photo, quad = textured(1800, 1500), square(700, 600, 1030, 10)
-    whole = photo.resize((900, 750), Image.Resampling.LANCZOS)
-    assert np.array_equal(np.asarray(crop_quad(photo, quad, 256)), np.asarray(crop_quad(whole, quad / 2, 256)))
-
-
 def test_align_face_chooses_the_face(photo: Image.Image) -> None:
     faces = [landmarks_at(300, 200, 50), landmarks_at(150, 150, 40)]
     crop = align_face(photo, faces, size=64, scale=0.74, face=1)

@@ -83,29 +83,14 @@ def test_tiff_is_read_where_pillow_is_sound(monkeypatch: pytest.MonkeyPatch, tmp
         load_image(b"no picture")
 
 
-def short_strip() -> bytes:
-    """A TIFF of 256 x 256 pixels whose only strip is a JPEG of 8 rows."""
-    strip = encode(Image.new("L", (256, 8), 200), "JPEG")
-    tags = ((256, 256), (257, 256), (258, 8), (259, 7), (262, 1), (273, 0), (277, 1), (278, 256), (279, len(strip)))
-    start = 8 + 2 + 12 * len(tags) + 4
-    rows = b"".join(struct.pack("<HHII", tag, 4, 1, start if tag == 273 else value) for tag, value in tags)
-    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + rows + bytes(4) + strip
-
-
-def test_a_short_strip_returns_no_memory() -> None:
-    """Before Pillow 13 such a picture is filled with what was freed before."""
-    secret = b"TOP-SECRET-PASSWORD"
-    for _ in range(5):
-        freed = [bytearray(secret * 3450) for _ in range(50)]
-        del freed
-        try:
-            pixels = load_image(short_strip()).getchannel(0).tobytes()
-        except InvalidImageError:
-            continue
-        assert secret not in pixels
-
-
 # What a header declares
+
+
+EXIF, MPF = b"Exif\0\0", b"MPF\0"
+
+
+def inserted(*segments: bytes, times: int = 1) -> Callable[[], bytes]:
+    return lambda: after_start(jpeg(32, 32), b"".join(segments) * times)
 
 
 @pytest.mark.parametrize(
@@ -113,57 +98,39 @@ def test_a_short_strip_returns_no_memory() -> None:
     [
         (lambda: jpeg_of_scans(64, 64, 101), "progressive JPEG of more than 100 scans; save it as an ordinary JPEG"),
         (lambda: jpeg_of_scans(800, 800, 40), "of 40 scans, too many for 1 megapixels; save it as an ordinary JPEG"),
-        (
-            lambda: jpeg(900, 900, progressive=True, subsampling=0),
-            r"progressive JPEG of 0\.8 megapixels, which may take 8 MB of memory, and at most 8 MB are allowed",
-        ),
+        (lambda: jpeg(900, 900, progressive=True, subsampling=0), "may take 8 MB of memory, and at most 8 MB are all"),
         (lambda: encode(Image.new("RGB", (700, 700)), "WEBP"), r"a WebP of 0\.5 megapixels, which may take 10 MB"),
         (lambda: webp(128, 128), r"lossless or transparent WebP of 0\.0 megapixels, which may take 13 MB"),
         (lambda: encode(Image.new("RGBA", (128, 128)), "WEBP"), "lossless or transparent WebP"),
         (lambda: webp_animation(10, 128, 128), "lossless or transparent WebP"),
         (lambda: webp_animation(10_001), "more than 10,000 parts; save it as a WebP without animation"),
         (lambda: webp(5000, 5000), "too large: 5000 x 5000 pixels, .* 1 megapixels"),
-        (
-            lambda: png(32, 32, 2, 8, before=chunk(b"prVt", b"") * 10_000),
-            "more than 10,000 parts; save it as an ordinary PNG",
-        ),
+        (lambda: png(32, 32, 2, 8, before=chunk(b"prVt", b"") * 10_000), "more than 10,000 parts; save it as an ord"),
         (lambda: png(32, 32, 2, 8, before=chunk(b"zTXt", b"a\0\0") * 17), "more than 16 compressed texts"),
+        (inserted(segment(0xFE, b""), times=10_000), "more than 10,000 parts; save it as an ordinary JPEG"),
+        (inserted(b"\xff" * 70_000), "damaged: it has other data between the parts of a JPEG"),
+        (inserted(segment(0xFE, b""), bytes(70_000)), "damaged: it has other data between the parts of a JPEG"),
+        (inserted(segment(0xE1, EXIF + directory(101, 9))), "EXIF block of 101 entries, and at"),
         (
-            lambda: after_start(jpeg(32, 32), segment(0xFE, b"") * 10_000),
-            "more than 10,000 parts; save it as an ordinary JPEG",
+            inserted(segment(0xE1, EXIF + bytes(65_000)), times=3),
+            "EXIF block of .* at most 131,072 are read",
         ),
-        (lambda: after_start(jpeg(32, 32), b"\xff" * 70_000), "damaged: it has other data between the parts of a JPEG"),
-        (
-            lambda: after_start(jpeg(32, 32), segment(0xFE, b"") + bytes(70_000)),
-            "damaged: it has other data between the parts of a JPEG",
-        ),
-        (
-            lambda: after_start(jpeg(32, 32), segment(0xE1, b"Exif\0\0" + directory(101, 9))),
-            "EXIF block of 101 entries, and at",
-        ),
-        (
-            lambda: after_start(jpeg(32, 32), segment(0xE1, b"Exif\0\0" + bytes(65_000)) * 3),
-            r"EXIF block of 1[0-9]{2},[0-9]{3} bytes, and at most 131,072 are read\. Save the photo again",
-        ),
-        (lambda: after_start(jpeg(32, 32), segment(0xE2, b"MPF\0" + directory(101, 9))), "MPF block of 101 entries"),
-        (lambda: after_start(jpeg(32, 32), segment(0xED, b"Photoshop 3.0\0") * 65), "too much metadata of Photoshop"),
-        (
-            lambda: jpeg(32, 32).replace(b"\xff\xc0", b"\xff\xc9"),
-            "lossless or arithmetic JPEG; save it as an ordinary",
-        ),
-        (lambda: after_start(jpeg(32, 32), segment(0xDE, bytes(9))), "a JPEG has no part 0xde there"),
+        (inserted(segment(0xE2, MPF + directory(101, 9))), "MPF block of 101 entries"),
+        (inserted(segment(0xED, b"Photoshop 3.0\0"), times=65), "too much metadata of Photoshop"),
+        (lambda: jpeg(32, 32).replace(b"\xff\xc0", b"\xff\xc9"), "lossless or arithmetic JPEG; save it"),
+        (inserted(segment(0xDE, bytes(9))), "a JPEG has no part 0xde there"),
         (
             lambda: jpeg(32, 32).replace(b"\xff\xc0", b"\xff\xc0\0\x11" + bytes(15) + b"\xff\xc0"),
-            "two frames, or an incomplete one",
+            "two frames, or an",
         ),
         (lambda: b"\xff\xd8\xff\xfe\0\2", "starts like a JPEG, but holds no picture"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_costs_too_much_is_not_decoded(
+def test_files_that_cost_too_much_are_not_decoded(
     build: Callable[[], bytes], match: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Image, "open", None)  # whoever calls it, fails otherwise
+    monkeypatch.setattr(Image, "open", None)  # a call would raise another error
     refused(build(), match)
 
 
@@ -177,14 +144,14 @@ def test_what_costs_too_much_is_not_decoded(
         lambda: encode(Image.new("RGB", (600, 600)), "WEBP"),
         lambda: webp(64, 64),
         lambda: png(1000, 1000, 2, 8, before=chunk(b"prVt", b"") * 9000 + chunk(b"tEXt", b"a\0b") * 16),
-        lambda: after_start(jpeg(32, 32), segment(0xFE, b"x") * 9000),
-        lambda: after_start(jpeg(32, 32), b"\xff" * 60_000),
-        lambda: after_start(jpeg(32, 32), segment(0xE1, b"Exif\0\0" + directory(100, 600))),
+        inserted(segment(0xFE, b"x"), times=9000),
+        inserted(b"\xff" * 60_000),
+        inserted(segment(0xE1, EXIF + directory(100, 600))),
         lambda: jpeg(32, 32) + b"\xff\xda" * 1000,  # such as the film behind a photo of a phone
-        lambda: after_start(jpeg(32, 32), segment(0xE1, b"Exif\0\0" + b"\xff\xda\xff\xd9" * 1000)),  # a small picture
+        inserted(segment(0xE1, EXIF + b"\xff\xda\xff\xd9" * 1000)),  # a small picture
     ],
 )
-def test_what_comes_near_is_read(build: Callable[[], bytes]) -> None:
+def test_files_near_the_limits_are_read(build: Callable[[], bytes]) -> None:
     assert min(load_image(build(), limits=SMALL).size) >= 32
 
 
