@@ -17,7 +17,7 @@ from stylegan_inversion.checkpoints import known, papers
 from stylegan_inversion.checkpoints.export import checkpoint_to_rosinality, write_official
 from stylegan_inversion.checkpoints.known import find_known_model, is_known, known_entry
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.evaluation.generators import load_generators
+from stylegan_inversion.evaluation.generators import find_generators
 from stylegan_inversion.losses.identity import load_identity
 from stylegan_inversion.pipelines import official
 from stylegan_inversion.remote import integrity
@@ -269,8 +269,8 @@ def test_wherever_a_model_is_named(
     fetched: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours = PTIPipeline.from_pretrained("faces64").generator
-    (generator,) = load_generators(["mine=test-e4e"]).values()  # `evaluate-generator --models`
-    assert torch.equal(generator.w_avg, ours.w_avg)
+    (folder,) = find_generators(["mine=test-e4e"]).values()  # `evaluate-generator --models`
+    assert torch.equal(hub.read_tensors(folder / "model.safetensors")["w_avg"], ours.w_avg)
     assert load_identity("test-identity").name == "test-identity"  # `identity=` of the losses and of `evaluate`
     options = ["--method=e4e", "--model=test-e4e", "--init=test-e4e", f"--data={tmp_path}", f"--output={tmp_path}"]
     config: Any = load_config(options)  # `train`

@@ -1,6 +1,5 @@
 import copy
-import math
-from collections.abc import Callable
+import logging
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,13 @@ from PIL import Image
 from stylegan_inversion import InversionOutput, PTIPipeline
 from stylegan_inversion.latents import broadcast
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.pipelines.styles import edit_frames, interpolate_outputs, mix_outputs, sample_face
+from stylegan_inversion.pipelines.play import (
+    edit_frames,
+    find_components,
+    interpolate_outputs,
+    mix_outputs,
+    sample_face,
+)
 from stylegan_inversion.preprocessing.image import to_pil
 
 
@@ -80,17 +85,6 @@ def test_a_face_from_z_is_an_inversion_like_any(
     assert loaded.reports == out.reports and loaded.images[0].tobytes() == edited.images[0].tobytes()
 
 
-@pytest.mark.parametrize("truncation", [-0.1, 2.1, math.nan])
-def test_truncations_that_draw_nothing(truncation: float, pipeline: PTIPipeline) -> None:
-    with pytest.raises(ValueError, match=rf"`truncation` must be in \[0, 2\], got {truncation}; 0\.7 is usual"):
-        sample_face(pipeline, truncation=truncation)
-
-
-def test_seeds_that_are_none(pipeline: PTIPipeline) -> None:
-    with pytest.raises(ValueError, match=r"`seed` must be in \[0, 2\*\*63\), got -1"):
-        sample_face(pipeline, seed=-1)
-
-
 def test_layers_of_another_face(pipeline: PTIPipeline) -> None:
     a, b = tuned(sampled(pipeline, 0), 5), tuned(sampled(pipeline, 1), 6)
     before = state(a, b)
@@ -115,14 +109,6 @@ def test_mixes_of_edited_faces_go_into_the_photo(pipeline: PTIPipeline, photo: I
     assert pipeline.paste_back(mixed)[0].tobytes() != photo.tobytes()
     nothing = mix_outputs(a, b, layers=(0, 4), alpha=0.0)
     assert pipeline.paste_back(nothing)[0].tobytes() == photo.tobytes()
-
-
-def test_layers_that_there_are_not(pipeline: PTIPipeline) -> None:
-    a, b = sampled(pipeline, 0), sampled(pipeline, 1)
-    with pytest.raises(ValueError, match=r"`layers` must be \(start, stop\) .* <= 8, got \(4, 9\)"):
-        mix_outputs(a, b, layers=(4, 9))
-    with pytest.raises(ValueError, match="`alpha` must be finite, got inf"):
-        mix_outputs(a, b, alpha=math.inf)
 
 
 def test_from_one_face_to_another(pipeline: PTIPipeline) -> None:
@@ -157,41 +143,58 @@ def test_an_edit_that_grows(pipeline: PTIPipeline) -> None:
     third = pipeline.edit(out, smile=1.0, age=-2 / 3).images[0]
     assert max(abs(x - y) for x, y in zip(third.tobytes(), frames[1].tobytes())) <= 1
     assert unchanged(before, out)
-    with pytest.raises(ValueError, match=r"There is no direction 'smlie'\. Did you mean 'smile'\?"):
-        edit_frames(pipeline, out, {"smlie": 1.0}, steps=2)
 
 
-def test_one_frame_is_no_animation(pipeline: PTIPipeline) -> None:
-    a, b = sampled(pipeline, 0), sampled(pipeline, 1)
-    for make in (
-        lambda: interpolate_outputs(a, b, steps=1),
-        lambda: edit_frames(pipeline, a, {"smile": 1.0}, steps=1),
-    ):
-        with pytest.raises(ValueError, match="`steps` must be >= 2, the first and the last frame, got 1"):
-            make()
+# Directions that nobody named
 
 
-def test_two_photos_at_once(pipeline: PTIPipeline) -> None:
-    one = sampled(pipeline, 0)
-    two = InversionOutput(
-        one.images * 2, one.reconstructions * 2, one.w_plus.repeat(2, 1, 1), [one.generator] * 2, one.crops * 2
-    )
-    calls: list[tuple[str, Callable[[], object]]] = [
-        ("a", lambda: mix_outputs(two, one)),
-        ("b", lambda: interpolate_outputs(one, two, steps=2)),
-        ("out", lambda: edit_frames(pipeline, two, {}, steps=2)),
-    ]
-    for name, call in calls:
-        with pytest.raises(ValueError, match=rf"`{name}` must be one photo, got 2: take .* `{name}\[0\]`"):
-            call()
+def spread_of(generator: Generator, vectors: torch.Tensor) -> torch.Tensor:
+    z = torch.randn(20_000, 8, generator=torch.Generator().manual_seed(9))
+    return (generator.mapping(z) @ vectors.T).std(dim=0)
 
 
-def test_faces_of_two_models(pipeline: PTIPipeline) -> None:
-    a = sampled(pipeline, 0)
-    larger = Generator(GeneratorConfig(64, z_dim=8, w_dim=16, mapping_layers=2, channel_base=256, channel_max=8))
-    with pytest.raises(ValueError, match=r"the generators' sizes differ: .*resolution=32.*resolution=64.*one model"):
-        mix_outputs(a, replace(a, generators=[larger]))
-    other = copy.deepcopy(a.generator)
-    other.w_avg += 1.0
-    with pytest.raises(ValueError, match="of the same model, but their average w differ"):
-        interpolate_outputs(a, replace(a, generators=[other]), steps=2)
+@torch.no_grad()
+def test_directions_without_names(generator: Generator) -> None:
+    random, before = torch.random.get_rng_state(), {k: v.clone() for k, v in generator.state_dict().items()}
+    groups = find_components(generator, count=4)
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
+    assert {title: [one.name for one in found] for title, found in groups.items()} == {
+        "GANSpace": ["ganspace_1", "ganspace_2", "ganspace_3", "ganspace_4"],
+        "SeFa": ["sefa_1", "sefa_2", "sefa_3", "sefa_4"],
+    }
+    for found in groups.values():
+        vectors = torch.stack([one.vector for one in found])
+        assert torch.allclose(vectors @ vectors.T, torch.eye(4), atol=1e-5)
+        assert all(one.strength_range and one.strength_range[0] == -one.strength_range[1] for one in found)
+        assert all("Nobody named it" in one.description for one in found)
+    principal = torch.stack([one.vector for one in groups["GANSpace"]])
+    ends = torch.tensor([one.strength_range[1] for one in groups["GANSpace"] if one.strength_range])
+    assert torch.allclose(ends, 2 * spread_of(generator, principal), rtol=0.08)
+    assert all(one.layers is None for one in groups["GANSpace"])
+    (end,) = {one.strength_range[1] for one in groups["SeFa"] if one.strength_range}
+    assert end == pytest.approx(0.8 * spread_of(generator, torch.eye(16)).square().sum().sqrt().item(), rel=0.08)
+    assert {one.layers for one in groups["SeFa"]} == {(2, 6)}
+
+
+def test_the_same_again(generator: Generator) -> None:
+    first, second = find_components(generator), find_components(generator)
+    for title, found in first.items():
+        assert len(found) == 6
+        assert all(torch.equal(one.vector, two.vector) for one, two in zip(found, second[title], strict=True))
+
+
+def test_of_a_smaller_generator() -> None:
+    groups = find_components(Generator(GeneratorConfig(16, z_dim=4, w_dim=4, mapping_layers=1, channel_max=8)))
+    assert [len(found) for found in groups.values()] == [4, 4]
+    assert groups["SeFa"][0].layers == (2, 5)
+
+
+def test_of_a_generator_without_variety(generator: Generator, caplog: pytest.LogCaptureFixture) -> None:
+    for layer in generator.mapping.layers:
+        layer.get_parameter("weight").data.zero_()
+    generator.synthesis.convs[3].affine.weight.data.zero_()
+    with caplog.at_level(logging.WARNING):
+        assert find_components(generator) == {}
+    assert "no directions of GANSpace: `w` spreads in fewer than 6" in caplog.text
+    assert "no directions of SeFa: Every row" in caplog.text
