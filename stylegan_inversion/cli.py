@@ -11,6 +11,7 @@ from typing import Any
 from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, ReStylePipeline, __version__, hub
 from stylegan_inversion.batch import Record, invert_photos
 from stylegan_inversion.catalogue import describe_models
+from stylegan_inversion.checkpoints.find import find_file
 from stylegan_inversion.checkpoints.known import known_entry
 from stylegan_inversion.checkpoints.model_folder import write_model
 from stylegan_inversion.checkpoints.papers import with_directions
@@ -21,9 +22,8 @@ from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.losses.lpips import PERCEPTUAL_NETWORKS
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.export import LAYOUTS, write_official
-from stylegan_inversion.pipelines.official import find_file
 from stylegan_inversion.pipelines.pti import PRESETS
-from stylegan_inversion.pipelines.publishing import push_folder
+from stylegan_inversion.pipelines.publish import push_folder
 
 METHODS: dict[str, type[InversionPipeline]] = {
     "pti": PTIPipeline,

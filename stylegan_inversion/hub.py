@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar, cast
@@ -49,6 +49,28 @@ _OTHERS = {  # what a file begins with that was only renamed
 }
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """How a model is fetched.
+
+    Attributes:
+        revision: Branch, tag or commit on the Hub. `None` means the default branch.
+        subfolder: Folder inside the model.
+        token: Access token for the Hub. `None` takes the one that is logged in.
+        cache_dir: Where downloads are kept. `None` means the Hub's own cache.
+        local_files_only: Never use the network.
+        force_download: Download again what the cache holds.
+    """
+
+    revision: str | None = None
+    subfolder: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+
 
 KnownFinder = Callable[..., Path | None]
 """A name and the arguments of a download -> a folder, or `None` if the name is not known."""
@@ -595,3 +617,36 @@ def save_module(
         raise ValueError(f"`dtype` {dtype} cannot hold the weights of this {type(module).__name__}.")
     write_tensors(state_dict, folder / weights_name(variant))
     write_config({"_class_name": type(module).__name__, **config}, folder)
+
+
+def model_card(
+    body: str, *, title: str, tags: list[str], license: str | None = None, metrics: Mapping[str, float] | None = None
+) -> str:
+    """Put the header that the Hub reads on top of a model card.
+
+    Args:
+        body: The card's Markdown.
+        title: Name of the model.
+        tags: Tags of the Hub.
+        license: Identifier of the Hub's, such as "cc-by-nc-4.0". `None` says that it is not stated.
+        metrics: Measured figures, by name.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    where: dict[str, Any] = {"task_type": "image-to-image", "task_name": "GAN inversion"}
+    where |= {"dataset_type": "custom", "dataset_name": "the author's"}
+    results = [
+        EvalResult(**where, metric_type=name, metric_name=name, metric_value=float(value))
+        for name, value in (metrics or {}).items()
+    ]
+    header = ModelCardData(
+        library_name="stylegan-inversion",
+        pipeline_tag="image-to-image",
+        tags=tags,
+        license=license or "other",
+        license_name=None if license else "not-stated",
+        metrics=list(metrics) if metrics else None,
+        model_name=title if metrics else None,
+        eval_results=results or None,
+    )
+    return f"---\n{header.to_yaml()}\n---\n\n{body}"

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stylegan_inversion import __version__, hub
+from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.editing.directions import apply_directions
 from stylegan_inversion.errors import MissingDependencyError, ModelNotFoundError, StyleGANInversionError
 from stylegan_inversion.evaluation import metrics, report
@@ -24,10 +25,9 @@ from stylegan_inversion.evaluation.metrics import Edit, Scorer, Step, resize
 from stylegan_inversion.losses.identity import load_identity
 from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.pipelines.base import InversionPipeline
-from stylegan_inversion.pipelines.encoder import E4EPipeline, EncoderPipeline, PSPPipeline
+from stylegan_inversion.pipelines.encoder import EncoderPipeline
+from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.pipelines.pti import PTIPipeline
-from stylegan_inversion.pipelines.restyle import ReStylePipeline
 from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.preprocessing.folder import list_images
 from stylegan_inversion.preprocessing.image import load_image, save_image, to_pil, to_tensor
@@ -37,12 +37,6 @@ logger = logging.getLogger(__name__)
 FIGURE_IMAGES = 6
 _PIXELS_TOGETHER = 16 * 128**2  # that a projection draws at once: the gradients of a 1024 px picture take gigabytes
 
-_PIPELINES: dict[str, tuple[str, type[InversionPipeline]]] = {
-    "e4e": ("e4e", E4EPipeline),
-    "psp": ("pSp", PSPPipeline),
-    "restyle": ("ReStyle", ReStylePipeline),
-    "pti": ("PTI", PTIPipeline),
-}
 _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # PTI with other pivots, or stopped after its first stage
     "w": ("W optimisation", {"pivot": "w", "num_tuning_steps": 0}),
     "w_plus": ("W+ optimisation", {"pivot": "w_plus", "num_tuning_steps": 0}),
@@ -50,7 +44,7 @@ _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # PTI with other pivots, o
     "pti-e4e": ("PTI (e4e pivot)", {"pivot": "e4e"}),
     "pti-psp": ("PTI (pSp pivot)", {"pivot": "psp"}),
 }
-NAMES = tuple({**_VARIANTS, **_PIPELINES})
+NAMES = tuple({**_VARIANTS, **METHODS})
 """What can be compared."""
 
 Row = dict[str, Any]
@@ -58,7 +52,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Method:
+class Candidate:
     """A way to invert photos: its name in tables, a pipeline, options of its call, and how many images it gets."""
 
     label: str
@@ -83,7 +77,7 @@ def load_methods(
     limits: Mapping[str, int],
     device: torch.device | str | None,
     detector: Any,
-) -> dict[str, Method]:
+) -> dict[str, Candidate]:
     """Load methods of one model; the arguments are those of `evaluate`."""
     for name in names:
         if name not in NAMES:
@@ -94,17 +88,17 @@ def load_methods(
     pipelines: dict[str, InversionPipeline] = {}  # variants share theirs
     methods = {}
     for name in names:
-        label, fixed = _VARIANTS.get(name) or (_PIPELINES[name][0], {})
         kind = "pti" if name in _VARIANTS else name
+        label, fixed = _VARIANTS.get(name) or (METHODS[kind].label, {})
         if kind not in pipelines:
-            pipelines[kind] = _PIPELINES[kind][1].from_pretrained(model, device=device, detector=detector)
+            pipelines[kind] = METHODS[kind].pipeline.from_pretrained(model, device=device, detector=detector)
         pipeline = pipelines[kind]
         pivots = getattr(pipeline, "pivots", ())
         if fixed and fixed["pivot"] not in pivots:
             raise ModelNotFoundError(f"{model!r} has no encoder for {name!r}; its pivots are {', '.join(pivots)}.")
         taken = inspect.signature(pipeline.__call__).parameters
         given = {key: value for key, value in options.items() if value is not None and key in taken}
-        methods[name] = Method(label, pipeline, {**given, **fixed}, limits.get(name))
+        methods[name] = Candidate(label, pipeline, {**given, **fixed}, limits.get(name))
     return methods
 
 
@@ -152,7 +146,7 @@ def evaluate(
     output, every = Path(output), list_images(Path(data))
     photos = [Photo(name, Path(data, name), _hash_file(Path(data, name))) for name in every[:limit]]
     scorer = _load_scorer(next(iter(loaded.values())).pipeline, edits, resolution, perceptual, identity)
-    settings = _describe(report.hash_model(hub.find_model(model)), loaded, scorer, align)
+    settings = _describe(report.hash_model(find_folder(model)), loaded, scorer, align)
     rows = _open_rows(output, settings)
     run = _Run(loaded, scorer, align, output / "pictures", [photo.name for photo in photos[:FIGURE_IMAGES]])
     total = sum(len(photos[: method.limit]) for method in loaded.values())
@@ -223,7 +217,7 @@ def _load_scorer(
     )
 
 
-def _describe(model: str, methods: Mapping[str, Method], scorer: Scorer, align: bool) -> dict[str, Any]:
+def _describe(model: str, methods: Mapping[str, Candidate], scorer: Scorer, align: bool) -> dict[str, Any]:
     """The settings that the rows depend on, in JSON."""
     device = next(iter(methods.values())).pipeline.device
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -306,7 +300,7 @@ def _in_order(rows: Mapping[tuple[str, str], Row], photos: Sequence[Photo], name
 class _Run:
     """Photos -> rows, and pictures on disk for those photos that the figure shows."""
 
-    methods: Mapping[str, Method]
+    methods: Mapping[str, Candidate]
     scorer: Scorer
     align: bool
     pictures: Path

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stylegan_inversion import __version__, hub, latents
+from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.errors import CheckpointError, InvalidImageError, MissingDependencyError
 from stylegan_inversion.evaluation import report
@@ -27,7 +28,7 @@ from stylegan_inversion.evaluation.distribution import (
 from stylegan_inversion.losses.identity import DlibEmbedding, load_identity
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.pipelines.base import find_device
+from stylegan_inversion.pipelines.loading import find_device
 from stylegan_inversion.preprocessing.align import uncropped
 from stylegan_inversion.preprocessing.folder import list_images
 from stylegan_inversion.preprocessing.image import load_image, to_pil, to_tensor
@@ -185,7 +186,7 @@ def find_generators(models: Sequence[str]) -> dict[str, Path]:
             raise ValueError(f"Two models are called {name!r}: write NAME=MODEL, such as {name}2={model}.")
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise ValueError(f"The name of a generator must be letters, digits and . + - only, got {name!r}.")
-        folder = hub.find_model(model)
+        folder = find_folder(model)
         whole = hub.read_config(folder).get("_class_name") != "Generator"
         folders[name] = folder / "generator" if whole else folder
     return folders

@@ -10,7 +10,7 @@ from stylegan_inversion import hub
 from stylegan_inversion.catalogue import list_models, read_licence
 from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.pipelines.base import InversionPipeline
-from stylegan_inversion.pipelines.components import find_components
+from stylegan_inversion.pipelines.play import find_components
 from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector
 from stylegan_inversion.webapp.zerogpu import own_cpu
@@ -102,8 +102,10 @@ def load_model(
         ValueError: If this machine has no such device.
     """
     pti = PTIPipeline.from_pretrained(name_or_path, device=device, detector=detector, token=token)
-    if pti._name is not None and pti._name.is_local:
-        pti._name = None  # a visitor's download would say where this machine keeps the model; it is saved whole instead
+    if pti.base_name is not None and pti.base_name.is_local:
+        pti.base_name = (
+            None  # a visitor's download would say where this machine keeps the model; it is saved whole instead
+        )
     name = str(name_or_path)
     if (Path(name) / hub.CONFIG_NAME).is_file():  # as for the loader, a folder wins
         return make_model(pti, name=Path(name).resolve().name, licence=read_licence(Path(name)))

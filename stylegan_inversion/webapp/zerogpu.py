@@ -30,9 +30,8 @@ import numpy as np
 import torch
 
 from stylegan_inversion.errors import StyleGANInversionError
-from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.pipelines.output import Base, InversionOutput
 from stylegan_inversion.pipelines.pti import PTIPipeline
-from stylegan_inversion.pipelines.saving import Base
 from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.webapp.running import OnStep
 
@@ -163,7 +162,7 @@ class BorrowedGPU:
             stop.unlink(missing_ok=True)
         if output is None:
             raise RuntimeError("The process with the borrowed GPU ended without a result.")
-        return dataclasses.replace(output, crops=[crop], base=Base(pipeline.generator, pipeline._name))
+        return dataclasses.replace(output, crops=[crop], base=Base(pipeline.generator, pipeline.base_name))
 
 
 def _pack(pipeline: PTIPipeline, pivot: str) -> bytes:

@@ -18,7 +18,7 @@ from stylegan_inversion.checkpoints.single_file import read_single_file, recogni
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
-from stylegan_inversion.pipelines.publishing import check_folder
+from stylegan_inversion.pipelines.publish import check_folder
 from stylegan_inversion.preprocessing.landmarks import Face
 from tests.checkpoints import test_single_file
 from tests.checkpoints.official_files import TINY

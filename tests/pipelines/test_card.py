@@ -10,7 +10,7 @@ from PIL import Image
 from stylegan_inversion import E4EPipeline, PTIPipeline, hub
 from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.errors import CheckpointError
-from stylegan_inversion.pipelines.card import write_card
+from stylegan_inversion.pipelines.publish import write_card
 from stylegan_inversion.preprocessing.image import load_image
 from stylegan_inversion.preprocessing.sources import LabelSource, to_config
 
@@ -41,7 +41,7 @@ def test_the_card_of_a_real_model_runs(tmp_path: Path, monkeypatch: pytest.Monke
         assert f"| `{name}` | {direction.strength_range[0]:+.3g} to {direction.strength_range[1]:+.3g} |" in text
     assert "## Limits" in text and "not stated" in text
     found = header(folder / "README.md")
-    assert found["library_name"] == "stylegan_inversion" and found["pipeline_tag"] == "image-to-image"
+    assert found["library_name"] == "stylegan-inversion" and found["pipeline_tag"] == "image-to-image"
     assert {"gan-inversion", "stylegan2", "e4e"} <= set(found["tags"])
     assert found["license"] == "other" and "metrics" not in found and "model-index" not in found
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.pipelines.components import find_components
+from stylegan_inversion.pipelines.play import find_components
 
 
 def spread_of(generator: Generator, vectors: torch.Tensor) -> torch.Tensor:

@@ -17,9 +17,8 @@ from stylegan_inversion.checkpoints.direction import components_to_ganspace
 from stylegan_inversion.checkpoints.generator import generator_to_rosinality
 from stylegan_inversion.editing.ganspace import fit_pca
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.pipelines.components import find_components
 from stylegan_inversion.pipelines.export import write_official
-from stylegan_inversion.pipelines.styles import interpolate_outputs, sample_face
+from stylegan_inversion.pipelines.play import find_components, interpolate_outputs, sample_face
 from tests.checkpoints.official_files import generator
 
 PHOTO = hub.builtin_path("samples/sample1.jpg")

@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, hub
+from stylegan_inversion.checkpoints import find
 from stylegan_inversion.checkpoints.direction import components_to_ganspace
+from stylegan_inversion.checkpoints.find import find_file
 from stylegan_inversion.checkpoints.model_folder import write_model
 from stylegan_inversion.checkpoints.part import Part, SingleFile
+from stylegan_inversion.checkpoints.recognise import read_single_file
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.editing.ganspace import fit_pca
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import WEncoder, WEncoderConfig
-from stylegan_inversion.pipelines import official
 from stylegan_inversion.pipelines.export import write_official
-from stylegan_inversion.pipelines.official import find_file
 
 CLASSES = {"psp": PSPPipeline, "e4e": E4EPipeline}
 
@@ -75,12 +76,6 @@ def test_what_a_pipeline_cannot_take(files: dict[str, Path], tmp_path: Path) -> 
         PTIPipeline.from_single_file(boundary)
 
 
-def test_a_part_of_another_class(files: dict[str, Path]) -> None:
-    file = official.read_networks(files["psp"], encoder="psp")
-    with pytest.raises(CheckpointError, match=r"encoder is a GradualStyleEncoder, not a Generator"):
-        official.build_part(file, "encoder", Generator)
-
-
 def test_finding_a_file(files: dict[str, Path], tmp_path: Path) -> None:
     path = files["rosinality"]
     assert find_file(path, sha256=sha256(path)) == path
@@ -105,7 +100,7 @@ def test_an_address_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         asked.append((args, options["revision"], options["sha256"]))
         return tmp_path
 
-    monkeypatch.setattr(official, "download_file", download)
+    monkeypatch.setattr(find, "download_file", download)
     assert find_file("hf://org/repo@v1/folder/e4e.pt", sha256="abc") == tmp_path
     find_file("hf://org/repo/e4e.pt")
     assert asked == [(("org/repo", "folder/e4e.pt"), "v1", "abc"), (("org/repo", "e4e.pt"), None, None)]
@@ -177,13 +172,13 @@ def test_components_that_cannot_be_taken(files: dict[str, Path], tmp_path: Path)
 
 def test_models_of_single_files(files: dict[str, Path], tmp_path: Path) -> None:
     for kind in ("psp", "e4e", "rosinality"):
-        folder = write_model(official.read_single_file(files[kind]), tmp_path / kind)
+        folder = write_model(read_single_file(files[kind]), tmp_path / kind)
         assert hub.read_config(folder)["_class_name"] == {"psp": "PSPPipeline", "e4e": "E4EPipeline"}.get(
             kind, "PTIPipeline"
         )
         (CLASSES.get(kind) or PTIPipeline).from_pretrained(folder)
     np.save(tmp_path / "boundary.npy", np.eye(1, 512))
-    write_model(official.read_single_file(tmp_path / "boundary.npy"), tmp_path / "directions", name="pose")
+    write_model(read_single_file(tmp_path / "boundary.npy"), tmp_path / "directions", name="pose")
     assert list(load_directions(tmp_path / "directions")) == ["pose"]
 
 
@@ -192,7 +187,7 @@ def test_what_has_no_form_in_a_folder(tmp_path: Path) -> None:
         {"mean": torch.zeros(1, 512), "comp": torch.eye(512)[:3, None], "std": torch.ones(3)}, tmp_path / "ganspace.pt"
     )
     with pytest.raises(CheckpointError, match=r"kind ganspace has no form in a folder"):
-        write_model(official.read_single_file(tmp_path / "ganspace.pt"), tmp_path / "model")
+        write_model(read_single_file(tmp_path / "ganspace.pt"), tmp_path / "model")
 
 
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"dtype": torch.float64}, {"variant": "fp16"}])
@@ -207,7 +202,7 @@ def test_inversions_of_other_numbers_can_be_loaded(options: dict[str, Any], tmp_
 
 
 def test_an_encoder_into_w(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = official.read_single_file(files["psp"])
+    file = read_single_file(files["psp"])
     w_encoder = WEncoder(WEncoderConfig(widths=(8, 8, 8, 8), units=(1, 1, 1, 1), reduction=4))
     part = Part(WEncoder, w_encoder.config, w_encoder.state_dict())
     into_w = SingleFile("psp", {**file.parts, "encoder": part})

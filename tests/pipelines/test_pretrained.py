@@ -52,11 +52,6 @@ def test_dtype(e4e: E4EPipeline, dtype: torch.dtype, tmp_path: Path) -> None:
     assert pipe.edit(out, smile=1.0).images[0].size == (32, 32)
 
 
-def test_the_old_name_of_dtype() -> None:
-    with pytest.warns(FutureWarning, match="`torch_dtype` is now called `dtype`"):
-        assert E4EPipeline.from_pretrained("faces64", torch_dtype=torch.float64).dtype == torch.float64
-
-
 @pytest.mark.parametrize("args", [(torch.float64,), ("cpu", torch.float64), (torch.device("cpu"), torch.float64), ()])
 def test_to(e4e: E4EPipeline, pti: PTIPipeline, tmp_path: Path, args: tuple[Any, ...]) -> None:
     """As PyTorch's and diffusers': every network goes along, and those that are loaded later."""
@@ -70,17 +65,19 @@ def test_to(e4e: E4EPipeline, pti: PTIPipeline, tmp_path: Path, args: tuple[Any,
         assert pipe.to(*args, **options) is pipe
         call = functools.partial(pipe, GREY, align=False, **({"pivot": "e4e"} if cls is PTIPipeline else {}))
         assert call().generator.w_avg.dtype == torch.float64
-        assert {p.dtype for network in pipe._networks() for p in network.parameters()} == {torch.float64}
+        assert {p.dtype for network in pipe.networks for p in network.parameters()} == {torch.float64}
         assert pipe.to("cpu").to().to(None).dtype == torch.float64
         pipe.to(torch.float32)  # an encoder of PTI's that is there already
         assert call().w_plus.shape == (1, 8, 16)
-        assert {p.dtype for network in pipe._networks() for p in network.parameters()} == {torch.float32}
+        assert {p.dtype for network in pipe.networks for p in network.parameters()} == {torch.float32}
 
 
 def test_to_a_half_type(e4e: E4EPipeline, tmp_path: Path) -> None:
     pipe = E4EPipeline.from_pretrained(e4e.save_pretrained(tmp_path / "model"))
-    assert pipe._name is not None
-    assert pipe.to(torch.bfloat16).dtype == torch.bfloat16 and pipe._name is None  # its generator has other numbers now
+    assert pipe.base_name is not None
+    assert (
+        pipe.to(torch.bfloat16).dtype == torch.bfloat16 and pipe.base_name is None
+    )  # its generator has other numbers now
     assert pipe(GREY, align=False).images[0].size == (32, 32)
 
 
@@ -151,7 +148,7 @@ def test_through_the_hub_and_back(
     e4e.push_to_hub("org/mine", token="write", variant="fp16")
     files = fake_hub.repositories["org/mine"]
     assert {"README.md", "config.json", "generator/model.safetensors", "generator/model.fp16.safetensors"} <= set(files)
-    assert b'from_pretrained("org/mine")' in files["README.md"] and b'license: "mit"' in files["README.md"]
+    assert b'from_pretrained("org/mine")' in files["README.md"] and b"license: mit" in files["README.md"]
 
     pipe = E4EPipeline.from_pretrained("org/mine", detector=detector)  # type: ignore[arg-type]
     asked = [path for method, path in fake_hub.log if method == "GET" and "/resolve/" in path]

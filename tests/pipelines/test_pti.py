@@ -16,7 +16,7 @@ from stylegan_inversion.losses.lpips import AlexLPIPS, AlexLPIPSConfig
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
-from stylegan_inversion.pipelines.base import find_device
+from stylegan_inversion.pipelines.loading import find_device
 from stylegan_inversion.preprocessing.align import face_quad, recrop
 from stylegan_inversion.preprocessing.image import to_tensor
 

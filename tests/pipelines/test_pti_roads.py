@@ -179,15 +179,3 @@ def test_a_perceptual_network_can_be_chosen(files: Path, photo: Image.Image, tmp
         E4EPipeline.from_pretrained(files / "e4e", perceptual="alex")
     with pytest.raises(ValueError, match=r"`perceptual` is for PTI; PSPPipeline optimises nothing"):
         PSPPipeline.from_single_file(files / "psp.pt", perceptual="alex")
-
-
-def test_a_model_that_names_the_network_of_earlier_versions_loads(
-    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    shutil.copytree(files / "e4e", tmp_path / "model")
-    config = hub.read_config(tmp_path / "model")
-    hub.write_config({**config, "pti": {"perceptual": "st-alex"}}, tmp_path / "model")
-    pipeline = PTIPipeline.from_pretrained(tmp_path / "model")
-    assert pipeline.perceptual.name == "alex" and len(caplog.messages) == 1
-    assert "asks for the perceptual network 'st-alex', which is no longer there; taking 'alex'." in caplog.text
-    assert hub.read_config(pipeline.save_pretrained(tmp_path / "new"))["pti"]["perceptual"] == "alex"

@@ -5,8 +5,8 @@ import pytest
 
 from stylegan_inversion import PTIPipeline, cli
 from stylegan_inversion.errors import CheckpointError
-from stylegan_inversion.pipelines import publishing
-from stylegan_inversion.pipelines.publishing import check_folder, push_folder
+from stylegan_inversion.pipelines import publish
+from stylegan_inversion.pipelines.publish import check_folder, push_folder
 from tests.fake_hub import FakeHub, hub_client, serve
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub's client
@@ -47,7 +47,7 @@ def test_cards(folder: Path, fake_hub: FakeHub) -> None:
     (folder / "README.md").unlink()
     push_folder(folder, "org/mine", license="mit")
     files = fake_hub.repositories["org/mine"]
-    assert b'license: "mit"' in files["README.md"] and not (folder / "README.md").exists()
+    assert b"license: mit" in files["README.md"] and not (folder / "README.md").exists()
     (folder / "README.md").write_text('mine: from_pretrained("other/one")')
     push_folder(folder, "org/mine")
     assert b"mine" not in files["README.md"].split(b"\n")[0]  # the one that is there stays
@@ -61,7 +61,7 @@ def test_without_links(folder: Path, fake_hub: FakeHub, monkeypatch: pytest.Monk
     def refuse(*_args: object) -> None:
         raise OSError("A required privilege is not held by the client")
 
-    monkeypatch.setattr(publishing.Path, "symlink_to", refuse)
+    monkeypatch.setattr(publish.Path, "symlink_to", refuse)
     before = state(folder)
     push_folder(folder, "org/mine")
     assert b'from_pretrained("org/mine")' in fake_hub.repositories["org/mine"]["README.md"] and state(folder) == before

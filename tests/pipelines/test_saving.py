@@ -1,7 +1,6 @@
 import copy
 import dataclasses
 import io
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,8 @@ from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, hub
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.generator_delta import generator_sha256
 from stylegan_inversion.models.generator import Generator
-from stylegan_inversion.pipelines import saving
-from stylegan_inversion.pipelines.saving import BaseName
+from stylegan_inversion.pipelines import output as saving
+from stylegan_inversion.pipelines.output import BaseName
 from stylegan_inversion.preprocessing.landmarks import Face
 
 Detector = Callable[[Image.Image], list[Face]]
@@ -301,11 +300,11 @@ def test_a_strangers_folder_calls_no_other_machine_unasked(
     config = hub.read_config(folder)
     asked: list[str] = []
 
-    def find(name: str, *, revision: str | None, **_: Any) -> Path:
-        asked.append(revision or name)
+    def find(name: str, access: hub.Access) -> Path:
+        asked.append(access.revision or name)
         return tmp_path / "model"
 
-    monkeypatch.setattr(hub, "find_model", find)
+    monkeypatch.setattr(saving, "find_folder", find)
     for base in ({"name_or_path": name}, {"name_or_path": "org/model", "revision": name}):
         asked.clear()
         hub.write_config({**config, "base": base}, folder)
@@ -315,44 +314,6 @@ def test_a_strangers_folder_calls_no_other_machine_unasked(
         assert len(InversionOutput.load(folder, allow_download=True)) == 1 and asked == [name]
     monkeypatch.setattr(saving, "is_known", asked.append)
     assert BaseName(name).is_local and asked == [name]
-
-
-def write_format_1(out: InversionOutput, folder: Path) -> Path:
-    """As version 0.1 wrote it."""
-    folder.mkdir()
-    hub.write_tensors({"w_plus": out.w_plus}, folder / "model.safetensors")
-    entries = []
-    for i, crop in enumerate(out.crops):
-        hub.save_module(out.generators[i], folder / f"generator_{i}")
-        pictures = {"image": out.images[i], "reconstruction": out.reconstructions[i]}
-        for name, picture in {**pictures, "crop": crop.image, "photo": crop.photo}.items():
-            picture.save(folder / f"{name}_{i}.png")
-        quad = None if crop.quad is None else crop.quad.tolist()
-        faces = {"face_count": crop.face_count, "face_index": crop.face_index}
-        entries.append({"generator": i, "quad": quad, **faces, "report": out.reports[i]})
-    config = {"_class_name": "InversionOutput", "_format": 1, "edits": out.edits, "photos": entries}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def test_folders_of_version_0_1(
-    pti: PTIPipeline, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = pti.edit(pti([photo, photo]), smile=1.0)
-    folder = write_format_1(out, tmp_path / "old")
-    loaded = InversionOutput.load(folder)
-    out = InversionOutput(**{**vars(out), "w_inverted": None})
-    assert_same(loaded, out)
-    assert generators(loaded) == generators(out)
-    (folder / "crop_1.png").unlink()
-    with pytest.raises(CheckpointError, match=r"is damaged or incomplete: .*crop_1\.png is not a file"):
-        InversionOutput.load(folder)
-    for path in folder.glob("*_?.png"):
-        path.write_bytes(bomb())
-    decoded = count_calls(monkeypatch, "load_image")
-    with pytest.raises(CheckpointError, match=r"its pictures would take more than 0\.4 GB"):
-        InversionOutput.load(folder)
-    assert len(decoded) == 1
 
 
 def test_names_of_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generator: Generator) -> None:

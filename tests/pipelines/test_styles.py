@@ -10,7 +10,7 @@ from PIL import Image
 from stylegan_inversion import InversionOutput, PTIPipeline
 from stylegan_inversion.latents import broadcast
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.pipelines.styles import edit_frames, interpolate_outputs, mix_outputs, sample_face
+from stylegan_inversion.pipelines.play import edit_frames, interpolate_outputs, mix_outputs, sample_face
 from stylegan_inversion.preprocessing.image import to_pil
 
 

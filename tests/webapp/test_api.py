@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from stylegan_inversion import InversionOutput
 from stylegan_inversion.inversion.generator_delta import GeneratorDelta
-from stylegan_inversion.pipelines.styles import edit_frames, interpolate_outputs, mix_outputs, sample_face
+from stylegan_inversion.pipelines.play import edit_frames, interpolate_outputs, mix_outputs, sample_face
 from stylegan_inversion.webapp.marking import read_mark
 from stylegan_inversion.webapp.models import METHODS, Model
 from tests.webapp.client import EDITED, EXPIRED, GENERATED, picture, refused, same

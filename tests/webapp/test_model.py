@@ -106,7 +106,7 @@ def test_the_built_in_model() -> None:
     assert len({id(pipeline.detector) for pipeline in model.pipelines.values()}) == 1
     assert "64 x 64 pixels" in model.note and "At 64 pixels it is a demonstration" in model.note
     assert model.groups["Directions"] == ["smile", "age", "gender", "yaw"]
-    assert model.pti._name is not None and model.pti._name.name_or_path == "faces64"
+    assert model.pti.base_name is not None and model.pti.base_name.name_or_path == "faces64"
     # ranges that were looked at: the widest component to 2 of its deviations, SeFa's further than w goes along them
     ranges = {name: direction.strength_range for name, direction in model.directions.items()}
     assert ranges["ganspace_1"] == (-11.0, 11.0) and ranges["sefa_1"] == (-13.0, 13.0)

@@ -1,10 +1,12 @@
-"""Playing with inversions: faces from z, style mixing of two people, and the frames between two faces.
+"""Playing with inversions: faces from z, style mixing of two people, frames between two faces, unnamed directions.
 
 Functions over `InversionOutput`; none of them changes what it is given.
 """
 
 import copy
 import dataclasses
+import logging
+import operator
 from collections.abc import Mapping
 
 import torch
@@ -12,26 +14,32 @@ from PIL import Image
 from torch import Tensor
 
 from stylegan_inversion import hub
-from stylegan_inversion.editing.directions import apply_directions
+from stylegan_inversion.editing.directions import Direction, apply_directions, both_ways
+from stylegan_inversion.editing.ganspace import fit_pca, name_components
 from stylegan_inversion.editing.mixing import mix_styles
+from stylegan_inversion.editing.sefa import factorize
 from stylegan_inversion.latents import broadcast, random_source, truncate
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines.base import InversionPipeline
-from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.pipelines.saving import Base
+from stylegan_inversion.pipelines.output import Base, InversionOutput
 from stylegan_inversion.preprocessing.align import uncropped
 from stylegan_inversion.preprocessing.image import to_pil
 
-MAX_TRUNCATION = 2.0  # beyond it no generator draws anything known
+logger = logging.getLogger(__name__)
+
+MAX_TRUNCATION = 2.0  # beyond it generators draw no faces
+SAMPLES, CHUNK = 10_000, 1000  # of w, as StyleGAN2's projector takes; how many are mapped at once
+SEFA_LAYERS = (2, 6)  # e4e's choice, style layers
+SEFA_REACH = 0.8  # of the spread of w
 
 
 @torch.no_grad()
 def sample_face(pipeline: InversionPipeline, *, seed: int = 0, truncation: float = 0.7) -> InversionOutput:
-    """Draw a face of nobody from z, as an output that can be edited, mixed and saved like any inversion.
+    """Draw a random face from z, as an output that can be edited, mixed and saved like any inversion.
 
     Args:
         pipeline: Its generator draws.
-        seed: Of z, which is drawn on the CPU: the same face on every device.
+        seed: Seed of z, which is drawn on the CPU: the same face on every device.
         truncation: w is w_avg + truncation (mapping(z) - w_avg): 0 is the average face, 1 the generator's own variety.
 
     Returns:
@@ -57,7 +65,7 @@ def sample_face(pipeline: InversionPipeline, *, seed: int = 0, truncation: float
         generators=[generator],
         crops=[uncropped(image, image.width)],
         reports=[{"seed": int(seed), "truncation": float(truncation)}],
-        base=Base(generator, pipeline._name),
+        base=Base(generator, pipeline.base_name),
     )
 
 
@@ -68,7 +76,7 @@ def mix_outputs(
 
     Args:
         a: One photo: keeps its generator, crop, edits and its other layers.
-        b: One photo of the same model, as edited: gives the layers. Its tuned generator, if any, has no say.
+        b: One photo of the same model, as edited: gives the layers. Its tuned generator, if any, is not used.
         layers: Half-open range `(start, stop)` of style layers; `latents.layer_ranges` names three. `None` takes all.
         alpha: Weight of b in these layers: 0 keeps a, 1 takes b.
 
@@ -121,9 +129,9 @@ def edit_frames(
     """Let an edit grow: from the face as it is given to `pipeline.edit(out, **strengths)`, all directions at once.
 
     Args:
-        pipeline: Knows the directions.
+        pipeline: Has the directions.
         out: One photo, usually not edited yet.
-        strengths: Of the last frame, by direction, each in its unit, from `out` on.
+        strengths: Strength of the last frame, by direction, each in its unit, from `out` on.
         steps: How many frames, at least 2.
 
     Returns:
@@ -168,3 +176,52 @@ def _check_pair(a: InversionOutput, b: InversionOutput) -> None:
         raise ValueError(
             "`a` and `b` must be of the same model, but their average w differ. Invert both with one model."
         )
+
+
+@torch.no_grad()
+def find_components(generator: Generator, *, count: int = 6, seed: int = 0) -> dict[str, list[Direction]]:
+    """Find GANSpace's and SeFa's first directions of a generator, with ranges in which it still draws faces.
+
+    Args:
+        generator: Its mapping network gives the w, its affine layers the weights.
+        count: How many of each at most.
+        seed: Seed of z, which is drawn on the CPU.
+
+    Returns:
+        "GANSpace": the widest principal components of W, all layers, to 2 standard deviations on both sides. "SeFa":
+        the eigenvectors of the affine layers 2 to 5, the only ones they move, to 0.8 of the spread of w, the root of
+        the mean squared distance from its average: w hardly varies along them, so their own deviation would show
+        nothing. A group is left out if the generator has none, as one whose w are all equal.
+    """
+    count = operator.index(count)
+    rng = random_source(seed)
+    z = torch.randn(SAMPLES, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
+    w = torch.cat([generator.mapping(chunk.to(generator.w_avg)).cpu().float() for chunk in z.split(CHUNK)])
+    groups = {}
+    for title, find in (("GANSpace", _ganspace), ("SeFa", _sefa)):
+        try:
+            groups[title] = find(generator, w, count)
+        except ValueError as e:
+            logger.warning("The generator has no directions of %s: %s", title, e)
+    return groups
+
+
+def _ganspace(generator: Generator, w: Tensor, count: int) -> list[Direction]:
+    return name_components(fit_pca(w, min(count, w.shape[1])))
+
+
+def _sefa(generator: Generator, w: Tensor, count: int) -> list[Direction]:
+    start, stop = SEFA_LAYERS
+    weights = [conv.affine.weight for conv in generator.synthesis.convs[start:stop]]
+    vectors, _ = factorize(weights, min(count, w.shape[1]))
+    spread = w.var(dim=0).sum().sqrt().item()
+    return [
+        Direction.from_vector(
+            f"sefa_{k}",
+            vector,
+            layers=(start, start + len(weights)),
+            strength_range=both_ways(SEFA_REACH * spread),
+            description=f"Number {k} of the changes that this generator's weights amplify most. Nobody named it.",
+        )
+        for k, vector in enumerate(vectors, 1)
+    ]
