@@ -264,15 +264,13 @@ def _open_rows(output: Path, settings: dict[str, Any]) -> dict[tuple[str, str], 
         try:
             earlier = json.loads(path.read_text("utf-8"))
             changed = [key for key in settings if key != "methods" and earlier[key] != settings[key]]
-            shared = settings["methods"].keys() & earlier["methods"]
-            changed += [name for name in sorted(shared) if earlier["methods"][name] != settings["methods"][name]]
+            shared = sorted(settings["methods"].keys() & earlier["methods"])
+            changed += [name for name in shared if earlier["methods"][name] != settings["methods"][name]]
+            reason = f"with other settings: {', '.join(changed)}; see settings.json there" if changed else ""
         except (OSError, ValueError, LookupError, TypeError):
-            changed = ["settings"]
-        if changed:
-            raise ValueError(
-                f"{output} holds a comparison with other settings ({', '.join(changed)}; see settings.json there). "
-                "Give another output folder, or remove this one."
-            )
+            reason = "without a settings.json that can be read"
+        if reason:
+            raise ValueError(f"{output} holds a comparison {reason}. Give another output folder, or remove this one.")
     methods = {**earlier.get("methods", {}), **settings["methods"]}
     hub.write_config({**settings, "methods": methods}, output, name=path.name)
     rows = {}
