@@ -23,8 +23,8 @@ from stylegan_inversion.pipelines import official
 from stylegan_inversion.pipelines.export import write_official
 from stylegan_inversion.remote import integrity
 from stylegan_inversion.remote.integrity import file_sha256, storage_folder
-from stylegan_inversion.training.methods import load_config
-from stylegan_inversion.training.start import make_encoder
+from stylegan_inversion.training.config import load_config
+from stylegan_inversion.training.encoder import make_encoder
 from stylegan_inversion.training.tasks import make_task
 from tests.checkpoints.official_files import generator
 from tests.checkpoints.test_encoder import official_arcface
@@ -271,8 +271,8 @@ def test_wherever_a_model_is_named(
     (folder,) = find_generators(["mine=test-e4e"]).values()  # `evaluate-generator --models`
     assert torch.equal(hub.read_tensors(folder / "model.safetensors")["w_avg"], ours.w_avg)
     assert load_identity("test-identity").name == "test-identity"  # `identity=` of the losses and of `evaluate`
-    options = ["method=e4e", "model=test-e4e", "init=test-e4e", f"data={tmp_path}", f"output={tmp_path / 'run'}"]
-    config: Any = load_config(None, options)  # `train`
+    options = ["--method=e4e", "--model=test-e4e", "--init=test-e4e", f"--data={tmp_path}", f"--output={tmp_path}"]
+    config: Any = load_config(options)  # `train`
     encoder, theirs = make_encoder(config, make_task(config.task), ours), E4EPipeline.from_pretrained("faces64").encoder
     assert all(torch.equal(a, b) for a, b in zip(encoder.parameters(), theirs.parameters(), strict=True))
     assert cli.main(["directions", "--model", "test-e4e"]) == 0

@@ -29,7 +29,6 @@ from stylegan_inversion.models.face_detector import FaceDetector, FaceDetectorCo
 from stylegan_inversion.models.face_layers import pad_same
 from stylegan_inversion.models.face_recognition import SAME_PERSON_DISTANCE, FaceRecognitionConfig, FaceRecognitionNet
 from stylegan_inversion.preprocessing.image import to_tensor
-from stylegan_inversion.training.generator_config import SMALLEST_FACE
 
 DATA = Path(__file__).parents[1] / "data"
 FACE = builtin_path("faces64/face")
@@ -144,9 +143,9 @@ def test_stages_of_recognition(recognition: FaceRecognitionNet) -> None:
     ]  # fmt: skip
     small = recognition.features(x, resolution=112)
     assert [stage.shape[2] for stage in small] == [26, 13, 6, 3, 1]
-    assert [stage.shape[2] for stage in recognition.features(x, resolution=SMALLEST_FACE)] == [24, 12, 6, 3, 1]
+    assert [stage.shape[2] for stage in recognition.features(x, resolution=103)] == [24, 12, 6, 3, 1]
     with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
-        recognition.features(x, resolution=SMALLEST_FACE - 1)
+        recognition.features(x, resolution=102)
     enlarged = F.interpolate(x, size=112, mode="bilinear", antialias=True)
     assert torch.equal(small[0], recognition.features(enlarged, resolution=112)[0])
     assert torch.equal(recognition.fc(recognition.features(x)[-1].mean(dim=(2, 3))), recognition(x))

@@ -1,9 +1,9 @@
-"""A mapping network that draws w as pictures have them: a flow between noise and w, then its map, learnt by heart.
+"""Teach a mapping network the w of pictures: train a flow-matching model on them, then distil it.
 
 Paper: Lipman et al. 2023, "Flow Matching for Generative Modeling", arXiv:2210.02747 (straight paths from noise to data,
-section 4.1). Own code. The w of pictures are normal only along single axes: samples of the normal distribution of
-`prior.fit_prior` mix features that no face has together. The flow learns what goes with what; integrated, it gives each
-z a w, and the mapping network is trained on such pairs, of which there are as many as one wants.
+section 4.1). Own code. The w of pictures are normal only along single axes: the normal distribution of
+`normal_prior.fit_prior` mixes features that no face has together. The flow learns the joint distribution. Integrated,
+it gives each z a w, and the mapping network is trained on such pairs.
 """
 
 import copy
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from image_encoder import ImageEncoder
 from jaxtyping import Float
+from normal_prior import fit_prior
 from torch import Tensor, nn
 
-from stylegan_inversion.models.autoencoder import ImageEncoder
 from stylegan_inversion.models.generator import Generator, MappingNetwork
 from stylegan_inversion.models.layers import EqualLinear
-from stylegan_inversion.training.learner import update_ema
-from stylegan_inversion.training.prior import fit_prior
+from stylegan_inversion.training.ranger import update_ema
 
 Report = Callable[[str, int, float], None]
 """Called now and then with the stage, "flow" or "mapping", the steps done, and the mean loss since the last call."""
@@ -144,11 +144,7 @@ def fit_flow_prior(
 
 
 def train_flow(
-    x: Float[Tensor, "count size"],
-    config: FlowConfig,
-    *,
-    weight: Float[Tensor, " size"],
-    report: Report | None = None,
+    x: Float[Tensor, "count size"], config: FlowConfig, *, weight: Float[Tensor, " size"], report: Report | None = None
 ) -> Flow:
     """A flow from normal noise to the distribution of x, which should have unit variance; the average of its steps.
 

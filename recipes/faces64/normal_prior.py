@@ -1,18 +1,18 @@
-"""Samples for a generator that was trained as an autoencoder: a normal distribution, written into its mapping network.
+"""Write a normal distribution into the mapping network of a generator that was trained as an autoencoder.
 
 Own design, no paper. The w of pictures are nearly normal along their principal axes, and the axes of W are free: turned
-with the encoder and the style layers, pictures stay what they are. So W is turned to the principal axes, and there a
-mapping network that draws from the fitted distribution can be written down, where training one was slow and lost the
-small components.
+together with the encoder and the style layers, they give the same pictures. So W is turned to the principal axes, where
+a mapping network that draws from the fitted distribution can be written down. Training one was slow and lost the small
+components.
 """
 
 import math
 
 import torch
+from image_encoder import ImageEncoder
 from jaxtyping import Float
 from torch import Tensor
 
-from stylegan_inversion.models.autoencoder import ImageEncoder
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.layers import EqualLinear, StyledConv, ToRGB
 

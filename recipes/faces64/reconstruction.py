@@ -1,19 +1,34 @@
-"""Pictures through an encoder and a generator that learn together: the autoencoder of the warm start."""
+"""Pictures through an encoder and a generator that learn together: the autoencoder behind faces64."""
 
+import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from image_encoder import ImageEncoder
 from torch import Tensor
 
 from stylegan_inversion import latents
+from stylegan_inversion.bounds import number
 from stylegan_inversion.losses.l2 import l2_loss
 from stylegan_inversion.losses.lpips import PerceptualDistance
-from stylegan_inversion.models.autoencoder import ImageEncoder
-from stylegan_inversion.training.batch_norm import synchronize_batch_norm
-from stylegan_inversion.training.draws import Draws
-from stylegan_inversion.training.generator_config import ReconstructionOptions
-from stylegan_inversion.training.optimize import apply_gradients
+from stylegan_inversion.training.config import OptimizerOptions
+from stylegan_inversion.training.data import SeededDraws
+from stylegan_inversion.training.encoder import synchronize_batch_norm
+from stylegan_inversion.training.ranger import apply_gradients, make_optimizer
+
+
+@dataclass(frozen=True)
+class ReconstructionOptions:
+    """Pictures that an encoder and the generator draw again, beside the samples or alone."""
+
+    batch_size: int = number(0, 0, 10**6)  # pictures of a micro-batch that are drawn again, in place of samples
+    weight: float = number(1.0, 0.0, 1e9)  # weight of L1 + L2 + lpips * perceptual distance
+    lpips: float = number(2.0, 0.0, 1e9)  # weight of the perceptual distance in it
+    w_noise: float = number(0.1, 0.0, 1e9)  # standard deviation of the noise added to w, whose mean square is 1
+    noise: bool = True  # random noise inputs
+    encoder_lr: float = number(1e-3, 1e-12, 100.0)  # learning rate of the encoder
 
 
 class Reconstruction:
@@ -25,32 +40,21 @@ class Reconstruction:
         options: ReconstructionOptions,
         *,
         perceptual: PerceptualDistance | None,
-        betas: tuple[float, float],
+        optimizer: OptimizerOptions,
         accelerator: Accelerator,
+        steps: int,
     ) -> None:
-        """Take an encoder over.
-
-        Args:
-            encoder: Moved to the device, in place.
-            options: Weights and learning rate.
-            perceptual: `None` if `options.lpips` is 0.
-            betas: Of Adam.
-            accelerator: Device and processes.
-        """
+        """Take over an encoder and move it to the device; its learning rate follows the schedule of `optimizer`."""
         self.options, self.accelerator, self.perceptual = options, accelerator, perceptual
         self.encoder = encoder.to(accelerator.device).train().requires_grad_(True)
         synchronize_batch_norm(self.encoder)
         self.parameters = list(self.encoder.parameters())
-        first, second = betas
-        self.optimizer = torch.optim.Adam(
-            self.parameters, lr=options.encoder_lr, betas=(float(first), float(second)), fused=True
+        self.optimizer, self.schedule = make_optimizer(
+            dataclasses.replace(optimizer, lr=options.encoder_lr), self.parameters, steps=steps
         )
 
-    def codes(self, x: Tensor, draws: Draws, serial: int, *, num_ws: int) -> tuple[Tensor, list[Tensor]]:
-        """What draws pictures again: w_plus, (B, num_ws, w_dim), and the noise of each style layer.
-
-        The w get some noise, too, so that the neighbours of each mean something.
-        """
+    def codes(self, x: Tensor, draws: SeededDraws, serial: int, *, num_ws: int) -> tuple[Tensor, list[Tensor]]:
+        """Encode pictures: w_plus, (B, num_ws, w_dim), with noise on the w, and the noise of each style layer."""
         w = self.encoder(x)
         w = w + self.options.w_noise * draws.normal("reconstruction", serial, w.shape)
         noise = draws.noise(serial, len(w), purpose="reconstruction noise")
@@ -59,7 +63,7 @@ class Reconstruction:
         return latents.broadcast(w, num_ws), noise
 
     def statistics(self) -> list[Tensor]:
-        """Copies of the encoder's buffers, which every pass in training moves; for `restore`."""
+        """Copy the encoder's buffers, which every pass in training moves; `restore` puts them back."""
         return [buffer.clone() for buffer in self.encoder.buffers()]
 
     def restore(self, statistics: list[Tensor]) -> None:
@@ -68,7 +72,7 @@ class Reconstruction:
             buffer.copy_(before)
 
     def losses(self, y_hat: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """L1 + L2 + lpips * perceptual distance, times the weight; and the terms."""
+        """Compute L1 + L2 + lpips * perceptual distance, times the weight; and the terms."""
         terms = {"l1": (y_hat - y).abs().mean(), "l2": l2_loss(y_hat, y)}
         loss = terms["l1"] + terms["l2"]
         if self.perceptual is not None:
@@ -78,11 +82,10 @@ class Reconstruction:
             loss = loss + self.options.lpips * terms["lpips"]
         return loss * self.options.weight, terms
 
-    def step(self, loss: Tensor, *, rate: float = 1.0) -> bool:
-        """Let the encoder follow its gradients; `rate` scales its learning rate. Whether they were finite."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.encoder_lr * rate
-        finite = apply_gradients(self.accelerator, self.optimizer, self.parameters, loss)
+    def step(self, loss: Tensor, step: int) -> bool:
+        """Let the encoder follow its gradients. Whether they were finite."""
+        self.schedule.step(step)
+        finite = apply_gradients(self.accelerator, self.optimizer, loss)
         self.optimizer.zero_grad(set_to_none=True)
         return finite
 
