@@ -206,9 +206,12 @@ def _load_scorer(
         for name in edits:
             if name not in scored:
                 raise ValueError(f"There is no score for the edit {name!r}; there are {', '.join(scored)}.")
+    network = None
+    if identity is not None:
+        network = load_identity(identity, None if identity == "builtin" else find_folder(identity), device=device)
     return Scorer(
         perceptual=load_perceptual(perceptual, device=device),
-        identity=None if identity is None else load_identity(identity, device=device),
+        identity=network,
         attributes=attributes,
         edits={n: Edit(directions[n].to(device), edit_strengths(directions[n])) for n in edits},
         resolution=resolution,

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock, Timeout
+from stylegan_inversion.checkpoints.known import find_known_model, is_known, known_entry
+from stylegan_inversion.remote.integrity import file_sha256, storage_folder
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli, hub
 from stylegan_inversion import catalogue as catalogue_module
 from stylegan_inversion.catalogue import CatalogueEntry, catalogue
 from stylegan_inversion.checkpoints import known, papers
 from stylegan_inversion.checkpoints.export import checkpoint_to_rosinality, write_official
-from stylegan_inversion.checkpoints.known import find_known_model, is_known, known_entry
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.evaluation.generators import find_generators
 from stylegan_inversion.losses.identity import load_identity
 from stylegan_inversion.pipelines import official
 from stylegan_inversion.remote import integrity
-from stylegan_inversion.remote.integrity import file_sha256, storage_folder
 from stylegan_inversion.training.config import load_config
 from stylegan_inversion.training.encoder import make_encoder
 from stylegan_inversion.training.tasks import make_task

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stylegan_inversion.remote.integrity import file_sha256
 from torch import Tensor
 
 from stylegan_inversion import E4EPipeline, PTIPipeline, cli, hub
@@ -18,7 +19,6 @@ from stylegan_inversion.checkpoints.generator import generator_to_rosinality
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.remote.integrity import file_sha256
 from tests.checkpoints.official_files import TINY, generator, official
 from tests.checkpoints.public_directions import LAYOUTS, Rows, make_direction, publish, save_direction
 from tests.conftest import make_pti

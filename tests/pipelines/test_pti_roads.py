@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stylegan_inversion.remote.integrity import file_sha256
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, cli, hub
 from stylegan_inversion.catalogue import CatalogueEntry
@@ -22,7 +23,6 @@ from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
-from stylegan_inversion.remote.integrity import file_sha256
 from tests.checkpoints.official_files import nvidia_pickle
 from tests.fake_hub import hub_client, serve
 
