@@ -16,11 +16,12 @@ import torch
 from huggingface_hub import constants
 
 from stylegan_inversion import E4EPipeline, InversionOutput, catalogue
+from stylegan_inversion.checkpoints.export import write_official
+from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
-from stylegan_inversion.pipelines.export import write_official
 from stylegan_inversion.preprocessing.image import load_image
 from tests.checkpoints.public_directions import make_direction, publish
 from tests.fake_hub import hub_client, serve
@@ -41,7 +42,7 @@ def make_checkpoint(resolution: int, folder: Path) -> bytes:
             encoder = Encoder4Editing(PyramidEncoderConfig(resolution))
         model = E4EPipeline(generator, encoder).save_pretrained(folder / "model")
         del generator, encoder
-    path = write_official(model, folder / "e4e_ffhq_encode.pt", layout="e4e")
+    path = write_official(find_folder(model), folder / "e4e_ffhq_encode.pt", layout="e4e")
     shutil.rmtree(folder / "model", ignore_errors=True)
     content = path.read_bytes()
     path.unlink()

@@ -221,6 +221,7 @@ def main(folder: Path) -> None:
     """Read every file of a folder in this process; print {name: message, or ""} and the events that were seen."""
     from stylegan_inversion.checkpoints.archive import read_container
     from stylegan_inversion.checkpoints.reading_process import Describer
+
     from stylegan_inversion.errors import CheckpointError
 
     for codec in ("latin-1", "unicode_escape", "ascii"):

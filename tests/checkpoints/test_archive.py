@@ -14,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
-
-from stylegan_inversion.checkpoints import archive
 from stylegan_inversion.checkpoints.archive import read_container
 from stylegan_inversion.checkpoints.reading_process import Describer
 from stylegan_inversion.checkpoints.sandbox import read_checkpoint
+
+from stylegan_inversion.checkpoints import archive
 from stylegan_inversion.checkpoints.unpickle import Budget
 from stylegan_inversion.errors import CheckpointError
 from tests.checkpoints.hostile_files import nested, storage_stream, text, whole, zipped

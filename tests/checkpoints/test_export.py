@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from stylegan_inversion.checkpoints.part import Part
+from stylegan_inversion.checkpoints.single_file import read_single_file
 from torch import Tensor
 
 from stylegan_inversion.checkpoints.encoder import (
@@ -16,8 +18,6 @@ from stylegan_inversion.checkpoints.encoder import (
 )
 from stylegan_inversion.checkpoints.export import checkpoint_to_official, checkpoint_to_rosinality, encoder_to_official
 from stylegan_inversion.checkpoints.generator import generator_from_nvidia, generator_to_nvidia
-from stylegan_inversion.checkpoints.part import Part
-from stylegan_inversion.checkpoints.single_file import read_single_file
 from stylegan_inversion.hub import builtin_path, load_module
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from stylegan_inversion.checkpoints.network_file import average_w
+from stylegan_inversion.checkpoints.sandbox import PickledModule
+from stylegan_inversion.checkpoints.single_file import read_single_file, recognise
 from torch import nn
 
 from stylegan_inversion import latents
 from stylegan_inversion.checkpoints.export import checkpoint_to_rosinality
 from stylegan_inversion.checkpoints.generator import generator_to_nvidia, generator_to_rosinality
-from stylegan_inversion.checkpoints.network_file import average_w
-from stylegan_inversion.checkpoints.sandbox import PickledModule
-from stylegan_inversion.checkpoints.single_file import read_single_file, recognise
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.generator import GeneratorConfig
 from tests.checkpoints.official_files import (

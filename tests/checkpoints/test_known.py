@@ -14,13 +14,13 @@ from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli, h
 from stylegan_inversion import catalogue as catalogue_module
 from stylegan_inversion.catalogue import CatalogueEntry, catalogue
 from stylegan_inversion.checkpoints import known, papers
-from stylegan_inversion.checkpoints.export import checkpoint_to_rosinality
+from stylegan_inversion.checkpoints.export import checkpoint_to_rosinality, write_official
 from stylegan_inversion.checkpoints.known import find_known_model, is_known, known_entry
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.evaluation.generators import find_generators
+from stylegan_inversion.hub import builtin_path
 from stylegan_inversion.losses.identity import load_identity
 from stylegan_inversion.pipelines import official
-from stylegan_inversion.pipelines.export import write_official
 from stylegan_inversion.remote import integrity
 from stylegan_inversion.remote.integrity import file_sha256, storage_folder
 from stylegan_inversion.training.config import load_config
@@ -35,7 +35,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("field")
     torch.save(official_arcface(), folder / "arcface.pth")
     torch.save(torch.eye(1, 512), folder / "age.pt")
-    files = {layout: write_official("faces64", folder / f"{layout}.pt", layout=layout) for layout in ("e4e", "psp")}
+    files = {
+        layout: write_official(builtin_path("faces64"), folder / f"{layout}.pt", layout=layout)
+        for layout in ("e4e", "psp")
+    }
     return files | {"identity": folder / "arcface.pth", "direction": folder / "age.pt"}
 
 

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 import torch
+from stylegan_inversion.checkpoints.moco import moco_from_official
 from torch import Tensor
 
-from stylegan_inversion.checkpoints.moco import moco_from_official
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.resnet import ResNet, ResNetConfig
 

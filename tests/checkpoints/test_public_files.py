@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stylegan_inversion.checkpoints.model_folder import write_model
+from stylegan_inversion.checkpoints.sandbox import PickledModule, read_checkpoint
+from stylegan_inversion.checkpoints.single_file import read_single_file, recognise
 from torch import Tensor
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, ReStylePipeline
 from stylegan_inversion.checkpoints import sandbox
 from stylegan_inversion.checkpoints.export import checkpoint_to_rosinality
 from stylegan_inversion.checkpoints.generator import generator_from_nvidia, generator_from_rosinality
-from stylegan_inversion.checkpoints.model_folder import write_model
-from stylegan_inversion.checkpoints.sandbox import PickledModule, read_checkpoint
-from stylegan_inversion.checkpoints.single_file import read_single_file, recognise
 from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.pipelines.base import InversionPipeline

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from stylegan_inversion.checkpoints.sandbox import PickledModule, read_checkpoint
 
 from stylegan_inversion.checkpoints import sandbox
-from stylegan_inversion.checkpoints.sandbox import PickledModule, read_checkpoint
 from stylegan_inversion.errors import CheckpointError
 from tests.checkpoints.hostile_files import whole
 from tests.checkpoints.official_files import nvidia, nvidia_pickle, saved

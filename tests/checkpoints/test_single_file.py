@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stylegan_inversion.checkpoints.network_file import average_w
+from stylegan_inversion.checkpoints.part import Part
+from stylegan_inversion.checkpoints.single_file import read_single_file, recognise
 from torch import Tensor, nn
 
 from stylegan_inversion.checkpoints.export import checkpoint_to_official
 from stylegan_inversion.checkpoints.generator import generator_to_rosinality
-from stylegan_inversion.checkpoints.network_file import average_w
-from stylegan_inversion.checkpoints.part import Part
-from stylegan_inversion.checkpoints.single_file import read_single_file, recognise
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.discriminator import LatentDiscriminator, LatentDiscriminatorConfig
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing

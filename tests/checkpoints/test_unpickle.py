@@ -15,12 +15,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from stylegan_inversion.checkpoints import archive
 from stylegan_inversion.checkpoints.allowed import table
 from stylegan_inversion.checkpoints.archive import read_container
 from stylegan_inversion.checkpoints.reading_process import Describer
 from stylegan_inversion.checkpoints.sandbox import read_checkpoint
+
+from stylegan_inversion.checkpoints import archive
 from stylegan_inversion.checkpoints.unpickle import Budget, Unpickler
 from stylegan_inversion.errors import CheckpointError
 from tests.checkpoints.hostile_files import (
