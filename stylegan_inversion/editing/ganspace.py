@@ -18,20 +18,11 @@ REACH = 2.0  # standard deviations; a photo may already lie that far out, and at
 
 @dataclass(frozen=True, eq=False)
 class PrincipalComponents:
-    """Mean, axes and spread of W.
-
-    Args:
-        mean: The average w.
-        components: Orthonormal, one a row, the widest first.
-        std: Standard deviation of w along each component, > 0.
-
-    Raises:
-        ValueError: If a value is not finite or a deviation is not positive.
-    """
+    """Mean, axes and spread of W."""
 
     mean: Float[Tensor, " w_dim"]
-    components: Float[Tensor, "num_components w_dim"]
-    std: Float[Tensor, " num_components"]
+    components: Float[Tensor, "num_components w_dim"]  # orthonormal, one in each row, the widest first
+    std: Float[Tensor, " num_components"]  # standard deviation of w along each component, > 0
 
     def __post_init__(self) -> None:
         for name in ("mean", "components", "std"):

@@ -18,21 +18,13 @@ DEGENERATE = 1e-5  # sine of the angle below which two directions count as equal
 
 @dataclass(frozen=True, eq=False)
 class Boundary:
-    """The plane `vector @ w + bias = 0` in W, and how well it separates the two sides.
+    """The plane `vector @ w + bias = 0` in W, and how well it separates the two sides."""
 
-    Args:
-        vector: Unit normal, float32 on the CPU. It points towards higher scores.
-        bias: Signed distance of w = 0 from the plane.
-        train_accuracy: Share of the samples of the fit that lie on their side, in [0, 1].
-        validation_accuracy: The same for the samples held out of the fit.
-        full_accuracy: The same for all samples, where a score above the middle of the range counts as high.
-    """
-
-    vector: Float[Tensor, " w_dim"]
-    bias: float
-    train_accuracy: float
-    validation_accuracy: float
-    full_accuracy: float
+    vector: Float[Tensor, " w_dim"]  # unit normal, float32 on the CPU; points towards higher scores
+    bias: float  # signed distance of w = 0 from the plane
+    train_accuracy: float  # share of the samples of the fit that lie on their side, in [0, 1]
+    validation_accuracy: float  # the same for the samples held out of the fit
+    full_accuracy: float  # the same for all samples, where a score above the middle of the range counts as high
 
 
 def fit_boundary(

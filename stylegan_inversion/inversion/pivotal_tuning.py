@@ -51,19 +51,12 @@ class TuningConfig(BoundedConfig):
 
 @dataclass(frozen=True, eq=False)
 class Tuning:
-    """Result of pivotal tuning.
+    """Result of pivotal tuning."""
 
-    Attributes:
-        generator: A tuned copy, frozen, in eval mode.
-        losses: Weighted loss on the targets at each step.
-        stopped_by: "steps", "threshold", "callback" or "nan".
-        lpips_threshold: The perceptual distance below which it stops.
-    """
-
-    generator: Generator
-    losses: list[float] = field(default_factory=list)
-    stopped_by: str = "steps"
-    lpips_threshold: float = 0.0
+    generator: Generator  # a tuned copy, frozen, in eval mode
+    losses: list[float] = field(default_factory=list)  # weighted loss on the targets at each step
+    stopped_by: str = "steps"  # or "threshold", "callback", "nan"
+    lpips_threshold: float = 0.0  # the perceptual distance below which it stops
 
 
 @torch.inference_mode(False)

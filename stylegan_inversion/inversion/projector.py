@@ -62,19 +62,12 @@ class ProjectorConfig(BoundedConfig):
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """Result of a projection.
+    """Result of a projection."""
 
-    Attributes:
-        w_plus: Style codes. All layers are equal if the projection was into W.
-        noise: The optimised noise, one tensor (B, 1, r, r) for each style layer.
-        losses: Perceptual distance at each step, averaged over the batch.
-        stopped_by: "steps", "callback" or "nan".
-    """
-
-    w_plus: Float[Tensor, "batch num_ws w_dim"]
-    noise: list[Tensor]
-    losses: list[float] = field(default_factory=list)
-    stopped_by: str = "steps"
+    w_plus: Float[Tensor, "batch num_ws w_dim"]  # all layers are equal if the projection was into W
+    noise: list[Tensor]  # the optimised noise, one tensor (B, 1, r, r) for each style layer
+    losses: list[float] = field(default_factory=list)  # perceptual distance at each step, averaged over the batch
+    stopped_by: str = "steps"  # or "callback", "nan"
 
 
 def w_statistics(generator: Generator, num_samples: int, *, seed: int = 123) -> tuple[Tensor, float]:

@@ -24,21 +24,15 @@ _OFFICIAL_SIZE = 256  # crops of at least this size equal the official ones
 class Crop:
     """A square cut out of a photo, and all that is needed to put it back.
 
-    Attributes:
-        image: The cut-out, RGB, square.
-        quad: Corners of what `image` shows, pixels of `photo`. Equal to the requested quad, except that the official
-            procedure moves it by up to half a pixel of `image` when the face is at least 4 times as large as `image`.
-            `None` if `image` is the whole photo.
-        photo: The photo, RGB, upright.
-        face_count: How many faces were found in the photo; 1 if there was no search.
-        face_index: Which of them this is, from 0.
+    `quad` holds the corners of what `image` shows. It equals the requested quad, except that the official procedure
+    moves it by up to half a pixel of `image` when the face is at least 4 times as large as `image`.
     """
 
-    image: Image.Image
-    quad: Float[np.ndarray, "4 2"] | None
-    photo: Image.Image
-    face_count: int
-    face_index: int
+    image: Image.Image  # RGB, square
+    quad: Float[np.ndarray, "4 2"] | None  # in pixels of `photo`; `None` if `image` is the whole photo
+    photo: Image.Image  # RGB, upright
+    face_count: int  # how many faces were found in the photo; 1 if there was no search
+    face_index: int  # which of them this is, from 0
 
     @property
     def is_central(self) -> bool:
@@ -52,10 +46,6 @@ def face_quad(landmarks: np.ndarray, scale: float = 1.0) -> Float[np.ndarray, "4
     Args:
         landmarks: (68, 2), pixels, (x, y), in the order of 300-W.
         scale: Side of the square relative to FFHQ's, about the same centre. `faces64` uses 0.74.
-
-    Raises:
-        ValueError: If `landmarks` is not (68, 2), or `scale` is not positive.
-        FaceNotFoundError: If the landmarks are not finite or lie on one point.
     """
     points = np.asarray(landmarks, dtype=np.float64)
     if points.shape != (68, 2):
@@ -84,11 +74,6 @@ def crop_quad(photo: Image.Image, quad: np.ndarray, size: int) -> Image.Image:
     times as large. Smaller sizes, for which the official way would alias, are sampled densely and then reduced with
     LANCZOS.
 
-    Args:
-        photo: RGB, upright.
-        quad: (4, 2), pixels of the photo: a square in any position, see `face_quad`.
-        size: Side of the result in pixels.
-
     Raises:
         ValueError: If `photo` is not RGB, `quad` is not a finite parallelogram, or `size` is not positive.
         FaceNotFoundError: If the quad lies outside the photo, is too small, or many times as large as the photo.
@@ -99,14 +84,7 @@ def crop_quad(photo: Image.Image, quad: np.ndarray, size: int) -> Image.Image:
 def align_face(
     photo: Image.Image, faces_landmarks: Sequence[np.ndarray], *, size: int, scale: float = 1.0, face: int = 0
 ) -> Crop:
-    """Cut one face out of a photo the way FFHQ does.
-
-    Args:
-        photo: RGB, upright, as `load_image` gives it.
-        faces_landmarks: One (68, 2), pixels, (x, y), for each face, the most important face first.
-        size: Side of the crop in pixels.
-        scale: See `face_quad`.
-        face: Which face, from 0.
+    """Cut face number `face` out of an RGB photo the way FFHQ does, at `size` pixels a side; see `face_quad`.
 
     Raises:
         FaceNotFoundError: If there is no face, no face of this number, or it lies outside the photo or is too small.
@@ -115,7 +93,7 @@ def align_face(
     if count == 0:
         raise FaceNotFoundError(
             "No face was found in the photo. Use a photo in which the face is larger, lit and seen from the front; "
-            "if it is already an aligned crop, pass `align=False` (`--no-align`)."
+            "if it is an aligned crop already, pass `align=False` (`--no-align`)."
         )
     if not 0 <= face < count:
         raise FaceNotFoundError(f"`face` must be in [0, {count - 1}], got {face}: {count} found in the photo.")

@@ -42,18 +42,14 @@ _STRIP_PIXELS = 2**18  # colours are converted in strips, so that a large photo 
 class ImageLimits:
     """Limits on the files that `load_image` reads, checked before a pixel is decoded.
 
-    Attributes:
-        formats: Some of `FORMATS`. The content of a file decides, not its name.
-        max_pixels: Width times height.
-        max_memory: Bytes that decoding may take. It matters for progressive JPEG and WebP, whose decoders take 7 to 20
-            bytes a pixel, and lossless WebP, which may take 790 MB more; all others take 7 bytes a pixel.
-        max_table_pixels: `max_pixels` under a colour profile that is a table, which takes ten times as long.
+    Memory matters for progressive JPEG and WebP, whose decoders take 7 to 20 bytes a pixel, and lossless WebP, which
+    may take 790 MB more; all others take 7 bytes a pixel.
     """
 
-    formats: tuple[str, ...] = FORMATS
-    max_pixels: int = MAX_PIXELS
-    max_memory: int = 2_500_000_000
-    max_table_pixels: int = MAX_PIXELS
+    formats: tuple[str, ...] = FORMATS  # the content of a file decides, not its name
+    max_pixels: int = MAX_PIXELS  # width times height
+    max_memory: int = 2_500_000_000  # bytes that decoding may take
+    max_table_pixels: int = MAX_PIXELS  # under a colour profile that is a table, which takes ten times as long
 
 
 _UPRIGHT = {  # EXIF orientation -> what makes the photo upright
@@ -103,14 +99,9 @@ def load_image(source: Any, *, limits: ImageLimits = _LIBRARY) -> Image.Image:
 
 
 def to_tensor(image: Image.Image, size: int | None = None) -> Float[Tensor, "1 3 height width"]:
-    """Turn an image into a tensor, resized with antialiasing if asked for.
+    """Turn an RGB image into (1, 3, H, W), RGB, in [-1, 1], float32, on the CPU.
 
-    Args:
-        image: An RGB image, as `load_image` gives it.
-        size: Side of the result in pixels; then `image` must be square. `None` keeps the size.
-
-    Returns:
-        (1, 3, H, W), RGB, in [-1, 1], float32, on the CPU.
+    With `size`, the image must be square and is resized with antialiasing to this side.
     """
     if image.mode != "RGB":
         raise ValueError(f"`image` must be of mode RGB, got {image.mode}; pass it through `load_image` first.")

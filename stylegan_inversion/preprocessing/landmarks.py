@@ -31,17 +31,11 @@ _FACEXLIB_LONGER_SIDE = 1280  # larger photos are shrunk to this: RetinaFace tak
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """One face in a photo.
+    """One face in a photo, in pixels; (0, 0) is the top left corner of the photo. It may reach beyond the photo."""
 
-    Attributes:
-        landmarks: (68, 2), pixels, (x, y); (0, 0) is the top left corner of the photo. May lie outside the photo.
-        box: (x0, y0, x1, y1), pixels. May reach beyond the photo.
-        score: How sure the detector is, in [0, 1].
-    """
-
-    landmarks: Float[np.ndarray, "68 2"]
-    box: tuple[float, float, float, float]
-    score: float
+    landmarks: Float[np.ndarray, "68 2"]  # (x, y)
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1
+    score: float  # how sure the detector is, in [0, 1]
 
 
 @runtime_checkable
