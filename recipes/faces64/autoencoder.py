@@ -25,6 +25,7 @@ from torch import Tensor
 
 from stylegan_inversion import hub, latents
 from stylegan_inversion.bounds import number
+from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.training.config import GeneratorOptions, OptimizerOptions, RunConfig, load_config
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
@@ -68,7 +69,7 @@ class AutoencoderLearner:
         """Build or load everything."""
         self.config, self.accelerator = config, accelerator
         device, options = accelerator.device, config.reconstruction
-        self.init = None if config.init is None else hub.find_model(config.init)
+        self.init = None if config.init is None else find_folder(config.init)
         with seeded_weights(config.seed):
             self.generator = make_generator(config.generator, self.init).to(device).train().requires_grad_(True)
             encoder = self._make_encoder()

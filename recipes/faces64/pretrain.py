@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from image_encoder import ImageEncoder, ImageEncoderConfig
 
 from stylegan_inversion import hub
+from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.training.config import EncoderRunConfig, load_config
 from stylegan_inversion.training.encoder import EncoderLearner
 from stylegan_inversion.training.trainer import train_main
@@ -28,7 +29,7 @@ class PretrainConfig(EncoderRunConfig):
 def make_learner(config: PretrainConfig, accelerator: Accelerator) -> EncoderLearner:
     """The package's learner, with the teacher."""
     teacher = hub.load_module(
-        ImageEncoder, ImageEncoderConfig, hub.find_model(config.teacher) / "autoencoder", device=accelerator.device
+        ImageEncoder, ImageEncoderConfig, find_folder(config.teacher) / "autoencoder", device=accelerator.device
     )
     return EncoderLearner(config, accelerator, teacher=teacher)
 

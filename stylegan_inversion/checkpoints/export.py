@@ -6,7 +6,7 @@ dict of NVIDIA's generator. A whole NVIDIA `.pkl` holds NVIDIA's source code, wh
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,8 +23,7 @@ from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.preprocessing.sources import to_config
 
-Layout = Literal["psp", "e4e", "rosinality", "nvidia"]
-LAYOUTS: tuple[Layout, ...] = ("psp", "e4e", "rosinality", "nvidia")
+LAYOUTS = ("psp", "e4e", "rosinality", "nvidia")
 
 
 def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop_scale: float = 1.0) -> Path:
@@ -66,7 +65,7 @@ def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop
 
 
 def checkpoint_to_official(
-    kind: Literal["psp", "e4e"],
+    kind: str,
     encoder: tuple[PyramidEncoderConfig, Mapping[str, Tensor]],
     generator: tuple[GeneratorConfig, Mapping[str, Tensor]],
 ) -> dict[str, Any]:
@@ -76,7 +75,7 @@ def checkpoint_to_official(
     is written as well, but only this package and tools that read sizes from tensors load it.
 
     Args:
-        kind: Whose file.
+        kind: Whose file, "psp" or "e4e".
         encoder: Config and state dict of a pSp or e4e encoder.
         generator: Config and state dict.
 
@@ -114,7 +113,7 @@ def checkpoint_to_rosinality(config: GeneratorConfig, state_dict: Mapping[str, T
     return {"g_ema": official, "latent_avg": latent_avg}
 
 
-def write_official(folder: Path, path: Path, *, layout: Layout) -> Path:
+def write_official(folder: Path, path: Path, *, layout: str) -> Path:
     """Write a model as the official code saves it, by `torch.save` of plain dicts and tensors; exact to the bit.
 
     Args:

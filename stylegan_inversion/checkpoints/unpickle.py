@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stylegan_inversion.errors import CheckpointError
 
+MAX_STEPS, MAX_VALUES = 1_500_000, 500_000
 _MAX_DEPTH, _MAX_AXES = 64, 16
 _SHORT = 256  # longer bytes are views of the file
 
@@ -53,8 +54,7 @@ class Limits:
     """What reading one file may take, all its pickles together."""
 
     def __init__(self, file_size: int) -> None:
-        # a released checkpoint takes about 300 000 steps
-        self.left = {"steps": 3_000_000, "values": 500_000, "bytes": 6 * file_size + 16_000_000}
+        self.left = {"steps": MAX_STEPS, "values": MAX_VALUES, "bytes": 6 * file_size + 16_000_000}
 
     def spend(self, what: str, amount: int) -> None:
         """Count what was taken, and refuse what is too much."""
@@ -76,7 +76,9 @@ class Stream:
 
     def read(self, size: int) -> Any:
         """Read bytes: short ones as a copy, long ones as a view."""
-        self.limits.spend("steps", 1)
+        self.limits.left["steps"] -= 1
+        if self.limits.left["steps"] < 0:
+            self.limits.spend("steps", 0)
         start, end = self.position, self.position + size
         if end > len(self.data):
             raise CheckpointError(
@@ -162,8 +164,10 @@ class _Unpickler(pickle._Unpickler):
         self.stack[-1].update({_check_key(key): value})
 
     def setitems(self) -> None:
-        items = iter(self.pop_mark())
-        self.stack[-1].update({_check_key(key): next(items) for key in items})
+        items = self.pop_mark()
+        if len(items) % 2:
+            raise ValueError("a key without a value")
+        self.stack[-1].update(zip(map(_check_key, items[::2]), items[1::2]))
 
     def call(self) -> None:
         arguments, target = self.stack.pop(), self.stack.pop()
@@ -311,7 +315,7 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Tensor:
 
 
 def _scalar(dtype: Any, data: Any) -> bool | int | float:
-    return _from_buffer(data, dtype, (), "C").item()
+    return numbers(data, dtype.dtype).item()
 
 
 _TORCH = dict(Double=torch.float64, Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16, Long=torch.int64)

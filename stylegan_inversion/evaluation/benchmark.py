@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stylegan_inversion import __version__, hub
+from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.editing.directions import apply_directions
 from stylegan_inversion.errors import MissingDependencyError, ModelNotFoundError, StyleGANInversionError
 from stylegan_inversion.evaluation import metrics, report
@@ -145,7 +146,7 @@ def evaluate(
     output, every = Path(output), list_images(Path(data))
     photos = [Photo(name, Path(data, name), _hash_file(Path(data, name))) for name in every[:limit]]
     scorer = _load_scorer(next(iter(loaded.values())).pipeline, edits, resolution, perceptual, identity)
-    settings = _describe(report.hash_model(hub.find_model(model)), loaded, scorer, align)
+    settings = _describe(report.hash_model(find_folder(model)), loaded, scorer, align)
     rows = _open_rows(output, settings)
     run = _Run(loaded, scorer, align, output / "pictures", [photo.name for photo in photos[:FIGURE_IMAGES]])
     total = sum(len(photos[: method.limit]) for method in loaded.values())
@@ -206,9 +207,12 @@ def _load_scorer(
         for name in edits:
             if name not in scored:
                 raise ValueError(f"There is no score for the edit {name!r}; there are {', '.join(scored)}.")
+    network = None
+    if identity is not None:
+        network = load_identity(identity, None if identity == "builtin" else find_folder(identity), device=device)
     return Scorer(
         perceptual=load_perceptual(perceptual, device=device),
-        identity=None if identity is None else load_identity(identity, device=device),
+        identity=network,
         attributes=attributes,
         edits={n: Edit(directions[n].to(device), edit_strengths(directions[n])) for n in edits},
         resolution=resolution,

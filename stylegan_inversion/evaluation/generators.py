@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from stylegan_inversion import __version__, hub, latents
+from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.errors import CheckpointError, InvalidImageError, MissingDependencyError
 from stylegan_inversion.evaluation import report
@@ -185,7 +186,7 @@ def find_generators(models: Sequence[str]) -> dict[str, Path]:
             raise ValueError(f"Two models are called {name!r}: write NAME=MODEL, such as {name}2={model}.")
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise ValueError(f"The name of a generator must be letters, digits and . + - only, got {name!r}.")
-        folder = hub.find_model(model)
+        folder = find_folder(model)
         whole = hub.read_config(folder).get("_class_name") != "Generator"
         folders[name] = folder / "generator" if whole else folder
     return folders
@@ -197,7 +198,7 @@ def _load_networks(
     name = str(perceptual.name)
     networks = [FeatureNetwork(name, name, lambda images: pool_features(perceptual.features(images)))]
     if identity is not None:
-        face = load_identity(identity, device=device)
+        face = load_identity(identity, None if identity == "builtin" else find_folder(identity), device=device)
         key, label = ("dlib", "dlib faces") if isinstance(face, DlibEmbedding) else ("arcface", "ArcFace")
         networks.append(FeatureNetwork(key, label, lambda images: pool_features([face.embed(images)])))
     if fid:

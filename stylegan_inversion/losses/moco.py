@@ -7,6 +7,8 @@ As in the original, images go in as they are, in [-1, 1], and resized to 224 px 
 trained on images normalised by ImageNet's mean and spread. Departure: a batch of one works.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -19,12 +21,7 @@ _SIDE = 224
 
 
 class MoCoLoss(nn.Module):
-    """L_sim of e4e: the mean of 1 - <f(y_hat), f(y)>. Frozen, and in eval mode whatever mode its parent is put into.
-
-    `name` is what `load_moco` takes.
-    """
-
-    name: str | None = None
+    """L_sim of e4e: the mean of 1 - <f(y_hat), f(y)>. Frozen, and in eval mode whatever mode its parent is put into."""
 
     def __init__(self, network: ResNet) -> None:
         super().__init__()
@@ -48,18 +45,14 @@ class MoCoLoss(nn.Module):
         return (1 - (self.embed(y_hat) * wanted).sum(dim=1)).mean()
 
 
-def load_moco(name: str, *, device: torch.device | str | None = None) -> MoCoLoss:
+def load_moco(folder: Path, *, device: torch.device | str | None = None) -> MoCoLoss:
     """Load the loss with its network.
 
     Args:
-        name: A ResNet saved by this package (`convert.moco.moco_from_official` reads MoCo's own file): a folder, or
-            "organisation/repository" on the Hugging Face Hub. None ships with the package.
+        folder: Folder of a ResNet saved by this package; `stylegan-inversion convert` writes one of MoCo's own file.
         device: Where to put it. `None` means the CPU.
 
     Raises:
         CheckpointError: If it is another network, or damaged.
-        ModelNotFoundError: If there is no such folder or repository.
     """
-    loss = MoCoLoss(hub.load_module(ResNet, ResNetConfig, hub.find_model(name), device=device))
-    loss.name = name
-    return loss
+    return MoCoLoss(hub.load_module(ResNet, ResNetConfig, folder, device=device))

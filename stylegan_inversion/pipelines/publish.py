@@ -17,7 +17,7 @@ from stylegan_inversion.editing.directions import Direction, load_directions
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.remote.transfer import upload_folder
+from stylegan_inversion.remote import model_card, upload_folder
 
 CARD_NAME = "README.md"
 
@@ -191,7 +191,7 @@ Generator: {", ".join(f"{key} {sizes[key]}" for key in shown if key in sizes)}. 
 {terms} The code of `stylegan_inversion` is MIT.
 """
     tags = ["gan-inversion", "stylegan2", "image-editing", "pti", *(m.name for m in methods if m.encoder)]
-    hub.write_text(hub.model_card(body, title=title, tags=tags, license=license, metrics=metrics), path)
+    hub.write_text(model_card(body, title=title, tags=tags, license=license, metrics=metrics), path)
     return path
 
 

@@ -7,6 +7,7 @@ eladrich/pixel2style2pixel and omertov/encoder4editing (MIT), training/coach.py.
 import copy
 import dataclasses
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce  # differentiable
 
 from stylegan_inversion import hub
+from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.losses.crop import inner_face
 from stylegan_inversion.losses.identity import IdentityLoss, load_identity
@@ -55,7 +57,7 @@ class EncoderLearner:
         device = accelerator.device
         self.task = make_task(config.task, config.task_options)
         self.weights = loss_weights(self.task, config, knows_w=teacher is not None)
-        self.model_folder = hub.find_model(config.model)
+        self.model_folder = find_folder(config.model)
         self.generator = hub.load_module(Generator, GeneratorConfig, self.model_folder / "generator", device=device)
         self.adversary: LatentAdversary | None = None
         with seeded_weights(config.seed):
@@ -83,7 +85,8 @@ class EncoderLearner:
             side = inner_face(torch.zeros(1, 1, self.output_resolution, self.output_resolution)).shape[-1]
             check_side(perceptual, side, otherwise="set --loss.lpips-crop 0")
         if "identity" in weights:
-            identity = IdentityLoss(load_identity(config.identity, device=device))
+            folder = None if config.identity == "builtin" else find_folder(config.identity)
+            identity = IdentityLoss(load_identity(config.identity, folder, device=device))
             if config.identity == "builtin" and not (config.loss.identity and weights["identity"] >= 0.5):
                 logger.warning(
                     "`loss.identity` is %g with the built-in network, for which strangers differ by only 0.07, so it "
@@ -91,7 +94,7 @@ class EncoderLearner:
                     "papers chose their weights.",
                     weights["identity"],
                 )
-        moco = load_moco(config.moco, device=device) if config.moco is not None else None
+        moco = load_moco(find_folder(config.moco), device=device) if config.moco is not None else None
         return EncoderObjective(weights, perceptual=perceptual, identity=identity, moco=moco)
 
     def open_data(self, *, training: bool = True) -> FaceFolder | None:
@@ -260,7 +263,8 @@ class EncoderLearner:
         with hub.write_together(folder) as stage:
             for part in ("generator", "directions"):
                 for file in sorted((self.model_folder / part).glob("*")):
-                    hub.copy_file(file, stage / part / file.name)
+                    (stage / part).mkdir(exist_ok=True)
+                    shutil.copyfile(file, stage / part / file.name)
             hub.save_module(encoder, stage / ENCODERS[self.config.method].folder)
             hub.write_config(config, stage)
 
@@ -307,7 +311,7 @@ def make_encoder(config: EncoderRunConfig, task: Task, generator: Generator) -> 
 
 def _load_encoder(name: str, method: str) -> Encoder:
     """Load a trained encoder. e4e may go on from a pSp encoder: it takes its first w, and its offsets start from 0."""
-    model, kind = hub.find_model(name), ENCODERS[method]
+    model, kind = find_folder(name), ENCODERS[method]
     if (model / kind.folder).is_dir():
         return cast(Encoder, hub.load_module(kind.network, kind.config, model / kind.folder))
     psp = ENCODERS["psp"]
@@ -329,7 +333,7 @@ def close_offsets(encoder: Encoder4Editing, stage: int) -> None:
 
 def _load_backbone(encoder: Encoder, name: str) -> None:
     """Start from the backbone of a face recognition network, as pSp does; but for the stem if the channels differ."""
-    arcface = hub.load_module(ArcFace, ArcFaceConfig, hub.find_model(name))
+    arcface = hub.load_module(ArcFace, ArcFaceConfig, find_folder(name))
     backbone = encoder.pyramid.backbone
     theirs: dict[str, Tensor] = arcface.backbone.state_dict()
     if backbone.config.in_channels != arcface.config.in_channels:

@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from stylegan_inversion import hub, latents
+from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
 from stylegan_inversion.losses.lpips import load_perceptual
@@ -52,7 +53,7 @@ class GANLearner:
         """Build or load everything."""
         self.config, self.accelerator = config, accelerator
         options, device = config.adversarial, accelerator.device
-        self.init = None if config.init is None else hub.find_model(config.init)
+        self.init = None if config.init is None else find_folder(config.init)
         with seeded_weights(config.seed):
             self.generator = make_generator(config.generator, self.init).to(device).train().requires_grad_(True)
             self.perceptual = load_perceptual(config.perceptual, device=device)
