@@ -17,8 +17,8 @@ from huggingface_hub import constants
 
 from stylegan_inversion import E4EPipeline, InversionOutput, catalogue
 from stylegan_inversion.checkpoints.export import write_official
-from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.demo import sample_photos
+from stylegan_inversion.hub import builtin_path
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
@@ -33,7 +33,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 def make_checkpoint(resolution: int, folder: Path) -> bytes:
     """An `e4e_ffhq_encode.pt` in the official layout: the built-in model at 64 px, else weights drawn from a seed."""
-    model: str | Path = "faces64"
+    model = builtin_path("faces64")
     if resolution != 64:
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -42,7 +42,7 @@ def make_checkpoint(resolution: int, folder: Path) -> bytes:
             encoder = Encoder4Editing(PyramidEncoderConfig(resolution))
         model = E4EPipeline(generator, encoder).save_pretrained(folder / "model")
         del generator, encoder
-    path = write_official(find_folder(model), folder / "e4e_ffhq_encode.pt", layout="e4e")
+    path = write_official(model, folder / "e4e_ffhq_encode.pt", layout="e4e")
     shutil.rmtree(folder / "model", ignore_errors=True)
     content = path.read_bytes()
     path.unlink()
