@@ -1,10 +1,10 @@
 """Where a step of StyleGAN2's training spends its time: its four phases, and images a second.
 
-usage: python recipes/benchmark_gan.py [--resolution 64] [--batch 8] [--steps 4] [--threads N] [--cpu] [NAME=VALUE ...]
+usage: python recipes/benchmark_gan.py [--resolution 64] [--batch 8] [--steps 4] [--threads N] [--cpu] [OPTION ...]
 
 Networks have the sizes of faces64 at 64 px, of the released ones above; weights are random, as are the pictures.
-NAME=VALUE overrides fields of `GANConfig`, such as adversarial.reuse_samples=true; several settings, separated by `--`
-on the command line, are timed in turn in one process, so that their ratio means something on a busy machine.
+OPTION is one of `stylegan-inversion train --method gan`, such as --adversarial.reuse-samples. Settings separated
+by `/` are timed in turn in one process, so that their ratio means something on a busy machine.
 """
 
 import argparse
@@ -20,8 +20,8 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
+from stylegan_inversion.training.config import load_config
 from stylegan_inversion.training.gan import GANLearner
-from stylegan_inversion.training.methods import load_config
 
 PHASES = ("_generator_step", "_path_length_step", "_discriminator_step", "_r1_step")
 
@@ -29,17 +29,13 @@ PHASES = ("_generator_step", "_path_length_step", "_discriminator_step", "_r1_st
 def build(args: argparse.Namespace, overrides: list[str], data: Path) -> GANLearner:
     """A learner of one setting."""
     base, limit = (4096, 192) if args.resolution <= 64 else (32768, 512)
-    sizes = [f"resolution={args.resolution}", f"channel_base={base}", f"channel_max={limit}"]
+    sizes = {"resolution": args.resolution, "channel-base": base, "channel-max": limit}
     config = load_config(
-        None,
         [
-            "method=gan",
-            f"data={data}",
-            f"batch_size={args.batch}",
-            f"cpu={args.cpu}",
-            *(f"generator.{size}" for size in sizes),
+            *("--method=gan", f"--data={data}", f"--batch-size={args.batch}", "--cpu" if args.cpu else "--no-cpu"),
+            *(f"--generator.{name}={size}" for name, size in sizes.items()),
             *overrides,
-        ],
+        ]
     )
     return GANLearner(config, Accelerator(cpu=args.cpu, mixed_precision=config.mixed_precision))  # type: ignore[arg-type]
 
@@ -71,7 +67,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     settings: list[list[str]] = [[]]
     for item in rest:
-        settings = [*settings, []] if item == "--" else [*settings[:-1], [*settings[-1], item]]
+        settings = [*settings, []] if item == "/" else [*settings[:-1], [*settings[-1], item]]
 
     with tempfile.TemporaryDirectory() as folder:
         pixels = np.random.default_rng(0).integers(0, 256, (args.batch, args.resolution, args.resolution, 3), np.uint8)

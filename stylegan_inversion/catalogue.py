@@ -1,12 +1,11 @@
-"""The known checkpoints of the field, by name. The facts are data: `builtin/catalogue.json`.
+"""The known checkpoints of the field, by name, and the table of the models there are.
 
-A file is checked against its sha256 here if that is known, else against the Hub's own, with a warning. Those of which
-no copy is known that a program may fetch are listed with where they are.
+The facts are data: `builtin/catalogue.json`. Checkpoints of which no copy is known that a program may fetch are listed
+with their source.
 """
 
 import difflib
 import json
-import logging
 import os
 import re
 import textwrap
@@ -17,17 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stylegan_inversion import hub
-from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.remote.integrity import cache_root, cached_snapshots, file_sha256, storage_folder
-from stylegan_inversion.remote.transfer import download_file, is_offline
-from stylegan_inversion.remote.web import cached_url, download_url
-
-logger = logging.getLogger(__name__)
+from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.remote import cache_root, cached_url, storage_folder
 
 CONVERTED = 2  # number of the format of converted models in the cache: another one fetches and converts again
 WIDTH, _NAME, _LICENCE = 100, 27, 14  # columns of the table in text, and of the names and licences in it
-_WHOLE: Any = {"break_long_words": False, "break_on_hyphens": False}  # an address that is cut is none
-_CLOSE = 0.8  # how much a name must be like another to be taken for a slip
+_CLOSE = 0.8  # how similar a name must be to another to be taken for a slip
 _MOST = 6  # names that are suggested at once
 
 
@@ -37,21 +31,22 @@ class CatalogueEntry:
 
     Attributes:
         name: What users type.
-        kind: "psp", "e4e", "restyle", "generator", "identity", "moco", "direction", "ganspace", or "unread": not by us.
+        kind: "psp", "e4e", "restyle", "generator", "identity", "moco", "direction", "ganspace", or "unread": this
+            package does not read it.
         description: What it is.
         licence: What the copy and its origin say, in words. No legal advice.
         source: Where it was published first.
         host: Where the repository is: "hub", the Hugging Face Hub, or "github", which gives raw files of a commit.
-        repository: There; `None` if no public copy is known.
-        file: Its path there.
-        revision: Commit, if one is known. On GitHub it is, and so is the sha256.
+        repository: Name of the repository. `None`: no public copy is known.
+        file: Path in the repository.
+        revision: Commit, if known. It is known on GitHub, as is the sha256.
         size: Bytes, if exactly known.
         about: The size in words, as a page shows it.
-        sha256: If known.
+        sha256: Hash of the file, if known.
         domain: What its generator draws, and how large: "ffhq-1024". Directions belong to the generators of their
             domain.
-        edit: Of directions: the name under which every generator of the domain gets it. `None`: only if asked for.
-        strength_range: Of a direction, in the unit of its file.
+        edit: Name under which every generator of the domain gets this direction. `None`: only if asked for.
+        strength_range: Range of a direction's strength, in the unit of its file.
         note: What else to know.
     """
 
@@ -85,8 +80,8 @@ class KnownModel:
     Attributes:
         name: What users type.
         where: "built in"; "cached", on this disk; "to fetch", by its name; "by hand"; or "not read", by this package.
-        size: Bytes on this disk, or of the file; `None` if unknown.
-        licence: In words.
+        size: Bytes on this disk, or of the file. `None`: unknown.
+        licence: Licence in words.
         detail: The folder, or where the file is.
         about: What it is, in words.
     """
@@ -101,11 +96,7 @@ class KnownModel:
 
 @cache
 def catalogue() -> tuple[CatalogueEntry, ...]:
-    """All entries, in the order of the table.
-
-    Raises:
-        CheckpointError: If the table is damaged.
-    """
+    """All entries, in the order of the table. Raises `CheckpointError` if it is damaged."""
     path = hub.builtin_path("catalogue.json")
     try:
         table: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["entries"]
@@ -124,19 +115,6 @@ def catalogue() -> tuple[CatalogueEntry, ...]:
     return entries
 
 
-def find_entry(name: str) -> CatalogueEntry:
-    """The entry of a name.
-
-    Raises:
-        ModelNotFoundError: If there is none; the message names the nearest, or all.
-    """
-    entries = {entry.name: entry for entry in catalogue()}
-    if name not in entries:
-        hint = suggest(name) or f"It has {', '.join(entries)}."
-        raise ModelNotFoundError(f"The catalogue has no {name!r}. {hint}")
-    return entries[name]
-
-
 def suggest(name: str) -> str | None:
     """Ask "Did you mean ...?": the known names that begin with a name, or the one most like it; `None` without any."""
     names = [*hub.builtin_models(), *(entry.name for entry in catalogue())]
@@ -145,85 +123,18 @@ def suggest(name: str) -> str | None:
     return f"Did you mean {' or '.join(map(repr, close))}?" if close else None
 
 
-def fetch(
-    entry: CatalogueEntry,
-    *,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    force_download: bool = False,
-) -> Path:
-    """Fetch the file of an entry into the Hub's cache, and check its sha256. Nothing in it is run.
-
-    Where no sha256 is known, a warning says so, and which one the file has: then the Hub is trusted to give what its
-    owner put there, and the owner to have put there what the name says.
-
-    Args:
-        entry: What to fetch.
-        token: Access token for the Hub.
-        cache_dir: Where downloads are kept. `None` means the Hub's own cache.
-        local_files_only: Never use the network.
-        force_download: Fetch it again.
-
-    Returns:
-        The file; the same at once if it is in the cache already.
-
-    Raises:
-        ModelNotFoundError: If no copy is known, this package does not read it, or it cannot be fetched.
-        CheckpointError: If what came is another file; nothing of it is kept.
-    """
-    if entry.kind == "unread":
-        raise ModelNotFoundError(f"{entry.name!r} is listed, but not supported: {entry.note}")
-    if entry.repository is None or entry.file is None:
-        raise ModelNotFoundError(
-            f"{entry.name!r} cannot be fetched by its name, since no copy of it on the Hub is known. Get it from "
-            f"{entry.source} and take the file with `from_single_file`." + (f" {entry.note}" if entry.note else "")
-        )
-    if entry.host == "github":
-        return download_url(
-            f"https://raw.githubusercontent.com/{entry.repository}/{entry.revision}/{entry.file}",
-            sha256=str(entry.sha256),
-            cache_dir=cache_dir,
-            local_files_only=is_offline(local_files_only),
-            force_download=force_download,
-        )
-    path = download_file(
-        entry.repository,
-        entry.file,
-        sha256=entry.sha256,
-        revision=entry.revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        force_download=force_download,
-    )
-    if entry.sha256 is None:
-        logger.warning(
-            "No sha256 of %s is known in advance: %s of %s was checked against the Hub's own, %s.",
-            entry.name,
-            entry.file,
-            entry.repository,
-            file_sha256(path),
-        )
-    return path
-
-
 def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[KnownModel]:
     """What there is: built-in models, models in the Hub's cache, and the catalogue. Uses no network."""
-    models = [
-        KnownModel(
-            name,
-            "built in",
-            _bytes(hub.builtin_path(name)),
-            read_licence(hub.builtin_path(name)),
-            "nothing to fetch",
-            "faces at 64 px",
-        )
-        for name in hub.builtin_models()
-    ]
-    for repo_id, folder in cached_snapshots(cache_dir):
-        if _is_ours(folder):
-            models.append(KnownModel(repo_id, "cached", _bytes(folder), read_licence(folder), str(folder)))
+    models = []
+    for name in hub.builtin_models():
+        folder = hub.builtin_path(name)
+        size, licence = _bytes(folder), read_licence(folder)
+        models.append(KnownModel(name, "built in", size, licence, "nothing to fetch", "faces at 64 px"))
+    for storage in sorted(cache_root(cache_dir).glob("models--*--*")):
+        newest = max(storage.glob("snapshots/*/"), key=lambda path: path.stat().st_mtime, default=None)
+        if newest is not None and _is_ours(newest):
+            name = storage.name.removeprefix("models--").replace("--", "/", 1)
+            models.append(KnownModel(name, "cached", _bytes(newest), read_licence(newest), str(newest)))
     for entry in catalogue():
         there = converted_folder(entry, cache_dir)
         file = cached_file(entry, cache_dir)
@@ -245,17 +156,14 @@ def cached_file(entry: CatalogueEntry, cache_dir: str | os.PathLike[str] | None 
     """The file of an entry in the cache, unchecked; `None` if it is not there."""
     if not entry.fetchable or entry.file is None or entry.repository is None:
         return None
-    if entry.host == "github":
-        found = [cached_url(entry.file, str(entry.sha256), cache_dir)]
-    else:
-        found = list(
-            storage_folder(entry.repository, cache_dir).glob(f"snapshots/{entry.revision or '*'}/{entry.file}")
-        )
+    found = [cached_url(entry.file, str(entry.sha256), cache_dir)]
+    if entry.host == "hub":
+        found = [*storage_folder(entry.repository, cache_dir).glob(f"snapshots/{entry.revision or '*'}/{entry.file}")]
     return next((path for path in found if path.is_file()), None)
 
 
 def converted_folder(entry: CatalogueEntry, cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where the model that was made of the file of an entry is kept. The name changes with the file and our format."""
+    """Where the model converted from the file of an entry is kept. The name changes with the file and our format."""
     identity = json.dumps([entry.repository, entry.file, entry.revision, entry.sha256])
     digest = sha256(identity.encode()).hexdigest()[:12]
     return cache_root(cache_dir) / "converted--stylegan-inversion" / f"{entry.name}-{digest}-{CONVERTED}"
@@ -270,7 +178,9 @@ def describe_models(cache_dir: str | os.PathLike[str] | None = None) -> str:
         licence = textwrap.shorten(model.licence.partition(":")[0], 40, placeholder="...")
         lines.append(_row(model.name, size, model.where, licence, model.about))
         if model.where in ("by hand", "not read"):
-            lines += textwrap.wrap(model.detail, WIDTH, initial_indent="    ", subsequent_indent="    ", **_WHOLE)
+            lines += textwrap.wrap(
+                model.detail, WIDTH, initial_indent="    ", subsequent_indent="    ", break_long_words=False
+            )
     return "\n".join(lines)
 
 

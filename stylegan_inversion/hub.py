@@ -1,11 +1,10 @@
 """The one door for weights: a folder, a model inside the package, or a repository on the Hugging Face Hub.
 
-A network is a folder with `config.json` (the fields of its config dataclass) and `model.safetensors`. Nothing here ever
+A network is a folder with `config.json` (the fields of its config dataclass) and `model.safetensors`. Nothing here
 executes a file: JSON and safetensors only.
 """
 
 import dataclasses
-import filecmp
 import json
 import os
 import re
@@ -13,8 +12,8 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path, PureWindowsPath
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
@@ -23,37 +22,53 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stylegan_inversion.bounds import plain_number
-from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.remote.transfer import download_snapshot
+from stylegan_inversion.errors import CheckpointError
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-PARTS = (
+PARTS = (  # sub-folders of a model; saving another generator over it removes those that it does not write itself
     *("generator", "e4e_encoder", "psp_encoder", "restyle_encoder"),
     *("directions", "discriminator", "autoencoder"),
-)  # of a model, each in a folder of its own
-_PARTIAL = re.compile(r"\..*\.(\d+)\.[0-9a-f]{8}\.partial")  # a file or folder that is being written, by a process
-_REPLACING = ".replacing"  # is in a folder while its files are replaced: see `write_together`
+)
+_PARTIAL = re.compile(r"\..*\.(\d+)\.[0-9a-f]{8}\.partial")  # a file or folder that a process is writing
+_REPLACING = ".replacing"  # lies in a folder while its files are replaced: see `write_together`
 _MAX_CONFIG_BYTES = 1_000_000
-_MAX_HEADER_BYTES = 2_000_000  # of a safetensors file; a model's has a hundredth of it, and a huge one takes minutes
+_MAX_HEADER_BYTES = 2_000_000  # of a safetensors file: a model needs a hundredth, and a huge header takes minutes
 _MAX_AXES = 8
 _DTYPES = {
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
 }
-_OTHERS = {  # what a file begins with that was only renamed
+_OTHER_FORMATS = {  # by the first bytes of a file that was only renamed
     b"PK": "a zip archive, perhaps PyTorch's .pt, which `from_single_file` reads",
     b"\x80": "a pickle, which `from_single_file` reads",
     b"<": "a web page",
     b"version ": "a pointer of Git LFS; `git lfs pull` fetches the file",
 }
+_OURS = re.compile(r"\nlibrary_name: stylegan[-_]inversion\n")  # in a model card
 
 Module = TypeVar("Module", bound=nn.Module)
 
-KnownFinder = Callable[..., Path | None]
-"""A name and the arguments of a download -> a folder, or `None` if the name is not known."""
 
-_known: list[KnownFinder] = []
+@dataclasses.dataclass(frozen=True)
+class Access:
+    """How a model is fetched.
+
+    Attributes:
+        revision: Branch, tag or commit on the Hub. `None` means the default branch.
+        subfolder: Folder inside the model.
+        token: Access token for the Hub. `None` takes the one that is logged in.
+        cache_dir: Where downloads are kept. `None` means the Hub's own cache.
+        local_files_only: Never use the network.
+        force_download: Download again what the cache holds.
+    """
+
+    revision: str | None = None
+    subfolder: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    force_download: bool = False
 
 
 def builtin_path(name: str) -> Path:
@@ -67,11 +82,7 @@ def builtin_models() -> list[str]:
 
 
 def weights_name(variant: str | None = None) -> str:
-    """Name of a network's weights: model.safetensors, or model.fp16.safetensors for the variant "fp16".
-
-    Raises:
-        ValueError: If `variant` is no plain word.
-    """
+    """Name of a network's weights: model.safetensors, or model.fp16.safetensors for the variant "fp16"."""
     if variant is None:
         return WEIGHTS_NAME
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", variant):
@@ -79,97 +90,11 @@ def weights_name(variant: str | None = None) -> str:
     return f"model.{variant}.safetensors"
 
 
-def know(find: KnownFinder) -> None:
-    """Let `find_model` also ask for the checkpoints of the field: what can convert them lies above this file."""
-    _known[:] = [find]
-
-
-def find_model(
-    name_or_path: str | os.PathLike[str],
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    force_download: bool = False,
-    variant: str | None = None,
-) -> Path:
-    """Find the folder of a model: a local folder wins, then a built-in model, the catalogue, and the Hub.
-
-    What comes from the Hub is checked against its hashes; a damaged file is fetched once more.
-
-    Args:
-        name_or_path: A folder, the name of a built-in model or of a checkpoint in the catalogue (fetched, verified and
-            converted once), or "organisation/repository".
-        revision: Branch, tag or commit on the Hub. `None` means its default branch.
-        subfolder: Folder inside the model, relative, without "..".
-        token: Access token for the Hub. `None` takes the one that is logged in.
-        cache_dir: Where downloads are kept. `None` means the Hub's own cache.
-        local_files_only: Take what the cache holds; never use the network.
-        force_download: Download again what the cache holds.
-        variant: Which weights to fetch, such as "fp16": see `weights_name`.
-
-    Returns:
-        A folder that holds `config.json`.
-
-    Raises:
-        ValueError: If `subfolder` leaves the model, `variant` is out of range, or a name of the catalogue comes
-            with a `revision`.
-        ModelNotFoundError: If nothing of that name exists, or the Hub cannot be reached.
-        CheckpointError: If a file from the Hub is damaged, and still is when it was fetched again.
-    """
-    weights = weights_name(variant)
-    name = os.fspath(name_or_path)
-    inside = PureWindowsPath(subfolder or "")  # knows both separators, and drives
-    if inside.anchor or ".." in inside.parts:
-        raise ValueError(f"`subfolder` must be a relative path inside the model, without '..', got {subfolder!r}.")
-    subfolder = inside.as_posix() if inside.parts else None
-    folder = Path(name)
-    if name in builtin_models() and not (folder / CONFIG_NAME).is_file():  # a mere folder of that name
-        folder = builtin_path(name)
-    elif not name or not folder.is_dir():
-        access: dict[str, Any] = {
-            "revision": revision,
-            "token": token,
-            "cache_dir": cache_dir,
-            "local_files_only": local_files_only,
-            "force_download": force_download,
-        }
-        known = next((found for find in _known if name and (found := find(name, **access)) is not None), None)
-        if known is not None:
-            folder = known
-        elif name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/"):
-            prefix = f"{subfolder}/" if subfolder else ""
-            patterns = [f"{prefix}*.json", f"{prefix}*{weights}"]
-            folder = download_snapshot(
-                name,
-                patterns=patterns if variant is None else [*patterns, f"{prefix}*directions/{WEIGHTS_NAME}"],
-                **access,
-                otherwise=f"or give a folder, or a built-in model: {', '.join(builtin_models())}",
-            )
-        else:
-            raise ModelNotFoundError(
-                f"No model {name!r}: it is not a folder, and the built-in models are {', '.join(builtin_models())}. "
-                "A repository on the Hub is written organisation/repository; `stylegan-inversion models` lists what is "
-                "known by name."
-            )
-    folder = folder / subfolder if subfolder else folder
-    if not (folder / CONFIG_NAME).is_file():
-        if (folder / "model_index.json").is_file():
-            raise ModelNotFoundError(
-                f"{folder} is a pipeline of diffusers (model_index.json), not a GAN of this package."
-            )
-        raise ModelNotFoundError(f"{folder} holds no {CONFIG_NAME}, so it is not a model saved by this package.")
-    return folder
+# --- reading files
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read `config.json` of a folder.
-
-    Raises:
-        CheckpointError: If it is missing, larger than 1 MB, or not a JSON object.
-    """
+    """Read `config.json` of a folder. Raises `CheckpointError` if it is not whole, not JSON or larger than 1 MB."""
     path = folder / CONFIG_NAME
     for whole in (folder, folder.parent):  # a part of a model is in the folder below
         if os.path.lexists(whole / _REPLACING):
@@ -186,67 +111,103 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def write_config(config: dict[str, Any], folder: Path, *, name: str = CONFIG_NAME) -> None:
-    """Write a JSON object to a folder, whole or not at all; numbers of NumPy are written as numbers.
-
-    Raises:
-        CheckpointError: If it cannot be written, as on a full disk. A file that was there is untouched.
-    """
-    write_text(json.dumps(config, indent=2, default=plain_number) + "\n", folder / name)
-
-
-def write_text(text: str, path: Path) -> None:
-    """Write a text file in UTF-8, whole or not at all.
-
-    Raises:
-        CheckpointError: If it cannot be written, as on a full disk. A file that was there is untouched.
-    """
-    write_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
-
-
-def write_file(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write a file, whole or not at all.
-
-    Args:
-        path: Its folder is made if needed.
-        write: Writes a temporary file, which is then put in place.
-
-    Returns:
-        The path.
-
-    Raises:
-        CheckpointError: If it cannot be written, as on a full disk. A file that was there is untouched.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, write)
-    except OSError as e:
-        raise CheckpointError(f"{path} could not be written: {e}. What was there before is untouched.") from e
-    return path
-
-
 def _check_regular(path: Path) -> None:
     """Refuse a FIFO or a device, which could be read for ever; a link is judged by what it points to."""
     if path.exists() and not path.is_file():
         raise ValueError("it is a folder or a device, not a file")
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file into memory; later changes of the file do not matter.
+
+    Raises `CheckpointError` if it is damaged, or holds NaN, infinity or a dtype that no network here has.
+    """
+    try:
+        _check_regular(path)
+        with path.open("rb") as file:
+            start = file.read(8)
+        header = int.from_bytes(start, "little")
+        if header > _MAX_HEADER_BYTES:
+            other = next((what for magic, what in _OTHER_FORMATS.items() if start.startswith(magic)), None)
+            too_long = f"its header would have {header} bytes, and at most {_MAX_HEADER_BYTES} are read"
+            raise ValueError(too_long if other is None else f"it is {other}")
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError, RuntimeError, AttributeError) as e:  # the last: a dtype torch lacks
+        raise CheckpointError(f"{path} cannot be read as safetensors: {e}. Fetch or save it again.") from e
+    for key, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES or tensor.ndim > _MAX_AXES:
+            raise CheckpointError(
+                f"{path}: tensor {key!r} is {tensor.dtype} with {tensor.ndim} axes, which no network here has."
+            )
+        tensors[key] = tensor = tensor.clone()  # `load_file` gives live views of the file
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: tensor {key!r} holds NaN or infinity. Fetch or save the file again.")
+    return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the texts in the header of a safetensors file."""
+    try:
+        _check_regular(path)
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (OSError, SafetensorError, ValueError) as e:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {e}") from e
+
+
+# --- writing files
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let `write` fill a temporary file and put it in place: `path` is written whole, or a `CheckpointError` is raised.
+
+    Its folder is made if needed. A file that was there is untouched after an error, such as a full disk.
+    """
+    temporary = _partial(path.parent, path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # what the user's umask gives; safetensors sets its own
+        write(temporary)
+        temporary.chmod(mode)
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(
+            f"{path} could not be written: {e}. What was there before is untouched; make room or choose another folder."
+        ) from e
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file in UTF-8, as `write_file` does."""
+    write_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
+
+
+def write_config(config: dict[str, Any], folder: Path, *, name: str = CONFIG_NAME) -> None:
+    """Write a JSON object to a folder, as `write_file` does; NumPy's numbers become numbers."""
+    write_text(json.dumps(config, indent=2, default=plain_number) + "\n", folder / name)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, as `write_file` does. `read_metadata` gives the texts in `metadata` back."""
+    contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    texts = {"format": "pt", **(metadata or {})}
+    write_file(path, lambda temporary: save_file(contiguous, temporary, metadata=texts))
+
+
 @contextmanager
 def write_together(folder: Path) -> Iterator[Path]:
     """Write the files of a model or an inversion so that all of them are replaced, or none, whatever ends the program.
 
-    They are written to a folder inside `folder`, and moved to their places when the block ends. Where the moving itself
-    is cut short, which takes a few system calls, `read_config` refuses the folder until it is saved again. Other files
-    stay, but for the parts (`PARTS`) of another generator than the one that is written. One process at a time.
-
-    Args:
-        folder: Made if needed. What earlier savings left half written is removed.
-
-    Yields:
-        The folder to write to.
-
-    Raises:
-        CheckpointError: If a file cannot be written. What was there before is untouched.
+    They are written to the folder that this yields, inside `folder`, and moved to their places when the block ends. If
+    the program ends during the move, which takes a few system calls, `read_config` refuses the folder until it is saved
+    again. Other files stay, except for the parts (`PARTS`) of another generator than the one that is written. Only one
+    process may write a folder at a time.
     """
     stage = _partial(folder, "files")
     try:
@@ -266,23 +227,20 @@ def write_together(folder: Path) -> Iterator[Path]:
 
 def _replace_files(folder: Path, stage: Path) -> None:
     """Move files to their places. It may be cut short anywhere: then the next saving replaces everything."""
-    marker = folder / _REPLACING
+    marker, card = folder / _REPLACING, folder / "README.md"
     try:
-        written = sorted(path for path in stage.rglob("*") if path.is_file())
         foreign = (stage / "generator").is_dir() and (os.path.lexists(marker) or not _is_same_generator(folder, stage))
         if marker.is_symlink():
             marker.unlink()
         marker.touch()
-        for name in PARTS if foreign else ():
-            part = folder / name
+        for part in [folder / name for name in PARTS] if foreign else []:
             if part.is_dir() and not part.is_symlink():
                 shutil.rmtree(part)
-            elif os.path.lexists(part):
-                part.unlink()
-        card = folder / "README.md"
-        if foreign and card.is_file() and "\nlibrary_name: stylegan_inversion\n" in card.read_text("utf-8", "replace"):
-            card.replace(folder / "README.old.md")  # of the other model
-        for file in written:
+            else:
+                part.unlink(missing_ok=True)
+        if foreign and card.is_file() and _OURS.search(card.read_text("utf-8", "replace")):
+            card.replace(folder / "README.old.md")  # it describes the other model
+        for file in sorted(path for path in stage.rglob("*") if path.is_file()):
             target = folder / file.relative_to(stage)
             target.parent.mkdir(parents=True, exist_ok=True)
             file.replace(target)
@@ -292,38 +250,34 @@ def _replace_files(folder: Path, stage: Path) -> None:
 
 
 def _is_same_generator(folder: Path, stage: Path) -> bool:
-    """Whether a folder holds no generator, or the one that is about to be moved there, in whatever type of number."""
+    """Whether a folder holds no generator, or the one that is about to be moved there, in whatever dtype."""
     there = sorted((folder / "generator").glob("model*.safetensors"))
     if not there:
         return True
     (new,) = (stage / "generator").glob("model*.safetensors")
-    old = next((path for path in there if path.name == new.name), there[0])
-    if filecmp.cmp(old, new, shallow=False):
-        return True
     try:
-        ours, theirs = read_tensors(new), read_tensors(old)
+        ours = read_tensors(new)
+        theirs = read_tensors(next((path for path in there if path.name == new.name), there[0]))
     except CheckpointError:
         return False
-    if {key: tensor.shape for key, tensor in ours.items()} != {key: tensor.shape for key, tensor in theirs.items()}:
-        return False
-    return all(_is_close(ours[key], theirs[key]) for key in ours)
+    return ours.keys() == theirs.keys() and all(_is_close(ours[key], theirs[key]) for key in ours)
 
 
 def _is_close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal, or would be but for the rounding of their types."""
-    if a.dtype == b.dtype:
-        return torch.equal(a, b)
+    """Whether two tensors are equal, or differ by the rounding of their dtypes only."""
+    if a.shape != b.shape or a.dtype == b.dtype:
+        return a.shape == b.shape and torch.equal(a, b)
     step = 2 * max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
     return torch.allclose(a.float(), b.float(), rtol=step, atol=1e-6)
 
 
 def _partial(folder: Path, name: str) -> Path:
-    """A name for what is being written: hidden, and one that tells whose it is, so that `sweep` can tell."""
+    """A hidden name for what is being written. It holds the process, so that `sweep` knows what is left over."""
     return folder / f".{name}.{os.getpid()}.{os.urandom(4).hex()}.partial"
 
 
 def sweep(folder: Path) -> None:
-    """Remove what programs that were killed left half written in a folder, but nothing of a program that is alive."""
+    """Remove what killed programs left half written in a folder, but nothing of a program that is alive."""
     for path in folder.glob(".*.partial"):
         if (match := _PARTIAL.fullmatch(path.name)) and not _is_alive(int(match[1]), path):
             if path.is_dir() and not path.is_symlink():
@@ -344,100 +298,7 @@ def _is_alive(process: int, path: Path) -> bool:
     return process != os.getpid()  # in this program nothing is half written while another saving begins
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file into memory; what becomes of the file later does not matter.
-
-    Raises:
-        CheckpointError: If the file is missing or damaged, holds NaN or infinity, or a type of number or a number of
-            axes that no network here has.
-    """
-    try:
-        _check_regular(path)
-        with path.open("rb") as file:
-            start = file.read(8)
-        header = int.from_bytes(start, "little")
-        if header > _MAX_HEADER_BYTES:
-            found = next((what for magic, what in _OTHERS.items() if start.startswith(magic)), None)
-            if found is not None:
-                raise ValueError(f"it is {found}")
-            raise ValueError(f"its header would have {header} bytes, and at most {_MAX_HEADER_BYTES} are read")
-        tensors = load_file(path)
-    except (OSError, SafetensorError, ValueError, RuntimeError, AttributeError) as e:  # the last: a dtype torch lacks
-        raise CheckpointError(f"{path} cannot be read as safetensors: {e}. Fetch or save it again.") from e
-    for key, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES or tensor.ndim > _MAX_AXES:
-            raise CheckpointError(
-                f"{path}: tensor {key!r} is {tensor.dtype} with {tensor.ndim} axes, which no network here has."
-            )
-        tensors[key] = tensor = tensor.clone()  # `load_file` gives live views of the file
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: tensor {key!r} holds NaN or infinity. Fetch or save the file again.")
-    return tensors
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Read the texts in the header of a safetensors file.
-
-    Raises:
-        CheckpointError: If the file is missing or damaged.
-    """
-    try:
-        _check_regular(path)
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError, ValueError) as e:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {e}") from e
-
-
-def write_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, whole or not at all.
-
-    Args:
-        tensors: By name.
-        path: The file.
-        metadata: Texts for its header; `read_metadata` gives them back.
-
-    Raises:
-        CheckpointError: If it cannot be written, as on a full disk. A file that was there is untouched.
-    """
-    contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    texts = {"format": "pt", **(metadata or {})}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, lambda temporary: save_file(contiguous, temporary, metadata=texts))
-    except (OSError, SafetensorError) as e:
-        raise CheckpointError(
-            f"{path} could not be written: {e}. What was there before is untouched; make room or choose another folder."
-        ) from e
-
-
-def copy_file(source: Path, path: Path) -> None:
-    """Copy a file, whole or not at all; one that is the same already is left alone.
-
-    Raises:
-        CheckpointError: If it cannot be written. What was there is untouched.
-    """
-    try:
-        if not (path.is_file() and filecmp.cmp(source, path, shallow=False)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(path, lambda temporary: shutil.copyfile(source, temporary))
-    except OSError as e:
-        raise CheckpointError(f"{path} could not be written: {e}. What was there before is untouched.") from e
-
-
-def _write_whole(path: Path, write: Any) -> None:
-    """Call `write` with a temporary file beside `path`, then put it in place in one step, and wait for the disk."""
-    temporary = _partial(path.parent, path.name)
-    temporary.touch(exist_ok=False)
-    mode = stat.S_IMODE(temporary.stat().st_mode)  # as the user's umask wants it; safetensors makes a file of its own
-    try:
-        write(temporary)
-        temporary.chmod(mode)
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+# --- networks
 
 
 def load_module(
@@ -451,16 +312,7 @@ def load_module(
 ) -> Module:
     """Build a network from the `config.json` of a folder and fill it, strictly, from its `model.safetensors`.
 
-    Args:
-        cls: The network's class; its constructor takes a `config_cls`.
-        config_cls: The network's config dataclass.
-        folder: Folder with both files.
-        device: Where to put it. `None` means the CPU.
-        dtype: Floating-point type of the parameters. `None` means float32, whatever the file holds.
-        variant: Which weights: see `weights_name`.
-
-    Returns:
-        The network in eval mode, its parameters frozen.
+    It comes in eval mode, frozen, and in float32 if `dtype` is `None`, whatever the file holds.
 
     Raises:
         CheckpointError: If a file is missing or damaged, the config has a bad field or is another network's, or names
@@ -485,42 +337,26 @@ def build_module(
     source: str,
     weights: str,
 ) -> Module:
-    """Build a network from the fields of its config and fill it, strictly.
+    """Build a network from the fields of its config, without those that begin with an underscore, and fill it.
 
-    Args:
-        cls: The network's class; its constructor takes a `config_cls`.
-        config_cls: The network's config dataclass.
-        config: Its fields; those that begin with an underscore are left out.
-        state_dict: The weights.
-        source: Where the config comes from, for messages.
-        weights: Where the weights come from.
-
-    Returns:
-        The network in eval mode, its parameters frozen.
-
-    Raises:
-        CheckpointError: If a field is unknown or of the wrong type or value, or names or shapes of weights differ.
+    `source` and `weights` say in messages where the config and the state dict come from.
     """
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if not k.startswith("_")}
     try:
         with torch.device("meta"):  # first without memory: a config may ask for more than there is
             outline = cls(config_cls(**fields))
-        _check_fit(outline, state_dict, source=weights)
+        check_fit(outline, state_dict, source=weights)
         module = new_module(cls, config_cls(**fields))
     except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError) as e:  # a wrong type
         raise CheckpointError(f"{source} does not describe a {cls.__name__}: {e}") from e
-    fill_module(module, state_dict, source=weights)
-    return module
+    module.load_state_dict(state_dict, strict=True)
+    return module.eval().requires_grad_(False)
 
 
 def new_module(cls: type[Module], config: Any) -> Module:
     """Build a network whose weights are filled in later: on the CPU and in float32, whatever the caller's defaults.
 
     The caller's random numbers stay as they were.
-
-    Args:
-        cls: The network's class; its constructor takes the config.
-        config: Its config.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         return cls(config).to(torch.float32)
@@ -542,32 +378,29 @@ def plain_name(key: str) -> str:
 
 
 def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:
-    """Copy a state dict into a network: all names, all shapes, or an error and an untouched network.
+    """Copy a state dict into a network: all names, all shapes, or a `CheckpointError` and an untouched network.
 
     The network ends in eval mode with its parameters frozen.
-
-    Raises:
-        CheckpointError: If a name is missing or unexpected, or a shape or kind of number differs; five are listed.
     """
-    _check_fit(module, state_dict, source=source)
+    check_fit(module, state_dict, source=source)
     module.load_state_dict(state_dict, strict=True)
     module.eval().requires_grad_(False)
 
 
-def _check_fit(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:
+def check_fit(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:
+    """Check that a state dict has the names, shapes and kinds of number of a network, which may be on "meta".
+
+    The `CheckpointError` lists five differences.
+    """
     ours = module.state_dict()
     faults = [f"missing {key}" for key in ours if key not in state_dict]
     faults += [f"unexpected {key}" for key in state_dict if key not in ours]
-    faults += [
-        f"{key} is {tuple(state_dict[key].shape)}, not {tuple(tensor.shape)}"
-        for key, tensor in ours.items()
-        if key in state_dict and state_dict[key].shape != tensor.shape
-    ]
-    faults += [
-        f"{key} is {state_dict[key].dtype}, not {tensor.dtype}"
-        for key, tensor in ours.items()
-        if key in state_dict and state_dict[key].is_floating_point() != tensor.is_floating_point()
-    ]
+    for key, tensor in ours.items():
+        found = state_dict.get(key, tensor)
+        if found.shape != tensor.shape:
+            faults.append(f"{key} is {tuple(found.shape)}, not {tuple(tensor.shape)}")
+        elif found.is_floating_point() != tensor.is_floating_point():
+            faults.append(f"{key} is {found.dtype}, not {tensor.dtype}")
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CheckpointError(f"{source} does not fit {type(module).__name__}: {'; '.join(faults[:5])}{more}.")
@@ -576,17 +409,9 @@ def _check_fit(module: nn.Module, state_dict: dict[str, Tensor], *, source: str)
 def save_module(
     module: nn.Module, folder: Path, *, dtype: torch.dtype | None = None, variant: str | None = None
 ) -> None:
-    """Write a network that has a `config` as `config.json` and `model.safetensors`.
+    """Write a network that has a `config`, the dataclass it was built from, as `config.json` and `model.safetensors`.
 
-    Args:
-        module: The network; `module.config` is the dataclass it was built from.
-        folder: Created if needed.
-        dtype: Floating-point type in the file, such as `torch.float16`. `None` keeps the network's own.
-        variant: Of the file's name: see `weights_name`.
-
-    Raises:
-        ValueError: If a number is too large for `dtype`.
-        CheckpointError: If the files cannot be written.
+    `dtype` is the floating-point type in the file; `None` keeps the network's own.
     """
     module = uncompiled(module)
     config = dataclasses.asdict(cast(Any, module.config))

@@ -33,6 +33,7 @@ class FakeHub(ThreadingHTTPServer):
         etags: Sent instead of the right ones, by path.
         tokens: Of private repositories, what a reader must send.
         log: What was asked for.
+        agents: The programs that asked about repositories.
     """
 
     daemon_threads = True
@@ -49,6 +50,7 @@ class FakeHub(ThreadingHTTPServer):
         self.uploads: dict[str, bytes] = {}
         self.branches: set[str] = set()
         self.log: list[tuple[str, str]] = []
+        self.agents: set[str] = set()
 
     @property
     def url(self) -> str:
@@ -103,6 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_request(self) -> None:
         hub, path = self.server, unquote(urlparse(self.path).path)
         hub.log.append((self.command, path))
+        if "/models/" in path:
+            hub.agents.add(str(self.headers.get("User-Agent")))
         if hub.everywhere == "hang":
             time.sleep(30)
         elif hub.everywhere == "html":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline
 from stylegan_inversion.demo import sample_photos
-from stylegan_inversion.evaluation.face_scores import load_face_scorer
+from stylegan_inversion.evaluation.editability import load_face_scorer
 from stylegan_inversion.evaluation.metrics import mean_offset_norm
 from stylegan_inversion.hub import builtin_models, builtin_path, read_tensors
 from stylegan_inversion.latents import broadcast

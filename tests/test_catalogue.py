@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stylegan_inversion.checkpoints.papers import edits_of
 
 from stylegan_inversion import PTIPipeline, catalogue, cli, hub
 from stylegan_inversion.catalogue import CatalogueEntry, describe_models, fetch, find_entry, list_models
-from stylegan_inversion.checkpoints.papers import edits_of
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from tests.fake_hub import FakeHub, hub_client, serve
 

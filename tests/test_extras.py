@@ -11,7 +11,7 @@ from stylegan_inversion.errors import MissingDependencyError
 
 EXTRAS = {
     "app": ("gradio", "gradio_client", "starlette", "fastapi", "uvicorn", "python_multipart", "httpx"),
-    "train": ("accelerate", "omegaconf", "yaml", "sklearn", "tensorboard", "wandb"),
+    "train": ("accelerate", "tyro", "yaml", "sklearn", "tensorboard", "wandb"),
     "evaluate": ("matplotlib",),
     "fid": ("torch_fidelity",),
     "faces": ("facexlib", "lpips", "torchvision", "cv2"),
@@ -59,14 +59,14 @@ def data(tmp_path: Path) -> Path:
 EVALUATE = ["evaluate", "data", "--methods", "e4e"]
 ASKED = [
     ("app", "gradio", ["app"]),
-    ("train", "accelerate", ["train", "data=data"]),
+    ("train", "accelerate", ["train", "--data", "data"]),
     ("evaluate", "matplotlib", EVALUATE),
 ]
 MORE = [
     ("app", "starlette", ["app"]),
     ("app", "python_multipart", ["app"]),
-    ("train", "omegaconf", ["train", "data=data"]),
-    ("train", "yaml", ["train", "data=data"]),
+    ("train", "tyro", ["train", "--data", "data"]),
+    ("train", "yaml", ["train", "--data", "data"]),
     ("fid", "torch_fidelity", ["evaluate-generator", "--data", "data", "--fid", "--num-samples", "8"]),
     ("faces", "lpips", [*EVALUATE, "--perceptual", "vgg"]),
     ("faces", "facexlib", [*EVALUATE, "--align", "--detector", "facexlib"]),

@@ -16,11 +16,12 @@ import torch
 from huggingface_hub import constants
 
 from stylegan_inversion import E4EPipeline, InversionOutput, catalogue
+from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.demo import sample_photos
+from stylegan_inversion.hub import builtin_path
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
-from stylegan_inversion.pipelines.export import write_official
 from stylegan_inversion.preprocessing.image import load_image
 from tests.checkpoints.public_directions import make_direction, publish
 from tests.fake_hub import hub_client, serve
@@ -32,7 +33,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 def make_checkpoint(resolution: int, folder: Path) -> bytes:
     """An `e4e_ffhq_encode.pt` in the official layout: the built-in model at 64 px, else weights drawn from a seed."""
-    model: str | Path = "faces64"
+    model = builtin_path("faces64")
     if resolution != 64:
         with torch.random.fork_rng():
             torch.manual_seed(0)

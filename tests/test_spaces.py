@@ -21,7 +21,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from PIL import Image
 
-from stylegan_inversion.pipelines.export import write_official
+from stylegan_inversion.checkpoints.export import write_official
+from stylegan_inversion.hub import builtin_path
 from tests.fake_hub import hub_client, serve
 
 tomllib = pytest.importorskip("tomllib")
@@ -203,7 +204,7 @@ def test_a_checkpoint_of_the_catalogue_where_the_package_is_not_installed(space:
     ours = tmp_path / "space"
     shutil.copytree(space, ours)
     (tmp_path / "files").mkdir()
-    write_official("faces64", tmp_path / "files" / "e4e.pt", layout="e4e")
+    write_official(builtin_path("faces64"), tmp_path / "files" / "e4e.pt", layout="e4e")
     table = ours / "stylegan_inversion" / "builtin" / "catalogue.json"
     described = {"description": "", "licence": "", "source": "", "repository": "org/field", "file": "e4e.pt"}
     table.write_text(json.dumps({"entries": [{"name": "test-e4e", "kind": "e4e", **described}]}))

@@ -12,13 +12,13 @@ import logging
 from pathlib import Path
 
 import torch
+from flow import FlowConfig, fit_flow_prior
+from image_encoder import ImageEncoder, ImageEncoderConfig
 from torch import Tensor
 
 from stylegan_inversion import hub
-from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.preprocessing.image import list_images, load_image, to_tensor
-from stylegan_inversion.training.flow import FlowConfig, fit_flow_prior
 
 logger = logging.getLogger("prior")
 BATCH = 64
@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("runs/faces64/data/train"), help="aligned pictures")
     parser.add_argument("--output", type=Path, default=Path("runs/faces64/prior"))
     parser.add_argument("--bf16", action="store_true", help="half precision: twice as fast on processors with AMX")
+    for name in ("components", "flow_steps", "pairs", "mapping_steps"):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(FlowConfig, name), metavar="N")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if (args.output / hub.CONFIG_NAME).exists():
@@ -49,7 +51,13 @@ def main() -> None:
     generator = hub.load_module(Generator, GeneratorConfig, args.model / "generator")
     encoder = hub.load_module(ImageEncoder, ImageEncoderConfig, args.model / "autoencoder")
     w = encode(encoder, [args.data / name for name in list_images(args.data)])
-    config = FlowConfig(bf16=args.bf16)
+    config = FlowConfig(
+        components=args.components,
+        flow_steps=args.flow_steps,
+        pairs=args.pairs,
+        mapping_steps=args.mapping_steps,
+        bf16=args.bf16,
+    )
     fit_flow_prior(
         generator, encoder, w, config=config, report=lambda *values: logger.info("%s, step %d: %.4f", *values)
     )

@@ -33,13 +33,11 @@ def vector_from_official(tensor: Tensor, *, w_dim: int = W_DIM) -> Float[Tensor,
         The vector as it is, in float32: (num_ws, w_dim), or (w_dim,) where the file has one row or equal ones.
 
     Raises:
-        CheckpointError: If it has another shape, is zero, or holds NaN or infinity.
+        CheckpointError: If it has another shape or type, is zero, or holds NaN or infinity.
     """
     if not tensor.is_floating_point() or not 1 <= tensor.ndim <= 3 or not tensor.numel():
-        raise CheckpointError(
-            f"Not a direction: it has the shape {tuple(tensor.shape)} and the type {tensor.dtype}, not (w_dim,), "
-            "(1, w_dim), (num_ws, w_dim) or (1, num_ws, w_dim) in floating point."
-        )
+        found = f"shape {tuple(tensor.shape)} and type {tensor.dtype}"
+        raise CheckpointError(f"Not a direction, (w_dim,) or (num_ws, w_dim) in floating point: it has {found}.")
     vector = tensor.double()
     while vector.ndim > 1 and len(vector) == 1:
         vector = vector[0]
@@ -65,10 +63,10 @@ def direction_from_official(
     unit: float | None = None,
     w_dim: int = W_DIM,
 ) -> Direction:
-    """Read a boundary or an edit direction as a `Direction`; see `vector_from_official`.
+    """Read a boundary or an edit direction as a `Direction`.
 
     Args:
-        tensor: What the file holds.
+        tensor: What the file holds: see `vector_from_official`.
         name: What changes, as a Python identifier; the file does not tell.
         description: Where it comes from.
         strength_range: As in `Direction`.
@@ -89,34 +87,12 @@ def components_from_ganspace(checkpoint: Mapping[str, Any]) -> PrincipalComponen
     Raises:
         CheckpointError: If a tensor is missing, or the shapes do not fit each other.
     """
-    tensors = [checkpoint.get(name) for name in ("mean", "comp", "std")]
-    if not all(isinstance(tensor, Tensor) for tensor in tensors):
-        raise CheckpointError(
-            f"Not GANSpace's components: expected tensors `mean`, `comp` and `std`, got {list(checkpoint)[:5]}."
-        )
-    mean, components, std = (tensor.float() for tensor in tensors if isinstance(tensor, Tensor))
-    w_dim = components.shape[-1] if components.ndim else 0
-    if mean.numel() != w_dim or not w_dim or components.numel() != std.numel() * w_dim:
-        raise CheckpointError(
-            f"Not GANSpace's components: `mean` {tuple(mean.shape)}, `comp` {tuple(components.shape)} and `std` "
-            f"{tuple(std.shape)} are not (1, w_dim), (n, 1, w_dim) and (n,)."
-        )
-    components = components.reshape(-1, w_dim)
+    mean, components, std = (checkpoint[name] for name in ("mean", "comp", "std"))
     try:
-        return PrincipalComponents(mean.reshape(w_dim), components, std.reshape(-1))
-    except ValueError as e:
-        raise CheckpointError(f"Not GANSpace's components: {e}") from e
-
-
-def components_to_ganspace(principal: PrincipalComponents) -> dict[str, Tensor]:
-    """Write components as e4e's `.pt` holds them: `torch.save` the result."""
-    return {
-        "mean": principal.mean[None].clone(),
-        "comp": principal.components[:, None].clone(),
-        "std": principal.std.clone(),
-    }
-
-
-def direction_to_official(direction: Direction) -> Tensor:
-    """Write a direction as e4e's `.pt` holds it, (1, w_dim) or (1, num_ws, w_dim): `torch.save` the result."""
-    return direction.step[None].to(torch.float32).clone()
+        w_dim = components.shape[-1]
+        mean, components, std = mean.reshape(w_dim), components.reshape(len(std), w_dim), std.reshape(-1)
+        return PrincipalComponents(*(tensor.to(torch.float32, copy=True) for tensor in (mean, components, std)))
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as e:
+        raise CheckpointError(
+            f"Not GANSpace's components, `mean` (1, w_dim), `comp` (n, 1, w_dim) and `std` (n,): {e}"
+        ) from e

@@ -1,64 +1,72 @@
-"""Our networks -> the papers' checkpoint files: the inverse of reading them, to the bit.
+"""What a foreign file holds -> a folder of ours, and our networks -> the papers' files, to the bit.
 
-`torch.save` the dicts that these functions give. Formats: eladrich/pixel2style2pixel, omertov/encoder4editing (MIT);
-rosinality/stylegan2-pytorch (MIT), whose tensors `convert/generator.py` names. That file writes NVIDIA's tensors too; a
-whole NVIDIA `.pkl` holds NVIDIA's source code, which this package neither has nor may ship.
+Formats: eladrich/pixel2style2pixel, omertov/encoder4editing and rosinality/stylegan2-pytorch (all MIT), and the state
+dict of NVIDIA's generator. A whole NVIDIA `.pkl` holds NVIDIA's source code, which this package may not ship.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from stylegan_inversion.checkpoints.generator import generator_to_rosinality
-from stylegan_inversion.models.generator import GeneratorConfig
-from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig, WEncoderConfig
+from stylegan_inversion import hub
+from stylegan_inversion.checkpoints.direction import direction_from_official
+from stylegan_inversion.checkpoints.encoder import pyramid_encoder_to_official
+from stylegan_inversion.checkpoints.generator import generator_to_nvidia, generator_to_rosinality
+from stylegan_inversion.checkpoints.recognise import SingleFile, source_of
+from stylegan_inversion.editing.directions import save_directions
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.models.encoders import ENCODERS
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
+from stylegan_inversion.preprocessing.sources import to_config
 
-StateDict = dict[str, Tensor]
-EncoderConfig = PyramidEncoderConfig | WEncoderConfig
-
-_BRANCHES = {"residual": "res_layer", "shortcut": "shortcut_layer"}
-
-
-def _backbone_name(config: EncoderConfig, key: str) -> str:
-    top, _, rest = key.partition(".")
-    if top == "stem":
-        return f"input_layer.{rest}"
-    stage, unit, branch, rest = rest.split(".", 3)
-    return f"body.{sum(config.units[: int(stage)]) + int(unit)}.{_BRANCHES[branch]}.{rest}"
+LAYOUTS = ("psp", "e4e", "rosinality", "nvidia")
 
 
-def _encoder_name(config: EncoderConfig, key: str) -> str:
-    key = key.removeprefix("pyramid.")
-    top, _, rest = key.partition(".")
-    if top == "backbone":
-        return _backbone_name(config, rest)
-    if top == "styles" and ".convs." in rest:
-        head, _, tail = rest.partition(".convs.")
-        index, _, part = tail.partition(".")
-        return f"styles.{head}.convs.{2 * int(index)}.{part}"  # theirs count the activations too
-    return key.replace("lateral2.", "latlayer1.").replace("lateral1.", "latlayer2.")
-
-
-def encoder_to_official(config: EncoderConfig, state_dict: Mapping[str, Tensor]) -> tuple[StateDict, Tensor]:
-    """Write an encoder in the official names; the inverse of `pyramid_encoder_from_official` and of the W encoder's.
+def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop_scale: float = 1.0) -> Path:
+    """Write what a foreign file holds in our own format: a model that `from_pretrained` and `train` read.
 
     Args:
-        config: Of a pSp or e4e encoder, or of the encoder into W.
-        state_dict: Ours.
+        file: What was read.
+        folder: Made if needed. A network for face identity or MoCo fills the folder itself; directions go there too.
+        name: Name of a direction, as a Python identifier: the file does not tell.
+        crop_scale: Side of the face crop relative to FFHQ's, for the pipeline: the file does not tell.
 
     Returns:
-        The official state dict, without the prefix `encoder.`, and `latent_avg`, (num_ws, w_dim), or (1, w_dim) for W.
+        The folder.
+
+    Raises:
+        CheckpointError: If the file holds nothing that can be kept so, or a file cannot be written.
     """
-    official = {_encoder_name(config, key): tensor for key, tensor in state_dict.items() if not key.endswith("w_avg")}
-    w_avg = state_dict["pyramid.w_avg" if isinstance(config, PyramidEncoderConfig) else "w_avg"]
-    return official, w_avg.reshape(-1, config.w_dim)
+    if file.kind == "direction":
+        vectors = file.vectors if len(file.vectors) > 1 else {name: next(iter(file.vectors.values()))}
+        save_directions({key: direction_from_official(v, name=key) for key, v in vectors.items()}, folder)
+        return folder
+    for alone in ("identity", "moco"):
+        if alone in file.parts:
+            hub.save_module(file.parts[alone].build(), folder)
+            return folder
+    if "generator" not in file.parts:
+        raise CheckpointError(f"A file of kind {file.kind} has no form in a folder: its parts are read where they are.")
+    config: dict[str, Any] = {"_class_name": "PTIPipeline", "crop_scale": crop_scale}
+    with hub.write_together(folder) as stage:
+        for part, network in file.parts.items():
+            module = network.build()
+            if part == "encoder":
+                config |= {"_class_name": ENCODERS[file.kind].pipeline, "source": to_config(source_of(module))}
+            hub.save_module(module, stage / (ENCODERS[file.kind].folder if part == "encoder" else part))
+        if file.directions:
+            save_directions(file.directions, stage / "directions")
+        hub.write_config(config, stage)
+    return folder
 
 
 def checkpoint_to_official(
-    kind: Literal["psp", "e4e"],
-    encoder: tuple[EncoderConfig, Mapping[str, Tensor]],
+    kind: str,
+    encoder: tuple[PyramidEncoderConfig, Mapping[str, Tensor]],
     generator: tuple[GeneratorConfig, Mapping[str, Tensor]],
 ) -> dict[str, Any]:
     """Write an encoder and its generator as a pSp or e4e `.pt` holds them, with the `opts` that their code reads.
@@ -67,28 +75,26 @@ def checkpoint_to_official(
     is written as well, but only this package and tools that read sizes from tensors load it.
 
     Args:
-        kind: Whose file.
-        encoder: Config and state dict of a pSp or e4e encoder, or of the encoder into W.
+        kind: Whose file, "psp" or "e4e".
+        encoder: Config and state dict of a pSp or e4e encoder.
         generator: Config and state dict.
 
     Returns:
         `state_dict`, `opts` and `latent_avg`; and `w_avg`, which the official code leaves alone, where the generator's
         average w is not the encoder's.
     """
-    config, state_dict = encoder
-    official, latent_avg = encoder_to_official(config, state_dict)
+    official, latent_avg = pyramid_encoder_to_official(*encoder)
     decoder, w_avg = generator_to_rosinality(*generator)
     from_average = bool(latent_avg.any())
     if not from_average:
         latent_avg = w_avg.expand_as(latent_avg).clone()
-    into_w = isinstance(config, WEncoderConfig)
-    classes = {"psp": "GradualStyleEncoder", "e4e": "Encoder4Editing"}
+    in_channels = encoder[0].in_channels
     options: dict[str, Any] = {
-        "encoder_type": "BackboneEncoderUsingLastLayerIntoW" if into_w else classes[kind],
+        "encoder_type": ENCODERS[kind].network.__name__,
         "start_from_latent_avg": from_average,
-        "learn_in_w": into_w,
-        "input_nc": config.in_channels,
-        "label_nc": 0 if config.in_channels == 3 else config.in_channels,
+        "learn_in_w": False,
+        "input_nc": in_channels,
+        "label_nc": 0 if in_channels == 3 else in_channels,
         "device": "cpu",
         "checkpoint_path": None,
         "train_decoder": False,
@@ -105,3 +111,37 @@ def checkpoint_to_rosinality(config: GeneratorConfig, state_dict: Mapping[str, T
     """Write a generator as rosinality's `.pt` holds it: `g_ema` and `latent_avg`."""
     official, latent_avg = generator_to_rosinality(config, state_dict)
     return {"g_ema": official, "latent_avg": latent_avg}
+
+
+def write_official(folder: Path, path: Path, *, layout: str) -> Path:
+    """Write a model as the official code saves it, by `torch.save` of plain dicts and tensors; exact to the bit.
+
+    Args:
+        folder: Of the model.
+        path: The file; it is written whole or not at all.
+        layout: "psp" and "e4e": encoder and generator, with the `opts` that their code reads. "rosinality": `g_ema` and
+            `latent_avg`. "nvidia": the state dict of NVIDIA's PyTorch generator; no `.pkl`, which would hold NVIDIA's
+            own source code: build their `Generator` and load it into that.
+
+    Raises:
+        ValueError: If `layout` is none of these.
+        ModelNotFoundError: If the model lacks the encoder.
+        CheckpointError: If a file of it is damaged, or the new one cannot be written.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
+    generator = hub.load_module(Generator, GeneratorConfig, folder / "generator")
+    sizes, weights = generator.config, generator.state_dict()
+    checkpoint: Mapping[str, Any]
+    if layout == "rosinality":
+        checkpoint = checkpoint_to_rosinality(sizes, weights)
+    elif layout == "nvidia":
+        checkpoint = generator_to_nvidia(sizes, weights)
+    else:
+        inside = folder / ENCODERS[layout].folder
+        if not inside.is_dir():
+            raise ModelNotFoundError(f"{folder} holds no encoder of {layout} (folder {inside.name!r}).")
+        encoder = hub.load_module(ENCODERS[layout].network, PyramidEncoderConfig, inside)
+        config = cast(PyramidEncoderConfig, encoder.config)
+        checkpoint = checkpoint_to_official(layout, (config, encoder.state_dict()), (sizes, weights))
+    return hub.write_file(path, lambda temporary: torch.save(checkpoint, temporary))

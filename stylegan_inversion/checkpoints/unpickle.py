@@ -1,263 +1,362 @@
-"""A pickle machine that calls nothing of the file's: bytes -> plain values and the stand-ins of `stand_ins.py`.
+"""Python's unpickler with a closed table of names: nothing that a pickle names is imported, and nothing of it is run.
 
-Python's own unpickler imports what a file names and calls it. This one knows the opcodes that PyTorch and Python write
-in protocols 2 to 5, keeps values on a stack, and looks names up in a closed table. Anything else ends it. Its memory
-is bounded by the file and by `Budget`: an index is a key of a dict, a length is checked against what is there, long
-bytes are views. Standard library only: the reading process starts without PyTorch.
+What answers for a name is a function of this file, which only arranges its arguments. How much a pickle may make of a
+small file is bounded.
 """
 
-import struct
-from collections.abc import Callable
+import math
+import pickle
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
 
-from stylegan_inversion.checkpoints.allowed import Table, build, check_key, unknown_name
-from stylegan_inversion.checkpoints.stand_ins import Global, LongText, Storage
+import torch
+from torch import Tensor
+
 from stylegan_inversion.errors import CheckpointError
 
-MAX_OPERATIONS = 1_000_000  # a released checkpoint takes about 100 000
-_SHORT = 65_536  # longer texts are not decoded, longer bytes not copied
-_STOP = ord(".")
-_MALFORMED = (IndexError, KeyError, TypeError, ValueError, OverflowError, AttributeError, struct.error)
-_REFUSED = {"i": "INST", "o": "OBJ", "\x82": "EXT1", "\x83": "EXT2", "\x84": "EXT4", "\x92": "NEWOBJ_EX"}
-_REFUSED |= {"P": "PERSID", "\x97": "NEXT_BUFFER", "\x98": "READONLY_BUFFER"}
+MAX_STEPS, MAX_VALUES = 1_500_000, 500_000
+_MAX_DEPTH, _MAX_AXES = 64, 16
+_SHORT = 256  # longer bytes are views of the file
 
 
-@dataclass
-class Budget:
-    """How many operations are left, counted over all the pickles of a file."""
+@dataclass(frozen=True, eq=False)
+class PickledModule:
+    """A network that NVIDIA's `persistence` pickled whole: the name of its class and its attributes, not its code."""
 
-    operations: int = MAX_OPERATIONS
+    class_name: str
+    state: Mapping[Any, Any]
+
+    def modules(self, prefix: str = "") -> Iterator[tuple[str, "PickledModule"]]:
+        """Yield the network and those inside it with their names; each name but the first ends in a dot."""
+        yield prefix, self
+        for name, module in self._entries("_modules").items():
+            if isinstance(module, PickledModule):
+                yield from module.modules(f"{prefix}{name}.")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return parameters and persistent buffers by their full names, as PyTorch's `state_dict()` does."""
+        tensors: dict[str, Tensor] = {}
+        for prefix, module in self.modules():
+            transient = module.state.get("_non_persistent_buffers_set") or ()
+            buffers = {k: v for k, v in module._entries("_buffers").items() if k not in transient}
+            own = {**module._entries("_parameters"), **buffers}
+            tensors |= {f"{prefix}{name}": tensor for name, tensor in own.items() if isinstance(tensor, Tensor)}
+        return tensors
+
+    def _entries(self, name: str) -> dict[str, Any]:
+        entries = self.state.get(name)
+        return {str(key): value for key, value in entries.items()} if isinstance(entries, dict) else {}
 
 
-def _weight(value: Any) -> int:
-    """What a stand-in may copy of an argument, in operations: a small pickle can pass a long list many times."""
-    return len(value) // (64 if isinstance(value, str) else 1) if isinstance(value, (str, list, tuple, dict)) else 0
+class Limits:
+    """What reading one file may take, all its pickles together."""
+
+    def __init__(self, file_size: int) -> None:
+        self.left = {"steps": MAX_STEPS, "values": MAX_VALUES, "bytes": 6 * file_size + 16_000_000}
+
+    def spend(self, what: str, amount: int) -> None:
+        """Count what was taken, and refuse what is too much."""
+        self.left[what] -= amount
+        if self.left[what] < 0:
+            raise CheckpointError(f"It takes many times the {what} of a checkpoint of its size: it is made to do harm.")
+
+    def spend_arguments(self, *arguments: Any) -> None:
+        """Count what a call may copy: a small pickle can pass one long list or text many times."""
+        self.spend("steps", sum(len(value) for value in arguments if isinstance(value, (list, tuple, dict))))
+        self.spend("bytes", sum(len(value) for value in arguments if isinstance(value, (str, bytes, memoryview))))
 
 
-class Unpickler:
-    """Reads one pickle after another from a buffer.
+class Stream:
+    """Bytes that are read from front to back."""
 
-    Args:
-        data: The file.
-        known: The names it may use.
-        budget: Shared by all the pickles of a file.
-        position: Where the pickle begins; afterwards, where it ended.
-        storage: Gives the storage of a persistent id. `None`: there are none.
-    """
+    def __init__(self, data: memoryview, limits: Limits) -> None:
+        self.data, self.limits, self.position = data, limits, 0
 
-    def __init__(
-        self,
-        data: memoryview,
-        *,
-        known: Table,
-        budget: Budget,
-        position: int = 0,
-        storage: Callable[[Any], Storage] | None = None,
-    ) -> None:
-        self.data = data
-        self.known = known
-        self.budget = budget
-        self.position = position
-        self.storage = storage
-        self.stack: list[Any] = []
-        self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
-
-    def load(self) -> Any:
-        """Read one pickle.
-
-        Raises:
-            CheckpointError: If it is damaged, too long, or asks for what is not known.
-        """
-        self.stack, self.marks, self.memo = [], [], {}
-        try:
-            while (opcode := self.take(1)[0]) != _STOP:
-                self.spend(1)
-                step = _STEPS.get(opcode)
-                if step is None:
-                    name = _REFUSED.get(chr(opcode), f"0x{opcode:02x}")
-                    raise CheckpointError(
-                        f"Its pickle uses the operation {name} at byte {self.position - 1}, which PyTorch does not "
-                        "write; the file is damaged or made to do harm: fetch it again from its authors."
-                    )
-                step(self)
-            return self.stack.pop()
-        except _MALFORMED as e:
-            raise CheckpointError(
-                f"Its pickle is damaged near byte {self.position} ({type(e).__name__}: {str(e)[:100]}). Fetch it again."
-            ) from e
-
-    def spend(self, operations: int) -> None:
-        """Count operations."""
-        self.budget.operations -= operations
-        if self.budget.operations < 0:
-            raise CheckpointError(
-                f"Its pickle takes more than {MAX_OPERATIONS} operations, many times what a checkpoint takes."
-            )
-
-    def take(self, size: int) -> memoryview:
-        """The next bytes, as a view."""
-        end = self.position + size
+    def read(self, size: int) -> Any:
+        """Read bytes: short ones as a copy, long ones as a view."""
+        self.limits.left["steps"] -= 1
+        if self.limits.left["steps"] < 0:
+            self.limits.spend("steps", 0)
+        start, end = self.position, self.position + size
         if end > len(self.data):
             raise CheckpointError(
-                f"It is cut short: {size} bytes are announced at byte {self.position} of {len(self.data)}. "
-                "Fetch it again; the download did not finish."
+                f"It is cut short: {size} bytes are announced at byte {start} of {len(self.data)}. Fetch it again; the "
+                "download did not finish."
             )
-        self.position, start = end, self.position
-        return self.data[start:end]
+        self.position = end
+        return bytes(self.data[start:end]) if size <= _SHORT else self.data[start:end]
 
-    def number(self, code: str) -> int:
-        """The next little-endian number of a struct code."""
-        return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
+    def readline(self) -> bytes:
+        """Read a name of a pickle."""
+        size = bytes(self.data[self.position : self.position + _SHORT]).find(b"\n") + 1
+        if not size:
+            raise ValueError("a name without an end")
+        return bytes(self.read(size))
 
-    def push(self, value: Any) -> None:
-        """Put a value on the stack."""
-        self.stack.append(value)
 
-    def push_bytes(self, size: int) -> None:
-        """Push bytes: a copy of short ones, a view of long ones."""
-        view = self.take(size)
-        self.push(bytes(view) if size <= _SHORT else view)
+@dataclass(frozen=True, eq=False)
+class Name:
+    """What a pickle gets for a name: a function of this file that answers calls to it, or a class of storages."""
 
-    def push_text(self, size: int) -> None:
-        """Push a text; a long one stays as it is."""
-        view = self.take(size)
-        self.push(str(view, "utf-8", "surrogatepass") if size <= _SHORT else LongText(view))
+    name: str
+    call: Callable[..., Any] | None = None
+    dtype: torch.dtype | None = None
 
-    def push_long(self, size: int) -> None:
-        """Push an integer of at most 16 bytes."""
-        if size > 16:
-            raise CheckpointError(f"Its pickle holds an integer of {size} bytes; a checkpoint has none so long.")
-        self.push(int.from_bytes(self.take(size), "little", signed=True))
 
-    def mark(self) -> None:
-        """Begin a new stack."""
-        self.marks.append(self.stack)
-        self.stack = []
+class _Attributes(dict[Any, Any]):
+    """The attributes of an `argparse.Namespace`."""
 
-    def pop_mark(self) -> list[Any]:
-        """Back to the stack before the mark; what came since."""
-        items, self.stack = self.stack, self.marks.pop()
-        return items
 
-    def push_tuple(self, size: int) -> None:
-        """Push the last values as a tuple."""
-        items = [self.stack.pop() for _ in range(size)]
-        self.push(tuple(reversed(items)))
+@dataclass(eq=False)
+class _NumPy:
+    """A dtype or an array of NumPy, which a pickle completes after it is made."""
 
-    def top(self, kind: type) -> Any:
-        """The value on top of the stack, which must be of a kind."""
-        if not isinstance(self.stack[-1], kind):
-            raise CheckpointError(
-                f"Its pickle fills a {type(self.stack[-1]).__name__} as if it were a {kind.__name__}."
-            )
-        return self.stack[-1]
+    dtype: torch.dtype | None = None
+    tensor: Tensor | None = None
 
-    def extend(self, items: list[Any]) -> None:
-        """Add to the list on top."""
-        self.top(list).extend(items)
+    def build(self, state: Any) -> None:
+        if self.dtype is None:
+            _, shape, dtype, fortran, data = state
+            self.tensor = _from_buffer(data, dtype, shape, "F" if fortran is True else "C")
+        elif state[1] not in ("<", "|", "=") or state[2:5] != (None, None, None):
+            raise ValueError("an array of big-endian numbers, or of records")
 
-    def set_items(self, items: list[Any]) -> None:
-        """Add keys and values to the dict on top."""
+
+class _Unpickler(pickle._Unpickler):
+    """Python's unpickler with a closed table of names, and only the operations that checkpoints are written in.
+
+    The version in C takes the memory that an index of the memo asks for, and hashes keys before they can be checked.
+    """
+
+    stack: list[Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, stream: Stream, names: Mapping[str, Name], storage: Callable[[Any], Tensor] | None) -> None:
+        super().__init__(stream, encoding="latin-1")  # of texts of Python 2
+        self.stream, self.names, self.storage = stream, names, storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (found := self.names.get(f"{_ALIASES.get(module, module)}.{name}")) is None:
+            raise _unknown_name(module, name)
+        return found
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self.storage is None:
+            raise ValueError("data outside of the pickle, which is not there")
+        return self.storage(pid)
+
+    def refuse(self) -> None:
+        raise ValueError("an operation that PyTorch does not write")
+
+    def skip_frame(self) -> None:
+        self.stream.read(8)  # a length, as a hint
+
+    def long1(self) -> None:
+        if (size := self.stream.read(1)[0]) > 16:
+            raise ValueError(f"an integer of {size} bytes")
+        self.append(int.from_bytes(self.stream.read(size), "little", signed=True))
+
+    def setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.stack[-1].update({_check_key(key): value})
+
+    def setitems(self) -> None:
+        items = self.pop_mark()
         if len(items) % 2:
-            raise CheckpointError("Its pickle has a key without a value: the file is damaged.")
-        self.top(dict).update(zip(map(check_key, items[::2]), items[1::2]))
-
-    def line(self) -> str:
-        """The next line, of at most 300 bytes."""
-        view = self.data[self.position : self.position + 300]
-        end = bytes(view).find(b"\n")
-        if end < 0:
-            raise CheckpointError(f"Its pickle has a name without an end at byte {self.position}: the file is damaged.")
-        return str(self.take(end + 1)[:-1], "utf-8")
-
-    def name(self, module: Any, name: Any) -> None:
-        """Push what the table has for a name."""
-        if type(module) is not str or type(name) is not str:
-            raise CheckpointError("Its pickle asks for a name that is no text.")
-        if (module, name) not in self.known:
-            raise unknown_name(module, name)
-        self.push(self.known[module, name])
+            raise ValueError("a key without a value")
+        self.stack[-1].update(zip(map(_check_key, items[::2]), items[1::2]))
 
     def call(self) -> None:
-        """Arrange arguments as our stand-in of a name does."""
         arguments, target = self.stack.pop(), self.stack.pop()
-        if not isinstance(target, Global) or target.build is None or type(arguments) is not tuple:
-            shown = target.name if isinstance(target, Global) else type(target).__name__
-            raise CheckpointError(f"Its pickle calls `{shown}`, which is not a function; nothing of it was run.")
-        self.spend(sum(map(_weight, arguments)))
-        self.push(target.build(*arguments))
+        if not isinstance(target, Name) or target.call is None or type(arguments) is not tuple:
+            raise ValueError(f"a call of {target.name if isinstance(target, Name) else type(target).__name__}")
+        self.stream.limits.spend_arguments(*arguments)
+        self.append(target.call(*arguments))
 
     def build(self) -> None:
-        """Give the object on top its state."""
-        state = self.stack.pop()
-        self.spend(_weight(state))
-        build(self.stack[-1], state)
+        """Give the object on top of the stack its state."""
+        state, target = self.stack.pop(), self.stack[-1]
+        self.stream.limits.spend_arguments(state, *(state if isinstance(state, tuple) else ()))
+        if isinstance(target, _Attributes) and isinstance(state, dict):
+            target.update(state)
+        elif isinstance(target, _NumPy):
+            target.build(state)
+        elif type(target) is not dict:  # an OrderedDict's own attributes are left out
+            raise ValueError(f"a state for a {type(target).__name__}")
 
-    def persistent(self) -> None:
-        """Push the storage of a persistent id."""
-        if self.storage is None:
-            raise CheckpointError("Its pickle refers to data outside of itself, which is not there.")
-        self.push(self.storage(self.stack.pop()))
-
-    def remember(self, index: int) -> None:
-        """Keep the value on top under an index."""
-        self.memo[index] = self.stack[-1]
-
-    def protocol(self) -> None:
-        """Check the protocol."""
-        if (protocol := self.number("B")) not in range(2, 6):
-            raise CheckpointError(f"Its pickle is of protocol {protocol}; 2 to 5 are read.")
+    dispatch: ClassVar[dict[int, Any]] = {
+        **dict.fromkeys(range(256), refuse),
+        **{code: pickle._Unpickler.dispatch[code] for code in b".(01NJKMGUTXCB)t]ae}cQqrhj\x80\x88\x89\x8c\x8d\x8e"},
+        **{code: pickle._Unpickler.dispatch[code] for code in b"\x85\x86\x87\x93\x94"},
+        **{0x95: skip_frame, 0x8A: long1, ord("s"): setitem, ord("u"): setitems},
+        **{ord("R"): call, 0x81: call, ord("b"): build},
+        0x96: pickle._Unpickler.dispatch[0x8E],  # a bytearray, as bytes
+        0x8F: pickle._Unpickler.dispatch[ord("]")],  # sets, as lists
+        0x90: pickle._Unpickler.dispatch[ord("e")],
+        0x91: pickle._Unpickler.dispatch[ord("l")],
+    }
 
 
-_STEPS: dict[int, Callable[[Unpickler], Any]] = {
-    0x80: Unpickler.protocol,
-    0x95: lambda u: u.take(8),  # FRAME: a hint of a length
-    ord("("): Unpickler.mark,
-    ord("0"): lambda u: u.stack.pop(),
-    ord("1"): Unpickler.pop_mark,
-    ord("N"): lambda u: u.push(None),
-    0x88: lambda u: u.push(True),
-    0x89: lambda u: u.push(False),
-    ord("J"): lambda u: u.push(u.number("i")),
-    ord("K"): lambda u: u.push(u.number("B")),
-    ord("M"): lambda u: u.push(u.number("H")),
-    0x8A: lambda u: u.push_long(u.number("B")),
-    0x8B: lambda u: u.push_long(u.number("I")),
-    ord("G"): lambda u: u.push(struct.unpack(">d", u.take(8))[0]),
-    ord("U"): lambda u: u.push_text(u.number("B")),  # texts of Python 2
-    ord("T"): lambda u: u.push_text(u.number("I")),
-    0x8C: lambda u: u.push_text(u.number("B")),
-    ord("X"): lambda u: u.push_text(u.number("I")),
-    0x8D: lambda u: u.push_text(u.number("Q")),
-    ord("C"): lambda u: u.push_bytes(u.number("B")),
-    ord("B"): lambda u: u.push_bytes(u.number("I")),
-    0x8E: lambda u: u.push_bytes(u.number("Q")),
-    0x96: lambda u: u.push_bytes(u.number("Q")),
-    ord(")"): lambda u: u.push(()),
-    ord("t"): lambda u: u.push(tuple(u.pop_mark())),
-    0x85: lambda u: u.push_tuple(1),
-    0x86: lambda u: u.push_tuple(2),
-    0x87: lambda u: u.push_tuple(3),
-    ord("]"): lambda u: u.push([]),
-    ord("a"): lambda u: u.extend([u.stack.pop()]),
-    ord("e"): lambda u: u.extend(u.pop_mark()),
-    ord("}"): lambda u: u.push({}),
-    ord("s"): lambda u: u.set_items([u.stack.pop(), u.stack.pop()][::-1]),
-    ord("u"): lambda u: u.set_items(u.pop_mark()),
-    0x8F: lambda u: u.push([]),  # a set, kept as a list
-    0x90: lambda u: u.extend(u.pop_mark()),
-    0x91: lambda u: u.push(u.pop_mark()),
-    ord("c"): lambda u: u.name(u.line(), u.line()),
-    0x93: lambda u: u.name(*[u.stack.pop(), u.stack.pop()][::-1]),
-    ord("R"): Unpickler.call,
-    0x81: Unpickler.call,
-    ord("b"): Unpickler.build,
-    ord("Q"): Unpickler.persistent,
-    ord("q"): lambda u: u.remember(u.number("B")),
-    ord("r"): lambda u: u.remember(u.number("I")),
-    0x94: lambda u: u.remember(len(u.memo)),
-    ord("h"): lambda u: u.push(u.memo[u.number("B")]),
-    ord("j"): lambda u: u.push(u.memo[u.number("I")]),
-}
+def unpickle(stream: Stream, names: Mapping[str, Name], storage: Callable[[Any], Tensor] | None = None) -> Any:
+    """Read the next pickle of a stream; `storage` finds what it holds outside of itself."""
+    try:
+        return _Unpickler(stream, names, storage).load()
+    except CheckpointError:
+        raise
+    except Exception as e:
+        reason = str(e)[:150] if type(e) is ValueError else f"{type(e).__name__}: {str(e)[:150]}"
+        where = f"Its pickle is damaged or made to do harm near byte {stream.position}"
+        raise CheckpointError(f"{where}: {reason}. Nothing of it was run. Fetch it again from its authors.") from e
+
+
+def resolve(value: Any, limits: Limits, depth: int = 0) -> Any:
+    """Turn what a pickle gave into plain values, and bound how much they are."""
+    limits.spend("values", 1)
+    if depth > _MAX_DEPTH:
+        raise CheckpointError(f"Its values are nested deeper than {_MAX_DEPTH}, which those of no checkpoint are.")
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [resolve(item, limits, depth + 1) for item in value]
+    if isinstance(value, dict):
+        return {key: resolve(item, limits, depth + 1) for key, item in value.items()}
+    if isinstance(value, PickledModule):
+        return PickledModule(value.class_name, resolve(value.state, limits, depth + 1))
+    if isinstance(value, _NumPy) and value.tensor is not None:
+        value = value.tensor
+    if isinstance(value, Tensor):
+        limits.spend("bytes", value.numel() * value.itemsize)
+        return value.contiguous()
+    if isinstance(value, (bytes, memoryview)):
+        return f"({len(value)} bytes)"
+    return value.name if isinstance(value, Name) else f"({type(value).__name__})"
+
+
+# The functions that a pickle may call. `unpickle` words a `CheckpointError` of what they raise.
+
+
+def _check_key(key: Any) -> Any:
+    if type(key) not in (str, int, float, bool, type(None)) or (type(key) is int and key.bit_length() > 64):
+        raise ValueError(f"a key of a dict that is a {type(key).__name__}, or too large")
+    return key
+
+
+def numbers(data: Any, dtype: torch.dtype) -> Tensor:
+    """View bytes as a flat tensor."""
+    data = bytearray(data) if isinstance(data, bytes) else data  # torch wants bytes that can be written
+    raw = torch.frombuffer(data, dtype=torch.uint8) if len(data) else torch.empty(0, dtype=torch.uint8, device="cpu")
+    if len(data) % dtype.itemsize or (dtype is torch.bool and (raw > 1).any()):
+        raise ValueError(f"{len(data)} bytes that are no numbers of type {dtype}")
+    return (raw.clone() if raw.data_ptr() % dtype.itemsize else raw).view(dtype)
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Tensor:
+    if len(rest) > 1 and rest[1]:
+        raise ValueError("a tensor with backward hooks, which are functions; weights have none")
+    sizes = (offset, *shape, *stride)
+    if (
+        not isinstance(storage, Tensor)
+        or len(shape) > _MAX_AXES
+        or any(type(n) is not int or not 0 <= n < 2**62 for n in sizes)
+    ):
+        raise ValueError("a tensor with an invalid storage, offset, shape or stride")
+    end = offset + sum((n - 1) * step for n, step in zip(shape, stride)) + 1 if 0 not in shape else 0
+    if end > storage.numel():
+        raise ValueError(f"a tensor of shape {tuple(shape)} that reaches to {end} of {storage.numel()} numbers")
+    return torch.as_strided(storage, shape, stride, offset)
+
+
+def _first(value: Any = (), *_: Any) -> Any:
+    return value
+
+
+def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
+    return {_check_key(key): value for key, value in items}
+
+
+def _persistent_object(meta: Any) -> PickledModule:
+    name, state = meta.get("class_name"), meta.get("state")
+    if type(name) is not str or len(name) > 100 or type(state) is not dict:
+        raise ValueError("an object of NVIDIA's `persistence` without the name of its class, or a state")
+    return PickledModule(name, state)
+
+
+def _encode(text: str, encoding: str = "utf-8") -> Any:
+    """Give the bytes that a pickle of protocol 2 holds as a text."""
+    if type(text) is not str or encoding not in ("latin1", "latin-1"):
+        raise ValueError(f"bytes in another encoding than latin1: {encoding:.50}")
+    encoded = text.encode("latin-1")
+    return encoded if len(encoded) <= _SHORT else memoryview(bytearray(encoded))
+
+
+def _device(kind: str, index: int = 0) -> str:
+    return f"{kind:.50}:{index:d}"
+
+
+def _path(*parts: str) -> str:
+    return str(PurePosixPath(*parts))
+
+
+def _dtype(code: str, *_: Any) -> _NumPy:
+    if type(code) is not str or code not in _NUMPY:
+        raise ValueError(f"an array of NumPy of type {code:.50}; only numbers are read")
+    return _NumPy(_NUMPY[code])
+
+
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Tensor:
+    if not isinstance(data, (bytes, memoryview)) or len(shape) > _MAX_AXES:
+        raise ValueError("an array of Python objects, or of too many axes; only numbers are read")
+    flat, sizes = numbers(data, dtype.dtype), tuple(shape) if order == "F" else tuple(shape)[::-1]
+    strides = [math.prod(sizes[:i]) for i in range(len(sizes))]
+    return _rebuild_tensor(flat, 0, shape, strides if order == "F" else strides[::-1])
+
+
+def _scalar(dtype: Any, data: Any) -> bool | int | float:
+    return numbers(data, dtype.dtype).item()
+
+
+_TORCH = dict(Double=torch.float64, Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16, Long=torch.int64)
+_TORCH |= dict(Int=torch.int32, Short=torch.int16, Char=torch.int8, Byte=torch.uint8, Bool=torch.bool)
+_NUMPY = dict(f8=torch.float64, f4=torch.float32, f2=torch.float16, i8=torch.int64, i4=torch.int32, i2=torch.int16)
+_NUMPY |= dict(i1=torch.int8, u1=torch.uint8, b1=torch.bool)
+_ALIASES = {"torch.cuda": "torch", "__builtin__": "builtins", "pathlib._local": "pathlib"}
+_ALIASES |= {f"numpy._core.{module}": f"numpy.core.{module}" for module in ("multiarray", "numeric")}
+_CALLS: list[tuple[str, Callable[..., Any] | None]] = [
+    ("collections.OrderedDict dnnlib.util.EasyDict", _ordered_dict),
+    ("torch_utils.persistence._reconstruct_persistent_obj", _persistent_object),
+    ("torch._utils._rebuild_tensor torch._utils._rebuild_tensor_v2", _rebuild_tensor),
+    ("torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state torch.Size builtins.set", _first),
+    ("torch.device", _device),
+    ("argparse.Namespace", lambda: _Attributes()),
+    ("_codecs.encode", _encode),
+    ("builtins.bytes", lambda: b""),
+    ("numpy.dtype", _dtype),
+    ("numpy.core.multiarray._reconstruct", lambda *_: _NumPy()),
+    ("numpy.core.multiarray.scalar", _scalar),
+    ("numpy.core.numeric._frombuffer", _from_buffer),
+    ("pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath", _path),
+    ("numpy.ndarray " + " ".join(str(dtype) for dtype in _TORCH.values()), None),
+]
+STORAGES = {f"torch.{kind}Storage": Name(f"torch.{kind}Storage", dtype=dtype) for kind, dtype in _TORCH.items()}
+NAMES = STORAGES | {name: Name(name, call) for names, call in _CALLS for name in names.split()}
+
+
+def _unknown_name(module: str, name: str) -> CheckpointError:
+    asked = f"{module[:100]}.{name[:100]}".encode("unicode_escape").decode("ascii")
+    if module.split(".")[:2] == ["dnnlib", "tflib"]:
+        return CheckpointError(
+            "It is a TensorFlow network of the first StyleGAN or StyleGAN2 code (dnnlib.tflib), which holds its "
+            "program as source code; it is not run. Convert it where it came from: `legacy.py --source=FILE "
+            "--dest=NEW.pkl` of stylegan2-ada-pytorch writes a .pkl that is read here, `convert_weight.py` of "
+            "rosinality's stylegan2-pytorch a .pt."
+        )
+    if module.startswith(("torch.jit", "__torch__")):
+        return CheckpointError(f"It is TorchScript ({asked}), a program; save the network's `state_dict()` instead.")
+    return CheckpointError(
+        f"Its pickle asks for `{asked}`, which the weights of this field do not need; nothing of it was run. If the "
+        "file stores a whole Python object, save its `state_dict()` where the object's code is installed. If you do "
+        "not know where the file comes from, delete it."
+    )

@@ -1,167 +1,438 @@
-"""Methods over a folder of images: records, tables, a figure and the distortion-editability plot."""
+"""Compare methods on a folder of images: a row for each image and method, tables, a figure, the editability plot."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+import inspect
+import json
+import logging
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from stylegan_inversion import hub
-from stylegan_inversion.evaluation import report
-from stylegan_inversion.evaluation.figure import save_figure
-from stylegan_inversion.evaluation.gallery import Gallery
-from stylegan_inversion.evaluation.methods import Method
-from stylegan_inversion.evaluation.plot import plot_editability
-from stylegan_inversion.evaluation.records import Record, RecordFile
-from stylegan_inversion.evaluation.runner import Photo, Runner, read_photos
-from stylegan_inversion.evaluation.scoring import FaceScores
-from stylegan_inversion.evaluation.settings import configure, load_scoring
+from stylegan_inversion import __version__, hub
+from stylegan_inversion.checkpoints.find import find_folder
+from stylegan_inversion.editing.directions import apply_directions
+from stylegan_inversion.errors import MissingDependencyError, ModelNotFoundError, StyleGANInversionError
+from stylegan_inversion.evaluation import metrics, report
+from stylegan_inversion.evaluation.editability import edit_strengths, load_face_scorer
+from stylegan_inversion.evaluation.metrics import Edit, Scorer, Step, resize
+from stylegan_inversion.losses.identity import load_identity
+from stylegan_inversion.losses.lpips import load_perceptual
+from stylegan_inversion.pipelines.base import InversionPipeline
+from stylegan_inversion.pipelines.encoder import EncoderPipeline
+from stylegan_inversion.pipelines.methods import METHODS
+from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.preprocessing.align import Crop
+from stylegan_inversion.preprocessing.image import list_images, load_image, save_image, to_pil, to_tensor
+
+logger = logging.getLogger(__name__)
+
+FIGURE_IMAGES = 6
+_PIXELS_TOGETHER = 16 * 128**2  # that a projection draws at once: the gradients of a 1024 px picture take gigabytes
+
+_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # PTI with other pivots, or stopped after its first stage
+    "w": ("W optimisation", {"pivot": "w", "num_tuning_steps": 0}),
+    "w_plus": ("W+ optimisation", {"pivot": "w_plus", "num_tuning_steps": 0}),
+    "pti": ("PTI (W pivot)", {"pivot": "w"}),
+    "pti-e4e": ("PTI (e4e pivot)", {"pivot": "e4e"}),
+    "pti-psp": ("PTI (pSp pivot)", {"pivot": "psp"}),
+}
+NAMES = tuple({**_VARIANTS, **METHODS})
+"""What can be compared."""
+
+Row = dict[str, Any]
+"""One image by one method: "image", "method", "sha256" of the file, "error", "seconds", "report", and the figures."""
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
-    """What came out.
+@dataclass(frozen=True)
+class Method:
+    """A way to invert photos: its name in tables, a pipeline, options of its call, and how many images it gets."""
 
-    Attributes:
-        output: The folder with all files.
-        results: What `results.json` holds.
-        records: One for each image and method, images first.
-        table: What `table.md` holds.
-    """
+    label: str
+    pipeline: InversionPipeline
+    options: dict[str, Any]
+    limit: int | None = None
 
-    output: Path
-    results: dict[str, Any]
-    records: list[Record]
-    table: str
 
-    @property
-    def failed(self) -> int:
-        """How many of the records hold an error."""
-        return sum(record["error"] is not None for record in self.records)
+class Photo(NamedTuple):
+    """One image: its name in the rows, its path, and the sha256 of the file (`None` if it cannot be read)."""
+
+    name: str
+    path: Path
+    sha256: str | None
+
+
+def load_methods(
+    names: Sequence[str],
+    model: str,
+    *,
+    options: Mapping[str, Any],
+    limits: Mapping[str, int],
+    device: torch.device | str | None,
+    detector: Any,
+) -> dict[str, Method]:
+    """Load methods of one model; the arguments are those of `evaluate`."""
+    for name in names:
+        if name not in NAMES:
+            raise ValueError(f"There is no method {name!r}; there are {', '.join(NAMES)}.")
+    for name in limits:
+        if name not in names:
+            raise ValueError(f"`limits` names {name!r}, which is not compared; compared are {', '.join(names)}.")
+    pipelines: dict[str, InversionPipeline] = {}  # variants share theirs
+    methods = {}
+    for name in names:
+        label, fixed = _VARIANTS.get(name) or (METHODS[name].label, {})
+        kind = "pti" if name in _VARIANTS else name
+        if kind not in pipelines:
+            pipelines[kind] = METHODS[kind].pipeline.from_pretrained(model, device=device, detector=detector)
+        pipeline = pipelines[kind]
+        pivots = getattr(pipeline, "pivots", ())
+        if fixed and fixed["pivot"] not in pivots:
+            raise ModelNotFoundError(f"{model!r} has no encoder for {name!r}; its pivots are {', '.join(pivots)}.")
+        taken = inspect.signature(pipeline.__call__).parameters
+        given = {key: value for key, value in options.items() if value is not None and key in taken}
+        methods[name] = Method(label, pipeline, {**given, **fixed}, limits.get(name))
+    return methods
 
 
 def evaluate(
-    methods: Mapping[str, Method],
-    images: Sequence[str | Path],
+    data: str | Path,
     output: str | Path,
     *,
-    root: str | Path | None = None,
+    model: str,
+    methods: Sequence[str] = ("w", "e4e", "psp", "pti"),
     limit: int | None = None,
+    limits: Mapping[str, int] | None = None,
     edits: Sequence[str] | None = None,
     align: bool = False,
+    resolution: int | None = None,
     perceptual: str = "alex",
     identity: str | None = "builtin",
-    attributes: FaceScores | None = None,
-    resolution: int | None = None,
     batch_size: int = 16,
-    num_strengths: int = 7,
-    identity_level: float | None = None,
-    figure_images: int | Sequence[str] = 6,
+    options: Mapping[str, Any] | None = None,
+    device: torch.device | str | None = None,
+    detector: Any = "auto",
     progress: bool = False,
-) -> Evaluation:
+) -> tuple[dict[str, Any], str]:
     """Invert and edit images by several methods, and measure what comes out.
 
-    The folder gets `records.jsonl` (a line for each image and method, written as the work goes on), `results.json`
-    (means, medians, standard errors and the settings), `table.md`, `figure.png` with the first edit, `figure_EDIT.png`
-    with each further one, and, with edits, `editability.png`. A run that was killed goes on where it stopped: what has
-    the same image, method, settings and weights is not done again, unless it failed. Where methods saw different
-    numbers of images, all figures are given a second time for the images that every method did; the plot shows these.
+    The output folder gets `records.jsonl` (a line for each image and method, written as the work goes on),
+    `settings.json`, `results.json` (means, medians, standard errors), `table.md`, `figure.png` with the first edit,
+    `figure_EDIT.png` with each further one, and, with edits, `editability.png`. A stopped run goes on: an image that a
+    method did is not done again unless it failed or its file changed. Images, limits and the list of methods may change
+    between runs; the model and all other settings may not. Where methods saw different images, all figures are given a
+    second time for the images that every method did, and the plot shows these.
 
-    Args:
-        methods: What to compare, by name; see `methods.load_methods`. They must share resolution, crop scale, device
-            and directions.
-        images: Paths. Each gets a record for each method, whether or not it fails.
-        output: Folder, made if needed.
-        root: Folder that names in the records are relative to. `None` takes the one that holds all images.
-        limit: Take only that many images, the first ones (`preprocessing.image.list_images` sorts them by name).
-        edits: Directions to measure, each named like the attribute that it moves: smile, age, gender, yaw. `None` takes
-            smile if the model has it.
-        align: Find the face in each photo and cut it out. False takes the images as aligned crops.
-        perceptual: Perceptual distance, see `losses.lpips.load_perceptual`.
-        identity: Identity network, see `losses.identity.load_identity`. `None` leaves identity out.
-        attributes: Scores the attributes of pictures. `None` means the built-in face networks.
-        resolution: Side at which pictures are compared. `None` means the generator's; the papers compare at 256.
-        batch_size: Pictures that go through a network at once; encoders and projections invert as many together.
-        num_strengths: Points on the curve of an edit, odd: 0, and as many on each side up to the ends of its range.
-        identity_level: Identity similarity to the unedited reconstruction at which methods are compared. `None` takes
-            the highest of the methods' similarities at full strength.
-        figure_images: How many images the figure shows, the first ones, or their names.
-        progress: Show a progress bar.
+    Args are those of `stylegan-inversion evaluate`, which `--help` explains. `limits` is the limit of single methods;
+    `options`, such as `num_w_steps`, go to the pipelines whose call takes them, and `None` counts as not given.
 
     Returns:
-        Results, records and tables.
+        The content of `results.json` and of `table.md`.
 
     Raises:
-        ValueError: Before the first image, if an argument is wrong: no or equal images, methods that cannot be
-            compared, an edit that is no direction of the model or has no score.
-        MissingDependencyError: If matplotlib is not installed.
+        ValueError: Before the first image, if an argument is wrong, an edit is no direction of the model or has no
+            score, or the output folder holds a comparison with other settings.
+        ModelNotFoundError: If there is no such model, or it lacks what a method needs.
+        MissingDependencyError: If there are edits to plot, and matplotlib is not installed.
     """
-    if limit is not None and limit < 1:
-        raise ValueError(f"`limit` must be >= 1, got {limit}.")
+    loaded = load_methods(methods, model, options=options or {}, limits=limits or {}, device=device, detector=detector)
+    output, every = Path(output), list_images(Path(data))
+    photos = [Photo(name, Path(data, name), _hash_file(Path(data, name))) for name in every[:limit]]
+    scorer = _load_scorer(next(iter(loaded.values())).pipeline, edits, resolution, perceptual, identity)
+    settings = _describe(report.hash_model(find_folder(model)), loaded, scorer, align)
+    rows = _open_rows(output, settings)
+    run = _Run(loaded, scorer, align, output / "pictures", [photo.name for photo in photos[:FIGURE_IMAGES]])
+    total = sum(len(photos[: method.limit]) for method in loaded.values())
+    with (
+        (output / "records.jsonl").open("a", encoding="utf-8") as file,
+        tqdm(total=total, disable=not progress, unit="image") as bar,
+    ):
+        for first in range(0, len(photos), batch_size):
+            todo = {}
+            for name, method in loaded.items():
+                batch = photos[: method.limit][first : first + batch_size]
+                todo[name] = [photo for photo in batch if not run.is_done(rows.get((photo.name, name)), photo)]
+                bar.update(len(batch) - len(todo[name]))
+            for row in run.batch(todo):
+                file.write(_line(row))
+                file.flush()
+                rows[row["image"], row["method"]] = row
+                bar.update()
+
+    done = {name: [rows[p.name, name] for p in photos[: method.limit]] for name, method in loaded.items()}
+    hub.write_text("".join(map(_line, _in_order(rows, photos, loaded))), output / "records.jsonl")
+    config = {
+        **settings,
+        "methods": {n: {"label": m.label, "limit": m.limit, **settings["methods"][n]} for n, m in loaded.items()},
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "batch_size": batch_size,
+        "metrics": _columns(scorer),
+        "limit_note": f"The first {len(photos)} of {len(every)} images, by name." if len(photos) < len(every) else "",
+    }
+    return _report(done, len(photos), config, run, output)
+
+
+def _load_scorer(
+    pipeline: InversionPipeline,
+    edits: Sequence[str] | None,
+    resolution: int | None,
+    perceptual: str,
+    identity: str | None,
+) -> Scorer:
+    generator, directions, device = pipeline.generator, pipeline.directions, pipeline.device
+    resolution = resolution or generator.config.resolution
+    metrics.ms_ssim_scales(resolution)  # refuses a side that is too small
     if edits is None:
-        edits = [name for name in ("smile",) if all(name in method.pipeline.directions for method in methods.values())]
-    scoring = load_scoring(
-        methods,
-        edits,
-        perceptual=perceptual,
-        identity=identity,
+        edits = ["smile"] if "smile" in directions else []
+    codes = torch.zeros(1, generator.num_ws, generator.config.w_dim)
+    apply_directions(codes, directions, strengths=dict.fromkeys(edits, 0.0))  # refuses an unknown direction
+    attributes = None
+    if edits:
+        try:
+            import matplotlib  # noqa: F401
+        except ImportError as e:
+            raise MissingDependencyError.of_extra("The plot needs matplotlib.", "evaluate") from e
+        if identity is None:
+            raise ValueError("`edits` are measured by what they cost in identity: give `identity`, or no edits.")
+        attributes = load_face_scorer(device=device)
+        scored = sorted(attributes(torch.zeros(1, 3, resolution, resolution, device=device)))
+        for name in edits:
+            if name not in scored:
+                raise ValueError(f"There is no score for the edit {name!r}; there are {', '.join(scored)}.")
+    network = None
+    if identity is not None:
+        network = load_identity(identity, None if identity == "builtin" else find_folder(identity), device=device)
+    return Scorer(
+        perceptual=load_perceptual(perceptual, device=device),
+        identity=network,
         attributes=attributes,
+        edits={n: Edit(directions[n].to(device), edit_strengths(directions[n])) for n in edits},
         resolution=resolution,
-        batch_size=batch_size,
-        num_strengths=num_strengths,
+        crop_scale=pipeline.crop_scale,
     )
-    photos = read_photos(images[:limit], root)
-    shown = _choose(figure_images, photos)
-    config = configure(methods, scoring, align=align) | {"level": identity_level, "limit_note": ""}
-    if len(photos) < len(images):
-        by_name = ", by name" if [p.name for p in photos] == sorted(p.name for p in photos) else ""
-        config["limit_note"] = f"The first {len(photos)} of {len(images)} images{by_name}."
-    keys = {name: config["methods"][name]["key"] for name in methods}
-
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
-    file = RecordFile(output / "records.jsonl")
-    gallery = Gallery(output / "pictures", shown, config["edits"], keys)
-    runner = Runner(methods, keys, scoring, file, gallery, align)
-    with tqdm(total=sum(len(photos[: m.limit]) for m in methods.values()), disable=not progress, unit="image") as bar:
-        for done in runner.run(photos):
-            bar.update(done)
-
-    order = {name: [(keys[name], photo.name) for photo in photos[: m.limit]] for name, m in methods.items()}
-    place = {photo.name: i for i, photo in enumerate(photos)}
-    file.finish(sorted((pair for pairs in order.values() for pair in pairs), key=lambda pair: place[pair[1]]))
-    records = {name: [file.get(*pair) for pair in pairs] for name, pairs in order.items()}
-    return _report(records, len(photos), config, gallery, output)
 
 
-def _choose(figure_images: int | Sequence[str], photos: Sequence[Photo]) -> list[str]:
-    names = [photo.name for photo in photos]
-    if isinstance(figure_images, int):
-        return names[:figure_images]
-    for name in figure_images:
-        if name not in names:
-            raise ValueError(f"`figure_images` names {name!r}, which is not among the images, such as {names[0]!r}.")
-    return list(figure_images)
+def _describe(model: str, methods: Mapping[str, Method], scorer: Scorer, align: bool) -> dict[str, Any]:
+    """The settings that the rows depend on, in JSON."""
+    device = next(iter(methods.values())).pipeline.device
+    machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "version": __version__,
+        "model": model,
+        "device": f"{device.type} ({machine})",
+        "align": align,
+        "resolution": scorer.resolution,
+        "perceptual": scorer.perceptual.name,
+        "identity": None if scorer.identity is None else scorer.identity.name,
+        "edits": {name: list(edit.strengths) for name, edit in scorer.edits.items()},
+        "methods": {name: {"options": method.options} for name, method in methods.items()},
+    }
+
+
+def _columns(scorer: Scorer) -> dict[str, str]:
+    """The name in tables of each figure of a row, with everything that it depends on."""
+    columns = {
+        "l2": "L2",
+        "psnr": f"PSNR (peak {metrics.PSNR_PEAK:g})",
+        "ms_ssim": f"MS-SSIM ({metrics.ms_ssim_scales(scorer.resolution)} scales)",
+        "lpips": f"LPIPS ({scorer.perceptual.name})",
+    }
+    if scorer.identity is not None:
+        columns["identity"] = f"ID ({scorer.identity.name})"
+    columns["offset_norm"] = "offset norm"
+    columns |= {f"lec_{name}": f"LEC ({name} {edit.ends[-1]:+g})" for name, edit in scorer.edits.items()}
+    return columns | {"seconds": "s/image"}
+
+
+def _hash_file(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _open_rows(output: Path, settings: dict[str, Any]) -> dict[tuple[str, str], Row]:
+    """Check that the settings are those of the rows in a folder, and read these, by image and method."""
+    path, lines = output / "settings.json", output / "records.jsonl"
+    earlier: dict[str, Any] = {}
+    if path.exists() or lines.exists():
+        try:
+            earlier = json.loads(path.read_text("utf-8"))
+            changed = [key for key in settings if key != "methods" and earlier[key] != settings[key]]
+            shared = settings["methods"].keys() & earlier["methods"]
+            changed += [name for name in sorted(shared) if earlier["methods"][name] != settings["methods"][name]]
+        except (OSError, ValueError, LookupError, TypeError):
+            changed = ["settings"]
+        if changed:
+            raise ValueError(
+                f"{output} holds a comparison with other settings ({', '.join(changed)}; see settings.json there). "
+                "Give another output folder, or remove this one."
+            )
+    methods = {**earlier.get("methods", {}), **settings["methods"]}
+    hub.write_config({**settings, "methods": methods}, output, name=path.name)
+    rows = {}
+    for number, line in enumerate(lines.read_text("utf-8", errors="replace").splitlines() if lines.exists() else [], 1):
+        try:
+            row = json.loads(line)
+            rows[row["image"], row["method"]] = row
+        except (ValueError, LookupError, TypeError):
+            logger.warning("%s, line %d is incomplete and left out; its image is done again.", lines.name, number)
+    hub.write_text("".join(map(_line, rows.values())), lines)
+    return rows
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _in_order(rows: Mapping[tuple[str, str], Row], photos: Sequence[Photo], names: Iterable[str]) -> list[Row]:
+    """Rows by image, then by method; those of images and methods that are not in this run come last."""
+    order = {key: rows[key] for key in ((p.name, name) for p in photos for name in names) if key in rows}
+    return list({**order, **rows}.values())
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """Photos -> rows, and pictures on disk for those photos that the figure shows."""
+
+    methods: Mapping[str, Method]
+    scorer: Scorer
+    align: bool
+    pictures: Path
+    shown: Sequence[str]
+    pivots: dict[Any, InversionOutput] = field(default_factory=dict)
+
+    def is_done(self, row: Row | None, photo: Photo) -> bool:
+        if row is None or row["error"] is not None or row["sha256"] != photo.sha256:
+            return False
+        return photo.name not in self.shown or self.path(photo.name, row["method"], None).is_file()
+
+    def batch(self, todo: Mapping[str, Sequence[Photo]]) -> Iterator[Row]:
+        """Cut out the faces once for all methods, then invert; a photo that fails gets a row with the reason."""
+        align = next(iter(self.methods.values())).pipeline.align
+        crops: dict[Photo, Crop] = {}
+        errors: dict[Photo, str] = {}
+        for photo in dict.fromkeys(photo for photos in todo.values() for photo in photos):
+            try:
+                crops[photo] = align(photo.path, align=self.align)
+            except MissingDependencyError:  # no photo would succeed
+                raise
+            except Exception as e:  # the other photos go on
+                errors[photo] = _reason(e)
+        for name, photos in todo.items():
+            yield from (self._row(name, photo, errors[photo]) for photo in photos if photo in errors)
+            yield from self._together(name, {photo: crops[photo] for photo in photos if photo in crops})
+
+    def _together(self, name: str, crops: Mapping[Photo, Crop]) -> Iterator[Row]:
+        """Invert and score photos together; if that fails, each of those that are left alone."""
+        left = dict(crops)
+        try:
+            for out in self._invert(name, crops) if crops else ():
+                for photo, figures in zip(list(left), self._score(name, list(left), out)):
+                    yield self._row(name, photo, together=len(crops), **figures)
+                    del left[photo]
+            return
+        except MissingDependencyError:
+            raise
+        except Exception as e:
+            logger.debug("%s of %s failed", name, [photo.name for photo in left], exc_info=True)
+            error = _reason(e)  # the exception itself may hold the memory that ran out
+        if len(crops) == 1:
+            yield self._row(name, next(iter(left)), error)
+        else:
+            for photo, crop in left.items():
+                yield from self._together(name, {photo: crop})
+
+    def _invert(self, name: str, crops: Mapping[Photo, Crop]) -> Iterator[InversionOutput]:
+        """Invert photos: all in one pass of an encoder; PTI finds their pivots together and tunes one by one."""
+        pipeline, options = self.methods[name].pipeline, self.methods[name].options
+        if "pivot" not in options:
+            yield pipeline(list(crops.values()), **options)
+            return
+        search = {**options, "num_tuning_steps": 0}
+        key = (tuple(crops), *search.items())
+        if key not in self.pivots:  # else another method has found the same ones
+            self.pivots.clear()
+            side = pipeline.generator.config.resolution
+            search["batch_size"] = max(1, min(len(crops), _PIXELS_TOGETHER // side**2))
+            self.pivots[key] = pipeline(list(crops.values()), **search)
+        for crop, found in zip(crops.values(), self.pivots[key]):
+            if options.get("num_tuning_steps") == 0:
+                yield found
+                continue
+            out = pipeline(crop, **{**options, "pivot": found})
+            out.reports[0]["seconds"] += found.reports[0]["seconds"]
+            yield out
+
+    def _score(self, name: str, photos: Sequence[Photo], out: InversionOutput) -> list[dict[str, Any]]:
+        """Measure photos that share a generator, and keep the pictures of the figure."""
+        pipeline, generator, encode = self.methods[name].pipeline, out.generators[0], None
+        if isinstance(pipeline, EncoderPipeline):
+            config: Any = pipeline.encoder.config
+
+            def encode(images: Tensor) -> Tensor:
+                return pipeline.encode(resize(images, config.input_resolution))
+
+        originals = torch.cat([to_tensor(crop.image) for crop in out.crops]).to(generator.w_avg)
+        rows, pictures = self.scorer.score(out.w_plus.to(generator.w_avg), generator, originals, encode=encode)
+        for i, photo in enumerate(photos[: len(rows)]):
+            if photo.name in self.shown:
+                save_image(out.crops[i].image, self.path(photo.name, "_original", None))
+                for step, images in pictures.items():
+                    save_image(to_pil(images[i : i + 1])[0], self.path(photo.name, name, step))
+        return [{**row, "seconds": found["seconds"], "report": found} for row, found in zip(rows, out.reports)]
+
+    def _row(self, name: str, photo: Photo, error: str | None = None, **figures: Any) -> Row:
+        return {"image": photo.name, "method": name, "error": error, **figures, "sha256": photo.sha256}
+
+    def path(self, image: str, method: str, step: Step) -> Path:
+        """Where a picture of the figure is."""
+        return self.pictures / image / (f"{method}.png" if step is None else f"{method}_{step[0]}{step[1]:+g}.png")
+
+    def columns(self, edit: str | None) -> list[report.Column]:
+        """The photo, then for each method its reconstruction and the ends of one edit."""
+        columns = [report.Column("", "photo", self._load("_original", None))]
+        steps: list[Step] = [None]
+        if edit is not None:
+            steps += [(edit, strength) for strength in self.scorer.edits[edit].ends]
+        for name, method in self.methods.items():
+            for step in steps:
+                title = "inversion" if step is None else f"{step[0]} {step[1]:+g}"
+                columns.append(report.Column(method.label, title, self._load(name, step)))
+        return columns
+
+    def _load(self, method: str, step: Step) -> list[Image.Image | None]:
+        paths = [self.path(image, method, step) for image in self.shown]
+        return [load_image(path) if path.is_file() else None for path in paths]
+
+
+def _reason(error: Exception) -> str:
+    expected = isinstance(error, (StyleGANInversionError, OSError))
+    return str(error) if expected else f"{type(error).__name__}: {error}"
 
 
 def _report(
-    records: Mapping[str, list[Record]], num_images: int, config: dict[str, Any], gallery: Gallery, output: Path
-) -> Evaluation:
-    everything, common = report.summarise(records, config), None
-    images = report.common_images(records)
+    rows: Mapping[str, list[Row]], num_images: int, config: dict[str, Any], run: _Run, output: Path
+) -> tuple[dict[str, Any], str]:
+    everything, common = report.summarise(rows, config), None
+    images = set.intersection(*({row["image"] for row in found if row["error"] is None} for found in rows.values()))
     if images and any(entry["n"] != len(images) for entry in everything["methods"].values()):
-        shared = {name: [row for row in rows if row["image"] in images] for name, rows in records.items()}
+        shared = {name: [row for row in found if row["image"] in images] for name, found in rows.items()}
         common = report.summarise(shared, config)
     results = {"config": config, "num_images": num_images, "all": everything, "common": common}
     results["num_common"] = len(images)
     table = report.write_tables(results)
     hub.write_config(results, output, name="results.json")
-    (output / "table.md").write_text(table, "utf-8")
-    if gallery.images:
-        labels = {name: entry["label"] for name, entry in config["methods"].items()}
-        for i, edit in enumerate(config["edits"] or [None]):
-            save_figure(gallery.columns(labels, edit), output / (f"figure_{edit}.png" if i else "figure.png"))
+    hub.write_text(table, output / "table.md")
+    for i, edit in enumerate(config["edits"] or [None]):
+        report.save_figure(run.columns(edit), output / (f"figure_{edit}.png" if i else "figure.png"))
     if config["edits"]:
-        plot_editability(common or everything, config, output / "editability.png")
-    return Evaluation(output, results, [row for rows in records.values() for row in rows], table)
+        report.plot_editability(common or everything, config, output / "editability.png")
+    return results, table

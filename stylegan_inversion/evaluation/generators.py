@@ -1,205 +1,148 @@
-"""Generators against a folder of pictures: distances of distributions, path length, and grids to look at."""
+"""Compare generators with a folder of pictures: distances of distributions, path length, sheets to look at."""
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from stylegan_inversion import __version__, hub
-from stylegan_inversion.evaluation import sheets
-from stylegan_inversion.evaluation.features import (
-    data_features,
-    data_key,
-    find_pictures,
-    identity_network,
-    inception_network,
-    perceptual_network,
+from stylegan_inversion import __version__, hub, latents
+from stylegan_inversion.checkpoints.find import find_folder
+from stylegan_inversion.editing.mixing import mix_styles
+from stylegan_inversion.errors import CheckpointError, InvalidImageError, MissingDependencyError
+from stylegan_inversion.evaluation import report
+from stylegan_inversion.evaluation.distribution import (
+    draw_samples,
+    measure,
+    perceptual_path_length,
+    pool_features,
+    sample_w_plus,
+    seeded,
 )
-from stylegan_inversion.evaluation.generator_table import write_table
-from stylegan_inversion.evaluation.methods import hash_tensors
-from stylegan_inversion.evaluation.samples import draw_samples, perceptual_path_length, sample_features
-from stylegan_inversion.losses.distribution import (
-    FeatureStatistics,
-    frechet_distance,
-    kernel_distance,
-    precision_recall,
-)
-from stylegan_inversion.losses.lpips import load_perceptual
+from stylegan_inversion.losses.identity import DlibEmbedding, load_identity
+from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.pipelines.base import find_device
-from stylegan_inversion.training.seeds import seeded
+from stylegan_inversion.pipelines.loading import find_device
+from stylegan_inversion.preprocessing.align import uncropped
+from stylegan_inversion.preprocessing.image import list_images, load_image, to_pil, to_tensor
 
-FEWEST = 8  # pictures of a set: each half of the data must hold more than K
-K = 3  # neighbours of precision and recall
-SUBSETS, SUBSET_SIZE = 100, 1000  # of the kernel distance
-SHOWN = 8  # samples whose nearest data are shown
+FEWEST = 8  # pictures of a set: each half of the data must hold more than 3 neighbours
+_GRID, _GRID_PSI = 64, 0.7  # samples of a grid, and the truncation of the second one
+_MIXED = 4  # rows, and columns for each range of layers, of the sheet of mixed styles
+_SHOWN, _NEIGHBOURS = 8, 3  # samples whose nearest data are shown, and how many
 
 
 @dataclass(frozen=True, eq=False)
-class GeneratorEvaluation:
-    """What came out.
+class FeatureNetwork:
+    """Images (B, 3, R, R), RGB, in [-1, 1] -> features (B, D), under a label for tables; only Inception's give FID."""
 
-    Attributes:
-        output: The folder with all files.
-        results: What `generators.json` holds.
-        table: What `generators.md` holds.
-    """
+    key: str
+    label: str
+    embed: Callable[[Tensor], Tensor]
 
-    output: Path
-    results: dict[str, Any]
-    table: str
-
-
-def load_generators(models: Sequence[str], *, device: torch.device | str | None = None) -> dict[str, Generator]:
-    """Load the generators of models, frozen and in eval mode.
-
-    Args:
-        models: Built-in models, folders of models or of generators, or "organisation/repository"; each alone, called
-            by the last part of its path, or as "NAME=MODEL".
-        device: Where to put them: "cpu", "cuda", "mps", or "auto" for the best there is. `None` means the CPU.
-
-    Returns:
-        The generators by name, in the same order.
-
-    Raises:
-        ValueError: If two models have one name, or this machine has no such device.
-        ModelNotFoundError: If there is no such model.
-        CheckpointError: If a file is damaged, or it holds no generator.
-    """
-    device = find_device(device)
-    found: dict[str, Generator] = {}
-    for text in models:
-        name, equals, model = text.partition("=")
-        if not equals or Path(text).is_dir():
-            name, model = Path(text).resolve().name, text
-        if name in found:
-            raise ValueError(f"Two models are called {name!r}: write NAME=MODEL, such as {name}2={model}.")
-        folder = hub.find_model(model)
-        if hub.read_config(folder).get("_class_name") != "Generator":
-            folder /= "generator"
-        found[name] = hub.load_module(Generator, GeneratorConfig, folder, device=device)
-    return found
+    def columns(self) -> dict[str, str]:
+        """The name in tables of each figure."""
+        in_brackets = f" ({self.label})"
+        names = ("FID", "KID") if self.key == "inception" else (f"FD{in_brackets}", f"KD{in_brackets}")
+        shares = {key: f"{key}{in_brackets}" for key in ("precision", "recall")}
+        return {"frechet": names[0], "kernel": f"{names[1]} x 1000", **shares}
 
 
-@torch.no_grad()
 def evaluate_generators(
-    generators: Mapping[str, Generator],
-    images: str | Path | Sequence[str | Path],
+    models: Sequence[str],
+    data: str | Path,
     output: str | Path,
     *,
     num_samples: int = 10_000,
+    num_paths: int = 2_000,
+    limit: int | None = None,
     truncation_psi: float = 1.0,
     seed: int = 0,
-    batch_size: int = 32,
     perceptual: str = "alex",
     identity: str | None = "builtin",
     fid: bool = False,
-    num_paths: int = 2_000,
-    limit: int | None = None,
+    batch_size: int = 32,
+    device: torch.device | str | None = None,
     progress: bool = False,
-) -> GeneratorEvaluation:
+) -> tuple[dict[str, Any], str]:
     """Measure how close the pictures of generators come to those of a folder.
 
-    The folder gets `generators.json`, `generators.md`, and for each generator `NAME_samples.png` (the first 64
+    The output folder gets `generators.json`, `generators.md`, and for each generator `NAME_samples.png` (the first 64
     samples), `NAME_samples_psi0.7.png` (truncated), `NAME_mixing.png` (styles mixed by layers) and `NAME_nearest.png`
-    (the data nearest to samples: give the training data to look for copies). Features of the data are kept in
-    `features/` for the next time, under the names and sizes of the files; take that folder away if files changed but
-    kept their sizes.
+    (the data nearest to samples: give the training data to look for copies).
 
-    Args:
-        generators: By name, of one resolution and on one device.
-        images: A folder, or paths: RGB, the central square, resized to the generators' side.
-        output: Folder, made if needed.
-        num_samples: Samples of each generator, the same z and noise for all. Fréchet distances of fewer samples, or
-            data, are larger: compare only equal numbers.
-        truncation_psi: Of the samples; 1 is the generator's whole distribution. Path length is without.
-        seed: Of all draws, >= 0.
-        batch_size: Pictures that go through a network at once; makes no difference beyond rounding.
-        perceptual: Features and path length, see `losses.lpips.load_perceptual`.
-        identity: Features of faces, see `losses.identity.load_identity`. `None` leaves them out.
-        fid: Also FID and KID, in the features of Inception (needs torch-fidelity and its weights).
-        num_paths: Samples of the path length; 0 leaves it out.
-        limit: Take only that many of the data, the first ones.
-        progress: Show a progress bar.
+    Args are those of `stylegan-inversion evaluate-generator`, which `--help` explains. A model is called by the last
+    part of its path, or as "NAME=MODEL". All generators get the same z and noise. Fréchet distances of fewer samples or
+    less data are larger: compare only equal numbers.
 
     Returns:
-        Results and table.
+        The content of `generators.json` and of `generators.md`.
 
     Raises:
-        ValueError: If there is no generator, a name cannot be a file's, resolutions or devices differ, or there are
-            too few samples or data.
+        ValueError: If two models have one name, a name cannot be a file's, resolutions differ, there are fewer than 8
+            pictures, or this machine has no such device.
+        ModelNotFoundError: If there is no such model.
+        CheckpointError: If a file is damaged, or a model holds no generator.
         InvalidImageError: If a picture cannot be used.
         MissingDependencyError: If `fid` is asked for and torch-fidelity is not installed.
     """
-    resolution, device = _check_generators(generators)
-    for name, value, least in (
-        ("num_samples", num_samples, FEWEST),
-        ("batch_size", batch_size, 1),
-        ("num_paths", num_paths, 0),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise ValueError(f"`{name}` must be >= {least}, got {value}.")
-    if not math.isfinite(truncation_psi):
-        raise ValueError(f"`truncation_psi` must be finite, got {truncation_psi}.")
-    pictures = find_pictures(images, limit)
-    if len(pictures.paths) < FEWEST:
-        raise ValueError(f"There must be at least {FEWEST} pictures of the data, got {len(pictures.paths)}.")
+    device = find_device(device)
+    folders = find_generators(models)
+    generators = {n: hub.load_module(Generator, GeneratorConfig, f, device=device) for n, f in folders.items()}
+    sides = {name: generator.config.resolution for name, generator in generators.items()}
+    resolution = next(iter(sides.values()))
+    if len(set(sides.values())) > 1:
+        listed = ", ".join(f"{name!r} has {side} px" for name, side in sides.items())
+        raise ValueError(f"The models must share their resolution, to be compared in the same features; {listed}.")
+    paths = [Path(data, name) for name in list_images(Path(data))[:limit]]
+    if len(paths) < FEWEST:
+        raise ValueError(f"There must be at least {FEWEST} pictures of the data, got {len(paths)}.")
     network = load_perceptual(perceptual, device=device)
-    networks = [perceptual_network(network)]
-    if identity is not None:
-        networks.append(identity_network(identity, device=device))
-    if fid:
-        networks.append(inception_network(device=device))
+    networks = _load_networks(network, identity, fid, device)
 
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    total = len(pictures.paths) + len(generators) * (num_samples + num_paths)
-    with tqdm(total=total, disable=not progress, unit="image") as bar:
-        real = data_features(
-            pictures,
-            networks,
-            output / "features",
-            resolution=resolution,
-            batch_size=batch_size,
-            device=device,
-            advance=bar.update,
-        )
-        found: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}
+    with (
+        torch.no_grad(),
+        tqdm(total=len(paths) + len(models) * (num_samples + num_paths), disable=not progress, unit="image") as bar,
+    ):
+
+        def embed(batches: Iterable[Tensor]) -> dict[str, Tensor]:
+            rows: dict[str, list[Tensor]] = {each.key: [] for each in networks}
+            for images in batches:
+                for each in networks:
+                    rows[each.key].append(each.embed(images).cpu())
+                bar.update(len(images))
+            return {key: torch.cat(parts) for key, parts in rows.items()}
+
+        parts = [paths[first : first + batch_size] for first in range(0, len(paths), batch_size)]
+        real = embed(torch.cat([read_picture(path, resolution) for path in part]).to(device) for part in parts)
         for name, generator in generators.items():
-            fake = sample_features(
-                generator,
-                networks,
-                num_samples,
-                seed=seed,
-                truncation_psi=truncation_psi,
-                batch_size=batch_size,
-                advance=bar.update,
-            )
-            figures: dict[str, Any] = {n.key: measure(real[n.key], fake[n.key], seed=seed) for n in networks}
+            draw = partial(_draw_in_batches, generator, seed=seed, batch_size=batch_size)
+            fake = embed(draw(num_samples, truncation_psi=truncation_psi))
+            found[name] = {each.key: measure(real[each.key], fake[each.key], seed=seed) for each in networks}
             if num_paths:
-                figures["path_length"] = perceptual_path_length(
+                found[name]["path_length"] = perceptual_path_length(
                     generator, network, num_samples=num_paths, seed=seed, batch_size=batch_size, advance=bar.update
                 )
-            found[name] = figures
-            sheets.save_sheets(generator, output, name, seed=seed, truncation_psi=truncation_psi, batch_size=batch_size)
-            shown = draw_samples(generator, range(SHOWN), seed=seed, truncation_psi=truncation_psi)
-            near = {n.label: fake[n.key][:SHOWN] for n in networks}
-            among = {n.label: real[n.key] for n in networks}
-            sheets.save_nearest(shown, near, among, pictures.paths, output / f"{name}_nearest.png")
+            for psi, suffix in ((truncation_psi, ""), (_GRID_PSI, f"_psi{_GRID_PSI}")):
+                pictures = [picture for images in draw(_GRID, truncation_psi=psi) for picture in to_pil(images)]
+                report.save_grid(pictures, output / f"{name}_samples{suffix}.png")
+            w_plus = sample_w_plus(generator, range(2 * _MIXED), seed=seed, truncation_psi=truncation_psi)
+            report.save_figure(mix(generator, w_plus), output / f"{name}_mixing.png")
+            samples = torch.cat(list(draw(_SHOWN, truncation_psi=truncation_psi)))
+            near = {each.label: (fake[each.key][:_SHOWN], real[each.key]) for each in networks}
+            report.save_figure(find_nearest(samples, near, paths), output / f"{name}_nearest.png")
 
-    order = torch.randperm(len(pictures.paths), generator=seeded(seed, "halves", 0))
-    one, other = order.chunk(2)
-    halves = {n.key: measure(real[n.key][one], real[n.key][other], seed=seed) for n in networks}
-    columns = {n.key: n.columns() for n in networks}
-    if num_paths:
-        columns["path_length"] = {"": f"PPL (W, {network.name})"}
+    one, other = torch.randperm(len(paths), generator=seeded(seed, "halves", 0)).chunk(2)
+    columns = {each.key: each.columns() for each in networks}
     results = {
         "version": __version__,
         "torch": torch.__version__,
@@ -208,62 +151,117 @@ def evaluate_generators(
         "seed": seed,
         "resolution": resolution,
         "num_paths": num_paths,
-        "num_data": len(pictures.paths),
-        "data_key": data_key(pictures, resolution),
-        "networks": {n.key: {"label": n.label, "sha256": n.sha256, "dim": real[n.key].shape[1]} for n in networks},
-        "columns": columns,
+        "num_data": len(paths),
+        "networks": {each.key: {"label": each.label, "dim": real[each.key].shape[1]} for each in networks},
+        "columns": columns | ({"path_length": {"": f"PPL (W, {network.name})"}} if num_paths else {}),
         "generators": {
-            name: {"sha256": hash_tensors(g.state_dict()), "config": asdict(g.config), "figures": found[name]}
+            name: {"sha256": report.hash_model(folders[name]), "config": asdict(g.config), "figures": found[name]}
             for name, g in generators.items()
         },
-        "halves": halves,
+        "halves": {each.key: measure(real[each.key][one], real[each.key][other], seed=seed) for each in networks},
     }
-    table = write_table(results)
+    table = report.write_generator_table(results)
     hub.write_config(results, output, name="generators.json")
-    (output / "generators.md").write_text(table, "utf-8")
-    return GeneratorEvaluation(output, results, table)
+    hub.write_text(table, output / "generators.md")
+    return results, table
 
 
-def _check_generators(generators: Mapping[str, Generator]) -> tuple[int, torch.device]:
-    if not generators:
-        raise ValueError("`generators` must hold at least one generator, got none.")
-    for name in generators:
+def _draw_in_batches(
+    generator: Generator, count: int, *, seed: int, truncation_psi: float, batch_size: int
+) -> Iterator[Tensor]:
+    for first in range(0, count, batch_size):
+        numbers = range(first, min(first + batch_size, count))
+        yield draw_samples(generator, numbers, seed=seed, truncation_psi=truncation_psi)
+
+
+def find_generators(models: Sequence[str]) -> dict[str, Path]:
+    """Folders of generators by the names that files and tables give them."""
+    folders: dict[str, Path] = {}
+    for text in models:
+        name, equals, model = text.partition("=")
+        if not equals or Path(text).is_dir():
+            name, model = Path(text).resolve().name, text
+        if name in folders:
+            raise ValueError(f"Two models are called {name!r}: write NAME=MODEL, such as {name}2={model}.")
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise ValueError(f"The name of a generator must be letters, digits and . + - only, got {name!r}.")
-    kinds = {name: (g.config.resolution, g.w_avg.device) for name, g in generators.items()}
-    first = next(iter(kinds))
-    for name, kind in kinds.items():
-        if kind != kinds[first]:
-            raise ValueError(
-                f"`generators` must share resolution and device, to be compared in the same features; {first!r} has "
-                f"{kinds[first][0]} px on {kinds[first][1]}, {name!r} {kind[0]} px on {kind[1]}."
-            )
-    return kinds[first]
+        folder = find_folder(model)
+        whole = hub.read_config(folder).get("_class_name") != "Generator"
+        folders[name] = folder / "generator" if whole else folder
+    return folders
 
 
-def measure(real: Tensor, fake: Tensor, *, seed: int) -> dict[str, float]:
-    """All measures of two sets of features, (N, D) and (M, D).
+def _load_networks(
+    perceptual: PerceptualDistance, identity: str | None, fid: bool, device: torch.device
+) -> list[FeatureNetwork]:
+    name = str(perceptual.name)
+    networks = [FeatureNetwork(name, name, lambda images: pool_features(perceptual.features(images)))]
+    if identity is not None:
+        face = load_identity(identity, None if identity == "builtin" else find_folder(identity), device=device)
+        key, label = ("dlib", "dlib faces") if isinstance(face, DlibEmbedding) else ("arcface", "ArcFace")
+        networks.append(FeatureNetwork(key, label, lambda images: pool_features([face.embed(images)])))
+    if fid:
+        networks.append(FeatureNetwork("inception", "Inception", _load_inception(device)))
+    return networks
 
-    Args:
-        real: Features of the data.
-        fake: Features of samples.
-        seed: Of the kernel distance's subsets.
 
-    Returns:
-        {"frechet", "kernel", "kernel_std", "kernel_subset", "precision", "recall"}. A subset of the kernel distance is
-        1000 pictures, or half of the smaller set.
+def _load_inception(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Load torch-fidelity's copy of the Inception network of the first FID."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except (ImportError, RuntimeError) as e:  # torchvision raises RuntimeError beside a torch it was not built for
+        raise MissingDependencyError.of_extra(
+            "FID and KID need torch-fidelity, and 90 MB of weights that it fetches.",
+            "fid",
+            otherwise="The Fréchet and kernel distances in the built-in networks need nothing: leave out `fid`.",
+        ) from e
+    try:
+        network: Any = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)
+    except (OSError, RuntimeError) as e:
+        raise CheckpointError(
+            f"The Inception weights of torch-fidelity are not in PyTorch's cache and could not be fetched: {e}. "
+            "Connect once, or leave out `fid`."
+        ) from e
+    return lambda images: network(((images + 1) * 127.5).round().to(torch.uint8))[0].float()
+
+
+def read_picture(path: Path, resolution: int) -> Tensor:
+    """Read a picture as training does, (1, 3, R, R): RGB, the central square, resized with antialiasing, of 8 bits."""
+    try:
+        return to_tensor(uncropped(load_image(path), resolution).image)
+    except InvalidImageError as e:
+        raise InvalidImageError(f"{path}: {e} Replace or remove the file.") from e
+
+
+def mix(generator: Generator, w_plus: Tensor) -> list[report.Column]:
+    """Samples A down the left, others B along the top; inside, A with the coarse, middle or fine layers of B.
+
+    The ranges are StyleGAN's (`latents.layer_ranges`); the noise is the generator's own.
     """
-    clouds = FeatureStatistics(), FeatureStatistics()
-    for cloud, features in zip(clouds, (real, fake)):
-        cloud.update(features)
-    size = min(SUBSET_SIZE, min(len(real), len(fake)) // 2)
-    kernel = kernel_distance(real, fake, rng=seeded(seed, "subsets", 0), num_subsets=SUBSETS, subset_size=size)
-    manifold = precision_recall(real, fake, k=K)
-    return {
-        "frechet": frechet_distance(clouds[0].mean, clouds[0].cov, clouds[1].mean, clouds[1].cov),
-        "kernel": kernel.mean,
-        "kernel_std": kernel.std,
-        "kernel_subset": size,
-        "precision": manifold.precision,
-        "recall": manifold.recall,
-    }
+
+    def draw(codes: Tensor) -> list[Image.Image]:
+        return to_pil(generator.synthesis(codes))
+
+    a, b = w_plus.chunk(2)
+    columns = [report.Column("", "A", [None, *draw(a)])]
+    for name, layers in latents.layer_ranges(generator.config.resolution).items():
+        for i, top in enumerate(draw(b) if layers[0] != layers[1] else []):
+            mixed = draw(mix_styles(a, b[i : i + 1], layers=layers))
+            columns.append(report.Column(f"{name} layers of B, the others of A", f"B {i + 1}", [top, *mixed]))
+    return columns
+
+
+def find_nearest(
+    samples: Tensor, features: Mapping[str, tuple[Tensor, Tensor]], paths: Sequence[Path]
+) -> list[report.Column]:
+    """Samples, and beside each the data that lie nearest to it: copies would show that a generator memorises.
+
+    `features` are those of the samples, (n, D), and of the data, (N, D), by network.
+    """
+    columns = [report.Column("", "sample", to_pil(samples))]
+    for name, (own, data) in features.items():
+        nearest = torch.cdist(own, data).topk(_NEIGHBOURS, largest=False).indices  # (n, k)
+        for rank, chosen in enumerate(nearest.T.tolist()):
+            pictures = [to_pil(read_picture(paths[i], samples.shape[-1]))[0] for i in chosen]
+            columns.append(report.Column(f"nearest data ({name})", f"{rank + 1}", pictures))
+    return columns

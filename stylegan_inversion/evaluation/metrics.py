@@ -1,62 +1,62 @@
-"""What the papers measure, one function a metric: tensors in, one number an image out.
+"""What the papers measure: one function a metric, and `Scorer`, which applies them all to photos and their edits.
 
-Images are (B, 3, R, R), RGB, in [-1, 1]; what lies outside is clamped, as it is when a picture is saved. Nothing is
-rounded to 8 bits and nothing is averaged over a batch.
+Images are (B, 3, R, R), RGB, in [-1, 1]; values outside are clamped, as saving a picture does. Every metric gives one
+number an image: nothing is rounded to 8 bits, and nothing is averaged over a batch.
 """
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
 from stylegan_inversion.editing.directions import Direction
+from stylegan_inversion.losses.identity import IdentityEmbedding
 from stylegan_inversion.losses.lpips import PerceptualDistance
+from stylegan_inversion.models.generator import Generator
 
-PSNR_PEAK = 2.0  # of images in [-1, 1]
-_PSNR_FLOOR = 1e-10  # of the mean squared error, so that a perfect copy has 106 dB, not infinity
+PSNR_PEAK = 2.0  # images span [-1, 1]
+_PSNR_FLOOR = 1e-10  # lowest mean squared error, so that a perfect copy has 106 dB instead of infinity
 _MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest scale first
 _MS_SSIM_WINDOW = 11
+_SCORED_SHARE = 0.74  # side of the square that the face scorer was trained on, relative to FFHQ's crop
+
+FaceScores = Callable[[Tensor], Mapping[str, Tensor]]
+"""Images (B, 3, R, R), RGB, in [-1, 1] -> scores (B,) by attribute, such as `models.face.FaceScorer`."""
+
+Step = tuple[str, float] | None
+"""One picture of a photo: the reconstruction (`None`), or an edit and its strength."""
 
 
-def l2(images: Float[Tensor, "batch 3 r r"], targets: Float[Tensor, "batch 3 r r"]) -> Float[Tensor, " batch"]:
-    """Mean squared error, mean of (x - y)^2 over channels and pixels: the "L2" or "MSE" of pSp, e4e and PTI.
+def resize(images: Tensor, side: int) -> Tensor:
+    """Resize images (B, 3, R, R): area averages downwards, as pSp and e4e do, bicubic upwards."""
+    if images.shape[-1] == side:
+        return images
+    if images.shape[-1] > side:
+        return F.interpolate(images, size=(side, side), mode="area")
+    return F.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
 
-    Args:
-        images: Reconstructions.
-        targets: Originals.
 
-    Returns:
-        (B,), in [0, 4], lower is better.
-    """
+def l2(images: Tensor, targets: Tensor) -> Tensor:
+    """Mean of (x - y)^2 over channels and pixels, (B,), in [0, 4]: the "L2" or "MSE" of pSp, e4e and PTI."""
     return (images.clamp(-1, 1) - targets.clamp(-1, 1)).square().mean(dim=(1, 2, 3))
 
 
-def psnr(images: Float[Tensor, "batch 3 r r"], targets: Float[Tensor, "batch 3 r r"]) -> Float[Tensor, " batch"]:
-    """Peak signal-to-noise ratio with the peak 2 that images in [-1, 1] have: 10 log10(4 / mse).
+def psnr(images: Tensor, targets: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio for the peak 2 of images in [-1, 1]: 10 log10(4 / mse), (B,), decibels, in [0, 106].
 
-    The figures that GANInverter publishes are 10 log10(2 / mse), which is 3.01 dB less for the same pictures.
-
-    Args:
-        images: Reconstructions.
-        targets: Originals.
-
-    Returns:
-        (B,), decibels, in [0, 106], higher is better. The error is floored at 1e-10.
+    The figures that GANInverter publishes are 10 log10(2 / mse), 3.01 dB less for the same pictures.
     """
     return 10 * torch.log10(PSNR_PEAK**2 / l2(images, targets).clamp_min(_PSNR_FLOOR))
 
 
 def ms_ssim_scales(resolution: int) -> int:
-    """How many of the five scales of MS-SSIM fit: the coarsest must hold the 11 px window. 64 px have 3, 256 px 5.
-
-    Args:
-        resolution: Side of the images in pixels.
-
-    Returns:
-        1 to 5, as torchmetrics counts them: it asks for more room than the window needs.
+    """Count the scales of MS-SSIM that fit, 1 to 5, as torchmetrics does: 64 px have 3, 256 px have 5.
 
     Raises:
-        ValueError: If not even one fits.
+        ValueError: If the images are smaller than the window of 11 px.
     """
     divisors = (max(2**scale, scale**2) for scale in range(len(_MS_SSIM_BETAS)))
     scales = sum(resolution // divisor >= _MS_SSIM_WINDOW for divisor in divisors)
@@ -65,23 +65,12 @@ def ms_ssim_scales(resolution: int) -> int:
     return scales
 
 
-def ms_ssim(images: Float[Tensor, "batch 3 r r"], targets: Float[Tensor, "batch 3 r r"]) -> Float[Tensor, " batch"]:
-    """Multi-scale structural similarity (Wang et al. 2003): product of contrast^beta over the scales, and of ssim^beta.
+def ms_ssim(images: Tensor, targets: Tensor) -> Tensor:
+    """Multi-scale structural similarity (Wang et al. 2003), (B,), in [0, 1], 1 for equal images.
 
-    The standard is five scales with betas 0.0448, 0.2856, 0.3001, 0.2363 and 0.1333 and a Gaussian window of 11 px. On
-    small images the finest scales are taken, as many as fit (`ms_ssim_scales`), their betas divided by their sum: a
-    different measure, which must be reported with its number of scales. Borders are reflected; contrast is averaged
-    without them, as torchmetrics does.
-
-    Args:
-        images: Reconstructions.
-        targets: Originals.
-
-    Returns:
-        (B,), in [0, 1], 1 for equal images.
-
-    Raises:
-        ValueError: If the images are smaller than 11 px.
+    The product of contrast^beta over the scales, and of ssim^beta at the coarsest, with a Gaussian window of 11 px.
+    Small images use the finest scales that fit, with betas divided by their sum: a different measure, to be reported
+    with its number of scales. Borders are reflected, and contrast is averaged without them, as torchmetrics does.
     """
     betas = _MS_SSIM_BETAS[: ms_ssim_scales(images.shape[-1])]
     half = _MS_SSIM_WINDOW // 2
@@ -92,7 +81,7 @@ def ms_ssim(images: Float[Tensor, "batch 3 r r"], targets: Float[Tensor, "batch 
         x = F.pad(x, (half,) * 4, "reflect")
         return F.conv2d(F.conv2d(x, window, groups=3), window.transpose(2, 3), groups=3)
 
-    x, y = ((pictures.clamp(-1, 1) + 1) / 2 for pictures in (images, targets))  # luminance is for intensities from 0 up
+    x, y = ((pictures.clamp(-1, 1) + 1) / 2 for pictures in (images, targets))  # ssim's luminance needs [0, 1]
     total = torch.ones(len(images), device=images.device, dtype=images.dtype)
     for scale, beta in enumerate(betas):
         mean_x, mean_y = blur(x), blur(y)
@@ -107,68 +96,118 @@ def ms_ssim(images: Float[Tensor, "batch 3 r r"], targets: Float[Tensor, "batch 
     return total
 
 
-def lpips(
-    images: Float[Tensor, "batch 3 r r"], target_features: list[Tensor], *, network: PerceptualDistance
-) -> Float[Tensor, " batch"]:
-    """Perceptual distance (LPIPS, arXiv:1801.03924) by a network whose name must be reported: they are not comparable.
-
-    Args:
-        images: Reconstructions.
-        target_features: `network.features` of the originals, which serve every method.
-        network: See `losses.lpips.load_perceptual`.
-
-    Returns:
-        (B,), >= 0, lower is better.
-    """
-    return network.distance(network.features(images.clamp(-1, 1)), target_features)
+def identity_similarity(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine of two identity embeddings of unit norm, (B,): the papers' "ID", on the scale of its network."""
+    return (a * b).sum(dim=1)
 
 
-def identity_similarity(
-    embedding: Float[Tensor, "batch dim"], other: Float[Tensor, "batch dim"]
-) -> Float[Tensor, " batch"]:
-    """Cosine of two identity embeddings of unit norm: the "ID" of the papers, by the network that is named with it.
+def latent_edit_consistency(w_plus: Tensor, w_edited: Tensor, *, direction: Direction, strength: float) -> Tensor:
+    """LEC of e4e (arXiv:2102.02766, section 5.2): ||E(x) - f^-1(E(G(f(E(x)))))||_2, f the edit; lower is better.
 
-    Args:
-        embedding: `embed` of an identity network.
-        other: The same of other pictures.
-
-    Returns:
-        (B,), in [-1, 1], 1 for the same picture. The scale is the network's own.
-    """
-    return (embedding * other).sum(dim=1)
-
-
-def latent_edit_consistency(
-    w_plus: Float[Tensor, "batch num_ws w_dim"],
-    w_edited: Float[Tensor, "batch num_ws w_dim"],
-    *,
-    direction: Direction,
-    strength: float,
-) -> Float[Tensor, " batch"]:
-    """LEC of e4e (arXiv:2102.02766, section 5.2): ||E(x) - f^-1(E(G(f(E(x)))))||_2, f the edit.
-
-    Departures from the official `metrics/LEC.py`: no image is left out (it drops the batch means outside the 1 and 99
-    per cent, with an argument that NumPy 2 no longer knows), and the edit is the caller's (there: age, factor 3).
-
-    Args:
-        w_plus: E(x), in W+.
-        w_edited: E of the pictures that the generator draws after the edit.
-        direction: The edit's direction.
-        strength: How far the edit went, in the direction's unit.
-
-    Returns:
-        (B,), >= 0, norm over layers and dimensions; lower is better, 0 for an encoder that inverts exactly.
+    `w_plus` is E(x), `w_edited` E of the pictures that the generator draws after the edit. Departures from the official
+    `metrics/LEC.py`: no image is left out (it drops the batch means outside the 1 and 99 per cent), and the edit is the
+    caller's (there: age, factor 3).
     """
     return (w_plus - direction.apply(w_edited, -strength)).square().sum(dim=(1, 2)).sqrt()
 
 
-def mean_offset_norm(w_plus: Float[Tensor, "batch num_ws w_dim"]) -> Float[Tensor, " batch"]:
-    """How far codes lie from W: the mean over layers i >= 1 of ||w_i - w_0||_2, e4e's delta regularisation a layer.
-
-    Args:
-        w_plus: Codes in W+.
-
-    Returns:
-        (B,), >= 0, in the units of w; 0 in W.
-    """
+def mean_offset_norm(w_plus: Tensor) -> Tensor:
+    """Distance of codes from W, (B,): the mean over layers i >= 1 of ||w_i - w_0||_2; 0 in W."""
     return (w_plus[:, 1:] - w_plus[:, :1]).norm(dim=2).mean(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A direction, and the strengths to measure it at: in rising order, 0 among them, in units of the direction."""
+
+    direction: Direction
+    strengths: tuple[float, ...]
+
+    @property
+    def ends(self) -> list[float]:
+        """The lowest and the highest strength, without 0."""
+        return [s for s in (self.strengths[0], self.strengths[-1]) if s != 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Scorer:
+    """What every method is measured with."""
+
+    perceptual: PerceptualDistance
+    identity: IdentityEmbedding | None  # None leaves identity out
+    attributes: FaceScores | None  # needed for edits only
+    edits: Mapping[str, Edit]  # by the name of the attribute that each moves
+    resolution: int  # side at which pictures are compared
+    crop_scale: float  # side of the crops relative to FFHQ's
+
+    @torch.no_grad()
+    def score(
+        self, w_plus: Tensor, generator: Generator, originals: Tensor, encode: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[list[dict[str, Any]], dict[Step, Tensor]]:
+        """Draw the reconstructions and edits of n photos from their codes, and measure them.
+
+        Args:
+            w_plus: (n, num_ws, w_dim), on the generator's device.
+            generator: Draws all of them.
+            originals: The photos' crops, (n, 3, R, R).
+            encode: Images (B, 3, R, R) -> w_plus, for LEC; `None` for a method without an encoder.
+
+        Returns:
+            The figures of each photo; and the reconstructions and the edits at both ends, (n, 3, R, R) each.
+
+        Raises:
+            FloatingPointError: If a figure is NaN or infinite.
+        """
+        originals = resize(originals, self.resolution).clamp(-1, 1)
+        pictures: dict[Step, Tensor] = {}
+        embeddings: dict[Step, Tensor] = {}
+        scores: dict[Step, Mapping[str, Tensor]] = {}
+        steps: list[Step] = [None, *((name, s) for name, edit in self.edits.items() for s in edit.strengths if s != 0)]
+        for step in steps:
+            codes = w_plus if step is None else self.edits[step[0]].direction.apply(w_plus, step[1])
+            full = generator.synthesis(codes).clamp(-1, 1)
+            if step is None or step[1] in self.edits[step[0]].ends:
+                pictures[step] = full
+            images = resize(full, self.resolution).clamp(-1, 1)
+            if self.identity is not None:
+                embeddings[step] = self.identity.embed(images)
+            if self.edits:
+                scores[step] = self.attribute_scores(images)
+
+        images = resize(pictures[None], self.resolution).clamp(-1, 1)
+        figures = {
+            "l2": l2(images, originals),
+            "psnr": psnr(images, originals),
+            "ms_ssim": ms_ssim(images, originals),
+            "lpips": self.perceptual(images, originals),
+            "offset_norm": mean_offset_norm(w_plus),
+        }
+        if self.identity is not None:
+            photo = self.identity.embed(originals)
+            figures["identity"] = identity_similarity(embeddings[None], photo)
+        curves: dict[str, dict[str, Tensor]] = {}  # each (strengths, n)
+        for name, edit in self.edits.items():
+            along: list[Step] = [(name, s) if s != 0 else None for s in edit.strengths]
+            curves[name] = {"move": torch.stack([scores[step][name] - scores[None][name] for step in along])}
+            if self.identity is not None:
+                for key, other in (("identity", photo), ("identity_to_reconstruction", embeddings[None])):
+                    curves[name][key] = torch.stack([identity_similarity(embeddings[step], other) for step in along])
+            if encode is not None:
+                far, direction = edit.ends[-1], edit.direction
+                again = encode(pictures[name, far])
+                figures[f"lec_{name}"] = latent_edit_consistency(w_plus, again, direction=direction, strength=far)
+        numbers = [*figures.values(), *(values for edit in curves.values() for values in edit.values())]
+        if not all(values.isfinite().all() for values in numbers):
+            raise FloatingPointError("a figure is NaN or infinite; check the codes and the generator.")
+        return [
+            {key: values[i].item() for key, values in figures.items()}
+            | {"edits": {name: {k: v[:, i].tolist() for k, v in edit.items()} for name, edit in curves.items()}}
+            for i in range(len(w_plus))
+        ], pictures
+
+    def attribute_scores(self, images: Tensor) -> Mapping[str, Tensor]:
+        """Score the part of the pictures that the face scorer was trained on, (B,) by attribute."""
+        assert self.attributes is not None
+        side = images.shape[-1]
+        margin = round(side * max(0.0, 1 - _SCORED_SHARE / self.crop_scale) / 2)
+        return self.attributes(images[..., margin : side - margin, margin : side - margin])

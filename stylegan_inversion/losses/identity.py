@@ -9,7 +9,7 @@ strangers are near 0. So its loss is smaller, and needs a weight about ten times
 """
 
 import abc
-from pathlib import PurePath
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stylegan_inversion import hub
-from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.face_recognition import FaceRecognitionConfig, FaceRecognitionNet
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig, crop_face
-
-_PICKLES = {".pth", ".pt", ".pkl", ".bin"}
 
 
 class IdentityEmbedding(nn.Module, abc.ABC):
@@ -89,28 +86,24 @@ class IdentityLoss(nn.Module):
         return (1 - (self.embedding.embed(y_hat) * wanted).sum(dim=1)).mean()
 
 
-def load_identity(name: str = "builtin", *, device: torch.device | str | None = None) -> IdentityEmbedding:
+def load_identity(
+    name: str = "builtin", folder: Path | None = None, *, device: torch.device | str | None = None
+) -> IdentityEmbedding:
     """Load an identity network, frozen and in eval mode.
 
     Args:
-        name: "builtin", dlib's network, which ships with the package; or an ArcFace saved by this package: a folder, or
-            "organisation/repository" on the Hugging Face Hub.
+        name: What reports call it.
+        folder: Folder of an ArcFace saved by this package. `None` means dlib's network, which ships with the package.
         device: Where to put it. `None` means the CPU.
 
     Raises:
-        CheckpointError: If it is an unconverted checkpoint such as `model_ir_se50.pth`, another network, or damaged.
-        ModelNotFoundError: If there is no such folder or repository.
+        CheckpointError: If it is another network, or damaged.
     """
     embedding: IdentityEmbedding
-    if name == "builtin":
-        folder = hub.builtin_path("faces64/face/recognition")
-        embedding = DlibEmbedding(hub.load_module(FaceRecognitionNet, FaceRecognitionConfig, folder, device=device))
-    elif PurePath(name).suffix in _PICKLES:
-        raise CheckpointError(
-            f"{name!r} is not in this package's format. Convert it once with `stylegan-inversion convert {name} FOLDER`"
-            ", then give the folder."
-        )
+    if folder is None:
+        builtin = hub.builtin_path("faces64/face/recognition")
+        embedding = DlibEmbedding(hub.load_module(FaceRecognitionNet, FaceRecognitionConfig, builtin, device=device))
     else:
-        embedding = ArcFaceEmbedding(hub.load_module(ArcFace, ArcFaceConfig, hub.find_model(name), device=device))
+        embedding = ArcFaceEmbedding(hub.load_module(ArcFace, ArcFaceConfig, folder, device=device))
     embedding.name = name
     return embedding

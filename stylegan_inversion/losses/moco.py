@@ -7,6 +7,8 @@ As in the original, images are not normalised by ImageNet's mean and spread, alt
 are resized to 224 px by the nearest pixel. Departure: a batch of one works.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -20,8 +22,6 @@ _SIDE = 224
 
 class MoCoLoss(nn.Module):
     """L_sim of e4e: the mean of 1 - <f(y_hat), f(y)>. Frozen, and always in eval mode."""
-
-    name: str | None = None
 
     def __init__(self, network: ResNet) -> None:
         super().__init__()
@@ -45,18 +45,14 @@ class MoCoLoss(nn.Module):
         return (1 - (self.embed(y_hat) * wanted).sum(dim=1)).mean()
 
 
-def load_moco(name: str, *, device: torch.device | str | None = None) -> MoCoLoss:
+def load_moco(folder: Path, *, device: torch.device | str | None = None) -> MoCoLoss:
     """Load the loss with its network.
 
     Args:
-        name: A ResNet saved by this package (`stylegan-inversion convert` reads MoCo's own file): a folder, or
-            "organisation/repository" on the Hugging Face Hub. The package ships none.
+        folder: Folder of a ResNet saved by this package; `stylegan-inversion convert` writes one of MoCo's own file.
         device: Where to put it. `None` means the CPU.
 
     Raises:
         CheckpointError: If it is another network, or damaged.
-        ModelNotFoundError: If there is no such folder or repository.
     """
-    loss = MoCoLoss(hub.load_module(ResNet, ResNetConfig, hub.find_model(name), device=device))
-    loss.name = name
-    return loss
+    return MoCoLoss(hub.load_module(ResNet, ResNetConfig, folder, device=device))

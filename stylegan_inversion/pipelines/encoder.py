@@ -1,4 +1,4 @@
-"""pSp and e4e: one pass through an encoder (arXiv:2008.00951, arXiv:2102.02766); the generator is shared."""
+"""pSp, e4e and ReStyle: an encoder gives the code, the generator is shared (arXiv:2008.00951, 2102.02766)."""
 
 import dataclasses
 import math
@@ -8,25 +8,24 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
 from stylegan_inversion import hub
-from stylegan_inversion.checkpoints.model_folder import source_of
-from stylegan_inversion.checkpoints.part import SingleFile
+from stylegan_inversion.checkpoints.recognise import SingleFile, source_of
+from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.latents import broadcast, random_source
 from stylegan_inversion.losses.lpips import PerceptualDistance
-from stylegan_inversion.models.e4e_encoder import Encoder4Editing
+from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator
-from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
-from stylegan_inversion.pipelines.base import ImageLike, InversionPipeline
-from stylegan_inversion.pipelines.official import build_part
+from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
+from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
+from stylegan_inversion.pipelines.base import Detector, ImageLike, InversionPipeline, Inverted
 from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.pipelines.pretrained import ModuleLoader, ModuleSaver
-from stylegan_inversion.preprocessing.align import recrop, uncropped
+from stylegan_inversion.preprocessing.align import Crop, recrop, uncropped
 from stylegan_inversion.preprocessing.image import to_pil, to_tensor
 from stylegan_inversion.preprocessing.sources import PhotoSource, Source, source_from_config, to_config
 
@@ -34,130 +33,83 @@ BATCH_SIZE = 16  # photos that go through an encoder at once
 
 
 class EncoderPipeline(InversionPipeline):
-    """What pSp and e4e share: the encoder gives w_plus, the pipeline's own generator draws it.
+    """The encoder gives w_plus, the pipeline's own generator draws it.
 
     Attributes:
+        encoder: Images -> w_plus.
         source: What the encoder reads: photos, sketches or label maps.
     """
 
-    encoder_class: ClassVar[type[nn.Module]]
-    encoder_config: ClassVar[type[Any]] = PyramidEncoderConfig
-    encoder_folder: ClassVar[str]
+    encoder_kind: ClassVar[str]
 
-    def __init__(self, generator: Generator, encoder: nn.Module, *, source: Source | None = None, **parts: Any) -> None:
+    def __init__(
+        self,
+        generator: Generator,
+        encoder: nn.Module,
+        *,
+        source: Source | None = None,
+        directions: Mapping[str, Direction] | None = None,
+        crop_scale: float = 1.0,
+        detector: Detector = "auto",
+    ) -> None:
         """Put the parts together; `from_pretrained` is the usual way.
 
         Args:
             generator: The StyleGAN2 generator.
             encoder: Images -> w_plus.
             source: What the encoder reads. `None` means photos.
-            **parts: See `InversionPipeline`.
+            directions: As in `InversionPipeline`, and so are the next two.
+            crop_scale: Side of the face crop relative to FFHQ's.
+            detector: Finds faces.
 
         Raises:
             ValueError: If the encoder reads another number of channels than the source has.
         """
-        super().__init__(generator, **parts)
+        super().__init__(generator, directions=directions, crop_scale=crop_scale, detector=detector)
         self.source = source or PhotoSource()
         self.encoder = encoder.eval().requires_grad_(False)
-        if self.source.in_channels != self._config.in_channels:
+        if self.source.in_channels != self._sizes.in_channels:
             raise ValueError(
                 f"`source` has {self.source.in_channels} channels ({self.source}), but the encoder reads "
-                f"{self._config.in_channels}; give the source that it was trained on."
+                f"{self._sizes.in_channels}; give the source that it was trained on."
             )
 
     @property
-    def _config(self) -> PyramidEncoderConfig:
-        return cast(PyramidEncoderConfig, self.encoder.config)
+    def _sizes(self) -> PyramidEncoderConfig | ReStyleConfig:
+        return cast(PyramidEncoderConfig | ReStyleConfig, self.encoder.config)
 
-    @classmethod
-    def _from_folder(
-        cls,
-        folder: Path,
-        config: Mapping[str, Any],
-        generator: Generator,
-        load: ModuleLoader,
-        perceptual: PerceptualDistance | str | None,
-    ) -> Self:
-        cls._refuse(perceptual)
-        if not (folder / cls.encoder_folder).is_dir():
-            raise ModelNotFoundError(
-                f"{folder.name!r} holds no {cls.encoder_class.__name__} (folder {cls.encoder_folder!r}). "
-                "PTIPipeline needs only the generator."
-            )
-        encoder = load(cls.encoder_class, cls.encoder_config, folder / cls.encoder_folder)
-        try:
-            source = source_from_config(config["source"]) if "source" in config else PhotoSource()
-            return cls(generator, encoder, source=source)
-        except (TypeError, ValueError) as e:
-            raise CheckpointError(f"{folder / hub.CONFIG_NAME}: bad settings under `source`: {e}") from e
-
-    @classmethod
-    def _from_file(cls, file: SingleFile, perceptual: PerceptualDistance | str | None) -> Self:
-        cls._refuse(perceptual)
-        encoder = build_part(file, "encoder", cls.encoder_class)
-        return cls(build_part(file, "generator", Generator), encoder, source=source_of(encoder))
-
-    @classmethod
-    def _refuse(cls, perceptual: PerceptualDistance | str | None) -> None:
-        if perceptual is not None:
-            raise ValueError(f"`perceptual` is for PTI; {cls.__name__} optimises nothing. Leave it out.")
-
-    def _save_parts(self, folder: Path, save: ModuleSaver) -> None:
-        save(self.encoder, folder / self.encoder_folder)
-
-    def _settings(self) -> dict[str, Any]:
-        return {"source": to_config(self.source)}
-
-    def _networks(self) -> list[nn.Module]:
-        return [self.generator, self.encoder]
-
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
+    def encode(self, x: Tensor) -> Tensor:
         """Images of the encoder's side, (B, C, S, S), in the range of `source` -> w_plus, (B, num_ws, w_dim)."""
         return self.encoder(x)
 
+    def inputs(self, crops: Sequence[Crop]) -> Tensor:
+        """Aligned faces as the encoder reads them, (B, 3, S, S), in [-1, 1]."""
+        return torch.cat([to_tensor(recrop(crop, self._sizes.input_resolution)) for crop in crops])
+
+    def invert(self, crops: Sequence[Crop], *, progress: bool = False) -> Inverted:
+        """Find the codes of aligned faces in one pass; the generator is the pipeline's own."""
+        return self._encode_all(crops, self.encode, progress=progress)
+
     @torch.no_grad()
-    def __call__(
-        self, image: ImageLike | Sequence[ImageLike], *, align: bool = True, face: int = 0, progress: bool = False
-    ) -> InversionOutput:
-        """Invert one photo or a list of them.
+    def _encode_all(self, crops: Sequence[Crop], encode: Callable[[Tensor], Tensor], *, progress: bool) -> Inverted:
+        start = time.perf_counter()
+        batches = self.inputs(crops).split(BATCH_SIZE)
+        bar = tqdm(batches, disable=not progress, unit="batch", leave=False)
+        w_plus = torch.cat([encode(x.to(self.device, self.dtype)) for x in bar])
+        seconds = round((time.perf_counter() - start) / len(crops), 4)
+        return w_plus, [self.generator] * len(crops), [{"seconds": seconds} for _ in crops]
 
-        Args:
-            image: A photo (path, PIL image, bytes, array), or a list of them.
-            align: Find the face and cut it out. False takes the photo as an aligned crop.
-            face: Which face of the photo, by size: 0 is the largest.
-            progress: Show a progress bar.
-
-        Returns:
-            The inversions; `out.generator` is the pipeline's own.
+    def align(self, image: ImageLike, *, align: bool = True, face: int = 0) -> Crop:
+        """Load one photo and cut the face out of it, as `InversionPipeline.align` does.
 
         Raises:
-            InvalidImageError: If a photo cannot be read.
-            FaceNotFoundError: If there is no face, or not that many.
-            ValueError: If the encoder reads sketches or label maps: use `translate`.
+            ValueError: Also if the encoder reads sketches or label maps: use `translate`.
         """
-        return self._invert(image, self.encode, align=align, face=face, progress=progress)
-
-    def _invert(
-        self,
-        image: ImageLike | Sequence[ImageLike],
-        encode: Callable[[torch.Tensor], torch.Tensor],
-        *,
-        align: bool,
-        face: int,
-        progress: bool,
-    ) -> InversionOutput:
         if not isinstance(self.source, PhotoSource):
             raise ValueError(
                 f"This encoder reads {self.source}, in which no face can be found; use `translate(image)` instead."
             )
-        crops = self._crops(image, align, face)
-        start = time.perf_counter()
-        inputs = [to_tensor(recrop(crop, self._config.input_resolution)) for crop in crops]
-        batches = torch.cat(inputs).split(BATCH_SIZE)
-        bar = tqdm(batches, disable=not progress, unit="batch", leave=False)
-        w_plus = torch.cat([encode(x.to(self.device, self.dtype)) for x in bar])
-        seconds = round((time.perf_counter() - start) / len(crops), 4)
-        return self._output(crops, w_plus, [self.generator] * len(crops), [{"seconds": seconds}] * len(crops))
+        return super().align(image, align=align, face=face)
 
     @torch.no_grad()
     def translate(
@@ -171,8 +123,8 @@ class EncoderPipeline(InversionPipeline):
     ) -> InversionOutput:
         """Turn a picture of the kind the encoder was trained on into one or more faces (pSp, section 4).
 
-        Nothing is aligned. Style mixing gives several faces for one sketch: the layers in `latent_mask`, the fine ones
-        for instance, get a random w, another one for each output.
+        Nothing is aligned. Style mixing gives several faces for one sketch: the layers in `latent_mask`, such as the
+        fine ones, get a random w, another one for each output.
 
         Args:
             image: A photo that is an aligned crop, a sketch, or a label map (path, PIL image, bytes, array). Of a
@@ -182,7 +134,7 @@ class EncoderPipeline(InversionPipeline):
                 mixes nothing.
             mix_alpha: Weight of the random w in these layers, in [0, 1]; the rest is the picture's own w. `None`
                 means 1.
-            seed: Of the random w. Output i does not depend on `num_outputs`.
+            seed: Seed of the random w. Output i does not depend on `num_outputs`.
 
         Returns:
             `num_outputs` outputs. Their crops show the picture itself; a label map in one colour a label. Unless it is
@@ -194,12 +146,11 @@ class EncoderPipeline(InversionPipeline):
         """
         mask = self._latent_mask(num_outputs, latent_mask, mix_alpha)
         picture, resolution = self.source.load(image), self.generator.config.resolution
-        if isinstance(self.source, PhotoSource):
-            crop = uncropped(picture, resolution)
-        else:
-            crop = uncropped(to_pil(self.source.preview(self.source(picture, resolution)[None]))[0], resolution)
+        is_photo = isinstance(self.source, PhotoSource)
+        preview = picture if is_photo else to_pil(self.source.preview(self.source(picture, resolution)[None]))[0]
+        crop = uncropped(preview, resolution)
         start = time.perf_counter()
-        x = self.source(picture, self._config.input_resolution)[None]
+        x = self.source(picture, self._sizes.input_resolution)[None]
         w_plus = self.encode(x.to(self.device, self.dtype)).repeat(num_outputs, 1, 1)
         if mask is not None:
             rng = random_source(seed)
@@ -210,16 +161,16 @@ class EncoderPipeline(InversionPipeline):
             w_plus = mix_styles(w_plus, broadcast(w, w_plus.shape[1]), layers=mask, alpha=alpha)
         report = {"seconds": round((time.perf_counter() - start) / num_outputs, 4)}
         out = self._output([crop] * num_outputs, w_plus, [self.generator] * num_outputs, [report] * num_outputs)
-        if isinstance(self.source, PhotoSource):
+        if is_photo:
             return out
         reports = [{name: value for name, value in full.items() if name != "l2"} for full in out.reports]
         return dataclasses.replace(out, reports=reports)
 
     def _latent_mask(
         self, num_outputs: int, latent_mask: Sequence[int] | None, mix_alpha: float | None
-    ) -> torch.Tensor | None:
+    ) -> Tensor | None:
         """Check the arguments of `translate`; the layers as a mask (num_ws,)."""
-        num_ws = self._config.num_ws
+        num_ws = self._sizes.num_ws
         if num_outputs < 1:
             raise ValueError(f"`num_outputs` must be at least 1, got {num_outputs}.")
         if latent_mask is None:
@@ -240,18 +191,102 @@ class EncoderPipeline(InversionPipeline):
         mask[layers] = True
         return mask
 
+    @classmethod
+    def _from_folder(
+        cls,
+        folder: Path,
+        config: Mapping[str, Any],
+        generator: Generator,
+        load: Callable[..., Any],
+        perceptual: PerceptualDistance | str | None,
+    ) -> Self:
+        cls._refuse(perceptual)
+        kind = ENCODERS[cls.encoder_kind]
+        if not (folder / kind.folder).is_dir():
+            raise ModelNotFoundError(
+                f"{folder.name!r} holds no {kind.network.__name__} (folder {kind.folder!r}). PTIPipeline needs only "
+                "the generator."
+            )
+        encoder = load(kind.network, kind.config, folder / kind.folder)
+        try:
+            source = source_from_config(config["source"]) if "source" in config else PhotoSource()
+            return cls(generator, encoder, source=source)
+        except (TypeError, ValueError) as e:
+            raise CheckpointError(f"{folder / hub.CONFIG_NAME}: bad settings under `source`: {e}") from e
+
+    @classmethod
+    def _from_file(cls, file: SingleFile, generator: Generator, perceptual: PerceptualDistance | str | None) -> Self:
+        cls._refuse(perceptual)
+        encoder, wanted = file.parts["encoder"].build(), ENCODERS[cls.encoder_kind].network
+        if not isinstance(encoder, wanted):
+            raise CheckpointError(f"The file's encoder is a {type(encoder).__name__}, not a {wanted.__name__}.")
+        return cls(generator, encoder, source=source_of(encoder))
+
+    @classmethod
+    def _refuse(cls, perceptual: PerceptualDistance | str | None) -> None:
+        if perceptual is not None:
+            raise ValueError(f"`perceptual` is for PTI; {cls.__name__} optimises nothing. Leave it out.")
+
+    def saved_networks(self) -> dict[str, nn.Module]:
+        """The networks of a saved model, by folder."""
+        return {"generator": self.generator, ENCODERS[self.encoder_kind].folder: self.encoder}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `config.json` of the saved model says."""
+        return {**super().config, "source": to_config(self.source)}
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """The parts by the constructor's names."""
+        return {**super().components, "encoder": self.encoder, "source": self.source}
+
 
 class PSPPipeline(EncoderPipeline):
     """pSp: every style from its own level of a feature pyramid. Nearer to the photo than e4e, less editable."""
 
-    encoder_class = GradualStyleEncoder
-    encoder_folder = "psp_encoder"
-    _encoder_kind = "psp"
+    encoder_kind = "psp"
 
 
 class E4EPipeline(EncoderPipeline):
     """e4e: one w and small offsets. Further from the photo than pSp, more editable."""
 
-    encoder_class = Encoder4Editing
-    encoder_folder = "e4e_encoder"
-    _encoder_kind = "e4e"
+    encoder_kind = "e4e"
+
+
+class ReStylePipeline(EncoderPipeline):
+    """ReStyle (arXiv:2104.02699): an encoder that corrects its own last result. Nearer to the photo, more work."""
+
+    encoder_kind = "restyle"
+
+    def encode(self, x: Tensor, *, num_iterations: int | None = None) -> Tensor:
+        """Images of the encoder's side, (B, 3, S, S), in [-1, 1] -> w_plus, (B, num_ws, w_dim)."""
+        return cast(ReStyleEncoder, self.encoder).refine(x, self.generator, iterations=num_iterations)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        *,
+        align: bool = True,
+        face: int = 0,
+        progress: bool = False,
+        num_iterations: int | None = None,
+    ) -> InversionOutput:
+        """Invert one photo or a list of them, as `InversionPipeline` does.
+
+        Args:
+            image: A photo (path, PIL image, bytes, array), or a list of them.
+            align: Find the face and cut it out. False takes the photo as an aligned crop.
+            face: Which face of the photo, by size: 0 is the largest.
+            progress: Show a progress bar.
+            num_iterations: How many passes, at least 1. `None` takes those of the encoder's config, usually 5.
+
+        Raises:
+            ValueError: If `num_iterations` is below 1.
+        """
+        if num_iterations is not None and num_iterations < 1:
+            raise ValueError(f"`num_iterations` must be at least 1, got {num_iterations}.")
+        crops = self._crops(image, align, face)
+        inverted = self._encode_all(crops, lambda x: self.encode(x, num_iterations=num_iterations), progress=progress)
+        return self._output(crops, *inverted)

@@ -1,18 +1,82 @@
-"""What an inversion is: the pair (`w_plus`, `generator`), the pictures it draws, and where they came from."""
+"""What an inversion is: the pair (`w_plus`, `generator`), the pictures it draws, and where they came from.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+Its folder holds `config.json` (numbers and names) and `model.safetensors`: the codes, the photo and the crop as PNG,
+and of each tuned generator only what differs from its base, which is found again by its name. Generators of a base
+without a name are kept whole.
+"""
+
+import io
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from stylegan_inversion.models.generator import Generator
-from stylegan_inversion.pipelines.saving import Base, read_output, write_output
+from stylegan_inversion import hub
+from stylegan_inversion.checkpoints.find import find_folder, is_known
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.inversion.generator_delta import GeneratorDelta, generator_sha256
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.preprocessing.align import Crop
+from stylegan_inversion.preprocessing.image import load_image, open_image, to_pil
+
+FORMAT = 2
+_KINDS = ("image", "reconstruction", "crop", "photo")
+_FARTHEST = 1_000_000  # pixels from the photo's corner to a corner of a crop
+_ELSEWHERE = re.compile(r"[\\/](?:[\\/]|\?\?[\\/])")  # how Windows begins the names of other machines' folders
+_SLACK, _MAX_GROWTH = 300_000_000, 50  # a loaded output may take so many bytes, and so many times those of its file
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class BaseName:
+    """Where a base generator is found again: the arguments of `from_pretrained`."""
+
+    name_or_path: str
+    revision: str | None = None
+    subfolder: str | None = None
+
+    @classmethod
+    def of(cls, name_or_path: object, folder: Path, *, subfolder: str | None = None) -> "BaseName":
+        """Name a model that was found in `folder`: a folder by its full path, a repository with its commit."""
+        commit = re.search(r"[\\/]snapshots[\\/]([0-9a-f]{40})(?:[\\/]|$)", str(folder))
+        name = str(name_or_path)
+        if commit is None and not is_known(name) and hub.builtin_path(name) not in (folder, *folder.parents):
+            name = str(Path(name).resolve())
+        return cls(name, commit[1] if commit else None, subfolder)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder on this machine, which nobody else has."""
+        if _ELSEWHERE.match(self.name_or_path):
+            return True  # without a look there, which would be a call
+        named = self.name_or_path in hub.builtin_models() or is_known(self.name_or_path)
+        return self.revision is None and not named
+
+    def load(self, *, allow_download: bool, device: torch.device | str | None = None) -> Generator:
+        """Load the generator; from the Hub or another machine only if that is allowed or it is in the cache."""
+        if not allow_download and any(_ELSEWHERE.match(each) for each in (self.name_or_path, self.revision or "")):
+            raise ModelNotFoundError("It is in a folder of another machine.")
+        access = hub.Access(self.revision, self.subfolder, local_files_only=not allow_download)
+        folder = find_folder(self.name_or_path, access)
+        return hub.load_module(Generator, GeneratorConfig, folder / "generator", device=device)
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """The generator that a pipeline started from, and its name if it has one."""
+
+    generator: Generator
+    name: BaseName | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,9 +164,7 @@ class InversionOutput:
             ValueError: If an option is out of range, or given for a pipeline without a name or with `whole`.
             CheckpointError: If the folder cannot be written.
         """
-        folder = Path(folder)
-        write_output(self, folder, rank=rank, energy=energy, dtype=dtype, whole=whole)
-        return folder
+        return _write(self, Path(folder), {"rank": rank, "energy": energy, "dtype": dtype}, whole)
 
     @classmethod
     def load(
@@ -113,7 +175,7 @@ class InversionOutput:
         allow_download: bool = False,
         device: torch.device | str | None = None,
     ) -> "InversionOutput":
-        """Read what `save` wrote, with this version or 0.1.
+        """Read what `save` wrote.
 
         Args:
             folder: The folder.
@@ -127,4 +189,201 @@ class InversionOutput:
                 now found under its name) is another generator.
             ModelNotFoundError: If the base model is not found.
         """
-        return cls(**read_output(Path(folder), base=base, allow_download=allow_download, device=device))
+        folder = Path(folder)
+        config = hub.read_config(folder)
+        if config.get("_class_name") != "InversionOutput" or config.get("_format") != FORMAT:
+            raise CheckpointError(f"{folder} was not written by `InversionOutput.save` of this version.")
+        try:
+            name = None if config["base"] is None else BaseName(**config["base"])
+            if base is None and name is not None:
+                base = _find_base(folder, name, allow_download, device)
+            return _read(folder, config, None if base is None else Base(base, name), device)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as e:
+            raise CheckpointError(f"{folder} is damaged or incomplete: {type(e).__name__}: {e}") from e
+
+
+def _write(out: InversionOutput, folder: Path, options: Mapping[str, Any], whole: bool) -> Path:
+    """Write an output; `options` of `GeneratorDelta.between`."""
+    base = None if whole or out.base is None or out.base.name is None else out.base
+    if base is None and any(value is not None for value in options.values()):
+        raise ValueError(
+            "`rank`, `energy` and `dtype` are for the change from a base model, so not with `whole`, nor where that "
+            "has no name: save the pipeline with `save_pretrained`, and load it with `from_pretrained`."
+        )
+    unique = list({id(generator): generator for generator in out.generators}.values())
+    tensors: dict[str, Tensor] = {"w_plus": out.w_plus}
+    if out.w_inverted is not None:
+        tensors["w_inverted"] = out.w_inverted
+    header: dict[str, str] = {}
+    generators: list[dict[str, Any]] = []
+    for k, generator in enumerate(unique):
+        if base is None:
+            parts, texts = hub.plain_state_dict(generator), dict[str, str]()
+            generators.append({"kind": "whole", "config": asdict(generator.config)})
+        else:
+            delta = GeneratorDelta.between(base.generator, generator, **options)
+            if delta.relative_error or any(delta.errors.values()):
+                out = _redrawn(out, generator, delta.apply(base.generator))
+            parts, texts = delta.to_tensors()
+            generators.append({"kind": "delta", "relative_error": delta.relative_error})
+        tensors |= {f"generator.{k}.{name}": tensor for name, tensor in parts.items()}
+        header |= {f"generator.{k}.{name}": text for name, text in texts.items()}
+    photos: list[dict[str, Any]] = []
+    pictures: dict[bytes, int] = {}
+    for i, crop in enumerate(out.crops):
+        entry = {
+            "generator": next(k for k, generator in enumerate(unique) if generator is out.generators[i]),
+            "quad": None if crop.quad is None else crop.quad.tolist(),
+            "face_count": crop.face_count,
+            "face_index": crop.face_index,
+            "report": out.reports[i] if out.reports else {},
+        }
+        # What the generators draw is kept too: on another machine they may draw it a shade differently.
+        of_photo = (out.images[i], out.reconstructions[i], crop.image, crop.photo)
+        for kind, picture in zip(_KINDS, of_photo, strict=True):
+            buffer = io.BytesIO()
+            picture.save(buffer, "PNG")
+            entry[kind] = pictures.setdefault(buffer.getvalue(), len(pictures))  # several faces of one photo share it
+        photos.append(entry)
+    tensors |= {f"picture.{k}": torch.frombuffer(bytearray(png), dtype=torch.uint8) for png, k in pictures.items()}
+    config = {
+        "_class_name": "InversionOutput",
+        "_format": FORMAT,
+        "base": None if base is None or base.name is None else asdict(base.name),
+        "edits": out.edits,
+        "generators": generators,
+        "photos": photos,
+    }
+    with hub.write_together(folder) as stage:
+        hub.write_tensors(tensors, stage / hub.WEIGHTS_NAME, metadata=header)
+        hub.write_config(config, stage)
+    return folder
+
+
+@torch.no_grad()
+def _redrawn(out: InversionOutput, generator: Generator, kept: Generator) -> InversionOutput:
+    """The output with the pictures that `kept` draws in place of `generator`: what is loaded again must fit."""
+    pictures = [list(out.images), list(out.reconstructions)]
+    codes = (out.w_plus, out.w_plus if out.w_inverted is None else out.w_inverted)
+    for drawn, w_plus in zip(pictures, codes):
+        for i, (own, w) in enumerate(zip(out.generators, w_plus)):
+            if own is generator:
+                drawn[i] = to_pil(kept.synthesis(w[None].to(kept.w_avg)).float().cpu())[0]
+    return replace(out, images=pictures[0], reconstructions=pictures[1])
+
+
+def _find_base(folder: Path, name: BaseName, allow_download: bool, device: torch.device | str | None) -> Generator:
+    """The generator that an inversion names. Who wrote the folder chose the name, so nothing is fetched unasked."""
+    try:
+        return name.load(allow_download=allow_download, device=device)
+    except ModelNotFoundError as e:
+        ways = "give its generator: load(folder, base=pipe.generator)"
+        if not allow_download:
+            ways += ", or let it be fetched: load(folder, allow_download=True)"
+        raise ModelNotFoundError(
+            f"{folder} holds only what differs from the base model {name.name_or_path!r}, which is not there: {e} "
+            f"If you have it elsewhere, {ways}."
+        ) from e
+
+
+def _read(
+    folder: Path, config: Mapping[str, Any], base: Base | None, device: torch.device | str | None
+) -> InversionOutput:
+    weights, photos = folder / hub.WEIGHTS_NAME, config["photos"]
+    tensors = hub.read_tensors(weights)
+    own = _read_generators(weights, config, tensors, None if base is None else base.generator, device)
+    generators = [own[int(entry["generator"])] for entry in photos]
+    w_plus, w_inverted = tensors["w_plus"], tensors.get("w_inverted")
+    shapes = {(len(photos), generator.num_ws, generator.config.w_dim) for generator in generators}
+    for name, code in (("w_plus", w_plus), ("w_inverted", w_inverted)):
+        if code is not None and {tuple(code.shape)} != shapes:
+            raise ValueError(f"`{name}` is {tuple(code.shape)}, and the photos and their generators need {shapes}")
+    edits = {str(name): float(strength) for name, strength in config["edits"].items()}
+    if not all(math.isfinite(strength) for strength in edits.values()):
+        raise ValueError(f"`edits` must be finite, got {edits}")
+    numbers = sorted({entry[kind] for kind in _KINDS for entry in photos})  # several faces of one photo share it
+    decoded = dict(zip(numbers, _decode(tensors[f"picture.{number}"].numpy().tobytes() for number in numbers)))
+    crops = [
+        Crop(
+            decoded[entry["crop"]],
+            None if entry["quad"] is None else _quad(entry["quad"]),
+            decoded[entry["photo"]],
+            face_count=int(entry["face_count"]),
+            face_index=int(entry["face_index"]),
+        )
+        for entry in photos
+    ]
+    return InversionOutput(
+        images=[decoded[entry["image"]] for entry in photos],
+        reconstructions=[decoded[entry["reconstruction"]] for entry in photos],
+        w_plus=w_plus,
+        generators=generators,
+        crops=crops,
+        edits=edits,
+        reports=[dict(entry["report"]) for entry in photos],
+        base=None if base is None or base.name is None else base,
+        w_inverted=w_inverted,
+    )
+
+
+def _read_generators(
+    weights: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    base: Generator | None,
+    device: torch.device | str | None,
+) -> list[Generator]:
+    entries = config["generators"]
+    if len(entries) > len(config["photos"]):
+        raise ValueError(f"it has {len(entries)} generators for {len(config['photos'])} photos")
+    tensors_of, texts_of = _by_generator(tensors), _by_generator(hub.read_metadata(weights))
+    fingerprint = cache(generator_sha256)
+    generators: list[Generator] = []
+    copies, packed = 0, sum(tensor.nbytes for tensor in tensors.values())
+    for k, entry in enumerate(entries):
+        parts = tensors_of.get(str(k), {})
+        if entry["kind"] == "whole":
+            source = f"{weights}, generator {k},"
+            where = {"source": source, "weights": source}
+            generators.append(hub.build_module(Generator, GeneratorConfig, entry["config"], parts, **where).to(device))
+            continue
+        if base is None:
+            raise KeyError("base")
+        delta = GeneratorDelta.from_tensors(parts, texts_of.get(str(k), {}))
+        copies += sum(tensor.nbytes for tensor in base.state_dict().values()) if delta.tensors else 0
+        if copies > _SLACK + _MAX_GROWTH * packed:
+            raise ValueError(f"its generators would take {copies / 1e9:.1f} GB")
+        if delta.tensors or delta.base_sha256 != fingerprint(base):
+            generators.append(delta.apply(base).to(device=device))
+        else:
+            generators.append(base)  # an encoder's: nothing was tuned
+    return generators
+
+
+def _by_generator(named: Mapping[str, _T]) -> dict[str, dict[str, _T]]:
+    """What is called `generator.NUMBER.NAME`, by number and name."""
+    found: dict[str, dict[str, _T]] = {}
+    for key, value in named.items():
+        if match := re.match(r"generator\.(\d+)\.", key):
+            found.setdefault(match[1], {})[key[match.end() :]] = value
+    return found
+
+
+def _quad(corners: Any) -> np.ndarray:
+    quad = np.asarray(corners, dtype=np.float64)
+    if quad.shape != (4, 2) or not (np.abs(quad) <= _FARTHEST).all():  # NaN is not
+        raise ValueError(f"`quad` must be 4 corners (x, y) within {_FARTHEST} pixels, got {str(corners)[:100]}")
+    return quad
+
+
+def _decode(pngs: Iterable[bytes]) -> list[Image.Image]:
+    """Decode pictures, as long as they do not take far more memory than their files; a header says how much."""
+    pictures, decoded, packed = [], 0, 0
+    for png in pngs:
+        with open_image(io.BytesIO(png), "A picture") as image:
+            packed += len(png)
+            decoded += 3 * image.width * image.height
+            if decoded > _SLACK + _MAX_GROWTH * packed:
+                raise ValueError(f"its pictures would take more than {decoded / 1e9:.1f} GB")
+            pictures.append(load_image(image))
+    return pictures

@@ -14,42 +14,15 @@ Departures:
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylegan_inversion.training.config import AdaptiveOptions, AugmentOptions
+
 NUM_DRAWS = 28  # random numbers a sample
 FILTER_TAPS = 12
-
-# Not frozen: OmegaConf cannot merge into frozen dataclasses.
-
-
-@dataclass
-class AugmentOptions:
-    """Which transforms there are, and how strong. The defaults are the paper's."""
-
-    flip: bool = True  # mirror left and right
-    blit: bool = True  # quarter turns and shifts by whole pixels
-    geometric: bool = True  # scale, rotate, stretch, shift
-    color: bool = True  # brightness, contrast, luma flip, hue, saturation
-    shift: float = 0.125  # largest shift by whole pixels, as a share of the side
-    scale: float = 0.2  # standard deviation of log2 of the scale, and of the stretch
-    rotation: float = 1.0  # largest angle, as a share of half a turn
-    translation: float = 0.125  # standard deviation of the shift, as a share of the side
-    brightness: float = 0.2  # standard deviation of what is added, for images in [-1, 1]
-    contrast: float = 0.5  # standard deviation of log2 of the factor
-    hue: float = 1.0  # largest angle, as a share of half a turn
-    saturation: float = 1.0  # standard deviation of log2 of the factor
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        for name in (field.name for field in fields(self)):
-            if not 0 <= getattr(self, name) <= (0.5 if name == "shift" else 4):
-                raise ValueError(
-                    f"`augment.{name}` must be in [0, {0.5 if name == 'shift' else 4}], got {getattr(self, name)}."
-                )
 
 
 def augment(
@@ -66,16 +39,7 @@ def augment(
 
     Returns:
         Images of the same shape and type, not clamped: colours may leave [-1, 1].
-
-    Raises:
-        ValueError: If the images are not (B, 3, R, R), `p` is outside [0, 1] or there is not one source a sample.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
-        raise ValueError(f"`images` must be (B, 3, R, R), got {tuple(images.shape)}.")
-    if not 0 <= p <= 1:
-        raise ValueError(f"`p` must be in [0, 1], got {p}.")
-    if len(rngs) != len(images):
-        raise ValueError(f"`rngs` must have one random source a sample, {len(images)}, got {len(rngs)}.")
     if p == 0 or len(images) == 0:
         return images
     options = options or AugmentOptions()
@@ -90,11 +54,7 @@ def augment(
 
 
 def pixel_moves(draws: Iterator[Tensor], p: float, side: int, options: AugmentOptions) -> Tensor:
-    """Draw whole moves of pixels.
-
-    Returns:
-        (B, 4), integers: mirrored or not, quarter turns counterclockwise, pixels to the right and down; in this order.
-    """
+    """Draw moves of pixels, (B, 4): mirrored or not, quarter turns counterclockwise, pixels to the right and down."""
     flip = _drawn(draws, p if options.flip else 0, lambda u: (u * 2).floor())
     turns = _drawn(draws, p if options.blit else 0, lambda u: (u * 4).floor())
     on = next(draws) < (p if options.blit else 0)
@@ -103,10 +63,9 @@ def pixel_moves(draws: Iterator[Tensor], p: float, side: int, options: AugmentOp
 
 
 def warp_matrices(draws: Iterator[Tensor], p: float, options: AugmentOptions) -> Tensor:
-    """Draw moves of the plane: scale, turn, stretch, turn, shift. x to the right, y down, the image is [-1, 1]^2.
+    """Draw moves of the plane: scale, turn, stretch, turn, shift; (B, 3, 3), float64, of homogeneous coordinates.
 
-    Returns:
-        (B, 3, 3), float64, from the homogeneous coordinates of a point to where it goes.
+    x is to the right, y down, the image is [-1, 1]^2.
     """
     p = p if options.geometric else 0
     p_turn = 1 - math.sqrt(1 - p)  # so that the probability of at least one of the two is p
@@ -136,11 +95,7 @@ def warp_matrices(draws: Iterator[Tensor], p: float, options: AugmentOptions) ->
 
 
 def color_matrices(draws: Iterator[Tensor], p: float, options: AugmentOptions) -> Tensor:
-    """Draw moves of the colours: brightness, contrast, luma flip, hue, saturation.
-
-    Returns:
-        (B, 4, 4), float64, from (r, g, b, 1) to the new (r, g, b, 1).
-    """
+    """Draw moves of the colours: brightness, contrast, luma flip, hue, saturation. (B, 4, 4), of (r, g, b, 1)."""
     p = p if options.color else 0
     brightness = _drawn(draws, p, lambda u: _normal(u) * options.brightness)
     contrast = _drawn(draws, p, lambda u: _normal(u) * options.contrast).exp2()
@@ -165,12 +120,7 @@ def color_matrices(draws: Iterator[Tensor], p: float, options: AugmentOptions) -
 
 
 def move_pixels(images: Tensor, moves: Tensor) -> Tensor:
-    """Mirror, turn and shift by whole pixels; what comes in from outside is the image mirrored at its edge.
-
-    Args:
-        images: (B, 3, R, R).
-        moves: (B, 4), of `pixel_moves`.
-    """
+    """Mirror, turn and shift by the moves of `pixel_moves`; outside, the image goes on mirrored at its edge."""
     side = images.shape[2]
     flip, turns, right, down = moves.to(images.device)[:, :, None, None].unbind(1)
     along = torch.arange(side, device=images.device)
@@ -186,11 +136,9 @@ def move_pixels(images: Tensor, moves: Tensor) -> Tensor:
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Move the points of images, in twice their resolution: filter up, sample bilinearly, filter down.
+    """Move the points of images by the matrices of `warp_matrices`; outside, they go on mirrored at their edge.
 
-    Args:
-        images: (B, 3, R, R); outside they go on mirrored at their edge.
-        matrices: (B, 3, 3), of `warp_matrices`.
+    This is done in twice the resolution: filter up, sample bilinearly, filter down.
     """
     side, channels = images.shape[2], images.shape[0] * 3
     half, last = FILTER_TAPS // 2, FILTER_TAPS - 1
@@ -259,45 +207,19 @@ def _where_drawn(images: Tensor, draws: Tensor, changed: Tensor, change: Callabl
 class AdaptiveProbability:
     """The probability p that keeps the discriminator from overfitting: it follows r_t = E[sign(D(real))]."""
 
-    def __init__(self, *, target: float = 0.6, kimg: float = 500, every: int = 256, p: float = 0.0) -> None:
+    def __init__(self, options: AdaptiveOptions, *, every: int = 256) -> None:
         """Start it.
 
         Args:
-            target: r_t that is held, in (-1, 1): 0 for a discriminator that guesses, 1 for one that knows its examples.
-            kimg: Thousands of real images in which p can go from 0 to 1, > 0; 0 keeps p as it is.
+            options: p at the start, the r_t that is held, and how fast p moves.
             every: Real images between two moves of p, at least: r_t is their average. The paper: 4 batches of 64.
-            p: Probability at the start, in [0, 1].
-
-        Raises:
-            ValueError: If a value is outside of its range.
         """
-        for name, value, ok, wanted in (
-            ("target", target, -1 < target < 1, "in (-1, 1)"),
-            ("kimg", kimg, 0 <= kimg < math.inf, "a finite number >= 0"),
-            ("every", every, every >= 1, ">= 1"),
-            ("p", p, 0 <= p <= 1, "in [0, 1]"),
-        ):
-            if not ok:
-                raise ValueError(f"`{name}` must be {wanted}, got {value}.")
-        self.target, self.kimg, self.every, self.p = target, kimg, every, p
+        self.target, self.kimg, self.p, self.every = options.target, options.kimg, options.p, every
         self.r_t = 0.0  # at the last move of p
         self._signs, self._images = 0.0, 0
 
     def observe(self, signs: float, images: int) -> float:
-        """Note what the discriminator said of real images, augmented, and move p when it is time.
-
-        Args:
-            signs: Sum of sign(D(real)) over the images, of all processes.
-            images: How many.
-
-        Returns:
-            p from now on.
-
-        Raises:
-            ValueError: If `signs` is not in [-images, images], such as for logits that are NaN.
-        """
-        if not abs(signs) <= images:
-            raise ValueError(f"`signs` must be in [-{images}, {images}], got {signs}: are the logits finite?")
+        """Note the sum of sign(D(real)) over the augmented real images of all processes, and move p when it is time."""
         self._signs, self._images = self._signs + signs, self._images + images
         if self._images >= self.every:
             self.r_t = self._signs / self._images

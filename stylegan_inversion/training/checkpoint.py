@@ -15,16 +15,19 @@ from stylegan_inversion.errors import CheckpointError
 logger = logging.getLogger(__name__)
 
 _STATE = "state"
+# What may differ between a run and its continuation: what changes no step, and the ways out of a divergence
+FREE = {
+    *("optimizer.lr", "optimizer.max_grad_norm", "mixed_precision", "compile", "output", "num_workers", "cpu"),
+    *("log_every", "image_every", "validate_every", "checkpoint_every", "trackers"),
+    *("data", "sources"),  # a folder may move; the names of its pictures are compared
+}
+LOUD = {"optimizer.lr", "optimizer.max_grad_norm", "mixed_precision", "compile"}  # changes that are logged
 
 
 def write_checkpoint(state: Mapping[str, Any], folder: Path, *, step: int, keep: int = 2) -> Path:
     """Write `FOLDER/step-00001000.safetensors` and remove all but the newest `keep`.
 
-    Args:
-        state: Nested dicts, lists and tuples of tensors, numbers, texts and None, such as `state_dict()`s.
-        folder: Made if needed. Only one run may write to it.
-        step: Steps done.
-        keep: How many to keep, the new one included.
+    `state` holds nested dicts, lists and tuples of tensors, numbers, texts and None, such as `state_dict()`s.
 
     Raises:
         CheckpointError: If a tensor holds NaN or infinity, or the file cannot be written. The older ones stay.
@@ -42,11 +45,9 @@ def write_checkpoint(state: Mapping[str, Any], folder: Path, *, step: int, keep:
 
 
 def read_latest(folder: Path, *, sweep: bool = True) -> dict[str, Any] | None:
-    """Read the newest checkpoint of a folder that is whole; `None` if the folder holds none.
+    """Read the newest whole checkpoint of a folder; `None` if the folder holds none.
 
-    Args:
-        folder: Where `write_checkpoint` wrote them.
-        sweep: Remove what a killed run left half written. One process of a run does so.
+    `sweep` removes what a killed run left half written; one process of a run does so.
 
     Raises:
         CheckpointError: If there are checkpoints and none of them can be read.
@@ -63,7 +64,7 @@ def read_latest(folder: Path, *, sweep: bool = True) -> dict[str, Any] | None:
             logger.warning("%s; taking the one before.", e)
     if paths:
         raise CheckpointError(
-            f"None of the {len(paths)} checkpoints in {folder} can be read. Remove them to start anew."
+            f"None of the {len(paths)} checkpoints in {folder} can be read. Remove them to start again."
         )
     return None
 
@@ -72,11 +73,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read one checkpoint: what `write_checkpoint` was given, and its `step`.
 
     Raises:
-        CheckpointError: If the file is missing or damaged, or is no checkpoint of a training run.
+        CheckpointError: If the file is missing or damaged, or is not a checkpoint of a training run.
     """
     texts = hub.read_metadata(path)
     if _STATE not in texts:
-        raise CheckpointError(f"{path} holds tensors, but it is no checkpoint of a training run.")
+        raise CheckpointError(f"{path} holds tensors, but it is not a checkpoint of a training run.")
     tensors = hub.read_tensors(path)
     try:
         return dict(_unflatten(json.loads(texts[_STATE]), tensors))
@@ -115,3 +116,29 @@ def _unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
             return tuple(_unflatten(item, tensors) for item in tree["tuple"])
         return {key: _unflatten(item, tensors) for key, item in tree["dict"]}
     return tree
+
+
+def compare_configs(output: Path, ours: dict[str, Any], theirs: dict[str, Any], *, extendable: bool) -> None:
+    """Refuse to go on with the run of a folder if its config is another; log what else has changed.
+
+    Raises:
+        ValueError: If a field differs that changes the steps; `steps` may if the run is `extendable`.
+    """
+    ours, theirs = _flat(ours), _flat(theirs)
+    for key in sorted(ours.keys() | theirs.keys()):
+        old, new = theirs.get(key), ours.get(key)
+        if old != new and key not in FREE and not (key == "steps" and extendable):
+            raise ValueError(
+                f"{output} holds a run with {key}={old!r}, and this one has {new!r}. Give this one another `output`, "
+                "or remove that folder."
+            )
+        if old != new and key in LOUD:
+            logger.warning("The run goes on with %s=%r instead of %r.", key, new, old)
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Names as they are typed: `optimizer.lr`."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat

@@ -1,201 +1,353 @@
-"""`TrainConfig`: all that a training run of an encoder is told; `RunConfig`: what every run is told."""
+"""What a training run is told: dataclasses, read from a YAML file and the command line by tyro.
 
+The comment beside a field is its text in `stylegan-inversion train --help`. No PyTorch here: the help must be fast.
+"""
+
+import dataclasses
+import difflib
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast, get_args, get_origin
 
-# Not frozen: OmegaConf cannot merge into frozen dataclasses.
-
-
-@dataclass
-class EncoderOptions:
-    """Sizes of a new encoder; see `PyramidEncoderConfig`. An encoder that is fine-tuned brings its own."""
-
-    input_resolution: int = 256
-    widths: list[int] = field(default_factory=lambda: [64, 128, 256, 512])
-    units: list[int] = field(default_factory=lambda: [3, 4, 14, 3])
-    reduction: int = 16
-    style_channels: int | None = None
-    coarse_end: int = 3
-    middle_end: int = 7
-    backbone: str | None = None  # an ArcFace of these sizes to start from (folder or Hub): pSp starts from IR-SE50
+from stylegan_inversion.bounds import check_bounds, number
+from stylegan_inversion.errors import MissingDependencyError
 
 
-@dataclass
+@dataclass(frozen=True)
 class OptimizerOptions:
-    """The optimizer. The defaults are pSp's and e4e's."""
+    """The optimizer. The defaults are those of pSp and e4e."""
 
-    name: str = "ranger"  # ranger or adam
-    lr: float = 1e-4
-    warmup: float = 0.0  # share of the run in which the learning rate rises from 0
-    schedule: str = "constant"  # constant, or cosine down to 0 at the end
-    betas: list[float] | None = None  # of Adam and of Ranger; None: their own
-    max_grad_norm: float | None = None  # longer gradients are scaled down to this norm
-
-
-@dataclass
-class E4EOptions:
-    """What only e4e has. The defaults are the paper's, its schedule as shares of the run: 20,000 of 200,000 steps."""
-
-    open_from: float = 0.1  # share of the run after which the first offset is switched on
-    open_until: float = 0.26  # and the last one
-    discriminator_lr: float = 2e-5
-    r1: float = 10.0
-    r1_every: int = 16
-    pool_size: int = 50  # 0: no pools of w
+    name: Literal["ranger", "adam"] = "ranger"  # the algorithm
+    lr: float = number(1e-4, 1e-12, 100.0)  # learning rate
+    warmup: float = number(0.0, 0.0, 1.0)  # share of the run in which the learning rate rises from 0
+    schedule: Literal["constant", "cosine"] = "constant"  # how the learning rate goes on; cosine falls to 0
+    betas: tuple[float, float] | None = number(
+        None, 0.0, 0.999999999, count=2
+    )  # decay of both moments; None: the algorithm's own
+    max_grad_norm: float | None = number(None, 1e-12, 1e12)  # scale longer gradients down to this norm; None: never
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunConfig:
     """What every training run is told, whatever it trains."""
 
-    method: str = ""  # one of `methods.METHODS`
     data: str | None = None  # folder of aligned pictures
     validation_data: str | None = None  # folder of pictures that are not trained on
-    validation_images: int = 200  # how many of them are looked at, at most
-    output: str = "runs/model"
+    validation_images: int = number(200, 0, 10**9)  # how many of them are used, at most
+    output: str = "runs/model"  # folder of the run
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    steps: int = 500_000
-    batch_size: int = 8  # pictures a step, process and micro-batch
-    accumulation: int = 1  # micro-batches a step
-    mixed_precision: str = "no"  # no, bf16 or fp16
-    compile: bool = False  # fuse the networks by torch.compile, which takes minutes and, on a CPU, a C++ compiler
+    steps: int = number(500_000, 1, 10**9)  # length of the run
+    batch_size: int = number(8, 0, 10**6)  # pictures per process in a micro-batch
+    accumulation: int = number(1, 1, 10**6)  # micro-batches per step
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"  # type of the networks' arithmetic; fp16 needs a GPU
+    compile: bool = False  # fuse the generator by torch.compile; takes minutes and, on a CPU, needs a C++ compiler
     cpu: bool = False  # stay on the CPU
-    seed: int = 0
-    num_workers: int = 2
-    log_every: int = 50
-    image_every: int = 1000
-    validate_every: int = 2500
-    checkpoint_every: int = 5000
-    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])
+    seed: int = number(0, 0, 2**63 - 1)  # seed of all random draws
+    num_workers: int = number(2, 0, 1024)  # processes that load pictures
+    log_every: int = number(50, 1, 10**9)  # steps between two lines of the log
+    image_every: int = number(1000, 1, 10**9)  # steps between two grids of pictures
+    validate_every: int = number(2500, 1, 10**9)  # steps between two validations
+    checkpoint_every: int = number(5000, 1, 10**9)  # steps between two checkpoints
+    trackers: tuple[str, ...] = ("tensorboard",)  # tensorboard, wandb, both, or nothing
 
     def __post_init__(self) -> None:
         """Check the values."""
-        one_of("optimizer.name", self.optimizer.name, ("ranger", "adam"))
-        one_of("optimizer.schedule", self.optimizer.schedule, ("constant", "cosine"))
-        one_of("mixed_precision", self.mixed_precision, ("no", "bf16", "fp16"))
-        for name in ("steps", "accumulation", "log_every", "image_every", "validate_every", "checkpoint_every"):
-            at_least(name, getattr(self, name), 1)
-        for name in ("batch_size", "num_workers", "validation_images", "seed"):
-            at_least(name, getattr(self, name), 0)
+        check(self)
         if self.batch_size and self.data is None:
-            raise ValueError("`data` must be a folder of pictures, got none. Add data=FOLDER.")
-        positive("optimizer.lr", self.optimizer.lr)
-        if self.optimizer.max_grad_norm is not None:
-            positive("optimizer.max_grad_norm", self.optimizer.max_grad_norm)
-        share("optimizer.warmup", self.optimizer.warmup)
-        betas = self.optimizer.betas
-        if betas is not None and not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
-            raise ValueError(f"`optimizer.betas` must be two numbers in [0, 1), got {betas}.")
+            raise ValueError("`data` must be a folder of pictures, got none. Add --data FOLDER.")
 
     @property
     def examples(self) -> int:
-        """How many examples a micro-batch of a process has."""
+        """How many examples a process has in a micro-batch."""
         return self.batch_size
 
     @property
     def extendable(self) -> bool:
-        """Whether a run can go on with more `steps` than it began with: nothing in it is a share of its length."""
+        """Whether a stopped run may go on with more `steps`: nothing in it is a share of its length."""
         return self.optimizer.schedule == "constant" and not self.optimizer.warmup
 
 
-@dataclass
-class TrainConfig(RunConfig):
+@dataclass(frozen=True)
+class EncoderOptions:
+    """Sizes of a new encoder; see `PyramidEncoderConfig`. With `init` the encoder keeps its own sizes."""
+
+    input_resolution: int = 256  # side of the pictures it reads
+    widths: tuple[int, ...] = (64, 128, 256, 512)  # channels of the four stages
+    units: tuple[int, ...] = (3, 4, 14, 3)  # blocks of the four stages
+    reduction: int = 16  # reduction of squeeze-and-excitation
+    style_channels: int | None = None  # channels of map2style; None: w_dim
+    coarse_end: int = 3  # first style that reads the middle level
+    middle_end: int = 7  # first style that reads the finest level
+    backbone: str | None = None  # an ArcFace of these sizes to start from (folder or Hub): pSp starts from IR-SE50
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Weight of each term of the loss. 0 leaves a term out; None takes the task's weight, or e4e's."""
+
+    l2: float | None = number(None, 0.0, 1e9)  # mean squared error in [-1, 1]
+    lpips: float | None = number(None, 0.0, 1e9)  # perceptual distance
+    identity: float | None = number(None, 0.0, 1e9)  # 1 - cosine of face recognition features; faces only
+    moco: float | None = number(None, 0.0, 1e9)  # the same with MoCo's ResNet-50, for other domains: 0.5
+    w_norm: float | None = number(None, 0.0, 1e9)  # distance of w_plus from w_avg; 0.005 for sketches and label maps
+    l2_crop: float | None = number(None, 0.0, 1e9)  # l2 of the inner face alone; frontalization
+    lpips_crop: float | None = number(None, 0.0, 1e9)  # lpips of the inner face alone; frontalization
+    delta: float | None = number(None, 0.0, 1e9)  # e4e: norm of the offsets from the first w; 2e-4
+    adversarial: float | None = number(None, 0.0, 1e9)  # e4e: each w must look like one of the mapping network; 0.1
+    w_distance: float | None = number(None, 0.0, 1e9)  # distance from the true w, known for samples of the generator
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """Options of a task. None takes the task's own."""
+
+    factors: tuple[int, ...] | None = number(None, 1, 10**4, count=(1, 100))  # super_resolution: how much is reduced
+    num_labels: int | None = number(None, 1, 256)  # labels_to_face: how many labels there are
+
+
+@dataclass(frozen=True)
+class E4EOptions:
+    """What only e4e has. The defaults are the paper's, with its schedule of 200,000 steps as shares of the run."""
+
+    open_from: float = number(0.1, 0.0, 1.0)  # share of the run after which the first offset is switched on
+    open_until: float = number(0.26, 0.0, 1.0)  # share of the run after which all offsets are on
+    discriminator_lr: float = number(2e-5, 1e-12, 100.0)  # learning rate of the latent discriminator
+    r1: float = number(10.0, 0.0, 1e9)  # weight of its gradient penalty
+    r1_every: int = number(16, 1, 10**6)  # steps between two such penalties, each counting as many times
+    pool_size: int = number(50, 0, 10**6)  # earlier w that are shown to it again; 0: none
+
+
+@dataclass(frozen=True)
+class EncoderRunConfig(RunConfig):
     """A training run of a pSp or e4e encoder."""
 
-    method: str = "psp"  # psp or e4e
-    output: str = "runs/encoder"
+    method: Literal["psp", "e4e"] = (
+        "psp"  # what is trained; `--method gan --help` lists the options of a generator's run
+    )
+    output: str = "runs/encoder"  # folder of the run
     model: str = "faces64"  # whose generator: built-in model, folder, or repository on the Hub
     sources: str | None = None  # folder of sketches or label maps, for tasks that pair two pictures
-    validation_sources: str | None = None
-    task: str = "inversion"
-    task_options: dict[str, Any] = field(default_factory=dict)
+    validation_sources: str | None = None  # the same for validation_data
+    task: str = "inversion"  # or frontalization, super_resolution, labels_to_face, sketch_to_face, toonify
+    task_options: TaskOptions = field(default_factory=TaskOptions)
     init: str | None = None  # a model whose encoder is fine-tuned: built-in model, folder, or repository on the Hub
     encoder: EncoderOptions = field(default_factory=EncoderOptions)
-    loss: dict[str, float] = field(default_factory=dict)  # weights by name; the others are the task's, and e4e's
-    perceptual: str = "alex"  # or vgg
-    identity: str = "builtin"  # the built-in network, or an ArcFace IR-SE50: folder or Hub
-    moco: str | None = None  # a MoCo ResNet-50: folder or Hub
+    loss: LossOptions = field(default_factory=LossOptions)
+    perceptual: str = "alex"  # network of the lpips terms: alex or vgg
+    identity: str = "builtin"  # network of the identity term: the built-in one, or an ArcFace IR-SE50 (folder or Hub)
+    moco: str | None = None  # network of the moco term: a MoCo ResNet-50 (folder or Hub)
     e4e: E4EOptions = field(default_factory=E4EOptions)
-    teacher: str | None = None  # a generator's run, whose autoencoder knows a w for each picture: for loss.w_distance
-    batch_size: int = 8  # pictures a step, process and micro-batch; 0 trains on the generator's own samples alone
-    synthetic_batch_size: int = 0  # samples of the generator with their true w, beside the pictures
-    ema_decay: float = 0.0  # 0: the encoder itself is saved
+    batch_size: int = number(8, 0, 10**6)  # pictures per process in a micro-batch; 0 trains on samples alone
+    synthetic_batch_size: int = number(0, 0, 10**6)  # samples of the generator with their true w, beside the pictures
+    ema_decay: float = number(0.0, 0.0, 0.999999999)  # decay of the average encoder, which is saved; 0: none
 
     def __post_init__(self) -> None:
         """Check the values."""
-        one_of("method", self.method, ("psp", "e4e"))
         super().__post_init__()
-        at_least("synthetic_batch_size", self.synthetic_batch_size, 0)
         if self.batch_size + self.synthetic_batch_size == 0:
             raise ValueError("`batch_size` and `synthetic_batch_size` are both 0: there is nothing to train on.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"`ema_decay` must be in [0, 1), got {self.ema_decay}.")
-        if not 0 <= self.e4e.open_from <= self.e4e.open_until <= 1:
+        if self.e4e.open_from > self.e4e.open_until:
             raise ValueError(
-                f"`e4e.open_from` and `e4e.open_until` must be shares of the run, in this order, "
-                f"got {self.e4e.open_from} and {self.e4e.open_until}."
-            )
-        positive("e4e.discriminator_lr", self.e4e.discriminator_lr)
-        if self.e4e.r1_every < 1 or self.e4e.pool_size < 0 or not (math.isfinite(self.e4e.r1) and self.e4e.r1 >= 0):
-            raise ValueError(
-                "`e4e.r1_every` must be >= 1, `e4e.pool_size` and `e4e.r1` >= 0, "
-                f"got {self.e4e.r1_every}, {self.e4e.pool_size} and {self.e4e.r1}."
+                f"`e4e.open_from` must be at most `e4e.open_until`, got {self.e4e.open_from} and {self.e4e.open_until}."
             )
 
     @property
     def examples(self) -> int:
-        """How many examples a micro-batch of a process has: pictures and samples."""
+        """How many examples a process has in a micro-batch: pictures and samples."""
         return self.batch_size + self.synthetic_batch_size
 
     @property
     def extendable(self) -> bool:
-        """Whether a run can go on with more `steps`: e4e's stages are shares of its length."""
+        """Whether a stopped run may go on with more `steps`: e4e's stages are shares of its length."""
         return self.method != "e4e" and super().extendable
 
 
-def one_of(name: str, value: str, known: Sequence[str]) -> None:
-    """Refuse a value that is not known.
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """Sizes of a new generator; see `GeneratorConfig`. With `init` the generator keeps its own, but may grow."""
+
+    resolution: int | None = None  # side of its pictures; None: that of `init`, or 256
+    z_dim: int = 512  # length of z
+    w_dim: int = 512  # length of w
+    mapping_layers: int = 8  # layers of the mapping network
+    mapping_lr_multiplier: float = 0.01  # learning rate of the mapping network relative to the others
+    channel_base: int = 32768  # a layer of side r has min(channel_base / r, channel_max) channels
+    channel_max: int = 512  # see channel_base
+
+
+@dataclass(frozen=True)
+class DiscriminatorOptions:
+    """Sizes of a new discriminator; see `DiscriminatorConfig`."""
+
+    new: bool = False  # begin with a new one even if `init` brings one
+    channel_base: int | None = None  # None: the generator's
+    channel_max: int | None = None  # None: the generator's
+    group_size: int = 4  # pictures whose spread it compares at once
+    lr: float | None = number(None, 1e-12, 100.0)  # learning rate; None: the generator's
+
+
+@dataclass(frozen=True)
+class AdversarialOptions:
+    """StyleGAN2's training. The defaults are the paper's, with NVIDIA's half-life of the average generator."""
+
+    r1: float = number(10.0, 0.0, 1e9)  # gamma of gamma / 2 * ||grad D||^2; 0.0002 * resolution^2 / batch is a start
+    r1_every: int = number(16, 0, 10**6)  # steps between two such penalties, each counting as many times; 0: never
+    path_length: float = number(2.0, 0.0, 1e9)  # weight of the path-length penalty
+    path_length_every: int = number(4, 0, 10**6)  # steps between two such penalties; 0: never
+    path_length_shrink: int = number(2, 1, 10**6)  # its batch is this many times smaller
+    reuse_samples: bool = False  # judge the pictures of the generator's step instead of drawing others: saves a pass
+    style_mixing: float = number(0.9, 0.0, 1.0)  # share of the samples that are drawn with two w
+    noise: bool = True  # random noise inputs; without them w has to account for all detail
+    ema_kimg: float = number(10.0, 1e-9, 1e9)  # half-life of the average generator in thousands of pictures
+    ema_rampup: float = number(0.05, 0.0, 1e9)  # bound on the half-life, as a share of the pictures so far; 0: none
+    w_avg_decay: float = number(0.998, 0.0, 1.0)  # decay of the average w per step
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """Which changes the discriminator's pictures go through, and how strong. The defaults are ADA's."""
+
+    flip: bool = True  # mirror left and right
+    blit: bool = True  # quarter turns and shifts by whole pixels
+    geometric: bool = True  # scale, rotate, stretch, shift
+    color: bool = True  # brightness, contrast, luma flip, hue, saturation
+    shift: float = number(0.125, 0.0, 0.5)  # largest shift by whole pixels, as a share of the side
+    scale: float = number(0.2, 0.0, 4.0)  # standard deviation of log2 of the scale, and of the stretch
+    rotation: float = number(1.0, 0.0, 4.0)  # largest angle, as a share of half a turn
+    translation: float = number(0.125, 0.0, 4.0)  # standard deviation of the shift, as a share of the side
+    brightness: float = number(0.2, 0.0, 4.0)  # standard deviation of the added brightness, for pictures in [-1, 1]
+    contrast: float = number(0.5, 0.0, 4.0)  # standard deviation of log2 of the factor
+    hue: float = number(1.0, 0.0, 4.0)  # largest angle, as a share of half a turn
+    saturation: float = number(1.0, 0.0, 4.0)  # standard deviation of log2 of the factor
+
+
+@dataclass(frozen=True)
+class AdaptiveOptions:
+    """Adaptive augmentation (ADA, arXiv:2006.06676), for fewer than about 50,000 pictures."""
+
+    p: float = number(0.0, 0.0, 1.0)  # probability of each change at the beginning
+    target: float = number(0.6, -0.999999, 0.999999)  # E[sign D(real)] that is held: more of it means overfitting
+    kimg: float = number(500.0, 0.0, 1e9)  # thousands of pictures in which p can go from 0 to 1; 0 keeps p
+
+
+@dataclass(frozen=True)
+class GANConfig(RunConfig):
+    """A training run of a StyleGAN2 generator."""
+
+    method: Literal["gan"] = "gan"  # what is trained
+    output: str = "runs/generator"  # folder of the run
+    init: str | None = None  # a model to start from: built-in model, folder, or repository on the Hub
+    mirror: bool = True  # mirror every second picture
+    perceptual: str = "alex"  # network of the Frechet distance: alex or vgg
+    crop_scale: float | None = number(None, 1e-6, 1e6)  # crop relative to FFHQ's; None: that of `init`, or 1.0
+    batch_size: int = number(32, 1, 10**6)  # pictures per process in a micro-batch
+    validation_images: int = number(10_000, 0, 10**9)  # how many validation pictures are used, at most
+    optimizer: OptimizerOptions = field(default_factory=lambda: OptimizerOptions("adam", 2.5e-3, betas=(0.0, 0.99)))
+    generator: GeneratorOptions = field(default_factory=GeneratorOptions)
+    discriminator: DiscriminatorOptions = field(default_factory=DiscriminatorOptions)
+    adversarial: AdversarialOptions = field(default_factory=AdversarialOptions)
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
+    ada: AdaptiveOptions = field(default_factory=AdaptiveOptions)
+
+
+CONFIGS: dict[str, type[RunConfig]] = {"psp": EncoderRunConfig, "e4e": EncoderRunConfig, "gan": GANConfig}
+
+
+def check(config: Any, prefix: str = "") -> None:
+    """Check numbers against their bounds and texts against their choices, in the nested options too.
 
     Raises:
-        ValueError: If so; the message names the field and what it may be.
+        ValueError: If a value does not fit; the message names the field as it is typed, such as `optimizer.lr`.
     """
-    if value not in known:
-        raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {value!r}.")
+    try:
+        check_bounds(config)
+    except ValueError as e:
+        raise ValueError(f"`{prefix}{str(e).removeprefix('`')}") from None
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        if get_origin(each.type) is Literal and value not in get_args(each.type):
+            raise ValueError(f"`{prefix}{each.name}` must be one of {', '.join(get_args(each.type))}, got {value!r}.")
+        if dataclasses.is_dataclass(value):
+            check(value, f"{prefix}{each.name}.")
 
 
-def at_least(name: str, value: float, least: float) -> None:
-    """Refuse a number below a bound, or one that is not finite.
+def load_config(arguments: Sequence[str] = (), configs: Mapping[str, type[RunConfig]] = CONFIGS) -> RunConfig:
+    """Read the config of a run from the command line; `--help` and wrong options end the program, as usual there.
+
+    Args:
+        arguments: `--config FILE`, a YAML file with the fields of the config; then `--method NAME` and fields such as
+            `--optimizer.lr 1e-4`, which win over the file.
+        configs: Config classes by method; the first one is the default.
 
     Raises:
-        ValueError: If so.
+        ValueError: If the file cannot be read, or holds a field or a method that does not exist.
+        MissingDependencyError: If tyro is not installed.
     """
-    if not (math.isfinite(value) and value >= least):
-        raise ValueError(f"`{name}` must be >= {least}, got {value}.")
+    try:
+        import tyro
+        import yaml
+    except ImportError as e:
+        raise MissingDependencyError.of_extra(f"Training needs tyro, which cannot be imported ({e}).", "train") from e
+    path, arguments = _take("config", arguments)
+    method, _ = _take("method", arguments)
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.load(Path(path).read_text("utf-8"), yaml.BaseLoader) or {}  # texts as they are typed
+        except OSError as e:
+            raise ValueError(f"The config cannot be read: {e}") from e
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
+            raise ValueError(f"{path} is not YAML: {e}") from e
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} must hold NAME: VALUE lines.")
+    method = str(method or values.get("method") or next(iter(configs)))
+    if method not in configs:
+        raise ValueError(f"`method` must be one of {', '.join(configs)}, got {method!r}.")
+    given = list(_as_arguments(configs[method], values, source=str(path)))
+    program = "stylegan-inversion train"
+    return tyro.cli(configs[method], prog=program, args=[*given, *arguments])
 
 
-def positive(name: str, value: float) -> None:
-    """Refuse 0 and below, and what is not finite.
+def _take(name: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The last value of `--NAME VALUE` or `--NAME=VALUE`, and the arguments without `--config`, which is no field."""
+    value, rest, queue = None, [], list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        if argument == f"--{name}" and queue:
+            value = queue.pop(0)
+        elif argument.startswith(f"--{name}="):
+            value = argument.partition("=")[2]
+        else:
+            rest.append(argument)
+    return value, rest if name == "config" else list(arguments)
 
-    Raises:
-        ValueError: If so.
-    """
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"`{name}` must be > 0, got {value}.")
 
-
-def share(name: str, value: float) -> None:
-    """Refuse what is no share of a run.
-
-    Raises:
-        ValueError: If so.
-    """
-    if not 0 <= value <= 1:
-        raise ValueError(f"`{name}` must be a share of the run, in [0, 1], got {value}.")
+def _as_arguments(cls: type[Any], values: Mapping[str, Any], *, source: str, prefix: str = "") -> Iterator[str]:
+    """The values of a YAML file as command line arguments, so that one parser reads both."""
+    types = {each.name: each.type for each in dataclasses.fields(cls)}
+    for name, value in values.items():
+        if name not in types:
+            near = difflib.get_close_matches(str(name), types, n=1)
+            known = f"Did you mean '{prefix}{near[0]}'?" if near else f"It has {', '.join(types)}."
+            raise ValueError(f"{source} has no field '{prefix}{name}'. {known}")
+        nested = types[name]
+        option = f"--{prefix}{name}"
+        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
+            if not isinstance(value, dict):
+                raise ValueError(f"{source}: `{prefix}{name}` must hold NAME: VALUE lines, got {value!r}.")
+            yield from _as_arguments(nested, value, source=source, prefix=f"{prefix}{name}.")
+        elif nested is bool:
+            if value not in ("true", "false"):
+                raise ValueError(f"{source}: `{prefix}{name}` must be true or false, got {value!r}.")
+            yield option if value == "true" else f"--{prefix}no-{name}"
+        elif isinstance(value, list):
+            yield from (option, *map(str, value))
+        else:
+            yield f"{option}={'None' if value in ('null', '') else value}"
 
 
 def config_dict(config: RunConfig) -> dict[str, Any]:
     """The config as plain dicts and lists: what is read back from its JSON."""
-    return cast(dict[str, Any], json.loads(json.dumps(asdict(config))))
+    return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))

@@ -1,36 +1,55 @@
-"""A folder of pictures -> examples, each addressed by its place in the whole run.
+"""What the steps of a run are made of: pictures of a folder, and random codes and noise.
 
-The n-th example of a run is a function of the seed and n alone: order and augmentation need no saved random state, and
-do not depend on the number of processes or workers.
+Each is a function of the run's seed and of its place in the run alone: a resumed run needs no saved random state, and
+the number of processes or workers changes nothing.
 """
 
-import signal
-import threading
-from collections.abc import Generator, Iterator, Sequence
-from multiprocessing import active_children
-from multiprocessing.process import BaseProcess
+import os
+import zlib
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
-from torch.utils.data._utils import signal_handling
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from stylegan_inversion import latents
 from stylegan_inversion.errors import InvalidImageError
+from stylegan_inversion.models.generator import Generator as StyleGAN
 from stylegan_inversion.preprocessing.image import list_images, load_image
-from stylegan_inversion.training.seeds import seeded
 from stylegan_inversion.training.tasks import Task
 
-_PATIENCE = 5.0  # seconds in which the workers may end by themselves
+if TYPE_CHECKING:  # evaluation draws by `seeded`, and needs no Accelerate
+    from accelerate import Accelerator
+
+
+def seeded(seed: int, purpose: str, number: int, *, device: torch.device | str | None = None) -> torch.Generator:
+    """Give a random source for a purpose and a number, such as a step: two purposes share no draws.
+
+    `device` is where it draws, `None` the CPU; another kind of device draws other numbers.
+    """
+    words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), number]).generate_state(2, np.uint32)
+    return torch.Generator(device or "cpu").manual_seed((int(words[0]) << 31) ^ int(words[1]))
+
+
+@contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Let the weights of new networks follow from a seed; afterwards PyTorch's own random state is as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 class FaceFolder(Dataset[dict[str, Any]]):
-    """The pictures of a folder and its subfolders, as examples of a task. Links are followed, hidden files left out.
+    """The pictures of a folder and its subfolders as examples of a task. Links are followed, hidden files left out.
 
-    In training a position is the serial number of an example in the whole run, from 0 on without end: position p is in
-    epoch p // n, in an order of its own. In validation it is the index of the picture. Of pictures that are not square
-    the central square is taken; then they are resized with antialiasing.
+    In training a position is the serial number of an example in the whole run, without end: position p is in epoch
+    p // n, and each epoch has its own order. In validation it is the index of the picture.
     """
 
     def __init__(
@@ -54,78 +73,45 @@ class FaceFolder(Dataset[dict[str, Any]]):
             seed: Of the order and the augmentation, >= 0.
             training: Shuffle and augment. False takes each picture as it is, in the order of the names.
             sources: Folder of the sources, for paired tasks: the same relative names, but for the suffix.
-
-        Raises:
-            ValueError: If a folder is missing or holds no picture, a target has no source, or more than one, `sources`
-                is missing or not needed, or `seed` is negative.
         """
-        if seed < 0:
-            raise ValueError(f"`seed` must be >= 0, got {seed}.")
         if task.paired and sources is None:
-            raise ValueError(f"{type(task).__name__} needs a folder of sources beside the targets: give `sources`.")
+            raise ValueError(f"Task {task.name!r} needs a folder of sources beside the targets: give `sources`.")
         if not task.paired and sources is not None:
-            raise ValueError(f"{type(task).__name__} makes its sources from the targets: leave out `sources`.")
-        self.task = task
-        self.input_resolution = input_resolution
-        self.output_resolution = output_resolution
-        self.seed = seed
-        self.training = training
+            raise ValueError(f"Task {task.name!r} makes its sources from the targets: leave out `sources`.")
+        self.task, self.seed, self.training = task, seed, training
+        self.input_resolution, self.output_resolution = input_resolution, output_resolution
         self.targets = Path(targets)
-        self._names = list_images(self.targets)
-        self.sources = None if sources is None else Path(sources)
-        self._source_names = None if self.sources is None else self._match(list_images(self.sources))
+        self.names = list_images(self.targets)  # relative to the folder, in order of the index
+        self.sources = Path(sources or targets)
+        self.source_names = self._match(list_images(self.sources)) if task.paired else []
         self._orders: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
         """How many pictures: examples of an epoch."""
-        return len(self._names)
-
-    @property
-    def names(self) -> list[str]:
-        """Paths of the targets, relative to the folder, in order of the index."""
-        return list(self._names)
-
-    @property
-    def source_names(self) -> list[str]:
-        """Paths of the sources of paired tasks, in the same order; none for the others."""
-        return list(self._source_names or [])
+        return len(self.names)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """Make one example.
-
-        Args:
-            position: In training, the serial number in the whole run; in validation, the index of the picture.
-
-        Returns:
-            "x": the encoder's input, (C, S, S); "y": the target, (3, R, R), RGB, in [-1, 1]; "index": of the picture.
+        """Make one example: "x", (C, S, S), the encoder's input; "y", (3, R, R), RGB, in [-1, 1]; and its "index".
 
         Raises:
-            IndexError: If `position` is negative or, in validation, not less than the number of pictures.
             InvalidImageError: If a picture cannot be used, for whatever reason; the message names the file.
         """
-        if position < 0 or (position >= len(self) and not self.training):
-            raise IndexError(f"`position` must be >= 0 and, in validation, < {len(self)}, got {position}.")
         index, rng = position, None
         if self.training:
             epoch, place = divmod(position, len(self))
             index, rng = self._order(epoch)[place], seeded(self.seed, "augmentation", position)
-        path = self.targets / self._names[index]
+        path = self.targets / self.names[index]
         try:
             target = load_image(path)
             source: Image.Image = target
-            if self.sources is not None and self._source_names is not None:
-                path = self.sources / self._source_names[index]
+            if self.task.paired:
+                path = self.sources / self.source_names[index]
                 source = self.task.source.load(path)
-            x, y = self.task.pair(
-                source,
-                target,
-                input_resolution=self.input_resolution,
-                output_resolution=self.output_resolution,
-                rng=rng,
-            )
-        except Exception as e:  # in a process of its own, whatever is not a value here ends in a traceback
-            said = str(e) if isinstance(e, InvalidImageError) else f"it cannot be used: {_say(e)}."
-            raise InvalidImageError(f"{path}: {said} Replace the file, then resume.") from e
+            sides = {"input_resolution": self.input_resolution, "output_resolution": self.output_resolution}
+            x, y = self.task.pair(source, target, **sides, rng=rng)
+        except Exception as e:  # decoders raise nearly anything
+            reason = str(e) if isinstance(e, InvalidImageError) else f"it cannot be used: {_one_line(e)}."
+            raise InvalidImageError(f"{path}: {reason} Replace the file, then resume.") from e
         return {"x": x, "y": y, "index": index}
 
     def _order(self, epoch: int) -> list[int]:
@@ -142,8 +128,8 @@ class FaceFolder(Dataset[dict[str, Any]]):
             if (stem := PurePath(name).with_suffix("")) in by_stem:
                 raise ValueError(f"{self.sources} holds two sources of one name: {by_stem[stem]} and {name}.")
             by_stem[stem] = name
-        stems = [PurePath(name).with_suffix("") for name in self._names]
-        missing = [name for name, stem in zip(self._names, stems) if stem not in by_stem]
+        stems = [PurePath(name).with_suffix("") for name in self.names]
+        missing = [name for name, stem in zip(self.names, stems) if stem not in by_stem]
         if missing:
             raise ValueError(
                 f"{len(missing)} of {len(self)} targets have no source in {self.sources}: {', '.join(missing[:5])}"
@@ -152,99 +138,49 @@ class FaceFolder(Dataset[dict[str, Any]]):
         return [by_stem[stem] for stem in stems]
 
 
-class PositionSampler(Sampler[list[int]]):
-    """Positions of each step, as batches for `DataLoader(batch_sampler=...)`.
+def positions(
+    batch_size: int, *, rank: int = 0, world_size: int = 1, start: int = 0, end: int, limit: int | None = None
+) -> Iterator[list[int]]:
+    """Positions of the batches of one process, from batch `start` to `end`.
 
-    Together the processes see what a single one with `batch_size * world_size` sees, in the same order.
+    Together the processes see what a single one with `batch_size * world_size` sees, in the same order. Positions from
+    `limit` on are left out, as are batches without any: the tail of a validation set.
     """
-
-    def __init__(
-        self,
-        batch_size: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        start: int = 0,
-        end: int,
-        limit: int | None = None,
-    ) -> None:
-        """Choose the positions of one process.
-
-        Args:
-            batch_size: Examples a step in each process.
-            rank: Number of this process.
-            world_size: How many processes there are.
-            start: First step, from 0.
-            end: Step after the last.
-            limit: Positions from here on are left out, as are batches without any: the tail of a validation set.
-                `None` leaves none out.
-
-        Raises:
-            ValueError: If a number is out of range.
-        """
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"`rank` must be in [0, world_size - 1], got {rank} with world_size={world_size}.")
-        if not 0 <= start <= end:
-            raise ValueError(f"`start` must be in [0, end], got {start} with end={end}.")
-        if limit is not None and limit < 0:
-            raise ValueError(f"`limit` must be >= 0, got {limit}.")
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.start, self.end, self.limit = start, end, limit
-
-    def __iter__(self) -> Iterator[list[int]]:
-        """The positions of each step."""
-        for step in range(self.start, self.end):
-            first = (step * self.world_size + self.rank) * self.batch_size
-            last = first + self.batch_size if self.limit is None else min(first + self.batch_size, self.limit)
-            if first >= last:
-                return
-            yield list(range(first, last))
-
-    def __len__(self) -> int:
-        """How many batches."""
-        if self.limit is None:
-            return self.end - self.start
-        # step * world_size + rank < ceil(limit / batch_size)
-        steps = -(-(-(-self.limit // self.batch_size) - self.rank) // self.world_size)
-        return max(0, min(self.end, steps) - self.start)
+    for number in range(start, end):
+        first = (number * world_size + rank) * batch_size
+        batch = list(range(first, first + batch_size if limit is None else min(first + batch_size, limit)))
+        if not batch:
+            return
+        yield batch
 
 
 def load_batches(
-    dataset: FaceFolder, sampler: PositionSampler, *, num_workers: int
+    dataset: FaceFolder, batches: Iterable[list[int]], *, num_workers: int
 ) -> Generator[dict[str, Any], None, None]:
-    """Load the batches of a sampler, in its order.
+    """Load the batches of these positions, in their order: "x" (B, C, S, S), "y" (B, 3, R, R), "index" (B,).
 
-    The global random state is neither read nor changed, and the result does not depend on `num_workers`.
-
-    Args:
-        dataset: Makes the examples.
-        sampler: Says which.
-        num_workers: Processes that load ahead; 0 loads in this one. Each uses one thread.
-
-    Returns:
-        Batches: "x" (B, C, S, S), "y" (B, 3, R, R), "index" (B,). Closing it ends the processes.
+    The global random state is neither read nor changed. `num_workers` processes load ahead, with one thread each; 0
+    loads in this one.
 
     Raises:
-        ValueError: If `num_workers` is negative.
-        InvalidImageError: While loading, if a picture cannot be used; the message names the file.
+        InvalidImageError: If a picture cannot be used; the message names the file.
     """
-    if num_workers < 0:
-        raise ValueError(f"`num_workers` must be >= 0, got {num_workers}.")
     loader = DataLoader(
-        _Caught(dataset),
-        batch_sampler=sampler,
+        _ErrorsAsValues(dataset),
+        batch_sampler=batches,
         num_workers=num_workers,
         collate_fn=_collate,
-        worker_init_fn=_leave_signals_to_the_run,
+        worker_init_fn=_leave_group,
         generator=torch.Generator().manual_seed(0),  # or the loader would draw from the global one
     )
-    return _batches(loader)
+    for batch in loader:
+        if isinstance(batch, InvalidImageError):
+            raise batch
+        yield batch
 
 
-class _Caught(Dataset[Any]):
-    """Gives errors back as values: raised in a worker, they would come wrapped in its traceback."""
+class _ErrorsAsValues(Dataset[Any]):
+    """Give errors back as values: raised in a worker, they would come wrapped in its traceback."""
 
     def __init__(self, dataset: FaceFolder) -> None:
         self.dataset = dataset
@@ -256,10 +192,10 @@ class _Caught(Dataset[Any]):
             return InvalidImageError(str(e))
 
 
-def _leave_signals_to_the_run(_: int) -> None:
-    """Ctrl-C and SIGTERM often go to a group of processes: the run ends its step, saves, and then ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _leave_group(_: int) -> None:
+    """Put a worker out of reach of Ctrl-C and of signals to the group: the run ends its step, saves, then ends it."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 def _collate(examples: list[Any]) -> Any:
@@ -267,48 +203,98 @@ def _collate(examples: list[Any]) -> Any:
     try:
         return errors[0] if errors else default_collate(examples)
     except Exception as e:  # as on a full /dev/shm
-        return InvalidImageError(f"A batch could not be put together: {_say(e)}. Lower `num_workers` or `batch_size`.")
+        return InvalidImageError(f"A batch failed: {_one_line(e)}. Lower `num_workers` or `batch_size`.")
 
 
-def _say(error: Exception) -> str:
-    """An error in one line."""
+def _one_line(error: Exception) -> str:
     text = (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}"
     return " ".join(text.split()).rstrip(":. ")
 
 
-def _batches(loader: DataLoader[Any]) -> Generator[dict[str, Any], None, None]:
-    others, iterator, workers = active_children(), None, []
-    try:
-        try:
-            iterator = iter(loader)
-        finally:
-            workers = [process for process in active_children() if process not in others]
-        for batch in iterator:
-            if isinstance(batch, InvalidImageError):
-                raise batch
-            yield batch
-    finally:
-        if workers and iterator is not None:
-            _shut_down(iterator, workers)  # a traceback may keep the iterator for long
-        for worker in workers:
-            worker.kill()  # it ignores PyTorch's and multiprocessing's SIGTERM, and the end of Python would wait for it
-            worker.join()
+class SeededDraws:
+    """The random draws of one process of a run, made on its device: a CPU and a GPU draw different numbers.
 
+    `purpose` in the methods names what the draws are for: two purposes share none. `serial` is the number of the
+    micro-batch in this process, and `count` how many examples it has.
+    """
 
-def _shut_down(iterator: Any, workers: Sequence[BaseProcess]) -> None:
-    """Let all workers end by themselves, within one time for all: PyTorch would wait for one after the other."""
-    if iterator._worker_pids_set:  # or PyTorch would raise an error here for each that is killed
-        signal_handling._remove_worker_pids(id(iterator))
-        iterator._worker_pids_set = False
+    def __init__(self, generator: StyleGAN, accelerator: "Accelerator", *, seed: int) -> None:
+        self.generator, self.seed = generator, seed
+        self.device, self.rank, self.world = accelerator.device, accelerator.process_index, accelerator.num_processes
 
-    def kill() -> None:
-        for worker in workers:
-            worker.kill()
+    def w(self, step: int, count: int) -> tuple[Tensor, torch.Generator]:
+        """Codes of the mapping network, (count, w_dim), and the source to draw on from; the same in each process."""
+        rng = seeded(self.seed, "w", step)
+        z = torch.randn(count, self.generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
+        with torch.no_grad():
+            return self.generator.mapping(z.to(self.device)), rng
 
-    killer = threading.Timer(_PATIENCE, kill)
-    killer.start()
-    try:
-        iterator._shutdown_workers()
-    finally:
-        killer.cancel()
-        killer.join()
+    def noise(self, serial: int, count: int, *, purpose: str = "noise") -> list[Tensor]:
+        """Noise for pictures, (count, 1, r, r) a layer: the papers train with random noise."""
+        return self._noise(self.sources(purpose, serial, count, device=self.device))
+
+    def normal(self, purpose: str, serial: int, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal numbers of a shape, whose first axis counts the examples."""
+        sources = self.sources(purpose, serial, shape[0], device=self.device)
+        return torch.stack(
+            [torch.randn(shape[1:], generator=rng, device=self.device, dtype=torch.float32) for rng in sources]
+        )
+
+    def numbered(self, purpose: str, numbers: Sequence[int], size: int) -> Tensor:
+        """Standard normal vectors, (len(numbers), size), that belong to numbers, in whatever process."""
+        rows = [
+            torch.randn(size, generator=seeded(self.seed, purpose, number), device="cpu", dtype=torch.float32)
+            for number in numbers
+        ]
+        return torch.stack(rows).to(self.device)
+
+    def styles(self, purpose: str, serial: int, count: int, *, mixing: float) -> tuple[Tensor, Tensor]:
+        """Codes of samples, (count, num_ws, w_dim), with gradients into the mapping network, and the first w of each.
+
+        `mixing` is the share of the samples whose layers from a random one on take a second w (arXiv:1812.04948).
+        """
+        num_ws, z_dim = self.generator.num_ws, self.generator.config.z_dim
+        z, cutoffs = [], []
+        for rng in self.sources(purpose, serial, count):
+            z.append(torch.randn(2, z_dim, generator=rng, device="cpu", dtype=torch.float32))
+            mixes = float(torch.rand((), generator=rng, device="cpu", dtype=torch.float32)) < mixing
+            cutoffs.append(int(torch.randint(1, num_ws, (), generator=rng, device="cpu")) if mixes else num_ws)
+        first, second = torch.stack(z, dim=1).to(self.device)  # (count, z_dim) each
+        w = self.generator.mapping(first)
+        if min(cutoffs) == num_ws:
+            return latents.broadcast(w, num_ws), w
+        later = torch.arange(num_ws, device="cpu") >= torch.tensor(cutoffs, device="cpu")[:, None]  # (count, num_ws)
+        other = self.generator.mapping(second)
+        return torch.where(later.to(self.device)[..., None], other[:, None], w[:, None]), w
+
+    @torch.no_grad()
+    def synthesize(self, serial: int, count: int, *, side: int) -> tuple[Tensor, Tensor]:
+        """Samples of the generator, (count, 3, side, side), RGB, in [-1, 1], and their codes, (count, w_dim)."""
+        sizes = self.generator.config
+        if count == 0:
+            return torch.empty(0, 3, side, side, device=self.device), torch.empty(0, sizes.w_dim, device=self.device)
+        sources = self.sources("synthetic", serial, count, device=self.device)
+        z = torch.cat(
+            [torch.randn(1, sizes.z_dim, generator=rng, device=self.device, dtype=torch.float32) for rng in sources]
+        )
+        w = self.generator.mapping(z)
+        w_plus = latents.broadcast(w, self.generator.num_ws)
+        images = self.generator.synthesis(w_plus, noise=self._noise(sources))
+        if side != sizes.resolution:
+            images = F.interpolate(images, size=side, mode="bilinear", antialias=True, align_corners=False)
+        return images.clamp(-1, 1), w
+
+    def sources(
+        self, purpose: str, serial: int, count: int, *, device: torch.device | None = None
+    ) -> list[torch.Generator]:
+        """A random source for each example of a micro-batch, by its place among those of all processes."""
+        first = (serial * self.world + self.rank) * count
+        return [seeded(self.seed, purpose, first + i, device=device) for i in range(count)]
+
+    def _noise(self, sources: list[torch.Generator]) -> list[Tensor]:
+        sides = [conv.noise_const.shape for conv in self.generator.synthesis.convs]
+        sizes = [side.numel() for side in sides]
+        flat = torch.stack(
+            [torch.randn(sum(sizes), generator=rng, device=self.device, dtype=torch.float32) for rng in sources]
+        )
+        return [part.view(len(sources), 1, *side) for part, side in zip(flat.split(sizes, dim=1), sides)]

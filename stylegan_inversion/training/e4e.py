@@ -15,22 +15,14 @@ from torch import Tensor
 
 from stylegan_inversion.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
 from stylegan_inversion.models.discriminator import LatentDiscriminator, LatentDiscriminatorConfig
+from stylegan_inversion.training.config import E4EOptions
 
 
 def progressive_stage(share: float, *, num_ws: int, open_from: float, open_until: float) -> int:
-    """How many offsets are switched on.
+    """How many offsets are switched on, in [0, num_ws - 1], when a share of the run is done.
 
     The paper opens the first of the 17 offsets after 20,000 of 200,000 steps and one more every 2,000 steps: from 10 %
-    to 26 % of the run, which is what is scaled here to runs of any length and generators of any size.
-
-    Args:
-        share: Share of the run that is done, in [0, 1].
-        num_ws: How many w the generator takes.
-        open_from: Share at which the first offset opens.
-        open_until: Share at which the last one opens.
-
-    Returns:
-        The stage, in [0, num_ws - 1].
+    to 26 % of the run. Here this is scaled to runs of any length and generators of any size.
     """
     last = num_ws - 1
     if share >= open_until or last < 1:
@@ -54,15 +46,7 @@ class WPool:
         self.w: Tensor | None = None  # (at most size, w_dim)
 
     def query(self, w: Tensor, rng: torch.Generator) -> Tensor:
-        """Exchange codes.
-
-        Args:
-            w: New codes, (B, w_dim), detached.
-            rng: Source of the draws, on the CPU.
-
-        Returns:
-            Codes of the same shape: new ones and older ones.
-        """
+        """Exchange new codes, (B, w_dim), detached, for new and older ones. `rng` draws on the CPU."""
         if self.size == 0:
             return w
         pool = w[:0] if self.w is None else self.w.to(w)
@@ -85,20 +69,11 @@ class WPool:
 class LatentAdversary:
     """The latent discriminator with its optimizer and its two pools of w."""
 
-    def __init__(self, w_dim: int, *, lr: float, r1: float, r1_every: int, pool_size: int) -> None:
-        """Build it.
-
-        Args:
-            w_dim: Length of w.
-            lr: Learning rate of Adam; 2e-5 in the paper's runs.
-            r1: Weight gamma of the R1 penalty, gamma / 2 * ||grad D||^2; 10 in the paper's runs.
-            r1_every: R1 is added every so many steps, times this number; 16 in the paper's runs.
-            pool_size: Codes kept in each pool; 50 in the paper's runs, 0 for none.
-        """
-        self.network = LatentDiscriminator(LatentDiscriminatorConfig(w_dim=w_dim)).requires_grad_(False)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr)
-        self.r1, self.r1_every = r1, r1_every
-        self.real_pool, self.fake_pool = WPool(pool_size), WPool(pool_size)
+    def __init__(self, w_dim: int, options: E4EOptions, *, device: torch.device) -> None:
+        self.network = LatentDiscriminator(LatentDiscriminatorConfig(w_dim=w_dim)).requires_grad_(False).to(device)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=options.discriminator_lr)
+        self.r1, self.r1_every = options.r1, options.r1_every
+        self.real_pool, self.fake_pool = WPool(options.pool_size), WPool(options.pool_size)
 
     def encoder_loss(self, w_plus: Tensor, stage: int) -> Tensor:
         """What the encoder pays: the mean over the open layers of softplus(-D(w_i)); a scalar."""
@@ -158,11 +133,6 @@ class LatentAdversary:
             self.optimizer.zero_grad(set_to_none=True)
             self.network.requires_grad_(False)
         return loss.detach(), finite
-
-    def to(self, device: torch.device) -> "LatentAdversary":
-        """Move it, in place."""
-        self.network.to(device)
-        return self
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs."""

@@ -1,17 +1,27 @@
-"""`EncoderLearner`: an encoder of pSp or e4e, the frozen generator behind it, and one training step of the two."""
+"""The training of a pSp or e4e encoder in front of a frozen generator: what a run starts from, and one step of it.
+
+Papers: Richardson et al. 2021 (pSp), arXiv:2008.00951; Tov et al. 2021 (e4e), arXiv:2102.02766. Original code:
+eladrich/pixel2style2pixel and omertov/encoder4editing (MIT), training/coach.py. Own code.
+"""
 
 import copy
+import dataclasses
 import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce  # differentiable
 
 from stylegan_inversion import hub
+from stylegan_inversion.checkpoints.find import find_folder
+from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.losses.crop import inner_face
 from stylegan_inversion.losses.identity import IdentityLoss, load_identity
 from stylegan_inversion.losses.l2 import l2_loss
@@ -19,105 +29,76 @@ from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.losses.moco import load_moco
 from stylegan_inversion.losses.w_distance import w_distance_loss
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
+from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.preprocessing.sources import to_config
-from stylegan_inversion.training.batch_norm import synchronize_batch_norm
-from stylegan_inversion.training.compiling import compile_networks
-from stylegan_inversion.training.config import TrainConfig
-from stylegan_inversion.training.data import FaceFolder
-from stylegan_inversion.training.draws import Draws
+from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
+from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
+from stylegan_inversion.preprocessing.sources import PhotoSource, to_config
+from stylegan_inversion.training.config import EncoderOptions, EncoderRunConfig
+from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
 from stylegan_inversion.training.e4e import LatentAdversary, progressive_stage
-from stylegan_inversion.training.generator_model import check_side
-from stylegan_inversion.training.learner import update_ema
-from stylegan_inversion.training.objective import EncoderObjective
-from stylegan_inversion.training.optimize import apply_gradients, make_optimizer
-from stylegan_inversion.training.seeds import seeded_weights
-from stylegan_inversion.training.start import ENCODERS, close_offsets, load_teacher, loss_weights, make_encoder
+from stylegan_inversion.training.objective import EncoderObjective, check_side, loss_weights
+from stylegan_inversion.training.ranger import apply_gradients, make_optimizer, update_ema
 from stylegan_inversion.training.tasks import Task, make_task
 
 logger = logging.getLogger(__name__)
 
 LOSS_RESOLUTION = 256  # pictures are compared at this side at most, as pSp and e4e do
 
+Encoder = GradualStyleEncoder | Encoder4Editing
+
 
 class EncoderLearner:
-    """The networks of a run and what a step does to them."""
+    """The networks of a run and what a step does to them. See `trainer.Learner` for the methods."""
 
-    def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
-        """Build or load everything.
-
-        Args:
-            config: The run.
-            accelerator: Device, precision, processes.
-
-        Raises:
-            ValueError: If parts do not fit each other.
-            ModelNotFoundError: If a model is missing.
-            CheckpointError: If a file is damaged.
-        """
-        self.config, self.accelerator = config, accelerator
+    def __init__(self, config: EncoderRunConfig, accelerator: Accelerator, *, teacher: nn.Module | None = None) -> None:
+        """Build or load everything. `teacher`, (B, 3, R, R) -> (B, w_dim), knows the w of pictures for `w_distance`."""
+        self.config, self.accelerator, self.teacher = config, accelerator, teacher
         device = accelerator.device
-        self.task: Task = make_task(config.task, **config.task_options)
-        self.weights = loss_weights(self.task, config)
-        self._warn_of_weights()
-        self.model_folder = hub.find_model(config.model)
+        self.task = make_task(config.task, config.task_options)
+        self.weights = loss_weights(self.task, config, knows_w=teacher is not None)
+        self.model_folder = find_folder(config.model)
         self.generator = hub.load_module(Generator, GeneratorConfig, self.model_folder / "generator", device=device)
+        self.adversary: LatentAdversary | None = None
         with seeded_weights(config.seed):
             self.encoder = make_encoder(config, self.task, self.generator).to(device)
-            self.adversary = self._make_adversary()
+            if "adversarial" in self.weights:
+                self.adversary = LatentAdversary(self.generator.config.w_dim, config.e4e, device=device)
         synchronize_batch_norm(self.encoder)
         self.input_resolution = self.encoder.config.input_resolution
         self.output_resolution = min(self.generator.config.resolution, LOSS_RESOLUTION)
-        teacher = load_teacher(config, w_dim=self.generator.config.w_dim, side=self.output_resolution)
-        self.teacher = None if teacher is None else teacher.to(device)
         self.ema = copy.deepcopy(self.encoder).eval().requires_grad_(False) if config.ema_decay else None
-        self.parameters = [p for p in self.encoder.parameters() if p.requires_grad]
-        self.optimizer, self.schedule = make_optimizer(config.optimizer, self.parameters, steps=config.steps)
-        self.draws = Draws(self.generator, accelerator, seed=config.seed)
+        self.optimizer, self.schedule = make_optimizer(
+            config.optimizer, list(self.encoder.parameters()), steps=config.steps
+        )
+        self.draws = SeededDraws(self.generator, accelerator, seed=config.seed)
         self.objective = self._make_objective()
         if config.compile:
-            compile_networks(self.generator.synthesis, device=device)
-
-    def _warn_of_weights(self) -> None:
-        """The papers' weights are for the papers' networks."""
-        config, weights = self.config, self.weights
-        chosen = "identity" in config.loss and weights.identity >= 0.5
-        if config.identity == "builtin" and weights.identity > 0 and not chosen:
-            logger.warning(
-                "`loss.identity` is %g with the built-in network, for which strangers differ by 0.07 only: it will "
-                "hardly count. Weigh it ten times as much, or give ArcFace as `identity`: the papers' weights are its.",
-                weights.identity,
-            )
-
-    def _make_adversary(self) -> LatentAdversary | None:
-        if self.weights.adversarial == 0:
-            return None
-        options = self.config.e4e
-        adversary = LatentAdversary(
-            self.generator.config.w_dim,
-            lr=options.discriminator_lr,
-            r1=options.r1,
-            r1_every=options.r1_every,
-            pool_size=options.pool_size,
-        )
-        return adversary.to(self.accelerator.device)
+            self.generator.synthesis.compile(dynamic=False)
 
     def _make_objective(self) -> EncoderObjective:
-        weights, perceptual = self.weights, None
-        if weights.lpips + weights.lpips_crop > 0:
-            perceptual = load_perceptual(self.config.perceptual)
-        if perceptual is not None and weights.lpips_crop > 0:
+        config, weights, device = self.config, self.weights, self.accelerator.device
+        perceptual = identity = None
+        if "lpips" in weights or "lpips_crop" in weights:
+            perceptual = load_perceptual(config.perceptual, device=device)
+        if perceptual is not None and "lpips_crop" in weights:
             side = inner_face(torch.zeros(1, 1, self.output_resolution, self.output_resolution)).shape[-1]
-            check_side(perceptual, side, otherwise="loss.lpips_crop=0")
-        return EncoderObjective(
-            weights,
-            perceptual=perceptual,
-            identity=IdentityLoss(load_identity(self.config.identity)) if weights.identity > 0 else None,
-            moco=load_moco(self.config.moco) if weights.moco > 0 and self.config.moco else None,
-        ).to(self.accelerator.device)
+            check_side(perceptual, side, otherwise="set --loss.lpips-crop 0")
+        if "identity" in weights:
+            folder = None if config.identity == "builtin" else find_folder(config.identity)
+            identity = IdentityLoss(load_identity(config.identity, folder, device=device))
+            if config.identity == "builtin" and not (config.loss.identity and weights["identity"] >= 0.5):
+                logger.warning(
+                    "`loss.identity` is %g with the built-in network, for which strangers differ by only 0.07, so it "
+                    "will hardly count. Weigh it ten times as much, or give ArcFace as `identity`, for which the "
+                    "papers chose their weights.",
+                    weights["identity"],
+                )
+        moco = load_moco(find_folder(config.moco), device=device) if config.moco is not None else None
+        return EncoderObjective(weights, perceptual=perceptual, identity=identity, moco=moco)
 
     def open_data(self, *, training: bool = True) -> FaceFolder | None:
-        """The pictures that are trained on, or the same as they are; `None` if the run takes samples alone."""
+        """The pictures that are trained on, or the same unchanged; `None` if the run takes samples alone."""
         config = self.config
         return self._folder(config.data, config.sources, training=training) if config.batch_size else None
 
@@ -141,22 +122,15 @@ class EncoderLearner:
     def stage(self, step: int) -> int:
         """How many offsets e4e has switched on at a step; for pSp all of them count."""
         num_ws = self.generator.num_ws
-        if not ENCODERS[self.config.method].progressive:
+        if not isinstance(self.encoder, Encoder4Editing):
             return num_ws - 1
-        options = self.config.e4e
-        share = step / self.config.steps
+        options, share = self.config.e4e, step / self.config.steps
         return progressive_stage(share, num_ws=num_ws, open_from=options.open_from, open_until=options.open_until)
 
     def step(self, batches: Sequence[dict[str, Tensor]], step: int) -> tuple[dict[str, Tensor], bool]:
         """Train for one step.
 
-        Args:
-            batches: The micro-batches of this process: "x", "y" and "position", or nothing when `batch_size` is 0.
-            step: Number of the step, from 0. All random draws follow from it and from the positions.
-
-        Returns:
-            The terms of the loss, means over this process, and whether the step was finite. If the encoder's part is
-            not, nothing has changed; if only the discriminator's is not, the discriminator has not.
+        If the encoder's part is not finite, nothing has changed; if only the discriminator's is not, it has not.
         """
         stage = self.stage(step)
         if isinstance(self.encoder, Encoder4Editing):
@@ -173,15 +147,8 @@ class EncoderLearner:
             codes.append(w_plus.detach().float())
             for name, term in {**terms, "loss": loss}.items():
                 sums[name] = sums.get(name, torch.zeros_like(loss)) + term.detach() / len(batches)
-
-        finite = apply_gradients(
-            self.accelerator,
-            self.optimizer,
-            self.parameters,
-            sums["loss"],
-            max_norm=self.config.optimizer.max_grad_norm,
-        )
-        if not finite:
+        max_norm = self.config.optimizer.max_grad_norm
+        if not apply_gradients(self.accelerator, self.optimizer, sums["loss"], max_norm=max_norm):
             for buffer, before in zip(self.encoder.buffers(), buffers):
                 buffer.copy_(before)
             return sums, False
@@ -189,6 +156,7 @@ class EncoderLearner:
             update_ema(self.ema, self.encoder, self.config.ema_decay)
             if isinstance(self.ema, Encoder4Editing):
                 self.ema.progressive_stage = stage
+        finite = True
         if self.adversary is not None:
             terms, finite = self._update_adversary(self.adversary, torch.stack(codes), step, stage)
             sums.update(terms)
@@ -208,7 +176,7 @@ class EncoderLearner:
             noise = self.draws.noise(serial, count)
             y_hat = self.resize(self.generator.synthesis(w_plus[:count], noise=noise))
             terms |= self.objective.images(y_hat, batch["y"])
-        if self.weights.w_distance > 0:
+        if "w_distance" in self.weights:
             if self.teacher is not None:
                 with torch.no_grad():
                     true_w = torch.cat([self.teacher(batch["y"]).float(), true_w])
@@ -226,10 +194,10 @@ class EncoderLearner:
     def _update_adversary(
         self, adversary: LatentAdversary, w_plus: Tensor, step: int, stage: int
     ) -> tuple[dict[str, Tensor], bool]:
-        """Every process makes the same update, with the codes of all of them.
+        """Make the same update in every process, with the codes of all of them.
 
-        `w_plus` holds those of this one, (micro-batches, B, num_ws, w_dim). They are put in the order in which a single
-        process with the whole batch has them.
+        `w_plus` holds the codes of this one, (micro-batches, B, num_ws, w_dim). They are put in the order in which a
+        single process with the whole batch has them.
         """
         everyone = cast(Tensor, self.accelerator.gather(w_plus)).unflatten(0, (-1, len(w_plus)))  # (processes, ...)
         parts = everyone.tensor_split([self.config.batch_size], dim=2)  # pictures, samples of the generator
@@ -239,15 +207,10 @@ class EncoderLearner:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[dict[str, Tensor]], *, score: bool) -> tuple[dict[str, float], list[Tensor]]:
-        """Losses on pictures that are not trained on, with the encoder that would be saved.
+        """Compute the losses on held-out pictures, with the encoder that would be saved.
 
-        Args:
-            batches: "x" and "y"; each process may get its own share.
-            score: Of no matter: few pictures take no longer with their figures.
-
-        Returns:
-            Each term's mean over all pictures of all processes, `loss` among them; and the first batch's sources,
-            targets and outputs.
+        `score` is ignored: scoring a few pictures costs nothing. Returns each term's mean over all pictures of all
+        processes, "loss" among them; and the first batch's sources, targets and outputs.
         """
         encoder = self.ema if self.ema is not None else self.encoder
         was_training = encoder.training
@@ -256,7 +219,7 @@ class EncoderLearner:
             encoder.progressive_stage = cast(Encoder4Editing, self.encoder).progressive_stage
         count = torch.zeros((), device=self.accelerator.device)
         sums = {name: torch.zeros_like(count) for name in ("l2", "loss", *self.objective.image_terms)}
-        shown: list[Tensor] = []
+        columns: list[Tensor] = []
         for batch in batches:
             y_hat = self.resize(self.generator.synthesis(encoder(batch["x"])))
             terms = self.objective.images(y_hat, batch["y"])
@@ -264,21 +227,19 @@ class EncoderLearner:
             for name, term in {"l2": l2, "loss": self.objective.total(terms) if terms else l2, **terms}.items():
                 sums[name] += term * len(y_hat)
             count += len(y_hat)
-            shown = shown or [self.task.source.preview(batch["x"]), batch["y"], y_hat]
+            columns = columns or [self.task.source.preview(batch["x"]), batch["y"], y_hat]
         encoder.train(was_training)
         total = cast(Tensor, self.accelerator.reduce(count))
         reduced = {name: cast(Tensor, self.accelerator.reduce(value)) for name, value in sorted(sums.items())}
-        return {name: float(value / total) for name, value in reduced.items()}, shown
+        return {name: float(value / total) for name, value in reduced.items()}, columns
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs, beside the step."""
-        scaler = self.accelerator.scaler
         return {
             "encoder": self.encoder.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "adversary": None if self.adversary is None else self.adversary.state(),
-            "scaler": None if scaler is None else scaler.state_dict(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -289,8 +250,6 @@ class EncoderLearner:
             self.ema.load_state_dict(state["ema"])
         if self.adversary is not None:
             self.adversary.load_state(state["adversary"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def export(self, folder: Path) -> None:
         """Write a model that the pipelines read: the encoder, with the generator and the directions beside it.
@@ -300,11 +259,114 @@ class EncoderLearner:
         encoder = copy.deepcopy(self.ema if self.ema is not None else self.encoder)
         if isinstance(encoder, Encoder4Editing):
             close_offsets(encoder, cast(Encoder4Editing, self.encoder).progressive_stage)
-        config = hub.read_config(self.model_folder)
-        source = to_config(self.task.source)
+        config = hub.read_config(self.model_folder) | {"source": to_config(self.task.source)}
         with hub.write_together(folder) as stage:
             for part in ("generator", "directions"):
                 for file in sorted((self.model_folder / part).glob("*")):
-                    hub.copy_file(file, stage / part / file.name)
+                    (stage / part).mkdir(exist_ok=True)
+                    shutil.copyfile(file, stage / part / file.name)
             hub.save_module(encoder, stage / ENCODERS[self.config.method].folder)
-            hub.write_config({**config, "source": source}, stage)
+            hub.write_config(config, stage)
+
+
+def make_encoder(config: EncoderRunConfig, task: Task, generator: Generator) -> Encoder:
+    """Build or load the encoder that a run trains, in training mode, on the CPU.
+
+    Its average w is that of the generator, also when an encoder of another generator is fine-tuned.
+    """
+    options, theirs = config.encoder, generator.config
+    if config.init is not None:
+        encoder = _load_encoder(config.init, config.method)
+        for field in dataclasses.fields(options) if options != EncoderOptions() else ():
+            wanted, found = getattr(options, field.name), getattr(encoder.config, field.name, None)
+            if field.name != "backbone" and wanted != found:
+                raise ValueError(
+                    f"`init` brings an encoder with {field.name}={found}, but `encoder.{field.name}` is {wanted}: "
+                    "leave it out."
+                )
+    else:
+        sizes = {name: value for name, value in vars(options).items() if name != "backbone"}
+        sizes |= {"output_resolution": theirs.resolution, "w_dim": theirs.w_dim, "in_channels": task.source.in_channels}
+        encoder = cast(Encoder, ENCODERS[config.method].network(PyramidEncoderConfig(**sizes)))
+        if options.backbone is not None:
+            _load_backbone(encoder, options.backbone)
+    ours = encoder.config
+    if (ours.output_resolution, ours.w_dim) != (theirs.resolution, theirs.w_dim):
+        raise ValueError(
+            f"The encoder is for a generator of {ours.output_resolution} px and w_dim {ours.w_dim}; "
+            f"`model` has {theirs.resolution} px and w_dim {theirs.w_dim}."
+        )
+    if ours.in_channels != task.source.in_channels:
+        raise ValueError(
+            f"The encoder takes {ours.in_channels} channels; `task` {task.name} gives {task.source.in_channels}."
+        )
+    if config.synthetic_batch_size and not isinstance(task.source, PhotoSource):
+        raise ValueError(
+            f"`synthetic_batch_size` is {config.synthetic_batch_size}, but `task` {task.name} does not read pictures, "
+            "which is what the generator draws. Set it to 0."
+        )
+    encoder.w_avg.copy_(generator.w_avg.cpu())
+    return encoder.train().requires_grad_(True)
+
+
+def _load_encoder(name: str, method: str) -> Encoder:
+    """Load a trained encoder. e4e may go on from a pSp encoder: it takes its first w, and its offsets start from 0."""
+    model, kind = find_folder(name), ENCODERS[method]
+    if (model / kind.folder).is_dir():
+        return cast(Encoder, hub.load_module(kind.network, kind.config, model / kind.folder))
+    psp = ENCODERS["psp"]
+    if kind.network is not Encoder4Editing or not (model / psp.folder).is_dir():
+        raise ModelNotFoundError(f"`init`: {name!r} holds no {kind.network.__name__} (folder {kind.folder!r}).")
+    first = cast(GradualStyleEncoder, hub.load_module(psp.network, psp.config, model / psp.folder))
+    encoder = Encoder4Editing(first.config)
+    encoder.load_state_dict(first.state_dict())
+    close_offsets(encoder, 0)
+    return encoder
+
+
+def close_offsets(encoder: Encoder4Editing, stage: int) -> None:
+    """Make the offsets of e4e above a stage 0 for every picture, in place."""
+    for style in list(encoder.pyramid.styles)[stage + 1 :]:
+        nn.init.zeros_(cast(Any, style).linear.weight)
+        nn.init.zeros_(cast(Any, style).linear.bias)
+
+
+def _load_backbone(encoder: Encoder, name: str) -> None:
+    """Start from the backbone of a face recognition network, as pSp does; but for the stem if the channels differ."""
+    arcface = hub.load_module(ArcFace, ArcFaceConfig, find_folder(name))
+    backbone = encoder.pyramid.backbone
+    theirs: dict[str, Tensor] = arcface.backbone.state_dict()
+    if backbone.config.in_channels != arcface.config.in_channels:
+        ours = backbone.state_dict()
+        theirs = {key: ours[key] if key.startswith("stem.") else tensor for key, tensor in theirs.items()}
+    hub.fill_module(backbone, theirs, source=name)
+
+
+class SynchronizedBatchNorm2d(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` over the batches of all processes, of one shape; PyTorch's `SyncBatchNorm` refuses the CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise, (B, C, H, W)."""
+        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(input)
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        x = input.float()
+        world = dist.get_world_size()
+        sums = torch.cat([x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))])
+        mean, square = (cast(Tensor, all_reduce(sums)) / world).chunk(2)
+        variance = (square - mean.square()).clamp(min=0)
+        count = input.numel() / input.shape[1] * world
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, cast(float, self.momentum))
+            self.running_var.lerp_(variance * (count / (count - 1)), cast(float, self.momentum))
+            self.num_batches_tracked += 1
+        scale = (variance + self.eps).rsqrt() * self.weight  # not F.batch_norm: it gives the statistics no gradient
+        out = (x - mean.view(1, -1, 1, 1)) * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        return out.to(input.dtype)
+
+
+def synchronize_batch_norm(module: nn.Module) -> None:
+    """Turn every `nn.BatchNorm2d` of a network into a synchronised one, in place; names and weights stay."""
+    for child in module.modules():
+        if type(child) is nn.BatchNorm2d:
+            child.__class__ = SynchronizedBatchNorm2d

@@ -1,150 +1,142 @@
-"""`GANLearner`: StyleGAN2's adversarial training.
+"""The training of a StyleGAN2 generator against a discriminator: what a run starts from, one step of it, its score.
 
 Papers: Karras et al. 2020, arXiv:1912.04958 (losses, lazy regularisation, path length), and arXiv:2006.06676 (adaptive
-augmentation). Original code: NVlabs/stylegan2-ada-pytorch (NVIDIA Source Code Licence; not used). Own code. Departures:
-R1 is taken of the augmented pictures, as the discriminator sees them; the mean path length is that of all processes.
-Beside samples, a run can draw pictures again through an encoder, as the warm start for few cores wants.
+augmentation); Heusel et al. 2017, arXiv:1706.08500 (Frechet distance). Original code: NVlabs/stylegan2-ada-pytorch
+(NVIDIA Source Code Licence; not used). Own code. Departures: R1 is taken of the augmented pictures, as the
+discriminator sees them; the mean path length is that of all processes.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from stylegan_inversion import hub
+from stylegan_inversion import hub, latents
+from stylegan_inversion.checkpoints.find import find_folder
+from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
-from stylegan_inversion.losses.identity import load_identity
 from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.losses.path_length import path_length, path_length_penalty
-from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
+from stylegan_inversion.models.discriminator import Discriminator, DiscriminatorConfig
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.training.augment import AdaptiveProbability, augment
-from stylegan_inversion.training.compiling import compile_networks, uncompiled
-from stylegan_inversion.training.data import FaceFolder
-from stylegan_inversion.training.draws import Draws
-from stylegan_inversion.training.generator_config import GANConfig
-from stylegan_inversion.training.generator_model import (
-    check_groups,
-    check_side,
-    export_model,
-    load_part,
-    make_discriminator,
-    make_generator,
-    open_pictures,
-)
-from stylegan_inversion.training.learner import update_ema
-from stylegan_inversion.training.optimize import apply_gradients, lazy_options, make_optimizer
-from stylegan_inversion.training.progress import SampleProgress
-from stylegan_inversion.training.reconstruction import Reconstruction
-from stylegan_inversion.training.seeds import seeded_weights
+from stylegan_inversion.training.config import GANConfig, GeneratorOptions
+from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
+from stylegan_inversion.training.objective import check_side
+from stylegan_inversion.training.ranger import apply_gradients, lazy_options, make_optimizer, update_ema
+from stylegan_inversion.training.tasks import Pictures
+
+DEFAULT_RESOLUTION = 256
+SCORED_AT_ONCE = 64  # pictures that go through the networks when a generator is scored
+PIPELINE = {"_class_name": "PTIPipeline", "crop_scale": 1.0}  # the pipeline that needs no encoder; the FFHQ crop
+STATEFUL = ("generator", "average", "discriminator", "optimizer", "discriminator_optimizer")
 
 Batches = Sequence[dict[str, Tensor]]
 Terms = dict[str, Tensor]
 
 
 class GANLearner:
-    """A generator, its running average and its discriminator, and what a step does to them."""
+    """A generator, its running average and its discriminator, and what a step does to them.
+
+    See `trainer.Learner` for the methods. `recipes/faces64` replaces `make_discriminator`, `fakes` and
+    `generator_terms`.
+    """
 
     def __init__(self, config: GANConfig, accelerator: Accelerator) -> None:
-        """Build or load everything.
-
-        Args:
-            config: The run.
-            accelerator: Device, precision, processes.
-
-        Raises:
-            ValueError: If parts do not fit each other.
-            ModelNotFoundError: If a model is missing.
-            CheckpointError: If a file is damaged.
-        """
+        """Build or load everything."""
         self.config, self.accelerator = config, accelerator
         options, device = config.adversarial, accelerator.device
-        self.init = None if config.init is None else hub.find_model(config.init)
+        self.init = None if config.init is None else find_folder(config.init)
         with seeded_weights(config.seed):
             self.generator = make_generator(config.generator, self.init).to(device).train().requires_grad_(True)
-            perceptual = load_perceptual(config.perceptual, device=device)
-            discriminator = make_discriminator(
-                config.discriminator,
-                self.generator.config,
-                self.init,
-                perceptual=perceptual,
-                pictures=self.open_data(training=False) if config.discriminator.kind == "features" else None,
-            )
-        self.discriminator = discriminator.to(device).train().requires_grad_(False)
-        check_groups(discriminator, config.batch_size)
+            self.perceptual = load_perceptual(config.perceptual, device=device)
+            self.discriminator = self.make_discriminator().to(device).train().requires_grad_(False)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
-        self.reconstruction = self._make_reconstruction(perceptual) if config.reconstruction.batch_size else None
-        self.parameters = {
-            "generator": list(self.generator.parameters()),
-            "discriminator": list(self.discriminator.parameters()),
-        }
-        every = options.path_length_every if options.path_length else 0
         self.optimizer, self.schedule = make_optimizer(
-            lazy_options(config.optimizer, every), self.parameters["generator"], steps=config.steps
-        )
-        d_options = copy.copy(config.optimizer)
-        d_options.lr = config.discriminator.lr or d_options.lr
-        self.discriminator_optimizer, self.discriminator_schedule = make_optimizer(
-            lazy_options(d_options, options.r1_every if options.r1 else 0),
-            self.parameters["discriminator"],
+            lazy_options(config.optimizer, options.path_length_every if options.path_length else 0),
+            list(self.generator.parameters()),
             steps=config.steps,
         )
-        self.draws = Draws(self.generator, accelerator, seed=config.seed)
-        self.ada = AdaptiveProbability(target=config.ada.target, kimg=config.ada.kimg, p=config.ada.p)
+        d_options = dataclasses.replace(config.optimizer, lr=config.discriminator.lr or config.optimizer.lr)
+        self.discriminator_optimizer, self.discriminator_schedule = make_optimizer(
+            lazy_options(d_options, options.r1_every if options.r1 else 0),
+            list(self.discriminator.parameters()),
+            steps=config.steps,
+        )
+        self.draws = SeededDraws(self.generator, accelerator, seed=config.seed)
+        self.ada = AdaptiveProbability(config.ada)
         self.mean_length = torch.zeros((), device=device)
         self.lazy: Terms = {}  # of the regularisers, as last computed: a log line seldom falls on such a step
         self.drawn: list[Tensor] = []  # by the generator's step, one batch a micro-batch
-        judged_by_face = config.discriminator.kind == "features" and "face" in config.discriminator.networks
-        face = load_identity(device=device) if judged_by_face else None
-        self.progress = SampleProgress(perceptual, accelerator, seed=config.seed, face=face)
+        self.score_features: dict[str, Callable[[Tensor], list[Tensor]]] = {
+            f"fd ({self.perceptual.name})": self.perceptual.features
+        }
         if config.compile:
-            compile_networks(self.generator.synthesis, device=device)
+            self.generator.synthesis.compile(dynamic=False)
 
-    def _make_reconstruction(self, perceptual: Any) -> Reconstruction:
-        encoder = load_part(self.init, "autoencoder", ImageEncoder, ImageEncoderConfig)
-        if encoder is None:
-            raise ValueError(
-                "`reconstruction.batch_size` needs the encoder of an autoencoder run: give that run's model as `init`, "
-                "or set it to 0."
+    def make_discriminator(self) -> nn.Module:
+        """Build a discriminator for the generator, or load that of `init`."""
+        options, sizes = self.config.discriminator, self.generator.config
+        folder = None if self.init is None or options.new else self.init / "discriminator"
+        if folder and folder.is_dir() and hub.read_config(folder).get("_class_name") == Discriminator.__name__:
+            discriminator = hub.load_module(Discriminator, DiscriminatorConfig, folder)
+            if (side := discriminator.config.resolution) != sizes.resolution:
+                raise ValueError(
+                    f"`init` brings a discriminator of {side} px; the generator draws {sizes.resolution} px. To begin "
+                    "with a new one add --discriminator.new."
+                )
+        else:
+            discriminator = Discriminator(
+                DiscriminatorConfig(
+                    resolution=sizes.resolution,
+                    channel_base=options.channel_base or sizes.channel_base,
+                    channel_max=options.channel_max or sizes.channel_max,
+                    group_size=options.group_size,
+                )
             )
-        options, side = self.config.reconstruction, self.generator.config.resolution
-        if encoder.config.input_resolution > side:
+        if (batch := self.config.batch_size) > (group := discriminator.config.group_size) and batch % group:
             raise ValueError(
-                f"`init` brings an encoder of pictures of {encoder.config.input_resolution} px; the generator draws "
-                f"{side} px. Let the autoencoder grow first, or set reconstruction.batch_size=0."
+                f"`batch_size` must be a multiple of the discriminator's group size, {group}, or less, got {batch}. Of "
+                "a new discriminator it is `discriminator.group_size`."
             )
-        if options.lpips:
-            check_side(perceptual, side, otherwise="reconstruction.lpips=0")
-        betas = self.config.optimizer.betas or [0.9, 0.999]
-        return Reconstruction(
-            encoder,
-            options,
-            perceptual=perceptual if options.lpips else None,
-            betas=(betas[0], betas[1]),
-            accelerator=self.accelerator,
-        )
+        return discriminator
 
     def open_data(self, *, training: bool = True) -> FaceFolder | None:
-        """The pictures that are trained on, or the same as they are."""
-        return open_pictures(self.config.data, self.config, side=self.generator.config.resolution, training=training)
+        """The pictures that are trained on, or the same unchanged."""
+        return self._folder(self.config.data, training=training)
 
     def open_validation_data(self) -> FaceFolder | None:
         """The pictures that are held out; `None` if there are none."""
-        return self.progress.open_pictures(self.config, side=self.generator.config.resolution)
+        folder = self._folder(self.config.validation_data, training=False)
+        if folder is None:
+            return None
+        if (count := min(len(folder), self.config.validation_images)) < 2:
+            raise ValueError(
+                f"A Frechet distance needs at least 2 pictures in `validation_data`, and `validation_images` >= 2, "
+                f"got {count}."
+            )
+        check_side(self.perceptual, self.generator.config.resolution, otherwise="leave out validation_data")
+        return folder
+
+    def _folder(self, folder: str | None, *, training: bool) -> FaceFolder | None:
+        if folder is None:
+            return None
+        side, task = self.generator.config.resolution, Pictures(mirror=self.config.mirror)
+        return FaceFolder(
+            folder, task, input_resolution=side, output_resolution=side, seed=self.config.seed, training=training
+        )
 
     def step(self, batches: Batches, step: int) -> tuple[Terms, bool]:
         """Train for one step: the generator, its path length, the discriminator, its R1; the second and last are lazy.
 
-        Args:
-            batches: The micro-batches of this process.
-            step: Number of the step, from 0. All random draws follow from it and from the places in the run.
-
-        Returns:
-            The terms, means over this process, those of the lazy parts as last computed, and whether all were finite.
-            What was not has changed nothing.
+        The terms of the lazy parts are those last computed. A part that was not finite has changed nothing.
         """
         options = self.config.adversarial
         self.schedule.step(step)
@@ -175,40 +167,27 @@ class GANLearner:
         """Of the average generator at a step of so many images, when so many have been seen."""
         options = self.config.adversarial
         half_life = options.ema_kimg * 1000
-        if options.ema_rampup is not None:
+        if options.ema_rampup:
             half_life = min(half_life, seen * options.ema_rampup)
         return 0.5 ** (images / max(half_life, 1e-8))
 
-    def _fakes(self, batch: dict[str, Tensor], serial: int, purpose: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures of the generator: samples, then as many reconstructions as the config wants.
-
-        Returns:
-            The pictures, (B, 3, R, R), the reconstructions among them, and the first w of the samples.
-        """
-        drawn_again = self.config.reconstruction.batch_size
-        count = self.config.batch_size - drawn_again
+    def fakes(self, batch: dict[str, Tensor], serial: int, purpose: str) -> tuple[Tensor, Tensor]:
+        """Draw pictures of the generator, (B, 3, R, R); and the first w of the samples, (count, w_dim)."""
+        count = self.config.batch_size
         w_plus, w = self.draws.styles(purpose, serial, count, mixing=self.config.adversarial.style_mixing)
-        noise = self._noise(serial, count, purpose=f"{purpose} noise")
-        if self.reconstruction is not None:  # both in one pass
-            x, num_ws = batch["y"][:drawn_again], self.generator.num_ws
-            again, its_noise = self.reconstruction.codes(x, self.draws, serial, num_ws=num_ws)
-            w_plus, noise = torch.cat([w_plus, again]), [torch.cat(pair) for pair in zip(noise, its_noise)]
-        images = self.generator.synthesis(w_plus, noise=noise)
-        return images, images[count:], w
+        return self.generator.synthesis(w_plus, noise=self.noise(serial, count, f"{purpose} noise")), w
 
-    def _noise(self, serial: int, count: int, *, purpose: str) -> list[Tensor]:
+    def noise(self, serial: int, count: int, purpose: str) -> list[Tensor]:
+        """Noise inputs for pictures; zeros in runs without noise."""
         noise = self.draws.noise(serial, count, purpose=purpose)
         return noise if self.config.adversarial.noise else [torch.zeros_like(tensor) for tensor in noise]
 
-    @torch.no_grad()
-    def _new_fakes(self, batch: dict[str, Tensor], serial: int) -> Tensor:
-        statistics = [] if self.reconstruction is None else self.reconstruction.statistics()
-        images, _, _ = self._fakes(batch, serial, "discriminator")
-        if self.reconstruction is not None:
-            self.reconstruction.restore(statistics)  # the generator's step has moved them already
-        return images
+    def generator_terms(self, images: Tensor, batch: dict[str, Tensor], serial: int) -> Terms:
+        """The terms of the generator's loss, "loss" last."""
+        loss = generator_loss(self.discriminator(self._augment(images, serial, "generator")))
+        return {"generator": loss, "loss": loss}
 
-    def _seen(self, images: Tensor, serial: int, purpose: str) -> Tensor:
+    def _augment(self, images: Tensor, serial: int, purpose: str) -> Tensor:
         """What the discriminator sees of pictures, in the layout in which half precision is fast."""
         if self.config.mixed_precision != "no":
             images = images.contiguous(memory_format=torch.channels_last)
@@ -221,26 +200,16 @@ class GANLearner:
         terms: Terms = {}
         self.drawn = []
         mean_w = torch.zeros_like(self.generator.w_avg)
-        statistics = [] if self.reconstruction is None else self.reconstruction.statistics()
         for micro, batch in enumerate(batches):
             serial = step * len(batches) + micro
             with self.accelerator.autocast():
-                images, drawn_again, w = self._fakes(batch, serial, "generator")
+                images, w = self.fakes(batch, serial, "generator")
                 self.drawn.append(images.detach())
-                loss = generator_loss(self.discriminator(self._seen(images, serial, "generator")))
-                parts = {"generator": loss}
-                if self.reconstruction is not None:
-                    extra, more = self.reconstruction.losses(drawn_again, batch["y"][: len(drawn_again)])
-                    loss, parts = loss + extra, parts | more
-            self.accelerator.backward(loss / len(batches))
-            _add(terms, {**parts, "loss": loss}, len(batches))
+                parts = self.generator_terms(images, batch, serial)
+            self.accelerator.backward(parts["loss"] / len(batches))
+            _add(terms, parts, len(batches))
             mean_w += w.detach().float().mean(dim=0) / len(batches)
-        finite = self._apply("generator", terms["loss"], last=self.reconstruction is None)
-        if self.reconstruction is not None:
-            rate = self.schedule.rate(step) / self.schedule.options.lr  # the encoder takes no lazy steps
-            finite = self.reconstruction.step(terms["loss"], rate=rate) and finite
-            if not finite:
-                self.reconstruction.restore(statistics)
+        finite = self._apply(self.optimizer, terms["loss"])
         if finite:
             mean_w = cast(Tensor, self.accelerator.reduce(mean_w, reduction="mean"))
             self.generator.w_avg.lerp_(mean_w, 1 - self.config.adversarial.w_avg_decay)
@@ -255,15 +224,15 @@ class GANLearner:
         for micro in range(len(batches)):
             serial = step * len(batches) + micro
             w_plus, _ = self.draws.styles("path length", serial, count, mixing=options.style_mixing)
-            noise = self._noise(serial, count, purpose="path length noise")
-            with uncompiled():
+            noise = self.noise(serial, count, "path length noise")
+            with torch.compiler.set_stance("force_eager"):  # its gradients are differentiated again
                 images = self.generator.synthesis(w_plus, noise=noise)
             lengths = path_length(images, w_plus, self.draws.normal("direction", serial, (count, 3, side, side)))
             penalty, mean = path_length_penalty(lengths, self.mean_length)
             self.accelerator.backward(penalty * (options.path_length * options.path_length_every / len(batches)))
             _add(terms, {"path length": lengths.mean(), "path length penalty": penalty}, len(batches))
             new_mean += mean / len(batches)
-        finite = self._apply("generator", terms["path length penalty"])
+        finite = self._apply(self.optimizer, terms["path length penalty"])
         if finite:
             self.mean_length = cast(Tensor, self.accelerator.reduce(new_mean, reduction="mean"))
         return terms, finite
@@ -276,15 +245,18 @@ class GANLearner:
         for micro, batch in enumerate(batches):
             serial = step * len(batches) + micro
             with self.accelerator.autocast():
-                images = self.drawn[micro] if reuse else self._new_fakes(batch, serial)
-                fake = self.discriminator(self._seen(images, serial, "fake"))
-                real = self.discriminator(self._seen(batch["y"], serial, "real"))
+                images = self.drawn[micro]
+                if not reuse:
+                    with torch.no_grad():
+                        images, _ = self.fakes(batch, serial, "discriminator")
+                fake = self.discriminator(self._augment(images, serial, "fake"))
+                real = self.discriminator(self._augment(batch["y"], serial, "real"))
                 loss = discriminator_loss(real, fake)
             self.accelerator.backward(loss / len(batches))
             signs += real.detach().float().sign().sum()
             scores = {"discriminator": loss, "real score": real.mean(), "fake score": fake.mean()}
             _add(terms, scores, len(batches))
-        finite = self._apply("discriminator", terms["discriminator"])
+        finite = self._apply(self.discriminator_optimizer, terms["discriminator"])
         self.discriminator.requires_grad_(False)
         if finite:
             signs = cast(Tensor, self.accelerator.reduce(signs))
@@ -296,65 +268,139 @@ class GANLearner:
         terms: Terms = {}
         self.discriminator.requires_grad_(True)
         for micro, batch in enumerate(batches):
-            real = self._seen(batch["y"], step * len(batches) + micro, "real").detach().requires_grad_()
+            real = self._augment(batch["y"], step * len(batches) + micro, "real").detach().requires_grad_()
             penalty = r1_penalty(self.discriminator(real), real)
             self.accelerator.backward(penalty * (options.r1 / 2 * options.r1_every / len(batches)))
             _add(terms, {"r1": penalty}, len(batches))
-        finite = self._apply("discriminator", terms["r1"])
+        finite = self._apply(self.discriminator_optimizer, terms["r1"])
         self.discriminator.requires_grad_(False)
         return terms, finite
 
-    def _apply(self, name: str, loss: Tensor, *, last: bool = True) -> bool:
-        """Step one of the two networks, and forget its gradients; `last` as in `apply_gradients`."""
-        optimizer = self.optimizer if name == "generator" else self.discriminator_optimizer
-        parameters = self.parameters[name]
-        norm = self.config.optimizer.max_grad_norm
-        finite = apply_gradients(self.accelerator, optimizer, parameters, loss, max_norm=norm, last=last)
+    def _apply(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> bool:
+        """Step one of the two networks, and forget its gradients. Whether it was finite."""
+        finite = apply_gradients(self.accelerator, optimizer, loss, max_norm=self.config.optimizer.max_grad_norm)
         optimizer.zero_grad(set_to_none=True)
         return finite
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[dict[str, Tensor]], *, score: bool) -> tuple[dict[str, float], list[Tensor]]:
-        """Frechet distances and pictures of the average generator, see `SampleProgress`."""
-        return self.progress.evaluate(self.average, batches, score=score)
+        """Draw samples of the average generator, as many as there are pictures and of the same z each time.
+
+        Returns Frechet distances by name and their geometric mean as "loss", with `score`; and pictures of the first
+        batch: real, samples, and the same samples truncated to 0.7. The features are not Inception's: this is not FID.
+        """
+        draws = SeededDraws(self.average, self.accelerator, seed=self.config.seed)
+        real: dict[str, list[Tensor]] = {name: [] for name in self.score_features}
+        fake: dict[str, list[Tensor]] = {name: [] for name in self.score_features}
+        columns: list[Tensor] = []
+        for y, index in (piece for batch in batches for piece in _split(batch)):
+            w = self.average.mapping(draws.numbered("progress", index.tolist(), self.average.config.z_dim))
+            w_plus = latents.broadcast(w, self.average.num_ws)
+            images = self.average.synthesis(w_plus).clamp(-1, 1)
+            if not columns:
+                truncated = latents.truncate(w_plus, self.average.w_avg, truncation_psi=0.7)
+                columns = [y, images, self.average.synthesis(truncated).clamp(-1, 1)]
+            if not score:
+                break
+            for name, features in self.score_features.items():
+                real[name].append(_pool(features(y)))
+                fake[name].append(_pool(features(images)))
+        if not score:
+            return {}, columns
+        values = {name: frechet_distance(_everyone(real[name]), _everyone(fake[name])) for name in real}
+        return {**values, "loss": math.prod(values.values()) ** (1 / len(values))}, columns
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs, beside the step."""
-        scaler = self.accelerator.scaler
-        return {
-            "generator": self.generator.state_dict(),
-            "average": self.average.state_dict(),
-            "discriminator": self.discriminator.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "discriminator_optimizer": self.discriminator_optimizer.state_dict(),
-            "mean_length": self.mean_length,
-            "lazy": self.lazy,
-            "ada": self.ada.state(),
-            "reconstruction": None if self.reconstruction is None else self.reconstruction.state(),
-            "scaler": None if scaler is None else scaler.state_dict(),
-        }
+        parts = {name: getattr(self, name).state_dict() for name in STATEFUL}
+        return parts | {"mean_length": self.mean_length, "lazy": self.lazy, "ada": self.ada.state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave."""
-        self.generator.load_state_dict(state["generator"])
-        self.average.load_state_dict(state["average"])
-        self.discriminator.load_state_dict(state["discriminator"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        for name in STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
         self.mean_length = state["mean_length"].to(self.accelerator.device)
-        self.lazy = {name: term.to(self.accelerator.device) for name, term in state.get("lazy", {}).items()}
+        self.lazy = {name: term.to(self.accelerator.device) for name, term in state["lazy"].items()}
         self.ada.load_state(state["ada"])
-        if self.reconstruction is not None:
-            self.reconstruction.load_state(state["reconstruction"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def export(self, folder: Path) -> None:
-        """Write the average generator as a model for the pipelines, with what another run can start from."""
-        parts: dict[str, nn.Module] = {"generator": self.average, "discriminator": self.discriminator}
-        if self.reconstruction is not None:
-            parts["autoencoder"] = self.reconstruction.encoder
-        export_model(folder, parts, init=self.init, crop_scale=self.config.crop_scale)
+        """Write the average generator as a model for the pipelines, and the discriminator for another run.
+
+        The settings of the pipeline of `init` stay. Its directions and encoders belong to its generator: left out.
+        """
+        config = dict(PIPELINE)
+        if self.init is not None and (self.init / hub.CONFIG_NAME).exists():
+            config = hub.read_config(self.init) | {"_class_name": PIPELINE["_class_name"]}
+        if self.config.crop_scale is not None:
+            config["crop_scale"] = self.config.crop_scale
+        with hub.write_together(folder) as stage:
+            for name, network in self.exported().items():
+                hub.save_module(network, stage / name)
+            hub.write_config(config, stage)
+
+    def exported(self) -> dict[str, nn.Module]:
+        """The networks of the saved model, by the name of their folder."""
+        return {"generator": self.average, "discriminator": self.discriminator}
+
+
+def make_generator(options: GeneratorOptions, model: Path | None) -> Generator:
+    """Build a generator, or load that of a model's folder; if a larger resolution is asked for, it grows."""
+    if model is None:
+        return Generator(GeneratorConfig(**{**vars(options), "resolution": options.resolution or DEFAULT_RESOLUTION}))
+    if not (model / "generator").is_dir():
+        raise ModelNotFoundError(f"`init`: {model} holds no generator (folder 'generator').")
+    generator = hub.load_module(Generator, GeneratorConfig, model / "generator")
+    side = generator.config.resolution
+    if options.resolution is None or options.resolution == side:
+        return generator
+    if options.resolution < side:
+        raise ValueError(f"`generator.resolution` is {options.resolution}, but `init` brings a generator of {side} px.")
+    return grow_generator(generator, options.resolution)
+
+
+def grow_generator(generator: Generator, resolution: int) -> Generator:
+    """Give a copy of a generator further blocks, which draw nothing yet: its pictures are the old ones, enlarged."""
+    grown = Generator(dataclasses.replace(generator.config, resolution=resolution))
+    state = grown.state_dict()
+    for side in grown.config.resolutions:
+        if side > generator.config.resolution:
+            state[f"synthesis.blocks.{side}.to_rgb.weight"].zero_()  # in place: it is the network's own
+    grown.load_state_dict(state | generator.state_dict())
+    return grown
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Squared Frechet distance of the Gaussians fitted to two sets of features, (N, D): of float64, on the CPU.
+
+    |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)). The last trace is the sum of the singular values of A^(1/2) B^(1/2), so
+    that no matrix that is not symmetric needs a root. Figures of different N are not comparable.
+    """
+    cov_a, cov_b = a.T.cov(), b.T.cov()
+    cross = torch.linalg.svdvals(_root(cov_a).T @ _root(cov_b)).sum()
+    return max(0.0, ((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item())
+
+
+def _root(cov: Tensor) -> Tensor:
+    """L, (D, rank), with L L^T = `cov`; axes that are only rounding are left out."""
+    values, vectors = torch.linalg.eigh(cov)
+    kept = values > values[-1].clamp_min(0) * len(cov) * torch.finfo(cov.dtype).eps
+    return vectors[:, kept] * values[kept].sqrt()
+
+
+def _pool(layers: Sequence[Tensor]) -> Tensor:
+    """One vector a picture, (B, D): each layer averaged over its pixels, at a scale of about unit mean square."""
+    pooled = torch.cat([layer.flatten(2).mean(dim=2) if layer.ndim > 2 else layer for layer in layers], dim=1)
+    return (pooled * (pooled.shape[1] / len(layers)) ** 0.5).cpu().double()
+
+
+def _everyone(features: list[Tensor]) -> Tensor:
+    """Features of the pictures of all processes, (N, D)."""
+    return torch.cat([part for parts in gather_object([features]) for part in parts])
+
+
+def _split(batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pictures and their numbers, a few at once: the batch of a run may be large."""
+    return zip(batch["y"].split(SCORED_AT_ONCE), batch["index"].split(SCORED_AT_ONCE))
 
 
 def _add(sums: Terms, terms: Terms, micro_batches: int) -> None:

@@ -4,10 +4,8 @@ Papers: Richardson et al. 2021 (pSp), arXiv:2008.00951, section 3.2; Tov et al. 
 section 3.3.
 """
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import ClassVar
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -19,48 +17,60 @@ from stylegan_inversion.losses.l2 import l2_loss
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.losses.moco import MoCoLoss
 from stylegan_inversion.losses.w_norm import w_norm_loss
+from stylegan_inversion.training.config import EncoderRunConfig
+from stylegan_inversion.training.tasks import Task
+
+IMAGE_TERMS = ("l2", "lpips", "lpips_crop", "identity", "moco", "l2_crop")  # the terms that compare pictures
+E4E_WEIGHTS = {"delta": 2e-4, "adversarial": 0.1}  # beside the task's; the paper's
 
 
-@dataclass(frozen=True)
-class LossWeights:
-    """Weight of each term of the loss, all >= 0; 0 leaves the term out. The defaults are pSp's for faces.
+def loss_weights(task: Task, config: EncoderRunConfig, *, knows_w: bool = False) -> dict[str, float]:
+    """The weights above 0 of a run: the task's, e4e's, and above them those of the config.
+
+    Args:
+        task: Brings the paper's weights.
+        config: The run.
+        knows_w: Whether the w of pictures are known, as a `teacher` of `EncoderLearner` knows them.
 
     Raises:
-        ValueError: If a weight is negative or not finite, or both `identity` and `moco` are used.
+        ValueError: If weights exclude each other, or the run has nothing that a term could be computed from.
     """
-
-    l2: float = 1.0  # mean squared error in [-1, 1]
-    lpips: float = 0.8  # perceptual distance
-    identity: float = 0.1  # 1 - cosine of the features of a face recognition network; faces only
-    moco: float = 0.0  # the same with MoCo's ResNet-50, for other domains: 0.5; never together with `identity`
-    w_norm: float = 0.0  # distance of w_plus from w_avg; 0.005 for sketches and label maps
-    l2_crop: float = 0.0  # l2 of the inner face alone; frontalization
-    lpips_crop: float = 0.0  # lpips of the inner face alone; frontalization
-    delta: float = 0.0  # e4e: norm of the offsets from the base w; 2e-4
-    adversarial: float = 0.0  # e4e: each w must look like one of the mapping network; 0.1
-    w_distance: float = 0.0  # distance from the true w_plus; only for samples of the generator, whose w is known
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"`{field.name}` must be a finite weight >= 0, got {value}; 0 leaves the term out.")
-        if self.identity > 0 and self.moco > 0:
-            raise ValueError(
-                "`identity` (faces) and `moco` (everything else) cannot be used together, got "
-                f"identity={self.identity:g} and moco={self.moco:g}; set one of them to 0."
-            )
+    chosen = {name: value for name, value in asdict(config.loss).items() if value is not None}
+    weights = task.loss | (E4E_WEIGHTS if config.method == "e4e" else {}) | chosen
+    weights = {name: float(weights[name]) for name in asdict(config.loss) if weights.get(name)}
+    if "identity" in weights and "moco" in weights:
+        raise ValueError(
+            "`loss.identity` (faces) and `loss.moco` (everything else) cannot be used together, got "
+            f"{weights['identity']:g} and {weights['moco']:g}; set one of them to 0."
+        )
+    if "moco" in weights and config.moco is None:
+        raise ValueError(f"`loss.moco` is {weights['moco']:g}, but there is no network for it: give `moco`.")
+    if config.moco is not None and "moco" not in weights:
+        raise ValueError(
+            f"`moco` is {config.moco!r}, but `loss.moco` is 0: weigh it, such as --loss.moco 0.5 --loss.identity 0."
+        )
+    if "adversarial" in weights and config.method != "e4e":
+        raise ValueError(
+            f"`loss.adversarial` is {weights['adversarial']:g}, but only --method e4e has a latent discriminator."
+        )
+    if "w_distance" in weights and config.synthetic_batch_size == 0 and not knows_w:
+        raise ValueError(
+            f"`loss.w_distance` is {weights['w_distance']:g}, but pictures have no known w: set `synthetic_batch_size`."
+        )
+    if "w_distance" not in weights and not (config.batch_size and any(name in weights for name in IMAGE_TERMS)):
+        raise ValueError(
+            "`loss` weighs nothing that tells the encoder what to draw: with pictures (`batch_size`) it needs l2, "
+            "lpips, identity or moco, with samples of the generator (`synthetic_batch_size`) w_distance."
+        )
+    return weights
 
 
 class EncoderObjective:
     """The weighted sum of what an encoder is trained for; a term of weight 0 is not computed."""
 
-    IMAGE_TERMS: ClassVar[tuple[str, ...]] = ("l2", "lpips", "lpips_crop", "identity", "moco", "l2_crop")
-
     def __init__(
         self,
-        weights: LossWeights,
+        weights: Mapping[str, float],
         *,
         perceptual: PerceptualDistance | None = None,
         identity: IdentityLoss | None = None,
@@ -69,25 +79,13 @@ class EncoderObjective:
         """Put the frozen networks together.
 
         Args:
-            weights: The weight of each term.
+            weights: The weight of each term, above 0.
             perceptual: For `lpips` and `lpips_crop`.
             identity: For `identity`.
             moco: For `moco`.
-
-        Raises:
-            ValueError: If a weight is above 0 and its network is missing.
         """
-        self.weights = weights
-        needs = {"lpips": perceptual, "lpips_crop": perceptual, "identity": identity, "moco": moco}
-        for name, network in needs.items():
-            if getattr(weights, name) > 0 and network is None:
-                raise ValueError(f"`loss.{name}` is {getattr(weights, name)}, but there is no network for it: name it.")
-        self.perceptual, self.identity, self.moco = perceptual, identity, moco
-
-    @property
-    def image_terms(self) -> list[str]:
-        """Names of the terms that `images` gives, in its order."""
-        return [name for name in self.IMAGE_TERMS if getattr(self.weights, name) > 0]
+        self.weights, self.perceptual, self.identity, self.moco = weights, perceptual, identity, moco
+        self.image_terms = [name for name in IMAGE_TERMS if name in weights]
 
     def images(self, y_hat: Tensor, y: Tensor) -> dict[str, Tensor]:
         """The terms that compare pictures, (B, 3, R, R) in [-1, 1], unweighted."""
@@ -108,19 +106,29 @@ class EncoderObjective:
     def codes(self, w_plus: Tensor, *, w_avg: Tensor, num_deltas: int) -> dict[str, Tensor]:
         """The regularisers of the codes, (B, num_ws, w_dim), unweighted; `num_deltas` offsets are switched on."""
         terms = {}
-        if self.weights.w_norm > 0:
+        if "w_norm" in self.weights:
             terms["w_norm"] = w_norm_loss(w_plus, w_avg)
-        if self.weights.delta > 0 and num_deltas > 0:
+        if "delta" in self.weights and num_deltas > 0:
             terms["delta"] = delta_loss(w_plus, num_deltas)
         return terms
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of terms."""
-        return torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()
+        return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
 
-    def to(self, device: torch.device) -> "EncoderObjective":
-        """Move the frozen networks, in place."""
-        for network in (self.perceptual, self.identity, self.moco):
-            if network is not None:
-                network.to(device)
-        return self
+
+@torch.no_grad()
+def check_side(perceptual: PerceptualDistance, side: int, *, otherwise: str) -> None:
+    """Check that pictures of a side are large enough for a perceptual network.
+
+    Raises:
+        ValueError: If they are too small; `otherwise` names the option that does without it.
+    """
+    device = next(perceptual.parameters()).device
+    try:
+        perceptual.features(torch.zeros(1, 3, min(side, 64), min(side, 64), device=device))
+    except (ValueError, RuntimeError) as e:
+        raise ValueError(
+            f"The perceptual network {perceptual.name!r} does not take pictures of {side} px: {e} Draw larger ones, or "
+            f"{otherwise}."
+        ) from e

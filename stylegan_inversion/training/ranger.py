@@ -1,18 +1,25 @@
-"""Ranger, the optimiser of pSp and e4e: RAdam, Lookahead and gradient centralisation.
+"""The optimizer of a run: Ranger, the learning rate, and one step on the gradients of all processes.
 
-Papers: Liu et al. 2020 (RAdam), arXiv:1908.03265, algorithm 2; Zhang et al. 2019 (Lookahead), arXiv:1907.08610,
-algorithm 1; Yong et al. 2020 (gradient centralisation), arXiv:2004.01461, equation 1. Original combination:
+Ranger is that of pSp and e4e: RAdam, Lookahead and gradient centralisation. Papers: Liu et al. 2020 (RAdam),
+arXiv:1908.03265, algorithm 2; Zhang et al. 2019 (Lookahead), arXiv:1907.08610, algorithm 1; Yong et al. 2020 (gradient
+centralisation), arXiv:2004.01461, equation 1. Original combination:
 https://github.com/lessw2020/Ranger-Deep-Learning-Optimizer (Apache-2.0), version 20.4.11, as pSp and e4e use it.
 Own code, from the papers.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
+
+from stylegan_inversion.training.config import OptimizerOptions
+
+MIN_SCALE = 2.0**-10  # of float16's gradients: below it, the scale is not what makes them overflow
 
 
 class Ranger(torch.optim.Optimizer):
@@ -34,33 +41,18 @@ class Ranger(torch.optim.Optimizer):
         eps: float = 1e-5,
         weight_decay: float = 0.0,
     ) -> None:
-        """Set up; the defaults but `lr` are those of pSp and e4e, which train at 1e-4.
+        """Set up. The defaults are those of pSp and e4e, but for `lr`: they train at 1e-4.
 
         Args:
-            params: Parameters or groups of them. Real and dense.
+            params: Parameters or groups of them, real and dense.
             lr: Learning rate, > 0.
-            alpha: Lookahead's step from the slow weights towards the fast ones, in [0, 1]. 1 switches Lookahead off.
-            k: Steps between two steps of Lookahead, >= 1.
-            n_sma_threshold: RAdam's: while the length of the approximated moving average is not above it (steps 1 to 5
-                with the default betas), the second moment is not trusted, and a step is lr times the first one. >= 4.
+            alpha: Lookahead's step from the slow weights towards the fast ones, in [0, 1]; 1 switches it off.
+            k: Steps between two steps of Lookahead.
+            n_sma_threshold: RAdam trusts the second moment once its moving average is longer than this, >= 4.
             betas: Decay of the two moments, each in [0, 1).
-            eps: Added to the root of the second moment, > 0. Large beside Adam's 1e-8.
-            weight_decay: Share of the weights, times `lr`, that is taken away at each step (decoupled), >= 0.
-
-        Raises:
-            ValueError: If a value is out of range.
+            eps: Added to the root of the second moment. Large beside Adam's 1e-8.
+            weight_decay: Share of the weights, times `lr`, that is taken away at each step (decoupled).
         """
-        for name, value, good, allowed in (
-            ("lr", lr, lr > 0, "> 0"),
-            ("alpha", alpha, 0 <= alpha <= 1, "in [0, 1]"),
-            ("k", k, k >= 1, ">= 1"),
-            ("n_sma_threshold", n_sma_threshold, n_sma_threshold >= 4, ">= 4"),
-            ("betas", betas, all(0 <= beta < 1 for beta in betas), "in [0, 1)"),
-            ("eps", eps, eps > 0, "> 0"),
-            ("weight_decay", weight_decay, weight_decay >= 0, ">= 0"),
-        ):
-            if not good:
-                raise ValueError(f"`{name}` must be {allowed}, got {value}.")
         defaults = {"lr": lr, "alpha": alpha, "k": k, "n_sma_threshold": n_sma_threshold, "betas": betas, "eps": eps}
         super().__init__(params, defaults | {"weight_decay": weight_decay})
 
@@ -71,17 +63,7 @@ class Ranger(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step.
-
-        Args:
-            closure: Computes the loss and its gradients anew.
-
-        Returns:
-            What the closure gave.
-
-        Raises:
-            ValueError: If a gradient is sparse.
-        """
+        """Take one step; `closure` computes the loss and its gradients again. Gradients must be dense."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -91,8 +73,6 @@ class Ranger(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                if p.grad.is_sparse:
-                    raise ValueError("Gradients must be dense, got a sparse one: set `sparse=False` in the embedding.")
                 state = self._state_of(p)
                 state["step"] += 1
                 by_step.setdefault(int(state["step"]), []).append(p)
@@ -150,3 +130,107 @@ def _rectification(step: int, beta2: float, threshold: float) -> float | None:
         return None
     r = (n_sma - 4) * (n_sma - 2) * n_sma_max / ((n_sma_max - 4) * (n_sma_max - 2) * n_sma)
     return math.sqrt(r * (1 - beta2_t))
+
+
+class Schedule:
+    """The learning rate as a function of the step alone: nothing to save."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, options: OptimizerOptions, *, steps: int) -> None:
+        self.optimizer, self.options, self.steps = optimizer, options, steps
+
+    def step(self, step: int) -> None:
+        """Set the learning rate for a step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(step)
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step, counted from 0."""
+        options = self.options
+        rate = options.lr
+        warmup = options.warmup * self.steps
+        if step < warmup:
+            rate *= (step + 1) / (warmup + 1)
+        elif options.schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, self.steps - warmup))))
+        return rate
+
+
+def make_optimizer(
+    options: OptimizerOptions, parameters: Sequence[nn.Parameter], *, steps: int
+) -> tuple[torch.optim.Optimizer, Schedule]:
+    """Build the optimizer and its learning rate, set for step 0."""
+    settings: dict[str, Any] = {} if options.betas is None else {"betas": options.betas}
+    if options.name == "adam":
+        settings["fused"] = True  # one pass over the memory instead of ten
+    cls = {"ranger": Ranger, "adam": torch.optim.Adam}[options.name]
+    optimizer = cls(parameters, lr=options.lr, **settings)
+    schedule = Schedule(optimizer, options, steps=steps)
+    schedule.step(0)
+    return optimizer, schedule
+
+
+def lazy_options(options: OptimizerOptions, every: int) -> OptimizerOptions:
+    """Options of an optimizer that takes a further step, of a regulariser, each `every` steps; 0 changes nothing.
+
+    With c = every / (every + 1), lr * c and betas ** c, the steps reach as far as they would without the further ones
+    (StyleGAN2, arXiv:1912.04958, appendix B).
+    """
+    if every == 0:
+        return options
+    c = every / (every + 1)
+    if options.betas is None:
+        return dataclasses.replace(options, lr=options.lr * c)
+    first, second = options.betas
+    return dataclasses.replace(options, lr=options.lr * c, betas=(first**c, second**c))
+
+
+def apply_gradients(
+    accelerator: Accelerator, optimizer: torch.optim.Optimizer, loss: Tensor, *, max_norm: float | None = None
+) -> bool:
+    """Average the gradients of all processes and take a step, unless something is not finite.
+
+    One flat all-reduce, as NVIDIA's StyleGAN code does, instead of `DistributedDataParallel`: parameters that a stage
+    does not use simply have no gradient, and penalties may differentiate twice.
+
+    Args:
+        accelerator: The processes, and the scaler of float16.
+        optimizer: Its parameters are trained; some may have no gradient.
+        loss: The loss of this process, to tell a bad step.
+        max_norm: Longer gradients are scaled down to this norm; `None` leaves them.
+
+    Returns:
+        Whether loss and gradients were finite, the same for all processes. If not, nothing has changed, but for
+        the scale of float16: overflows are its normal life and count as finite, until the scale is next to nothing.
+    """
+    used = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients = [p.grad for p in used if p.grad is not None]
+    loss = loss.detach().reshape(1).float()
+    if accelerator.num_processes > 1:
+        flat = torch.cat([g.flatten() for g in gradients] + [loss])
+        *means, loss = accelerator.reduce(flat, reduction="mean").split([g.numel() for g in gradients] + [1])
+        for gradient, mean in zip(gradients, means):
+            gradient.copy_(mean.view_as(gradient))
+    scaler = accelerator.scaler
+    checked = [loss] if scaler is not None else [loss, *gradients]
+    if not torch.isfinite(torch.stack(torch._foreach_norm(checked))).all():
+        optimizer.zero_grad(set_to_none=True)
+        return False
+    if scaler is not None:
+        scaler.unscale_(optimizer)
+    if max_norm is not None:
+        torch.nn.utils.clip_grad_norm_(used, max_norm)
+    if scaler is None:
+        optimizer.step()
+        return True
+    before = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    return not scaler.get_scale() < min(before, MIN_SCALE)
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move an exponential moving average of a network's parameters; its buffers are copied."""
+    torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), 1 - decay)
+    for buffer, now in zip(average.buffers(), network.buffers()):
+        buffer.copy_(now)

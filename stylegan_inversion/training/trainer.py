@@ -2,65 +2,104 @@
 
 import dataclasses
 import hashlib
+import json
 import logging
+import math
 import os
+import shutil
 import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
-import torch.distributed as dist
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from stylegan_inversion import hub
-from stylegan_inversion.errors import DivergedError
-from stylegan_inversion.training.checkpoint import read_latest, write_checkpoint
+from stylegan_inversion.errors import DivergedError, MissingDependencyError
+
+try:
+    from accelerate import Accelerator
+    from accelerate.utils import is_tensorboard_available, is_wandb_available
+except ImportError as e:
+    raise MissingDependencyError.of_extra(f"Training needs Accelerate, which cannot be imported ({e}).", "train") from e
+
+from stylegan_inversion.preprocessing.image import save_image, to_pil
+from stylegan_inversion.training.checkpoint import compare_configs, read_latest, write_checkpoint
 from stylegan_inversion.training.config import RunConfig, config_dict
-from stylegan_inversion.training.data import FaceFolder, PositionSampler, load_batches
-from stylegan_inversion.training.learner import Learner
-from stylegan_inversion.training.methods import METHODS
-from stylegan_inversion.training.run_log import RunLog, check_trackers
+from stylegan_inversion.training.data import FaceFolder, load_batches, positions
+from stylegan_inversion.training.encoder import EncoderLearner
+from stylegan_inversion.training.gan import GANLearner
 
 logger = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 5
-MAX_GRID_ROWS = 16
-# What may differ between a run and its continuation: what changes no step, and the ways out of a divergence.
-FREE = (
-    "optimizer.lr",
-    "optimizer.max_grad_norm",
-    "mixed_precision",
-    "compile",
-    "output",
-    "num_workers",
-    "log_every",
-    "image_every",
-    "validate_every",
-    "checkpoint_every",
-    "trackers",
-    "cpu",
-    "data",  # a folder may move; the names of its pictures are compared
-    "sources",
-)
+MAX_GRID_ROWS = 16  # pictures that are drawn
+GRID_COLUMN = 4  # of them one below the other, before the next column starts
+MARGIN = 4  # white pixels between the columns
+TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+COMPILERS = ("g++", "c++", "clang++", "cl")
 
 Callback = Callable[[int, dict[str, float]], None]
 
 
+class Learner(Protocol):
+    """What the trainer asks of whatever is trained: the networks of a run, and what a step does to them.
+
+    A batch holds "x" and "y" as `FaceFolder` gives them, or nothing if the run needs no pictures. Steps count from 0;
+    all random draws follow from the step and from the places in the run.
+    """
+
+    optimizer: torch.optim.Optimizer  # the one whose learning rate is logged
+
+    def open_data(self, *, training: bool = True) -> FaceFolder | None:
+        """The pictures that are trained on, augmented if for `training`; `None` if the run needs none."""
+        ...
+
+    def open_validation_data(self) -> FaceFolder | None:
+        """The pictures that are held out; `None` if there are none."""
+        ...
+
+    def step(self, batches: Sequence[dict[str, Tensor]], step: int) -> tuple[dict[str, Tensor], bool]:
+        """Train on the micro-batches of this process: the terms of the loss, and whether the step was finite.
+
+        The terms are means over this process. A network whose part was not finite has not changed.
+        """
+        ...
+
+    def evaluate(self, batches: Iterator[dict[str, Tensor]], *, score: bool) -> tuple[dict[str, float], list[Tensor]]:
+        """Judge what would be saved, on this process's share of held-out pictures.
+
+        Returns figures, the same in all processes, the lower "loss" the better; and columns of pictures, each
+        (B, 3, r, r), RGB, in [-1, 1], to be shown side by side. Without `score` only the pictures are asked for.
+        """
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs, beside the step."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        ...
+
+    def export(self, folder: Path) -> None:
+        """Write a model that the pipelines read."""
+        ...
+
+
+MakeLearner = Callable[[Any, Accelerator], Learner]
+
+LEARNERS: dict[str, MakeLearner] = {"psp": EncoderLearner, "e4e": EncoderLearner, "gan": GANLearner}
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
-    """How a run ended.
-
-    Attributes:
-        step: Steps done.
-        best: The best validation loss; `None` without validation.
-        interrupted: Whether it was stopped.
-        main: Whether this is the process that writes.
-    """
+    """How a run ended; `best` is the best validation loss, and `main` says whether this is the process that writes."""
 
     step: int
     best: float | None
@@ -68,7 +107,22 @@ class TrainResult:
     main: bool = True
 
 
-def train(config: RunConfig, *, callback: Callback | None = None) -> TrainResult:
+def train_main(config: RunConfig, make_learner: MakeLearner | None = None) -> int:
+    """Train as a command: print how it ended, and return the exit code."""
+    logging.getLogger("stylegan_inversion").setLevel(logging.INFO)
+    result = train(config, make_learner=make_learner)
+    if result.interrupted:
+        print(f"Stopped after step {result.step}; the same command goes on from there.")
+        return 130
+    models = "last/" if result.best is None else "best/ and last/"
+    if result.main:
+        print(f"{result.step} steps done. Look at {models} in {config.output}.")
+    return 0
+
+
+def train(
+    config: RunConfig, *, callback: Callback | None = None, make_learner: MakeLearner | None = None
+) -> TrainResult:
     """Train an encoder or a generator, or go on with a run that was stopped at any moment.
 
     Writes to `config.output`: `config.json`, `log.jsonl` (a line each `log_every` steps and each validation),
@@ -80,20 +134,41 @@ def train(config: RunConfig, *, callback: Callback | None = None) -> TrainResult
     Args:
         config: The run.
         callback: Called after each step with the number of steps done and the terms of the loss.
+        make_learner: Builds what is trained; `None` takes that of the config's method.
 
     Raises:
-        ValueError: If the folder holds a run of another config or something else, parts do not fit each other, the
-            device does not know the precision, or several processes cannot work together on it.
+        ValueError: If the folder holds another run or something else, parts do not fit each other, the device does not
+            know the precision, or several processes cannot work together on it.
         DivergedError: After five steps in a row whose loss or gradient is not finite. The last good state is saved.
         CheckpointError: If a checkpoint cannot be written or read. The older ones stay.
         InvalidImageError: If a picture cannot be used.
         ChildProcessError: If a process that loads pictures was killed.
     """
-    check_trackers(config.trackers)
-    accelerator = _make_accelerator(config)
-    if config.mixed_precision == "fp16" and accelerator.device.type == "cpu":  # Accelerate would silently train in fp32
+    for name in config.trackers:
+        if name not in TRACKERS:
+            raise ValueError(f"`trackers` may hold {', '.join(TRACKERS)}, got {name!r}.")
+        if not TRACKERS[name]():
+            raise MissingDependencyError(f"`trackers` holds {name!r}: pip install {name}, or leave it out.")
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        cpu=config.cpu or not torch.accelerator.is_available(),  # on CPUs Accelerate connects processes only if told so
+        log_with=cast(Any, list(config.trackers)) or None,
+        project_dir=config.output,
+    )
+    if (started := int(os.environ.get("WORLD_SIZE", "1"))) != accelerator.num_processes:
+        raise ValueError(
+            f"{started} processes were started, but on {accelerator.device.type!r} each would train alone, into the "
+            "same folder. Start one, or add --cpu."
+        )
+    on_cpu = accelerator.device.type == "cpu"
+    if config.mixed_precision == "fp16" and on_cpu:  # Accelerate would silently train in fp32
         raise ValueError("`mixed_precision` is fp16, which needs a GPU. On the CPU take bf16 or no.")
-    learner = METHODS[config.method].learner(config, accelerator)
+    if config.compile and on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), *COMPILERS))):
+        raise ValueError(
+            f"`compile` needs a C++ compiler on a CPU, and none of {', '.join(COMPILERS)} was found. Install one, or "
+            "add --no-compile."
+        )
+    learner = (make_learner or LEARNERS[cast(Any, config).method])(config, accelerator)
     try:
         return Trainer(config, accelerator, learner, callback).run()
     except RuntimeError as e:
@@ -105,23 +180,6 @@ def train(config: RunConfig, *, callback: Callback | None = None) -> TrainResult
         ) from e
 
 
-def _make_accelerator(config: RunConfig) -> Accelerator:
-    # Accelerate keeps its state for the whole process and refuses a second run with another precision or device.
-    AcceleratorState._reset_state(reset_partial_state=not (dist.is_available() and dist.is_initialized()))
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        cpu=config.cpu or not torch.accelerator.is_available(),  # on CPUs Accelerate connects processes only if told so
-        log_with=cast(Any, config.trackers) or None,
-        project_dir=config.output,
-    )
-    if (started := int(os.environ.get("WORLD_SIZE", "1"))) != accelerator.num_processes:
-        raise ValueError(
-            f"{started} processes were started, but on {accelerator.device.type!r} each would train alone, into the "
-            "same folder. Start one, or add cpu=true."
-        )
-    return accelerator
-
-
 class Trainer:
     """One run."""
 
@@ -131,23 +189,23 @@ class Trainer:
         """Read the data and the last checkpoint, if there is one."""
         self.config, self.accelerator, self.learner, self.callback = config, accelerator, learner, callback
         self.output = Path(config.output)
-        self.log = RunLog(self.output, accelerator, trackers=config.trackers)
-        self.step, self.best, self.bad_steps = 0, float("inf"), 0
+        self.log_path = self.output / "log.jsonl"
+        self.step, self.best, self.bad_steps = 0, math.inf, 0
         self.examples = config.examples * config.accumulation * accelerator.num_processes  # a step
         self.data = learner.open_data()
         self.validation = learner.open_validation_data()
-        self.shown = learner.open_data(training=False) if self.validation is None else self.validation
+        self.pictures = learner.open_data(training=False) if self.validation is None else self.validation
         self._resume()
 
     def _resume(self) -> None:
         ours = config_dict(self.config)
         state = read_latest(self.output / "checkpoints", sweep=self.accelerator.is_main_process)
-        known = (self.output / hub.CONFIG_NAME).exists()
-        theirs = hub.read_config(self.output) if known or state is not None else ours
+        begun = state is not None or (self.output / hub.CONFIG_NAME).exists()
+        theirs = hub.read_config(self.output) if begun else ours
         if "steps" not in theirs:
-            raise ValueError(f"{self.output} holds something else than a training run. Give another `output`.")
+            raise ValueError(f"{self.output} holds something other than a training run. Give another `output`.")
         if state is not None:
-            self._compare(_flat(ours), _flat(theirs))
+            compare_configs(self.output, ours, theirs, extendable=self.config.extendable)
             if state["data"] != self._fingerprint():
                 raise ValueError(
                     f"The pictures in {self.config.data} are not those that the run in {self.output} began with: their "
@@ -159,13 +217,13 @@ class Trainer:
                     f"{self.config.steps}."
                 )
             self.learner.load_state(state["learner"])
+            if self.accelerator.scaler is not None and state["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
             self.step, self.bad_steps = state["step"], state["bad_steps"]
-            self.best = float("inf") if state["best"] is None else state["best"]
+            self.best = math.inf if state["best"] is None else state["best"]
             logger.info("Going on from step %d of %s.", self.step, self.output)
             if (before := state.get("processes")) != (now := self.accelerator.num_processes):
-                logger.warning(
-                    "The run had %s processes and now has %d: its batches are others from here on.", before, now
-                )
+                logger.warning("The run had %s processes and now has %d: its batches differ from here on.", before, now)
         steps = self.accelerator.gather(torch.tensor([self.step], device=self.accelerator.device))
         if len(set(cast(Tensor, steps).tolist())) > 1:
             raise ValueError(
@@ -173,23 +231,7 @@ class Trainer:
             )
         if self.accelerator.is_main_process:
             hub.write_config(ours, self.output)
-            self.log.cut(self.step)
-
-    def _compare(self, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-        """Refuse to go on with a run of another config; say what else has changed."""
-        free = set(FREE)
-        if self.config.extendable:
-            free.add("steps")
-        for key in sorted(ours.keys() | theirs.keys()):
-            if ours.get(key) == theirs.get(key):
-                continue
-            if key not in free:
-                raise ValueError(
-                    f"{self.output} holds a run with {key}={theirs.get(key)!r}, and this one has {ours.get(key)!r}. "
-                    "Give this one another `output`, or remove that folder."
-                )
-            if key in ("optimizer.lr", "optimizer.max_grad_norm", "mixed_precision", "compile"):
-                logger.warning("The run goes on with %s=%r instead of %r.", key, ours.get(key), theirs.get(key))
+            self._cut_log()
 
     def _fingerprint(self) -> str:
         """What tells one folder of pictures from another, since their order follows from their names."""
@@ -208,8 +250,7 @@ class Trainer:
             unit_scale=True,
             mininterval=1,
         )
-        with _signals() as stop, bar, closing(self.log), closing(self._batches()) as steps:
-            self.log.open()
+        with _signals() as stop, bar, self._trackers(), closing(self._batches()) as steps:
             for batches in steps:
                 terms, finite = self.learner.step(batches, self.step)
                 self._count_bad(finite)
@@ -220,7 +261,7 @@ class Trainer:
                     self._save()
                 if interrupted:
                     break
-        best = None if self.best == float("inf") else self.best
+        best = None if math.isinf(self.best) else self.best
         return TrainResult(self.step, best, interrupted and self.step < config.steps, accelerator.is_main_process)
 
     def _batches(self) -> Generator[list[dict[str, Tensor]], None, None]:
@@ -231,7 +272,7 @@ class Trainer:
             for _ in range(self.step, config.steps):
                 yield [{} for _ in range(k)]
             return
-        sampler = PositionSampler(
+        numbers = positions(
             config.batch_size,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
@@ -239,7 +280,7 @@ class Trainer:
             end=config.steps * k,
         )
         micro: list[dict[str, Tensor]] = []
-        with closing(load_batches(self.data, sampler, num_workers=config.num_workers)) as batches:
+        with closing(load_batches(self.data, numbers, num_workers=config.num_workers)) as batches:
             for batch in batches:
                 micro.append(self._move(batch))
                 if len(micro) == k:
@@ -255,75 +296,118 @@ class Trainer:
         if finite:
             return
         logger.warning(
-            "Step %d: a loss or gradient is not finite. The network that it is of stays as it was.", self.step
+            "Step %d: a loss or gradient is not finite. The network that it belongs to stays as it was.", self.step
         )
         if self.bad_steps >= MAX_BAD_STEPS:
             self._save()
             raise DivergedError(
                 f"{MAX_BAD_STEPS} steps in a row were not finite, up to step {self.step}. The last good state is saved "
-                f"in {self.output}. Lower `optimizer.lr`, set `optimizer.max_grad_norm`, or take mixed_precision=bf16."
+                f"in {self.output}. Lower `optimizer.lr`, set `optimizer.max_grad_norm`, or add "
+                "--mixed-precision bf16."
             )
 
     def _after_step(self, terms: dict[str, Tensor], bar: Any) -> None:
         config = self.config
         bar.update(self.examples)
         if self.step % config.log_every == 0 or self.callback is not None:
-            values = {name: float(term) for name, term in self._mean(terms).items()}
+            values = self._mean(terms)
             if self.callback is not None:
                 self.callback(self.step, values)
             if self.step % config.log_every == 0:
-                shown = {"step": str(self.step)} | {name: f"{value:.3g}" for name, value in values.items()}
-                bar.set_postfix(shown, refresh=False)
-                self.log.write(self.step, "train", values | {"lr": self.learner.optimizer.param_groups[0]["lr"]})
+                texts = {"step": str(self.step)} | {name: f"{value:.3g}" for name, value in values.items()}
+                bar.set_postfix(texts, refresh=False)
+                self._write("train", values | {"lr": self.learner.optimizer.param_groups[0]["lr"]})
         last = self.step == config.steps
         validates = self.validation is not None and (last or self.step % config.validate_every == 0)
-        if self.shown is not None and (validates or last or self.step % config.image_every == 0):
-            self._look(self.shown, score=validates)
+        if self.pictures is not None and (validates or last or self.step % config.image_every == 0):
+            self._evaluate(self.pictures, score=validates)
 
-    def _mean(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _mean(self, terms: dict[str, Tensor]) -> dict[str, float]:
         """Means over the processes, in one reduction."""
         names = sorted(terms)
-        if self.accelerator.num_processes == 1:
-            return {name: terms[name] for name in names}
         stacked = torch.stack([terms[name].float() for name in names])
-        return dict(zip(names, cast(Tensor, self.accelerator.reduce(stacked, reduction="mean"))))
+        return dict(zip(names, cast(Tensor, self.accelerator.reduce(stacked, reduction="mean")).tolist()))
 
-    def _look(self, pictures: FaceFolder, *, score: bool) -> None:
+    def _evaluate(self, pictures: FaceFolder, *, score: bool) -> None:
         """Draw the first pictures of a folder; with `score` judge all of them, and keep the best model."""
         accelerator = self.accelerator
         count = min(len(pictures), self.config.validation_images if score else MAX_GRID_ROWS)
-        sampler = PositionSampler(
+        numbers = positions(
             max(8, self.config.batch_size),
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             end=count,
             limit=count,
         )
-        batches = (self._move(batch) for batch in load_batches(pictures, sampler, num_workers=0))
+        batches = (self._move(batch) for batch in load_batches(pictures, numbers, num_workers=0))
         values, columns = self.learner.evaluate(batches, score=score)
         if columns:
-            self.log.draw(self.step, [column[:MAX_GRID_ROWS].float().cpu() for column in columns])
+            self._draw([column[:MAX_GRID_ROWS].float().cpu() for column in columns])
         if not score:
             return
-        self.log.write(self.step, "validation", values)
+        self._write("validation", values)
         if values["loss"] < self.best:
             self.best = values["loss"]
             if accelerator.is_main_process:
                 self.learner.export(self.output / "best")
 
+    @contextmanager
+    def _trackers(self) -> Iterator[None]:
+        """Start the trackers, and end them: for Weights & Biases a project of this name, for TensorBoard a folder."""
+        try:
+            if self.config.trackers:
+                self.accelerator.init_trackers("stylegan_inversion")
+            yield
+        finally:
+            self.accelerator.end_training()
+
+    def _cut_log(self) -> None:
+        """Drop the lines that a killed run wrote after its last checkpoint: they are written again."""
+        if self.log_path.exists():
+            kept = [line for line in self.log_path.read_text("utf-8").splitlines() if _step_of(line) <= self.step]
+            hub.write_text("".join(f"{line}\n" for line in kept), self.log_path)
+
+    def _write(self, kind: str, values: dict[str, float]) -> None:
+        """Log a line, "train" or "validation". What is not finite becomes null, since JSON has no NaN."""
+        if not self.accelerator.is_main_process:
+            return
+        if self.config.trackers:
+            self.accelerator.log({f"{kind}/{name}": value for name, value in values.items()}, step=self.step)
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with self.log_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": self.step, "kind": kind, **finite}, allow_nan=False) + "\n")
+
+    def _draw(self, columns: Sequence[Tensor]) -> None:
+        """Save pictures side by side, each column (B, 3, H, W), RGB, in [-1, 1], on the CPU; at the last one's side."""
+        if not self.accelerator.is_main_process:
+            return
+        side = columns[-1].shape[-1]
+        same = [x if x.shape[-1] == side else F.interpolate(x, size=side, mode="nearest") for x in columns]
+        rows = torch.cat(same, dim=3).clamp(-1, 1)  # (B, 3, H, columns * W)
+        rows = F.pad(rows, (0, 0, 0, 0, 0, 0, 0, -len(rows) % GRID_COLUMN), value=1.0)
+        stacks = rows.unflatten(0, (-1, GRID_COLUMN)).transpose(1, 2).flatten(2, 3)  # (stacks, 3, 4 H, columns * W)
+        grid = torch.cat(list(F.pad(stacks, (0, MARGIN), value=1.0)), dim=2)
+        picture = to_pil(grid[None])[0]
+        folder = self.output / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_image(picture, folder / f"step-{self.step:08d}.png")
+        for tracker in self.accelerator.trackers:
+            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"pictures": np.asarray(picture)[None]}, step=self.step, **options)
+
     def _save(self) -> None:
         if self.accelerator.is_main_process:
-            best = None if self.best == float("inf") else self.best
-            processes = self.accelerator.num_processes
             state = {
                 "learner": self.learner.state(),
-                "best": best,
-                "bad_steps": self.bad_steps % MAX_BAD_STEPS,  # who goes on after a divergence has five again
-                "processes": processes,
+                "best": None if math.isinf(self.best) else self.best,
+                "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
+                "bad_steps": self.bad_steps % MAX_BAD_STEPS,  # a run that goes on after a divergence has five again
+                "processes": self.accelerator.num_processes,
                 "data": self._fingerprint(),
             }
             self.learner.export(self.output / "last")
-            write_checkpoint(state, self.output / "checkpoints", step=self.step)  # last: before it, all is done again
+            # The checkpoint is last: a kill before it costs steps only
+            write_checkpoint(state, self.output / "checkpoints", step=self.step)
         self.accelerator.wait_for_everyone()
 
     def _any(self, here: bool) -> bool:
@@ -332,14 +416,6 @@ class Trainer:
             return here
         flag = torch.tensor(float(here), device=self.accelerator.device)
         return bool(cast(Tensor, self.accelerator.reduce(flag)) > 0)
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    """Names as they are typed: `optimizer.lr`."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
 
 
 @contextmanager
@@ -363,3 +439,10 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # cut off by a kill
+        return math.inf

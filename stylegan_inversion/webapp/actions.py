@@ -22,16 +22,17 @@ from safetensors.torch import save_file
 
 from stylegan_inversion.inversion.generator_delta import GeneratorDelta
 from stylegan_inversion.losses.identity import IdentityEmbedding, load_identity
+from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.pipelines.play import edit_frames, interpolate_outputs, mix_outputs, sample_face
 from stylegan_inversion.pipelines.pti import PTIPipeline
-from stylegan_inversion.pipelines.styles import edit_frames, interpolate_outputs, mix_outputs, sample_face
 from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
 from stylegan_inversion.preprocessing.image import ImageLimits, load_image, to_tensor
 from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.janitor import Janitor
 from stylegan_inversion.webapp.memory import give_back
 from stylegan_inversion.webapp.messages import EXPIRED, gr, messages
-from stylegan_inversion.webapp.models import METHODS, Model, Models
+from stylegan_inversion.webapp.models import Model, Models
 from stylegan_inversion.webapp.running import OnStep
 from stylegan_inversion.webapp.sessions import Kept, Progress, Sessions
 from stylegan_inversion.webapp.shown import is_tuned, kind_of, shown_crop

@@ -11,12 +11,12 @@ from typing import Any
 
 from PIL import Image
 
+from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.pipelines.pti import PRESETS
+from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
 from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.webapp.actions import Actions, methods_of
 from stylegan_inversion.webapp.messages import gr
-from stylegan_inversion.webapp.models import METHODS
 from stylegan_inversion.webapp.photos import photo_input
 from stylegan_inversion.webapp.running import Progress
 from stylegan_inversion.webapp.shown import kind_of
@@ -100,10 +100,10 @@ class Api:
             photo: Up to 20 MB; JPEG or PNG 40 megapixels, progressive 25, WebP 15, lossless or transparent 0.38.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.
-            method: "e4e", "psp" or "pti".
+            method: "e4e", "psp", "restyle" or "pti".
             num_w_steps: Of PTI: steps of the projection, 1 to 1000.
             num_tuning_steps: Of PTI: steps of the tuning at most, 0 to 1000.
-            pivot: Of PTI: "w", "w_plus", "e4e" or "psp"; nothing means the preset's, or "w".
+            pivot: Of PTI: "w", "w_plus", "e4e", "psp" or "restyle"; nothing means the preset's, or "w".
             model: From /models; nothing means the first.
             preset: Of PTI: "fast", "balanced" or "best"; the steps and the pivot win over it.
             progress: Gradio's own.
@@ -155,7 +155,7 @@ class Api:
             strengths: How far to go, such as {"smile": 2.0}, each in its direction's unit.
             face: Which face, by size: 0 is the largest.
             align: Find the face. False takes the photo as an aligned crop.
-            method: "e4e", "psp" or "pti".
+            method: "e4e", "psp", "restyle" or "pti".
             model: From /models; nothing means the first.
             progress: Gradio's own.
 
@@ -367,7 +367,7 @@ def name_endpoints(api: Api) -> None:
         align = gr.Checkbox(True, label="Find the face")
         method = gr.Dropdown(list(METHODS), value=methods_of(first)[0], label="Method")
         preset = gr.Dropdown(list(PRESETS), value=None, label="Preset")
-        pivot = gr.Dropdown(["w", "w_plus", "e4e", "psp"], value=None, label="Pivot")
+        pivot = gr.Dropdown(list(PIVOTS), value=None, label="Pivot")
         model = gr.Textbox("", label="Model")
         w_steps = gr.Number(None, label="Projection steps", precision=0)  # nothing: the preset's or the model's
         tuning_steps = gr.Number(None, label="Tuning steps", precision=0)

@@ -5,17 +5,17 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.webapp.actions import Actions, methods_of
 from stylegan_inversion.webapp.guard import owner_of
 from stylegan_inversion.webapp.messages import gr
-from stylegan_inversion.webapp.models import METHODS, Model
+from stylegan_inversion.webapp.models import Model
 from stylegan_inversion.webapp.photo_column import HIDDEN, SLIDERS, PhotoColumn
 from stylegan_inversion.webapp.shown import enlarge
 from stylegan_inversion.webapp.sliders import STRENGTH_RANGE
 from stylegan_inversion.webapp.words import note_html, pretty, status_html, table
 
-SHORT = {"e4e": "e4e", "psp": "pSp", "pti": "PTI"}
 ABOUT = """One photo through every method: how near does each come, and how well does it survive the same edit? e4e
 is made to give up some likeness for edits that work; pSp to come nearer to the photo; PTI tunes the generator to get
 both, for time. See what comes out here."""
@@ -43,7 +43,7 @@ class CompareTab:
                     self.photo = _picture("Photo")
                 for method in METHODS:
                     with gr.Column(min_width=150, scale=1) as column:
-                        self.faces[method] = _picture(SHORT[method])
+                        self.faces[method] = _picture(METHODS[method].label)
                     self.columns[method].append(column)
             with gr.Row(elem_classes="compared"):
                 with gr.Column(min_width=150, scale=1):
@@ -51,7 +51,7 @@ class CompareTab:
                     self.strength = gr.Slider(**_range(model, _first(model)), label="Strength")
                 for method in METHODS:
                     with gr.Column(min_width=150, scale=1) as column:
-                        self.edits[method] = _picture(f"{SHORT[method]}, edited")
+                        self.edits[method] = _picture(f"{METHODS[method].label}, edited")
                     self.columns[method].append(column)
             self.figures = gr.Markdown("", elem_classes="figures")
         self.pictures = [self.photo, *self.faces.values(), *self.edits.values()]
@@ -121,7 +121,7 @@ class CompareTab:
                     began = time.perf_counter()
                     for report in actions.run(crop, method, owner=owner, model=name, order=order, since=since):
                         if report.output is None:
-                            yield {self.status: note_html(f"{SHORT[method]} …") + status_html(report)}
+                            yield {self.status: note_html(f"{METHODS[method].label} …") + status_html(report)}
                             continue
                         tokens[method] = report.token
                         rows.append(self._row(method, report.output, time.perf_counter() - began))
@@ -195,7 +195,7 @@ class CompareTab:
     def _row(self, method: str, out: InversionOutput, seconds: float) -> dict[str, Any]:
         similarity = self.actions.similarity(out)
         return {
-            "Method": SHORT[method],
+            "Method": METHODS[method].label,
             "Mean squared error": f"{out.reports[0]['l2']:.4f}",
             "Identity similarity": f"{similarity:.2f}",
             "Seconds": f"{seconds:.1f}",

@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
+from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.webapp.actions import MAX_STEPS, Actions, methods_of
 from stylegan_inversion.webapp.guard import owner_of
@@ -12,13 +13,14 @@ from stylegan_inversion.webapp.models import Model
 from stylegan_inversion.webapp.photo_column import HIDDEN, SLIDERS, WORK, PhotoColumn
 from stylegan_inversion.webapp.shown import enlarge, is_drawn, is_tuned, kind_of, shown_crop
 from stylegan_inversion.webapp.sliders import Sliders
-from stylegan_inversion.webapp.words import HOW_TO, METHODS_HELP, note_html, status_html
+from stylegan_inversion.webapp.words import HOW_TO, note_html, status_html
 
 PIVOTS = {
     "w": "W, optimised: one w for all layers, which stays editable",
     "w_plus": "W+, optimised: one w a layer, nearer",
     "e4e": "e4e's answer: no steps needed",
     "psp": "pSp's answer: no steps needed",
+    "restyle": "ReStyle's answer: no steps needed",
 }
 DOWNLOADS = {
     "photo": "Photo",
@@ -276,7 +278,7 @@ def _first(model: Model) -> str:
 
 
 def _method_choices(model: Model) -> dict[str, Any]:
-    return {"choices": [(METHODS_HELP[name][0], name) for name in methods_of(model)], "value": _first(model)}
+    return {"choices": [(METHODS[name].title, name) for name in methods_of(model)], "value": _first(model)}
 
 
 def _pivot_choices(model: Model) -> dict[str, Any]:

@@ -10,12 +10,12 @@ from stylegan_inversion import hub
 from stylegan_inversion.catalogue import list_models, read_licence
 from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.pipelines.base import InversionPipeline
-from stylegan_inversion.pipelines.components import find_components
+from stylegan_inversion.pipelines.methods import METHODS
+from stylegan_inversion.pipelines.play import find_components
 from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector
 from stylegan_inversion.webapp.zerogpu import own_cpu
 
-METHODS = ("e4e", "psp", "pti")  # in the order of the page
 OWN = "Directions"  # title of the model's own
 DEMONSTRATION = 128  # pixels a side, up to which a model is none to make pictures with
 _LICENCES = {"non-commercial-research": "non-commercial research", "mit": "MIT", "apache-2.0": "Apache 2.0"}
@@ -27,8 +27,8 @@ class Model:
 
     Attributes:
         name: What `Models.get` knows it by; of a folder only its own name, not where it is.
-        pipelines: By method, in the order of `METHODS`: "pti" always, "e4e" and "psp" if there is such an encoder of
-            photos. They share the generator, the encoders, the detector and the directions.
+        pipelines: By method, in the order of `METHODS`: "pti" always, the others if there is such an encoder of photos.
+            They share the generator, the encoders, the detector and the directions.
         groups: Titles of slider groups, each with the names of its directions; "Directions" are the model's own.
         licence: Of the weights, in words.
         title: How a page calls it; "" means its name.
@@ -102,8 +102,10 @@ def load_model(
         ValueError: If this machine has no such device.
     """
     pti = PTIPipeline.from_pretrained(name_or_path, device=device, detector=detector, token=token)
-    if pti._name is not None and pti._name.is_local:
-        pti._name = None  # a visitor's download would say where this machine keeps the model; it is saved whole instead
+    if pti.base_name is not None and pti.base_name.is_local:
+        pti.base_name = (
+            None  # a visitor's download would say where this machine keeps the model; it is saved whole instead
+        )
     name = str(name_or_path)
     if (Path(name) / hub.CONFIG_NAME).is_file():  # as for the loader, a folder wins
         return make_model(pti, name=Path(name).resolve().name, licence=read_licence(Path(name)))

@@ -16,11 +16,9 @@ from typing import NamedTuple
 
 from stylegan_inversion import hub
 from stylegan_inversion.catalogue import catalogue, list_models
+from stylegan_inversion.checkpoints.find import is_known
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, StyleGANInversionError
-from stylegan_inversion.pipelines.official import is_known
-from stylegan_inversion.remote.client import report_downloads
-from stylegan_inversion.remote.integrity import cache_root
-from stylegan_inversion.webapp.model import METHODS as METHODS
+from stylegan_inversion.remote import cache_root, report_downloads
 from stylegan_inversion.webapp.model import Model as Model
 from stylegan_inversion.webapp.model import in_words
 from stylegan_inversion.webapp.model import load_model as load_model

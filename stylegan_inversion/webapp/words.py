@@ -16,11 +16,6 @@ FOOTNOTE = """Use photos of people who agreed to it, and say that a result is AI
 says so in its metadata. Do not deceive, harass or identify anyone with it. Photos and results are kept in memory or in
 a private folder, and deleted after 30 minutes without use or at once with the button. The code is under the MIT
 licence; models and photos have licences of their own."""
-METHODS_HELP = {
-    "e4e": ("e4e · at once, made for edits", "An encoder that stays near W, where edits work."),
-    "psp": ("pSp · at once, nearer to the photo", "An encoder into W+."),
-    "pti": ("PTI · nearest to the photo, takes a while", "Finds a pivot in W and tunes a copy of the generator."),
-}
 STAGES = {
     "start": "Starting",
     "waiting": "Waiting for a free place",

@@ -30,9 +30,9 @@ import numpy as np
 import torch
 
 from stylegan_inversion.errors import StyleGANInversionError
-from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.models.encoders import ENCODERS
+from stylegan_inversion.pipelines.output import Base, InversionOutput
 from stylegan_inversion.pipelines.pti import PTIPipeline
-from stylegan_inversion.pipelines.saving import Base
 from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.webapp.running import OnStep
 
@@ -42,7 +42,6 @@ START_SECONDS = 15  # for the process, CUDA and the way there and back
 LEAST_SECONDS = 10  # for the steps: the first one takes the longest
 LONGEST_SECONDS = 120  # in all; a visitor has a few minutes a day
 SEND_SECONDS = 0.1  # between two reports from the process at least
-_ENCODERS = ("e4e", "psp")  # pivots that need a network
 
 
 def gpu_seconds(steps: int, resolution: int) -> int:
@@ -163,11 +162,11 @@ class BorrowedGPU:
             stop.unlink(missing_ok=True)
         if output is None:
             raise RuntimeError("The process with the borrowed GPU ended without a result.")
-        return dataclasses.replace(output, crops=[crop], base=Base(pipeline.generator, pipeline._name))
+        return dataclasses.replace(output, crops=[crop], base=Base(pipeline.generator, pipeline.base_name))
 
 
 def _pack(pipeline: PTIPipeline, pivot: str) -> bytes:
-    encoders = {pivot: pipeline.encoder_pipeline(pivot).encoder} if pivot in _ENCODERS else {}
+    encoders = {pivot: pipeline.encoder_pipeline(pivot).encoder} if pivot in ENCODERS else {}
     parts = {"perceptual": pipeline.perceptual, "projector": pipeline.projector, "tuning": pipeline.tuning}
     return pickle.dumps({"generator": pipeline.generator, "encoders": encoders, **parts})
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 
 from PIL import Image, ImageCms
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "APNG", "MPO")
+_TURNED = Image.Exif()
+_TURNED[0x0112] = 6
 _TEXT = zlib.compress(("\N{PILE OF POO}" + "a" * 1_000_000).encode(), 9)
 
 
@@ -18,37 +19,38 @@ def encode(image: Image.Image, file_format: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-# Broken pictures
-
-
 def seeds(photo: Image.Image) -> list[tuple[str, bytes]]:
     """Sound files of each format and of several kinds of each."""
-    turned = photo.rotate(90)
-    exif = Image.Exif()
-    exif[0x0112] = 6
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    meta = {"exif": exif, "icc_profile": profile}
-    files = [
-        ("JPEG", encode(photo, "JPEG", quality=80, **meta)),
-        ("JPEG", encode(photo, "JPEG", progressive=True)),
-        ("JPEG", encode(photo.convert("CMYK"), "JPEG", restart_marker_rows=1)),
-        ("JPEG", encode(photo.convert("L"), "JPEG")),
-        ("MPO", encode(photo, "MPO", save_all=True, append_images=[turned])),
-        ("PNG", encode(photo, "PNG", **meta)),
-        ("PNG", encode(photo.convert("RGBA"), "PNG")),
-        ("PNG", encode(photo.convert("P"), "PNG", transparency=bytes(range(256)))),
-        ("PNG", encode(photo.convert("L").convert("I;16"), "PNG")),
-        ("APNG", encode(photo, "PNG", save_all=True, append_images=[turned])),
-        ("WEBP", encode(photo, "WEBP", **meta)),
-        ("WEBP", encode(photo.convert("RGBA"), "WEBP", lossless=True)),
-        ("WEBP", encode(photo, "WEBP", save_all=True, append_images=[turned])),
-        ("GIF", encode(photo, "GIF", save_all=True, append_images=[turned])),
-        ("TIFF", encode(photo, "TIFF", compression="jpeg")),
-        ("TIFF", encode(photo, "TIFF")),
-        ("BMP", encode(photo, "BMP")),
+    meta: dict[str, object] = {"exif": _TURNED, "icc_profile": profile}
+    frames: dict[str, object] = {"save_all": True, "append_images": [photo.rotate(90)]}
+    palette = {"transparency": bytes(range(256))}
+    kinds: list[tuple[str, str, dict[str, object]]] = [
+        ("JPEG", "RGB", {"quality": 80, **meta}),
+        ("JPEG", "RGB", {"progressive": True}),
+        ("JPEG", "CMYK", {"restart_marker_rows": 1}),
+        ("JPEG", "L", {}),
+        ("MPO", "RGB", frames),
+        ("PNG", "RGB", meta),
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", palette),
+        ("PNG", "I;16", {}),
+        ("APNG", "RGB", frames),
+        ("WEBP", "RGB", meta),
+        ("WEBP", "RGBA", {"lossless": True}),
+        ("WEBP", "RGB", frames),
+        ("GIF", "RGB", frames),
+        ("TIFF", "RGB", {"compression": "jpeg"}),
+        ("TIFF", "RGB", {}),
+        ("BMP", "RGB", {}),
     ]
-    assert {name for name, _ in files} == set(FORMATS)
-    return files
+    return [
+        (
+            name,
+            encode((photo.convert("L") if mode == "I;16" else photo).convert(mode), name.removeprefix("A"), **options),
+        )
+        for name, mode, options in kinds
+    ]
 
 
 def broken(files: list[tuple[str, bytes]], count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
@@ -57,20 +59,20 @@ def broken(files: list[tuple[str, bytes]], count: int, seed: int = 0) -> Iterato
     for k in range(count):
         name, data = files[k % len(files)]
         for _ in range(drawn.randint(1, 3)):
-            data = drawn.choice(_MUTATORS)(bytearray(data), drawn)
+            data = drawn.choice((_flip, _flip_header, _cut, _remove, _insert, _number, _shuffle))(
+                bytearray(data), drawn
+            )
         yield name, data
 
 
-def _flip(data: bytearray, drawn: random.Random) -> bytes:
-    for _ in range(drawn.randint(1, 12)):
-        data[drawn.randrange(len(data))] = drawn.choice((0, 1, 127, 128, 255, drawn.randrange(256)))
+def _flip(data: bytearray, drawn: random.Random, most: int = 12, size: int | None = None) -> bytes:
+    for _ in range(drawn.randint(1, most)):
+        data[drawn.randrange(len(data[:size]))] = drawn.choice((0, 1, 127, 128, 255, drawn.randrange(256)))
     return bytes(data)
 
 
 def _flip_header(data: bytearray, drawn: random.Random) -> bytes:
-    for _ in range(drawn.randint(1, 6)):
-        data[drawn.randrange(min(len(data), 200))] = drawn.choice((0, 1, 127, 128, 255, drawn.randrange(256)))
-    return _repaired(data)
+    return _repaired(_flip(data, drawn, 6, 200))
 
 
 def _cut(data: bytearray, drawn: random.Random) -> bytes:
@@ -90,7 +92,7 @@ def _insert(data: bytearray, drawn: random.Random) -> bytes:
 
 
 def _number(data: bytearray, drawn: random.Random) -> bytes:
-    """A size, a count or an offset that is not true."""
+    """Write a size, a count or an offset that is not true."""
     width = drawn.choice((2, 4))
     value = drawn.choice((0, 1, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)) & (256**width - 1)
     start = drawn.randrange(max(1, min(len(data) - width, 400)))
@@ -99,13 +101,12 @@ def _number(data: bytearray, drawn: random.Random) -> bytes:
 
 
 def _shuffle(data: bytearray, drawn: random.Random) -> bytes:
-    """Parts of a PNG, or stretches of any other file, doubled, dropped or in another order."""
+    """Double, drop or exchange chunks of a PNG, or stretches of any other file."""
     parts = _chunks(data)
     if len(parts) < 3:
         step = max(1, len(data) // 8)
         parts = [bytes(data[k : k + step]) for k in range(0, len(data), step)]
-    a, b = drawn.randrange(len(parts)), drawn.randrange(len(parts))
-    how = drawn.randrange(3)
+    a, b, how = drawn.randrange(len(parts)), drawn.randrange(len(parts)), drawn.randrange(3)
     if how == 0:
         parts[a], parts[b] = parts[b], parts[a]
     elif how == 1:
@@ -115,19 +116,8 @@ def _shuffle(data: bytearray, drawn: random.Random) -> bytes:
     return b"".join(parts)
 
 
-_MUTATORS: tuple[Callable[[bytearray, random.Random], bytes], ...] = (
-    _flip,
-    _flip_header,
-    _cut,
-    _remove,
-    _insert,
-    _number,
-    _shuffle,
-)
-
-
 def _chunks(data: bytes | bytearray) -> list[bytes]:
-    """The signature of a PNG, then its chunks; nothing if it is none."""
+    """The signature of a PNG, then its chunks; nothing for another file."""
     if data[:4] != b"\x89PNG":
         return []
     parts, position = [bytes(data[:8])], 8
@@ -138,15 +128,12 @@ def _chunks(data: bytes | bytearray) -> list[bytes]:
     return parts
 
 
-def _repaired(data: bytearray) -> bytes:
-    """A PNG whose check sums are right again, so that what is wrong with it goes farther in."""
+def _repaired(data: bytes | bytearray) -> bytes:
+    """Put the check sums of a PNG right, so that what is wrong with it goes farther in."""
     parts = _chunks(data)
     for k, part in enumerate(parts[1:], start=1):
         parts[k] = part[:-4] + struct.pack(">I", zlib.crc32(part[4:-4]))
     return b"".join(parts) if len(parts) > 1 else bytes(data)
-
-
-# Bombs
 
 
 def bombs() -> dict[str, Callable[[], bytes]]:
@@ -198,14 +185,7 @@ def bombs() -> dict[str, Callable[[], bytes]]:
 
 
 def png(
-    width: int,
-    height: int,
-    colour: int,
-    depth: int,
-    *,
-    before: bytes = b"",
-    after: bytes = b"",
-    interlaced: bool = False,
+    width: int, height: int, colour: int, depth: int, before: bytes = b"", after: bytes = b"", interlaced: bool = False
 ) -> bytes:
     """A PNG, all of it zero; `colour` is PNG's own number."""
     bits = {0: 1, 2: 3, 3: 1, 6: 4}[colour] * depth
@@ -226,8 +206,6 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 _PALETTE = chunk(b"PLTE", bytes(range(256)) * 3) + chunk(b"tRNS", bytes(range(256)))
-_TURNED = Image.Exif()
-_TURNED[0x0112] = 6
 
 
 def _profile() -> bytes:
@@ -279,28 +257,13 @@ def webp(width: int, height: int) -> bytes:
 
 def webp_of_codes(width: int, height: int) -> bytes:
     """A lossless WebP in which every block of 4 x 4 pixels brings Huffman codes of its own."""
-    across, down = width // 4, height // 4
-    values: list[tuple[int, int]] = [
-        (0x2F, 8),
-        (width - 1, 14),
-        (height - 1, 14),
-        (0, 4),
-        (0, 1),
-        (0, 1),
-        (1, 1),
-        (0, 3),
-    ]
-    values += [
-        (0, 1)
-    ]  # the image of the codes' numbers: no colour cache, then codes of green, red, blue, alpha, distance
-    values += [*_flat(280), *_flat(256), (1, 4), (1, 4), (1, 4)]
-    for k in range(across * down):
-        values += [
-            (int(f"{k & 255:08b}"[::-1], 2), 8),
-            (int(f"{k >> 8:08b}"[::-1], 2), 8),
-        ]  # codes go highest bit first
-    values += [(1, 4)] * (5 * across * down)
-    return _riff(b"VP8L", _bits(*values))
+    blocks = width // 4 * (height // 4)
+    values = [(0x2F, 8), (width - 1, 14), (height - 1, 14), (0, 4), (0, 1), (0, 1), (1, 1), (0, 3)]
+    # The image of the codes' numbers: no colour cache, then codes of green, red, blue, alpha, distance.
+    values += [(0, 1), *_flat(280), *_flat(256), (1, 4), (1, 4), (1, 4)]
+    for k in range(blocks):  # codes go highest bit first
+        values += [(int(f"{k & 255:08b}"[::-1], 2), 8), (int(f"{k >> 8:08b}"[::-1], 2), 8)]
+    return _riff(b"VP8L", _bits(*values, *([(1, 4)] * (5 * blocks))))
 
 
 def _flat(symbols: int) -> list[tuple[int, int]]:

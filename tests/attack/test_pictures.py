@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ QUICK_BOMBS = (  # each refused, or small
 class App:
     """The app as a process."""
 
-    process: "subprocess.Popen[str] | None"
+    process: Any  # a Popen; None in the test of this class
     http: "httpx.Client"
     faults: collections.Counter[str] = field(default_factory=collections.Counter)
     answers: collections.Counter[str] = field(default_factory=collections.Counter)
@@ -71,13 +72,12 @@ class App:
         stream = self.http.get(f"/gradio_api/call/align/{call.json()['event_id']}")
         if stream.status_code != 200:
             return f"status {stream.status_code}"
-        answer = stream.text
-        event, _, words = answer.strip().rpartition("data: ")
+        event, _, words = stream.text.strip().rpartition("data: ")
         if event.rstrip().endswith("event: complete"):
             return "answered"
         said = json.loads(words)
         said = said.get("error") if isinstance(said, dict) else said
-        return said if isinstance(said, str) and said and FAILED not in said else f"untyped: {answer}"
+        return said if isinstance(said, str) and said and FAILED not in said else f"untyped: {stream.text}"
 
     def peak(self) -> int:
         """The most memory since `rest`, bytes."""
@@ -85,12 +85,10 @@ class App:
 
     def rest(self) -> int:
         """The memory now; `peak` counts anew."""
-        assert self.process is not None
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
         return self._memory("VmRSS")
 
     def _memory(self, name: str) -> int:
-        assert self.process is not None
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
@@ -158,15 +156,15 @@ def test_faults_are_noticed(route: str, answer: int | str | Exception, fault: st
     assert app.answers.total() == 1
 
 
-def refuse_or_answer(app: App, photo: Image.Image, count: int, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "seed"), [(300, 0), pytest.param(3000, 1, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
+def test_broken_pictures(count: int, seed: int, app: App, photo: Image.Image) -> None:
     files = seeds(photo)
-    for k, (kind, data) in enumerate(files):
+    for kind, data in files:
         said = app.ask(f"sound.{kind.lower()}", data)
-        wanted = {"GIF", "TIFF", "BMP"}
-        assert said.startswith(f"The file is a {kind} image; convert") if kind in wanted else said == "answered", (
-            k,
-            said,
-        )
+        refused = kind in ("GIF", "TIFF", "BMP")
+        assert said.startswith(f"The file is a {kind} image; convert") if refused else said == "answered", (kind, said)
     app.answers.clear()
     names = ("photo.jpg", "photo.png", "photo.webp", "photo.tif", "photo")
     for k, (_, data) in enumerate(broken(files, count, seed)):
@@ -177,40 +175,21 @@ def refuse_or_answer(app: App, photo: Image.Image, count: int, seed: int) -> Non
     assert app.ask("sound.jpg", files[0][1]) == "answered"
 
 
-def test_broken_pictures(app: App, photo: Image.Image) -> None:
-    refuse_or_answer(app, photo, 300, seed=0)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_three_thousand_broken_pictures(app: App, photo: Image.Image) -> None:
-    refuse_or_answer(app, photo, 3000, seed=1)
-
-
-def go_off(app: App, name: str, photo: Image.Image) -> None:
-    app.ask("sound.jpg", seeds(photo)[0][1])  # what is loaded at the first request, is loaded
-    data = bombs()[name]()
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK_BOMBS else pytest.param(name, marks=pytest.mark.slow) for name in bombs()]
+)
+def test_bombs(app: App, name: str, photo: Image.Image) -> None:
+    sound, data = seeds(photo)[0][1], bombs()[name]()
     assert len(data) <= 20_000_000
+    app.ask("sound.jpg", sound)  # loads what the first request loads
     try:
         now = app.rest()
     except OSError:
         pytest.skip("needs Linux' /proc")
     app.idle = app.idle or now
-    start = time.monotonic()
     said = app.ask("bomb", data)
-    took, seconds = app.peak() - app.idle, time.monotonic() - start
-    print(f"{name:46} {len(data) / 1e6:6.2f} MB {took / 1e6:5.0f} MB {seconds:6.2f} s  {said[:100]}")
+    took = app.peak() - app.idle
+    print(f"{name:46} {len(data) / 1e6:6.2f} MB {took / 1e6:5.0f} MB {app.slowest:6.2f} s  {said[:100]}")
     assert app.faults.total() == 0, (app.faults, said)
     assert took < PICTURE_MEMORY + SLACK
-    assert app.ask("sound.jpg", seeds(photo)[0][1]) == "answered"
-
-
-@pytest.mark.parametrize("name", QUICK_BOMBS)
-def test_bombs(app: App, name: str, photo: Image.Image) -> None:
-    go_off(app, name, photo)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in bombs() if name not in QUICK_BOMBS])
-def test_more_bombs(app: App, name: str, photo: Image.Image) -> None:
-    go_off(app, name, photo)
+    assert app.ask("sound.jpg", sound) == "answered"

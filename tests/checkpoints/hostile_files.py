@@ -3,7 +3,6 @@
 Run as a script in a process of its own: reads every payload of a folder under an audit hook and prints what happened.
 """
 
-import codecs
 import io
 import json
 import pickle
@@ -129,31 +128,34 @@ def payloads(sentinel: Path) -> dict[str, tuple[bytes, str]]:
         "protocol_4": (whole(call("posix", "system", shell, stack=True), 4), asks.format("posix.system")),
         "protocol_5": (whole(call("posix", "system", shell, stack=True), 5), asks.format("posix.system")),
         "dotted": (
-            whole(call("torch", "storage._load_from_bytes", "x", stack=True), 4),
-            asks.format("torch.storage._load_from_bytes"),
+            whole(call("torch", "serialization.load", "x", stack=True), 4),
+            asks.format("torch.serialization.load"),
         ),
         "dotted_class": (
             whole(call("collections", "OrderedDict.__init__.__globals__", stack=True), 4),
             "OrderedDict.__init",
         ),
         "dotted_module": (whole(call("torch._utils.os", "system", shell)), asks.format("torch._utils.os.system")),
-        "name_as_number": (whole(b"K\1K\2\x93"), "asks for a name that is no text"),
+        "name_as_number": (whole(b"K\1K\2\x93"), "STACK_GLOBAL requires str"),
         "new_object": (whole(call("subprocess", "Popen", shell, how=b"\x81")), asks.format("subprocess.Popen")),
-        "new_object_ex": (whole(named("builtins", "set") + b")}\x92"), "uses the operation NEWOBJ_EX"),
-        "inst": (whole(b"(" + text(shell) + b"iposix\nsystem\n"), "uses the operation INST"),
-        "obj": (whole(b"(" + named("builtins", "set") + text(shell) + b"o"), "uses the operation OBJ"),
-        "extension": (whole(b"\x82\x01"), "uses the operation EXT1"),
-        "text_protocol": (whole(b"S'x'\n"), "uses the operation 0x53"),
-        "persistent_text": (whole(b"Px\n"), "uses the operation PERSID"),
-        "persistent_in_pkl": (whole(text("x") + b"Q"), "refers to data outside of itself"),
-        "out_of_band": (whole(b"\x97", 5), "uses the operation NEXT_BUFFER"),
-        "build_on_a_name": (whole(named("builtins", "set") + b"}b"), "gives a state to a Global"),
+        "new_object_ex": (whole(named("builtins", "set") + b")}\x92"), "an operation that PyTorch does not write"),
+        "inst": (whole(b"(" + text(shell) + b"iposix\nsystem\n"), "an operation that PyTorch does not write"),
+        "obj": (
+            whole(b"(" + named("builtins", "set") + text(shell) + b"o"),
+            "an operation that PyTorch does not write",
+        ),
+        "extension": (whole(b"\x82\x01"), "an operation that PyTorch does not write"),
+        "text_protocol": (whole(b"S'x'\n"), "an operation that PyTorch does not write"),
+        "persistent_text": (whole(b"Px\n"), "an operation that PyTorch does not write"),
+        "persistent_in_pkl": (whole(text("x") + b"Q"), "data outside of the pickle"),
+        "out_of_band": (whole(b"\x97", 5), "an operation that PyTorch does not write"),
+        "build_on_a_name": (whole(named("builtins", "set") + b"}b"), "a state for a Name"),
         "setstate": (whole(b"](" + text("__setstate__") + system + b"eN0}b"), asks.format("posix.system")),
-        "build_a_list": (whole(b"]}b"), "gives a state to a list"),
-        "call_a_text": (whole(text("x") + b")R"), "calls `str`"),
-        "call_a_class": (whole(named("numpy", "ndarray") + b")R"), "calls `numpy.ndarray`"),
-        "call_a_storage_class": (whole(named("torch", "FloatStorage") + b")R"), "calls `torch.FloatStorage`"),
-        "codec": (whole(call("_codecs", "encode", "x", "zlib_codec")), "encodes a text as 'zlib_codec'"),
+        "build_a_list": (whole(b"]}b"), "a state for a list"),
+        "call_a_text": (whole(text("x") + b")R"), "a call of str"),
+        "call_a_class": (whole(named("numpy", "ndarray") + b")R"), "a call of numpy.ndarray"),
+        "call_a_storage_class": (whole(named("torch", "FloatStorage") + b")R"), "a call of torch.FloatStorage"),
+        "codec": (whole(call("_codecs", "encode", "x", "zlib_codec")), "another encoding than latin1: zlib_codec"),
         "decode": (whole(call("_codecs", "decode", "x", "latin1")), asks.format("_codecs.decode")),
         "hooks": (
             whole(
@@ -184,7 +186,7 @@ def payloads(sentinel: Path) -> dict[str, tuple[bytes, str]]:
         "nested_bare": (whole(nested(whole(exec_))), asks.format("builtins.exec")),
         "nested_twice": (whole(nested(whole(nested(whole(system))))), asks.format("torch.storage._load_from_bytes")),
         "nested_in_zip": (zipped(whole(nested(whole(system)))), asks.format("torch.storage._load_from_bytes")),
-        "nested_zip": (whole(nested(zipped(whole(system)))), "uses the operation PERSID"),
+        "nested_zip": (whole(nested(zipped(whole(system)))), "an operation that PyTorch does not write"),
         "zip": (zipped(whole(system)), asks.format("posix.system")),
         "zip_persistent_class": (
             zipped(whole(arguments("storage", named("posix", "system"), "0", "cpu", b"K\1") + b"Q")),
@@ -202,11 +204,11 @@ def payloads(sentinel: Path) -> dict[str, tuple[bytes, str]]:
             + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117)
             + b"\n"
             + whole(system),
-            "holds Python objects, which it stores as a pickle",
+            "Python objects in dtype",
         ),
         "npy_header": (
             b"\x93NUMPY\x01\x00v\x00" + f"{{'descr': {code}, 'shape': ()}}".ljust(117).encode() + b"\n",
-            "should hold an array of numbers, but holds something else",
+            "holds no array of numbers",
         ),
         "protocol_0": (pickle.dumps({"x": 1}, 0), "It is a text that begins"),
         "source_is_kept_unread": (whole(persistent_object(code)), ""),
@@ -218,27 +220,34 @@ def payloads(sentinel: Path) -> dict[str, tuple[bytes, str]]:
 
 
 def main(folder: Path) -> None:
-    """Read every file of a folder in this process; print {name: message, or ""} and the events that were seen."""
-    from stylegan_inversion.checkpoints.archive import read_container
-    from stylegan_inversion.checkpoints.reading_process import Describer
+    """Read every file of a folder in this process; print {name: message, or ""} and the events that were seen.
+
+    Opening the file itself is no such event, nor parsing the header of a `.npy` as a literal, which NumPy does.
+    """
+    from stylegan_inversion.checkpoints.read import read_checkpoint
     from stylegan_inversion.errors import CheckpointError
 
-    for codec in ("latin-1", "unicode_escape", "ascii"):
-        codecs.lookup(codec)  # Python imports them at their first use
     events: list[str] = []
-    contents = {path.stem: path.read_bytes() for path in folder.glob("*.bin")}
-    armed = False
-    sys.addaudithook(lambda event, _: events.append(event) if armed and event.startswith(WATCHED) else None)
-    messages = {}
-    for name, data in contents.items():
-        armed = True
-        try:
-            Describer(len(data)).describe(read_container(memoryview(data)))
-            messages[name] = ""
-        except CheckpointError as e:
-            messages[name] = str(e)
-        finally:
-            armed = False
+    watching = False
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        own = event == "open" and str(arguments[0]).endswith(".bin") and arguments[1] in ("r", "rb", None)
+        header = event == "compile" and arguments[1] == "<unknown>"
+        if watching and event.startswith(WATCHED) and not own and not header:
+            events.append(f"{event} {arguments}")
+
+    paths = sorted(folder.glob("*.bin"))
+    sys.addaudithook(watch)
+    messages: dict[str, str] = {}
+    for again in (False, True):  # first without watching: Python and NumPy import modules at their first use
+        watching = again
+        for path in paths:
+            try:
+                read_checkpoint(path)
+                messages[path.stem] = ""
+            except CheckpointError as e:
+                messages[path.stem] = str(e)
+    watching = False
     print(json.dumps({"messages": messages, "events": events}))
 
 

@@ -13,12 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stylegan_inversion.checkpoints.export import checkpoint_to_official
 from stylegan_inversion.checkpoints.generator import generator_to_nvidia
+from stylegan_inversion.editing.ganspace import PrincipalComponents
+from stylegan_inversion.models.discriminator import Discriminator, DiscriminatorConfig
+from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
+from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
+from stylegan_inversion.ops import blur_kernel
 from tests.conformance import relative_error
 
 TINY = GeneratorConfig(resolution=64, z_dim=6, w_dim=8, mapping_layers=3, channel_base=256, channel_max=8)
 SMALL = GeneratorConfig(resolution=128, z_dim=8, w_dim=8, mapping_layers=2, channel_base=1024, channel_max=12)
+WIDTHS, UNITS = (4, 6, 8, 10), (1, 3, 2, 1)
+ENCODER_SIZES = {
+    TINY: PyramidEncoderConfig(64, 64, 8, widths=WIDTHS, units=UNITS, reduction=2),
+    SMALL: PyramidEncoderConfig(128, 32, 8, widths=WIDTHS, units=(2, 1, 1, 2), reduction=4),
+}
+ARCFACE = ArcFaceConfig(widths=WIDTHS, units=UNITS, reduction=2, resolution=32, embedding_dim=5)
+D_TINY = DiscriminatorConfig(resolution=16, channel_base=64, channel_max=8)
 BUFFERS = ("w_avg", "noise_const", "resample_filter")
 CLASSES = {
     "": "Generator",
@@ -48,6 +62,61 @@ def check(name: str, ours: Tensor, theirs: Tensor) -> None:
     error = relative_error(ours, theirs)
     print(f"{name}: relative error {error:.1e}")  # `pytest -rP` shows it
     assert error <= 1e-4, f"{name}: {error:.2e}"
+
+
+def encoder(kind: str, config: GeneratorConfig = TINY) -> tuple[PyramidEncoderConfig, dict[str, Tensor]]:
+    """An encoder, with the generator's average w in it, as an official file has one for both."""
+    sizes = ENCODER_SIZES[config]
+    w_avg = generator(config)[1]["w_avg"].repeat(config.num_ws, 1)
+    return sizes, {**draw(ENCODERS[kind].network(sizes), seed=3), "pyramid.w_avg": w_avg}
+
+
+def official(kind: Any, config: GeneratorConfig = TINY, **changes: Any) -> dict[str, Any]:
+    """A checkpoint of pSp or e4e as the official code writes it; a change to `None` leaves an entry out."""
+    checkpoint = checkpoint_to_official(kind, encoder(kind, config), generator(config))
+    checkpoint["opts"] |= {"exp_dir": "/x", "lr": 1e-4, "dataset_type": "ffhq_encode"}
+    return {key: value for key, value in {**checkpoint, **changes}.items() if value is not None}
+
+
+def components_to_ganspace(principal: PrincipalComponents) -> dict[str, Tensor]:
+    """Components as e4e's `.pt` holds them."""
+    return {"mean": principal.mean[None], "comp": principal.components[:, None], "std": principal.std.clone()}
+
+
+def backbone_name(key: str) -> str:
+    """Our backbone's name -> InsightFace_Pytorch's: one list of units, counted through all stages."""
+    top, _, rest = key.partition(".")
+    if top == "stem":
+        return f"input_layer.{rest}"
+    stage, unit, branch, rest = rest.split(".", 3)
+    index = sum(UNITS[: int(stage)]) + int(unit)
+    return f"body.{index}.{ {'residual': 'res_layer', 'shortcut': 'shortcut_layer'}[branch] }.{rest}"
+
+
+def official_arcface() -> dict[str, Tensor]:
+    official = {}
+    for key, tensor in draw(ArcFace(ARCFACE)).items():
+        top, _, rest = key.partition(".")
+        official[backbone_name(rest) if top == "backbone" else f"output_layer.{rest}"] = tensor
+    return official
+
+
+def rosinality_discriminator(config: DiscriminatorConfig = D_TINY) -> dict[str, Tensor]:
+    """Our state dict in the names of rosinality's `Discriminator`, written down independently."""
+    official = {}
+    sides = [str(2**k) for k in range(config.resolution.bit_length() - 1, 2, -1)]
+    inner = {"conv0.weight": "conv1.0.weight", "conv0.bias": "conv1.1.bias", "conv1.weight": "conv2.1.weight"}
+    inner |= {"conv1.bias": "conv2.2.bias", "skip.weight": "skip.1.weight"}
+    outer = {"from_rgb.weight": "convs.0.0.weight", "from_rgb.bias": "convs.0.1.bias"}
+    outer |= {"conv.weight": "final_conv.0.weight", "conv.bias": "final_conv.1.bias"}
+    for key, tensor in draw(Discriminator(config)).items():
+        if key.startswith("blocks."):
+            _, side, rest = key.split(".", 2)
+            key = f"convs.{sides.index(side) + 1}.{inner[rest]}"
+        key = outer.get(key, key.replace("fc.", "final_linear.0.").replace("out.", "final_linear.1."))
+        official[key] = tensor
+    official |= {f"convs.{k + 1}.conv2.0.kernel": blur_kernel() for k in range(len(sides))}
+    return official
 
 
 class EasyDict(dict[str, Any]):

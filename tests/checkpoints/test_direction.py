@@ -6,13 +6,12 @@ from torch import Tensor
 
 from stylegan_inversion.checkpoints.direction import (
     components_from_ganspace,
-    components_to_ganspace,
     direction_from_official,
-    direction_to_official,
     vector_from_official,
 )
 from stylegan_inversion.editing.ganspace import fit_pca
 from stylegan_inversion.errors import CheckpointError
+from tests.checkpoints.official_files import components_to_ganspace
 
 UNIT = torch.tensor([0.6, 0.8])
 LAYERS = torch.tensor([[3.0, 4.0], [0.0, 0.0], [-1.0, 2.0]])
@@ -49,10 +48,10 @@ def test_rows_of_one_direction_and_rows_of_other_lengths() -> None:
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (UNIT.long(), r"Not a direction: it has the shape \(2,\) and the type torch.int64"),
-        (torch.tensor(1.0), r"Not a direction: it has the shape \(\)"),
-        (torch.zeros(0), r"Not a direction: it has the shape \(0,\)"),
-        (UNIT.expand(1, 1, 1, 2), r"Not a direction: it has the shape \(1, 1, 1, 2\)"),
+        (UNIT.long(), r"Not a direction, .*: it has shape \(2,\) and type torch.int64"),
+        (torch.tensor(1.0), r"it has shape \(\)"),
+        (torch.zeros(0), r"it has shape \(0,\)"),
+        (UNIT.expand(1, 1, 1, 2), r"it has shape \(1, 1, 1, 2\)"),
         (UNIT.repeat(3, 5, 1), r"Not a direction but 3 style codes: shape \(3, 5, 2\)"),
         (UNIT * torch.nan, r"Not a direction: it is zero, or holds NaN or infinity"),
         (UNIT * 0, r"Not a direction: it is zero, or holds NaN or infinity"),
@@ -63,12 +62,12 @@ def test_not_a_vector(tensor: Tensor, message: str) -> None:
         vector_from_official(tensor)
 
 
-def test_direction_there_and_back() -> None:
+def test_direction() -> None:
     direction = direction_from_official(UNIT[None], name="age", description="e4e")
     assert (direction.name, direction.description) == ("age", "e4e")
-    assert torch.equal(direction_to_official(direction), UNIT[None])
+    assert torch.equal(direction.step, UNIT)
     layered = direction_from_official(LAYERS, name="pose")
-    assert torch.allclose(direction_to_official(layered), LAYERS[None])
+    assert torch.allclose(layered.step, LAYERS)
     assert torch.allclose(direction_from_official(LAYERS, name="pose", unit=2.0).step, LAYERS * (2 / layered.unit))
     with pytest.raises(ValueError, match="`name` must be a Python identifier"):
         direction_from_official(UNIT, name="a b")
@@ -91,11 +90,11 @@ def test_components_there_and_back() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"std": 3}, r"expected tensors `mean`, `comp` and `std`, got \['mean', 'comp', 'std'\]"),
-        ({"mean": torch.zeros(1, 5)}, r"`mean` \(1, 5\), `comp` \(2, 1, 4\) and `std` \(2,\) are not"),
-        ({"std": torch.ones(3)}, r"`std` \(3,\) are not"),
-        ({"comp": torch.tensor(1.0)}, r"`comp` \(\) and"),
-        ({"std": torch.zeros(2)}, r"Not GANSpace's components: `std` must be positive"),
+        ({"std": 3}, r"Not GANSpace's components, `mean` \(1, w_dim\), .*: "),
+        ({"mean": torch.zeros(1, 5)}, r"Not GANSpace's components, .*: shape '\[4\]' is invalid"),
+        ({"std": torch.ones(3)}, r"Not GANSpace's components, .*: shape '\[3, 4\]' is invalid"),
+        ({"comp": torch.tensor(1.0)}, r"Not GANSpace's components"),
+        ({"std": torch.zeros(2)}, r"Not GANSpace's components.*: `std` must be positive"),
     ],
 )
 def test_components_that_are_none(change: dict[str, Any], message: str) -> None:

@@ -1,16 +1,17 @@
-"""Names and errors of the converters, at tiny sizes; the numbers are in tests/models/test_conformance.py."""
+"""Names of generators and discriminators, there and back; the numbers are in tests/models/test_conformance.py."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from stylegan_inversion.checkpoints.generator import (
+    average_w,
     discriminator_from_rosinality,
     generator_from_nvidia,
     generator_from_rosinality,
+    generator_to_nvidia,
     generator_to_rosinality,
 )
 from stylegan_inversion.errors import CheckpointError
@@ -18,19 +19,10 @@ from stylegan_inversion.hub import fill_module
 from stylegan_inversion.models.discriminator import Discriminator, DiscriminatorConfig
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.ops import blur_kernel
+from tests.checkpoints.official_files import D_TINY, assert_same, draw, rosinality_discriminator
+from tests.conformance import draw_state_dict, load_case
 
 TINY = GeneratorConfig(resolution=16, z_dim=6, w_dim=8, mapping_layers=3, channel_base=64, channel_max=8)
-
-
-def draw(module: torch.nn.Module) -> dict[str, Tensor]:
-    """A state dict of the module's names and shapes, drawn from a seed."""
-    rng = torch.Generator().manual_seed(2)
-    return {key: torch.randn(tensor.shape, generator=rng) for key, tensor in module.state_dict().items()}
-
-
-def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
 
 
 def rosinality() -> dict[str, Tensor]:
@@ -67,14 +59,24 @@ def nvidia(config: GeneratorConfig = TINY) -> dict[str, Tensor]:
         replace(TINY, channel_base=2**15, channel_max=5),  # the same width everywhere
     ],
 )
-def test_to_rosinality_and_back_to_the_bit(config: GeneratorConfig) -> None:
+def test_there_and_back_to_the_bit(config: GeneratorConfig) -> None:
     state_dict = draw(Generator(config))
     official, latent_avg = generator_to_rosinality(config, state_dict)
-    found, back = generator_from_rosinality(official, latent_avg=latent_avg)
-    assert_same(back, state_dict)
-    assert replace(found, channel_base=config.channel_base, channel_max=config.channel_max) == config
-    assert all(found.channels(r) == config.channels(r) for r in config.resolutions)
-    fill_module(Generator(found), back, source="test")
+    for found, back in (
+        generator_from_rosinality(official, latent_avg=latent_avg),
+        generator_from_nvidia(generator_to_nvidia(config, state_dict)),
+        generator_from_nvidia(nvidia(config)),
+    ):
+        assert_same(back, state_dict)
+        assert replace(found, channel_base=config.channel_base, channel_max=config.channel_max) == config
+        assert all(found.channels(r) == config.channels(r) for r in config.resolutions)
+        fill_module(Generator(found), back, source="test")
+
+
+def test_export_has_the_names_of_nvidias_generator() -> None:
+    case, _ = load_case("stylegan2_ada_64")
+    state_dict = draw_state_dict(case["state_dict"], case["seed"])
+    assert_same(generator_to_nvidia(*generator_from_nvidia(state_dict)), state_dict)
 
 
 def test_rosinality_names_and_shapes() -> None:
@@ -106,128 +108,28 @@ def test_rosinality_average_w() -> None:
     w_avg = torch.arange(8.0)
     for latent_avg in (w_avg, w_avg[None], w_avg.repeat(6, 1)):
         assert torch.equal(generator_from_rosinality(official, latent_avg=latent_avg)[1]["w_avg"], w_avg)
-    with pytest.raises(CheckpointError, match=r"`latent_avg` must be \(8,\) or \(num_ws, 8\), got \(9,\)\."):
-        generator_from_rosinality(official, latent_avg=torch.zeros(9))
 
 
-def test_rosinality_without_blur_kernels() -> None:
-    """Some checkpoints leave the constant filters out."""
+def test_average_w_is_that_of_the_mapping_network() -> None:
+    state_dict = draw(Generator(TINY))
+    module = Generator(TINY)
+    fill_module(module, state_dict, source="test")
+    z = torch.randn(7_000, 6, generator=torch.Generator().manual_seed(0))
+    ours = average_w(TINY, state_dict, samples=7_000)
+    assert torch.allclose(ours, module.mapping(z).mean(0), atol=1e-5)  # in steps of 5 000: another stream, same mean
+    assert torch.equal(ours, average_w(TINY, state_dict, samples=7_000))
+
+
+def test_files_without_blur_kernels_or_noise() -> None:
     official = rosinality()
     bare = {key: tensor for key, tensor in official.items() if not key.endswith(".kernel")}
     assert_same(generator_from_rosinality(bare)[1], generator_from_rosinality(official)[1])
-
-
-@pytest.mark.parametrize("name", ["style.1.weight", "conv1.conv.weight", "convs.1.conv.weight"])
-def test_rosinality_tensors_that_give_the_sizes(name: str) -> None:
-    official = rosinality()
-    del official[name]
-    with pytest.raises(CheckpointError, match=f"in rosinality's format: tensor '{name}' is missing"):
-        generator_from_rosinality(official)
-
-
-@pytest.mark.parametrize("name", ["noises.noise_3", "to_rgb1.bias", "convs.0.activate.bias", "style.2.bias"])
-def test_rosinality_missing_tensor(name: str) -> None:
-    official = rosinality()
-    del official[name]
-    with pytest.raises(
-        CheckpointError, match=rf"Not a StyleGAN2 generator .*: missing \['{name}'\], unexpected \[\]\."
-    ):
-        generator_from_rosinality(official)
-
-
-def test_rosinality_unexpected_tensor() -> None:
-    with pytest.raises(CheckpointError, match=r"missing \[\], unexpected \['extra.weight'\]\."):
-        generator_from_rosinality({**rosinality(), "extra.weight": torch.zeros(1)})
-
-
-@pytest.mark.parametrize("shape", [(8,), (8, 6, 1)])
-def test_rosinality_tensor_of_other_dimensions(shape: tuple[int, ...]) -> None:
-    with pytest.raises(CheckpointError, match=r"Not a StyleGAN2 generator in rosinality's format"):
-        generator_from_rosinality({**rosinality(), "style.1.weight": torch.zeros(shape)})
-
-
-@pytest.mark.parametrize("kernel", [torch.ones(4, 4), torch.ones(3, 3)])
-def test_another_blur_filter(kernel: Tensor) -> None:
-    key = "convs.0.conv.blur.kernel"
-    with pytest.raises(CheckpointError, match=rf"{key} is not the blur filter \[1, 3, 3, 1\]"):
-        generator_from_rosinality({**rosinality(), key: kernel})
-    key = "synthesis.b8.resample_filter"
-    with pytest.raises(CheckpointError, match=rf"{key} is not the blur filter \[1, 3, 3, 1\]"):
-        generator_from_nvidia({**nvidia(), key: kernel})
-
-
-@pytest.mark.parametrize("width", [1, 6, 9])
-def test_widths_that_fit_no_base(width: int) -> None:
-    official = {**rosinality(), "convs.1.conv.weight": torch.zeros(1, width, width, 3, 3)}  # side 8, between 8 and 4
-    with pytest.raises(CheckpointError, match=rf"widths \{{4: 8, 8: {width}, 16: 4\}} are not min\(base / side, max\)"):
-        generator_from_rosinality(official)
-
-
-def test_not_a_generator() -> None:
-    for convert in (generator_from_rosinality, generator_from_nvidia, discriminator_from_rosinality):
-        for state_dict in ({}, {"fc.weight": torch.zeros(2, 2)}):
-            with pytest.raises(CheckpointError, match=r"^Not "):
-                convert(state_dict)
-
-
-def test_a_generator_that_is_too_small() -> None:
-    official = {k: v for k, v in rosinality().items() if not k.startswith(("to_rgbs.1.", "convs.2.", "convs.3."))}
-    with pytest.raises(CheckpointError, match=r"Not a StyleGAN2 generator: `resolution` must be .* got 8\."):
-        generator_from_rosinality(official)
-
-
-@pytest.mark.parametrize("config", [TINY, replace(TINY, resolution=32, mapping_layers=2)])
-def test_from_nvidia(config: GeneratorConfig) -> None:
-    found, state_dict = generator_from_nvidia(nvidia(config))
-    assert found == config
-    assert_same(state_dict, draw(Generator(config)))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"mapping.embed.weight": torch.zeros(1)}, r"Conditional generators are not supported: .* `mapping.embed`"),
-        ({"synthesis.b4.const": None}, r"tensor 'synthesis.b4.const' is missing"),
-        ({f"synthesis.b{r}.torgb.weight": None for r in (4, 8, 16)}, r"skip architecture: it has no `torgb`"),
-        ({"mapping.fc0.weight": None}, r"Not NVIDIA's StyleGAN2 generator: tensor 'mapping.fc0.weight' is missing"),
-        ({"synthesis.b8.conv1.weight": None}, r"tensor 'synthesis.b8.conv1.weight' is missing"),
-        ({"mapping.w_avg": None}, r"Not NVIDIA's StyleGAN2 generator: missing \['mapping.w_avg'\], unexpected \[\]\."),
-        ({"synthesis.b8.skip.weight": torch.zeros(1)}, r"missing \[\], unexpected \['synthesis.b8.skip.weight'\]\."),
-        ({"synthesis.bx.torgb.weight": torch.zeros(1)}, r"Not NVIDIA's StyleGAN2 generator"),
-        ({"mapping.fc0.weight": torch.zeros(8)}, r"Not NVIDIA's StyleGAN2 generator"),
-    ],
-)
-def test_nvidia_errors(change: dict[str, Any], message: str) -> None:
-    official = {key: tensor for key, tensor in {**nvidia(), **change}.items() if tensor is not None}
-    with pytest.raises(CheckpointError, match=message):
-        generator_from_nvidia(official)
-
-
-def test_nvidia_input_is_not_changed() -> None:
-    official = nvidia()
-    generator_from_nvidia(official)
-    assert_same(official, nvidia())
-
-
-D_TINY = DiscriminatorConfig(resolution=16, channel_base=64, channel_max=8)
-
-
-def rosinality_discriminator(config: DiscriminatorConfig = D_TINY) -> dict[str, Tensor]:
-    """Our state dict in the names of rosinality's `Discriminator`, written down independently."""
-    official = {}
-    sides = [str(2**k) for k in range(config.resolution.bit_length() - 1, 2, -1)]
-    inner = {"conv0.weight": "conv1.0.weight", "conv0.bias": "conv1.1.bias", "conv1.weight": "conv2.1.weight"}
-    inner |= {"conv1.bias": "conv2.2.bias", "skip.weight": "skip.1.weight"}
-    outer = {"from_rgb.weight": "convs.0.0.weight", "from_rgb.bias": "convs.0.1.bias"}
-    outer |= {"conv.weight": "final_conv.0.weight", "conv.bias": "final_conv.1.bias"}
-    for key, tensor in draw(Discriminator(config)).items():
-        if key.startswith("blocks."):
-            _, side, rest = key.split(".", 2)
-            key = f"convs.{sides.index(side) + 1}.{inner[rest]}"
-        key = outer.get(key, key.replace("fc.", "final_linear.0.").replace("out.", "final_linear.1."))
-        official[key] = tensor
-    official |= {f"convs.{k + 1}.conv2.0.kernel": blur_kernel() for k in range(len(sides))}
-    return official
+    drawn = [
+        generator_from_rosinality({k: v for k, v in official.items() if not k.startswith("noises.")})[1],
+        generator_from_nvidia({k: v for k, v in nvidia().items() if not k.endswith("noise_const")})[1],
+    ]
+    noise = [{k: v for k, v in converted.items() if k.endswith("noise_const")} for converted in drawn]
+    assert_same(*noise)  # the same in both formats
 
 
 @pytest.mark.parametrize("config", [D_TINY, replace(D_TINY, resolution=32, channel_base=100)])
@@ -237,17 +139,27 @@ def test_discriminator(config: DiscriminatorConfig) -> None:
     fill_module(Discriminator(found), state_dict, source="test")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"convs.0.0.weight": None}, r"Not a StyleGAN2 discriminator in rosinality's format: 'convs.0.0.weight'\."),
-        ({"convs.1.conv2.1.weight": None}, r"Not a StyleGAN2 discriminator .*: 'convs.1.conv2.1.weight'\."),
-        ({"final_conv.1.bias": None}, r"missing \['final_conv.1.bias'\], unexpected \[\]\."),
-        ({"extra": torch.zeros(1)}, r"missing \[\], unexpected \['extra'\]\."),
-        ({"convs.1.conv2.0.kernel": torch.ones(4, 4)}, r"convs.1.conv2.0.kernel is not the blur filter"),
-    ],
-)
-def test_discriminator_errors(change: dict[str, Any], message: str) -> None:
-    official = {key: tensor for key, tensor in {**rosinality_discriminator(), **change}.items() if tensor is not None}
+ZERO, WIDE = torch.zeros(1), torch.zeros(1, 9, 9, 3, 3)
+REFUSED = [
+    (generator_from_rosinality, {"noises.noise_3": None}, r"missing \['noises.noise_3'\], unexpected \[\]\."),
+    (generator_from_rosinality, {"extra.weight": ZERO}, r"missing \[\], unexpected \['extra.weight'\]\."),
+    (generator_from_rosinality, {"convs.1.conv.weight": WIDE}, r"widths \{4: 8, 8: 9, 16: 4\} are not min\(base"),
+    (generator_from_rosinality, {"convs.0.conv.blur.kernel": torch.ones(4, 4)}, r"kernel is not the blur filter"),
+    (
+        generator_from_nvidia,
+        {"synthesis.b8.resample_filter": torch.ones(3, 3)},
+        r"filter is not the blur filter \[1, 3",
+    ),
+    (generator_from_nvidia, {"mapping.w_avg": None}, r"missing \['mapping.w_avg'\], unexpected \[\]\."),
+    (generator_from_nvidia, {f"synthesis.b{r}.torgb.weight": None for r in (4, 8, 16)}, r"it has no `torgb`"),
+    (discriminator_from_rosinality, {"final_conv.1.bias": None}, r"missing \['final_conv.1.bias'\], unexpected \[\]\."),
+]
+
+
+@pytest.mark.parametrize(("convert", "change", "message"), REFUSED, ids=[message for *_, message in REFUSED])
+def test_refused(convert: object, change: dict[str, Tensor | None], message: str) -> None:
+    whole = {generator_from_rosinality: rosinality, generator_from_nvidia: nvidia}.get(
+        convert, rosinality_discriminator
+    )()  # type: ignore[call-overload]
     with pytest.raises(CheckpointError, match=message):
-        discriminator_from_rosinality(official)
+        convert({key: tensor for key, tensor in {**whole, **change}.items() if tensor is not None})  # type: ignore[operator]

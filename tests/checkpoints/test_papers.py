@@ -8,20 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stylegan_inversion.remote.integrity import file_sha256
 from torch import Tensor
 
 from stylegan_inversion import E4EPipeline, PTIPipeline, cli, hub
 from stylegan_inversion.catalogue import CatalogueEntry
 from stylegan_inversion.checkpoints import known, papers
+from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.checkpoints.generator import generator_to_rosinality
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.pipelines.export import write_official
-from stylegan_inversion.remote.integrity import file_sha256
-from tests.checkpoints.official_files import TINY, generator
+from tests.checkpoints.official_files import TINY, generator, official
 from tests.checkpoints.public_directions import LAYOUTS, Rows, make_direction, publish, save_direction
-from tests.checkpoints.test_single_file import official
 from tests.conftest import make_pti
 
 NUM_WS, W_DIM = TINY.num_ws, TINY.w_dim
@@ -68,7 +67,7 @@ def rosinality(tmp_path: Path) -> Path:
 def test_the_strengths_are_those_of_the_papers_code(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    e4e = write_official("faces64", tmp_path / "e4e_ffhq_encode.pt", layout="e4e")
+    e4e = write_official(hub.builtin_path("faces64"), tmp_path / "e4e_ffhq_encode.pt", layout="e4e")
     checkpoint = torch.load(e4e)
     checkpoint["opts"]["dataset_type"] = "ffhq_encode"
     torch.save(checkpoint, e4e)

@@ -6,37 +6,42 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline
+from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, ReStylePipeline
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
+from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
 
-CONFIG = PyramidEncoderConfig(32, 32, w_dim=16, widths=(4, 4, 8, 8), units=(1, 1, 1, 1), reduction=2)
+SIZES: dict[str, Any] = {"w_dim": 16, "widths": (4, 4, 8, 8), "units": (1, 1, 1, 1), "reduction": 2}
 
 
 @pytest.fixture
 def model(pti: PTIPipeline, tmp_path: Path) -> str:
     """A folder with a tiny model of random weights for every method."""
     folder = tmp_path / "model"
+    generator, config = pti.generator, PyramidEncoderConfig(32, 32, **SIZES)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        e4e, psp = Encoder4Editing(CONFIG), GradualStyleEncoder(CONFIG)
-    for pipeline in (E4EPipeline(pti.generator, e4e), PSPPipeline(pti.generator, psp), pti):
+        pipelines = [
+            E4EPipeline(generator, Encoder4Editing(config)),
+            PSPPipeline(generator, GradualStyleEncoder(config)),
+        ]
+        pipelines.append(ReStylePipeline(generator, ReStyleEncoder(ReStyleConfig(32, 32, **SIZES))))
+    for pipeline in (*pipelines, pti):
         pipeline.save_pretrained(folder)
     return str(folder)
 
 
 @pytest.fixture
-def faces(tmp_path: Path) -> list[Path]:
-    """Five crops, one in a folder of its own, whose names are not in the order they were written."""
+def faces(tmp_path: Path) -> Path:
+    """A folder with five crops, one in a folder of its own, whose names are not in the order they were written."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "faces"
     (folder / "more").mkdir(parents=True)
-    paths = [folder / name for name in ("b.png", "a.png", "c.jpg", "more/a.png", "d.PNG")]
-    for path in paths:
+    for name in ("b.png", "a.png", "c.jpg", "more/a.png", "d.PNG"):
         small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
-        small.resize((40, 40), Image.Resampling.BICUBIC).save(path)
+        small.resize((40, 40), Image.Resampling.BICUBIC).save(folder / name)
     (folder / "notes.txt").write_text("no image")
-    return paths
+    return folder
 
 
 class StubIdentity(torch.nn.Module):
@@ -49,13 +54,13 @@ class StubIdentity(torch.nn.Module):
         return torch.nn.functional.normalize(small, dim=1)
 
 
+def stub_attributes(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"smile": x.mean(dim=(1, 2, 3)), "age": x[:, 0].mean(dim=(1, 2))}
+
+
 @pytest.fixture
-def stubs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Arguments of `evaluate` that keep its networks tiny."""
-
-    def attributes(x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"smile": x.mean(dim=(1, 2, 3)), "age": x[:, 0].mean(dim=(1, 2))}
-
-    settings = "stylegan_inversion.evaluation.settings"
-    monkeypatch.setattr(f"{settings}.load_identity", lambda name, device=None: StubIdentity())
-    return {"attributes": attributes, "num_strengths": 5, "batch_size": 3}
+def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the networks that measure faces tiny."""
+    benchmark = "stylegan_inversion.evaluation.benchmark"
+    monkeypatch.setattr(f"{benchmark}.load_identity", lambda name, device=None: StubIdentity())
+    monkeypatch.setattr(f"{benchmark}.load_face_scorer", lambda device=None: stub_attributes)

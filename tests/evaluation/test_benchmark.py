@@ -1,259 +1,263 @@
+import dataclasses
+import functools
 import json
 import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from stylegan_inversion import E4EPipeline, PTIPipeline
-from stylegan_inversion.evaluation import benchmark, runner
-from stylegan_inversion.evaluation.benchmark import Evaluation, evaluate
-from stylegan_inversion.evaluation.methods import Method, load_methods
-from stylegan_inversion.preprocessing.image import list_images, load_image
+from stylegan_inversion import E4EPipeline, PTIPipeline, cli
+from stylegan_inversion.errors import MissingDependencyError, ModelNotFoundError
+from stylegan_inversion.evaluation import benchmark, report
+from stylegan_inversion.evaluation.benchmark import NAMES, evaluate
+from stylegan_inversion.preprocessing.image import load_image
 
-
-def found_images(folder: Path) -> list[Path]:
-    return [folder / name for name in list_images(folder)]
-
-
+Run = Callable[..., dict[str, Any]]
 STEPS = {"num_w_steps": 2, "num_tuning_steps": 1}
 
 
 @pytest.fixture
-def run(model: str, faces: list[Path], stubs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`evaluate` on the five faces, by fast methods; figure and plot only where they are asked for."""
-    drawing = {name: getattr(benchmark, name) for name in ("save_figure", "plot_editability")}
+def run(model: str, faces: Path, stubs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`evaluate` on the five faces by fast methods; figure and plot only if they are asked for."""
+    drawing = {name: getattr(report, name) for name in ("save_figure", "plot_editability")}
 
-    def call(
-        names: tuple[str, ...] = ("w", "e4e", "psp"), limits: Any = None, draw: bool = False, **options: Any
-    ) -> Evaluation:
+    def call(*methods: str, draw: bool = False, **changes: Any) -> dict[str, Any]:
         for name, function in drawing.items():
-            monkeypatch.setattr(benchmark, name, function if draw else lambda *args: None)
-        methods = options.pop("methods", None) or load_methods(names, model, options=STEPS, limits=limits)
-        images = options.pop("images", None) or found_images(tmp_path / "faces")
-        return evaluate(methods, images, tmp_path / "out", **{**stubs, "edits": ("smile", "age"), **options})
+            monkeypatch.setattr(report, name, function if draw else lambda *args: None)
+        options = {"model": model, "edits": ("smile", "age"), "batch_size": 3, "options": STEPS, **changes}
+        return evaluate(faces, tmp_path / "out", methods=methods or ("w", "e4e", "psp"), **options)[0]
 
-    call.model = model  # type: ignore[attr-defined]
     return call
 
 
-def test_without_edits_named_smile_is_taken_if_it_is_there(run: Any) -> None:
-    assert list(run(("e4e",), edits=None).results["config"]["edits"]) == ["smile"]
-    methods = load_methods(["e4e"], run.model, options=STEPS)
-    methods["e4e"].pipeline.directions = {}
-    assert run(methods=methods, edits=None).results["config"]["edits"] == {}
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What was inverted: methods, and how many photos together. A "stop" in it stops the run after so many."""
+    seen: list[tuple[str, int]] = []
+    invert = benchmark._Run._invert
+
+    def spy(self: Any, name: str, crops: Any) -> Any:
+        if seen[:1] == [("stop", len(seen) - 1)]:
+            raise KeyboardInterrupt
+        seen.append((name, len(crops)))
+        yield from invert(self, name, crops)
+
+    monkeypatch.setattr(benchmark._Run, "_invert", spy)
+    return seen
 
 
-def test_every_image_gets_a_record_and_every_file_is_there(run: Any, tmp_path: Path) -> None:
-    (tmp_path / "faces" / "broken.png").write_bytes(b"\x89PNG")
-    done = run(batch_size=4, draw=True)
+def rows_of(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+
+
+def test_every_image_gets_a_row_and_every_file_is_there(run: Run, faces: Path, tmp_path: Path) -> None:
+    (faces / "broken.png").write_bytes(b"\x89PNG")
+    results = run(batch_size=4, draw=True)
     names = ["a.png", "b.png", "broken.png", "c.jpg", "d.PNG", "more/a.png"]
-    lines = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
-    assert [(line["image"], line["method"]) for line in lines] == [(n, m) for n in names for m in ("w", "e4e", "psp")]
-    assert len(done.records) == 18 and done.failed == 3
-    assert all(line["error"] and "broken.png" in line["error"] for line in lines if line["image"] == "broken.png")
-    for line in lines:
-        assert line["error"] or line.keys() >= {"l2", "psnr", "ms_ssim", "lpips", "identity", "seconds", "offset_norm"}
-
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results == json.loads(json.dumps(done.results))
+    rows = rows_of(tmp_path)
+    assert [(row["image"], row["method"]) for row in rows] == [(n, m) for n in names for m in ("w", "e4e", "psp")]
+    assert (
+        all(bool(row["error"]) == (row["image"] == "broken.png") for row in rows) and "broken.png" in rows[6]["error"]
+    )
+    for row in rows:
+        assert row["error"] or row.keys() >= {"l2", "psnr", "ms_ssim", "lpips", "identity", "seconds", "offset_norm"}
+    assert results == json.loads((tmp_path / "out" / "results.json").read_text())
     for name, entry in results["all"]["methods"].items():
         assert (entry["n"], entry["failed"]) == (5, 1)
-        mine = [line["l2"] for line in lines if line["method"] == name and not line["error"]]
-        assert entry["metrics"]["l2"]["mean"] == pytest.approx(sum(mine) / 5)
-        assert entry["metrics"]["l2"]["median"] == sorted(mine)[2]
+        mine = [row["l2"] for row in rows if row["method"] == name and not row["error"]]
         spread = (sum((x - sum(mine) / 5) ** 2 for x in mine) / 4 / 5) ** 0.5
-        assert entry["metrics"]["l2"]["standard_error"] == pytest.approx(spread)
+        figures = {"mean": sum(mine) / 5, "median": sorted(mine)[2], "standard_error": spread}
+        assert entry["metrics"]["l2"] == pytest.approx(figures)
         assert (entry["metrics"]["lec_smile"] is None) == (name == "w")
     assert results["all"]["methods"]["w"]["metrics"]["offset_norm"]["mean"] == 0
     assert results["common"] is None  # all methods did the same images
     table = (tmp_path / "out" / "table.md").read_text()
-    assert table == done.table and "| W optimisation | 5 |" in table and "## On the" not in table
+    assert "| W optimisation | 5 |" in table and "## On the" not in table
     for name in ("L2", "PSNR (peak 2)", "MS-SSIM (2 scales)", "LPIPS (alex)", "ID (stub)", "LEC (smile +5)"):
         assert f"| {name} |" in table
     assert "Failed, and in no mean: W optimisation 1, e4e 1, pSp 1." in table
-    for name in ("figure.png", "figure_age.png", "editability.png"):
-        assert (tmp_path / "out" / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    sizes = {name: load_image(tmp_path / "out" / name).size for name in ("figure.png", "figure_age.png")}
+    assert sizes["figure.png"] == sizes["figure_age.png"] and sizes["figure.png"][0] > 10 * 128
+    assert (tmp_path / "out" / "editability.png").is_file()
 
 
-def test_methods_with_limits_are_compared_on_what_they_share(run: Any) -> None:
-    done = run(("e4e", "pti"), limits={"pti": 2}, limit=4, edits=("smile",))
-    assert len(done.records) == 6
-    counts = {part: [entry["n"] for entry in done.results[part]["methods"].values()] for part in ("all", "common")}
-    assert counts == {"all": [4, 2], "common": [2, 2]}
-    first = [record["l2"] for record in done.records if record["method"] == "e4e"][:2]
-    assert done.results["common"]["methods"]["e4e"]["metrics"]["l2"]["mean"] == pytest.approx(sum(first) / 2)
-    assert [entry["n"] for entry in done.results["common"]["edits"]["smile"]["methods"].values()] == [2, 2]
-    assert "The first 4 of 5 images, by name." in done.table
-    assert "## On the 2 images that all methods did" in done.table and done.table.count("| method |") == 4
-
-
-def test_a_killed_run_goes_on(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    inverted: list[tuple[str, int]] = []
-    invert = runner.invert
-
-    def spy(method: Method, photos: list[Path], *rest: Any, **options: Any) -> Any:
-        if len(inverted) == kill_at:
-            raise KeyboardInterrupt
-        inverted.append((method.label, len(photos)))
-        return invert(method, photos, *rest, **options)
-
-    monkeypatch.setattr(runner, "invert", spy)
-    kill_at = 4  # in the second batch: three by each, then two by W
+def test_a_stopped_run_goes_on(run: Run, faces: Path, tmp_path: Path, calls: list[Any], caplog: Any) -> None:
+    calls.append(("stop", 4))  # in the second batch: three by each, then two by W
     with pytest.raises(KeyboardInterrupt):
         run()
+    assert calls[1:] == [("w", 3), ("e4e", 3), ("psp", 3), ("w", 2)]
     path = tmp_path / "out" / "records.jsonl"
-    whole = path.read_text().splitlines(keepends=True)
-    assert inverted == [("W optimisation", 3), ("e4e", 3), ("pSp", 3), ("W optimisation", 2)]
-    assert len(whole) == 11
-    path.write_text("".join(whole)[:-30])  # as if the last line had been torn
-    kill_at = -1
-    inverted.clear()
-    done = run()
-    assert inverted == [("W optimisation", 1), ("e4e", 2), ("pSp", 2)]
-    assert len(done.records) == 15 and done.failed == 0
-    kept = [json.loads(line) for line in whole[:10]]
-    assert all(record in done.records for record in kept)
-
-    inverted.clear()
-    again = run()
-    assert inverted == [] and again.records == done.records and again.table == done.table
-
-
-def test_only_what_changed_is_done_again(run: Any, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = run()
-    inverted: list[str] = []
-    invert = runner.invert
-
-    def spy(method: Method, *rest: Any, **options: Any) -> Any:
-        inverted.append(method.label)
-        return invert(method, *rest, **options)
-
-    monkeypatch.setattr(runner, "invert", spy)
-    # Another picture under an old name, one that was missing in the figure, and one method with other steps.
-    Image.new("RGB", (40, 40), "red").save(tmp_path / "faces" / "b.png")
+    whole = path.read_text()
+    assert len(whole.splitlines()) == 11
+    path.write_text(whole[:-30])  # as if the last line had been torn
+    calls.clear()
     run()
-    assert inverted == ["W optimisation", "e4e", "pSp"]
-    inverted.clear()
-    next((tmp_path / "out" / "pictures" / "c.jpg").glob("e4e*_smile_low.png")).unlink()
-    second = run()
-    assert inverted == ["e4e"]
-    inverted.clear()
-    run(methods=load_methods(["w", "psp"], model, options={"num_w_steps": 3}))
-    assert inverted == ["W optimisation"] * 2  # two batches
-    inverted.clear()
-    run(num_strengths=3)
-    assert sorted(set(inverted)) == ["W optimisation", "e4e", "pSp"]
-    inverted.clear()
-    third = run()  # the records of the first settings were not lost
-    assert inverted == [] and third.table == second.table
-    a = [[record for record in done.records if record["image"] == "a.png"] for done in (first, third)]
-    assert a[0] == a[1]
+    assert calls == [("w", 1), ("e4e", 2), ("psp", 2)]
+    assert caplog.messages == ["records.jsonl, line 11 is incomplete and left out; its image is done again."]
+    assert len(rows_of(tmp_path)) == 15 and all(json.loads(row) in rows_of(tmp_path) for row in whole.splitlines()[:10])
+    calls.clear()
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert run() and calls == [] and (tmp_path / "out" / "table.md").read_text() == table
+    # Another picture under an old name, a picture of the figure that was removed, and another method.
+    Image.new("RGB", (40, 40), "red").save(faces / "b.png")
+    (tmp_path / "out" / "pictures" / "c.jpg" / "e4e.png").unlink()
+    run("e4e", "psp", "w_plus")
+    assert calls == [("e4e", 2), ("psp", 1), ("w_plus", 3), ("w_plus", 2)]
+    assert len(rows_of(tmp_path)) == 20  # those of W are kept
 
 
-def test_the_same_again_gives_the_same(run: Any, tmp_path: Path) -> None:
-    first = run(("pti", "e4e"), draw=True)
-    (tmp_path / "out").rename(tmp_path / "first")
-    second = run(("pti", "e4e"), draw=True)
-    for a, b in zip(first.records, second.records, strict=True):
-        drop = {"seconds", "report"}
-        assert {k: v for k, v in a.items() if k not in drop} == {k: v for k, v in b.items() if k not in drop}
-    assert first.results["all"]["edits"] == second.results["all"]["edits"]
-    for name in ("figure.png", "editability.png"):
-        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+def test_other_settings_are_refused(run: Run, model: str, tmp_path: Path) -> None:
+    run("e4e", "w", limit=1)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+
+    def refused(what: str, *methods: str, **changes: Any) -> None:
+        with pytest.raises(
+            ValueError,
+            match=rf"out holds a comparison with other settings \({what}; see settings.json there\)\. Give another",
+        ):
+            run(*methods, limit=1, **changes)
+
+    refused("edits", "e4e", edits=("age",))
+    refused("resolution, w", resolution=16, options={"num_w_steps": 3})
+    E4EPipeline.from_pretrained(model).save_pretrained(tmp_path / "other")
+    refused("model", "e4e", model=str(tmp_path / "other"))
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    (tmp_path / "out" / "settings.json").unlink()
+    refused("settings")
 
 
 def test_one_image_that_breaks_a_batch_fails_alone(
-    run: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    invert = runner.invert
+    invert = benchmark._Run._invert
 
-    def broken(method: Method, photos: list[Path], *rest: Any, **options: Any) -> Any:
-        if method.label == "e4e" and any(photo.name == "c.jpg" for photo in photos):
+    def broken(self: Any, name: str, crops: Any) -> Any:
+        if name == "e4e" and any(photo.name == "c.jpg" for photo in crops):
             raise RuntimeError("out of memory")
-        return invert(method, photos, *rest, **options)
+        return invert(self, name, crops)
 
-    monkeypatch.setattr(runner, "invert", broken)
+    monkeypatch.setattr(benchmark._Run, "_invert", broken)
     with caplog.at_level(logging.DEBUG, logger="stylegan_inversion"):
-        done = run(batch_size=5)
-    failed = [(record["image"], record["method"], record["error"]) for record in done.records if record["error"]]
+        results = run(batch_size=5)
+    rows = rows_of(tmp_path)
+    failed = [(row["image"], row["method"], row["error"]) for row in rows if row["error"]]
     assert failed == [("c.jpg", "e4e", "RuntimeError: out of memory")]
-    assert [r["together"] for r in done.records if r["method"] == "e4e" and not r["error"]] == [1] * 4
-    assert [r["together"] for r in done.records if r["method"] == "psp"] == [5] * 5
+    assert [row["together"] for row in rows if row["method"] == "e4e" and not row["error"]] == [1] * 4
+    assert [row["together"] for row in rows if row["method"] == "psp"] == [5] * 5
     # A second table, since e4e lacks one; and what failed is tried again.
-    assert done.results["num_common"] == 4 and done.results["common"]["methods"]["psp"]["n"] == 4
-    monkeypatch.setattr(runner, "invert", invert)
-    assert run(batch_size=5).failed == 0
+    assert results["num_common"] == 4 and results["common"]["methods"]["psp"]["n"] == 4
+    monkeypatch.setattr(benchmark._Run, "_invert", invert)
+    assert run(batch_size=5)["all"]["methods"]["e4e"]["failed"] == 0
 
 
-def test_nothing_in_common(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(method: Method, *rest: Any, **options: Any) -> Any:
-        raise RuntimeError("no")
+def test_every_method_inverts(model: str, faces: Path, tmp_path: Path) -> None:
+    """Measured by the built-in networks."""
+    results, _ = evaluate(
+        faces, tmp_path / "out", model=model, methods=NAMES, limit=2, options={**STEPS, "num_w_steps": 5}
+    )
+    entries = results["all"]["methods"]
+    assert [entry["n"] for entry in entries.values()] == [2] * len(NAMES)
+    for name, entry in entries.items():
+        in_w = entry["metrics"]["offset_norm"]["mean"] == 0
+        assert in_w == (name in ("w", "pti")), name
+        assert (entry["metrics"]["lec_smile"] is not None) == (name in ("e4e", "psp", "restyle")), name
+    assert {row["report"].get("pivot") for row in rows_of(tmp_path)} == {None, "w", "w_plus", "e4e", "psp"}
+    assert {row["report"]["tuning_steps"] for row in rows_of(tmp_path) if row["method"][:1] == "w"} == {0}
 
-    monkeypatch.setattr(runner, "invert", broken)
-    done = run(("w", "e4e"), limit=2, draw=True)
-    assert done.failed == 4 and "| e4e | 0 | - | - |" in done.table
-    assert done.results["all"]["edits"]["smile"]["level"] is None
 
-
-def test_photos_are_aligned(
-    model: str, photo: Image.Image, detector: Any, stubs: dict[str, Any], tmp_path: Path
+def test_methods_that_differ_in_the_tuning_only_share_their_pivots(
+    model: str, faces: Path, stubs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    found: list[tuple[Any, int]] = []
+    call = PTIPipeline.__call__
+
+    @functools.wraps(call)
+    def spy(self: PTIPipeline, image: Any, **options: Any) -> Any:
+        found.append((options["pivot"] if isinstance(image, list) else "given", np.size(image)))
+        return call(self, image, **options)
+
+    monkeypatch.setattr(PTIPipeline, "__call__", spy)
+    methods = ("w", "e4e", "pti")
+    evaluate(faces, tmp_path / "out", model=model, methods=methods, limit=3, edits=(), options=STEPS, batch_size=2)
+    assert found == [("w", 2), ("given", 1), ("given", 1), ("w", 1), ("given", 1)]
+    pipeline = PTIPipeline.from_pretrained(model)
+    alone = pipeline(faces / "a.png", align=False, pivot="w", num_w_steps=2, num_tuning_steps=1).reports[0]
+    tuned = next(row["report"] for row in rows_of(tmp_path) if row["method"] == "pti")
+    assert tuned["l2"] == pytest.approx(alone["l2"], rel=1e-3) and tuned["w_steps"] == 2
+
+
+def test_photos_are_aligned(model: str, photo: Image.Image, detector: Any, stubs: None, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     photo.save(tmp_path / "photos" / "a.png")
-    methods = load_methods(["w", "e4e"], model, detector=detector, options=STEPS)
-    done = evaluate(methods, found_images(tmp_path / "photos"), tmp_path / "out", align=True, **stubs)
-    assert done.failed == 0
-    crop = methods["e4e"].pipeline.align(photo)
-    shown = load_image(tmp_path / "out" / "pictures" / "a.png" / "_original.png")
-    assert shown.tobytes() == crop.image.tobytes()
-    assert done.records[0]["report"]["face_count"] == 2
+    options = {"model": model, "methods": ["w", "e4e"], "detector": detector, "options": STEPS}
+    results, _ = evaluate(tmp_path / "photos", tmp_path / "out", align=True, **options)
+    assert results["all"]["methods"]["e4e"]["n"] == 1 and rows_of(tmp_path)[0]["report"]["face_count"] == 2
+    crop = E4EPipeline.from_pretrained(model, detector=detector).align(photo)
+    assert load_image(tmp_path / "out" / "pictures" / "a.png" / "_original.png").tobytes() == crop.image.tobytes()
 
 
-def test_without_edits_and_identity(run: Any, tmp_path: Path) -> None:
-    done = run(("psp",), edits=(), draw=True, identity=None, figure_images=["more/a.png"], attributes=None)
-    assert done.records[0]["edits"] == {} and "ID" not in done.table
-    assert not (tmp_path / "out" / "editability.png").exists()
-    assert [path.name for path in (tmp_path / "out" / "pictures").iterdir()] == ["more"]
-    assert run(("psp",), edits=(), figure_images=0).failed == 0
+def test_without_edits_and_identity(run: Run, model: str, tmp_path: Path) -> None:
+    run("psp", edits=(), draw=True, identity=None, resolution=48)
+    row, table = rows_of(tmp_path)[0], (tmp_path / "out" / "table.md").read_text()
+    assert row["edits"] == {} and "identity" not in row and "ID" not in table and "at 48 px" in table
+    assert not (tmp_path / "out" / "editability.png").exists() and (tmp_path / "out" / "figure.png").is_file()
+    shutil.rmtree(tmp_path / "out")
+    assert list(run("psp", edits=None, limit=1)["config"]["edits"]) == ["smile"]
+    shutil.rmtree(tmp_path / "out")
+    shutil.rmtree(Path(model) / "directions")
+    assert run("psp", edits=None, limit=1)["config"]["edits"] == {}
 
 
-def test_the_builtin_networks_fit(
-    e4e_on_faces: E4EPipeline, faces: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"edits": ("smle",)}, "There is no direction 'smle'"),
+        ({"edits": ("yaw",)}, "There is no score for the edit 'yaw'; there are age, smile"),
+        ({"identity": None}, "`edits` are measured by what they cost in identity"),
+        ({"resolution": 8}, "MS-SSIM needs images of at least 11 px"),
+        ({"methods": ["w", "hfgi"]}, "There is no method 'hfgi'; there are w, w_plus, pti, pti-e4e, pti-psp, e4e, psp"),
+        ({"limits": {"pti": 3}}, "`limits` names 'pti', which is not compared; compared are w"),
+    ],
+)
+def test_wrong_arguments(
+    model: str, faces: Path, stubs: None, tmp_path: Path, pti: PTIPipeline, changes: dict[str, Any], message: str
 ) -> None:
-    done = evaluate({"e4e": Method(e4e_on_faces)}, faces[:2], tmp_path / "out", num_strengths=3)
-    assert done.failed == 0 and "| ID (builtin) |" in done.table
-    entry = done.results["all"]["edits"]["smile"]["methods"]["e4e"]
-    assert entry["curve"]["identity_to_reconstruction"][0] == pytest.approx(1, abs=1e-5)
-
-
-@pytest.fixture
-def e4e_on_faces(model: str) -> E4EPipeline:
-    return E4EPipeline.from_pretrained(model)
-
-
-def test_wrong_arguments_are_said_before_any_work(
-    run: Any, faces: list[Path], pti: PTIPipeline, tmp_path: Path
-) -> None:
-    with pytest.raises(ValueError, match="There is no direction 'smle'"):
-        run(edits=("smle",))
-    with pytest.raises(ValueError, match="`limit` must be >= 1, got 0"):
-        run(limit=0)
-    with pytest.raises(
-        ValueError, match=r"`figure_images` names 'e.png', which is not among the images, such as 'a.png'"
-    ):
-        run(figure_images=["e.png"])
-    with pytest.raises(ValueError, match="`images` must hold at least one path, got none"):
-        evaluate({"w": Method(pti)}, [], tmp_path / "out", edits=(), identity=None)
-    with pytest.raises(ValueError, match=r"`images` holds '.*b.png' twice"):
-        run(images=[faces[0], faces[1], faces[0]])
-    with pytest.raises(ValueError, match=r"(?s)`images` must lie inside `root`, '.*more'; '.*b.png' does not"):
-        run(images=faces, root=tmp_path / "faces" / "more")
+    if "yaw" in changes.get("edits", ()):
+        pti.directions["yaw"] = dataclasses.replace(pti.directions["smile"], name="yaw")
+        pti.save_pretrained(model)
+    with pytest.raises(ValueError, match=message):
+        evaluate(faces, tmp_path / "out", **{"model": model, "methods": ["w"], **changes})
     assert not (tmp_path / "out").exists()
 
 
-def test_a_file_that_is_not_there(run: Any, faces: list[Path]) -> None:
-    done = run(("psp",), images=[faces[0], faces[0].with_name("gone.png")])
-    gone = done.records[1]
-    assert gone["image"] == "gone.png" and gone["sha256"] is None and "gone.png" in gone["error"]
+def test_what_is_missing(run: Run, pti: PTIPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelNotFoundError, match="has no encoder for 'pti-e4e'; its pivots are w, w_plus"):
+        run("pti-e4e", model=str(pti.save_pretrained(tmp_path / "generator only")))
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(MissingDependencyError, match=r"The plot needs matplotlib\. Install .*\[evaluate\]"):
+        run("w")
+
+
+def test_the_command(stubs: None, model: str, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = f"evaluate {faces} --model {model} --methods e4e psp pti --limit 3 --limit-for pti=1 --device cpu"
+    arguments += f" --output {tmp_path / 'out'} --edits smile age --num-w-steps 2 --num-tuning-steps 1 --batch-size 2"
+    assert cli.main(arguments.split()) == 0
+    out = capsys.readouterr().out
+    assert "The first 3 of 5 images, by name." in out and "## On the 1 images that all methods did" in out
+    assert out.count("| PTI (W pivot) | 1 |") == 6 and f"Everything is in {tmp_path / 'out'}." in out
+    assert (tmp_path / "out" / "figure_age.png").exists() and len(rows_of(tmp_path)) == 7
+    (faces / "a.png").write_bytes(b"")
+    assert cli.main(arguments.split()) == 1
+    out = capsys.readouterr().out
+    assert "Failed, and in no mean: e4e 1, pSp 1, PTI (W pivot) 1." in out and "No image was done by all" in out
+    assert cli.main([*arguments.split(), "--edits", "smle"]) == 2
+    assert "There is no direction 'smle'" in capsys.readouterr().err
+    for text in ("pti", "=3", "pti=0", "pti=x"):
+        with pytest.raises(SystemExit):
+            cli.main(["evaluate", "folder", "--limit-for", text])
+        assert f"{text!r} is not METHOD=N, such as pti=50" in capsys.readouterr().err

@@ -1,11 +1,14 @@
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from stylegan_inversion import Direction
+from stylegan_inversion import Direction, E4EPipeline
 from stylegan_inversion.evaluation import metrics
+from stylegan_inversion.evaluation.metrics import Edit, Scorer, resize
 from stylegan_inversion.losses.lpips import load_perceptual
+from tests.evaluation.conftest import StubIdentity, stub_attributes
 
 
 @pytest.fixture
@@ -65,20 +68,6 @@ def test_ms_ssim_follows_its_definition(images: torch.Tensor) -> None:
     torch.testing.assert_close(metrics.ms_ssim(images, images), torch.ones(3))
 
 
-def test_lpips_is_that_of_the_network(images: torch.Tensor) -> None:
-    network = load_perceptual()
-    with torch.no_grad():
-        targets = network.features(images)
-        assert metrics.lpips(images, targets, network=network).tolist() == pytest.approx([0] * 3, abs=1e-6)
-        torch.testing.assert_close(metrics.lpips(-images, targets, network=network), network(-images, images))
-
-
-def test_identity_similarity_is_a_cosine() -> None:
-    a = torch.tensor([[1.0, 0.0], [0.6, 0.8], [1.0, 0.0]])
-    b = torch.tensor([[1.0, 0.0], [0.8, 0.6], [-1.0, 0.0]])
-    torch.testing.assert_close(metrics.identity_similarity(a, b), torch.tensor([1.0, 0.96, -1.0]))
-
-
 def test_lec_is_the_distance_after_going_back() -> None:
     w_plus = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     direction = Direction("smile", torch.tensor([0.6, 0.8, 0.0]), layers=(1, 3))
@@ -98,3 +87,57 @@ def test_offsets_are_zero_in_w() -> None:
     w_plus = torch.ones(2, 1, 3).repeat(1, 5, 1)
     w_plus[1, 2] += torch.tensor([0.0, 3.0, 4.0])  # one of four later layers, 5 away
     torch.testing.assert_close(metrics.mean_offset_norm(w_plus), torch.tensor([0.0, 1.25]))
+
+
+def test_resizing_averages() -> None:
+    images = torch.arange(16.0).view(1, 1, 4, 4)
+    assert resize(images, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5] and resize(images, 4) is images
+    assert resize(images, 8).shape == (1, 1, 8, 8)
+
+
+@pytest.fixture
+def scorer(model: str) -> Scorer:
+    directions = E4EPipeline.from_pretrained(model).directions
+    edits = {name: Edit(directions[name], strengths) for name, strengths in STRENGTHS.items()}
+    return Scorer(load_perceptual(), StubIdentity(), stub_attributes, edits, 32, 0.74)  # type: ignore[arg-type]
+
+
+STRENGTHS = {"smile": (-5.0, -2.5, 0.0, 2.5, 5.0), "age": (-3.0, 0.0)}
+
+
+@torch.no_grad()
+def test_figures_are_those_of_each_picture_alone(model: str, images: torch.Tensor, scorer: Scorer) -> None:
+    pipeline = E4EPipeline.from_pretrained(model)
+    targets, draw, embed = resize(images, 32), pipeline.generator.synthesis, StubIdentity().embed
+    w_plus = pipeline.encode(targets)
+    rows, pictures = scorer.score(w_plus, pipeline.generator, targets, encode=pipeline.encode)
+    assert len(rows) == 3 and set(pictures) == {None, ("smile", -5.0), ("smile", 5.0), ("age", -3.0)}
+    for i, row in enumerate(rows):
+        target, w = targets[i : i + 1], w_plus[i : i + 1]
+        image = draw(w).clamp(-1, 1)
+        assert row["l2"] == pytest.approx(metrics.l2(image, target).item(), rel=1e-4)
+        assert row["lpips"] == pytest.approx(scorer.perceptual(image, target).item(), rel=1e-3)
+        assert row["identity"] == pytest.approx((embed(image) * embed(target)).sum().item(), rel=1e-4)
+        torch.testing.assert_close(pictures[None][i], image[0])
+        for name, strengths in STRENGTHS.items():
+            direction, found = scorer.edits[name].direction, row["edits"][name]
+            drawn = [draw(direction.apply(w, s)).clamp(-1, 1) for s in strengths]
+            move = [(stub_attributes(x)[name] - stub_attributes(image)[name]).item() for x in drawn]
+            assert found["move"] == pytest.approx(move, abs=1e-5) and found["move"][strengths.index(0)] == 0
+            for key, other in (("identity", target), ("identity_to_reconstruction", image)):
+                assert found[key] == pytest.approx([(embed(x) * embed(other)).sum().item() for x in drawn], abs=1e-5)
+            far = -1 if name == "smile" else 0
+            torch.testing.assert_close(pictures[name, strengths[far]][i], drawn[far][0])
+            back = direction.apply(pipeline.encode(drawn[far]), -strengths[far])
+            assert row[f"lec_{name}"] == pytest.approx((w - back).norm().item(), rel=1e-4)
+    assert not any("lec_smile" in row for row in scorer.score(w_plus, pipeline.generator, targets)[0])
+    with pytest.raises(FloatingPointError, match="a figure is NaN or infinite"):
+        scorer.score(w_plus * torch.nan, pipeline.generator, targets)
+
+
+@pytest.mark.parametrize(("crop_scale", "side"), [(0.5, 100), (0.74, 100), (1.0, 74)])
+def test_the_face_scorer_sees_the_square_it_was_trained_on(crop_scale: float, side: int, scorer: Scorer) -> None:
+    seen: list[torch.Size] = []
+    spy = dataclasses.replace(scorer, crop_scale=crop_scale, attributes=lambda x: seen.append(x.shape) or {})
+    spy.attribute_scores(torch.zeros(1, 3, 100, 100))
+    assert seen[0][-1] == side

@@ -1,4 +1,3 @@
-import copy
 import logging
 from pathlib import Path
 from typing import Any, cast
@@ -8,17 +7,12 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline
-from stylegan_inversion.errors import CheckpointError, FaceNotFoundError, InvalidImageError, ModelNotFoundError
-from stylegan_inversion.hub import read_config, write_config
+from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.projector import project_w
-from stylegan_inversion.losses.lpips import AlexLPIPS, AlexLPIPSConfig
-from stylegan_inversion.models.e4e_encoder import Encoder4Editing
-from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
-from stylegan_inversion.pipelines.base import find_device
 from stylegan_inversion.preprocessing.align import face_quad, recrop
 from stylegan_inversion.preprocessing.image import to_tensor
+from tests.pipelines.conftest import small_encoder, small_encoders
 
 
 def state(pipeline: PTIPipeline) -> dict[str, torch.Tensor]:
@@ -60,8 +54,6 @@ def test_the_crop_has_the_models_scale_and_the_chosen_face(pti: PTIPipeline, pho
         crop = pti.align(photo, face=face)
         assert crop.quad is not None
         np.testing.assert_allclose(crop.quad, face_quad(faces[face].landmarks, 0.8), atol=1.0)
-    with pytest.raises(FaceNotFoundError, match="2"):
-        pti(photo, face=2)
 
 
 def test_several_photos(pti: PTIPipeline, photo: Image.Image) -> None:
@@ -91,28 +83,6 @@ def test_step_counts_and_pivots(pti: PTIPipeline, photo: Image.Image) -> None:
     assert (out.reports[0]["w_steps"], out.reports[0]["tuning_steps"]) == (5, 1)
     assert not torch.equal(out.w_plus[:, 0], out.w_plus[:, 1])
     assert out.reports[0]["pivot"] == "w_plus"
-    with pytest.raises(
-        ValueError, match="`pivot` must be one of w, w_plus, e4e, psp, or an earlier inversion, got 'restyle'"
-    ):
-        pti(photo, pivot="restyle")  # type: ignore[arg-type]
-    for no_name in (np.array(["w", "w"]), ["w"]):
-        with pytest.raises(
-            ValueError, match="`pivot` must be one of w, w_plus, e4e, psp, or an earlier inversion, got"
-        ):
-            pti.plan(pivot=no_name)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="`num_w_steps` must be >= 1, got 0"):
-        pti(photo, num_w_steps=0)
-    with pytest.raises(ValueError, match="`num_tuning_steps` must be >= 0, got -1"):
-        pti(photo, num_tuning_steps=-1)
-    with pytest.raises(ValueError, match=r"`seed` must be in \[0, 2\*\*63\), got -1"):
-        pti(photo, seed=-1)
-
-
-def small_encoders() -> dict[str, Encoder4Editing | GradualStyleEncoder]:
-    config = PyramidEncoderConfig(32, 64, w_dim=16, widths=(4, 4, 8, 8), units=(1, 1, 1, 1), reduction=2)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return {"e4e": Encoder4Editing(config), "psp": GradualStyleEncoder(config)}
 
 
 def test_presets(pti: PTIPipeline, photo: Image.Image) -> None:
@@ -126,10 +96,6 @@ def test_presets(pti: PTIPipeline, photo: Image.Image) -> None:
     assert fast < balanced < best
     assert pti.plan() == ("w", 3, 3)  # the model's own
     assert both.plan("fast", "w_plus", 7, 0) == ("w_plus", 7, 0)  # what is said wins
-    with pytest.raises(ValueError, match=r"`preset` must be one of fast, balanced, best, got 'good'\."):
-        pti(photo, preset="good")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"`preset` must be one of fast, balanced, best, got \['fast'\]\."):
-        pti.plan(["fast"])  # type: ignore[arg-type]
 
     report = both(photo, preset="fast", num_tuning_steps=2).reports[0]
     assert (report["pivot"], report["w_steps"], report["tuning_steps"]) == ("e4e", 0, 2)
@@ -138,7 +104,7 @@ def test_presets(pti: PTIPipeline, photo: Image.Image) -> None:
 
 @pytest.mark.parametrize("name", ["e4e", "psp"])
 def test_pivots_of_encoders(name: Any, pti: PTIPipeline, photo: Image.Image) -> None:
-    encoder = small_encoders()[name].train()
+    encoder = small_encoder(name).train()
     pipeline = PTIPipeline(
         pti.generator, perceptual=pti.perceptual, tuning=pti.tuning, encoders={name: encoder}, detector=pti.detector
     )
@@ -159,9 +125,6 @@ def test_pivots_of_encoders(name: Any, pti: PTIPipeline, photo: Image.Image) -> 
     for conv, own in zip(out.generator.synthesis.convs, pti.generator.synthesis.convs):
         assert torch.equal(conv.noise_const, own.noise_const)
     assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
-    other = "psp" if name == "e4e" else "e4e"
-    with pytest.raises(ModelNotFoundError, match=rf"folder '{other}_encoder'\) for pivot='{other}'.*w_plus, {name}"):
-        pipeline(photo, pivot=other)
 
 
 def test_untuned_pivot_of_an_encoder_is_what_the_encoders_pipeline_gives(pti: PTIPipeline, photo: Image.Image) -> None:
@@ -198,34 +161,17 @@ def test_encoders_are_loaded_when_needed_and_saved(
         PTIPipeline.from_pretrained(folder, detector=detector)(photo, pivot="e4e")
 
 
-def test_encoders_of_sketches_give_no_pivot(pti: PTIPipeline, tmp_path: Path) -> None:
-    encoders = small_encoders()
-    folder = PSPPipeline(pti.generator, encoders["psp"]).save_pretrained(tmp_path)
-    assert PTIPipeline.from_pretrained(folder).pivots == ("w", "w_plus", "psp")
-    write_config({**read_config(folder), "source": {"kind": "sketch"}}, folder)
-    assert PTIPipeline.from_pretrained(folder).pivots == ("w", "w_plus")
-
-
 def test_pipelines_of_the_encoders(pti: PTIPipeline, photo: Image.Image) -> None:
-    pti.encoders = dict(small_encoders())
+    pti.encoders = small_encoders()
     for name, kind in (("e4e", E4EPipeline), ("psp", PSPPipeline)):
         pipeline = pti.encoder_pipeline(name)
         assert type(pipeline) is kind and pipeline.encoder is pti.encoders[name]
         assert pipeline.generator is pti.generator and pipeline.detector is pti.detector
         assert pipeline.directions is pti.directions and pipeline.crop_scale == pti.crop_scale
         assert torch.equal(pipeline(photo).w_plus, pti(photo, pivot=cast(Any, name), num_tuning_steps=0).w_plus)
-    with pytest.raises(ValueError, match=r"`name` must be e4e or psp, got 'w'\."):
-        pti.encoder_pipeline("w")
-    with pytest.raises(ValueError, match=r"`name` must be e4e or psp, got \['e4e'\]\."):
-        pti.encoder_pipeline(["e4e"])  # type: ignore[arg-type]
     del pti.encoders["psp"]
     with pytest.raises(ModelNotFoundError, match=r"holds no GradualStyleEncoder .* Take one of w, w_plus, e4e"):
         pti.encoder_pipeline("psp")
-
-
-def test_encoders_of_another_name_are_refused(pti: PTIPipeline) -> None:
-    with pytest.raises(ValueError, match=r"`encoders` must be named e4e or psp, got 'restyle'\."):
-        PTIPipeline(pti.generator, perceptual=pti.perceptual, encoders={"restyle": small_encoders()["psp"]})
 
 
 def test_pivots_that_are_found_together_are_those_of_each_photo(pti: PTIPipeline, photo: Image.Image) -> None:
@@ -251,13 +197,16 @@ def test_pivots_that_are_found_together_are_those_of_each_photo(pti: PTIPipeline
         assert together.reports[0]["l2"] == pytest.approx(alone.reports[0]["l2"], rel=1e-3)
         assert together.reports[0].keys() == alone.reports[0].keys()
     assert not torch.equal(out.w_plus[0], out.w_plus[1])
-    with pytest.raises(ValueError, match="`batch_size` must be >= 1, got 0"):
-        pti(photo, batch_size=0)
 
 
 @pytest.mark.parametrize("name", ["w", "e4e"])
 def test_an_earlier_inversion_gives_the_pivots(name: Any, pti: PTIPipeline, photo: Image.Image) -> None:
-    pipeline = PTIPipeline(pti.generator, perceptual=pti.perceptual, encoders=small_encoders(), detector=pti.detector)
+    pipeline = PTIPipeline(
+        pti.generator,
+        perceptual=pti.perceptual,
+        encoders=small_encoders(),
+        detector=pti.detector,
+    )
     pipeline.directions = pti.directions
     faces = [photo, photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     expected = pipeline(faces, pivot=name, num_w_steps=4, num_tuning_steps=2, seed=1)
@@ -277,12 +226,6 @@ def test_an_earlier_inversion_gives_the_pivots(name: Any, pti: PTIPipeline, phot
         pipeline(faces[::-1], pivot=found)
     with pytest.raises(ValueError, match="`pivot` must be of the photos in `image`"):
         pipeline(photo, pivot=found)
-    moved = copy.deepcopy(pti.generator)
-    moved.w_avg += 0.1
-    for generator in (Generator(GeneratorConfig(32, 16, 8, 2, channel_base=128, channel_max=8)), moved):
-        other = PTIPipeline(generator, perceptual=pti.perceptual, detector=pti.detector)
-        with pytest.raises(ValueError, match="`pivot` is of another model"):
-            other(faces, pivot=found)
 
 
 def test_stopping_keeps_the_best_state(pti: PTIPipeline, photo: Image.Image) -> None:
@@ -323,43 +266,10 @@ def test_inference_mode_of_the_caller_does_not_matter(pti: PTIPipeline, photo: I
     assert torch.equal(out.w_plus, expected.w_plus) and out.images[0].tobytes() == expected.images[0].tobytes()
 
 
-def test_devices() -> None:
-    assert find_device(None).type == "cpu" and find_device("auto").type in ("cpu", "cuda", "mps")
-    with pytest.raises(ValueError, match="`device` must be auto, cuda, mps, cpu or such as cuda:1, got 'gpu'"):
-        find_device("gpu")
-
-
-def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="`device` is 'cuda:0', which this machine or this build of PyTorch lacks"):
-        find_device("cuda:0")
-
-
-def test_a_nameless_perceptual_network_is_not_saved(pti: PTIPipeline, tmp_path: Path) -> None:
-    own = AlexLPIPS(AlexLPIPSConfig((4, 4, 4, 4, 4)))
-    with pytest.raises(ValueError, match="`perceptual` has no name"):
-        PTIPipeline(pti.generator, perceptual=own).save_pretrained(tmp_path)
-
-
 def test_unaligned_input(pti: PTIPipeline, photo: Image.Image) -> None:
     out = pti(photo.resize((64, 64)), align=False)
     assert out.crops[0].quad is None and out.crops[0].face_count == 1
     assert pti.paste_back(out, keep_detail=False)[0].size == (64, 64)
-
-
-def test_bad_input(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
-    text = tmp_path / "text.jpg"
-    text.write_text("no picture")
-    with pytest.raises(InvalidImageError, match=r"text\.jpg"):
-        pti(text)
-    with pytest.raises(ValueError, match="got an empty list"):
-        pti([])
-    out = pti(photo)
-    with pytest.raises(ValueError, match=r"(?s)smle.*smile"):
-        pti.edit(out, smle=1.0)
-    empty = PTIPipeline(pti.generator, perceptual=pti.perceptual, detector=lambda photo: [])
-    with pytest.raises(FaceNotFoundError, match="align=False"):
-        empty(photo)
 
 
 def test_a_strength_out_of_range_is_said(
@@ -371,54 +281,9 @@ def test_a_strength_out_of_range_is_said(
     assert caplog.messages == ["smile=8 is outside its calibrated range [-5, 5]."]
 
 
-def test_save_and_load_an_inversion(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
-    out = pti.edit(pti([photo, photo]), smile=2.0)
-    loaded = InversionOutput.load(out.save(tmp_path / "out"))
-    assert torch.equal(loaded.w_plus, out.w_plus) and loaded.edits == out.edits and loaded.reports == out.reports
-    assert len(loaded.generators) == 2
-    for mine, theirs in zip(loaded.generators, out.generators):
-        assert all(torch.equal(value, theirs.state_dict()[key]) for key, value in mine.state_dict().items())
-    for mine, theirs in zip(pti.paste_back(loaded), pti.paste_back(out)):
-        assert mine.tobytes() == theirs.tobytes()
-    # It can be edited on.
-    assert pti.edit(loaded, smile=-2.0).edits == {"smile": 0.0}
-
-    config = read_config(tmp_path / "out")
-    write_config({**config, "_format": 99}, tmp_path / "out")
-    with pytest.raises(CheckpointError, match="not written by"):
-        InversionOutput.load(tmp_path / "out")
-    write_config(config, tmp_path / "out")
-    (tmp_path / "out" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
-        InversionOutput.load(tmp_path / "out")
-    out.save(tmp_path / "out")
-    write_config({**config, "photos": [{**config["photos"][0], "crop": 99}]}, tmp_path / "out")
-    with pytest.raises(CheckpointError, match="damaged or incomplete"):
-        InversionOutput.load(tmp_path / "out")
-
-
 def test_save_and_load_a_pipeline(pti: PTIPipeline, photo: Image.Image, tmp_path: Path, detector: Any) -> None:
     folder = pti.save_pretrained(tmp_path / "model")
     loaded = PTIPipeline.from_pretrained(folder, detector=detector)
     assert loaded.directions.keys() == pti.directions.keys() and loaded.crop_scale == 0.8
     assert loaded.projector == pti.projector and loaded.tuning == pti.tuning
     assert torch.equal(loaded(photo).w_plus, pti(photo).w_plus)
-
-    config = read_config(folder)
-    for settings, message in (
-        ({"tuning": {"num_stps": 3}}, "num_stps"),
-        ({"tuning": {"learning_rate": float("nan")}}, "`learning_rate` must be a number in"),
-        ({"perceptual": 4096}, "`perceptual` must be one of alex, vgg, got '4096'"),
-        (["alex"], "'list' object"),
-    ):
-        write_config({**config, "pti": settings}, folder)
-        with pytest.raises(CheckpointError, match=f"bad settings under `pti`.*{message}"):
-            PTIPipeline.from_pretrained(folder)
-
-
-def test_built_in_model_and_unknown_ones() -> None:
-    pipeline = PTIPipeline.from_pretrained("faces64")
-    assert pipeline.generator.config.resolution == 64 and pipeline.crop_scale == 0.74
-    assert str(pipeline.device) == "cpu"
-    with pytest.raises(ModelNotFoundError, match="faces64"):
-        PTIPipeline.from_pretrained("faces46")

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stylegan_inversion.remote.integrity import file_sha256
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, cli, hub
 from stylegan_inversion.catalogue import CatalogueEntry
 from stylegan_inversion.checkpoints import known
+from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.checkpoints.generator import generator_to_nvidia
 from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
-from stylegan_inversion.pipelines.export import write_official
-from stylegan_inversion.remote.integrity import file_sha256
 from tests.checkpoints.official_files import nvidia_pickle
 from tests.fake_hub import hub_client, serve
 
@@ -75,10 +75,11 @@ def source(
         pictures.mkdir()
         for i in range(4):
             Image.new("RGB", (64, 64), (60 * i, 90, 120)).save(pictures / f"{i}.png")
-        sizes = "{resolution: 64, z_dim: 8, w_dim: 16, mapping_layers: 2, channel_base: 256, channel_max: 8}"
-        run = ["method=gan", f"data={pictures}", f"output={tmp_path / 'run'}", f"generator={sizes}", "steps=1"]
-        few = ["batch_size=4", "cpu=true", "trackers=[]", "num_workers=0", "image_every=100", "ada.kimg=0"]
-        assert cli.main(["train", *run, *few]) == 0
+        sizes = {"resolution": 64, "z-dim": 8, "w-dim": 16, "mapping-layers": 2, "channel-base": 256, "channel-max": 8}
+        run = ["--method", "gan", "--data", str(pictures), "--output", str(tmp_path / "run"), "--steps", "1"]
+        run += [text for name, size in sizes.items() for text in (f"--generator.{name}", str(size))]
+        few = ["--batch-size", "4", "--cpu", "--num-workers", "0", "--image-every", "100", "--ada.kimg", "0"]
+        assert cli.main(["train", *run, *few, "--trackers"]) == 0
         yield tmp_path / "run" / "last"
     else:
         path = files / "e4e.pt"
@@ -134,7 +135,11 @@ def test_a_road_in_the_app(source: Path | str, photo: Image.Image, tmp_path: Pat
 @pytest.mark.parametrize("name", ["e4e", "psp"])
 def test_a_pivot_that_is_near_is_tuned_too(name: Any, tmp_path: Path) -> None:
     """Of a trained model in an official file: its first pictures pass a threshold of another network's scale."""
-    pipeline = load(write_official("faces64", tmp_path / "file.pt", layout=name), crop_scale=0.74, detector="builtin")
+    pipeline = load(
+        write_official(hub.builtin_path("faces64"), tmp_path / "file.pt", layout=name),
+        crop_scale=0.74,
+        detector="builtin",
+    )
     report = pipeline(sample_photos()[0], pivot=name, num_tuning_steps=6).reports[0]
     assert (report["perceptual"], report["lpips_threshold"], report["w_steps"]) == ("alex", 0.06, 0)
     assert report["tuning_steps"] > 1 and report["l2"] < report["l2_pivot"] < 0.03
@@ -179,15 +184,3 @@ def test_a_perceptual_network_can_be_chosen(files: Path, photo: Image.Image, tmp
         E4EPipeline.from_pretrained(files / "e4e", perceptual="alex")
     with pytest.raises(ValueError, match=r"`perceptual` is for PTI; PSPPipeline optimises nothing"):
         PSPPipeline.from_single_file(files / "psp.pt", perceptual="alex")
-
-
-def test_a_model_that_names_the_network_of_earlier_versions_loads(
-    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    shutil.copytree(files / "e4e", tmp_path / "model")
-    config = hub.read_config(tmp_path / "model")
-    hub.write_config({**config, "pti": {"perceptual": "st-alex"}}, tmp_path / "model")
-    pipeline = PTIPipeline.from_pretrained(tmp_path / "model")
-    assert pipeline.perceptual.name == "alex" and len(caplog.messages) == 1
-    assert "asks for the perceptual network 'st-alex', which is no longer there; taking 'alex'." in caplog.text
-    assert hub.read_config(pipeline.save_pretrained(tmp_path / "new"))["pti"]["perceptual"] == "alex"

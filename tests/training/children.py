@@ -2,8 +2,6 @@
 
 import multiprocessing
 import os
-import resource
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +14,11 @@ from accelerate import debug_launcher
 from PIL import Image
 
 from stylegan_inversion import hub
-from stylegan_inversion.errors import CheckpointError
-from stylegan_inversion.training import checkpoint, trainer
+from stylegan_inversion.training import trainer
 from stylegan_inversion.training.config import RunConfig
-from stylegan_inversion.training.methods import METHODS
 
 Image.init()
 CRASHED = 9
-FULL = 3
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload([__name__])
 
@@ -74,9 +69,9 @@ def _train_until(config: RunConfig, last: int) -> None:
     trainer.train(config, callback=lambda step, _: os._exit(CRASHED) if step == last else None)
 
 
-def train_and_crash(config: RunConfig, where: str) -> None:
+def train_and_crash(config: Any, where: str) -> None:
     """Die of a power cut, so to speak, at a place in the first checkpoint."""
-    learner: Any = METHODS[config.method].learner
+    learner: Any = trainer.LEARNERS[config.method]
     save_file, export = hub.save_file, learner.export
 
     def writes_half(tensors: Any, path: Path, **options: Any) -> None:
@@ -112,17 +107,6 @@ def train_and_crash(config: RunConfig, where: str) -> None:
     elif where == "half exported":
         learner.export = exports_half
     trainer.train(config)
-
-
-def write_on_full_disk(folder: Path) -> None:
-    """Files may not grow beyond 50 kB."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-    try:
-        checkpoint.write_checkpoint({"weights": torch.ones(100_000)}, folder, step=2)
-    except CheckpointError as e:
-        (folder.parent / "message.txt").write_text(str(e))
-        os._exit(FULL)
 
 
 def kill_at(process: Any, log: Path, step: int, delay: float) -> None:

@@ -11,33 +11,30 @@ from PIL import Image
 
 from stylegan_inversion import Direction, hub
 from stylegan_inversion.editing.directions import save_directions
-from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.training.config import EncoderOptions, OptimizerOptions, TrainConfig
-from stylegan_inversion.training.encoder import EncoderLearner
-from stylegan_inversion.training.gan import GANLearner
-from stylegan_inversion.training.generator_config import (
-    AutoencoderConfig,
+from stylegan_inversion.training.config import (
+    EncoderOptions,
+    EncoderRunConfig,
     GANConfig,
     GeneratorOptions,
-    ReconstructionOptions,
+    LossOptions,
+    OptimizerOptions,
 )
+from stylegan_inversion.training.data import load_batches, positions
+from stylegan_inversion.training.encoder import EncoderLearner
+from stylegan_inversion.training.gan import GANLearner
 
-MakeConfig = Callable[..., TrainConfig]
+MakeConfig = Callable[..., EncoderRunConfig]
 MakeLearner = Callable[..., EncoderLearner]
 MakeGAN = Callable[..., GANConfig]
 MakeGANLearner = Callable[..., GANLearner]
-MakeAutoencoder = Callable[..., AutoencoderConfig]
 
 QUIET: dict[str, Any] = {
-    "num_workers": 0,
-    "cpu": True,
-    "log_every": 1,
-    "image_every": 1000,
-    "validate_every": 1000,
-    "checkpoint_every": 1000,
-    "trackers": [],
+    **{"num_workers": 0, "cpu": True, "log_every": 1, "trackers": ()},
+    **{"image_every": 1000, "validate_every": 1000, "checkpoint_every": 1000},
 }
+FAST = LossOptions(lpips=0.0, identity=0.0)
+SIZES = EncoderOptions(32, (8, 8, 8, 8), (1, 1, 1, 1), 4, 8)
 
 
 def save_model(folder: Path, *, resolution: int = 16, w_dim: int = 16, seed: int = 0) -> Path:
@@ -56,15 +53,6 @@ def save_model(folder: Path, *, resolution: int = 16, w_dim: int = 16, seed: int
     return folder
 
 
-def save_warm_model(folder: Path, *, resolution: int = 16, w_dim: int = 16) -> Path:
-    """The same with the encoder of an autoencoder."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        encoder = ImageEncoder(ImageEncoderConfig(resolution, w_dim, (4, 4, 4, 4)))
-    hub.save_module(encoder, folder / "autoencoder")
-    return save_model(folder, resolution=resolution, w_dim=w_dim)
-
-
 def save_pictures(folder: Path, count: int, *, side: int = 20, seed: int = 0) -> Path:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
@@ -72,6 +60,15 @@ def save_pictures(folder: Path, count: int, *, side: int = 20, seed: int = 0) ->
         small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
         small.resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{i:02d}.png")
     return folder
+
+
+def batches_of(learner: EncoderLearner | GANLearner, count: int, *, start: int = 0) -> list[dict[str, Any]]:
+    """Micro-batches of the run, from one on."""
+    folder = learner.open_data()
+    assert folder is not None
+    return list(
+        load_batches(folder, positions(learner.config.batch_size, start=start, end=start + count), num_workers=0)
+    )
 
 
 @pytest.fixture
@@ -88,30 +85,21 @@ def pictures(tmp_path: Path) -> Path:
 def make_config(model: Path, pictures: Path, tmp_path: Path) -> MakeConfig:
     """Configs of tiny runs; a step takes a few hundredths of a second."""
 
-    def make(**overrides: Any) -> TrainConfig:
+    def make(**overrides: Any) -> EncoderRunConfig:
         values: dict[str, Any] = {
             "model": str(model),
             "data": str(pictures),
             "output": str(tmp_path / "run"),
             # coarse, middle and fine styles among the 6 of a generator of 16 px
-            "encoder": EncoderOptions(32, [8, 8, 8, 8], [1, 1, 1, 1], 4, 8, coarse_end=2, middle_end=4),
-            "loss": {"lpips": 0.0, "identity": 0.0},
+            "encoder": EncoderOptions(32, (8, 8, 8, 8), (1, 1, 1, 1), 4, 8, coarse_end=2, middle_end=4),
+            "loss": FAST,
             "optimizer": OptimizerOptions(lr=1e-3),
             "steps": 4,
             "batch_size": 4,
         }
-        return TrainConfig(**(QUIET | values | overrides))
+        return EncoderRunConfig(**(QUIET | values | overrides))
 
     return make
-
-
-def tiny_generator(resolution: int = 16) -> GeneratorOptions:
-    return GeneratorOptions(resolution, z_dim=8, w_dim=16, mapping_layers=2, channel_base=128, channel_max=8)
-
-
-@pytest.fixture
-def warm(tmp_path: Path) -> Path:
-    return save_warm_model(tmp_path / "warm")
 
 
 @pytest.fixture
@@ -122,7 +110,7 @@ def make_gan(pictures: Path, tmp_path: Path) -> MakeGAN:
         values: dict[str, Any] = {
             "data": str(pictures),
             "output": str(tmp_path / "run"),
-            "generator": tiny_generator(),
+            "generator": GeneratorOptions(16, z_dim=8, w_dim=16, mapping_layers=2, channel_base=128, channel_max=8),
             "steps": 4,
             "batch_size": 4,
         }
@@ -132,37 +120,17 @@ def make_gan(pictures: Path, tmp_path: Path) -> MakeGAN:
 
 
 @pytest.fixture
+def make_learner(make_config: MakeConfig) -> MakeLearner:
+    def make(*, teacher: Any = None, **overrides: Any) -> EncoderLearner:
+        return EncoderLearner(make_config(**overrides), Accelerator(cpu=True), teacher=teacher)
+
+    return make
+
+
+@pytest.fixture
 def make_gan_learner(make_gan: MakeGAN) -> MakeGANLearner:
     def make(**overrides: Any) -> GANLearner:
         return GANLearner(make_gan(**overrides), Accelerator(cpu=True))
-
-    return make
-
-
-@pytest.fixture
-def make_autoencoder(pictures: Path, tmp_path: Path) -> MakeAutoencoder:
-    """At 16 px, for which there is no perceptual network."""
-
-    def make(**overrides: Any) -> AutoencoderConfig:
-        values: dict[str, Any] = {
-            "data": str(pictures),
-            "output": str(tmp_path / "run"),
-            "generator": tiny_generator(),
-            "reconstruction": ReconstructionOptions(lpips=0),
-            "input_resolution": 16,
-            "components": 4,
-            "steps": 4,
-            "batch_size": 4,
-        }
-        return AutoencoderConfig(**(QUIET | values | overrides))
-
-    return make
-
-
-@pytest.fixture
-def make_learner(make_config: MakeConfig) -> MakeLearner:
-    def make(**overrides: Any) -> EncoderLearner:
-        return EncoderLearner(make_config(**overrides), Accelerator(cpu=True))
 
     return make
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from stylegan_inversion.training.checkpoint import read_latest
-from stylegan_inversion.training.config import E4EOptions, OptimizerOptions, RunConfig, TrainConfig
+from stylegan_inversion.training.config import E4EOptions, EncoderRunConfig, LossOptions, OptimizerOptions, RunConfig
 from tests.training.conftest import MakeConfig
 from tests.training.test_checkpoint import same
 
@@ -42,7 +42,7 @@ def elsewhere(config: Config, tmp_path: Path, name: str, **changes: Any) -> Conf
     return dataclasses.replace(config, output=str(tmp_path / name), **changes)
 
 
-def everything(make_config: MakeConfig, pictures: Path, tmp_path: Path, **overrides: Any) -> TrainConfig:
+def everything(make_config: MakeConfig, pictures: Path, tmp_path: Path, **overrides: Any) -> EncoderRunConfig:
     """A run of e4e with all there is: its pools overflow in the first step, its stages open from step 7 to 28."""
     options: dict[str, Any] = {
         "method": "e4e",
@@ -51,7 +51,7 @@ def everything(make_config: MakeConfig, pictures: Path, tmp_path: Path, **overri
         "synthetic_batch_size": 1,
         "accumulation": 2,
         "ema_decay": 0.9,
-        "loss": {"lpips": 0.0, "identity": 0.0, "w_distance": 0.5},
+        "loss": LossOptions(lpips=0.0, identity=0.0, w_distance=0.5),
         "e4e": E4EOptions(open_from=0.2, open_until=0.8, pool_size=5, r1_every=4, discriminator_lr=1e-3),
         "optimizer": OptimizerOptions(lr=1e-3, warmup=0.1, schedule="cosine", max_grad_norm=1.0),
         "validation_data": str(pictures),

@@ -9,7 +9,6 @@ import torch
 from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.training.checkpoint import read_checkpoint, read_latest, write_checkpoint
-from tests.training import children
 
 
 def same(a: Any, b: Any) -> bool:
@@ -44,21 +43,6 @@ def test_round_trip(tmp_path: Path) -> None:
     assert path.name == "step-00000007.safetensors"
     assert same(read_checkpoint(path), {"step": 7, **state})
     assert same(read_latest(tmp_path / "checkpoints"), {"step": 7, **state})
-
-
-def test_an_optimizer_goes_on(tmp_path: Path) -> None:
-    weight = torch.nn.Parameter(torch.ones(3))
-    adam = torch.optim.Adam([weight], lr=0.1, betas=(0.5, 0.9))
-    weight.grad = torch.tensor([1.0, -2.0, 3.0])
-    adam.step()
-    saved = read_checkpoint(write_checkpoint({"adam": adam.state_dict()}, tmp_path, step=1))
-    copied = torch.nn.Parameter(weight.detach().clone())
-    other = torch.optim.Adam([copied])
-    other.load_state_dict(saved["adam"])
-    copied.grad = weight.grad.clone()
-    adam.step()
-    other.step()
-    assert torch.equal(weight, copied)
 
 
 def test_two_are_kept(tmp_path: Path) -> None:
@@ -110,7 +94,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "none.safetensors")
     path = tmp_path / "model.safetensors"
     hub.write_tensors({"x": torch.ones(1)}, path)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors holds tensors, but it is no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors holds tensors, but it is not a checkpoint"):
         read_checkpoint(path)
     for tree in ('{"dict": [["x", {"tensor": "y"}]]}', "not JSON", '{"list": 1}', '{"dict": 3}', "3"):
         hub.write_tensors({"x": torch.ones(1)}, path, metadata={"state": tree})
@@ -137,11 +121,3 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match=r"step-00000002.* could not be written: .*No space left.*make room"):
         write_checkpoint({"x": torch.ones(2)}, tmp_path, step=2)
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [good]
-
-
-def test_full_disk_for_real(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    good = write_checkpoint({"x": torch.ones(2)}, folder, step=1).read_bytes()
-    assert children.run(children.write_on_full_disk, folder) == children.FULL
-    assert "could not be written" in (tmp_path / "message.txt").read_text()
-    assert [p.read_bytes() for p in folder.iterdir()] == [good]

@@ -1,31 +1,30 @@
-"""What each step of an encoder's run does, its evaluation, and whole runs of other tasks."""
+"""What a run of an encoder begins with, what each step does, its evaluation, and whole runs of other tasks."""
 
 import copy
 import dataclasses
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from stylegan_inversion import E4EPipeline, PSPPipeline, hub
-from stylegan_inversion.errors import ModelNotFoundError
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.losses.crop import inner_face
-from stylegan_inversion.models.autoencoder import ImageEncoder, ImageEncoderConfig
-from stylegan_inversion.models.e4e_encoder import Encoder4Editing
+from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.resnet import ResNet, ResNetConfig
 from stylegan_inversion.preprocessing.image import load_image
 from stylegan_inversion.preprocessing.sources import LabelSource, SketchSource
-from stylegan_inversion.training.checkpoint import read_checkpoint, write_checkpoint
-from stylegan_inversion.training.config import EncoderOptions, OptimizerOptions
+from stylegan_inversion.training.config import E4EOptions, LossOptions, OptimizerOptions, TaskOptions
 from stylegan_inversion.training.encoder import EncoderLearner
 from stylegan_inversion.training.trainer import train
-from tests.training.conftest import MakeConfig, MakeLearner, save_model, save_pictures
-from tests.training.encoder_parts import SPREAD, batches_of
+from tests.training.conftest import SIZES, MakeConfig, MakeLearner, batches_of, save_model, save_pictures
 from tests.training.test_checkpoint import same
+
+SPREAD = E4EOptions(open_from=0.2, open_until=0.8, pool_size=6)  # stages over the whole of a short run
 
 
 def frozen(learner: EncoderLearner) -> list[nn.Module]:
@@ -61,7 +60,7 @@ def check_gradients(learner: EncoderLearner, stage: int) -> None:
         assert all(not p.requires_grad and p.grad is None for p in network.parameters())
 
 
-@pytest.mark.parametrize("stage", range(6))
+@pytest.mark.parametrize("stage", [0, 1, 3, 5])
 def test_gradients_at_each_stage_of_e4e(make_learner: MakeLearner, stage: int) -> None:
     learner = make_learner(method="e4e", steps=100, e4e=SPREAD, synthetic_batch_size=2, ema_decay=0.9)
     step = next(step for step in range(101) if learner.stage(step) == stage)
@@ -82,10 +81,10 @@ def test_gradients_of_psp_with_every_loss(make_learner: MakeLearner, tmp_path: P
     loss = {"lpips": 0.8, "identity": 0.1, "w_norm": 0.005, "l2_crop": 0.1, "w_distance": 1.0}
     learner = make_learner(
         model=str(save_model(tmp_path / "32", resolution=32)),
-        loss=loss | {"delta": 1e-4},
+        loss=LossOptions(**loss, delta=1e-4),
         synthetic_batch_size=2,
         batch_size=2,
-        encoder=EncoderOptions(32, [8, 8, 8, 8], [1, 1, 1, 1], 4, 8),
+        encoder=SIZES,
         accumulation=2,
     )
     check_steps(learner, {"l2", "delta", *loss}, networks=3)
@@ -100,9 +99,9 @@ def test_gradients_of_the_losses_of_other_tasks(make_learner: MakeLearner, tmp_p
         model=str(save_model(tmp_path / "64", resolution=64)),
         task="frontalization",
         moco=str(tmp_path / "moco"),
-        loss=loss,
+        loss=LossOptions(**loss),
         batch_size=2,
-        encoder=EncoderOptions(32, [8, 8, 8, 8], [1, 1, 1, 1], 4, 8),
+        encoder=SIZES,
         accumulation=2,
     )
     check_steps(learner, {name for name, weight in loss.items() if weight}, networks=3)
@@ -117,7 +116,7 @@ def check_steps(learner: EncoderLearner, names: set[str], *, networks: int) -> N
         assert finite and set(terms) == {"loss", *names}
     check_gradients(learner, learner.generator.num_ws - 1)
     assert all(same(dict(n.state_dict()), dict(s)) for n, s in zip(frozen(learner), states))
-    weights = dataclasses.asdict(learner.weights)
+    weights = learner.weights
     assert float(terms["loss"]) == pytest.approx(sum(weights[k] * float(v) for k, v in terms.items() if k != "loss"))
     with torch.no_grad():  # each compares what its name says
         batch = batches_of(learner, 1)[0]
@@ -139,26 +138,8 @@ def test_terms_of_e4e(make_learner: MakeLearner) -> None:
     ):
         terms, _ = learner.step(batches_of(learner, 1), step)
         assert set(terms) == names | {"loss"} | ({"delta"} if step else set())
-    without = make_learner(method="e4e", loss={"lpips": 0.0, "identity": 0.0, "adversarial": 0.0})
+    without = make_learner(method="e4e", loss=LossOptions(lpips=0.0, identity=0.0, adversarial=0.0))
     assert without.adversary is None and "adversarial" not in without.step(batches_of(without, 1), 0)[0]
-
-
-def test_the_inner_face_alone(make_learner: MakeLearner) -> None:
-    learner = make_learner(loss={"l2": 0.0, "lpips": 0.0, "identity": 0.0, "l2_crop": 1.0})
-    terms, finite = learner.step(batches_of(learner, 1), 0)
-    assert finite and set(terms) == {"l2_crop", "loss"}
-
-
-def test_accumulation_is_the_mean_of_its_batches(make_learner: MakeLearner, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two = make_learner(batch_size=4), make_learner(batch_size=2, accumulation=2)
-    for learner in (one, two):  # with the statistics of a batch they would differ
-        learner.encoder.eval()
-        monkeypatch.setattr(learner.draws, "noise", lambda serial, count: [None] * 5)
-    whole, halves = one.step(batches_of(one, 1), 0), two.step(batches_of(two, 2), 0)
-    assert float(whole[0]["loss"]) == pytest.approx(float(halves[0]["loss"]), rel=1e-5)
-    for a, b in zip(one.encoder.parameters(), two.encoder.parameters()):
-        assert a.grad is not None and b.grad is not None
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
 
 
 def test_weights_follow_from_the_seed_alone(make_learner: MakeLearner) -> None:
@@ -172,43 +153,15 @@ def test_weights_follow_from_the_seed_alone(make_learner: MakeLearner) -> None:
         assert not same(part(other), part(first))
 
 
-def test_ema(make_learner: MakeLearner) -> None:
-    learner = make_learner(method="e4e", ema_decay=0.75, e4e=SPREAD, steps=10)
-    assert learner.ema is not None
-    expected = {name: p.detach().clone() for name, p in learner.encoder.named_parameters()}
-    for step in range(9):
-        learner.step(batches_of(learner, 1, start=step), step)
-        for name, p in learner.encoder.named_parameters():
-            expected[name] = 0.75 * expected[name] + 0.25 * p.detach()
-    for name, p in learner.ema.named_parameters():
-        torch.testing.assert_close(p, expected[name], rtol=1e-4, atol=1e-6)
-    assert all(torch.equal(a, b) for a, b in zip(learner.ema.buffers(), learner.encoder.buffers()))
-    assert not same(dict(learner.ema.state_dict()), dict(learner.encoder.state_dict()))
-
-
-def test_known_w_teach(make_learner: MakeLearner) -> None:
-    loss = {"w_distance": 1.0, "l2": 0.0, "lpips": 0.0, "identity": 0.0}
-    learner = make_learner(
-        batch_size=0, data=None, synthetic_batch_size=8, loss=loss, optimizer=OptimizerOptions("adam", 1e-2)
-    )
-    losses = []
-    for _ in range(30):
-        terms, finite = learner.step([{}], 0)  # always the same samples
-        assert finite and set(terms) == {"loss", "w_distance"}
-        losses.append(float(terms["loss"]))
-    assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
-
-
-def test_a_teacher_knows_the_w_of_pictures(make_learner: MakeLearner, tmp_path: Path) -> None:
-    sizes = ImageEncoderConfig(input_resolution=16, w_dim=make_learner().generator.config.w_dim, widths=(4, 4, 4, 4))
+def test_a_teacher_knows_the_w_of_pictures(make_learner: MakeLearner) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        teacher = ImageEncoder(sizes).eval()
-    hub.save_module(teacher, tmp_path / "run" / "autoencoder")
-    hub.write_config({}, tmp_path / "run")
-    loss = {"w_distance": 1.0, "l2": 0.0, "lpips": 0.0, "identity": 0.0}
+        teacher = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(48, 16)).eval().requires_grad_(False)
     learner = make_learner(
-        teacher=str(tmp_path / "run"), synthetic_batch_size=2, loss=loss, optimizer=OptimizerOptions("adam", 1e-2)
+        teacher=teacher,
+        synthetic_batch_size=2,
+        loss=LossOptions(0.0, 0.0, 0.0, w_distance=1.0),
+        optimizer=OptimizerOptions("adam", 1e-2),
     )
     batches = batches_of(learner, 1)
     samples, true_w = learner.draws.synthesize(0, 2, side=learner.input_resolution)
@@ -218,31 +171,6 @@ def test_a_teacher_knows_the_w_of_pictures(make_learner: MakeLearner, tmp_path: 
     losses = [float(learner.step(batches, 0)[0]["w_distance"]) for _ in range(60)]  # always the same
     assert losses[0] == pytest.approx(float((w_plus - wanted[:, None]).square().mean()), rel=1e-5)
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
-    assert all(p.grad is None for p in cast(ImageEncoder, learner.teacher).parameters())
-
-
-def test_teachers_that_do_not_fit(make_learner: MakeLearner, tmp_path: Path) -> None:
-    loss = {"w_distance": 1.0}
-    with pytest.raises(ModelNotFoundError, match="`teacher`: 'faces64' holds no autoencoder"):
-        make_learner(teacher="faces64", loss=loss)
-    for name, sizes in {"wide": (16, 7), "large": (256, make_learner().generator.config.w_dim)}.items():
-        config = ImageEncoderConfig(input_resolution=sizes[0], w_dim=sizes[1], widths=(2, 2, 2, 2))
-        hub.save_module(ImageEncoder(config), tmp_path / name / "autoencoder")
-        hub.write_config({}, tmp_path / name)
-        with pytest.raises(ValueError, match=f"`teacher` gives w of {sizes[1]} for pictures of {sizes[0]} px; `model`"):
-            make_learner(teacher=str(tmp_path / name), loss=loss)
-
-
-def test_state_goes_on(make_learner: MakeLearner, tmp_path: Path) -> None:
-    options = {"method": "e4e", "steps": 10, "ema_decay": 0.5, "e4e": SPREAD, "synthetic_batch_size": 1}
-    one, other = make_learner(**options), make_learner(**options)
-    for step in range(4):
-        one.step(batches_of(one, 1, start=step), step)
-    other.load_state(read_checkpoint(write_checkpoint(one.state(), tmp_path, step=4)))
-    for step in range(4, 9):
-        mine = one.step(batches_of(one, 1, start=step), step)
-        assert same(other.step(batches_of(other, 1, start=step), step)[0], mine[0])
-    assert same(other.state(), one.state())
 
 
 def test_labels_to_face(make_config: MakeConfig, pictures: Path, tmp_path: Path) -> None:
@@ -253,11 +181,11 @@ def test_labels_to_face(make_config: MakeConfig, pictures: Path, tmp_path: Path)
         Image.fromarray(labels).save(sources / path.name)
     config = make_config(
         task="labels_to_face",
-        task_options={"num_labels": 4},
+        task_options=TaskOptions(num_labels=4),
         sources=str(sources),
         validation_data=str(pictures),
         validation_sources=str(sources),
-        loss={"lpips": 0.0},
+        loss=LossOptions(lpips=0.0),
         steps=2,
     )
     assert train(config).step == 2
@@ -271,7 +199,12 @@ def test_labels_to_face(make_config: MakeConfig, pictures: Path, tmp_path: Path)
 def test_sketch_to_face(make_config: MakeConfig, pictures: Path, tmp_path: Path) -> None:
     sources = save_pictures(tmp_path / "sketches", 10, seed=5)
     config = make_config(
-        method="e4e", task="sketch_to_face", sources=str(sources), validation_data=None, loss={"lpips": 0.0}, steps=2
+        method="e4e",
+        task="sketch_to_face",
+        sources=str(sources),
+        validation_data=None,
+        loss=LossOptions(lpips=0.0),
+        steps=2,
     )
     assert train(config).best is None
     grid = load_image(tmp_path / "run" / "images" / "step-00000002.png")  # of pictures that are trained on
@@ -280,34 +213,103 @@ def test_sketch_to_face(make_config: MakeConfig, pictures: Path, tmp_path: Path)
     assert pipeline.source == SketchSource() and len(pipeline.translate(sources / "00.png").images) == 1
 
 
-def test_evaluation_counts_every_picture_once(make_learner: MakeLearner) -> None:
-    learner = make_learner(batch_size=4, ema_decay=0.9, loss={"lpips": 0.0, "identity": 0.0, "l2_crop": 0.5})
-    assert learner.ema is not None
-    learner.ema.train()  # whatever it was, it is left so
-    everything = {key: torch.cat([b[key] for b in batches_of(learner, 3)])[:10] for key in ("x", "y")}
-
-    def cut(*sizes: int) -> list[dict[str, Tensor]]:
-        parts = {key: value.split(sizes) for key, value in everything.items()}
-        return [{"x": x, "y": y} for x, y in zip(parts["x"], parts["y"])]
-
-    before = copy.deepcopy(learner.state())
-    values, shown = learner.evaluate(iter(cut(4, 4, 2)), score=True)
-    whole, _ = learner.evaluate(iter(cut(10)), score=True)
-    assert values == pytest.approx(whole, rel=1e-5) and set(values) == {"l2", "l2_crop", "loss"}
-    assert values["loss"] == pytest.approx(values["l2"] + 0.5 * values["l2_crop"], rel=1e-5)
-    assert [t.shape for t in shown] == [(4, 3, 32, 32), (4, 3, 16, 16), (4, 3, 16, 16)]
-    assert same(learner.state(), before) and learner.ema.training
-    with torch.no_grad():
-        y_hat = learner.generator.synthesis(learner.ema.eval()(everything["x"]))
-    assert float((y_hat - everything["y"]).square().mean()) == pytest.approx(values["l2"], rel=1e-5)
+def test_a_psp_encoder_becomes_an_e4e_encoder(
+    make_config: MakeConfig, make_learner: MakeLearner, tmp_path: Path
+) -> None:
+    psp = make_learner()
+    psp.export(tmp_path / "psp")
+    learner = make_learner(method="e4e", init=str(tmp_path / "psp"))
+    x = batches_of(learner, 1)[0]["x"]
+    w_plus, theirs = learner.encoder.eval()(x), psp.encoder.eval()(x)
+    for i in range(6):
+        torch.testing.assert_close(w_plus[:, i], theirs[:, 0])
+    learner.encoder.train()
+    learner.step(batches_of(learner, 1), 3)
+    assert learner.stage(3) == 5 and not torch.equal(*learner.encoder.eval()(x)[:, 4:].unbind(1))
 
 
-def test_evaluation_at_an_early_stage(make_learner: MakeLearner) -> None:
-    learner = make_learner(method="e4e", steps=10, e4e=SPREAD, ema_decay=0.9)
-    learner.step(batches_of(learner, 1), 0)
-    _, shown = learner.evaluate(iter(batches_of(learner, 1)), score=True)
-    ema = learner.ema
-    assert isinstance(ema, Encoder4Editing) and ema.progressive_stage == 0
-    with torch.no_grad():
-        w_plus = ema(shown[0])
-    assert torch.equal(w_plus[:, 5] - ema.w_avg[5], w_plus[:, 0] - ema.w_avg[0])
+def test_bad_beginnings(make_config: MakeConfig, make_learner: MakeLearner, model: Path, tmp_path: Path) -> None:
+    make_learner().export(tmp_path / "psp")
+    init = str(tmp_path / "psp")
+    with pytest.raises(ModelNotFoundError, match=r"`init`: .* holds no Encoder4Editing .folder 'e4e_encoder'"):
+        make_learner(method="e4e", init=str(model))
+    with pytest.raises(ModelNotFoundError, match=r"`init`: .* holds no GradualStyleEncoder"):
+        make_learner(init=str(model))
+    with pytest.raises(ValueError, match="generator of 16 px and w_dim 16; `model` has 32 px and w_dim 16"):
+        make_learner(init=init, model=str(save_model(tmp_path / "large", resolution=32)))
+    with pytest.raises(ValueError, match="generator of 16 px and w_dim 16; `model` has 16 px and w_dim 8"):
+        make_learner(init=init, model=str(save_model(tmp_path / "narrow", w_dim=8)))
+    with pytest.raises(ValueError, match="takes 3 channels; `task` sketch_to_face gives 1"):
+        make_learner(init=init, task="sketch_to_face")
+    with pytest.raises(
+        ValueError, match=r"encoder with units=.1, 1, 1, 1., but `encoder.units` is .1, 1, 1, 2.: leave it out"
+    ):
+        make_learner(init=init, encoder=dataclasses.replace(make_config().encoder, units=(1, 1, 1, 2)))
+    with pytest.raises(ValueError, match="`synthetic_batch_size` is 2, but `task` sketch_to_face does not read"):
+        make_learner(task="sketch_to_face", synthetic_batch_size=2)
+    with pytest.raises(ValueError, match=r"does not take pictures of 12 px.*set --loss\.lpips-crop 0"):
+        make_learner(loss=LossOptions(lpips=0.0, identity=0.0, lpips_crop=1.0))
+
+
+def test_a_weight_that_hardly_counts_is_said(
+    make_learner: MakeLearner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_learner(loss=LossOptions(lpips=0.0, identity=1.0))
+    assert not caplog.text
+    make_learner(loss=LossOptions(lpips=0.0, identity=0.1))
+    assert "`loss.identity` is 0.1 with the built-in network" in caplog.text
+    caplog.clear()
+    make_learner(model=str(save_model(tmp_path / "32", resolution=32)), task="toonify", loss=LossOptions())
+    assert "`loss.identity` is 1 with the built-in network" in caplog.text  # the task's, for ArcFace
+
+
+def save_arcface(folder: Path, *, in_channels: int = 3, widths: tuple[int, ...] = (8, 8, 8, 8)) -> Path:
+    arcface = ArcFace(ArcFaceConfig(in_channels, widths, (1, 1, 1, 1), 4, resolution=32, embedding_dim=4))
+    for p in arcface.parameters():
+        p.data.uniform_(0.1, 0.2)
+    hub.save_module(arcface, folder)
+    return folder
+
+
+def test_backbone_of_a_face_recognition_network(make_learner: MakeLearner, tmp_path: Path) -> None:
+    folder = save_arcface(tmp_path / "arcface")
+    sizes = dataclasses.replace(SIZES, coarse_end=2, middle_end=4, backbone=str(folder))
+    learner = make_learner(encoder=sizes)
+    theirs = hub.read_tensors(folder / hub.WEIGHTS_NAME)
+    ours = learner.encoder.pyramid.backbone.state_dict()
+    assert all(torch.equal(tensor, theirs[f"backbone.{name}"]) for name, tensor in ours.items())
+    assert learner.encoder.training and all(p.requires_grad for p in learner.encoder.parameters())
+    # A sketch has one channel: all but the stem is taken over
+    learner = make_learner(encoder=sizes, task="sketch_to_face", loss=LossOptions(lpips=0.0))
+    ours = learner.encoder.pyramid.backbone.state_dict()
+    assert ours["stem.0.weight"].shape[1] == 1
+    for name, tensor in ours.items():
+        if not name.startswith("stem."):
+            assert torch.equal(tensor, theirs[f"backbone.{name}"])
+    wide = save_arcface(tmp_path / "wide", widths=(8, 8, 8, 12))
+    with pytest.raises(CheckpointError, match="does not fit IRSEBackbone"):
+        make_learner(encoder=dataclasses.replace(sizes, backbone=str(wide)))
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+@pytest.mark.parametrize(("method", "cls"), [("psp", PSPPipeline), ("e4e", E4EPipeline)])
+def test_export(make_learner: MakeLearner, tmp_path: Path, method: str, cls: Any, ema_decay: float) -> None:
+    learner = make_learner(method=method, e4e=SPREAD, steps=10, ema_decay=ema_decay)
+    folder = tmp_path / "export"
+    orphan = folder / f".files.{2**22 + 1}.abcd1234.partial"  # of a process that cannot be
+    (orphan / "e4e_encoder").mkdir(parents=True)
+    for step in (5, 9):  # of e4e three offsets are open, then all
+        learner.step(batches_of(learner, 1), step)
+        learner.export(folder)
+        assert not orphan.exists()
+        pipeline = cls.from_pretrained(folder, device="cpu")
+        x = batches_of(learner, 1)[0]["x"]
+        best = learner.encoder if learner.ema is None else learner.ema
+        training = best.training
+        with torch.no_grad():
+            torch.testing.assert_close(pipeline.encoder(x), best.eval()(x), rtol=0, atol=0)
+        best.train(training)
+        assert pipeline.directions.keys() == {"smile"} and pipeline.crop_scale == 0.9
+        assert same(dict(pipeline.generator.state_dict()), dict(learner.generator.state_dict()))
+        assert not any(tensor.dtype != torch.float32 for tensor in pipeline.encoder.parameters())
+    assert (learner.stage(5), learner.stage(9)) == ((3, 5) if method == "e4e" else (5, 5))

@@ -1,15 +1,17 @@
-import copy
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stylegan_inversion.training.ranger import Ranger
+from stylegan_inversion.training.config import OptimizerOptions
+from stylegan_inversion.training.ranger import Ranger, apply_gradients, lazy_options, make_optimizer
 
 Array = NDArray[np.float64]
 SHAPES = ((4, 3, 3, 3), (5, 4), (6,), ())
@@ -58,7 +60,7 @@ def reference(w: Array, gradients: Any, steps: int, **settings: Any) -> Array:
     return w
 
 
-@pytest.mark.parametrize("steps", [1, 5, 6, 7, 12, 25])  # 1-5 unrectified, 6 rectified and the first Lookahead
+@pytest.mark.parametrize("steps", [1, 6, 7, 25])  # 1-5 unrectified, 6 rectified and the first Lookahead
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_against_the_papers(steps: int, weight_decay: float) -> None:
     settings = {"lr": 0.03, "alpha": 0.5, "k": 6, "betas": (0.95, 0.999), "eps": 1e-5, "weight_decay": weight_decay}
@@ -70,58 +72,7 @@ def test_against_the_papers(steps: int, weight_decay: float) -> None:
         np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-10, atol=1e-12)
 
 
-def test_defaults_are_those_of_psp() -> None:
-    defaults = Ranger(parameters()).defaults
-    assert {key: defaults[key] for key in ("alpha", "k", "n_sma_threshold", "betas", "eps", "weight_decay")} == {
-        "alpha": 0.5,
-        "k": 6,
-        "n_sma_threshold": 5.0,
-        "betas": (0.95, 0.999),
-        "eps": 1e-5,
-        "weight_decay": 0.0,
-    }
-
-
-def test_the_first_steps_by_hand() -> None:
-    p = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
-    optimizer = Ranger([p], lr=0.5)
-    p.grad = torch.tensor([0.2, 4.0], dtype=torch.float64)
-    optimizer.step()
-    # m_hat of the first step is the gradient itself, and the second moment has no say yet
-    torch.testing.assert_close(p.detach(), torch.tensor([0.9, -4.0], dtype=torch.float64))
-
-
-def test_lookahead_goes_half_way_back() -> None:
-    fast, params = parameters(), parameters()
-    start = [p.detach().clone() for p in params]
-    run(Ranger(fast, lr=0.1, alpha=1.0), fast, range(1, 7))
-    run(Ranger(params, lr=0.1), params, range(1, 7))
-    for p, q, before in zip(params, fast, start):
-        torch.testing.assert_close(p.detach(), (q.detach() + before) / 2)
-
-
-def test_without_lookahead_and_on_vectors_it_is_radam() -> None:
-    shapes = ((7,), (), (3,))
-    ours, theirs = parameters(1, shapes), parameters(1, shapes)
-    run(Ranger(ours, lr=0.02, alpha=1.0, betas=(0.9, 0.99), eps=1e-8), ours, range(1, 41))
-    run(torch.optim.RAdam(theirs, lr=0.02, betas=(0.9, 0.99), eps=1e-8), theirs, range(1, 41))
-    for p, q in zip(ours, theirs):
-        torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-11, atol=1e-12)
-
-
-def test_centralisation_takes_the_mean_from_each_output_channel_and_leaves_the_gradient_alone() -> None:
-    ours, theirs = parameters(1, ((3, 4),)), parameters(1, ((12,),))
-    gradient = torch.randn(3, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    ours[0].grad = gradient.clone()
-    theirs[0].data = ours[0].detach().clone().flatten()
-    theirs[0].grad = (gradient - gradient.mean(dim=1, keepdim=True)).flatten()
-    for params in (ours, theirs):
-        Ranger(params, lr=0.1).step()
-    torch.testing.assert_close(ours[0].detach().flatten(), theirs[0].detach())
-    assert torch.equal(ours[0].grad, gradient)
-
-
-@pytest.mark.parametrize("saved", [1, 5, 6, 10])
+@pytest.mark.parametrize("saved", [1, 6])
 def test_resume_is_exact(saved: int, tmp_path: Path) -> None:
     whole, halves = parameters(), parameters()
     run(Ranger(whole, lr=0.01), whole, range(1, 21))
@@ -136,25 +87,6 @@ def test_resume_is_exact(saved: int, tmp_path: Path) -> None:
     assert all(torch.equal(p, q) for p, q in zip(again, whole))
 
 
-def test_the_state_is_tensors() -> None:
-    params = parameters()
-    optimizer = Ranger(params)
-    run(optimizer, params, range(1, 3))
-    for state in optimizer.state_dict()["state"].values():
-        assert state.keys() == {"step", "exp_avg", "exp_avg_sq", "slow"}
-        assert all(isinstance(value, Tensor) for value in state.values()) and state["step"].item() == 2
-
-
-def test_copies_are_independent() -> None:
-    params = parameters()
-    optimizer = Ranger(params)
-    run(optimizer, params, range(1, 3))
-    twin = copy.deepcopy(optimizer)
-    assert twin.state_dict()["state"][0]["step"] == 2
-    run(optimizer, params, range(3, 5))
-    assert twin.state_dict()["state"][0]["step"] == 2
-
-
 def test_a_parameter_without_a_gradient_is_skipped_and_counts_its_own_steps() -> None:
     late, early = parameters(1, ((3, 2),)), parameters(2, ((3, 2),))
     before = late[0].detach().clone()
@@ -167,47 +99,80 @@ def test_a_parameter_without_a_gradient_is_skipped_and_counts_its_own_steps() ->
     torch.testing.assert_close(late[0].detach(), alone[0].detach(), rtol=0, atol=1e-15)
 
 
-def test_groups_have_their_own_settings() -> None:
-    params = parameters()
-    before = [p.detach().clone() for p in params]
-    run(Ranger([{"params": params[:2]}, {"params": params[2:], "lr": 1e-6}], lr=0.1), params, range(1, 4))
-    moved = [(p.detach() - b).abs().max().item() for p, b in zip(params, before)]
-    assert min(moved[:2]) > 1e-2 and max(moved[2:]) < 1e-4
+def rates(options: OptimizerOptions, steps: int) -> list[float]:
+    optimizer, schedule = make_optimizer(options, [nn.Parameter(torch.ones(1))], steps=steps)
+    seen = [optimizer.param_groups[0]["lr"]]
+    for step in range(1, steps + 1):
+        schedule.step(step)
+        seen.append(optimizer.param_groups[0]["lr"])
+    return seen
 
 
-def test_closure() -> None:
-    p = nn.Parameter(torch.tensor([3.0]))
-    optimizer = Ranger([p], lr=0.1)
-
-    def closure() -> float:
-        optimizer.zero_grad()
-        loss = p.square().sum()
-        loss.backward()
-        return loss.item()
-
-    losses = [optimizer.step(closure) for _ in range(200)]
-    assert losses[0] == 9.0 and losses[-1] is not None and losses[-1] < 0.5
+def test_cosine() -> None:
+    seen = rates(OptimizerOptions(lr=1.0, warmup=0.2, schedule="cosine"), 20)
+    assert seen[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert seen[12] == pytest.approx(0.5) and seen[8] == pytest.approx(0.5 + math.sqrt(0.125))
+    assert seen[20] == pytest.approx(0.0, abs=1e-12) and seen[4:] == sorted(seen[4:], reverse=True)
+    assert rates(OptimizerOptions(lr=1.0, warmup=1.0, schedule="cosine"), 4)[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"lr": 0.0}, r"`lr` must be > 0, got 0\.0\."),
-        ({"alpha": 1.1}, r"`alpha` must be in \[0, 1\], got 1\.1\."),
-        ({"k": 0}, r"`k` must be >= 1, got 0\."),
-        ({"n_sma_threshold": 3.0}, r"`n_sma_threshold` must be >= 4, got 3\.0\."),
-        ({"betas": (0.9, 1.0)}, r"`betas` must be in \[0, 1\), got \(0\.9, 1\.0\)\."),
-        ({"eps": 0.0}, r"`eps` must be > 0, got 0\.0\."),
-        ({"weight_decay": -0.1}, r"`weight_decay` must be >= 0, got -0\.1\."),
-    ],
-)
-def test_settings_out_of_range(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Ranger(parameters(), **settings)
+def test_lazy_options() -> None:
+    """Of an optimizer that takes a further step each 16 steps."""
+    options = OptimizerOptions("adam", 2e-3, warmup=0.1, betas=(0.5, 0.99), max_grad_norm=3.0)
+    lazy = lazy_options(options, 16)
+    assert lazy.lr == pytest.approx(2e-3 * 16 / 17)
+    assert lazy.betas == pytest.approx((0.5 ** (16 / 17), 0.99 ** (16 / 17)))
+    assert (lazy.name, lazy.warmup, lazy.max_grad_norm) == ("adam", 0.1, 3.0)
+    assert lazy_options(options, 0) is options
 
 
-def test_a_sparse_gradient_is_refused() -> None:
-    embedding = nn.Embedding(4, 2, sparse=True)
-    embedding(torch.tensor([1])).sum().backward()
-    with pytest.raises(ValueError, match="Gradients must be dense"):
-        Ranger(embedding.parameters()).step()
+@pytest.fixture
+def weights() -> list[nn.Parameter]:
+    return [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(1))]
+
+
+def test_long_gradients_are_clipped(weights: list[nn.Parameter]) -> None:
+    accelerator = Accelerator(cpu=True)
+    for gradient, moved in ((30.0, 0.6), (0.003, 0.003)):
+        for weight in weights:
+            weight.data.fill_(1.0)
+            weight.grad = None
+        weights[0].grad, weights[2].grad = torch.tensor([gradient, 0.0, 0.0]), torch.tensor([gradient / 0.75])
+        sgd = torch.optim.SGD(weights, lr=1.0)
+        assert apply_gradients(accelerator, sgd, torch.tensor(1.0), max_norm=1.0)
+        assert float(1 - weights[0].detach()[0]) == pytest.approx(moved, rel=1e-3)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("place", ["gradient", "loss"])
+def test_a_bad_step_changes_nothing(weights: list[nn.Parameter], bad: float, place: str) -> None:
+    adam = torch.optim.Adam(weights, lr=1.0)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    loss = torch.tensor(1.0)
+    if place == "gradient":
+        weights[1].grad = torch.tensor([[1.0, bad], [1.0, 1.0]])
+    else:
+        loss = torch.tensor(bad)
+    assert not apply_gradients(Accelerator(cpu=True), adam, loss)
+    assert all(bool((weight == 1).all()) and weight.grad is None for weight in weights)
+    assert not adam.state
+
+
+def test_float16_scales_until_there_is_no_hope(weights: list[nn.Parameter]) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    process: Any = SimpleNamespace(num_processes=1, scaler=scaler)
+    sgd = torch.optim.SGD(weights, lr=1.0)
+
+    def step(gradient: float, loss: float = 1.0) -> bool:
+        scale = float(scaler.scale(torch.ones(())))
+        for weight in weights:
+            weight.grad = torch.full_like(weight, gradient * scale)
+        return apply_gradients(process, sgd, torch.tensor(loss), max_norm=100.0)
+
+    assert step(0.5) and all(bool((weight == 0.5).all()) for weight in weights)
+    overflows = [step(math.inf) for _ in range(20)]
+    assert overflows == [True] * 13 + [False] * 7  # the scale falls from 8 to 2**-10, and below
+    assert not step(0.5, math.nan)
+    assert all(bool((weight == 0.5).all()) for weight in weights)
+    assert step(0.25) and all(bool((weight == 0.25).all()) for weight in weights)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from stylegan_inversion.pipelines.styles import sample_face
+from stylegan_inversion.pipelines.play import sample_face
 from stylegan_inversion.webapp.messages import EXPIRED, FAILED, WRONG_ARGUMENTS
 from stylegan_inversion.webapp.models import Model
 from tests.webapp.client import refused

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from stylegan_inversion import PTIPipeline
-from stylegan_inversion.pipelines.styles import sample_face
+from stylegan_inversion.pipelines.play import sample_face
 from stylegan_inversion.webapp.guard import LOOPBACK, KnownHosts
 from stylegan_inversion.webapp.janitor import Janitor
 from stylegan_inversion.webapp.marking import read_mark

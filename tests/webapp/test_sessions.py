@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from stylegan_inversion import InversionOutput, PTIPipeline
-from stylegan_inversion.pipelines.styles import sample_face
+from stylegan_inversion.pipelines.play import sample_face
 from stylegan_inversion.webapp.memory import size_of
 from stylegan_inversion.webapp.running import HEARTBEAT_SECONDS
 from stylegan_inversion.webapp.sessions import BusyError, Progress, Sessions

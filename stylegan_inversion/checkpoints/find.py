@@ -1,0 +1,422 @@
+"""A name becomes a folder or a file, once: on this machine, built in, in the catalogue, or on the Hub.
+
+A checkpoint of the catalogue is fetched, verified and converted into the cache, each of them once. The cache keeps the
+converted folder, with the papers' directions, but not the checkpoint unless it was in the cache before.
+"""
+
+import atexit
+import hashlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from http.client import HTTPMessage
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import IO
+from urllib.error import URLError
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from filelock import FileLock
+
+from stylegan_inversion import hub
+from stylegan_inversion.catalogue import CatalogueEntry, cached_file, catalogue, converted_folder, suggest
+from stylegan_inversion.checkpoints.direction import direction_from_official
+from stylegan_inversion.checkpoints.export import write_model
+from stylegan_inversion.checkpoints.recognise import Part, SingleFile, read_single_file
+from stylegan_inversion.editing.directions import Direction, save_directions
+from stylegan_inversion.editing.ganspace import name_components
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.hub import Access
+from stylegan_inversion.models.encoders import ENCODERS
+from stylegan_inversion.remote import cached_url, download, download_file, file_sha256, is_inside, is_offline, remove
+
+logger = logging.getLogger(__name__)
+
+COMPONENTS = 10  # how many of GANSpace's components a model brings, the widest first
+MAX_URL_BYTES = 16 << 30
+_HUB_FILE = re.compile(r"hf://([^/]+/[^/@]+)(?:@([^/]+))?/(.+)")
+_SILENCE = 10.0  # seconds without an answer that end a download from an https address
+_CHECKPOINTS = (".pt", ".pth", ".pkl", ".npy", ".ckpt", ".safetensors")
+_NO_FOLDER = ("direction", "ganspace")  # kinds of the catalogue whose files are read where they are
+# In units of W's spread: an average of n samples lies 1 / sqrt(n) from the mean, 0.01 for e4e's 10 000; a moving
+# average such as NVIDIA's 0.015; the means of two networks lie about 1 apart.
+_NEAR = 0.1
+_failed: list[str] = []  # why the first file of directions could not be fetched; this process tries no other
+
+
+def known_entry(name: str | os.PathLike[str]) -> CatalogueEntry | None:
+    """The entry of a name in the catalogue; `None` for a folder, a built-in model, or any other name."""
+    if Path(name).is_dir() or str(name) in hub.builtin_models():
+        return None
+    return next((entry for entry in catalogue() if entry.name == str(name)), None)
+
+
+def is_known(name: str | os.PathLike[str]) -> bool:
+    """Whether a name is that of a checkpoint in the catalogue, and of no folder here."""
+    return known_entry(name) is not None
+
+
+def find_folder(name_or_path: str | os.PathLike[str], access: Access = Access(), *, variant: str | None = None) -> Path:
+    """Find the folder of a model: a local folder wins, then a built-in model, the catalogue, and the Hub.
+
+    Args:
+        name_or_path: A folder, the name of a built-in model or of a checkpoint in the catalogue, or
+            "organisation/repository".
+        access: How to fetch it.
+        variant: Which weights to fetch, such as "fp16" for model.fp16.safetensors.
+
+    Returns:
+        A folder that holds `config.json`.
+
+    Raises:
+        ValueError: If the subfolder leaves the model, `variant` is not a word, or a name of the catalogue comes with a
+            revision.
+        ModelNotFoundError: If nothing of that name exists, or it cannot be fetched.
+        CheckpointError: If a file is damaged, or cannot be converted.
+    """
+    name, weights = os.fspath(name_or_path), hub.weights_name(variant)
+    if not is_inside(access.subfolder or ""):
+        raise ValueError(
+            f"`subfolder` must be a relative path inside the model, without '..', got {access.subfolder!r}."
+        )
+    folder, inside = Path(name), PureWindowsPath(access.subfolder or "").as_posix()  # knows both separators
+    if (
+        name in hub.builtin_models() and not (folder / hub.CONFIG_NAME).is_file()
+    ):  # a mere folder of that name hides nothing
+        folder = hub.builtin_path(name)
+    elif not name or not folder.is_dir():
+        folder = _find_elsewhere(name, inside, access, weights)
+    folder /= inside
+    if not (folder / hub.CONFIG_NAME).is_file():
+        if (folder / "model_index.json").is_file():
+            raise ModelNotFoundError(
+                f"{folder} is a pipeline of diffusers (model_index.json), not a GAN of this package."
+            )
+        raise ModelNotFoundError(f"{folder} holds no {hub.CONFIG_NAME}, so it is not a model saved by this package.")
+    return folder
+
+
+def _find_elsewhere(name: str, inside: str, access: Access, weights: str) -> Path:
+    """Find a model that is neither a folder nor built in."""
+    if (entry := known_entry(name)) is not None:
+        return _find_converted(entry, access)
+    if PurePath(name).suffix in _CHECKPOINTS:
+        raise CheckpointError(
+            f"{name!r} is not a folder in this package's format. A pipeline's `from_single_file` reads it; or convert "
+            f"it once, by `stylegan-inversion convert {name} FOLDER`, and give the folder."
+        )
+    builtin = ", ".join(hub.builtin_models())
+    if re.fullmatch(r"[^./~][^/]*/[^/]+", name):
+        prefix = "" if inside == "." else f"{inside}/"
+        patterns = [f"{prefix}*.json", f"{prefix}*{weights}"]
+        if weights != hub.WEIGHTS_NAME:
+            patterns.append(f"{prefix}*directions/{hub.WEIGHTS_NAME}")
+        return download(name, patterns, access, otherwise=f", or give a folder, or a built-in model: {builtin}")[0]
+    hint = suggest(name) or "A repository on the Hub is written organisation/repository."
+    raise ModelNotFoundError(
+        f"No model {name!r}: it is not a folder, and the built-in models are {builtin}. {hint} "
+        "`stylegan-inversion models` lists what is known by name."
+    )
+
+
+def find_file(source: str | os.PathLike[str], access: Access = Access(), *, sha256: str | None = None) -> Path:
+    """Find a checkpoint on this machine, or fetch it.
+
+    Args:
+        source: A path; "hf://organisation/repository/file", with "@revision" after the repository if need be; an
+            "https://" address; or a name of the catalogue.
+        access: How to fetch it.
+        sha256: Hash of the file, checked wherever it is given; required for https.
+
+    Raises:
+        ValueError: If the address is invalid, or an https address comes without a sha256.
+        ModelNotFoundError: If there is no such file, or it cannot be fetched.
+        CheckpointError: If another file came.
+    """
+    text, path = str(source), Path(source)
+    if match := _HUB_FILE.fullmatch(text):
+        repo_id, revision, filename = match.groups()
+        return download_file(repo_id, filename, replace(access, revision=revision), sha256=sha256)
+    if text.startswith("https://"):
+        if sha256 is None:
+            raise ValueError(f"{text}: give the `sha256` of the file too, since nothing else says which file comes.")
+        return download_url(text, sha256, access)
+    if "://" in text:
+        raise ValueError(f"{text!r} is neither a path nor hf://organisation/repository/file nor an https:// address.")
+    if not path.exists() and (entry := known_entry(text)) is not None:
+        path = fetch(entry, access)
+    if not path.is_file():
+        hint = "That is a folder: use from_pretrained." if path.is_dir() else suggest(text)
+        raise ModelNotFoundError(f"There is no file {text!r}. {hint or ''}".rstrip())
+    if sha256 is not None and file_sha256(path) != sha256:
+        raise CheckpointError(f"{path} has not the sha256 {sha256}: it is another file, or damaged. Fetch it again.")
+    return path
+
+
+class _OnlyHTTPS(HTTPRedirectHandler):
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        """Follow no address but https."""
+        if not newurl.startswith("https://"):
+            raise URLError(f"it leads to {newurl}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def download_url(url: str, sha256: str, access: Access) -> Path:
+    """Fetch a file from an https address, or find it in the cache under its sha256. Redirects may lead to https only.
+
+    Raises:
+        ValueError: If the address or the sha256 is invalid.
+        ModelNotFoundError: If it cannot be fetched.
+        CheckpointError: If another file came; nothing of it is kept.
+    """
+    sha256 = sha256.lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise ValueError(f"`sha256` must be 64 hexadecimal digits, got {sha256!r}.")
+    path = cached_url(url, sha256, access.cache_dir)
+    if path.is_file() and not access.force_download and file_sha256(path) == sha256:
+        return path
+    if is_offline(access):
+        raise ModelNotFoundError(f"{url} is not in the cache, and the network may not be used.")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    opener, request = build_opener(_OnlyHTTPS()), Request(url, headers={"User-Agent": "stylegan-inversion"})
+    digest, size = hashlib.sha256(), 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with opener.open(request, timeout=_SILENCE) as answer, partial.open("wb") as file:
+            while chunk := answer.read1(2**20):  # what has come, instead of waiting for a whole chunk
+                size += len(chunk)
+                if size > MAX_URL_BYTES:
+                    raise OSError(f"it is larger than {MAX_URL_BYTES >> 30} GiB")
+                digest.update(chunk)
+                file.write(chunk)
+        if digest.hexdigest() != sha256:
+            raise CheckpointError(
+                f"{url} gave another file: its sha256 is {digest.hexdigest()}, not {sha256}. Often it is a page that "
+                "asks for a log-in or reports a quota: open the address in a browser."
+            )
+        partial.replace(path)
+    except OSError as e:  # URLError and TimeoutError among them
+        raise ModelNotFoundError(f"{url} could not be fetched: {getattr(e, 'reason', e)}. Try again later.") from e
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+    return path
+
+
+# --- the catalogue
+
+
+def fetch(entry: CatalogueEntry, access: Access = Access()) -> Path:
+    """Fetch the file of an entry into the Hub's cache, and check its sha256. Nothing in it is run.
+
+    Where no sha256 is known, the Hub's own is checked, and a warning gives it: then the Hub is trusted to give what its
+    owner put there, and the owner to have put there what the name says.
+
+    Raises:
+        ModelNotFoundError: If no copy is known, this package does not read it, or it cannot be fetched.
+        CheckpointError: If another file came; nothing of it is kept.
+    """
+    if entry.kind == "unread":
+        raise ModelNotFoundError(f"{entry.name!r} is listed, but not supported: {entry.note}")
+    if entry.repository is None or entry.file is None:
+        raise ModelNotFoundError(
+            f"{entry.name!r} cannot be fetched by its name, since no copy of it on the Hub is known. Get it from "
+            f"{entry.source} and take the file with `from_single_file`. {entry.note or ''}".rstrip()
+        )
+    if entry.host == "github":
+        address = f"https://raw.githubusercontent.com/{entry.repository}/{entry.revision}/{entry.file}"
+        return download_url(address, str(entry.sha256), access)
+    path = download_file(entry.repository, entry.file, replace(access, revision=entry.revision), sha256=entry.sha256)
+    if entry.sha256 is None:
+        where = f"{entry.file} of {entry.repository}"
+        text = "No sha256 of %s is known in advance: %s was checked against the Hub's own, %s."
+        logger.warning(text, entry.name, where, file_sha256(path))
+    return path
+
+
+def _find_converted(entry: CatalogueEntry, access: Access) -> Path:
+    """The folder of a checkpoint of the catalogue: fetched and converted if need be, with the papers' directions.
+
+    Where the cache may only be read, or knows no locks, the folder is one of this process.
+    """
+    if access.revision is not None:
+        raise ValueError(f"`revision` is for repositories; {entry.name!r} of the catalogue is always the same file.")
+    if entry.kind in _NO_FOLDER:
+        raise ModelNotFoundError(
+            f"{entry.name!r} is not a model: {entry.description}. A pipeline's `load_direction` and `load_components` "
+            "take such files."
+        )
+    folder, directions = converted_folder(entry, access.cache_dir), dict[str, Direction]()
+    if not access.force_download and (folder / hub.CONFIG_NAME).is_file():
+        if (folder / "directions").is_dir() or not edits_of(entry.domain):
+            return folder
+        directions = fetch_directions(entry.name, entry.domain, access)  # when it was converted, there was no network
+        if not directions:
+            return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        locks = folder.parents[1] / ".locks"  # where the Hub's client has its own
+        locks.mkdir(exist_ok=True)
+        with FileLock(locks / f"{folder.name}.lock"):  # one process converts, the others wait and find the folder
+            _complete(entry, folder, directions, access)
+        return folder
+    except (OSError, NotImplementedError) as e:
+        other = _scratch() / folder.name
+        if access.force_download or not (other / hub.CONFIG_NAME).is_file():
+            logger.warning(
+                "%s cannot be written or locked (%s), so %s is kept for this process alone, in %s: give another "
+                "`cache_dir`.",
+                *(folder.parent, getattr(e, "strerror", e), entry.name, other.parent),
+            )
+            if directions:
+                shutil.copytree(folder.resolve(), other, copy_function=_link)
+                other.chmod(0o700)  # the cache's folder may be read-only
+            _complete(entry, other, directions, access)
+        return other
+
+
+def _complete(entry: CatalogueEntry, folder: Path, directions: dict[str, Direction], access: Access) -> None:
+    """Convert a checkpoint into a folder, or add directions to it, unless another process was first."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        made = Path(scratch) / folder.name
+        if directions:
+            if not (folder / "directions").is_dir():
+                save_directions(directions, made)
+                made.rename(folder / "directions")
+        elif access.force_download or not (folder / hub.CONFIG_NAME).is_file():
+            kept = cached_file(entry, access.cache_dir) is not None
+            path = fetch(entry, access)
+            file = read_single_file(path, encoder=entry.kind if entry.kind in ENCODERS else None)
+            write_model(with_directions(file, path, access, source=entry.name), made)
+            if folder.exists():
+                folder.rename(Path(scratch) / "old")
+            made.rename(folder)
+            if not kept:
+                remove(path)
+
+
+@cache
+def _scratch() -> Path:
+    """A folder of this process, which goes when it ends."""
+    folder = Path(tempfile.mkdtemp(prefix="stylegan-inversion-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.symlink(source, target)
+    except OSError:  # Windows, without the right to
+        shutil.copyfile(source, target)
+
+
+# --- the papers' directions for the generators that they were found in
+
+
+def with_directions(
+    file: SingleFile, path: Path, access: Access = Access(), *, source: str | os.PathLike[str] = ""
+) -> SingleFile:
+    """Add the papers' directions to a file if its generator is one that they were found in.
+
+    A generator is known by its entry in the catalogue, by the training set that a checkpoint of pSp or e4e names, by
+    the sha256 of its file, or, one for FFHQ, by its average w. Where the directions cannot be fetched, one warning says
+    so, and the file stays as it is.
+
+    Args:
+        file: What was read.
+        path: Where it is.
+        access: How to fetch the directions.
+        source: The name that the file was asked for by, perhaps of the catalogue.
+    """
+    part = file.parts.get("generator")
+    if part is None:
+        return file
+    entry = known_entry(source) if source else None
+    name = path.name if entry is None else entry.name
+    domain = _domain(file, part.config.resolution, path, entry)
+    if domain is None:
+        ffhq = f"ffhq-{part.config.resolution}"
+        components = next((each for each in edits_of(ffhq) if each.kind == "ganspace"), None)
+        if components is None:
+            return file
+        try:
+            domain = ffhq if _is_near(part, components, access) else None
+        except (ModelNotFoundError, CheckpointError) as e:
+            _warn(f"If {name} draws FFHQ's faces, its directions are missing", ffhq, e)
+            return file
+    directions = fetch_directions(name, domain, access)
+    sizes = (part.config.w_dim,), (part.config.num_ws, part.config.w_dim)
+    return replace(file, directions={k: each for k, each in directions.items() if tuple(each.vector.shape) in sizes})
+
+
+def edits_of(domain: str | None) -> list[CatalogueEntry]:
+    """The files of the catalogue that hold the directions of a domain."""
+    return [entry for entry in catalogue() if domain is not None and entry.domain == domain and entry.edit is not None]
+
+
+def fetch_directions(name: str, domain: str | None, access: Access) -> dict[str, Direction]:
+    """Fetch and read the directions of a model of a domain, all or none: if one is missing, a warning says why."""
+    found: dict[str, Direction] = {}
+    try:
+        for entry in edits_of(domain):
+            file, edit = read_single_file(_fetch_edit(entry, access)), str(entry.edit)
+            origin = f"({entry.repository}, {entry.licence})"
+            if file.components is not None:
+                for each in name_components(file.components.first(COMPONENTS), name=edit):
+                    found[each.name] = replace(each, description=f"{each.description} {origin}")
+                continue
+            (vector,) = file.vectors.values()
+            text = f"{entry.description} {origin}"
+            found[edit] = direction_from_official(
+                vector, name=edit, description=text, strength_range=entry.strength_range
+            )
+    except (ModelNotFoundError, CheckpointError) as e:
+        _warn(f"The directions of {name} are missing", domain, e)
+        return {}
+    return found
+
+
+def _warn(what: str, domain: str | None, error: Exception) -> None:
+    names = ", ".join(str(entry.edit) for entry in edits_of(domain))
+    logger.warning("%s (%s): %s They come with it when it is loaded again with a network.", what, names, error)
+
+
+def _fetch_edit(entry: CatalogueEntry, access: Access) -> Path:
+    """Fetch a file that nobody asked for. Where there is no network, a process waits for it once, not at each load."""
+    once = Access(cache_dir=access.cache_dir, local_files_only=access.local_files_only or bool(_failed))
+    try:
+        return fetch(entry, once)
+    except ModelNotFoundError as e:
+        if e.__cause__ is not None:  # it was tried
+            _failed.append(f"{e} Only a new process tries again.")
+        if _failed and not access.local_files_only:
+            raise ModelNotFoundError(_failed[0]) from e
+        raise
+
+
+def _domain(file: SingleFile, resolution: int, path: Path, entry: CatalogueEntry | None) -> str | None:
+    """The domain of a generator, without the network."""
+    if entry is not None and entry.domain is not None:
+        return entry.domain
+    trained = f"{str(file.options.get('dataset_type')).partition('_')[0]}-{resolution}"  # "ffhq_encode" -> "ffhq-1024"
+    if edits_of(trained):
+        return trained
+    size = path.stat().st_size
+    same = [each for each in catalogue() if each.domain is not None and each.size == size]
+    return next((each.domain for each in same if file_sha256(path) == each.sha256), None)
+
+
+def _is_near(part: Part, entry: CatalogueEntry, access: Access) -> bool:
+    """Whether the average w of a generator is the mean of W that GANSpace's components were found around."""
+    components = read_single_file(_fetch_edit(entry, access)).components
+    w_avg = part.state_dict["w_avg"].float()
+    if components is None or components.mean.shape != w_avg.shape:
+        return False
+    return bool((w_avg - components.mean).norm() <= _NEAR * components.std.norm())

@@ -1,0 +1,427 @@
+"""One foreign file -> which networks and directions it holds, each as (config, state dict) of ours.
+
+What a file is, its tensors tell, never its name; a network may lie at any depth and under any prefix. Only where two
+networks have the same tensors (pSp's encoder and e4e's) the settings that the file carries (`opts`) decide, or the
+caller.
+"""
+
+import dataclasses
+import re
+from collections import ChainMap
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from stylegan_inversion import hub
+from stylegan_inversion.checkpoints import encoder as encoders
+from stylegan_inversion.checkpoints.direction import components_from_ganspace, vector_from_official
+from stylegan_inversion.checkpoints.generator import (
+    average_w,
+    discriminator_from_rosinality,
+    generator_from_nvidia,
+    generator_from_rosinality,
+    has_noise,
+)
+from stylegan_inversion.checkpoints.read import read_checkpoint
+from stylegan_inversion.checkpoints.unpickle import PickledModule
+from stylegan_inversion.editing.directions import Direction
+from stylegan_inversion.editing.ganspace import PrincipalComponents
+from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.models.discriminator import Discriminator, LatentDiscriminator
+from stylegan_inversion.models.encoders import ENCODERS
+from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.models.irse import ArcFace
+from stylegan_inversion.models.resnet import ResNet
+from stylegan_inversion.models.restyle_encoder import ReStyleEncoder
+from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, SketchSource, Source
+
+StateDict = dict[str, Tensor]
+
+_UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of odd shapes and types
+_GENERATOR = ("conv1.conv.weight", "synthesis.b4.const")  # only generators have these
+_WRAPPERS = {"module", "_orig_mod"}  # of `DataParallel` and `torch.compile`
+_AVERAGED = re.compile(r"(^|[^a-zA-Z])(ema|EMA)([^a-zA-Z]|$)|running")
+_INTO_W = "BackboneEncoderUsingLastLayerIntoW"
+_ENCODER_TYPES = {
+    "GradualStyleEncoder": "psp",
+    _INTO_W: "psp",
+    "Encoder4Editing": "e4e",
+    "SingleStyleCodeEncoder": "e4e",
+}
+_AVERAGE_SAMPLES = {"psp": 100_000, "e4e": 10_000, "restyle": 10_000}  # what the papers' training averages over
+_ONLY = " (tensor {key!r}); only StyleGAN2 is supported."
+_NAMES = " (tensor {key!r}), whose names are not supported. Take rosinality's or NVIDIA's file."
+_OTHER = " (tensor {key!r}), not a GAN; nothing here can use it."
+_PAPER = " (tensor {key!r}), which is not supported: take pSp's or e4e's."
+_REFUSED = {  # what tensors' names begin with -> what it is
+    r"synthesis\.(input\.|L\d+_)": "a StyleGAN3 generator" + _ONLY,
+    r"(g_mapping|g_synthesis|(generator\.)?progression|step)\.": "a StyleGAN1 generator" + _ONLY,
+    r"(backbone\.synthesis|superresolution|renderer)\.": "a 3D generator" + _ONLY,
+    r"mapping\.embed\.": "a conditional generator (`mapping.embed`: c_dim > 0), which is not supported: there is no "
+    "label in W+. Take an unconditional one.",
+    r"(synthesis\.blocks|pyramid)\.": "a file of this package (its tensors have our names): load the folder that it is "
+    "in with `from_pretrained`.",
+    r"hypernet\.": "a checkpoint of HyperStyle" + _PAPER,
+    r"inverter\.": "a checkpoint of StyleFeatureEditor" + _PAPER,
+    r"(stylegan_decoder\.)?(style_mlp|style_conv1|style_convs|constant_input)\.": "a StyleGAN2 of BasicSR or GFPGAN"
+    + _NAMES,
+    r"(generator(_ema)?\.)?style_mapping\.": "a generator of MMGeneration or MMagic" + _NAMES,
+    r"(model\.diffusion_model|first_stage_model|unet|down_blocks|transformer_blocks|double_blocks)\.": "a diffusion "
+    "model" + _OTHER,
+    r".*lora_(A|B|up|down|te|unet)": "a LoRA of a diffusion model" + _OTHER,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A network of a file, checked against its class. Its tensors may be views of the file; `build` copies them."""
+
+    module_class: type[nn.Module]
+    config: Any
+    state_dict: StateDict
+
+    def __post_init__(self) -> None:
+        """Check names, shapes and values without making the network."""
+        with torch.device("meta"):
+            hub.check_fit(self.module_class(self.config), self.state_dict, source="It")
+        for key, tensor in self.state_dict.items():
+            # one pass without a copy, unlike `isfinite`: NaN is both, infinity is one of the two
+            extremes = tensor.aminmax() if tensor.is_floating_point() and tensor.numel() else ()
+            if not all(torch.isfinite(extreme) for extreme in extremes):
+                raise CheckpointError(f"Not a sound {self.module_class.__name__}: {key} holds NaN or infinity.")
+
+    def build(self) -> nn.Module:
+        """Build the network: in eval mode, frozen, float32."""
+        module = hub.new_module(self.module_class, self.config)
+        hub.fill_module(module, self.state_dict, source="The converted state dict")
+        return module
+
+
+@dataclass(frozen=True, eq=False)
+class SingleFile:
+    """What a foreign file is.
+
+    Attributes:
+        kind: Who writes such files: "psp", "e4e", "restyle", "rosinality", "nvidia", "pti", "stylegan3-editing",
+            "arcface", "moco", "direction" or "ganspace".
+        parts: Networks by name: "encoder", "generator", "discriminator", "latent_discriminator", "identity", "moco".
+        vectors: Directions by name, as the file holds them; one without a name is "direction".
+        directions: The papers' directions for its generator: see `checkpoints.find`.
+        components: GANSpace's components.
+        options: The settings that the file carries (`opts`), as plain values.
+        notes: What was missing in the file and how it was made up for, one sentence each.
+    """
+
+    kind: str
+    parts: dict[str, Part] = field(default_factory=dict)
+    vectors: dict[str, Tensor] = field(default_factory=dict)
+    directions: dict[str, Direction] = field(default_factory=dict)
+    components: PrincipalComponents | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def source_of(encoder: nn.Module) -> Source:
+    """Tell what an encoder of the papers reads, by its channels: photos, sketches, or label maps."""
+    channels = cast(Any, encoder).config.in_channels
+    if channels == 3:
+        return PhotoSource()
+    return SketchSource() if channels == 1 else LabelSource(channels)
+
+
+class _Found(NamedTuple):
+    """A state dict in a checkpoint: the key it lies under, its tensors by plain names, and what lies beside it."""
+
+    name: str
+    tensors: StateDict
+    beside: Mapping[Any, Any]
+
+
+def read_single_file(path: Path, *, encoder: str | None = None) -> SingleFile:
+    """Read a foreign checkpoint without running any of it, and convert what it holds.
+
+    Args:
+        path: A `.pt`, `.pth`, `.pkl`, `.npy` or `.safetensors`.
+        encoder: Which encoder is expected, a key of `ENCODERS`. `None` takes what the file says.
+
+    Raises:
+        CheckpointError: If it cannot be read, is none of the kinds, is not supported, or is another encoder than
+            `encoder`. The message begins with the path.
+    """
+    checkpoint = read_checkpoint(path)
+    try:
+        return recognise(checkpoint, encoder=encoder)
+    except CheckpointError as e:
+        raise CheckpointError(f"{path}: {e}") from e
+
+
+def recognise(checkpoint: Any, *, encoder: str | None = None) -> SingleFile:
+    """Say what a checkpoint is, and convert what it holds.
+
+    Args:
+        checkpoint: What `read_checkpoint` gave.
+        encoder: As in `read_single_file`.
+
+    Raises:
+        CheckpointError: If it is none of the kinds, or not supported.
+    """
+    try:
+        return _recognise(checkpoint, encoder)
+    except KeyError as e:
+        raise CheckpointError(f"Not a whole checkpoint of this field: tensor {str(e)[:100]} is missing.") from e
+    except _UNFIT as e:
+        reason = str(e).strip().partition("\n")[0][:200]
+        raise CheckpointError(f"Its tensors have shapes or types that fit no network of the field: {reason}") from e
+
+
+def _recognise(checkpoint: Any, encoder: str | None) -> SingleFile:
+    if isinstance(checkpoint, PickledModule):
+        return _pickled_generator("pti", checkpoint)
+    if isinstance(checkpoint, Tensor):
+        return SingleFile("direction", vectors={"direction": vector_from_official(checkpoint)})
+    if not isinstance(checkpoint, dict):
+        raise CheckpointError(f"Not a checkpoint of this field: it holds a {type(checkpoint).__name__}.")
+    for name in ("G_ema", "G", *checkpoint):
+        value = checkpoint.get(name)
+        if isinstance(value, PickledModule) and (name in ("G_ema", "G") or value.class_name == "Generator"):
+            return _pickled_generator("nvidia", value)
+    if {"mean", "comp", "std"} <= checkpoint.keys():
+        return SingleFile("ganspace", components=components_from_ganspace(checkpoint))
+    found = _find_state_dicts(checkpoint)
+    for each in found:
+        if any(key.startswith("encoder_q.") for key in each.tensors):
+            return SingleFile("moco", {"moco": Part(ResNet, *encoders.moco_from_official(each.tensors))})
+        if "output_layer.3.weight" in each.tensors:
+            return SingleFile("arcface", {"identity": Part(ArcFace, *encoders.arcface_from_official(each.tensors))})
+        whole = any(key.startswith("encoder.") for key in each.tensors)
+        cut = (each.tensors, []) if whole else _cut_out(each.tensors, "encoder.input_layer.0.weight")
+        if cut is not None:
+            return _encoder_file(each.beside, *cut, encoder)
+    for each in found:
+        _refuse_others(each.tensors)
+        if (cut := _cut_out(each.tensors, *_GENERATOR)) is not None:
+            return _generator_file(each, *cut, found)
+    state_dict = found[0].tensors
+    if all(tensor.ndim <= 3 and tensor.shape[-1:] for tensor in state_dict.values()):
+        return SingleFile("direction", vectors={key: vector_from_official(v) for key, v in state_dict.items()})
+    raise CheckpointError(
+        f"Not a checkpoint of this field: it holds {sorted(map(str, checkpoint))[:8]}. Known are those of pSp, e4e, "
+        "ReStyle, StyleGAN2 (rosinality's and NVIDIA's), PTI, IR-SE50, MoCo, InterFaceGAN and GANSpace."
+    )
+
+
+def _find_state_dicts(checkpoint: Mapping[Any, Any]) -> list[_Found]:
+    """Find the tensors at the top of a checkpoint and in the dicts inside, two levels down, but not an optimiser's.
+
+    Those that are called an average (`g_ema`) come first.
+    """
+    found: list[_Found] = []
+
+    def look(value: dict[Any, Any], name: str, outer: ChainMap[Any, Any], depth: int) -> None:
+        tensors = {key: tensor for key, tensor in value.items() if isinstance(key, str) and isinstance(tensor, Tensor)}
+        if tensors:
+            found.append(_Found(name, _plain_names(tensors), outer))
+        for key, inner in value.items():
+            if isinstance(key, str) and isinstance(inner, dict) and depth and "optim" not in key.lower():
+                look(inner, key, outer.new_child(value), depth - 1)
+
+    look(dict(checkpoint), "", ChainMap(dict(checkpoint)), 2)
+    if not found:
+        pickled = [f"{key}: {each.class_name}" for key, each in checkpoint.items() if isinstance(each, PickledModule)]
+        held = ", ".join(pickled or [str(key)[:50] for key in checkpoint][:8]) or "nothing"
+        raise CheckpointError(f"Not a checkpoint of this field: there are no tensors in it, only {held}.")
+    return sorted(found, key=lambda each: not _AVERAGED.search(each.name))
+
+
+def _plain_names(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Leave out `module.` (of `DataParallel`) and `_orig_mod.` (of `torch.compile`), wherever they stand in a name."""
+    plain: StateDict = {}
+    for key, tensor in state_dict.items():
+        name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+        if name in plain:
+            raise CheckpointError(
+                f"It holds the tensor {name!r} twice: once as {key!r}. Save one network's state dict."
+            )
+        plain[name] = tensor
+    return plain
+
+
+def _cut_out(state_dict: Mapping[str, Tensor], *marks: str) -> tuple[StateDict, list[str]] | None:
+    """Cut the network that has one of the tensors `marks` out of a state dict, whatever its names begin with.
+
+    Returns:
+        Its tensors, by their names in it, and the first parts of the names of all other tensors. `None` if there is no
+        such network; of several, one that is called an average.
+    """
+    prefixes = [key.removesuffix(mark) for key in state_dict for mark in marks if f".{key}".endswith(f".{mark}")]
+    if not prefixes:
+        return None
+    prefix = min(prefixes, key=lambda prefix: not _AVERAGED.search(prefix))
+    inside = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+    return inside, sorted({key.split(".")[0] for key in state_dict if not key.startswith(prefix)})
+
+
+def _left_out(names: list[str]) -> list[str]:
+    named = ", ".join(f"`{name[:50]}`" for name in names[:5])
+    return [f"The file also holds {named}, which was left out."] if names else []
+
+
+def _refuse_others(state_dict: Mapping[str, Tensor]) -> None:
+    """Refuse, by name, what is not StyleGAN2 or one of its encoders, and this package's own files."""
+    for key in state_dict:
+        for pattern, what in _REFUSED.items():
+            if re.match(pattern, key):
+                raise CheckpointError(f"It is {what.format(key=key)}")
+
+
+def _generator_part(
+    state_dict: StateDict, latent_avg: Any, *, samples: int = 10_000, lr_multiplier: float | None = None
+) -> tuple[Part, list[str]]:
+    """Convert a generator in either format; an average w and noise that the file lacks are made up for."""
+    _refuse_others(state_dict)
+    average = latent_avg if isinstance(latent_avg, Tensor) else None
+    if "synthesis.b4.const" in state_dict:
+        average = state_dict.get("mapping.w_avg", average)
+        stand_in = state_dict["mapping.fc0.bias"] if average is None else average  # of the right size
+        config, converted = generator_from_nvidia({**state_dict, "mapping.w_avg": stand_in})
+    else:
+        config, converted = generator_from_rosinality(state_dict, latent_avg=average)
+    if lr_multiplier is not None:
+        config = dataclasses.replace(config, mapping_lr_multiplier=lr_multiplier)
+    notes = []
+    if not has_noise(state_dict):
+        notes.append(
+            "The file has no constant noise; it was drawn from a seed, so pictures differ from others in grain."
+        )
+    if average is None:
+        converted["w_avg"] = average_w(config, converted, samples=samples)
+        notes.append(f"The file has no average w; it was computed from the mapping network, over {samples} samples.")
+    return Part(Generator, config, converted), notes
+
+
+def _pickled_generator(kind: str, module: PickledModule) -> SingleFile:
+    """Convert NVIDIA's generator, pickled whole; what it keeps as attributes, not tensors, is checked here."""
+    if module.class_name != "Generator":
+        raise CheckpointError(f"Not a generator: a pickled {module.class_name}.")
+    if module.state.get("c_dim") not in (None, 0):
+        raise CheckpointError(
+            f"It is a conditional generator (c_dim = {str(module.state['c_dim'])[:20]}), which is not supported: there "
+            "is no label in W+. Take an unconditional one."
+        )
+    if module.state.get("img_channels") not in (None, 3):
+        raise CheckpointError(f"Its images have {str(module.state['img_channels'])[:20]} channels, not 3 (RGB).")
+    lr_multiplier, clamps = None, False
+    for name, layer in module.modules():
+        if (activation := layer.state.get("activation", "linear")) not in ("linear", "lrelu"):
+            raise CheckpointError(f"Its layer {name[:-1]!r} has the activation {str(activation)[:50]!r}, not 'lrelu'.")
+        if name == "mapping.fc0." and isinstance(gain := layer.state.get("bias_gain"), float) and 0 < gain <= 1:
+            lr_multiplier = gain
+        clamps = clamps or layer.state.get("conv_clamp") is not None
+    part, notes = _generator_part(_plain_names(module.state_dict()), None, lr_multiplier=lr_multiplier)
+    if clamps:
+        notes.insert(0, "Its layers clamp their outputs (`conv_clamp`, for half precision); ours do not, in float32.")
+    return SingleFile(kind, {"generator": part}, notes=tuple(notes))
+
+
+def _generator_file(each: _Found, tensors: StateDict, others: list[str], found: list[_Found]) -> SingleFile:
+    """Convert a generator, and rosinality's discriminator if there is one; a note says what else was left out."""
+    part, notes = _generator_part(tensors, tensors.pop("latent_avg", each.beside.get("latent_avg")))
+    parts = {"generator": part}
+    if each.name in ("g", "G"):
+        notes.append(
+            f"The file has no `{each.name}_ema`, the averaged generator; `{each.name}`, the one in training, was taken."
+        )
+    for other in found:
+        is_network = other.name and not other.tensors.keys() <= {"latent_avg"}
+        if other is each or not is_network or _cut_out(other.tensors, *_GENERATOR) is not None:
+            continue
+        try:
+            parts["discriminator"] = Part(Discriminator, *discriminator_from_rosinality(other.tensors))
+        except (CheckpointError, *_UNFIT):
+            others.append(other.name)
+    kind = "rosinality" if "conv1.conv.weight" in tensors else "stylegan3-editing"
+    return SingleFile(kind, parts, notes=(*notes, *_left_out(others)))
+
+
+def _encoder_file(
+    checkpoint: Mapping[Any, Any], state_dict: StateDict, outside: list[str], asked: str | None
+) -> SingleFile:
+    """Convert a checkpoint of pSp, e4e or ReStyle: `encoder.*`, `decoder.*`, `opts` and `latent_avg` beside them.
+
+    Sizes come from the tensors, so older files without `learn_in_w` or `output_size` are read the same way.
+    """
+    _refuse_others(state_dict)
+    options = checkpoint["opts"] if isinstance(checkpoint.get("opts"), dict) else {}
+    split: dict[str, StateDict] = {"encoder": {}, "decoder": {}}
+    for key, tensor in state_dict.items():
+        top, _, rest = key.partition(".")
+        if top in split and rest:
+            split[top][rest] = tensor
+    encoder, decoder = split["encoder"], split["decoder"]
+    others = [*outside, *sorted({key.split(".")[0] for key in state_dict} - {"latent_avg", *split})]
+    restyle = encoders.is_restyle(encoder)
+    kind = _check_asked("restyle", asked) if restyle else _encoder_kind(options, asked)
+    parts: dict[str, Part] = {}
+    notes: list[str] = []
+    stored = checkpoint.get("latent_avg", state_dict.get("latent_avg"))
+    average = stored if isinstance(stored, Tensor) else None
+    if decoder:
+        own = checkpoint.get("w_avg", average)  # `w_avg`: only in files that this package wrote
+        parts["generator"], notes = _generator_part(decoder, own, samples=_AVERAGE_SAMPLES[kind])
+        average = parts["generator"].state_dict["w_avg"] if average is None else average
+    else:
+        notes.append("The file has no generator (`decoder.`).")
+    if options.get("start_from_latent_avg") is False and not restyle:  # ReStyle always begins there
+        average = None
+    elif average is None:
+        raise CheckpointError("It has neither an average w (`latent_avg`) nor a generator to compute it from.")
+    if restyle and average is not None:
+        converted = encoders.restyle_encoder_from_official(encoder, options=options, latent_avg=average)
+        parts["encoder"] = Part(ReStyleEncoder, *converted)
+    elif "linear.weight" in encoder and not any(key.startswith("styles.") for key in encoder):
+        notes.append("Its encoder into W was left out: no pipeline takes it.")
+    else:
+        pyramid = encoders.pyramid_encoder_from_official(encoder, latent_avg=average)
+        parts["encoder"] = Part(ENCODERS[kind].network, *pyramid)
+    if len(parts) == 2 and parts["generator"].config.resolution != parts["encoder"].config.output_resolution:
+        made, drawn = parts["encoder"].config.output_resolution, parts["generator"].config.resolution
+        raise CheckpointError(f"Its encoder is for a generator of {made} px, but its generator draws {drawn} px.")
+    if discriminator := checkpoint.get("discriminator_state_dict"):
+        try:
+            judge = encoders.latent_discriminator_from_official(_plain_names(discriminator))
+            parts["latent_discriminator"] = Part(LatentDiscriminator, *judge)
+        except (CheckpointError, *_UNFIT):
+            others.append("discriminator_state_dict")
+    return SingleFile(kind, parts, options=options, notes=(*notes, *_left_out(others)))
+
+
+def _encoder_kind(options: Mapping[str, Any], asked: str | None) -> str:
+    """Tell pSp's encoder from e4e's, by the settings in the file or else by what the caller asks for."""
+    written = options.get("encoder_type")
+    kind = _ENCODER_TYPES.get(str(written))
+    if kind is None and written is not None:
+        raise CheckpointError(f"Its encoder is a {str(written)[:100]!r}; known are {', '.join(_ENCODER_TYPES)}.")
+    if kind is None and "stylegan_size" in options:
+        kind = "e4e"
+    elif "output_size" in options or "learn_in_w" in options:
+        kind = kind or "psp"
+    if kind is not None and written != _INTO_W:
+        _check_asked(kind, asked)
+    if asked == "restyle":
+        raise CheckpointError("It is a checkpoint of pSp or e4e, not of restyle: its encoder reads three channels.")
+    if asked is None and kind is None:
+        raise CheckpointError(
+            "It holds an encoder of pSp or of e4e, whose tensors have the same names, and no `opts` that tell which: "
+            'say `encoder="psp"` or `encoder="e4e"`.'
+        )
+    return asked or kind or "psp"
+
+
+def _check_asked(kind: str, asked: str | None) -> str:
+    if asked not in (None, kind):
+        raise CheckpointError(f"It is a checkpoint of {kind}, not of {asked}: use the pipeline of {kind}.")
+    return kind

@@ -1,0 +1,219 @@
+"""How far two sets of pictures are apart as clouds of features, and how smoothly a generator's pictures change.
+
+Papers: Heusel et al. 2017 (FID), arXiv:1706.08500; Bińkowski et al. 2018 (KID), arXiv:1801.01401; Kynkäänniemi et al.
+2019 (precision and recall), arXiv:1904.06991; Karras et al. 2020 (path length), arXiv:1912.04958. Original code:
+bioinf-jku/TTUR (Apache-2.0), mbinkowski/MMD-GAN (BSD-3), kynkaat/improved-precision-and-recall-metric (CC BY-NC). Own
+code, in float64 on the CPU except for the nearest neighbours.
+
+FID and KID are the names of these distances in the features of one Inception network. With other features the figures
+are different and must be reported under other names.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stylegan_inversion import latents
+from stylegan_inversion.evaluation.metrics import resize
+from stylegan_inversion.losses.lpips import PerceptualDistance
+from stylegan_inversion.models.generator import Generator
+
+PATH_STEP = 1e-4  # relative to the whole way between two w
+_PATH_RESOLUTION = 256  # larger pictures are reduced to it
+_TRIMMED = 1.0  # per cent of the path lengths left out at each end
+_SUBSET_SIZE = 1000
+_ROWS = 1024  # of a matrix of distances at once: 80 MB for 10,000 columns
+
+
+def pool_features(layers: Sequence[Tensor]) -> Tensor:
+    """Average each layer, (B, C, h, w) or (B, C), over its pixels and join the layers into one vector a picture.
+
+    Multiplied by sqrt(dim / number of layers): layers of unit norm, as `PerceptualDistance.features` and
+    `IdentityEmbedding.embed` give them, end with a mean square of at most 1, a scale that suits the cubic kernel.
+    """
+    pooled = torch.cat([layer.flatten(2).mean(dim=2) if layer.ndim > 2 else layer for layer in layers], dim=1)
+    return pooled * (pooled.shape[1] / len(layers)) ** 0.5
+
+
+def measure(real: Tensor, fake: Tensor, *, seed: int) -> dict[str, float]:
+    """Apply all measures to two sets of features, (N, D) and (M, D); the seed draws the subsets of the kernel distance.
+
+    Returns:
+        {"frechet", "kernel", "kernel_std", "kernel_subset", "precision", "recall"}. A subset of the kernel distance is
+        1000 pictures, or half of the smaller set.
+
+    Raises:
+        ValueError: If a feature is NaN or infinite.
+    """
+    if not (real.isfinite().all() and fake.isfinite().all()):
+        raise ValueError("The features hold NaN or infinity; check the generator and the pictures.")
+    size = min(_SUBSET_SIZE, min(len(real), len(fake)) // 2)
+    kernel, std = kernel_distance(real, fake, rng=seeded(seed, "subsets", 0), subset_size=size)
+    precision, recall = precision_recall(real, fake)
+    distances = {"frechet": frechet_distance(real, fake), "kernel": kernel, "kernel_std": std, "kernel_subset": size}
+    return {**distances, "precision": precision, "recall": recall}
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Squared Fréchet distance of features, (N, D) and (M, D), as Gaussians: |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)).
+
+    The last trace is the sum of the singular values of A^(1/2) B^(1/2), from symmetric eigen-decompositions, so
+    singular covariances (fewer samples than dimensions) need no care. The estimate is too large by a term of order
+    1 / n: figures of different n are not comparable.
+    """
+    (m_a, cov_a), (m_b, cov_b) = _moments(a), _moments(b)
+    cross = torch.linalg.svdvals(_root(cov_a).T @ _root(cov_b)).sum()
+    return max(0.0, ((m_a - m_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item())
+
+
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and unbiased covariance (D, D)."""
+    features = features.detach().cpu().double()
+    deviations = features - features.mean(dim=0)
+    return features.mean(dim=0), deviations.T @ deviations / (len(features) - 1)
+
+
+def _root(cov: Tensor) -> Tensor:
+    """L, (D, rank), with L L^T = `cov`; components at the level of rounding are left out."""
+    values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
+    kept = values > values[-1].clamp_min(0) * len(cov) * torch.finfo(cov.dtype).eps
+    return vectors[:, kept] * values[kept].sqrt()
+
+
+def kernel_distance(
+    a: Tensor, b: Tensor, *, rng: torch.Generator, subset_size: int, num_subsets: int = 100
+) -> tuple[float, float]:
+    """Squared maximum mean discrepancy with the kernel (x . y / dim + 1)^3: KID's, unbiased, over random subsets.
+
+    Unlike the Fréchet distance it is right on average for any number of samples, and may fall below 0. The kernel
+    depends on the scale of the features: their mean square should be at most about 1. `rng`, on the CPU, draws subsets.
+
+    Returns:
+        Mean over subsets, and the standard deviation of a single subset's figure.
+    """
+    a, b = a.detach().cpu(), b.detach().cpu()
+    figures = torch.zeros(num_subsets, device="cpu", dtype=torch.float64)
+    for i in range(num_subsets):
+        x = a[torch.randperm(len(a), generator=rng, device="cpu")[:subset_size]].double()
+        y = b[torch.randperm(len(b), generator=rng, device="cpu")[:subset_size]].double()
+        k_xx, k_yy, k_xy = (((p @ q.T) / a.shape[1] + 1) ** 3 for p, q in ((x, x), (y, y), (x, y)))
+        within = k_xx.sum() - k_xx.trace() + k_yy.sum() - k_yy.trace()  # no sample is compared with itself
+        figures[i] = within / (subset_size * (subset_size - 1)) - 2 * k_xy.mean()
+    return figures.mean().item(), figures.std(correction=0).item()
+
+
+def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3) -> tuple[float, float]:
+    """Precision, the share of fakes inside the manifold of the real pictures, and recall, the other way round.
+
+    A manifold is made of balls: around each sample, as far as its k-th nearest neighbour in its own set; k is 3 in the
+    paper, which takes as many fakes as real pictures. Precision falls with pictures that look wrong, recall with kinds
+    of pictures that are missing.
+    """
+    centre = real.detach().mean(dim=0)  # distances are differences of squares, most exact near 0
+    real, fake = real.detach() - centre, fake.detach() - centre
+    radius_real, radius_fake = _radii(real, k), _radii(fake, k)
+    reached = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    precise = 0
+    for first in range(0, len(fake), _ROWS):
+        distances = _distances(fake[first : first + _ROWS], real)  # (rows, count_real)
+        precise += int((distances <= radius_real).any(dim=1).sum())
+        reached |= (distances <= radius_fake[first : first + _ROWS, None]).any(dim=0)
+    return precise / len(fake), reached.double().mean().item()
+
+
+def _radii(features: Tensor, k: int) -> Tensor:
+    """Squared distance of each sample to its k-th nearest neighbour, (N,)."""
+    radii = []
+    for first in range(0, len(features), _ROWS):
+        distances = _distances(features[first : first + _ROWS], features)
+        rows = torch.arange(len(distances), device=features.device)
+        distances[rows, first + rows] = torch.inf  # a sample is not its own neighbour
+        radii.append(distances.kthvalue(k, dim=1).values)
+    return torch.cat(radii)
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances of all pairs, (A, B), >= 0."""
+    products = torch.addmm(b.square().sum(dim=1)[None], a, b.T, alpha=-2)
+    return products.add_(a.square().sum(dim=1, keepdim=True)).clamp_(min=0)
+
+
+def seeded(seed: int, purpose: str, number: int) -> torch.Generator:
+    """Give the random source of one sample: two purposes share no draws. Training draws in the same way."""
+    words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), number]).generate_state(2, np.uint32)
+    return torch.Generator("cpu").manual_seed((int(words[0]) << 31) ^ int(words[1]))
+
+
+def sample_w_plus(
+    generator: Generator, numbers: Sequence[int], *, seed: int, truncation_psi: float = 1.0, purpose: str = "sample"
+) -> Tensor:
+    """Draw the codes of samples, (n, num_ws, w_dim); each follows from the seed, the purpose and its number."""
+    size = generator.config.z_dim
+    z = torch.stack(
+        [torch.randn(size, generator=seeded(seed, purpose, i), device="cpu", dtype=torch.float32) for i in numbers]
+    )
+    w_plus = latents.broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws)
+    return latents.truncate(w_plus, generator.w_avg, truncation_psi=truncation_psi)
+
+
+def sample_noise(generator: Generator, numbers: Sequence[int], *, seed: int) -> list[Tensor]:
+    """Draw the noise of samples for each style layer, (n, 1, r, r), each sample by itself."""
+    sides = [conv.noise_const.shape[-1] for conv in generator.synthesis.convs]
+    areas = [side * side for side in sides]
+    sources = [seeded(seed, "noise", i) for i in numbers]
+    drawn = torch.stack(
+        [torch.randn(sum(areas), generator=source, device="cpu", dtype=torch.float32) for source in sources]
+    )
+    layers = drawn.to(generator.w_avg).split(areas, dim=1)
+    return [layer.reshape(len(numbers), 1, side, side) for layer, side in zip(layers, sides)]
+
+
+@torch.no_grad()
+def draw_samples(generator: Generator, numbers: Sequence[int], *, seed: int, truncation_psi: float = 1.0) -> Tensor:
+    """Draw samples with random noise, (n, 3, R, R), RGB, in [-1, 1], rounded to the 256 levels of a saved picture.
+
+    Sample i is the same in any batch, except for rounding to the neighbouring level.
+    """
+    w_plus = sample_w_plus(generator, numbers, seed=seed, truncation_psi=truncation_psi)
+    images = generator.synthesis(w_plus, noise=sample_noise(generator, numbers, seed=seed))
+    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+@torch.no_grad()
+def perceptual_path_length(
+    generator: Generator,
+    perceptual: PerceptualDistance,
+    *,
+    num_samples: int,
+    seed: int,
+    batch_size: int,
+    advance: Callable[[int], object] = lambda done: None,
+) -> float:
+    """StyleGAN2's perceptual path length (arXiv:1912.04958): E[d(g(w_0), g(lerp(w_0, w_1; 1e-4))) / 1e-8].
+
+    In W, at the start of the way (t = 0), of the full picture, without truncation, with the same noise at both places;
+    the lowest and the highest 1% are left out, as in the official `metrics/perceptual_path_length.py`. There d is LPIPS
+    with VGG over 50,000 samples: figures with another network have their own scale and must be reported with its name.
+
+    `advance` is called with the number of ways that were just finished.
+    """
+    side = min(generator.config.resolution, _PATH_RESOLUTION)
+    pairs = max(1, batch_size // 2)
+    lengths = []
+    for first in range(0, num_samples, pairs):
+        numbers = range(first, min(first + pairs, num_samples))
+        start = sample_w_plus(generator, numbers, seed=seed, purpose="path start")
+        end = sample_w_plus(generator, numbers, seed=seed, purpose="path end")
+        noise = [layer.repeat(2, 1, 1, 1) for layer in sample_noise(generator, numbers, seed=seed)]
+        images = generator.synthesis(torch.cat([start, start.lerp(end, PATH_STEP)]), noise=noise)
+        features = perceptual.features(resize(images, side))
+        here, there = ([level[half] for level in features] for half in (slice(len(start)), slice(len(start), None)))
+        lengths.append(perceptual.distance(here, there).cpu() / PATH_STEP**2)
+        advance(len(numbers))
+    found = torch.cat(lengths).double().numpy()
+    low = np.percentile(found, _TRIMMED, method="lower")
+    high = np.percentile(found, 100 - _TRIMMED, method="higher")
+    return float(found[(found >= low) & (found <= high)].mean())

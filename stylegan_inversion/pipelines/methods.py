@@ -1,0 +1,42 @@
+"""What a method is: the one table that the command line, evaluation, the card and the app read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from stylegan_inversion.pipelines.base import InversionPipeline
+from stylegan_inversion.pipelines.encoder import E4EPipeline, PSPPipeline, ReStylePipeline
+from stylegan_inversion.pipelines.pti import PTIPipeline
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to invert a photo.
+
+    Attributes:
+        name: What users type.
+        label: How its authors write it.
+        title: What a page shows.
+        paper: Its number at arXiv.
+        pipeline: Class of the pipeline.
+    """
+
+    name: str
+    label: str
+    title: str
+    paper: str
+    pipeline: type[InversionPipeline]
+
+    @property
+    def encoder(self) -> str | None:
+        """A key of `models.encoders.ENCODERS`; `None` if it needs a generator only."""
+        return self.pipeline.encoder_kind
+
+
+_ROWS = (
+    Method("e4e", "e4e", "e4e · at once, made for edits", "2102.02766", E4EPipeline),
+    Method("psp", "pSp", "pSp · at once, nearer to the photo", "2008.00951", PSPPipeline),
+    Method("restyle", "ReStyle", "ReStyle · a few passes, nearer still", "2104.02699", ReStylePipeline),
+    Method("pti", "PTI", "PTI · nearest to the photo, takes a while", "2106.05744", PTIPipeline),
+)
+METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ROWS})

@@ -1,0 +1,227 @@
+"""Playing with inversions: faces from z, style mixing of two people, frames between two faces, unnamed directions.
+
+Functions over `InversionOutput`; none of them changes what it is given.
+"""
+
+import copy
+import dataclasses
+import logging
+import operator
+from collections.abc import Mapping
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stylegan_inversion import hub
+from stylegan_inversion.editing.directions import Direction, apply_directions, both_ways
+from stylegan_inversion.editing.ganspace import fit_pca, name_components
+from stylegan_inversion.editing.mixing import mix_styles
+from stylegan_inversion.editing.sefa import factorize
+from stylegan_inversion.latents import broadcast, random_source, truncate
+from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.pipelines.base import InversionPipeline
+from stylegan_inversion.pipelines.output import Base, InversionOutput
+from stylegan_inversion.preprocessing.align import uncropped
+from stylegan_inversion.preprocessing.image import to_pil
+
+logger = logging.getLogger(__name__)
+
+MAX_TRUNCATION = 2.0  # beyond it generators draw no faces
+SAMPLES, CHUNK = 10_000, 1000  # of w, as StyleGAN2's projector takes; how many are mapped at once
+SEFA_LAYERS = (2, 6)  # e4e's choice, style layers
+SEFA_REACH = 0.8  # of the spread of w
+
+
+@torch.no_grad()
+def sample_face(pipeline: InversionPipeline, *, seed: int = 0, truncation: float = 0.7) -> InversionOutput:
+    """Draw a random face from z, as an output that can be edited, mixed and saved like any inversion.
+
+    Args:
+        pipeline: Its generator draws.
+        seed: Seed of z, which is drawn on the CPU: the same face on every device.
+        truncation: w is w_avg + truncation (mapping(z) - w_avg): 0 is the average face, 1 the generator's own variety.
+
+    Returns:
+        One output; its crop and its photo are the drawn picture itself, its report says `seed` and `truncation`.
+
+    Raises:
+        ValueError: If `seed` is outside [0, 2**63) or `truncation` outside [0, 2].
+    """
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"`seed` must be in [0, 2**63), got {seed}.")
+    if not 0 <= truncation <= MAX_TRUNCATION:  # NaN is not either
+        raise ValueError(f"`truncation` must be in [0, {MAX_TRUNCATION:g}], got {truncation}; 0.7 is usual.")
+    generator = pipeline.generator
+    rng = random_source(seed)
+    z = torch.randn(1, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
+    w = broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws)
+    w_plus = truncate(w, generator.w_avg, truncation_psi=float(truncation)).cpu().float()
+    image = _draw(generator, w_plus)
+    return InversionOutput(
+        images=[image],
+        reconstructions=[image],
+        w_plus=w_plus,
+        generators=[generator],
+        crops=[uncropped(image, image.width)],
+        reports=[{"seed": int(seed), "truncation": float(truncation)}],
+        base=Base(generator, pipeline.base_name),
+    )
+
+
+def mix_outputs(
+    a: InversionOutput, b: InversionOutput, *, layers: tuple[int, int] | None = None, alpha: float = 1.0
+) -> InversionOutput:
+    """Give some layers of one face to another: coarse ones are pose and shape, fine ones colours (style mixing).
+
+    Args:
+        a: One photo: keeps its generator, crop, edits and its other layers.
+        b: One photo of the same model, as edited: gives the layers. Its tuned generator, if any, is not used.
+        layers: Half-open range `(start, stop)` of style layers; `latents.layer_ranges` names three. `None` takes all.
+        alpha: Weight of b in these layers: 0 keeps a, 1 takes b.
+
+    Returns:
+        One output. Without edits it is still `a`, so `paste_back` puts the mix into the photo of `a`.
+
+    Raises:
+        ValueError: If `a` or `b` is not one photo, they are of different models, or `layers` or `alpha` do not fit.
+    """
+    _check_pair(a, b)
+    w_plus = mix_styles(a.w_plus, b.w_plus, layers=layers, alpha=alpha)
+    w_inverted = a.w_plus if a.w_inverted is None else a.w_inverted
+    return dataclasses.replace(a, images=[_draw(a.generator, w_plus)], w_plus=w_plus, w_inverted=w_inverted)
+
+
+@torch.no_grad()
+def interpolate_outputs(a: InversionOutput, b: InversionOutput, *, steps: int) -> list[Image.Image]:
+    """Turn one face into another: w_plus moves on a line, and so do all weights and the noise of tuned generators.
+
+    Two tuned generators come from the same one and differ little, so what lies between them draws faces too.
+
+    Args:
+        a: One photo, edited or not: the first frame.
+        b: One photo of the same model, edited or not: the last frame.
+        steps: How many frames, at least 2.
+
+    Returns:
+        RGB, R x R, `steps` of them. The first is `a.images[0]`, the last `b.images[0]`, drawn again.
+
+    Raises:
+        ValueError: If `a` or `b` is not one photo, they are of different models, or there are too few steps.
+    """
+    _check_steps(steps)
+    _check_pair(a, b)
+    ends = a.generator, b.generator
+    between = ends[0] if ends[0] is ends[1] else copy.deepcopy(ends[0])
+    here, there = (hub.plain_state_dict(generator) for generator in ends)
+    frames = []
+    for share in (step / (steps - 1) for step in range(steps)):
+        if between is not ends[0]:
+            for name, tensor in hub.plain_state_dict(between).items():
+                torch.lerp(here[name], there[name].to(here[name]), share, out=tensor)
+        frames.append(_draw(between, a.w_plus.lerp(b.w_plus, share)))
+    return frames
+
+
+def edit_frames(
+    pipeline: InversionPipeline, out: InversionOutput, strengths: Mapping[str, float], *, steps: int
+) -> list[Image.Image]:
+    """Let an edit grow: from the face as it is given to `pipeline.edit(out, **strengths)`, all directions at once.
+
+    Args:
+        pipeline: Has the directions.
+        out: One photo, usually not edited yet.
+        strengths: Strength of the last frame, by direction, each in its unit, from `out` on.
+        steps: How many frames, at least 2.
+
+    Returns:
+        RGB, R x R, `steps` of them.
+
+    Raises:
+        ValueError: If `out` is not one photo, a direction is unknown or a strength not finite, or there are too few
+            steps.
+    """
+    _check_steps(steps)
+    _check_single("out", out)
+    last = apply_directions(out.w_plus, pipeline.directions, strengths=strengths)
+    return [_draw(out.generator, out.w_plus.lerp(last, step / (steps - 1))) for step in range(steps)]
+
+
+@torch.no_grad()
+def _draw(generator: Generator, w_plus: Tensor) -> Image.Image:
+    """The picture of one code, (1, num_ws, w_dim), on any device."""
+    return to_pil(generator.synthesis(w_plus.to(generator.w_avg)).cpu().float())[0]
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 2:
+        raise ValueError(f"`steps` must be >= 2, the first and the last frame, got {steps}.")
+
+
+def _check_single(name: str, out: InversionOutput) -> None:
+    if len(out) != 1:
+        raise ValueError(f"`{name}` must be one photo, got {len(out)}: take one of them, such as `{name}[0]`.")
+
+
+def _check_pair(a: InversionOutput, b: InversionOutput) -> None:
+    _check_single("a", a)
+    _check_single("b", b)
+    mine, other = a.generator, b.generator
+    if mine.config != other.config:
+        raise ValueError(
+            f"`a` and `b` must be of the same model, but the generators' sizes differ: {mine.config} and "
+            f"{other.config}. Invert both photos with one model."
+        )
+    if not mine.has_the_w_of(other):
+        raise ValueError(
+            "`a` and `b` must be of the same model, but their average w differ. Invert both with one model."
+        )
+
+
+@torch.no_grad()
+def find_components(generator: Generator, *, count: int = 6, seed: int = 0) -> dict[str, list[Direction]]:
+    """Find GANSpace's and SeFa's first directions of a generator, with ranges in which it still draws faces.
+
+    Args:
+        generator: Its mapping network gives the w, its affine layers the weights.
+        count: How many of each at most.
+        seed: Seed of z, which is drawn on the CPU.
+
+    Returns:
+        "GANSpace": the widest principal components of W, all layers, to 2 standard deviations on both sides. "SeFa":
+        the eigenvectors of the affine layers 2 to 5, the only ones they move, to 0.8 of the spread of w, the root of
+        the mean squared distance from its average: w hardly varies along them, so their own deviation would show
+        nothing. A group is left out if the generator has none, as one whose w are all equal.
+    """
+    count = operator.index(count)
+    rng = random_source(seed)
+    z = torch.randn(SAMPLES, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
+    w = torch.cat([generator.mapping(chunk.to(generator.w_avg)).cpu().float() for chunk in z.split(CHUNK)])
+    groups = {}
+    for title, find in (("GANSpace", _ganspace), ("SeFa", _sefa)):
+        try:
+            groups[title] = find(generator, w, count)
+        except ValueError as e:
+            logger.warning("The generator has no directions of %s: %s", title, e)
+    return groups
+
+
+def _ganspace(generator: Generator, w: Tensor, count: int) -> list[Direction]:
+    return name_components(fit_pca(w, min(count, w.shape[1])))
+
+
+def _sefa(generator: Generator, w: Tensor, count: int) -> list[Direction]:
+    start, stop = SEFA_LAYERS
+    weights = [conv.affine.weight for conv in generator.synthesis.convs[start:stop]]
+    vectors, _ = factorize(weights, min(count, w.shape[1]))
+    spread = w.var(dim=0).sum().sqrt().item()
+    return [
+        Direction.from_vector(
+            f"sefa_{k}",
+            vector,
+            layers=(start, start + len(weights)),
+            strength_range=both_ways(SEFA_REACH * spread),
+            description=f"Number {k} of the changes that this generator's weights amplify most. Nobody named it.",
+        )
+        for k, vector in enumerate(vectors, 1)
+    ]

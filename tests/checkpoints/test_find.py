@@ -1,0 +1,482 @@
+"""Names of models, wherever one is named: folders, built-in models, the catalogue, the Hub, files, addresses.
+
+The checkpoints are small ones of ours in the official layouts.
+"""
+
+import dataclasses
+import hashlib
+import io
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.client import HTTPMessage
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request
+
+import pytest
+import torch
+from filelock import FileLock, Timeout
+from huggingface_hub import constants
+
+from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli, hub
+from stylegan_inversion import catalogue as catalogue_module
+from stylegan_inversion.catalogue import CatalogueEntry, catalogue
+from stylegan_inversion.checkpoints import find
+from stylegan_inversion.checkpoints.export import checkpoint_to_rosinality, write_official
+from stylegan_inversion.checkpoints.find import download_url, fetch, find_file, find_folder, known_entry
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.hub import Access
+from stylegan_inversion.remote import file_sha256, storage_folder
+from tests.checkpoints.official_files import generator
+from tests.checkpoints.test_encoder import official_arcface
+from tests.fake_hub import FakeHub, hub_client, serve
+from tests.hub_parts import Tiny, TinyConfig, assert_same, state
+
+OFFLINE = Access(local_files_only=True)
+AGAIN = Access(force_download=True)
+
+
+def model_folder(folder: Path) -> Path:
+    hub.write_config({"width": 4}, folder)
+    return folder
+
+
+def sha256_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+# --- folders, built-in models, the Hub
+
+
+def test_folders_and_built_in_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find, "catalogue", None)  # it is not read for these
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faces64").mkdir()  # a mere folder hides nothing
+    assert find_folder("faces64") == hub.builtin_path("faces64")
+    assert find_folder("faces64", Access(subfolder="generator")) == hub.builtin_path("faces64/generator")
+    model_folder(tmp_path / "faces64")
+    model_folder(tmp_path / "org" / "repo")
+    assert find_folder("faces64") == Path("faces64") and find_folder("org/repo") == Path("org/repo")
+    assert find_folder(tmp_path / "faces64") == tmp_path / "faces64"
+
+
+@pytest.mark.parametrize("name", ["faces65", "./org/repo", "/org/repo", "~/repo", "a/b/c", "repo/", "", "generator"])
+def test_an_unknown_name_names_the_known_ones(name: str) -> None:
+    with pytest.raises(
+        ModelNotFoundError, match=rf"No model '{name}': it is not a folder.*faces64.*models` lists what"
+    ):
+        find_folder(name)
+
+
+def test_what_is_not_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"holds no config.json, so it is not a model saved by this package\."):
+        find_folder(tmp_path)
+    with pytest.raises(ModelNotFoundError, match=r"faces64.absent holds no config.json"):
+        find_folder("faces64", Access(subfolder="absent"))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(ModelNotFoundError, match=r"a pipeline of diffusers \(model_index\.json\), not a GAN"):
+        PTIPipeline.from_pretrained(tmp_path)
+    with pytest.raises(ModelNotFoundError, match=r"a folder: use from_pretrained"):
+        PTIPipeline.from_single_file(tmp_path)
+    for name in ("model_ir_se50.pth", "weights/e4e_ffhq_encode.pt"):
+        with pytest.raises(CheckpointError, match=r"`from_single_file` reads it; or convert it once, by `.* FOLDER`"):
+            find_folder(name)
+    for variant in ("", "a/b", "..", "a b", "x" * 33):
+        with pytest.raises(ValueError, match=r"`variant` must be a word such as 'fp16', got "):
+            find_folder("faces64", variant=variant)
+
+
+@pytest.mark.parametrize("subfolder", ["..", "../..", "a/../../b", "/etc", "a\\..\\..", "C:\\", "C:"])
+def test_a_subfolder_stays_inside(subfolder: str, tmp_path: Path) -> None:
+    for name in (model_folder(tmp_path), "faces64", "org/repo"):
+        with pytest.raises(
+            ValueError, match=r"`subfolder` must be a relative path inside the model, without '\.\.', g"
+        ):
+            find_folder(name, Access(subfolder=subfolder))
+
+
+def test_a_model_on_the_hub(tmp_path: Path) -> None:
+    source = model_folder(tmp_path / "source")
+    for dtype, variant in ((torch.float16, "fp16"), (None, None)):
+        hub.save_module(Tiny(TinyConfig()), source / "encoder", dtype=dtype, variant=variant)
+    hub.write_tensors({}, source / "directions" / hub.WEIGHTS_NAME)
+    (source / "code.py").write_text("raise SystemExit\n")
+    with serve() as fake, hub_client(fake, tmp_path / "cache"):
+        fake.add("org/tiny", source)
+        fake.repositories["org/empty"] = {}
+        with pytest.raises(
+            ModelNotFoundError, match=r"may not be used for 'org/tiny': connect once, .*model: .*faces64"
+        ):
+            find_folder("org/tiny", OFFLINE)
+        for subfolder in ("encoder", "./encoder/", ".\\encoder"):
+            encoder = find_folder("org/tiny", Access(subfolder=subfolder))
+        files = ["config.json", "encoder/config.json", "encoder/model.safetensors"]
+        found = [path for path in encoder.parent.rglob("*") if path.is_file()]
+        assert sorted(path.relative_to(encoder.parent).as_posix() for path in found) == files[1:]
+        root = find_folder("org/tiny")
+        assert find_folder("org/tiny", Access(subfolder="encoder", local_files_only=True)) == encoder
+        half = find_folder("org/tiny", Access(cache_dir=tmp_path / "half"), variant="fp16")
+        with pytest.raises(ModelNotFoundError, match=r"holds no config\.json, so it is not a model saved by this pack"):
+            find_folder("org/empty")
+    assert root == encoder.parent and tmp_path / "cache" in root.parents
+    files.insert(1, "directions/model.safetensors")
+    assert sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()) == files  # and no code
+    assert sorted(str(path.relative_to(half)) for path in half.rglob("*.safetensors")) == [
+        *("directions/model.safetensors", "encoder/model.fp16.safetensors")
+    ]
+    ours, theirs = (hub.load_module(Tiny, TinyConfig, path) for path in (encoder, source / "encoder"))
+    assert_same(state(ours), state(theirs))
+
+
+# --- files and addresses
+
+URL = "https://example.org/files/e4e.pt?download=1"
+CONTENT = b"weights" * 1000
+SHA256 = sha256_of(CONTENT)
+
+
+class FakeOpener:
+    """Answers every request with the same bytes, or fails."""
+
+    def __init__(self) -> None:
+        self.content, self.asked = CONTENT, 0
+        self.error: Exception | None = None
+
+    def open(self, request: Any, timeout: float) -> io.BytesIO:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        return io.BytesIO(self.content)
+
+
+@pytest.fixture
+def opener(monkeypatch: pytest.MonkeyPatch) -> FakeOpener:
+    fake = FakeOpener()
+    monkeypatch.setattr(find, "build_opener", lambda *handlers: fake)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return fake
+
+
+def test_an_https_address(opener: FakeOpener, tmp_path: Path) -> None:
+    access = Access(cache_dir=tmp_path)
+    path = find_file(URL, access, sha256=SHA256.upper())
+    assert path.read_bytes() == CONTENT and path.name == "e4e.pt"
+    assert find_file(URL, dataclasses.replace(access, local_files_only=True), sha256=SHA256) == path
+    assert opener.asked == 1
+    path.write_bytes(CONTENT[::-1])  # damaged in the cache
+    assert find_file(URL, access, sha256=SHA256).read_bytes() == CONTENT and opener.asked == 2
+    download_url(URL, SHA256, dataclasses.replace(access, force_download=True))
+    assert opener.asked == 3 and [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["e4e.pt"]
+
+
+def test_an_https_address_that_is_refused(opener: FakeOpener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    access = Access(cache_dir=tmp_path)
+    opener.content = b"<html>Quota exceeded</html>"
+    with pytest.raises(CheckpointError, match=r"gave another file: .* not .* open the address in a browser"):
+        download_url(URL, SHA256, access)
+    with pytest.raises(ModelNotFoundError, match=r"not in the cache, and the network may not be used"):
+        download_url(URL, SHA256, dataclasses.replace(access, local_files_only=True))
+    opener.error = URLError("no route to host")
+    with pytest.raises(ModelNotFoundError, match=r"could not be fetched: no route to host"):
+        download_url(URL, SHA256, access)
+    opener.error = None
+    monkeypatch.setattr(find, "MAX_URL_BYTES", 10)
+    with pytest.raises(ModelNotFoundError, match=r"it is larger than 0 GiB"):
+        download_url(URL, SHA256, access)
+    with pytest.raises(ValueError, match=r"`sha256` must be 64 hexadecimal digits, got 'abc'"):
+        download_url(URL, "abc", access)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_only_https_after_a_redirect() -> None:
+    handler, request, headers = find._OnlyHTTPS(), Request(URL), HTTPMessage()
+    following = handler.redirect_request(request, io.BytesIO(), 302, "", headers, "https://example.org/other")
+    assert following is not None and following.full_url == "https://example.org/other"
+    for address in ("http://example.org/e4e.pt", "ftp://example.org/e4e.pt", "file:///etc/passwd"):
+        with pytest.raises(URLError, match=r"it leads to .*, which is not https"):
+            handler.redirect_request(request, io.BytesIO(), 302, "", headers, address)
+
+
+# --- files of the catalogue
+
+
+@pytest.fixture
+def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
+    with serve() as server, hub_client(server, tmp_path / "cache"):
+        server.repositories["org/weights"] = {"folder/file.pt": CONTENT}
+        yield server
+
+
+@pytest.fixture
+def entry() -> CatalogueEntry:
+    where = {"repository": "org/weights", "file": "folder/file.pt", "size": len(CONTENT), "sha256": SHA256}
+    return CatalogueEntry("some-file", "generator", "", "", "somewhere", **where)  # type: ignore[arg-type]
+
+
+def test_fetch(fake_hub: FakeHub, entry: CatalogueEntry, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = fetch(entry)
+    assert path.read_bytes() == CONTENT and (tmp_path / "cache") in path.parents
+    assert fetch(entry) == path and fetch(entry, OFFLINE) == path
+    assert fake_hub.gets("folder/file.pt") == 1 and not caplog.text
+    loose = dataclasses.replace(entry, sha256=None, size=None)
+    assert fetch(loose).read_bytes() == CONTENT and f"against the Hub's own, {entry.sha256}" in caplog.text
+    path.resolve().write_bytes(CONTENT[:-1] + b"!")  # the same size
+    for each in (entry, loose):
+        with pytest.raises(CheckpointError, match="is damaged in the cache"):
+            fetch(each, OFFLINE)
+
+
+@pytest.mark.parametrize("fault", ["same size", "a page", "cut", "hang"])
+def test_what_is_not_the_file_is_refused(fake_hub: FakeHub, entry: CatalogueEntry, fault: str, tmp_path: Path) -> None:
+    others = {"same size": CONTENT[:-1] + b"!", "a page": b"<html>Quota exceeded</html>"}
+    if fault in others:
+        fake_hub.repositories["org/weights"]["folder/file.pt"] = others[fault]
+    else:
+        fake_hub.faults["folder/file.pt"] = fault
+    error = CheckpointError if fault in others else ModelNotFoundError
+    message = {"cut": "org/weights", "hang": "did not answer in time"}.get(fault, "is not the file that was asked for")
+    with pytest.raises(error, match=message):
+        fetch(entry)
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() or path.is_symlink()]
+    assert not [path for path in files if path.suffix in (".pt", ".incomplete") or path.parent.name == "blobs"]
+
+
+def test_what_cannot_be_fetched_is_not(fake_hub: FakeHub) -> None:
+    entries = {entry.name: entry for entry in catalogue()}
+    with pytest.raises(ModelNotFoundError, match=r"is known\. Get it from yuval-alaluf.* holds a StyleGAN3"):
+        fetch(entries["restyle-e4e-ffhq-1024"])
+    with pytest.raises(ModelNotFoundError, match=r"not supported: It draws 1024 x 512 pixels; only square"):
+        fetch(entries["stylegan2-human-1024"])
+    assert not fake_hub.log
+    for entry in entries.values():
+        readable = entry.kind in ("psp", "e4e", "restyle", "generator", "identity", "moco", *find._NO_FOLDER)
+        assert readable != (entry.kind == "unread"), entry.name
+
+
+# --- models of the catalogue
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder, faces64 = tmp_path_factory.mktemp("field"), hub.builtin_path("faces64")
+    torch.save(official_arcface(), folder / "arcface.pth")
+    torch.save(torch.eye(1, 512), folder / "age.pt")
+    layouts: Any = ("e4e", "psp")
+    files = {layout: write_official(faces64, folder / f"{layout}.pt", layout=layout) for layout in layouts}
+    return files | {"identity": folder / "arcface.pth", "direction": folder / "age.pt"}
+
+
+@pytest.fixture
+def fetched(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[tuple[str, Access]]]:
+    """A catalogue of test-e4e, test-psp, test-identity and test-direction; what was fetched, and how."""
+    log: list[tuple[str, Access]] = []
+
+    def fake_fetch(entry: CatalogueEntry, access: Access = Access()) -> Path:
+        if entry.kind == "unread":
+            return fetch(entry, access)
+        log.append((entry.name, access))
+        where = storage_folder(str(entry.repository), access.cache_dir) / "snapshots" / "1" / str(entry.file)
+        where.parent.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(files[entry.kind], where))
+
+    entries = [CatalogueEntry("test-unread", "unread", "", "", "", note="An IR network.")]
+    entries += [CatalogueEntry("e4e-ffhq-1024", "e4e", "", "", "")]
+    for kind, path in files.items():
+        names = (f"test-{kind}", kind, f"a test of {kind}", "", "", "hub", "org/repo", path.name)
+        entries.append(CatalogueEntry(*names, sha256=file_sha256(path)))  # type: ignore[arg-type]
+    for module in (find, catalogue_module):
+        monkeypatch.setattr(module, "catalogue", lambda: tuple(entries))
+    monkeypatch.setattr(find, "fetch", fake_fetch)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    find._scratch.cache_clear()
+    yield log
+    shutil.rmtree(find._scratch(), ignore_errors=True)
+    find._scratch.cache_clear()
+
+
+def test_converted_once_and_not_kept_twice(fetched: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert known_entry("test-e4e") is not None and known_entry("e4e") is known_entry("faces64") is None
+    folder, cache = find_folder("test-e4e"), tmp_path / "cache"
+    assert folder.parent.parent == cache and not list(cache.rglob("e4e.pt"))  # no checkpoint beside its conversion
+    stamp = (folder / hub.CONFIG_NAME).stat().st_mtime_ns
+    assert find_folder("test-e4e") == find_folder("test-e4e", OFFLINE) == folder and len(fetched) == 1
+    assert (folder / hub.CONFIG_NAME).stat().st_mtime_ns == stamp and list(folder.parent.iterdir()) == [folder]
+    assert find_folder("test-e4e", AGAIN) == folder and len(fetched) == 2
+    assert (folder / hub.CONFIG_NAME).stat().st_mtime_ns != stamp and list(folder.parent.iterdir()) == [folder]
+    monkeypatch.setattr(catalogue_module, "CONVERTED", 99)  # another format of ours
+    assert find_folder("test-e4e") != folder and len(fetched) == 3
+    find_file("test-psp")  # fetched for its own sake, as by `from_single_file`: it stays
+    find_folder("test-psp")
+    assert len(list(cache.rglob("psp.pt"))) == 1
+    other = find_folder("test-psp", Access(cache_dir=tmp_path / "other"))
+    assert other.parent.parent == tmp_path / "other"
+
+
+def test_a_fault_is_not_hidden(fetched: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    read = find.read_single_file
+    monkeypatch.setattr(find, "read_single_file", lambda path, **_: read(path.with_name("gone"), **_))
+    for _ in range(2):  # what the first left behind holds up nobody
+        with pytest.raises(CheckpointError, match="gone"):
+            find_folder("test-psp")
+
+
+_ONE_OF_SEVERAL = """
+import shutil, sys, time
+from pathlib import Path
+from stylegan_inversion import catalogue, hub
+from stylegan_inversion.catalogue import CatalogueEntry
+from stylegan_inversion.checkpoints import find
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
+
+file, cache = map(Path, sys.argv[1:])
+
+def fetch(entry, access):
+    with (cache / "log").open("a") as log:
+        log.write("fetched\\n")
+    return Path(shutil.copy(file, cache / "models" / "x.pt"))
+
+def write(file, folder):
+    write_model(file, folder)
+    time.sleep(1)  # the others come meanwhile
+
+write_model, find.write_model, find.fetch = find.write_model, write, fetch
+find.catalogue = catalogue.catalogue = lambda: (CatalogueEntry("test", "generator", "", "", ""),)
+find.cached_file = lambda entry, cache_dir: None
+folder = find.find_folder("test", hub.Access(cache_dir=cache))
+print(folder, float(hub.load_module(Generator, GeneratorConfig, folder / "generator").w_avg.sum()))
+"""
+
+
+def test_several_processes_convert_one_name(tmp_path: Path) -> None:
+    torch.save(checkpoint_to_rosinality(*generator()), tmp_path / "x.pt")
+    (tmp_path / "models").mkdir()
+    command = [sys.executable, "-c", _ONE_OF_SEVERAL, str(tmp_path / "x.pt"), str(tmp_path)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    answers = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert len(set(answers)) == 1 and "converted--" in answers[0]
+    assert (tmp_path / "log").read_text() == "fetched\n"  # one converted, two waited
+    assert not list((tmp_path / "models").iterdir())
+
+
+@pytest.mark.parametrize("place", ["converted--stylegan-inversion", ".locks", "no locks"])
+def test_a_cache_that_cannot_be_written(
+    place: str,
+    fetched: list[Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    (tmp_path / "cache").mkdir()
+    if place == "no locks":
+        monkeypatch.setattr(FileLock, "acquire", refuse)
+    else:
+        (tmp_path / "cache" / place).touch()  # a file where the folder should be: these tests run as root, too
+    pipeline = E4EPipeline.from_pretrained("test-e4e")
+    assert torch.equal(pipeline.generator.w_avg, E4EPipeline.from_pretrained("faces64").generator.w_avg)
+    lines = [record.getMessage() for record in caplog.records if "for this process alone" in record.getMessage()]
+    assert len(lines) == 1 and "give another `cache_dir`" in lines[0] and str(tmp_path / "cache") in lines[0]
+    pipeline(Path(hub.builtin_path("samples/sample1.jpg"))).save(tmp_path / "out")
+    InversionOutput.load(tmp_path / "out")  # finds the model again, and does not convert it again
+    folder = find_folder("test-e4e")
+    assert folder.parent == find._scratch() and len(fetched) == 1
+    assert find_folder("test-e4e", AGAIN) == folder and len(fetched) == 2
+
+
+def test_directions_that_were_missing_are_added(
+    fetched: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, directions = find_folder("test-e4e"), E4EPipeline.from_pretrained("faces64").directions
+    lock, save, rename = folder.parents[1] / ".locks" / f"{folder.name}.lock", find.save_directions, Path.rename
+    monkeypatch.setattr(find, "edits_of", lambda domain: [1])
+    monkeypatch.setattr(find, "fetch_directions", lambda *_: directions)
+
+    def refuse(path: Path, target: Path) -> Any:
+        if target.parent == folder:
+            raise OSError(30, "Read-only file system")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:  # where the cache may only be read
+        patch.setattr(Path, "rename", refuse)
+        folder.chmod(0o555)
+        for _ in range(2):
+            assert list(E4EPipeline.from_pretrained("test-e4e").directions) == list(directions)
+        assert find_folder("test-e4e") == find._scratch() / folder.name and not (folder / "directions").exists()
+    (said,) = [message for message in caplog.messages if "is kept for this process alone" in message]
+    assert "Read-only" in said
+    folder.chmod(0o755)
+    shutil.rmtree(find._scratch())
+    find._scratch.cache_clear()
+    assert E4EPipeline.from_pretrained(folder)  # only links to it went
+
+    def save_locked(*arguments: Any) -> None:
+        with pytest.raises(Timeout):
+            FileLock(lock).acquire(timeout=0)
+        save(*arguments)
+
+    monkeypatch.setattr(find, "save_directions", save_locked)
+    assert find_folder("test-e4e") == folder and (folder / "directions").is_dir()
+    FileLock(lock).acquire(timeout=0).lock.release()
+
+
+def test_a_pipeline(fetched: list[Any], tmp_path: Path) -> None:
+    pipeline = E4EPipeline.from_pretrained("test-e4e", token="abc", force_download=True)
+    assert fetched == [("test-e4e", Access(token="abc", force_download=True))] and "smile" not in pipeline.directions
+    assert torch.equal(pipeline.generator.w_avg, E4EPipeline.from_pretrained("faces64").generator.w_avg)
+    out = pipeline(Path(hub.builtin_path("samples/sample1.jpg")))
+    out.save(tmp_path / "out")
+    assert hub.read_config(tmp_path / "out")["base"]["name_or_path"] == "test-e4e"  # on another machine too
+    assert torch.equal(InversionOutput.load(tmp_path / "out").w_plus, out.w_plus)
+
+
+def test_wherever_a_model_is_named(fetched: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["directions", "--model", "test-e4e"]) == 0
+    assert cli.main(["convert", "test-e4e", str(tmp_path / "folder")]) == 0
+    assert "e4e: " in capsys.readouterr().out and (tmp_path / "folder" / "e4e_encoder").is_dir()
+    assert cli.main(["convert", "test-e4e", str(tmp_path / "again.pt"), "--to", "rosinality"]) == 0
+    assert (tmp_path / "again.pt").is_file()
+    theirs = E4EPipeline.from_pretrained("faces64").encoder
+    encoder = E4EPipeline.from_single_file("test-e4e").encoder
+    assert all(torch.equal(a, b) for a, b in zip(encoder.parameters(), theirs.parameters(), strict=True))
+    pipeline = PTIPipeline.from_pretrained("faces64")
+    assert torch.equal(pipeline.load_direction("test-direction", "old").vector, torch.eye(1, 512)[0])
+
+
+def test_what_is_refused(fetched: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, meant in (("test-e4", "test-e4e"), ("faces", "faces64"), ("e4e-ff", "e4e-ffhq-1024")):
+        hint = rf"Did you mean '{meant}'\?"
+        for load in (find_folder, PTIPipeline.from_pretrained):
+            with pytest.raises(ModelNotFoundError, match=rf"No model '{name}': .*{hint} `stylegan-inversion models`"):
+                load(name)
+        with pytest.raises(ModelNotFoundError, match=rf"no file '{name}'\. {hint}"):
+            PTIPipeline.from_single_file(name)
+    with pytest.raises(ModelNotFoundError, match=r"used for 'me/faces64'"):  # a repository, whatever it is like
+        find_folder("me/faces64", OFFLINE)
+    with pytest.raises(ValueError, match=r"`revision` is for repositories; 'test-e4e' of the catalogue is always"):
+        find_folder("test-e4e", Access("main"))
+    with pytest.raises(ModelNotFoundError, match=r"'test-direction' is not a model: a test of dire.*load_direction"):
+        find_folder("test-direction")
+    for load in (find_folder, PTIPipeline.from_pretrained, PTIPipeline.from_single_file):
+        with pytest.raises(ModelNotFoundError, match=r"'test-unread' is listed, but not supported: An IR network\."):
+            load("test-unread")
+    with pytest.raises(
+        ModelNotFoundError, match=r"'test-identity' is no model that a pipeline can be built of: a test"
+    ):
+        PTIPipeline.from_pretrained("test-identity")
+    assert not fetched
+    with pytest.raises(
+        CheckpointError, match=r"has no variant 'fp16' \(model\.fp16\.safetensors\); leave `variant` out"
+    ):
+        PTIPipeline.from_pretrained("test-e4e", variant="fp16")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "test-e4e").mkdir()  # a folder here wins
+    with pytest.raises(ModelNotFoundError, match=r"test-e4e holds no config\.json"):
+        find_folder("test-e4e")

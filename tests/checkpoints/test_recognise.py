@@ -1,0 +1,578 @@
+"""Files of the field in their official layouts, with small sizes: what each is, and the road from file to edit."""
+
+import argparse
+import io
+import logging
+import os
+import pathlib
+import pickle
+import re
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, latents
+from stylegan_inversion.checkpoints.export import checkpoint_to_rosinality, write_model
+from stylegan_inversion.checkpoints.generator import average_w, generator_to_rosinality
+from stylegan_inversion.checkpoints.recognise import read_single_file, recognise
+from stylegan_inversion.checkpoints.unpickle import PickledModule
+from stylegan_inversion.editing.directions import Direction
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.models.discriminator import LatentDiscriminator, LatentDiscriminatorConfig
+from stylegan_inversion.models.encoders import ENCODERS
+from stylegan_inversion.models.resnet import ResNet, ResNetConfig
+from stylegan_inversion.pipelines.base import InversionPipeline
+from tests.checkpoints.official_files import (
+    ARCFACE,
+    D_TINY,
+    ENCODER_SIZES,
+    TINY,
+    assert_same,
+    check,
+    draw,
+    encoder,
+    generator,
+    nvidia,
+    nvidia_pickle,
+    official,
+    official_arcface,
+    pti_file,
+    rosinality_discriminator,
+)
+from tests.conformance import draw_state_dict, load_case
+
+PHOTO = np.random.default_rng(0).integers(0, 256, (96, 64, 3), np.uint8)  # not square
+ROSINALITY = checkpoint_to_rosinality(*generator())
+G_EMA, LATENT_AVG = ROSINALITY["g_ema"], ROSINALITY["latent_avg"]
+OURS = generator()[1]
+
+
+def without(tensors: dict[str, Tensor], *endings: str) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in tensors.items() if not any(part in key for part in endings)}
+
+
+def sound(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """With variances that are above zero, so that the encoder gives numbers."""
+    inner = {k: v.abs() + 0.1 if k.endswith("running_var") else v for k, v in checkpoint["state_dict"].items()}
+    return {**checkpoint, "state_dict": inner}
+
+
+def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{key}": tensor for key, tensor in tensors.items()}
+
+
+def walk(pipeline: InversionPipeline, folder: Path) -> list[np.ndarray]:
+    """Photo -> edit -> save -> load, and the same with the saved pipeline; the pictures."""
+    vector = torch.ones(TINY.w_dim) / TINY.w_dim**0.5
+    pipeline.directions["smile"] = Direction("smile", vector)
+    steps: dict[str, Any] = {"num_w_steps": 1, "num_tuning_steps": 1} if isinstance(pipeline, PTIPipeline) else {}
+    pictures = []
+    for step in (pipeline, type(pipeline).from_pretrained(pipeline.save_pretrained(folder / "model"))):
+        out = step.edit(step(PHOTO, align=False, **steps), smile=2.0)
+        again = InversionOutput.load(out.save(folder / "out"), base=pipeline.generator)
+        assert np.array_equal(np.asarray(again.images[0]), np.asarray(out.images[0]))
+        assert step.paste_back(again)[0].size == (64, 96)
+        pictures.append(np.asarray(out.images[0]))
+    assert np.array_equal(*pictures)
+    return pictures
+
+
+# Where the generator lies in the file, and what its tensors are called. None of these needs a note.
+
+NESTED: dict[str, Any] = {
+    "g_ema": {"g_ema": G_EMA, "latent_avg": LATENT_AVG},
+    "G_ema": {"G_ema": G_EMA, "latent_avg": LATENT_AVG},
+    "params_ema": {"params": prefixed(G_EMA, ""), "params_ema": G_EMA, "latent_avg": LATENT_AVG},
+    "model and its average": {
+        "model": {key: tensor + 1 for key, tensor in G_EMA.items()},
+        "model_ema": G_EMA,
+        "latent_avg": LATENT_AVG,
+    },
+    "state_dict": {"state_dict": G_EMA, "latent_avg": LATENT_AVG, "epoch": 3},
+    "two levels": {"checkpoint": {"state_dict": G_EMA, "latent_avg": LATENT_AVG}},
+    "bare": {**G_EMA, "latent_avg": LATENT_AVG},
+    "DataParallel": {"g_ema": prefixed(G_EMA, "module."), "latent_avg": LATENT_AVG},
+    "compiled in DataParallel": {"g_ema": prefixed(G_EMA, "module._orig_mod."), "latent_avg": LATENT_AVG},
+    "compiled inside": {
+        "g_ema": {key.replace("convs.", "convs._orig_mod."): tensor for key, tensor in G_EMA.items()},
+        "latent_avg": LATENT_AVG,
+    },
+    "a wrapper's": {"state_dict": prefixed(G_EMA, "model.generator."), "latent_avg": LATENT_AVG},
+    "NVIDIA's, nested": {"G_ema": nvidia()},
+    "NVIDIA's, wrapped": {"state_dict": prefixed(nvidia(), "module.G_ema.")},
+    "pSp's": official("psp"),
+    "pSp's in DataParallel": official("psp", state_dict=prefixed(official("psp")["state_dict"], "module.")),
+    "e4e's, a wrapper's": official("e4e", state_dict=prefixed(official("e4e")["state_dict"], "net._orig_mod.")),
+    "e4e's, nested": {"model": official("e4e"), "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}},
+}
+
+
+@pytest.mark.parametrize("layout", NESTED)
+def test_wherever_it_lies(layout: str, tmp_path: Path) -> None:
+    torch.save(NESTED[layout], tmp_path / "x.pt")
+    file = read_single_file(tmp_path / "x.pt")
+    assert file.notes == ()
+    own = dict(file.parts["generator"].state_dict)
+    assert_same(own, OURS)
+    if "encoder" in file.parts:
+        assert_same(file.parts["encoder"].state_dict, encoder(file.kind)[1])
+
+
+@pytest.mark.parametrize("layout", ["params_ema", "NVIDIA's, wrapped", "pSp's in DataParallel", "e4e's, nested"])
+def test_the_whole_road(layout: str, tmp_path: Path) -> None:
+    cls: Any = {"p": PSPPipeline, "e": E4EPipeline}.get(layout[0] if "'s" in layout else "", PTIPipeline)
+    checkpoint = {key: sound(value) if key == "model" else value for key, value in NESTED[layout].items()}
+    torch.save(sound(checkpoint) if "state_dict" in checkpoint else checkpoint, tmp_path / "x.pt")
+    walk(cls.from_single_file(tmp_path / "x.pt"), tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["rosinality", "NVIDIA's", "NVIDIA's .pkl", "PTI's", "e4e's"])
+def test_noise_that_is_missing(layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, cls = tmp_path / "x.pt", E4EPipeline if layout == "e4e's" else PTIPipeline
+    bare = without(nvidia(), "noise_const")
+    if layout == "rosinality":
+        torch.save({"g_ema": without(G_EMA, "noises."), "latent_avg": LATENT_AVG}, path)
+    elif layout == "NVIDIA's":
+        torch.save(bare, path)
+    elif layout == "NVIDIA's .pkl":
+        path.write_bytes(nvidia_pickle(bare))
+    elif layout == "PTI's":
+        pti_file(bare, path)
+    else:
+        torch.save(sound(official("e4e", state_dict=without(official("e4e")["state_dict"], "noises."))), path)
+    with caplog.at_level(logging.WARNING):
+        pipeline = cls.from_single_file(path)
+    assert "The file has no constant noise; it was drawn from a seed" in caplog.text
+    state_dict = pipeline.generator.state_dict()
+    drawn = {key for key in OURS if key.endswith("noise_const")}
+    assert all(torch.equal(state_dict[key], OURS[key]) for key in OURS.keys() - drawn)
+    fine = state_dict["synthesis.blocks.64.conv1.noise_const"]
+    assert abs(float(fine.mean())) < 0.05 and abs(float(fine.std()) - 1) < 0.05
+    assert_same(cls.from_single_file(path).generator.state_dict(), state_dict)  # the same each time
+    walk(pipeline, tmp_path)
+
+
+def test_a_generator_that_was_trained_without_noise() -> None:
+    file = recognise({"G_ema": without(nvidia(), "noise_")})
+    strengths = [v for k, v in file.parts["generator"].state_dict.items() if k.endswith("noise_strength")]
+    assert len(strengths) == 9 and not any(bool(strength) for strength in strengths)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "left_out"),
+    [
+        ({"g_ema": G_EMA, "d": {"blocks.0.attention.weight": torch.zeros(2, 2)}}, ["d"]),
+        ({"g_ema": G_EMA, "d": {**rosinality_discriminator(), "extra.weight": torch.zeros(1)}}, ["d"]),
+        ({"g_ema": G_EMA, "d": rosinality_discriminator()}, []),
+        ({"g_ema": G_EMA, "g": G_EMA, "g_optim": {"state": {0: {"step": torch.zeros(1)}}}}, []),
+        ({"g_ema": G_EMA, "e": {"net.weight": torch.zeros(4)}, "d": rosinality_discriminator()}, ["e"]),
+        ({"state_dict": prefixed(G_EMA, "G.") | {"D.x": torch.zeros(3), "vgg.y": torch.zeros(3)}}, ["D", "vgg"]),
+        ({"state_dict": prefixed({k: v + 1 for k, v in G_EMA.items()}, "G.") | prefixed(G_EMA, "G_ema.")}, ["G"]),
+        (official("e4e", discriminator_state_dict={"x.weight": torch.zeros(2)}), ["discriminator_state_dict"]),
+        (official("psp", state_dict=official("psp")["state_dict"] | {"grid_align.x": torch.zeros(1)}), ["grid_align"]),
+    ],
+)
+def test_a_good_generator_beside_something_else(checkpoint: Any, left_out: list[str], tmp_path: Path) -> None:
+    torch.save({"latent_avg": LATENT_AVG, **checkpoint}, tmp_path / "x.pt")
+    file = read_single_file(tmp_path / "x.pt")
+    assert_same(file.parts["generator"].state_dict, OURS)
+    shown = ", ".join(f"`{name}`" for name in left_out)
+    assert file.notes == ((f"The file also holds {shown}, which was left out.",) if left_out else ())
+    PTIPipeline.from_pretrained(write_model(file, tmp_path / "model"))
+
+
+# What each file is.
+
+
+@pytest.mark.parametrize(("kind", "legacy"), [("psp", False), ("psp", True), ("e4e", False), ("e4e", True)])
+def test_encoder_file(kind: str, legacy: bool, tmp_path: Path) -> None:
+    path = tmp_path / "a_misleading_name.pkl"
+    options = official(kind)["opts"] | {"exp_dir": pathlib.Path("/runs/a"), "device": torch.device("cuda:0")}
+    judge = draw(LatentDiscriminator(LatentDiscriminatorConfig(w_dim=8, num_layers=2)))
+    training = {"discriminator_state_dict": judge, "global_step": 7, "best_val_loss": {"loss": np.float64(0.5)}}
+    torch.save(official(kind, opts=options, **training), path, _use_new_zipfile_serialization=not legacy)
+    file = read_single_file(path)
+    assert (file.kind, file.notes, file.options["exp_dir"]) == (kind, (), "/runs/a")
+    assert file.parts["encoder"].module_class is ENCODERS[kind].network
+    assert file.parts["encoder"].config == ENCODER_SIZES[TINY]
+    assert_same(file.parts["encoder"].state_dict, encoder(kind)[1])
+    assert_same(file.parts["generator"].state_dict, OURS)
+    assert_same(file.parts["latent_discriminator"].state_dict, judge)
+
+
+def test_older_encoder_files() -> None:
+    checkpoint = official("psp")
+    checkpoint["opts"] = {k: v for k, v in checkpoint["opts"].items() if k not in ("learn_in_w", "output_size")}
+    file = recognise(checkpoint)
+    assert (file.kind, file.notes, file.parts["generator"].config.resolution) == ("psp", (), 64)
+    for kind, samples in (("psp", 100_000), ("e4e", 10_000)):
+        file = recognise(official(kind, latent_avg=None))
+        assert f"no average w; it was computed from the mapping network, over {samples} samples" in file.notes[0]
+        w_avg = file.parts["generator"].state_dict["w_avg"]
+        assert torch.equal(w_avg, average_w(*generator(), samples=samples))
+        assert torch.equal(file.parts["encoder"].state_dict["pyramid.w_avg"], w_avg.expand(10, 8))
+
+
+def test_an_encoder_that_does_not_start_from_the_average() -> None:
+    checkpoint = official("psp")
+    checkpoint["opts"]["start_from_latent_avg"] = False
+    file = recognise(checkpoint)
+    assert not file.parts["encoder"].state_dict["pyramid.w_avg"].any()
+    assert torch.equal(file.parts["generator"].state_dict["w_avg"], checkpoint["latent_avg"][0])
+
+
+def test_which_encoder_it_is() -> None:
+    checkpoint = official("e4e", opts=None)
+    with pytest.raises(CheckpointError, match=r'no `opts` that tell which: say `encoder="psp"` or `encoder="e4e"`'):
+        recognise(checkpoint)
+    for kind in ("psp", "e4e"):
+        assert recognise(checkpoint, encoder=kind).parts["encoder"].module_class is ENCODERS[kind].network
+    assert recognise(official("e4e", opts={"stylegan_size": 64})).kind == "e4e"
+    assert recognise(official("psp", opts={"output_size": 64})).kind == "psp"
+    with pytest.raises(CheckpointError, match=r"It is a checkpoint of e4e, not of psp: use the pipeline of e4e\."):
+        recognise(official("e4e"), encoder="psp")
+
+
+def test_an_encoder_alone_and_one_into_w() -> None:
+    tensors = {k: v for k, v in official("e4e")["state_dict"].items() if k.startswith("encoder.")}
+    file = recognise(official("e4e", state_dict=tensors))
+    assert file.parts.keys() == {"encoder"} and file.notes == ("The file has no generator (`decoder.`).",)
+    with pytest.raises(CheckpointError, match=r"neither an average w \(`latent_avg`\) nor a generator"):
+        recognise(official("e4e", state_dict=tensors, latent_avg=None))
+    into_w = prefixed(G_EMA, "decoder.") | {"encoder.linear.weight": torch.zeros(8, 8)}
+    into_w |= {k: v for k, v in tensors.items() if k.startswith(("encoder.body.", "encoder.input_layer."))}
+    file = recognise(official("psp", state_dict=into_w, opts={"encoder_type": "BackboneEncoderUsingLastLayerIntoW"}))
+    assert file.parts.keys() == {"generator"} and file.notes == (
+        "Its encoder into W was left out: no pipeline takes it.",
+    )
+
+
+def test_rosinality_training_snapshot(tmp_path: Path) -> None:
+    optimizer = torch.optim.Adam([nn.Parameter(torch.ones(2))])
+    optimizer_state = {"g_optim": optimizer.state_dict(), "args": argparse.Namespace(size=64, path="x")}
+    snapshot = {"g": {k: v + 1 for k, v in G_EMA.items()}, "d": rosinality_discriminator(), "g_ema": G_EMA}
+    torch.save({**snapshot, **optimizer_state, "ada_aug_p": 0.0}, tmp_path / "010000.pt")
+    file = read_single_file(tmp_path / "010000.pt")
+    assert (file.kind, file.parts["discriminator"].config) == ("rosinality", D_TINY)
+    assert "over 10000 samples" in file.notes[0]
+    assert_same(file.parts["generator"].state_dict, {**OURS, "w_avg": average_w(*generator(), samples=10_000)})
+    file = recognise({"g": G_EMA, "latent_avg": LATENT_AVG})
+    assert file.notes == ("The file has no `g_ema`, the averaged generator; `g`, the one in training, was taken.",)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_nvidia_pickle(protocol: int, tmp_path: Path) -> None:
+    (tmp_path / "x.bin").write_bytes(nvidia_pickle(nvidia(), protocol=protocol))
+    file = read_single_file(tmp_path / "x.bin")
+    assert (file.kind, file.notes) == ("nvidia", ())
+    assert file.parts["generator"].config.mapping_lr_multiplier == 0.02
+    assert_same(file.parts["generator"].state_dict, OURS)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pti(legacy: bool, tmp_path: Path) -> None:
+    pti_file(nvidia(), tmp_path / "model_ABC_multi_id.pt", legacy=legacy, c_dim=np.int64(0), conv_clamp=256)
+    file = read_single_file(tmp_path / "model_ABC_multi_id.pt")
+    assert file.kind == "pti" and "conv_clamp" in file.notes[0]
+    assert_same(file.parts["generator"].state_dict, OURS)
+    bare = {key: tensor for key, tensor in nvidia().items() if key != "mapping.w_avg"}
+    assert "no average w" in recognise({"state_dict": bare}).notes[0]
+
+
+def test_arcface_moco_and_directions(tmp_path: Path) -> None:
+    torch.save(official_arcface(), tmp_path / "model_ir_se50.pth", _use_new_zipfile_serialization=False)
+    file = read_single_file(tmp_path / "model_ir_se50.pth")
+    assert (file.kind, file.parts["identity"].config) == ("arcface", ARCFACE)
+    trunk = draw(ResNet(ResNetConfig((4, 8, 12, 16), (1, 1, 1, 1))))
+    torch.save({"arch": "resnet50", "state_dict": prefixed(trunk, "module.encoder_q.")}, tmp_path / "moco.pth.tar")
+    assert_same(read_single_file(tmp_path / "moco.pth.tar").parts["moco"].state_dict, trunk)
+    np.save(tmp_path / "boundary.npy", np.random.default_rng(0).standard_normal((1, 16)))
+    file = read_single_file(tmp_path / "boundary.npy")
+    assert file.kind == "direction" and file.vectors["direction"].shape == (16,)
+    torch.save({"age": 3 * torch.eye(4)[:1], "pose": torch.eye(4)}, tmp_path / "several.pt")
+    file = read_single_file(tmp_path / "several.pt")
+    assert {name: tuple(vector.shape) for name, vector in file.vectors.items()} == {"age": (4,), "pose": (4, 4)}
+    pca = {"mean": torch.zeros(1, 4), "comp": torch.eye(4)[:2, None], "std": torch.ones(2)}
+    torch.save(pca, tmp_path / "ffhq_pca.pt")
+    file = read_single_file(tmp_path / "ffhq_pca.pt")
+    assert file.kind == "ganspace" and file.components is not None and file.components.components.shape == (2, 4)
+
+
+def test_reading_leaves_the_callers_seed_alone() -> None:
+    checkpoint = official("psp", latent_avg=None)
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    recognise(checkpoint).parts["encoder"].build()
+    assert torch.equal(torch.rand(1), expected)
+
+
+# Large files.
+
+
+def sparse(checkpoint: Any, path: Path, gigabytes: int) -> int:
+    """What `torch.save` writes, behind a hole of so many GB, as a zip of so many; its size."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    with path.open("wb") as file, zipfile.ZipFile(buffer) as source:
+        file.write(b"PK\3\4")
+        file.seek(gigabytes * 2**30)
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as target:
+            for name in source.namelist():
+                target.writestr(name, source.read(name))
+    assert path.stat().st_blocks * 512 < 2**28, "this file system keeps no holes"
+    return path.stat().st_size
+
+
+def test_a_checkpoint_of_more_than_4_gib(tmp_path: Path) -> None:
+    size = sparse(official("e4e", global_step=7, best_val_loss=None), tmp_path / "iteration_7.pt", gigabytes=5)
+    assert size > 5 * 2**30
+    file = read_single_file(tmp_path / "iteration_7.pt")
+    assert file.kind == "e4e" and file.notes == ()
+    assert_same(file.parts["generator"].state_dict, OURS)
+
+
+# What cannot be read says what it is.
+
+
+def tensorflow_pickle() -> bytes:
+    """The first StyleGAN2's .pkl: three networks of `dnnlib.tflib`, by name."""
+    module = ModuleType("dnnlib.tflib.network")
+
+    class Network:
+        pass
+
+    Network.__module__, Network.__qualname__ = module.__name__, "Network"
+    module.Network = Network  # type: ignore[attr-defined]
+    names = {"dnnlib": ModuleType("dnnlib"), "dnnlib.tflib": ModuleType("dnnlib.tflib"), module.__name__: module}
+    sys.modules.update(names)
+    try:
+        return pickle.dumps((Network(), Network(), Network()), 2)
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+def not_square() -> dict[str, Tensor]:
+    state_dict = nvidia()
+    state_dict["synthesis.b4.const"] = state_dict["synthesis.b4.const"][..., :2]
+    return state_dict
+
+
+def resnet34() -> dict[str, Any]:
+    encoders = {"encoder.conv1.weight": torch.zeros(64, 6, 7, 7), "encoder.styles.0.linear.weight": torch.zeros(8, 8)}
+    tensors = encoders | prefixed(G_EMA, "decoder.")
+    return {"state_dict": tensors, "opts": {"encoder_type": "ResNetBackboneEncoder"}, "latent_avg": LATENT_AVG}
+
+
+def pickled(**state: Any) -> PickledModule:
+    return PickledModule("Generator", {"_parameters": {}, "_buffers": {}, "_modules": {}, **state})
+
+
+def changed(tensors: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint of pSp with other tensors; `None` leaves one out."""
+    found = official("psp")["state_dict"] | tensors
+    return official("psp", state_dict={key: tensor for key, tensor in found.items() if tensor is not None})
+
+
+SMALLER = {k: v for k, v in G_EMA.items() if not re.match(r"(to_rgbs\.[1-9]|convs\.([2-9]|1\d))\.", k)}
+REFUSED: dict[str, tuple[Any, str]] = {
+    "stylegan-human": ({"G_ema": not_square()}, r"draws 64 x 32 pixels \(height x width\); only square ones are"),
+    "its .pkl": (lambda path: path.write_bytes(nvidia_pickle(not_square())), r"draws 64 x 32 pixels"),
+    "rosinality's, not square": (
+        {"g_ema": {**G_EMA, "input.input": torch.zeros(1, 8, 4, 8)}},
+        r"draws 64 x 128 pixels \(height x width\); only square ones are supported",
+    ),
+    "another beginning": (
+        {"g_ema": {**G_EMA, "input.input": torch.zeros(1, 8, 5, 5)}},
+        r"draws 80 x 80 pixels .*only those that begin with 4 x 4 pixels are supported",
+    ),
+    "TensorFlow": (
+        lambda path: path.write_bytes(tensorflow_pickle()),
+        r"TensorFlow network .*Convert it where it came",
+    ),
+    "StyleGAN3": (
+        {"synthesis.input.freqs": torch.zeros(1)},
+        r"a StyleGAN3 generator \(tensor 'synthesis.input.freqs'\)",
+    ),
+    "StyleGAN3's .pkl": (
+        lambda path: path.write_bytes(nvidia_pickle({"synthesis.L0_36_512.weight": torch.zeros(1)})),
+        r"a StyleGAN3 generator",
+    ),
+    "StyleGAN1": ({"g_running": {"generator.progression.0.x": torch.zeros(1)}}, r"a StyleGAN1 generator"),
+    "conditional": ({"G_ema": {**nvidia(), "mapping.embed.weight": torch.zeros(1)}}, r"a conditional generator"),
+    "conditional .pkl": (
+        lambda path: path.write_bytes(nvidia_pickle(nvidia(), c_dim=10)),
+        r"a conditional generator \(c_dim = 10\), .*Take an unconditional one",
+    ),
+    "EG3D": ({"G_ema": {"backbone.synthesis.b4.const": torch.zeros(1)}}, r"a 3D generator"),
+    "ReStyle on a ResNet34": (resnet34(), r"a ReStyle encoder on a ResNet34 .*Take the e4e checkpoint"),
+    "SFE": (
+        {"state_dict": {"encoder.x.weight": torch.zeros(1), "inverter.fuser.weight": torch.zeros(1)}},
+        r"a checkpoint of StyleFeatureEditor \(tensor 'inverter\.fuser\.weight'\)",
+    ),
+    "HyperStyle": ({"state_dict": {"hypernet.x": torch.zeros(1)}}, r"a checkpoint of HyperStyle"),
+    "GFPGAN": (
+        {"params_ema": {"stylegan_decoder.style_mlp.1.weight": torch.zeros(1)}},
+        r"StyleGAN2 of BasicSR or GFPGAN",
+    ),
+    "BasicSR": ({"params_ema": {"style_conv1.weight": torch.zeros(1)}}, r"StyleGAN2 of BasicSR or GFPGAN"),
+    "MMGeneration": (
+        {"state_dict": {"generator_ema.style_mapping.1.weight": torch.zeros(1)}},
+        r"MMGeneration or MMagic",
+    ),
+    "Stable Diffusion": ({"state_dict": {"model.diffusion_model.x": torch.zeros(1)}}, r"a diffusion model .*not a GAN"),
+    "a LoRA": ({"unet_x.lora_down.weight": torch.zeros(1)}, r"a LoRA of a diffusion model .*not a GAN"),
+    "ours": ({"synthesis.blocks.4.x": torch.zeros(1)}, r"a file of this package .*from_pretrained"),
+    "a discriminator": (
+        {"D": PickledModule("Discriminator", {})},
+        r"there are no tensors in it, only D: Discriminator",
+    ),
+    "a pickled discriminator": (PickledModule("Discriminator", {}), r"Not a generator: a pickled Discriminator\."),
+    "one channel": (pickled(img_channels=1), r"Its images have 1 channels, not 3 \(RGB\)"),
+    "relu": (
+        pickled(_modules={"b": PickledModule("L", {"activation": "relu"})}),
+        r"layer 'b' has the activation 'relu'",
+    ),
+    "nothing": ({}, r"there are no tensors in it, only nothing"),
+    "a list": ([1], r"Not a checkpoint of this field: it holds a list\."),
+    "other tensors": ({"x": torch.zeros(1, 2, 3, 4)}, r"Not a checkpoint of this field: it holds \['x'\]\. Known are"),
+    "zeros": (torch.zeros(1, 18, 512), r"Not a direction: it is zero, or holds NaN or infinity"),
+    "one name twice": (
+        {"g_ema": {**G_EMA, "module.input.input": G_EMA["input.input"]}},
+        r"holds the tensor 'input\.input' twice: once as 'module\.input\.input'",
+    ),
+    "a missing tensor": ({"conv1.conv.weight": torch.zeros(1)}, r"tensor 'input.input' is missing"),
+    "odd shapes": ({"g_ema": {**G_EMA, "style.1.weight": torch.zeros(8)}}, r"shapes or types that fit no network"),
+    "a small generator": ({"g_ema": SMALLER}, r"fit no network of the field: `resolution` must be .* got 8\."),
+    "w_avg": ({"g_ema": G_EMA, "latent_avg": torch.zeros(9)}, r"`latent_avg` must be \(8,\) or \(num_ws, 8\)"),
+    "one of the noises": ({"g_ema": without(G_EMA, "noise_3")}, r"missing \['noises.noise_3'\]"),
+    "ReStyle of six channels": (
+        changed({"encoder.input_layer.0.weight": torch.zeros(4, 6, 3, 3)}),
+        r"It is a ReStyle encoder with a feature pyramid \(tensor 'latlayer1\.weight'\), which is not supported",
+    ),
+    "another encoder": (official("psp", opts={"encoder_type": "Mine"}), r"Its encoder is a 'Mine'; known are Gradual"),
+    "a bias": (
+        changed({"encoder.styles.0.linear.bias": torch.zeros(3)}),
+        r"It does not fit GradualStyleEncoder: .*\(3,\)",
+    ),
+    "a unit": (
+        changed({"encoder.body.0.res_layer.1.weight": None}),
+        r"does not fit GradualStyleEncoder: missing .*0\.0\.residual\.1\.weight",
+    ),
+    "NaN": (
+        changed({"encoder.styles.9.linear.bias": torch.full((8,), torch.nan)}),
+        r"pyramid.styles.9.linear.bias holds NaN or infinity",
+    ),
+    "no backbone": (official("psp", state_dict={"encoder.x": torch.zeros(1)}), r"Not a feature-pyramid encoder"),
+    "three stages": (
+        changed({key: None for key in official("psp")["state_dict"] if key.startswith("encoder.body.6.")}),
+        r"`widths` must be 4 numbers, .*got \(4, 6, 8\)",
+    ),
+    "a bottleneck": (
+        {"state_dict": {f"encoder_q.layer{i}.0.conv1.weight": torch.zeros(4, 4, 1, 1) for i in range(1, 5)}},
+        r"does not fit ResNet: missing .* more",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_read_says_what_it_is(kind: str, tmp_path: Path) -> None:
+    content, message = REFUSED[kind]
+    path = tmp_path / "x.pt"
+    if isinstance(content, PickledModule) or (
+        isinstance(content, dict) and isinstance(content.get("D"), PickledModule)
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            recognise(content)
+        return
+    if isinstance(content, Callable):  # type: ignore[arg-type]
+        content(path)
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=re.escape(f"{path}: ") + f".*{message}"):
+        read_single_file(path)
+
+
+def test_an_encoder_for_another_generator() -> None:
+    half = generator_to_rosinality(*generator(replace(TINY, resolution=32)))[0]
+    tensors = {k: v for k, v in official("psp")["state_dict"].items() if k.startswith("encoder.")}
+    with pytest.raises(CheckpointError, match=r"encoder is for a generator of 64 px, but its generator draws 32 px\."):
+        recognise(official("psp", state_dict=tensors | prefixed(half, "decoder.")))
+
+
+def test_a_folder_of_diffusers(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(ModelNotFoundError, match=r"a pipeline of diffusers \(model_index\.json\), not a GAN"):
+        PTIPipeline.from_pretrained(tmp_path)
+    with pytest.raises(ModelNotFoundError, match=r"a folder: use from_pretrained"):
+        PTIPipeline.from_single_file(tmp_path)
+    os.remove(tmp_path / "model_index.json")
+    with pytest.raises(ModelNotFoundError, match=r"holds no config\.json, so it is not a model saved by this package"):
+        PTIPipeline.from_pretrained(tmp_path)
+
+
+# The papers' numbers, through the files.
+
+
+@torch.no_grad()
+def test_conformance_of_a_rosinality_file(tmp_path: Path) -> None:
+    case, expected = load_case("stylegan2_128")
+    inputs = draw_state_dict(case["inputs"], case["seed"])
+    g, d = (draw_state_dict(case[part]["state_dict"], case[part]["seed"]) for part in ("generator", "discriminator"))
+    torch.save({"g_ema": g, "d": d, "latent_avg": inputs["mean_latent"][0]}, tmp_path / "x.pt")
+    del g, d
+    file = read_single_file(tmp_path / "x.pt")
+    module = file.parts["generator"].build()
+    check("image", module(inputs["z"]), expected["image"])
+    check("truncated", module(inputs["z"], truncation_psi=0.7), expected["image_truncated_0.7"])
+    check("logits", file.parts["discriminator"].build()(inputs["image"]), expected["logits"].squeeze(1))
+
+
+@pytest.mark.parametrize("kind", ["nvidia", "pti"])
+@torch.no_grad()
+def test_conformance_of_nvidias_files(kind: str, tmp_path: Path) -> None:
+    case, expected = load_case("stylegan2_ada_64")
+    inputs = draw_state_dict(case["inputs"], case["seed"])
+    state_dict = draw_state_dict(case["state_dict"], case["seed"])
+    if kind == "nvidia":
+        (tmp_path / "x").write_bytes(nvidia_pickle(state_dict))
+    else:
+        pti_file(state_dict, tmp_path / "x")
+    part = read_single_file(tmp_path / "x").parts["generator"]
+    # the stand-in says 0.02 where NVIDIA's layers say 0.01
+    module: Any = replace(part, config=replace(part.config, mapping_lr_multiplier=0.01)).build()
+    ws = latents.broadcast(module.mapping(inputs["z"]), module.num_ws)
+    check("ws", ws, expected["ws"])
+    check("const", module.synthesis(ws), expected["image_const_noise"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["psp_1024", "e4e_1024", "e4e_256"])
+@torch.no_grad()
+def test_conformance_of_encoder_files(name: str, tmp_path: Path) -> None:
+    case, expected = load_case(name)
+    inputs = draw_state_dict({"input": case["input"], "latent_avg": case["latent_avg"]}, case["seed"])
+    kind = name.partition("_")[0]
+    options = {
+        "encoder_type": case["encoder_type"],
+        "start_from_latent_avg": True,
+        "output_size" if kind == "psp" else "stylegan_size": case["stylegan_size"],
+    }
+    checkpoint = {"state_dict": draw_state_dict(case["state_dict"], case["seed"]), "opts": options}
+    torch.save({**checkpoint, "latent_avg": inputs["latent_avg"]}, tmp_path / "x.pt")
+    del checkpoint
+    file = read_single_file(tmp_path / "x.pt")
+    assert file.kind == kind
+    check("latents", file.parts["encoder"].build()(inputs["input"]), expected["latents"])
+    image = file.parts["generator"].build().synthesis(expected["latents"])  # type: ignore[operator]
+    check("image_256", nn.functional.adaptive_avg_pool2d(image, 256), expected["image_256"])

@@ -1,0 +1,340 @@
+"""Roads to a model and back: folders, variants, the Hub, official files, directions of the field."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, hub
+from stylegan_inversion.checkpoints import find
+from stylegan_inversion.checkpoints.export import write_model, write_official
+from stylegan_inversion.checkpoints.find import find_file
+from stylegan_inversion.checkpoints.recognise import SingleFile, read_single_file
+from stylegan_inversion.editing.directions import load_directions
+from stylegan_inversion.editing.ganspace import PrincipalComponents, fit_pca
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, UploadError
+from tests.fake_hub import FakeHub, hub_client, serve
+
+GREY = Image.new("RGB", (64, 64), (120, 100, 90))
+CLASSES: dict[str, Any] = {"psp": PSPPipeline, "e4e": E4EPipeline}
+
+
+@pytest.fixture
+def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
+    with serve() as hub, hub_client(hub, tmp_path / "cache"):
+        yield hub
+
+
+# Folders
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtype(e4e: E4EPipeline, dtype: torch.dtype, tmp_path: Path) -> None:
+    pipe = E4EPipeline.from_pretrained(e4e.save_pretrained(tmp_path / "model"), dtype=dtype)
+    assert pipe.dtype == dtype and {p.dtype for p in pipe.encoder.parameters()} == {dtype}
+    out, expected = pipe(GREY, align=False), e4e(GREY, align=False)
+    assert out.w_plus.dtype == torch.float32 and not torch.equal(out.w_plus, expected.w_plus)
+    assert (out.w_plus - expected.w_plus).norm() / expected.w_plus.norm() < 0.05
+    assert pipe.edit(out, smile=1.0).images[0].size == (32, 32)
+
+
+@pytest.mark.parametrize("args", [(torch.float64,), ("cpu", torch.float64), (torch.device("cpu"), torch.float64), ()])
+def test_to(e4e: E4EPipeline, pti: PTIPipeline, tmp_path: Path, args: tuple[Any, ...]) -> None:
+    """As PyTorch's and diffusers': every network goes along, and those that are loaded later."""
+    parts: Any = {**pti.components, "encoders": {"e4e": e4e.encoder}}
+    folder = PTIPipeline(**parts).save_pretrained(tmp_path / "model")
+    options = {} if args else {"device": "cpu", "dtype": torch.float64}
+    for cls in (E4EPipeline, PTIPipeline):
+        pipe: Any = cls.from_pretrained(folder)
+        assert pipe.to(*args, **options) is pipe
+        call = functools.partial(pipe, GREY, align=False, **({"pivot": "e4e"} if cls is PTIPipeline else {}))
+        assert call().generator.w_avg.dtype == torch.float64
+        assert {p.dtype for network in pipe.networks for p in network.parameters()} == {torch.float64}
+        assert pipe.to("cpu").to().to(None).dtype == torch.float64
+        pipe.to(torch.float32)  # an encoder of PTI's that is there already
+        assert call().w_plus.shape == (1, 8, 16)
+        assert {p.dtype for network in pipe.networks for p in network.parameters()} == {torch.float32}
+
+
+def test_to_a_half_type(e4e: E4EPipeline, tmp_path: Path) -> None:
+    pipe = E4EPipeline.from_pretrained(e4e.save_pretrained(tmp_path / "model"))
+    assert pipe.base_name is not None
+    assert pipe.to(torch.bfloat16).dtype == torch.bfloat16
+    assert pipe.base_name is None  # its generator has other numbers now
+    assert pipe(GREY, align=False).images[0].size == (32, 32)
+
+
+def test_parts_are_shared_and_shown(e4e: E4EPipeline, pti: PTIPipeline) -> None:
+    for pipe in (e4e, pti):
+        sibling = type(pipe)(**pipe.components)  # type: ignore[arg-type]
+        assert sibling.generator is pipe.generator and sibling.crop_scale == pipe.crop_scale
+        assert sibling.networks == pipe.networks and sibling.directions == pipe.directions
+    assert repr(e4e) == "E4EPipeline(Generator, Encoder4Editing; 32 x 32 px; directions: smile, age; float32 on cpu)"
+
+
+def test_variants(e4e: E4EPipeline, tmp_path: Path) -> None:
+    folder = e4e.save_pretrained(tmp_path / "model")
+    e4e.save_pretrained(folder, variant="fp16")
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*.safetensors")}
+    parts = ("generator", "e4e_encoder")
+    weights = {f"{part}/model{v}.safetensors" for part in parts for v in ("", ".fp16")}
+    assert names == weights | {"directions/model.safetensors"}
+    half = hub.read_tensors(folder / "generator" / "model.fp16.safetensors")
+    assert {tensor.dtype for tensor in half.values()} == {torch.float16}
+    pipe = E4EPipeline.from_pretrained(folder, variant="fp16")
+    assert pipe.dtype == torch.float32 and pipe.directions.keys() == e4e.directions.keys()
+    assert torch.equal(pipe.generator.w_avg, e4e.generator.w_avg.half().float())
+    assert torch.equal(E4EPipeline.from_pretrained(folder).generator.w_avg, e4e.generator.w_avg)
+    with pytest.raises(CheckpointError, match=r"generator has no variant 'fp8' \(model.fp8.safetensors\); leave"):
+        E4EPipeline.from_pretrained(folder, variant="fp8")
+    with pytest.raises(ValueError, match=r"`variant` must be a word such as 'fp16', got '\.\./x'\."):
+        e4e.save_pretrained(folder, variant="../x")
+    e4e.generator.w_avg.fill_(1e6)
+    with pytest.raises(ValueError, match=r"`dtype` torch.float16 cannot hold the weights of this Generator\."):
+        e4e.save_pretrained(folder, variant="fp16")
+    assert torch.isfinite(hub.read_tensors(folder / "generator" / "model.fp16.safetensors")["w_avg"]).all()
+
+
+@pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"dtype": torch.float64}, {"variant": "fp16"}])
+def test_inversions_of_other_numbers_can_be_loaded(options: dict[str, Any], tmp_path: Path) -> None:
+    model = E4EPipeline.from_pretrained("faces64").save_pretrained(tmp_path / "model", variant=options.get("variant"))
+    out = E4EPipeline.from_pretrained(model, **options)(np.zeros((64, 64, 3), np.uint8), align=False)
+    again = InversionOutput.load(out.save(tmp_path / "out"))
+    assert torch.equal(again.w_plus.float(), out.w_plus.float())
+    assert np.abs(np.asarray(again.images[0], int) - np.asarray(out.images[0], int)).max() <= 8
+
+
+# The Hub
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub's client
+def test_through_the_hub_and_back(e4e: E4EPipeline, fake_hub: FakeHub, photo: Image.Image, detector: Any) -> None:
+    address = e4e.push_to_hub("org/mine", token="write", private=True, license="mit", metrics={"l2": 0.25})
+    assert address.startswith(fake_hub.url)
+    e4e.push_to_hub("org/mine", token="write", variant="fp16")
+    files = fake_hub.repositories["org/mine"]
+    assert {"README.md", "config.json", "generator/model.safetensors", "generator/model.fp16.safetensors"} <= set(files)
+    assert b'from_pretrained("org/mine")' in files["README.md"] and b"license: mit" in files["README.md"]
+    assert b"| l2 | 0.25 |" in files["README.md"]
+
+    pipe = E4EPipeline.from_pretrained("org/mine", detector=detector)
+    asked = [path for method, path in fake_hub.log if method == "GET" and "/resolve/" in path]
+    assert asked and not any("fp16" in path or path.endswith(".md") for path in asked)
+    half = E4EPipeline.from_pretrained("org/mine", variant="fp16", detector=detector)
+    assert torch.equal(half.generator.w_avg, e4e.generator.w_avg.half().float())
+    assert half.directions.keys() == e4e.directions.keys()
+    assert pipe(photo).base.name.revision == "1" * 40  # type: ignore[union-attr]
+
+
+def test_each_argument_of_a_download(e4e: E4EPipeline, fake_hub: FakeHub, tmp_path: Path) -> None:
+    e4e.save_pretrained(tmp_path / "source" / "inner")
+    fake_hub.add("org/mine", tmp_path / "source")
+    fake_hub.tokens["org/mine"] = "read"
+    load = functools.partial(E4EPipeline.from_pretrained, "org/mine", subfolder="inner")
+    weights = "inner/generator/model.safetensors"
+
+    with pytest.raises(ModelNotFoundError, match=r"org/mine"):
+        load(token=False)
+    pipe = load(token="read", device="cpu")
+    assert torch.equal(pipe.generator.w_avg, e4e.generator.w_avg) and pipe.device.type == "cpu"
+    assert pipe.directions.keys() == e4e.directions.keys() and fake_hub.gets(weights) == 1
+    with pytest.raises(ModelNotFoundError, match=r"config\.json"):
+        E4EPipeline.from_pretrained("org/mine", token="read")  # nothing at the root
+
+    load(token="read")
+    assert fake_hub.gets(weights) == 1
+    load(token="read", force_download=True)
+    assert fake_hub.gets(weights) == 2
+    load(token="read", cache_dir=tmp_path / "elsewhere")
+    assert fake_hub.gets(weights) == 3 and list((tmp_path / "elsewhere").rglob("inner/generator/model.safetensors"))
+
+    with pytest.raises(ModelNotFoundError, match="v2"):
+        load(token="read", revision="v2")
+    fake_hub.branches.add("v2")
+    load(token="read", revision="v2")
+    assert any("/revision/v2" in path or "/tree/v2" in path for _, path in fake_hub.log)
+
+    asked = len(fake_hub.log)
+    assert torch.equal(load(local_files_only=True).generator.w_avg, e4e.generator.w_avg)
+    with pytest.raises(ModelNotFoundError, match="org/mine"):
+        load(local_files_only=True, cache_dir=tmp_path / "empty")
+    assert len(fake_hub.log) == asked
+
+
+def test_an_upload_that_fails(e4e: E4EPipeline, fake_hub: FakeHub) -> None:
+    with pytest.raises(UploadError, match="'org/mine' could not be uploaded"):
+        e4e.push_to_hub("org/mine", token="wrong")
+    assert not fake_hub.repositories
+
+
+# Official files
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """faces64 in the official layouts."""
+    folder, model = tmp_path_factory.mktemp("official"), hub.builtin_path("faces64")
+    layouts: tuple[Any, ...] = ("psp", "e4e", "rosinality", "nvidia")
+    return {name: write_official(model, folder / f"{name}.pt", layout=name) for name in layouts}
+
+
+@pytest.mark.parametrize("kind", ["psp", "e4e"])
+def test_there_and_back(kind: str, files: dict[str, Path], tmp_path: Path) -> None:
+    cls = CLASSES[kind]
+    theirs, ours = cls.from_single_file(files[kind], crop_scale=0.74), cls.from_pretrained("faces64")
+    assert isinstance(theirs, cls) and theirs.crop_scale == 0.74
+    for a, b in ((theirs.generator, ours.generator), (theirs.encoder, ours.encoder)):
+        assert a.state_dict().keys() == b.state_dict().keys()
+        assert all(torch.equal(a.state_dict()[key], value) for key, value in b.state_dict().items())
+    photo = np.asarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)), np.uint8)
+    expected = ours(photo, align=False).w_plus
+    assert torch.equal(theirs(photo, align=False).w_plus, expected)
+    again = cls.from_pretrained(theirs.save_pretrained(tmp_path / "saved"))
+    assert torch.equal(again(photo, align=False).w_plus, expected)
+    converted = write_model(read_single_file(files[kind]), tmp_path / "converted")
+    assert hub.read_config(converted)["_class_name"] == cls.__name__
+    assert torch.equal(cls.from_pretrained(converted)(photo, align=False).w_plus, expected)
+
+
+@pytest.mark.parametrize("kind", ["psp", "e4e", "rosinality", "nvidia"])
+def test_pti_takes_the_generator_and_what_encoder_there_is(kind: str, files: dict[str, Path]) -> None:
+    pipeline = PTIPipeline.from_single_file(files[kind])
+    w = torch.randn(1, 10, 512, generator=torch.Generator().manual_seed(0))
+    expected = PTIPipeline.from_pretrained("faces64").generator.synthesis(w)
+    assert torch.equal(pipeline.generator.synthesis(w), expected)
+    assert pipeline.pivots == ("w", "w_plus", *((kind,) if kind in CLASSES else ()))
+
+
+def test_dtype_of_a_single_file(files: dict[str, Path]) -> None:
+    pipeline = PSPPipeline.from_single_file(files["psp"], dtype=torch.bfloat16)
+    assert {p.dtype for network in pipeline.networks for p in network.parameters()} == {torch.bfloat16}
+    with pytest.raises(ValueError, match=r"torch.float32 or torch.float64"):
+        PTIPipeline.from_single_file(files["psp"], dtype=torch.bfloat16)
+
+
+def test_what_a_pipeline_cannot_take(files: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"a checkpoint of psp, not of e4e: use the pipeline of psp"):
+        E4EPipeline.from_single_file(files["psp"])
+    with pytest.raises(CheckpointError, match=r"holds no encoder .*rosinality.* PTIPipeline needs the generator"):
+        PSPPipeline.from_single_file(files["rosinality"])
+    np.save(tmp_path / "smile.npy", np.eye(1, 512))
+    with pytest.raises(CheckpointError, match=r"holds a direction, .* `pipeline.load_direction` or"):
+        PTIPipeline.from_single_file(tmp_path / "smile.npy")
+    with pytest.raises(CheckpointError, match="A file of kind ganspace has no form in a folder"):
+        write_model(SingleFile("ganspace"), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_layout_of_an_encoder_that_is_not_there(e4e: E4EPipeline, tmp_path: Path) -> None:
+    folder = e4e.save_pretrained(tmp_path / "m")
+    with pytest.raises(ModelNotFoundError, match=r"holds no encoder of psp \(folder 'psp_encoder'\)"):
+        write_official(folder, tmp_path / "x.pt", layout="psp")
+    assert not (tmp_path / "x.pt").exists()
+
+
+def test_finding_a_file(files: dict[str, Path], tmp_path: Path) -> None:
+    path = files["rosinality"]
+    assert find_file(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest()) == path
+    cases: tuple[tuple[Any, dict[str, Any], type[Exception], str], ...] = (
+        (path, {"sha256": "0" * 64}, CheckpointError, r"has not the sha256 0000.*another file, or damaged"),
+        (tmp_path / "gone.pt", {}, ModelNotFoundError, r"no file '.*gone.pt'"),
+        (tmp_path, {}, ModelNotFoundError, r"a folder: use from_pretrained"),
+        ("hf://a/b", {}, ValueError, r"'hf://a/b' is not hf://organisation/repository/file"),
+        ("https://example.org/e4e.pt", {}, ValueError, r"give the `sha256` of the file too"),
+        ("ftp://example.org/e4e.pt", {}, ValueError, r"'ftp://.*' is neither a path nor an hf:// or https:// address"),
+    )
+    for source, options, error, message in cases:
+        with pytest.raises(error, match=message):
+            find_file(source, **options)
+
+
+def test_an_address_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    def download(*args: Any, **options: Any) -> Path:
+        asked.append((args, options["revision"], options["sha256"]))
+        return tmp_path
+
+    monkeypatch.setattr(find, "download_file", download)
+    assert find_file("hf://org/repo@v1/folder/e4e.pt", sha256="abc") == tmp_path
+    find_file("hf://org/repo/e4e.pt")
+    assert asked == [(("org/repo", "folder/e4e.pt"), "v1", "abc"), (("org/repo", "e4e.pt"), None, None)]
+
+
+# Directions of the field
+
+
+@pytest.fixture
+def pipeline() -> PTIPipeline:
+    return PTIPipeline.from_pretrained("faces64")
+
+
+@pytest.fixture
+def write_components(tmp_path: Path) -> Callable[[int, int], tuple[Path, PrincipalComponents]]:
+    """A GANSpace file as e4e ships it."""
+
+    def write(w_dim: int, count: int) -> tuple[Path, PrincipalComponents]:
+        found = fit_pca(torch.randn(200, w_dim, generator=torch.Generator().manual_seed(0)), count)
+        tensors = {"mean": found.mean[None], "comp": found.components[:, None], "std": found.std}
+        torch.save({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "pca.pt")
+        return tmp_path / "pca.pt", found
+
+    return write
+
+
+@pytest.mark.parametrize("shape", [(1, 512), (1, 10, 512)])
+def test_a_direction_of_the_field(shape: tuple[int, ...], pipeline: PTIPipeline, tmp_path: Path) -> None:
+    vector = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    vector /= vector.norm(dim=-1, keepdim=True)
+    torch.save(vector, tmp_path / "age.pt")
+    direction = pipeline.load_direction(tmp_path / "age.pt", "older", description="of the field")
+    assert pipeline.directions["older"] is direction and direction.description == "of the field"
+    moved = direction.apply(torch.zeros(1, 10, 512), 1.0)[0]
+    assert torch.allclose(moved, vector.reshape(-1, 512).expand(10, 512), atol=1e-6)
+
+
+def test_components(
+    pipeline: PTIPipeline, write_components: Callable[[int, int], tuple[Path, PrincipalComponents]], tmp_path: Path
+) -> None:
+    path, principal = write_components(512, 12)
+    before = list(pipeline.directions)
+    with pytest.raises(CheckpointError, match=r"\(found: ganspace\)\. `load_components` takes GANSpace's files"):
+        pipeline.load_direction(path, "x")
+    found = pipeline.load_components(path, layers=(2, 6))
+    assert [direction.name for direction in found] == [f"ganspace_{k}" for k in range(1, 11)]
+    assert list(pipeline.directions) == before + [direction.name for direction in found]
+    moved = pipeline.directions["ganspace_3"].apply(torch.zeros(1, 10, 512), 2 * float(principal.std[2]))
+    expected = torch.zeros(1, 10, 512)
+    expected[:, 2:6] = 2 * principal.std[2] * principal.components[2]
+    assert torch.allclose(moved, expected, atol=1e-6)
+    low, high = found[2].strength_range or (0, 0)
+    assert low == -high and high == pytest.approx(2 * float(principal.std[2]), rel=0.05)
+    (first,) = pipeline.load_components(path, count=np.int64(1), name="cars")  # type: ignore[arg-type]
+    assert first.name == "cars_1" and first.layers is None and "cars_1" in pipeline.directions
+    saved = pipeline.save_pretrained(tmp_path / "saved")
+    assert list(load_directions(saved / "directions")) == list(pipeline.directions)
+
+
+def test_none_of_this_generator(
+    pipeline: PTIPipeline,
+    write_components: Callable[[int, int], tuple[Path, PrincipalComponents]],
+    files: dict[str, Path],
+    tmp_path: Path,
+) -> None:
+    before = list(pipeline.directions)
+    np.save(tmp_path / "small.npy", np.eye(1, 16))
+    with pytest.raises(CheckpointError, match=r"shape \(16,\); it must be \(512,\) or \(10, 512\)"):
+        pipeline.load_direction(tmp_path / "small.npy", "small")
+    with pytest.raises(CheckpointError, match=r"holds no single direction \(found: rosinality\)"):
+        pipeline.load_direction(files["rosinality"], "smile")
+    with pytest.raises(CheckpointError, match=r"components of 8 numbers; this generator's w have 512"):
+        pipeline.load_components(write_components(8, 3)[0])
+    with pytest.raises(CheckpointError, match=r"holds no components of GANSpace \(found: rosinality\)"):
+        pipeline.load_components(files["rosinality"])
+    assert list(pipeline.directions) == before
