@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import cache
 from http.client import HTTPMessage
 from pathlib import Path, PurePath, PureWindowsPath
-from typing import IO
+from typing import Any
 from urllib.error import URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -159,7 +159,7 @@ def find_file(source: str | os.PathLike[str], access: Access = Access(), *, sha2
 
 class _OnlyHTTPS(HTTPRedirectHandler):
     def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+        self, req: Request, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
         """Follow no address but https."""
         if not newurl.startswith("https://"):

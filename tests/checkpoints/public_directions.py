@@ -14,25 +14,16 @@ from torch import Tensor
 
 from stylegan_inversion import catalogue
 from stylegan_inversion.catalogue import CatalogueEntry
-from stylegan_inversion.checkpoints import known, papers
-from stylegan_inversion.remote import web
+from stylegan_inversion.checkpoints import find
 
 Rows = Literal["one", "equal", "own", "any"]
 """What the rows of a file are: one; equal ones; each of its own and unit norm; each of its own and any norm."""
 
-_LATENT = (
-    "age angle_horizontal angle_pitch beauty emotion_angry emotion_disgust emotion_easy emotion_fear emotion_happy "
-)
-_LATENT += "emotion_sad emotion_surprise eyes_open face_shape gender glasses height race_black race_white race_yellow "
-_LATENT += "smile width"
 LAYOUTS: list[tuple[str, tuple[int, ...], str, Rows, float]] = [  # name, shape, dtype, rows, norm
     ("interfacegan_directions/age.pt", (1, 512), "float32", "one", 1.0),
-    ("interfacegan_directions/smile.pt", (1, 512), "float32", "one", 1.0),
-    ("interfacegan_directions/rotation.pt", (1, 512), "float32", "one", 1.0),
     ("interfacegan_directions/pose.pt", (1, 18, 512), "float32", "own", 1.0),
-    *((f"bound/{name}_boundary.npy", (1, 9216), "float32", "any", 18**-0.5) for name in ("Eyeglasses", "Smiling")),
-    ("bound/Heavy_Makeup_boundary.npy", (1, 9216), "float32", "any", 18**-0.5),
-    *((f"latent_directions/{name}.npy", (18, 512), "float64", "any", 3.5) for name in _LATENT.split()),
+    ("bound/Smiling_boundary.npy", (1, 9216), "float32", "any", 18**-0.5),
+    ("latent_directions/smile.npy", (18, 512), "float64", "any", 3.5),
 ]
 
 
@@ -99,8 +90,8 @@ def publish(
                     domain=entry.domain and f"ffhq-{resolution}",
                 )
             )
-    for module in (catalogue, known, papers):
+    for module in (catalogue, find):
         monkeypatch.setattr(module, "catalogue", lambda: tuple(entries))
-    monkeypatch.setattr(papers, "_failed", [])  # as in a new process
-    monkeypatch.setattr(web, "build_opener", lambda *handlers: server)
+    monkeypatch.setattr(find, "_failed", [])  # as in a new process
+    monkeypatch.setattr(find, "build_opener", lambda *handlers: server)
     return server

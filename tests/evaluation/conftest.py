@@ -62,5 +62,5 @@ def stub_attributes(x: torch.Tensor) -> dict[str, torch.Tensor]:
 def stubs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the networks that measure faces tiny."""
     benchmark = "stylegan_inversion.evaluation.benchmark"
-    monkeypatch.setattr(f"{benchmark}.load_identity", lambda name, device=None: StubIdentity())
+    monkeypatch.setattr(f"{benchmark}.load_identity", lambda name, folder=None, device=None: StubIdentity())
     monkeypatch.setattr(f"{benchmark}.load_face_scorer", lambda device=None: stub_attributes)

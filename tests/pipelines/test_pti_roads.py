@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stylegan_inversion.remote.integrity import file_sha256
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, cli, hub
 from stylegan_inversion.catalogue import CatalogueEntry
-from stylegan_inversion.checkpoints import known
+from stylegan_inversion.checkpoints import find
 from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.checkpoints.generator import generator_to_nvidia
 from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
+from stylegan_inversion.remote import file_sha256
 from tests.checkpoints.official_files import nvidia_pickle
 from tests.fake_hub import hub_client, serve
 
@@ -88,7 +88,7 @@ def source(
             size=path.stat().st_size,
             sha256=file_sha256(path),
         )
-        monkeypatch.setattr(known, "catalogue", lambda: (entry,))
+        monkeypatch.setattr(find, "catalogue", lambda: (entry,))
         with serve() as server, hub_client(server, tmp_path / "cache"):
             server.repositories["org/repo"] = {path.name: path.read_bytes()}
             yield "test-e4e"

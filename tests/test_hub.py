@@ -1,0 +1,322 @@
+"""Configs, weights and networks in files, sound and damaged."""
+
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stylegan_inversion import hub
+from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from tests.hub_parts import Tiny, TinyConfig, assert_same, state
+
+CONFIG = GeneratorConfig(16, z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=4)
+
+
+# --- files
+
+
+def test_builtin_models_are_those_with_a_config() -> None:
+    names = hub.builtin_models()
+    assert "faces64" in names and "samples" not in names
+    assert all((hub.builtin_path(name) / "config.json").is_file() for name in names)
+
+
+def test_round_trips(tmp_path: Path) -> None:
+    config = {"a": 1, "b": [1.5, "ü"], "c": None}
+    hub.write_config(config, tmp_path / "new" / "folder")
+    assert hub.read_config(tmp_path / "new" / "folder") == config
+    tensors = {"a": torch.arange(6.0).view(2, 3).t(), "b": torch.tensor(3), "c": torch.ones(2, requires_grad=True)}
+    hub.write_tensors(tensors, tmp_path / "x.safetensors", metadata={"text": "ü"})
+    assert_same(hub.read_tensors(tmp_path / "x.safetensors"), {key: tensor.detach() for key, tensor in tensors.items()})
+    assert hub.read_metadata(tmp_path / "x.safetensors")["text"] == "ü"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"config.json cannot be read as JSON: .*No such file"),
+        (b"{", r"config.json cannot be read as JSON: "),
+        (b"\xff\xfe{}", r"config.json cannot be read as JSON: .*utf-8"),
+        (b"[" * 100_000, r"config.json cannot be read as JSON: "),
+        (b"[1]", r"config.json must hold a JSON object, got list\."),
+        (b"{}" + b" " * 1_000_000, r"config.json is larger than 1000000 bytes, so it is not a config\."),
+    ],
+    ids=["missing", "cut", "not UTF-8", "deep", "list", "large"],
+)
+def test_a_config_that_cannot_be_read(content: bytes | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        hub.read_config(tmp_path)
+
+
+def raw_tensors(dtype: str, size: int, shape: list[int]) -> bytes:
+    header = json.dumps({"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, 2 * size]}}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(2 * size)
+
+
+def saved(tensors: dict[str, Tensor], folder: Path) -> bytes:
+    save_file(tensors, folder / "saved")
+    return (folder / "saved").read_bytes()
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], bytes | None], str]] = {
+    "missing": (lambda _: None, "cannot be read as safetensors: .*No such file"),
+    "empty": (lambda _: b"", "cannot be read as safetensors: "),
+    "cut": (lambda folder: saved({"a": torch.ones(100)}, folder)[:-10], "cannot be read as safetensors: "),
+    "zip": (
+        lambda _: b"PK\3\4" + b"\0" * 90,
+        "it is a zip archive, perhaps PyTorch's .pt, which `from_single",
+    ),
+    "pickle": (lambda _: b"\x80\2}q\0.    ", "it is a pickle, which `from_single_file` reads"),
+    "page": (lambda _: b"<!DOCTYPE html><title>Quota exceeded</title>", "it is a web page. Fetch or save it again"),
+    "LFS": (
+        lambda _: b"version https://git-lfs.github.com",
+        "it is a pointer of Git LFS; `git lfs pull` fetches",
+    ),
+    "minutes": (
+        lambda folder: saved({f"a{i}": torch.zeros(0) for i in range(40_000)}, folder),
+        r"its header would have \d+ bytes, and at most 2000000 are read",
+    ),
+    "NaN": (lambda folder: saved({"a": torch.full((2,), float("nan"))}, folder), "'a' holds NaN or infinity"),
+    "inf": (lambda folder: saved({"a": torch.full((2,), float("-inf")).half()}, folder), "'a' holds NaN or infinity"),
+    "dtype": (
+        lambda _: raw_tensors("F8_E4M3", 1, [2]),
+        r"tensor 'a' is torch\.float8_e4m3fn with 1 axes, which no",
+    ),
+    "complex": (lambda _: raw_tensors("C64", 8, [2]), r"tensor 'a' is torch\.complex64 with 1 axes"),
+    "axes": (lambda _: raw_tensors("F32", 4, [1] * 65 + [2]), r"tensor 'a' is torch\.float32 with 66 axes"),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_tensors_that_cannot_be_read(kind: str, tmp_path: Path) -> None:
+    make, message = UNREADABLE[kind]
+    content = make(tmp_path)
+    if content is not None:
+        (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"x\.safetensors.*{message}"):
+        hub.read_tensors(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("start", [0x80, ord("P"), ord("<"), 0x4B50])
+def test_a_header_whose_length_looks_like_another_format(start: int, tmp_path: Path) -> None:
+    text = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "x").write_bytes(start.to_bytes(8, "little") + text.ljust(start) + b"\0\0\x80?")
+    assert hub.read_tensors(tmp_path / "x")["a"].tolist() == [1.0]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+def test_devices_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / hub.CONFIG_NAME)
+    (tmp_path / "x.safetensors").symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=r"cannot be read as JSON: it is a folder or a device"):
+        hub.read_config(tmp_path)
+    for read in (hub.read_tensors, hub.read_metadata):
+        with pytest.raises(CheckpointError, match=r"read as safetensors: it is a folder or a device"):
+            read(tmp_path / "x.safetensors")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.write_config({"a": 1}, tmp_path)
+    hub.write_tensors({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def half(path: Path, *_: Any, **_kwargs: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(hub, "save_file", lambda _, path, **__: half(path))
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(CheckpointError, match=r"could not be written: No space left.*before is untouched; make room"):
+        hub.write_tensors({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"config.json could not be written: No space left"):
+        hub.write_config({"a": 2}, tmp_path)
+    with pytest.raises(TypeError, match=r"<object object at .*> is no(t a)? number\."):
+        hub.write_config({"a": object()}, tmp_path)
+    with pytest.raises(CheckpointError, match=r"could not be written: "):
+        hub.write_tensors({}, tmp_path / "config.json" / "below a file")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_sweep(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    foreign = [".env.template", ".vimrc.original", ".tmpabcdef", f".config.json.{os.getppid()}.0123abcd.partial"]
+    kept = [tmp_path / name for name in (hub.CONFIG_NAME, *foreign)]
+    (tmp_path / ".git.old_copy").mkdir()
+    orphan = tmp_path / f".{hub.CONFIG_NAME}.{dead.pid}.0123abcd.partial"
+    for path in [*kept, orphan]:
+        path.write_text("x")
+    (tmp_path / f".files.{dead.pid}.89abcdef.partial" / "generator").mkdir(parents=True)
+    hub.sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / ".git.old_copy"])
+    hub.sweep(tmp_path / "nothing")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no umask")
+def test_files_are_as_private_as_the_user_wants(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        hub.write_tensors({"a": torch.ones(1)}, tmp_path / "x.safetensors")
+        hub.write_config({}, tmp_path)
+    finally:
+        os.umask(before)
+    hub.write_config({}, tmp_path, name="open.json")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"x.safetensors": 0o600, "config.json": 0o600, "open.json": 0o666 & ~before}
+
+
+# --- networks
+
+
+def test_a_network_comes_back(tmp_path: Path) -> None:
+    generator = Generator(CONFIG)
+    before = state(generator)
+    hub.save_module(generator, tmp_path / "generator")
+    assert_same(state(generator), before)
+    assert generator.training and all(parameter.requires_grad for parameter in generator.parameters())
+    assert sorted(path.name for path in (tmp_path / "generator").iterdir()) == ["config.json", "model.safetensors"]
+    random_state = torch.get_rng_state()
+    loaded = hub.load_module(Generator, GeneratorConfig, tmp_path / "generator")
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert loaded.config == CONFIG
+    assert_same(state(loaded), before)
+    assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
+    w_plus = torch.zeros(1, generator.num_ws, 8)
+    assert torch.equal(loaded.synthesis(w_plus), generator.synthesis(w_plus))
+
+
+def test_types_and_variants(tmp_path: Path) -> None:
+    module = Tiny(TinyConfig(3, (4, 5, 6)))
+    hub.save_module(module, tmp_path, dtype=torch.float16, variant="fp16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.fp16.safetensors"]
+    stored = hub.read_tensors(tmp_path / "model.fp16.safetensors")
+    assert stored["linear.weight"].dtype == torch.float16 and stored["norm.num_batches_tracked"].dtype == torch.int64
+    loaded = hub.load_module(Tiny, TinyConfig, tmp_path, variant="fp16")
+    assert loaded.config == module.config and loaded.linear.weight.dtype == torch.float32
+    assert torch.equal(loaded.linear.weight, module.linear.weight.half().float())
+    double = hub.load_module(Tiny, TinyConfig, tmp_path, dtype=torch.float64, device="cpu", variant="fp16")
+    assert double.linear.weight.dtype == torch.float64 and double.norm.num_batches_tracked.dtype == torch.int64
+    with pytest.raises(CheckpointError, match=r"has no variant 'bf16' \(model.bf16.safetensors\); leave `variant` out"):
+        hub.load_module(Tiny, TinyConfig, tmp_path, variant="bf16")
+    module.linear.weight.data.fill_(1e9)
+    with pytest.raises(ValueError, match=r"`dtype` torch.float16 cannot hold the weights of this Tiny\."):
+        hub.save_module(module, tmp_path, dtype=torch.float16)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"linear.bias": None}, r"^the file does not fit Tiny: missing linear.bias\.$"),
+        ({"extra": torch.ones(1)}, r"^the file does not fit Tiny: unexpected extra\.$"),
+        ({"linear.bias": torch.ones(1)}, r"linear.bias is \(1,\), not \(2,\)\.$"),  # would broadcast
+        ({"linear.bias": torch.ones(2, dtype=torch.int64)}, r"linear.bias is torch.int64, not torch.float32\.$"),
+        ({"linear.bias": None, "extra": torch.ones(1)}, r"missing linear.bias; unexpected extra\.$"),
+        ({f"extra{i}": torch.ones(1) for i in range(5)}, r"unexpected extra3; unexpected extra4\.$"),
+        ({f"extra{i}": torch.ones(1) for i in range(8)}, r"unexpected extra3; unexpected extra4 and 3 more\.$"),
+    ],
+)
+def test_weights_that_do_not_fit_leave_the_network_as_it_was(change: dict[str, Any], message: str) -> None:
+    module, other = Tiny(TinyConfig()), Tiny(TinyConfig())
+    before = state(module)
+    weights = {key: tensor for key, tensor in {**state(other), **change}.items() if tensor is not None}
+    with pytest.raises(CheckpointError, match=message):
+        hub.fill_module(module, weights, source="the file")
+    assert_same(state(module), before)
+    assert module.training and all(parameter.requires_grad for parameter in module.parameters())
+    hub.fill_module(module, state(other), source="the file")
+    assert_same(state(module), state(other))
+    assert not module.training and not any(parameter.requires_grad for parameter in module.parameters())
+    other.linear.weight.data.zero_()
+    assert module.linear.weight.abs().max() > 0  # a copy
+
+
+def with_header(change: Callable[[dict[str, Any], random.Random], object], data: bytes, rng: random.Random) -> bytes:
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    change(header, rng)
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def moved(header: dict[str, Any], rng: random.Random) -> None:
+    key = rng.choice([key for key in header if key != "__metadata__"])
+    header[key][rng.choice(["shape", "data_offsets"])] = [0, rng.choice([2**62, -1, 1])]
+
+
+TENSORS: dict[str, Callable[[str, Tensor, random.Random], dict[str, Tensor]]] = {
+    "renamed": lambda key, tensor, rng: {key + rng.choice(["x", ".0", " "]): tensor},
+    "dropped": lambda key, tensor, rng: {},
+    "added": lambda key, tensor, rng: {key: tensor, f"extra{rng.random()}": torch.zeros(rng.randint(0, 3))},
+    "reshaped": lambda key, tensor, rng: {key: torch.cat([tensor.flatten(), torch.zeros(rng.randint(1, 3))])},
+    "integers": lambda key, tensor, rng: {key: tensor.to(rng.choice([torch.int64, torch.uint8, torch.bool]))},
+    "not finite": lambda key, tensor, rng: {key: tensor * rng.choice([float("nan"), float("inf") * 0])},
+}
+BYTES: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "cut": lambda data, rng: data[: rng.randrange(len(data))],
+    "longer": lambda data, rng: data + bytes(rng.randint(1, 100)),
+    "other length": lambda data, rng: struct.pack("<Q", rng.choice([0, 1, 2**31, 2**62, 2**64 - 1])) + data[8:],
+    "other offsets": lambda data, rng: with_header(moved, data, rng),
+}
+STRANGE = ["../../x", -1, 0, 10**9, 2**70, 0.5, "64", [64], {}, True, None, "https://example.org/x"]
+CONFIGS: dict[str, Callable[[dict[str, Any], random.Random], dict[str, Any]]] = {
+    "value": lambda config, rng: {rng.choice([k for k in config if k[0] != "_"]): rng.choice(STRANGE)},
+    "field": lambda config, rng: {rng.choice(["../x", "class", "auto_map", "widht", "weights"]): "os.system"},
+    "sizes": lambda config, rng: {"channel_base": 2**20, "channel_max": 4096, "resolution": rng.choice([1024, 2048])},
+    "class": lambda config, rng: {"_class_name": rng.choice(["os.system", "Encoder4Editing", "../x", "", 1, None])},
+}
+
+
+@pytest.mark.parametrize("kind", [*TENSORS, *BYTES, *CONFIGS])
+def test_each_damage_is_refused(kind: str, tmp_path: Path) -> None:
+    rng, generator = random.Random(kind), Generator(CONFIG)
+    before = state(generator)
+    hub.save_module(generator, tmp_path)
+    weights, config = tmp_path / hub.WEIGHTS_NAME, tmp_path / hub.CONFIG_NAME
+    data, fields = weights.read_bytes(), json.loads(config.read_text())
+    for _ in range(10):
+        hub.load_module(Generator, GeneratorConfig, tmp_path)  # sound until then
+        if kind in TENSORS:
+            tensors = load_file(weights)
+            key = rng.choice(sorted(tensors))
+            changed = TENSORS[kind](key, tensors.pop(key), rng)
+            save_file(tensors | changed, weights)
+        elif kind in BYTES:
+            weights.write_bytes(BYTES[kind](data, rng))
+        else:
+            config.write_text(json.dumps(fields | CONFIGS[kind](fields, rng)))
+        with pytest.raises(CheckpointError):
+            hub.load_module(Generator, GeneratorConfig, tmp_path)
+        if kind not in CONFIGS:
+            with pytest.raises(CheckpointError):
+                hub.fill_module(generator, hub.read_tensors(weights), source="damaged")
+        weights.write_bytes(data)
+        config.write_text(json.dumps(fields))
+    assert_same(state(generator), before)
+
+
+def test_an_absurd_config_takes_no_memory(tmp_path: Path) -> None:
+    hub.save_module(Generator(CONFIG), tmp_path)
+    hub.write_config(hub.read_config(tmp_path) | CONFIGS["sizes"]({}, random.Random(0)), tmp_path)
+    made: list[torch.device] = []
+
+    class Watched(Generator):
+        def __init__(self, config: GeneratorConfig) -> None:
+            super().__init__(config)
+            made.append(self.w_avg.device)
+
+    with pytest.raises(CheckpointError, match=r"does not fit Watched: "):
+        hub.load_module(Watched, GeneratorConfig, tmp_path)
+    assert [device.type for device in made] == ["meta"]
