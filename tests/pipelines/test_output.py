@@ -17,6 +17,7 @@ from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines import output as saving
 from stylegan_inversion.pipelines.output import BaseName
 from stylegan_inversion.preprocessing.landmarks import Face
+from tests.fake_hub import hub_client, serve
 
 Detector = Callable[[Image.Image], list[Face]]
 
@@ -270,26 +271,16 @@ def test_what_is_loaded_is_no_view_of_the_file(named: PTIPipeline, photo: Image.
     assert torch.equal(loaded.w_plus, kept[0]) and torch.equal(pipe.directions["smile"].vector, kept[1])
 
 
-def test_a_strangers_folder_fetches_nothing_unasked(
-    named: PTIPipeline, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_strangers_folder_fetches_nothing_unasked(named: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
     folder = named(photo, num_tuning_steps=1).save(tmp_path / "out")
     config = hub.read_config(folder)
     hub.write_config({**config, "base": {**config["base"], "name_or_path": "stranger/model"}}, folder)
-    asked: list[bool] = []
-
-    def snapshot(name: str, *, local_files_only: bool, **_: Any) -> Path:
-        asked.append(local_files_only)
-        if local_files_only:
-            raise ModelNotFoundError(f"{name!r} is not in the cache.")
-        return tmp_path / "model"
-
-    monkeypatch.setattr(hub, "download_snapshot", snapshot)
-    with pytest.raises(ModelNotFoundError, match=r"'stranger/model', which is not there: .*allow_download=True\)"):
-        InversionOutput.load(folder)
-    assert asked == [True]
-    assert len(InversionOutput.load(folder, base=named.generator)) == 1 and asked == [True]
-    assert len(InversionOutput.load(folder, allow_download=True)) == 1 and asked == [True, False]
+    with serve() as server, hub_client(server, tmp_path / "cache"):
+        server.add("stranger/model", tmp_path / "model")
+        with pytest.raises(ModelNotFoundError, match=r"'stranger/model', which is not there: .*allow_download=True\)"):
+            InversionOutput.load(folder)
+        assert len(InversionOutput.load(folder, base=named.generator)) == 1 and not server.log
+        assert len(InversionOutput.load(folder, allow_download=True)) == 1 and server.log
 
 
 @pytest.mark.parametrize("name", ["\\\\host\\share", "//host/share", "\\/host/share", "\\??\\UNC\\host\\share"])
