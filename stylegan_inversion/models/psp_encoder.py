@@ -131,26 +131,3 @@ class GradualStyleEncoder(nn.Module):
         maps = self.pyramid.levels(self.pyramid.backbone(x))
         styles = [style(features) for style, features in zip(self.pyramid.styles, maps)]
         return torch.stack(styles, dim=1) + self.w_avg
-
-
-@dataclass(frozen=True)
-class WEncoderConfig(EncoderConfig):
-    """Sizes of the encoder into W."""
-
-
-class WEncoder(nn.Module):
-    """pSp's encoder into W (`BackboneEncoderUsingLastLayerIntoW`): the last features, pooled, then a linear layer."""
-
-    w_avg: Tensor
-
-    def __init__(self, config: WEncoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = IRSEBackbone(config.backbone)
-        self.linear = EqualLinear(config.widths[-1], config.w_dim)
-        self.register_buffer("w_avg", torch.zeros(config.w_dim))
-
-    def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_ws w_dim"]:
-        """Encode images, RGB, in [-1, 1], into one w, repeated for every layer; `w_avg` is included."""
-        w = self.linear(self.backbone(x).c3.mean(dim=(2, 3))) + self.w_avg
-        return latents.broadcast(w, latents.num_ws(self.config.output_resolution))

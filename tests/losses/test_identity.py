@@ -117,7 +117,9 @@ def test_loading(tmp_path: Path) -> None:
     assert loaded.network.config == RESNET and torch.equal(loaded(images(1), images(2)), moco()(images(1), images(2)))
 
 
-def test_a_network_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_another_network_is_refused(tmp_path: Path) -> None:
     save_module(dlib().network, tmp_path)
     with pytest.raises(CheckpointError, match="is of a 'FaceRecognitionNet', not of a ArcFace"):
-        load_identity("other", tmp_path)
+        load_identity("dlib", tmp_path)
+    with pytest.raises(CheckpointError, match="is of a 'FaceRecognitionNet', not of a ResNet"):
+        load_moco(tmp_path)
