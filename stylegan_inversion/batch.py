@@ -1,4 +1,4 @@
-"""Photos through a pipeline, one by one: each gets its pictures under its own name, or a line with the reason."""
+"""Invert photos one by one: each gets a folder with its pictures, or a line with the reason why not."""
 
 import inspect
 import json
@@ -27,14 +27,14 @@ REPORT = "report.json"
 
 @dataclass(frozen=True)
 class Record:
-    """What became of one photo.
+    """The outcome for one photo.
 
     Attributes:
         photo: Path of the photo, as it was given.
         folder: Where its pictures are; `None` if it failed.
         error: The reason, if it failed.
         report: Figures of the inversion.
-        path: Where the photo was, absolute: no other photo gets its folder.
+        path: Absolute path of the photo: the folder belongs to it.
     """
 
     photo: str
@@ -64,18 +64,18 @@ def invert_photos(
     edits: Mapping[str, float] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[Record, InversionOutput | None]]:
-    """Invert, edit and paste back photos; yields after each one.
+    """Invert, edit and paste back photos; yield after each one.
 
-    A photo `cat.jpg` gets the folder `OUTPUT/cat` with `crop.png`, `inverted.png`, `edited.png` and `photo.png` (the
-    photo with the edited face; the two last only with edits), and `inversion/`, which `InversionOutput.load` reads. A
-    second `cat` becomes `cat_2`, also if the first one came with an earlier call. `OUTPUT/report.json` holds the
-    records so far, those of other photos by earlier calls among them. Each file is written whole or not at all.
+    A photo `cat.jpg` gets the folder `OUTPUT/cat` with `crop.png`, `inverted.png`, with edits `edited.png` and
+    `photo.png` (the photo with the edited face), and `inversion/`, which `InversionOutput.load` reads. Another `cat`
+    becomes `cat_2`, even in a later call. `OUTPUT/report.json` holds all records, also those of earlier calls. Each
+    file is written whole or not at all.
 
     Args:
         pipeline: Inverts them.
         photos: Paths.
         output: Folder, made if needed.
-        edits: Strength by direction, each in its unit, all at once.
+        edits: Strength by direction, each in its unit; all are applied at once.
         options: Further arguments of the pipeline's call, such as `face` or `num_w_steps`.
 
     Yields:
@@ -89,7 +89,7 @@ def invert_photos(
     edits, options = dict(edits or {}), dict(options or {})
     check_options(pipeline, options)
     num_ws, w_dim = pipeline.generator.num_ws, pipeline.generator.config.w_dim
-    # Before the first photo: what is wrong with the edits would be wrong after it too.
+    # Check the edits before the first photo.
     apply_directions(
         torch.zeros(1, num_ws, w_dim, device="cpu", dtype=torch.float32), pipeline.directions, strengths=edits
     )
@@ -105,7 +105,7 @@ def invert_photos(
             edited = pipeline.edit(out, **edits) if edits else out
             pasted = pipeline.paste_back(edited)[0] if edits else None
             hub.sweep(folder)
-            out.save(folder / "inversion")  # over what is there, so that an interruption loses nothing
+            out.save(folder / "inversion")  # in place of the old one, so that an interruption loses nothing
             save_image(out.crops[0].image, folder / "crop.png")
             save_image(out.images[0], folder / "inverted.png")
             if pasted is None:
@@ -114,9 +114,9 @@ def invert_photos(
                 save_image(edited.images[0], folder / "edited.png")
                 save_image(pasted, folder / "photo.png")
             record, out = Record(str(photo), str(folder), None, out.reports[0], path), edited
-        except MissingDependencyError:  # of no photo: none would go better
+        except MissingDependencyError:  # it concerns all photos
             raise
-        except Exception as e:  # whatever it is, the other photos go on
+        except Exception as e:  # one photo must not stop the others
             expected = isinstance(e, (StyleGANInversionError, OSError))
             logger.debug("%s failed", photo, exc_info=True)
             record, out = Record(str(photo), error=str(e) if expected else f"{type(e).__name__}: {e}", path=path), None
@@ -129,7 +129,7 @@ def invert_photos(
 
 
 def _folder_name(path: str, records: Mapping[str, Record]) -> str:
-    """The folder that a photo had before, or a free one that is called like it."""
+    """The name of the folder that a photo had before, or a free one from the name of its file."""
     if path in records and records[path].folder:
         return Path(str(records[path].folder)).name
     taken = {REPORT, *(_key(Path(record.folder).name) for record in records.values() if record.folder)}
@@ -139,7 +139,7 @@ def _folder_name(path: str, records: Mapping[str, Record]) -> str:
 
 
 def _key(name: str) -> str:
-    """What two names share that are one on some disk: upper and lower case, and how an accent is written."""
+    """Names with one key are the same on some disks: case is ignored, and how an accent is written."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -152,12 +152,12 @@ def _read_records(output: Path) -> dict[str, Record]:
         return {record.path or os.path.abspath(record.photo): record for record in records}
     except (OSError, ValueError, TypeError, KeyError) as e:
         raise ValueError(
-            f"{path} cannot be read, so nobody knows which folders belong to which photos: {e}. Remove it, or give "
-            "another output folder."
+            f"{path} cannot be read, so it is unknown which folder belongs to which photo: {e}. Remove it, or "
+            "give another output folder."
         ) from e
 
 
 def _remove(folder: Path, *names: str) -> None:
-    """Remove pictures that an earlier run left for a photo, so that old ones do not pass for new ones."""
+    """Remove pictures of an earlier run, so that they are not taken for new ones."""
     for name in names:
         (folder / f"{name}.png").unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """Numbers of a config, each with a lowest and a highest value: checked in one place, before a network is built.
 
-A `config.json` may come from anyone. A field is declared as `units: tuple[int, ...] = number((3, 4, 14, 3), 1, 100,
-count=4)`, and the config's `__post_init__` calls `check_bounds(self)`.
+A `config.json` may come from anyone. A config derives from `BoundedConfig` and declares its fields as
+`units: tuple[int, ...] = number((3, 4, 14, 3), 1, 100, count=4)`.
 """
 
 import dataclasses
@@ -13,32 +13,25 @@ def number(default: Any, low: float, high: float, *, count: int | tuple[int, int
     """Declare a number, or a tuple of numbers, of a config dataclass.
 
     Args:
-        default: Of the field; `None` makes the number optional, `dataclasses.MISSING` makes it required.
-        low: Lowest value that is allowed. If both bounds are ints, the number must be whole.
-        high: Highest value that is allowed, finite.
+        default: Default of the field. `None` makes the number optional, `dataclasses.MISSING` makes it required.
+        low: Lowest value. If both bounds are ints, the number must be whole.
+        high: Highest value, finite.
         count: How many numbers a tuple holds, or (least, most). `None` declares a single number.
-
-    Returns:
-        The field, for the body of a dataclass.
     """
     return dataclasses.field(default=default, metadata={"bounds": (low, high, count)})
 
 
 def plain_number(value: Any) -> int | float:
-    """A number of any library, such as NumPy's, as Python's own, which JSON knows.
-
-    Raises:
-        TypeError: If it is no number.
-    """
+    """Convert a number of any library, such as NumPy's, to Python's own, which JSON can hold."""
     if isinstance(value, Integral):
         return int(value)
     if isinstance(value, Real):
         return float(value)
-    raise TypeError(f"{_shorten(value)} is no number.")
+    raise TypeError(f"{_shorten(value)} is not a number.")
 
 
 def check_bounds(config: Any) -> None:
-    """Check the numbers of a config against the bounds that their fields declare, and that bools are bools.
+    """Check the numbers of a config against the bounds of their fields, and that its bools are bools.
 
     NumPy's numbers become Python's own.
 
@@ -46,7 +39,7 @@ def check_bounds(config: Any) -> None:
         config: A dataclass instance.
 
     Raises:
-        ValueError: If a value is outside of its bounds or of another kind; the message names the field.
+        ValueError: If a value is outside its bounds or of another kind. The message names the field.
     """
     for each in dataclasses.fields(config):
         value = getattr(config, each.name)
@@ -65,12 +58,19 @@ def check_bounds(config: Any) -> None:
         if not all(isinstance(v, kind) and not isinstance(v, bool) and low <= v <= high for v in values):
             raise ValueError(f"`{each.name}` must be {what}, got {_shorten(value)}.")
         if not all(type(v) in (int, float) for v in values):
-            plain = [plain_number(v) for v in values]
-            object.__setattr__(config, each.name, plain[0] if count is None else type(value)(plain))
+            converted = [plain_number(v) for v in values]
+            object.__setattr__(config, each.name, converted[0] if count is None else type(value)(converted))
+
+
+class BoundedConfig:
+    """Base of a config dataclass whose numbers are checked when it is made."""
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
 
 
 def _shorten(value: Any) -> str:
-    """A value for a message; the `repr` of a huge number or list could fill a screen, or fail."""
+    """Describe a value in a message: the `repr` of a huge number or list could fill a screen, or fail."""
     try:
         text = repr(value)
     except ValueError:  # an int of more than 4300 digits

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from stylegan_inversion import __version__
 from stylegan_inversion.errors import StyleGANInversionError
@@ -28,11 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the run
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         if argv[:1] == ["train"]:
-            return _train(argv[1:])
+            return _train(argv[1:])  # tyro reads its arguments
         args = _parser(argv).parse_args(argv)
-        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
         return args.run(args)
     except (StyleGANInversionError, ValueError, OSError) as e:
         print(f"stylegan-inversion: {e}", file=sys.stderr)
@@ -47,11 +47,11 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stylegan-inversion", description="Real photos in, edited photos out.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        subparser = commands.add_parser(name, help=command.help)
+    for name, (what, add_options, run) in COMMANDS.items():
+        subparser = commands.add_parser(name, help=what)
         if name in argv:
-            command.add_options(subparser)
-            subparser.set_defaults(run=command.run)
+            add_options(subparser)
+            subparser.set_defaults(run=run)
     return parser
 
 
@@ -84,9 +84,8 @@ def _limit(text: str) -> tuple[str, int]:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default="faces64", help="built-in model, folder, or organisation/repository [%(default)s]"
-    )
+    names = "built-in model, folder, name that `models` lists, or organisation/repository [%(default)s]"
+    parser.add_argument("--model", default="faces64", help=names)
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -107,15 +106,8 @@ def _add_invert(parser: argparse.ArgumentParser) -> None:
     add("photos", nargs="+", metavar="PHOTO", help="photos to invert")
     _add_model(parser)
     add("--method", default="pti", choices=METHODS, help="how to invert [%(default)s]")
-    add(
-        "--edit",
-        nargs="+",
-        action="extend",
-        default=[],
-        type=_edit,
-        metavar="NAME=STRENGTH",
-        help="direction and strength, such as smile=2; `stylegan-inversion directions` lists them",
-    )
+    edits = "direction and strength, such as smile=2; `stylegan-inversion directions` lists them"
+    add("--edit", nargs="+", action="extend", default=[], type=_edit, metavar="NAME=STRENGTH", help=edits)
     add("--output", default="outputs", metavar="DIR", help="folder to write to [%(default)s]")
     add("--face", type=_at_least(0), help="which face of the photo, by size; 0 is the largest [0]")
     add("--no-align", dest="align", action="store_false", default=None, help="take the photos as aligned crops")
@@ -246,10 +238,6 @@ def _push(args: argparse.Namespace) -> int:
     return 0
 
 
-def _add_nothing(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `train` are read by training itself."""
-
-
 def _train(arguments: list[str]) -> int:
     from stylegan_inversion.training.config import load_config
 
@@ -260,29 +248,18 @@ def _train(arguments: list[str]) -> int:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    from stylegan_inversion.evaluation.benchmark import NAMES
     from stylegan_inversion.losses.lpips import PERCEPTUAL_NETWORKS
 
     add = parser.add_argument
     add("data", metavar="DATA_FOLDER", help="aligned face crops, or photos with --align")
     _add_model(parser)
-    add(
-        "--methods",
-        nargs="+",
-        default=["w", "e4e", "psp", "pti"],
-        metavar="NAME",
-        help="methods to compare: w, w_plus, e4e, psp, restyle, pti, pti-e4e, pti-psp [w e4e psp pti]",
-    )
+    names, default = f"methods to compare: {', '.join(NAMES)} [w e4e psp pti]", ["w", "e4e", "psp", "pti"]
+    add("--methods", nargs="+", default=default, metavar="NAME", help=names)
     add("--output", default="evaluation", metavar="DIR", help="a stopped run goes on in its folder [%(default)s]")
     add("--limit", type=_at_least(1), metavar="N", help="use only the first N images by name")
-    add(
-        "--limit-for",
-        nargs="+",
-        action="extend",
-        default=[],
-        type=_limit,
-        metavar="METHOD=N",
-        help="limit one method, such as pti=50; a second table then compares the images that all methods did",
-    )
+    only = "limit one method, such as pti=50; a second table then compares the images that all methods did"
+    add("--limit-for", nargs="+", action="extend", default=[], type=_limit, metavar="METHOD=N", help=only)
     add("--edits", nargs="*", metavar="NAME", help="edits to measure; no names, no edits [smile, if the model has it]")
     add("--align", action="store_true", help="find the face in each photo and cut it out")
     add("--resolution", type=_at_least(11), metavar="PX", help="side at which pictures are compared [the model's]")
@@ -329,37 +306,23 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _add_evaluate_generator(parser: argparse.ArgumentParser) -> None:
     from stylegan_inversion.losses.lpips import PERCEPTUAL_NETWORKS
 
-    add = parser.add_argument
-    add("--data", required=True, metavar="FOLDER", help="aligned face crops: the training data, or held-out pictures")
-    add(
-        "--models",
-        nargs="+",
-        default=["faces64"],
-        metavar="MODEL",
-        help="built-in models, folders, or organisation/repository; NAME=MODEL gives a name [faces64]",
-    )
-    add("--output", default="generators", metavar="DIR", help="[%(default)s]")
+    add, number = parser.add_argument, _at_least(1)
+    faces = "aligned face crops: the training data, or held-out pictures"
+    add("--data", required=True, metavar="FOLDER", help=faces)
+    models = "built-in models, folders, or organisation/repository; NAME=MODEL gives a name [faces64]"
+    add("--models", nargs="+", default=["faces64"], metavar="MODEL", help=models)
+    add("--output", default="generators", metavar="DIR", help="folder to write to [%(default)s]")
     add("--num-samples", type=_at_least(8), default=10_000, metavar="N", help="samples to draw [%(default)s]")
-    add(
-        "--num-paths",
-        type=_at_least(0),
-        default=2_000,
-        metavar="N",
-        help="samples for the path length; 0 leaves it out [%(default)s]",
-    )
-    add("--limit", type=_at_least(1), metavar="N", help="use only the first N images by name")
+    paths = "samples for the path length; 0 leaves it out [%(default)s]"
+    add("--num-paths", type=_at_least(0), default=2_000, metavar="N", help=paths)
+    add("--limit", type=number, metavar="N", help="use only the first N images by name")
     add("--truncation-psi", type=float, default=1.0, metavar="PSI", help="truncation of the samples [%(default)s]")
     add("--seed", type=_at_least(0), default=0, help="seed of all draws [%(default)s]")
     add("--perceptual", default="alex", choices=PERCEPTUAL_NETWORKS, help="network for features and PPL [%(default)s]")
-    add("--identity", default="builtin", help="network for face features: builtin, an ArcFace's folder, none [builtin]")
+    faces = "network for face features: builtin, an ArcFace's folder, none [builtin]"
+    add("--identity", default="builtin", help=faces)
     add("--fid", action="store_true", help="add FID and KID; needs torch-fidelity and its weights")
-    add(
-        "--batch-size",
-        type=_at_least(1),
-        default=32,
-        metavar="N",
-        help="pictures that go through together [%(default)s]",
-    )
+    add("--batch-size", type=number, default=32, metavar="N", help="pictures that go through together [%(default)s]")
     _add_device(parser)
 
 
@@ -394,14 +357,8 @@ def _add_app(parser: argparse.ArgumentParser) -> None:
     add("--share", action="store_true", help="also make a public link")
     _add_device(parser)
     add("--any-model", dest="open_choice", action="store_true", help="let visitors load models of the Hub and folders")
-    add(
-        "--allow-host",
-        dest="allowed_hosts",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="name by which a proxy on this machine reaches the app; repeatable [localhost only]",
-    )
+    proxy = "name by which a proxy on this machine reaches the app; repeatable [localhost only]"
+    add("--allow-host", dest="allowed_hosts", action="append", default=[], metavar="NAME", help=proxy)
     add("--tuning-slots", type=_at_least(1), default=1, metavar="N", help="PTI runs at a time [%(default)s]")
 
 
@@ -421,25 +378,22 @@ def _app(args: argparse.Namespace) -> int:
     return 0
 
 
-class Command(NamedTuple):
-    """A subcommand: what it does, its options, and its call."""
+Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[Any], int]]
+"""What a subcommand does, its options, and its call."""
 
-    help: str
-    add_options: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[Any], int]
-
-
-COMMANDS = {
-    "invert": Command("invert photos, edit them, put the faces back", _add_invert, _invert),
-    "demo": Command("invert and edit the bundled photos", _add_demo, _demo),
-    "directions": Command("list what a model can edit", _add_model, _directions),
-    "models": Command("list the models: built in, cached, and the known ones of the field", _add_models, _models),
-    "convert": Command("convert a checkpoint of the field into a model folder, or back", _add_convert, _convert),
-    "push": Command("upload the folder of a model to the Hugging Face Hub", _add_push, _push),
-    "train": Command("train an encoder or a generator, or go on with a run", _add_nothing, _train),
-    "evaluate": Command("compare methods on a folder of images", _add_evaluate, _evaluate),
-    "evaluate-generator": Command(
-        "compare what generators draw with a folder of images", _add_evaluate_generator, _evaluate_generator
+COMMANDS: dict[str, Command] = {
+    "invert": ("invert photos, edit them, put the faces back", _add_invert, _invert),
+    "demo": ("invert and edit the bundled photos", _add_demo, _demo),
+    "directions": ("list what a model can edit", _add_model, _directions),
+    "models": ("list the models: built in, cached, and the known ones of the field", _add_models, _models),
+    "convert": ("convert a checkpoint of the field into a model folder, or back", _add_convert, _convert),
+    "push": ("upload the folder of a model to the Hugging Face Hub", _add_push, _push),
+    "train": ("train an encoder or a generator, or go on with a run", lambda parser: None, _train),
+    "evaluate": ("compare methods on a folder of images", _add_evaluate, _evaluate),
+    "evaluate-generator": (
+        "compare what generators draw with a folder of images",
+        _add_evaluate_generator,
+        _evaluate_generator,
     ),
-    "app": Command("start the web app", _add_app, _app),
+    "app": ("start the web app", _add_app, _app),
 }

@@ -1,4 +1,4 @@
-"""The demo: the bundled photos inverted, edited and put back, and one sheet that shows it all."""
+"""Invert and edit the bundled photos, and draw one sheet with all results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ LABEL = 22
 
 
 def sample_photos() -> list[Path]:
-    """The photos that ship with the package."""
+    """Paths of the photos that ship with the package."""
     return sorted(hub.builtin_path("samples").glob("*.jpg"))
 
 
@@ -61,7 +61,7 @@ def run_demo(
 
 
 def draw_sheet(rows: Sequence[Sequence[tuple[str, Image.Image]]]) -> Image.Image:
-    """Labelled pictures, a row for each photo."""
+    """Draw labelled pictures, a row for each photo."""
     columns = max(len(row) for row in rows)
     step_x, step_y = CELL + MARGIN, CELL + LABEL + MARGIN
     sheet = Image.new("RGB", (columns * step_x + MARGIN, len(rows) * step_y + MARGIN), "white")

@@ -1,4 +1,4 @@
-"""What a caller may want to catch. Wrong arguments raise `ValueError` or `TypeError` instead."""
+"""Errors that a caller may want to catch. Wrong arguments raise `ValueError` or `TypeError` instead."""
 
 
 class StyleGANInversionError(Exception):
@@ -10,7 +10,7 @@ class InvalidImageError(StyleGANInversionError, ValueError):
 
 
 class FaceNotFoundError(StyleGANInversionError):
-    """No face, or not the face that was asked for, was found in the photo."""
+    """The photo shows no face, or not the face that was asked for."""
 
 
 class CheckpointError(StyleGANInversionError):
@@ -26,35 +26,22 @@ class MissingDependencyError(StyleGANInversionError, ImportError):
 
     @classmethod
     def of_extra(cls, what: str, extra: str, *, otherwise: str = "") -> "MissingDependencyError":
-        """Word the error of an extra of this package.
-
-        Args:
-            what: What cannot be done, as a sentence.
-            extra: Name of the extra in pyproject.toml that holds the dependency.
-            otherwise: What needs no dependency, as a sentence.
-        """
+        """Make the error for a missing extra: `what` cannot be done, `otherwise` needs no extra, both as sentences."""
         commands = f"pip install '.[{extra}]' in a checkout, or pip install 'stylegan-inversion[{extra}]'"
         return cls(f"{what} Install it with: {commands}. {otherwise}".rstrip())
 
     @classmethod
     def of_import(cls, package: str, error: Exception, extra: str, *, otherwise: str = "") -> "MissingDependencyError":
-        """Word the error of a package that is not installed, or beside whose torchvision another torch is.
-
-        Args:
-            package: Its name.
-            error: What its import raised.
-            extra: As in `of_extra`, and so is `otherwise`.
-            otherwise: "
-        """
+        """Make the error for an import that raised `error`: it is missing, or torchvision does not fit torch."""
         what = f"{package} cannot be imported ({error})."
         if isinstance(error, ModuleNotFoundError):
             return cls.of_extra(what, extra, otherwise=otherwise)
-        way = "torch and torchvision do not fit each other: install both from one index, see pytorch.org."
-        return cls(f"{what} Here {way} {otherwise}".rstrip())
+        cause = "torch and torchvision do not fit each other: install both from one index, see pytorch.org."
+        return cls(f"{what} Here {cause} {otherwise}".rstrip())
 
 
 class DivergedError(StyleGANInversionError):
-    """An optimisation gave NaN or infinity before any usable state was reached."""
+    """An optimisation gave NaN or infinity before it reached a usable state."""
 
 
 class UploadError(StyleGANInversionError):

@@ -1,4 +1,4 @@
-"""Geometry of the latent spaces: how many w there are, how they are repeated, truncated and grouped."""
+"""The latent spaces: how many w there are, and how they are repeated, truncated and grouped."""
 
 import operator
 from typing import SupportsIndex
@@ -9,13 +9,10 @@ from torch import Tensor
 
 
 def num_ws(resolution: int) -> int:
-    """How many w a StyleGAN2 of this resolution takes: 2 log2(resolution) - 2.
-
-    Args:
-        resolution: Side of the image in pixels, a power of two from 4 to 2048.
+    """Count the w that a StyleGAN2 of this resolution takes: 2 log2(resolution) - 2.
 
     Raises:
-        ValueError: If `resolution` is anything else.
+        ValueError: If `resolution` is not a power of two from 4 to 2048.
     """
     if resolution not in {2**k for k in range(2, 12)}:
         raise ValueError(f"`resolution` must be a power of two from 4 to 2048, got {resolution}.")
@@ -23,12 +20,9 @@ def num_ws(resolution: int) -> int:
 
 
 def random_source(seed: SupportsIndex) -> torch.Generator:
-    """A source of z and of noise on the CPU, so that a seed means the same on every device.
+    """Make a source of z and noise on the CPU, so that a seed means the same on every device.
 
-    Draw with `device="cpu"` and a dtype, so that a caller's defaults change nothing.
-
-    Args:
-        seed: Any whole number, NumPy's too.
+    Draw from it with `device="cpu"` and a dtype, so that a caller's defaults change nothing.
     """
     return torch.Generator("cpu").manual_seed(operator.index(seed))
 
@@ -51,10 +45,7 @@ def truncate(
         w_plus: Style codes, one a layer.
         w_avg: The average of w over z.
         truncation_psi: 1 changes nothing, 0 gives the average.
-        truncation_cutoff: How many layers, from the coarsest, are truncated. `None` means all.
-
-    Returns:
-        New style codes; the input is not changed.
+        truncation_cutoff: How many layers are truncated, counted from the coarsest. `None` truncates all.
     """
     truncated = w_plus.clone()
     truncated[:, :truncation_cutoff] = w_avg.lerp(w_plus[:, :truncation_cutoff], truncation_psi)
@@ -62,7 +53,7 @@ def truncate(
 
 
 def layer_ranges(resolution: int) -> dict[str, tuple[int, int]]:
-    """Layers by what they draw, as half-open ranges: coarse (4-8 px), middle (16-32 px), fine (64 px and up).
+    """Group the layers by what they draw, as half-open ranges: coarse (4-8 px), middle (16-32 px), fine (64 px and up).
 
     The grouping of StyleGAN (arXiv:1812.04948, 3.1). At 1024: coarse (0, 4), middle (4, 8), fine (8, 18).
     """

@@ -1,9 +1,8 @@
 """The operations of StyleGAN2 in native PyTorch: any device, any float type, differentiable twice.
 
-Each fast form stands beside a plain reference that follows the paper to the letter; the tests compare the two.
-The forms were chosen by measurement on a CPU (`recipes/benchmark_synthesis.py` times the whole): a transposed
-convolution followed by one depthwise 4 x 4 blur beats sub-pixel convolutions, fused 6 x 6 kernels and two separable
-blurs, forward and backward.
+Each fast form stands beside a readable reference that follows the paper to the letter; the tests compare the two.
+The forms were chosen by measurement on a CPU (`recipes/benchmark_synthesis.py`): a transposed convolution followed by
+one depthwise 4 x 4 blur is faster than sub-pixel convolutions, fused 6 x 6 kernels and two separable blurs.
 
 Paper: Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", arXiv:1912.04958.
 """
@@ -21,7 +20,7 @@ DEMODULATION_EPS = 1e-8
 
 
 def blur_kernel(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Float[Tensor, "4 4"]:
-    """The binomial filter [1, 3, 3, 1] x [1, 3, 3, 1] that StyleGAN2 resamples with; its sum is 1."""
+    """Make the binomial filter [1, 3, 3, 1] x [1, 3, 3, 1] that StyleGAN2 resamples with. Its sum is 1."""
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device, dtype=dtype)
     return torch.outer(taps, taps) / 64
 
@@ -38,13 +37,10 @@ def upfirdn2d(
 
     Args:
         x: Images or features.
-        kernel: FIR filter; applied as a true convolution (flipped), as in the paper's code.
+        kernel: FIR filter, applied as a true convolution (flipped), as in the paper's code.
         up: Factor of upsampling, >= 1.
         down: Factor of downsampling, >= 1.
-        padding: Zeros before and after each axis, counted after upsampling; negative numbers crop.
-
-    Returns:
-        Features of side (side * up + padding[0] + padding[1] - kernel side) // down + 1.
+        padding: Zeros before and after each axis, counted after upsampling. Negative numbers crop.
     """
     channels = x.shape[1]
     weight = kernel.to(x.dtype).expand(channels, 1, *kernel.shape)
@@ -69,7 +65,7 @@ def upfirdn2d_reference(
     down: int = 1,
     padding: tuple[int, int] = (0, 0),
 ) -> Float[Tensor, "batch channels new_height new_width"]:
-    """The same as `upfirdn2d`, step by step."""
+    """Compute `upfirdn2d` step by step."""
     batch, channels, height, width = x.shape
     # 1. Put up - 1 zeros after every pixel.
     zeros = x.new_zeros(batch, channels, height, up, width, up)
@@ -80,19 +76,19 @@ def upfirdn2d_reference(
     # 3. Convolve each channel with the flipped filter.
     x = F.conv2d(x.reshape(-1, 1, *x.shape[2:]), kernel.flip(0, 1)[None, None].to(x.dtype))
     x = x.reshape(batch, channels, *x.shape[2:])
-    # 4. Throw pixels away.
+    # 4. Keep every `down`-th pixel.
     return x[:, :, ::down, ::down]
 
 
 def upsample_2x(x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height2 width2"]:
-    """Double the side with the blur filter, keeping the mean: the skip connection of the images (paper, figure 7b)."""
+    """Double the side with the blur filter and keep the mean: the skip connection of the images (paper, figure 7b)."""
     return upfirdn2d(x, blur_kernel(x.device, x.dtype) * 4, up=2, padding=(2, 1))
 
 
 def bias_act(
     x: Float[Tensor, "batch channels *spatial"], bias: Float[Tensor, " channels"]
 ) -> Float[Tensor, "batch channels *spatial"]:
-    """Add a bias a channel, then a leaky ReLU of slope 0.2 with gain sqrt(2)."""
+    """Add a bias to each channel, then apply a leaky ReLU of slope 0.2 with gain sqrt(2)."""
     x = x + bias.view(-1, *[1] * (x.ndim - 2))
     return F.leaky_relu(x, LRELU_SLOPE) * LRELU_GAIN
 
@@ -105,24 +101,21 @@ def modulated_conv2d(
     demodulate: bool = True,
     up: bool = False,
 ) -> Float[Tensor, "batch out_channels new_height new_width"]:
-    """Convolve with a weight whose input channels are scaled by the style, and normalised again (paper, equations 1-3).
+    """Convolve with a weight whose input channels are scaled by the style, then normalised (paper, equations 1-3).
 
     The style scales the activations and demodulation scales the result, so that one weight serves the whole batch:
     conv(x, w s) = conv(x s, w), and the norm of w s is a matrix product of squared weights and squared styles.
 
-    In float16, which ends at 65504, the style is divided by its largest value first, as in NVIDIA's code, and the norm
-    is taken in float32: the square of a style of 256 would overflow. Demodulation cancels the factor; without it, the
-    result is multiplied by it. Other types are computed as they are.
+    In float16, where the square of a style of 256 would overflow, the style is first divided by its largest value, as
+    in NVIDIA's code, and the norm is taken in float32. Demodulation cancels the factor; without it, the result is
+    multiplied by it.
 
     Args:
         x: Features.
-        weight: Already scaled by its equalised learning rate; odd side k.
-        style: Scale of each input channel, one set a sample.
+        weight: Already scaled by its equalised learning rate. Its side k is odd.
+        style: Scale of each input channel, one set for each sample.
         demodulate: Normalise each output channel to unit expected variance.
         up: Double the side: transposed convolution of stride 2, then the blur filter.
-
-    Returns:
-        Features of the same side, or of twice the side.
     """
     largest = None
     if style.dtype == torch.float16:
@@ -153,7 +146,7 @@ def modulated_conv2d_reference(
     demodulate: bool = True,
     up: bool = False,
 ) -> Float[Tensor, "batch out_channels new_height new_width"]:
-    """The same as `modulated_conv2d`, by the equations: one modulated weight a sample."""
+    """Compute `modulated_conv2d` by the equations: one modulated weight for each sample."""
     rows = []
     for x_i, style_i in zip(x, style):
         w = weight * style_i[None, :, None, None]  # equation 1

@@ -1,4 +1,4 @@
-"""What the papers' own code answered (`tests/data/NAME.json` + `NAME.safetensors`), and the rule that draws its inputs.
+"""Outputs of the papers' own code (`tests/data/NAME.json` + `NAME.safetensors`), and the rule that draws its inputs.
 
 Weights and inputs are not stored: each tensor is drawn from a stream of its own, seeded by its key, so the checkpoint
 that the official code ran on can be rebuilt to the last bit.
@@ -8,6 +8,7 @@ import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +42,17 @@ def draw(key: str, shape: Sequence[int], rule: Sequence[Any], seed: int) -> NDAr
 
 def draw_state_dict(spec: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Tensor]:
     """Draw every tensor of `spec` (`{key: {"shape", "rule"[, "clamp"]}}`): a state dict, or the inputs of a case."""
-    state_dict = {}
-    for key, entry in spec.items():
-        tensor = torch.from_numpy(draw(key, entry["shape"], entry["rule"], seed))
-        if "clamp" in entry:
-            low, high = entry["clamp"]
-            tensor = tensor.clamp(low, high)
-        state_dict[key] = tensor
-    return state_dict
+
+    def tensor(key: str) -> Tensor:
+        drawn = torch.from_numpy(draw(key, spec[key]["shape"], spec[key]["rule"], seed))
+        return drawn.clamp(*spec[key]["clamp"]) if "clamp" in spec[key] else drawn
+
+    with ThreadPoolExecutor(2) as pool:  # NumPy draws without Python's lock
+        return dict(zip(spec, pool.map(tensor, spec)))
 
 
 def load_case(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read `tests/data/NAME.json` (how to draw the inputs) and `NAME.safetensors` (what the official code answered)."""
+    """Read `tests/data/NAME.json` (how to draw the inputs) and `NAME.safetensors` (outputs of the official code)."""
     case = json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
     return case, load_file(DATA / f"{name}.safetensors")
 

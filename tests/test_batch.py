@@ -102,7 +102,9 @@ def test_two_photos_never_share_a_folder(pti: PTIPipeline, photo: Image.Image, t
     records = [record for record, _ in invert_photos(pti, [missing, photos[0]], tmp_path / "out")]
     assert records[0].error and records[1].folder == folders[0], "one that is not there takes no folder"
     (tmp_path / "out" / "report.json").write_text("[")
-    with pytest.raises(ValueError, match=r"report\.json cannot be read, so nobody knows which folders belong to which"):
+    with pytest.raises(
+        ValueError, match=r"report\.json cannot be read, so it is unknown which folder belongs to which"
+    ):
         next(invert_photos(pti, photos, tmp_path / "out"))
 
 

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from stylegan_inversion import hub
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.preprocessing.folder import list_images
-from stylegan_inversion.preprocessing.image import load_image, to_tensor
+from stylegan_inversion.preprocessing.image import list_images, load_image, to_tensor
 
 logger = logging.getLogger("prior")
 BATCH = 64

@@ -1,10 +1,10 @@
-"""Edit directions: a unit vector in W (or a vector a layer), and the moves along it."""
+"""Edit directions: a unit vector in W (or one vector for each layer), and moves along it."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,10 +14,8 @@ from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.hub import CONFIG_NAME, WEIGHTS_NAME, read_config, read_tensors, write_config, write_tensors
 
 NORM_TOLERANCE = 1e-3
-MIN_UNIT, MAX_UNIT, MAX_STRENGTH = 1e-6, 1e6, 1e6  # farther than any code, and all products of them are finite
-ENTRY_FIELDS = ("layers", "strength_range", "description")  # of a direction in config.json; and `unit`, if not 1
-
-Number = TypeVar("Number", int, float)
+MIN_UNIT, MAX_UNIT, MAX_STRENGTH = 1e-6, 1e6, 1e6  # farther than any code, yet all products are finite
+ENTRY_FIELDS = ("layers", "strength_range", "description")  # of a direction in config.json; also `unit`, if not 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,19 +24,18 @@ class Direction:
 
     Args:
         name: What changes, as a Python identifier: edits are keyword arguments (`edit(out, smile=2.0)`).
-        vector: Unit norm, shared by all layers; or one vector a layer, whose norms have a root mean square of 1: layers
-            may move more or less than others. `from_vector` normalises.
+        vector: Unit norm, shared by all layers; or one vector for each layer, whose norms have a root mean square of 1.
+            `from_vector` normalises.
         layers: Half-open range `(start, stop)` of the style layers it moves. `None` moves all.
-        strength_range: Lowest and highest strength that still looks right, within 1e6 of 0. `None` where nobody
-            measured it.
-        description: What it does and where it comes from, in words.
+        strength_range: Lowest and highest strength that still looks right, within 1e6 of 0. `None` if it is unknown.
+        description: What it does and where it comes from.
         unit: How far strength 1 goes, in [1e-6, 1e6]: it adds `unit * vector`. 1 for directions that are found here,
-            whose strengths are distances in W; the norm of the file for those of the papers, whose strengths are
-            factors.
+            whose strengths are distances in W. The norm of the file's vector for the papers' directions, whose
+            strengths are factors.
 
     Raises:
-        ValueError: If the name is no identifier, the vector is not finite, not one- or two-dimensional or not of unit
-            norm (within 1e-3), the unit or the strengths are out of range, or a range is empty.
+        ValueError: If the name is not an identifier, the vector is not finite, not one- or two-dimensional or not of
+            unit norm (within 1e-3), the unit or the strengths are out of range, or a range is empty.
     """
 
     name: str
@@ -49,7 +46,6 @@ class Direction:
     unit: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check what the types cannot say."""
         if not self.name.isidentifier():
             raise ValueError(f'`name` must be a Python identifier such as "smile" or "eyes_open", got {self.name!r}.')
         if self.vector.ndim not in (1, 2) or self.vector.numel() == 0:
@@ -90,22 +86,11 @@ class Direction:
         description: str = "",
         unit: float | None = 1.0,
     ) -> "Direction":
-        """Make a direction from a vector of any length: it is divided by its norm.
+        """Make a direction from a vector of any length but zero: it is divided by its norm.
 
-        Args:
-            name: As in `Direction`.
-            vector: Any length but zero. Of one vector a layer, the norm is the root mean square of the layers' norms,
-                and the proportions between the layers stay.
-            layers: As in `Direction`.
-            strength_range: As in `Direction`, in its `unit`.
-            description: As in `Direction`.
-            unit: As in `Direction`. `None` takes the norm of `vector`, so that strength 1 adds `vector` as it is.
-
-        Returns:
-            The direction, on the device and in the dtype of `vector`.
-
-        Raises:
-            ValueError: If the norm is zero, or for the reasons of `Direction`.
+        The arguments are those of `Direction`. `unit=None` takes the norm of `vector`, so that strength 1 adds `vector`
+        unchanged. The norm of one vector for each layer is the root mean square of the layers' norms, so the
+        proportions between the layers stay.
         """
         norm = _norm(vector)
         if norm == 0:
@@ -114,7 +99,7 @@ class Direction:
 
     @property
     def step(self) -> Float[Tensor, "*num_ws w_dim"]:
-        """What strength 1 adds to a code: `unit * vector`."""
+        """The change of a code at strength 1: `unit * vector`."""
         return self.unit * self.vector
 
     def apply(
@@ -127,7 +112,7 @@ class Direction:
         """Move along the direction: `w_plus + strength * unit * vector` in the chosen layers.
 
         Args:
-            w_plus: Style codes in W+, unbounded, on any device; not changed.
+            w_plus: Style codes in W+. Not changed.
             strength: How far, in the direction's unit, for all samples or (batch,). Negative goes back.
             layers: Half-open range `(start, stop)` of style layers to move. `None` takes the direction's own.
 
@@ -136,7 +121,7 @@ class Direction:
 
         Raises:
             ValueError: If the direction is for another `w_dim` or `num_ws`, the layers are outside [0, num_ws],
-                or `strength` is not finite or not one a sample.
+                or `strength` is not finite or does not fit the batch.
         """
         batch, num_ws, w_dim = w_plus.shape
         if self.vector.shape[-1] != w_dim or (self.vector.ndim == 2 and self.vector.shape[0] != num_ws):
@@ -148,7 +133,7 @@ class Direction:
         if not torch.isfinite(amount).all():
             raise ValueError(f"`strength` of {self.name!r} must be finite, got {strength}.")
         if amount.ndim == 1 and len(amount) != batch:
-            raise ValueError(f"`strength` must be one number or {batch} (one a sample), got {len(amount)}.")
+            raise ValueError(f"`strength` must be one number or {batch} (one for each sample), got {len(amount)}.")
         chosen = layer_slice(layers or self.layers or (0, num_ws), num_ws)
         step = self.step.to(w_plus).expand(num_ws, w_dim)[chosen]  # (chosen layers, w_dim)
         moved = w_plus.clone()
@@ -156,34 +141,23 @@ class Direction:
         return moved
 
     def to(self, device: str | torch.device) -> "Direction":
-        """Return the same direction on another device."""
+        """Copy the direction to another device."""
         return replace(self, vector=self.vector.to(device))
 
 
 def _norm(vector: Tensor) -> float:
-    """The norm of a vector; of one a layer, the root mean square of their norms."""
+    """Compute the norm of a vector, or the root mean square of the norms of one for each layer."""
     return float(vector.detach().cpu().double().square().sum(dim=-1).mean().sqrt())
 
 
 def both_ways(reach: float) -> tuple[float, float]:
-    """A range as far on both sides, in two digits."""
+    """Make a range that goes equally far both ways, in two digits."""
     end = float(f"{reach:.2g}")
     return -end, end
 
 
 def layer_slice(layers: tuple[int, int], num_ws: int | None = None) -> slice:
-    """Check a half-open range of style layers and turn it into a slice.
-
-    Args:
-        layers: `(start, stop)`: the layers start, ..., stop - 1.
-        num_ws: How many style layers there are; `None` where that is not known yet.
-
-    Returns:
-        `slice(start, stop)`.
-
-    Raises:
-        ValueError: If the range is empty or outside [0, num_ws].
-    """
+    """Check a half-open range of style layers, in [0, num_ws] if that is known, and turn it into a slice."""
     start, stop = layers
     if not 0 <= start < stop or (num_ws is not None and stop > num_ws):
         end = "num_ws" if num_ws is None else num_ws
@@ -197,15 +171,12 @@ def apply_directions(
     *,
     strengths: Mapping[str, float],
 ) -> Float[Tensor, "batch num_ws w_dim"]:
-    """Apply several edits at once: the moves add up, so their order does not matter.
+    """Apply several edits at once. The moves add up, so their order does not matter.
 
     Args:
-        w_plus: Style codes in W+, unbounded; not changed.
+        w_plus: Style codes in W+. Not changed.
         directions: All known directions, by name.
-        strengths: How far to go along each, in its unit. Names that are left out stay at 0.
-
-    Returns:
-        New codes, on the device and in the dtype of `w_plus`.
+        strengths: How far to go along each, in its unit.
 
     Raises:
         ValueError: If a name in `strengths` is not in `directions`, or for the reasons of `Direction.apply`.
@@ -223,19 +194,14 @@ def apply_directions(
 
 
 def save_directions(directions: Mapping[str, Direction], folder: Path) -> None:
-    """Write `folder/config.json` (ranges and words by name) and `folder/model.safetensors` (vectors in float32).
+    """Write `folder/config.json` (ranges and descriptions) and `folder/model.safetensors` (vectors in float32).
 
-    Args:
-        directions: By name; each key is the direction's own name. May be empty.
-        folder: Made if it is not there.
-
-    Raises:
-        ValueError: If a key is not the name of its direction.
+    Each key must be the name of its direction.
     """
     for key, direction in directions.items():
         if key != direction.name:
             raise ValueError(f"The key {key!r} must be the name of its direction, which is {direction.name!r}.")
-    # clone: rows of one matrix share their memory, which safetensors refuses
+    # clone: safetensors refuses tensors that share memory, such as rows of one matrix
     write_tensors({name: each.vector.float().clone() for name, each in directions.items()}, folder / WEIGHTS_NAME)
     entries = {name: {field: getattr(each, field) for field in ENTRY_FIELDS} for name, each in directions.items()}
     for name, direction in directions.items():
@@ -245,13 +211,7 @@ def save_directions(directions: Mapping[str, Direction], folder: Path) -> None:
 
 
 def load_directions(folder: Path) -> dict[str, Direction]:
-    """Read what `save_directions` wrote, strictly.
-
-    Args:
-        folder: Holds `config.json` and `model.safetensors`.
-
-    Returns:
-        The directions by name, in the order they were saved, float32 on the CPU.
+    """Read what `save_directions` wrote: the directions by name, in the order they were saved, float32 on the CPU.
 
     Raises:
         CheckpointError: If a file is missing or damaged, the two do not name the same directions, or one is not valid.
@@ -264,27 +224,27 @@ def load_directions(folder: Path) -> dict[str, Direction]:
         raise CheckpointError(
             f"{folder}: {CONFIG_NAME} names the directions {sorted(entries)}, {WEIGHTS_NAME} holds {sorted(vectors)}."
         )
-    return {name: _read_direction(name, entry, vectors[name], folder) for name, entry in entries.items()}
+    directions = {}
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or set(entry) - {"unit"} != set(ENTRY_FIELDS):
+            raise CheckpointError(
+                f"The entry of direction {name!r} in {folder} must have the keys {list(ENTRY_FIELDS)}."
+            )
+        try:
+            directions[name] = Direction(
+                name,
+                vectors[name].float(),
+                layers=_read_pair(entry["layers"], int),
+                strength_range=_read_pair(entry["strength_range"], float),
+                description=str(entry["description"]),
+                unit=float(entry.get("unit", 1.0)),
+            )
+        except (ValueError, TypeError, OverflowError) as e:
+            raise CheckpointError(f"The direction {name!r} in {folder} is not valid: {e}") from e
+    return directions
 
 
-def _read_direction(name: str, entry: Any, vector: Tensor, folder: Path) -> Direction:
-    """Build one direction from its JSON entry, where a pair is a list."""
-    if not isinstance(entry, dict) or set(entry) - {"unit"} != set(ENTRY_FIELDS):
-        raise CheckpointError(f"The entry of direction {name!r} in {folder} must have the keys {list(ENTRY_FIELDS)}.")
-    try:
-        return Direction(
-            name=name,
-            vector=vector.float(),
-            layers=_read_pair(entry["layers"], int),
-            strength_range=_read_pair(entry["strength_range"], float),
-            description=str(entry["description"]),
-            unit=float(entry.get("unit", 1.0)),
-        )
-    except (ValueError, TypeError, OverflowError) as e:
-        raise CheckpointError(f"The direction {name!r} in {folder} is not valid: {e}") from e
-
-
-def _read_pair(value: Any, kind: Callable[[Any], Number]) -> tuple[Number, Number] | None:
+def _read_pair(value: Any, kind: type) -> Any:
     """Turn `null` into None and `[a, b]` into a tuple of numbers."""
     if value is None:
         return None

@@ -13,28 +13,18 @@ from torch import Tensor
 
 from stylegan_inversion.editing.directions import Direction, both_ways, layer_slice
 
-REACH = 2.0  # standard deviations; a photo may lie as far out already, and at 3 it goes black or white
+REACH = 2.0  # standard deviations; a photo may already lie that far out, and at 3 it turns black or white
 
 
 @dataclass(frozen=True, eq=False)
 class PrincipalComponents:
-    """Mean, axes and spread of W.
-
-    Args:
-        mean: The average w.
-        components: Orthonormal, one a row, the widest first.
-        std: Standard deviation of w along each component, > 0.
-
-    Raises:
-        ValueError: If a value is not finite or a deviation is not positive.
-    """
+    """Mean, axes and spread of W."""
 
     mean: Float[Tensor, " w_dim"]
-    components: Float[Tensor, "num_components w_dim"]
-    std: Float[Tensor, " num_components"]
+    components: Float[Tensor, "num_components w_dim"]  # orthonormal, one in each row, the widest first
+    std: Float[Tensor, " num_components"]  # standard deviation of w along each component, > 0
 
     def __post_init__(self) -> None:
-        """Check what the types cannot say."""
         for name in ("mean", "components", "std"):
             if not torch.isfinite(getattr(self, name)).all():
                 raise ValueError(f"`{name}` must be finite, got NaN or infinity.")
@@ -42,7 +32,7 @@ class PrincipalComponents:
             raise ValueError(f"`std` must be positive, its smallest value is {self.std.min():.4g}.")
 
     def first(self, count: int) -> "PrincipalComponents":
-        """The widest components, `count` of them or all."""
+        """Keep the `count` widest components."""
         return PrincipalComponents(self.mean, self.components[:count], self.std[:count])
 
 
@@ -54,11 +44,7 @@ def fit_pca(w: Float[Tensor, "samples w_dim"], num_components: int) -> Principal
         num_components: How many to keep, in [1, min(samples - 1, w_dim)].
 
     Returns:
-        Components of unit norm, the largest entry of each positive, float32 on the CPU. `std` divides by samples - 1.
-
-    Raises:
-        ValueError: If `num_components` is outside its range, `w` is not finite, or it has no spread in as many
-            directions.
+        Components of unit norm, the largest entry of each positive, float32 on the CPU.
     """
     limit = min(w.shape[0] - 1, w.shape[1])
     if not 1 <= num_components <= limit:
@@ -87,22 +73,16 @@ def set_coordinate(
     """Move codes along a component until their coordinate has a given value: an absolute edit, not a step.
 
     e4e's GANSpace edit: w + (coordinate - c) std_k u_k in the chosen layers, with c = (w_0 - mean) . u_k / std_k. As in
-    the original, c is that of layer 0 alone, whichever layers move: where the layers of a code differ, the others do
-    not end up at `coordinate`. The original's tuple (component, start, end, strength) is `component=component,
-    layers=(start, end), coordinate=strength`. For a step use `Direction(name, principal.components[k])`.
+    the original, c is that of layer 0 alone: where the layers of a code differ, the others do not end up at
+    `coordinate`. The original's tuple (component, start, end, strength) is `component=component, layers=(start, end),
+    coordinate=strength`. For a step use `Direction(name, principal.components[k])`.
 
     Args:
-        w_plus: Style codes in W+, unbounded, on any device; not changed.
+        w_plus: Style codes in W+. Not changed.
         principal: Components of this generator's W.
         component: Which one, in [0, num_components - 1].
         coordinate: Where to go, in standard deviations from the mean.
         layers: Half-open range `(start, stop)` of style layers to move. `None` moves all.
-
-    Returns:
-        New codes, on the device and in the dtype of `w_plus`.
-
-    Raises:
-        ValueError: If `component` or `layers` are outside their ranges, or the components are for another `w_dim`.
     """
     num_components, w_dim = principal.components.shape
     if not 0 <= component < num_components:
@@ -121,16 +101,7 @@ def set_coordinate(
 def name_components(
     principal: PrincipalComponents, *, name: str = "ganspace", layers: tuple[int, int] | None = None
 ) -> list[Direction]:
-    """Principal components of W as directions, the widest first.
-
-    Args:
-        principal: Components of the generator's W.
-        name: What they are called: name_1, name_2, and so on.
-        layers: Half-open range of the style layers that they move. `None` moves all.
-
-    Returns:
-        Directions with ranges of 2 standard deviations on both sides.
-    """
+    """Turn principal components into directions name_1, name_2, ..., with ranges of 2 standard deviations both ways."""
     return [
         Direction.from_vector(
             f"{name}_{k}",

@@ -13,26 +13,18 @@ from torch import Tensor
 
 from stylegan_inversion.errors import MissingDependencyError
 
-DEGENERATE = 1e-5  # sine of the angle below which two directions count as the same one in float32
+DEGENERATE = 1e-5  # sine of the angle below which two directions count as equal in float32
 
 
 @dataclass(frozen=True, eq=False)
 class Boundary:
-    """The plane `vector @ w + bias = 0` in W, and how well it separates the two sides.
+    """The plane `vector @ w + bias = 0` in W, and how well it separates the two sides."""
 
-    Args:
-        vector: Unit normal, float32 on the CPU; it points to where the score is higher.
-        bias: Signed distance of w = 0 from the plane.
-        train_accuracy: Share of the samples it was fitted to that lie on their side, in [0, 1].
-        validation_accuracy: The same for the samples held out of the fit.
-        full_accuracy: The same for all samples, where a score above the middle of the range counts as high.
-    """
-
-    vector: Float[Tensor, " w_dim"]
-    bias: float
-    train_accuracy: float
-    validation_accuracy: float
-    full_accuracy: float
+    vector: Float[Tensor, " w_dim"]  # unit normal, float32 on the CPU; points towards higher scores
+    bias: float  # signed distance of w = 0 from the plane
+    train_accuracy: float  # share of the samples of the fit that lie on their side, in [0, 1]
+    validation_accuracy: float  # the same for the samples held out of the fit
+    full_accuracy: float  # the same for all samples, where a score above the middle of the range counts as high
 
 
 def fit_boundary(
@@ -52,17 +44,17 @@ def fit_boundary(
         w: Samples of W, such as `generator.mapping(z)`.
         scores: How much of the attribute each sample shows, in any unit, (samples,).
         chosen_ratio: Share of the samples taken from the top, and the same from the bottom, in (0, 0.5].
-        split_ratio: Share of those that the fit sees, in (0, 1); the rest validates it.
+        split_ratio: Share of the chosen samples that are fitted, in (0, 1). The rest validates the fit.
         invalid_value: Score that marks a sample to leave out. `None` keeps all.
-        seed: Decides which of the chosen samples the fit sees, in [0, 2**32 - 1].
+        seed: Decides which of the chosen samples are fitted, in [0, 2**32 - 1].
 
     Returns:
-        The boundary. Where training and validation accuracy are far apart, it needs more samples.
+        The boundary. If training and validation accuracy are far apart, it needs more samples.
 
     Raises:
         MissingDependencyError: If scikit-learn is not installed.
-        ValueError: If `w` or `scores` are not finite or not equally many, a ratio is outside its range, fewer than one
-            sample a side is left to fit or to validate, or all scores are equal.
+        ValueError: If `w` or `scores` are not finite or not equally many, a ratio is outside its range, too few samples
+            are left to fit or to validate, or all scores are equal.
     """
     if not 0 < chosen_ratio <= 0.5:
         raise ValueError(f"`chosen_ratio` must be in (0, 0.5], got {chosen_ratio}.")
@@ -94,7 +86,7 @@ def fit_boundary(
     if values[0] == values[-1]:
         raise ValueError(f"`scores` must differ, but every valid score is {values[0]}.")
 
-    # The legacy generator, on purpose: its permutations are those of the original code.
+    # The legacy generator gives the permutations of the original code.
     random_state = np.random.RandomState(seed)
     high = samples[:num_chosen][random_state.permutation(num_chosen)]
     low = samples[-num_chosen:][random_state.permutation(num_chosen)]
@@ -121,10 +113,10 @@ def fit_boundary(
 def condition_boundary(
     primary: Float[Tensor, " w_dim"], *conditions: Float[Tensor, " w_dim"]
 ) -> Float[Tensor, " w_dim"]:
-    """Take out of a direction what it shares with others, so that moving along it leaves their attributes alone.
+    """Remove from a direction what it shares with others, so that moving along it leaves their attributes alone.
 
     The conditional manipulation of InterFaceGAN (section 3.3): the projection of `primary` on the orthogonal complement
-    of all `conditions`, which is the original formula for one and for two, and holds for any number.
+    of all `conditions`. The original has the formulas for one and for two conditions.
 
     Args:
         primary: Normal of the attribute to edit, of any length but zero.
@@ -132,10 +124,6 @@ def condition_boundary(
 
     Returns:
         Unit norm, in the dtype and on the device of `primary`.
-
-    Raises:
-        ValueError: If a vector is zero or not finite, the conditions are linearly dependent, or nothing of `primary`
-            is left.
     """
     unit = torch.stack([vector.detach().cpu().double() for vector in (primary, *conditions)])  # (1 + conditions, w_dim)
     norms = unit.norm(dim=1, keepdim=True)
@@ -147,7 +135,7 @@ def condition_boundary(
         basis, scales, _ = torch.linalg.svd(unit[1:].T, full_matrices=False)  # (w_dim, conditions)
         if len(conditions) > len(primary) or scales[-1] < DEGENERATE:
             raise ValueError(
-                f"The {len(conditions)} `conditions` must be linearly independent; leave out those that say the same."
+                f"The {len(conditions)} `conditions` must be linearly independent; leave out those that repeat others."
             )
         remaining = remaining - basis @ (basis.T @ remaining)
     length = remaining.norm()

@@ -23,18 +23,12 @@ def mix_styles(
     """Blend the chosen layers of one code with those of another; with all layers this is linear interpolation.
 
     Args:
-        w_plus_a: Style codes in W+ that keep the other layers; not changed.
+        w_plus_a: Style codes in W+ that keep the other layers. Not changed.
         w_plus_b: Style codes that give the chosen layers: one for each of `w_plus_a`, or a single one for all. pSp
             draws it from W (`latents.broadcast(generator.mapping(z), num_ws)`).
         layers: Half-open range `(start, stop)` of style layers, or a mask (num_ws,). `None` takes all. pSp's
             "8,9,...,17" is `(8, 18)`.
-        alpha: Weight of `w_plus_b`: 0 keeps a, 1 takes b, between them a blend, outside an extrapolation.
-
-    Returns:
-        New codes, on the device and in the dtype of `w_plus_a`.
-
-    Raises:
-        ValueError: If the layers do not fit, the batches do not fit, or `alpha` is not finite.
+        alpha: Weight of `w_plus_b`: 0 keeps a, 1 takes b. Other values blend or extrapolate.
     """
     batch, num_ws, _ = w_plus_a.shape
     if w_plus_b.shape[0] not in (1, batch):

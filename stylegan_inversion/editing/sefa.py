@@ -1,4 +1,4 @@
-"""SeFa: directions from the weights alone, as those along which the styles of some layers change most.
+"""SeFa: directions from the weights alone, along which the styles of some layers change most.
 
 Paper: Shen and Zhou 2021, "Closed-Form Factorization of Latent Semantics in GANs", arXiv:2007.06600.
 Original code: https://github.com/genforce/sefa (MIT); the normalisation is that of
@@ -26,11 +26,7 @@ def factorize(
 
     Returns:
         Directions of unit norm, the most amplified first and the largest entry of each positive (the original's signs
-        are arbitrary), and their eigenvalues, descending, >= 0. Both float32 on the CPU.
-
-    Raises:
-        ValueError: If there are no weights, their `w_dim` differ, a row is zero or not finite, or `num_directions` is
-            outside its range.
+        are arbitrary), and their eigenvalues, >= 0. Both float32 on the CPU.
     """
     sizes = {weight.shape[1] for weight in weights}
     if len(sizes) != 1:

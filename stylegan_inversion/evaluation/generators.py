@@ -30,8 +30,7 @@ from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.pipelines.loading import find_device
 from stylegan_inversion.preprocessing.align import uncropped
-from stylegan_inversion.preprocessing.folder import list_images
-from stylegan_inversion.preprocessing.image import load_image, to_pil, to_tensor
+from stylegan_inversion.preprocessing.image import list_images, load_image, to_pil, to_tensor
 
 FEWEST = 8  # pictures of a set: each half of the data must hold more than 3 neighbours
 _GRID, _GRID_PSI = 64, 0.7  # samples of a grid, and the truncation of the second one

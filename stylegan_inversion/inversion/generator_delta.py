@@ -1,8 +1,7 @@
-"""What pivotal tuning changed in a generator, and nothing else: exact, or of low rank with its error stated.
+"""The change that pivotal tuning made to a generator: exact, or of low rank with its error stated.
 
-A tuned generator is its base and a small change (Roich et al. 2022, arXiv:2106.05744, leaves the mapping network as it
-is). Keeping only the change makes a saved inversion small; the sha256 of the base's tensors makes sure that it is put
-on the same base again. Own code.
+A tuned generator is its base and a small change. Keeping only the change makes a saved inversion small, and the sha256
+of the base's tensors ensures that it is applied to the same base again. Own code.
 """
 
 import copy
@@ -25,7 +24,7 @@ _KINDS = ("value", "difference", "left", "right")  # the last part of a tensor's
 
 
 def generator_sha256(generator: Generator) -> str:
-    """Fingerprint of a generator: sha256 over the names, shapes and float32 bytes of its tensors, by name."""
+    """Compute the sha256 over the names, shapes and float32 bytes of a generator's tensors, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(plain_state_dict(generator).items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
@@ -35,12 +34,11 @@ def generator_sha256(generator: Generator) -> str:
 
 @dataclass(frozen=True, eq=False)
 class GeneratorDelta:
-    """The change from a base generator to a tuned one; `between` makes it, `apply` puts it on the base again.
+    """The change from a base generator to a tuned one. `between` makes it, `apply` puts it on the base again.
 
     Attributes:
-        tensors: The changed tensors by name, on the CPU, each name with one of these endings: `.value` holds the new
-            tensor; `.difference` new minus old; `.left` and `.right` two factors of the difference seen as a matrix
-            (out, everything else).
+        tensors: The changed tensors by name, on the CPU. Each name ends in `.value`, the new tensor; `.difference`, new
+            minus old; or `.left` and `.right`, two factors of the difference as a matrix (out, everything else).
         base_sha256: `generator_sha256` of the base.
         errors: By changed tensor, how far the kept change is from the true one: ||kept - true|| / ||true||.
         relative_error: The same over all changed parameters together; 0 if the change is exact. Constant noise, which
@@ -77,18 +75,15 @@ class GeneratorDelta:
 
         Args:
             base: The generator before.
-            tuned: The generator after; of the same sizes.
-            rank: Keep the change of each weight matrix (out, in * k * k) as its best approximation of this rank, by
-                truncated singular value decomposition. Biases, noise and matrices that would not get smaller are whole.
-            energy: The same, but each matrix takes the lowest rank that keeps this share, in (0, 1], of its change's
-                squared norm. Not together with `rank`.
+            tuned: The generator after, of the same sizes.
+            rank: Keep the change of each weight matrix (out, in * k * k) as its best approximation of this rank.
+                Biases, noise and matrices that would not get smaller are kept whole.
+            energy: Instead of `rank`: each matrix takes the lowest rank that keeps this share, in (0, 1], of its
+                change's squared norm.
             dtype: Floating-point type to keep the change in, such as `torch.float16`. `None` means float32.
 
-        Returns:
-            The change, with its error.
-
         Raises:
-            ValueError: If the sizes differ, an option is out of range, or the change is not finite, or too large for
+            ValueError: If the sizes differ, an option is out of range, or the change is not finite or too large for
                 `dtype`.
         """
         if base.config != tuned.config:
@@ -110,7 +105,7 @@ class GeneratorDelta:
             if torch.equal(old, new):
                 continue
             if not torch.isfinite(new).all():
-                raise ValueError(f"`tuned` holds NaN or infinity in {name!r}; there is nothing sensible to keep.")
+                raise ValueError(f"`tuned` holds NaN or infinity in {name!r}, so its change cannot be kept.")
             if exact:
                 tensors[f"{name}.value"], errors[name] = new.clone(), 0.0
                 continue
@@ -131,13 +126,7 @@ class GeneratorDelta:
     @torch.inference_mode(False)
     @torch.no_grad()
     def apply(self, base: Generator) -> Generator:
-        """Put the change on the base.
-
-        Args:
-            base: The generator that the change was made from; it stays as it is.
-
-        Returns:
-            A tuned copy on the base's device and in its dtype, frozen, in eval mode.
+        """Put the change on a copy of the base, on its device and in its dtype, frozen, in eval mode.
 
         Raises:
             CheckpointError: If `base` is another generator, or a changed tensor does not fit it.
@@ -161,13 +150,8 @@ class GeneratorDelta:
             state[name].copy_(change if "value" in parts else old + change)
         return tuned
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
-
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """As tensors by name and texts by name, for a safetensors file and its header."""
+        """Convert to tensors and texts by name, for a safetensors file and its header."""
         figures = {"relative_error": repr(self.relative_error), "errors": json.dumps(dict(self.errors))}
         return dict(self.tensors), {"format": FORMAT, "base_sha256": self.base_sha256, **figures}
 
@@ -176,12 +160,10 @@ class GeneratorDelta:
         """Read what `to_tensors` gave.
 
         Raises:
-            CheckpointError: If it is not such a change, or damaged.
+            CheckpointError: If it is something else, or damaged.
         """
         if metadata.get("format") != FORMAT or not re.fullmatch(r"[0-9a-f]{64}", metadata.get("base_sha256", "")):
-            raise CheckpointError(
-                f"This is no change of a generator: its header must say format {FORMAT} and a sha256."
-            )
+            raise CheckpointError(f"Not a change of a generator: the header must say format {FORMAT} and a sha256.")
         try:
             errors = {str(name): float(error) for name, error in json.loads(metadata["errors"]).items()}
             delta = cls(dict(tensors), metadata["base_sha256"], errors, float(metadata["relative_error"]))
@@ -199,19 +181,19 @@ class GeneratorDelta:
         for key, tensor in self.tensors.items():
             name, _, kind = key.rpartition(".")
             if kind not in _KINDS:
-                raise CheckpointError(f"The change holds {key!r}, which ends in none of {', '.join(_KINDS)}.")
+                raise CheckpointError(f"The change holds {key!r}, which must end in one of {', '.join(_KINDS)}.")
             parts.setdefault(name, {})[kind] = tensor
         return parts
 
 
 def _compress(difference: Float[Tensor, "..."], rank: int | None, energy: float | None) -> dict[str, Tensor]:
-    """The difference whole, or as two factors where that is smaller."""
+    """Keep the difference whole, or as two factors where that is smaller."""
     if difference.ndim < 2 or (rank is None and energy is None):
         return {"difference": difference}
     matrix = difference.flatten(1).double()
     rows, columns = matrix.shape
     wide = matrix if rows <= columns else matrix.T
-    # The singular vectors of a wide matrix are the eigenvectors of its small Gram matrix: much faster than an SVD.
+    # The singular vectors of a wide matrix are the eigenvectors of its small Gram matrix, much faster than an SVD.
     values, vectors = torch.linalg.eigh(wide @ wide.T)
     if rank is None:
         squares = values.flip(0).clamp(min=0).cumsum(0)
@@ -224,7 +206,7 @@ def _compress(difference: Float[Tensor, "..."], rank: int | None, energy: float 
 
 
 def _restore(parts: Mapping[str, Tensor], shape: torch.Size) -> Float[Tensor, "..."]:
-    """The kept tensor in float32, of its shape; a `RuntimeError` if it does not fit."""
+    """Rebuild the kept tensor in float32. A `RuntimeError` says that it does not fit the shape."""
     if "left" in parts:
         left, right = parts["left"], parts["right"]
         fits = left.ndim == right.ndim == 2 and len(shape) >= 2

@@ -1,12 +1,12 @@
-"""Pivotal tuning: change the generator until it draws the photo at its pivot, and nothing else anywhere else.
+"""Pivotal tuning: change the generator until it draws the photo at its pivot, and leave the rest as it was.
 
 Paper: Roich et al. 2022, "Pivotal Tuning for Latent-based Editing of Real Images", arXiv:2106.05744, section 3.
-Settings: danielroich/PTI (MIT), `configs/hyperparameters.py`. Own code.
+Original code: danielroich/PTI (MIT), `configs/hyperparameters.py`, `training/coaches/`. Own code.
 
 Departures from PTI's code:
-- The threshold is looked at from the second step on, so that the generator is tuned at least once.
+- The threshold is checked from the second step on, so that the generator is tuned at least once.
 - The state of the lowest loss is returned, not the last one.
-- A locality step ends at the drawn w at the latest (see `losses/locality.py`).
+- A locality step that would go past the sampled w ends there, so that the codes always lie between pivot and sample.
 - The noise of the projection, if given, becomes the tuned generator's constant noise; PTI goes back to the old one.
 """
 
@@ -21,10 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stylegan_inversion import latents
-from stylegan_inversion.bounds import check_bounds, number
+from stylegan_inversion.bounds import BoundedConfig, number
 from stylegan_inversion.errors import DivergedError
 from stylegan_inversion.inversion.projector import Callback
-from stylegan_inversion.losses.locality import interpolate_codes, locality_terms
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
 
@@ -32,43 +31,32 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TuningConfig:
+class TuningConfig(BoundedConfig):
     """Settings of pivotal tuning. The defaults are PTI's."""
 
     num_steps: int = number(350, 0, 1_000_000)  # 0 gives an untuned copy
     learning_rate: float = number(3e-4, 1e-12, 1e3)  # of Adam, constant
     l2_weight: float = number(1.0, 0.0, 1e6)
     lpips_weight: float = number(1.0, 0.0, 1e6)
-    # stop once the perceptual distance is below; `None`: the network's own; 0 never stops
+    # stop once the perceptual distance is below; `None` takes the network's own; 0 never stops
     lpips_threshold: float | None = number(None, 0.0, 1e6)
-    use_locality: bool = False  # off in PTI's code "for faster inversion"; on if the generator is to be used elsewhere
+    use_locality: bool = False  # off in PTI's code; keeps the generator as it was away from the pivot
     locality_interval: int = number(1, 1, 1_000_000)  # steps between two locality terms
-    locality_samples: int = number(1, 1, 4096)  # codes a term
+    locality_samples: int = number(1, 1, 4096)  # codes in a term
     locality_alpha: float = number(30.0, 0.0, 1e6)  # distance from the pivot over all layers, in units of w
     locality_l2_weight: float = number(0.1, 0.0, 1e6)
     locality_lpips_weight: float = number(0.1, 0.0, 1e6)
     locality_truncation_psi: float = number(0.5, -10.0, 10.0)
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_bounds(self)
-
 
 @dataclass(frozen=True, eq=False)
 class Tuning:
-    """Result of pivotal tuning.
+    """Result of pivotal tuning."""
 
-    Attributes:
-        generator: A tuned copy, frozen, in eval mode.
-        losses: Weighted loss on the targets at each step.
-        stopped_by: "steps", "threshold", "callback" or "nan".
-        lpips_threshold: The perceptual distance at which it would have stopped, or did.
-    """
-
-    generator: Generator
-    losses: list[float] = field(default_factory=list)
-    stopped_by: str = "steps"
-    lpips_threshold: float = 0.0
+    generator: Generator  # a tuned copy, frozen, in eval mode
+    losses: list[float] = field(default_factory=list)  # weighted loss on the targets at each step
+    stopped_by: str = "steps"  # or "threshold", "callback", "nan"
+    lpips_threshold: float = 0.0  # the perceptual distance below which it stops
 
 
 @torch.inference_mode(False)
@@ -87,14 +75,14 @@ def tune_generator(
     """Tune a copy of the generator's synthesis network so that it draws the targets at their pivots.
 
     Args:
-        generator: Stays as it is, to the bit.
+        generator: Not changed.
         target: Images, RGB, in [-1, 1]. Several images share one tuned generator.
-        w_pivot: A pivot for each image; it is not optimised.
+        w_pivot: A pivot for each image. It is not optimised.
         perceptual: The perceptual distance of the loss.
         config: Settings. `None` means PTI's.
-        noise: Noise of the projection, one tensor (1, 1, r, r) a style layer, to become the copy's constant noise.
-            `None` keeps the generator's own.
-        seed: Of the locality term's draws of z.
+        noise: Noise of the projection, one tensor (1, 1, r, r) for each style layer, which becomes the copy's constant
+            noise. `None` keeps the generator's own.
+        seed: Seed of the locality term's draws of z.
         callback: Called after each step with the step, from 1, and {"stage": "tuning", "loss", "l2", "lpips",
             "y_hat"}. Returning True stops the run with the best state so far; an exception passes through.
 
@@ -110,7 +98,7 @@ def tune_generator(
     if target.shape[-2:] != (resolution, resolution):
         raise ValueError(f"`target` must be {resolution} px a side, got {target.shape[-2]} x {target.shape[-1]}.")
     if len(target) != len(w_pivot):
-        raise ValueError(f"`w_pivot` must have one entry an image: got {len(w_pivot)} for {len(target)} images.")
+        raise ValueError(f"`w_pivot` must have one entry for each image, got {len(w_pivot)} for {len(target)} images.")
     tuned = copy.deepcopy(generator).eval().requires_grad_(False)
     if noise is not None:
         if any(len(tensor) != 1 for tensor in noise):
@@ -118,8 +106,8 @@ def tune_generator(
         for conv, tensor in zip(tuned.synthesis.convs, noise, strict=True):
             conv.noise_const.copy_(tensor[0, 0])
     parameters = [p.requires_grad_() for p in tuned.synthesis.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)  # a fifth of a step on a CPU
-    target, w_pivot = target.clone(), w_pivot.detach().clone()  # of the caller's inference mode, if that is on
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)  # saves a fifth of a step on a CPU
+    target, w_pivot = target.clone(), w_pivot.detach().clone()  # leave the caller's inference mode
     with torch.no_grad():
         wanted = perceptual.features(target)
         best = [p.clone() for p in parameters]
@@ -128,10 +116,10 @@ def tune_generator(
 
     losses: list[float] = []
     best_loss, stopped_by = float("inf"), "steps"
-    for step in range(config.num_steps + 1):  # the last round only measures
+    for step in range(config.num_steps + 1):  # the last round only measures the loss
         local = config.use_locality and step < config.num_steps and step % config.locality_interval == 0
         w_local, frozen = _locality_targets(generator, w_pivot, config, rng) if local else (w_pivot[:0], target[:0])
-        drawn = _draw(tuned, w_pivot, w_local)  # in one pass: on a CPU quicker than two
+        drawn = _draw(tuned, w_pivot, w_local)  # one pass is faster than two on a CPU
         features = perceptual.features(drawn)
         y_hat = drawn[: len(target)]
         l2 = F.mse_loss(y_hat, target)
@@ -159,12 +147,9 @@ def tune_generator(
         if step == config.num_steps:
             break
         if local:
-            mine = [layer[len(target) :] for layer in features]
-            local_l2, local_lpips = locality_terms(
-                drawn[len(target) :],
-                frozen,
-                perceptual=lambda _, theirs: perceptual.distance(mine, perceptual.features(theirs)),  # noqa: B023
-            )
+            local_l2 = F.mse_loss(drawn[len(target) :], frozen)
+            local_features = [layer[len(target) :] for layer in features]
+            local_lpips = perceptual.distance(local_features, perceptual.features(frozen)).mean()
             loss = loss + config.locality_l2_weight * local_l2 + config.locality_lpips_weight * local_lpips
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -179,18 +164,33 @@ def tune_generator(
 def _locality_targets(
     generator: Generator, w_pivot: Tensor, config: TuningConfig, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Codes near the pivots, and what the given generator draws there, which the tuned one must draw, too."""
+    """Draw codes near the pivots, and the given generator's images there, which the tuned one must reproduce (L_R)."""
     z = torch.randn(config.locality_samples, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
     w_sampled = latents.broadcast(generator.mapping(z.to(w_pivot)), generator.num_ws)
     w_sampled = latents.truncate(w_sampled, generator.w_avg, truncation_psi=config.locality_truncation_psi)
-    # Each draw goes with a pivot in turn, so that several images are treated alike.
+    # Each code goes from a random pivot, so that several images are treated alike.
     pivots = w_pivot[torch.randint(len(w_pivot), (config.locality_samples,), generator=rng, device="cpu")]
     w_local = interpolate_codes(pivots, w_sampled, alpha=config.locality_alpha)
     return w_local, generator.synthesis(w_local, noise_mode="none")
 
 
+def interpolate_codes(
+    w_pivot: Float[Tensor, "batch num_ws w_dim"], w_sampled: Float[Tensor, "batch num_ws w_dim"], *, alpha: float
+) -> Float[Tensor, "batch num_ws w_dim"]:
+    """Go a fixed distance from the pivots towards random codes (section 3.3).
+
+    w_r = w_p + alpha (w_z - w_p) / ||w_z - w_p||_2. The norm is over all layers together, as in the original code: in
+    W, where all layers are equal, alpha 30 moves each layer by 30 / sqrt(18) = 7.07 at 1024 px. The result is w_z where
+    that is nearer than `alpha`.
+    """
+    towards = w_sampled - w_pivot
+    norm = towards.norm(dim=(1, 2), keepdim=True)  # (batch, 1, 1)
+    share = (alpha / norm.where(norm > 0, 1.0)).clamp(max=1.0)
+    return w_pivot + share * towards
+
+
 def _draw(tuned: Generator, w_pivot: Tensor, w_local: Tensor) -> Tensor:
-    """Pictures at the pivots, with the constant noise, then those near them, without noise."""
+    """Draw images at the pivots, with the constant noise, then those near them, without noise."""
     codes = torch.cat([w_pivot, w_local])
     with_noise = (torch.arange(len(codes), device=codes.device) < len(w_pivot)).view(-1, 1, 1, 1)
     return tuned.synthesis(codes, noise=[conv.noise_const * with_noise for conv in tuned.synthesis.convs])

@@ -3,12 +3,11 @@
 Paper: Karras et al. 2020, arXiv:1912.04958, appendix D. Settings: PTI's (Roich et al. 2022, arXiv:2106.05744;
 danielroich/PTI, MIT, `configs/hyperparameters.py` and `training/projectors/w_projector.py`). Own code.
 
-Departures from PTI's code, most of them towards what it meant:
-- The learning rate is the one that acts. PTI's `first_inv_lr` 5e-3 is overwritten at every step by 0.01 times the ramp.
+Departures from PTI's code:
+- The learning rate is the one that takes effect: PTI overwrites `first_inv_lr` 5e-3 by 0.01 times the ramp.
 - w is repeated for as many layers as the generator has, not 18.
 - The optimised noise is returned; PTI throws it away.
-- For each image the w of the lowest distance is returned, not the last one; the distance is that of the step, in which
-  w still has its noise added.
+- For each image the w of the lowest distance is returned, not the last one. The distance is measured with noise on w.
 - The perceptual network is the caller's; PTI takes the VGG16 of NVIDIA's LPIPS.
 """
 
@@ -25,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stylegan_inversion import latents
-from stylegan_inversion.bounds import check_bounds, number
+from stylegan_inversion.bounds import BoundedConfig, number
 from stylegan_inversion.errors import DivergedError
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
@@ -33,11 +32,11 @@ from stylegan_inversion.models.generator import Generator
 logger = logging.getLogger(__name__)
 
 Callback = Callable[[int, dict[str, Any]], bool | None]
-"""Called after each step with its number, from 1, and its figures; returns True to stop there."""
+"""Called after each step with its number, from 1, and its figures. Returns True to stop there."""
 
 
 @dataclass(frozen=True)
-class ProjectorConfig:
+class ProjectorConfig(BoundedConfig):
     """Settings of the projection. The defaults are PTI's."""
 
     num_steps: int = number(450, 1, 1_000_000)
@@ -50,40 +49,29 @@ class ProjectorConfig:
     noise_weight: float = number(1e5, 0.0, 1e12)  # weight of the noise regularisation
     optimize_noise: bool = True
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_bounds(self)
-
     def learning_rate_at(self, step: int) -> float:
-        """Learning rate at a step, from 0."""
+        """Compute the learning rate at a step, from 0."""
         t = step / self.num_steps
         ramp = 0.5 - 0.5 * math.cos(min(1.0, (1 - t) / self.ramp_down) * math.pi)
         return self.learning_rate * ramp * min(1.0, t / self.ramp_up)
 
     def w_noise_at(self, step: int) -> float:
-        """Noise on w at a step, from 0, in units of the spread of w."""
+        """Compute the noise on w at a step, from 0, in units of the spread of w."""
         return self.w_noise * max(0.0, 1 - step / self.num_steps / self.w_noise_ramp) ** 2
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """Result of a projection.
+    """Result of a projection."""
 
-    Attributes:
-        w_plus: Style codes, (B, num_ws, w_dim); all layers equal if the projection was into W.
-        noise: The optimised noise, one tensor (B, 1, r, r) a style layer.
-        losses: Perceptual distance at each step, averaged over the batch.
-        stopped_by: "steps", "callback" or "nan".
-    """
-
-    w_plus: Float[Tensor, "batch num_ws w_dim"]
-    noise: list[Tensor]
-    losses: list[float] = field(default_factory=list)
-    stopped_by: str = "steps"
+    w_plus: Float[Tensor, "batch num_ws w_dim"]  # all layers are equal if the projection was into W
+    noise: list[Tensor]  # the optimised noise, one tensor (B, 1, r, r) for each style layer
+    losses: list[float] = field(default_factory=list)  # perceptual distance at each step, averaged over the batch
+    stopped_by: str = "steps"  # or "callback", "nan"
 
 
 def w_statistics(generator: Generator, num_samples: int, *, seed: int = 123) -> tuple[Tensor, float]:
-    """Average of w, (w_dim,), and its spread: the root of the mean squared distance from the average."""
+    """Estimate the average of w, (w_dim,), and its spread: the root of the mean squared distance from the average."""
     rng = latents.random_source(seed)
     z = torch.randn(num_samples, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
     parameter = next(generator.parameters())
@@ -96,11 +84,7 @@ def w_statistics(generator: Generator, num_samples: int, *, seed: int = 123) -> 
 def noise_regularization(noise: list[Tensor]) -> Float[Tensor, ""]:
     """Penalise noise that is not white: squared autocorrelation at a shift of one pixel, over a pyramid down to 8 px.
 
-    Args:
-        noise: Tensors (B, 1, r, r).
-
-    Returns:
-        Sum over tensors, levels, both axes and the batch.
+    The terms of the tensors (B, 1, r, r), their levels, both axes and the batch are summed.
     """
     total = noise[0].new_zeros(())
     for level in noise:
@@ -113,6 +97,8 @@ def noise_regularization(noise: list[Tensor]) -> Float[Tensor, ""]:
     return total
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def project_w(
     generator: Generator,
     target: Float[Tensor, "batch 3 resolution resolution"],
@@ -121,68 +107,44 @@ def project_w(
     config: ProjectorConfig | None = None,
     seed: int = 123,
     callback: Callback | None = None,
+    per_layer: bool = False,
 ) -> Projection:
     """Find the w that draws an image most like the target, starting from the average w.
 
     Args:
-        generator: Stays as it is.
-        target: Images, RGB, in [-1, 1]; each gets a w and noise of its own, those that it would get alone.
-        perceptual: Distance to minimise; images above 256 px are pooled to 256 for it.
+        generator: Not changed.
+        target: Images, RGB, in [-1, 1]. Each gets its own w and noise, the same as it would get alone.
+        perceptual: Distance to minimise. Images above 256 px are pooled to 256 for it.
         config: Settings. `None` means PTI's.
-        seed: Of the draws of z and of the noise.
+        seed: Seed of the draws of z and of the noise.
         callback: Called after each step with the step, from 1, and {"stage": "projection", "loss", "learning_rate",
-            "y_hat", "w_plus"}; `y_hat` is what was drawn in this step. Returning True stops the run with the best state
-            so far; an exception passes through.
+            "y_hat", "w_plus"}; `y_hat` is the image of this step. Returning True stops the run with the best state so
+            far; an exception passes through.
+        per_layer: Find one w for each layer instead, as `project_w_plus` does.
 
     Returns:
         The state of the lowest loss.
 
     Raises:
         ValueError: If the target has another side than the generator's images.
-        DivergedError: If the first step gives NaN or infinity, be it for one image. Later, the run stops for all of
-            them, with their best states.
+        DivergedError: If the first step gives NaN or infinity for any image. Later, the run stops for all images, with
+            their best states.
     """
-    return _project(generator, target, 1, perceptual, config or ProjectorConfig(), seed, callback)
-
-
-def project_w_plus(
-    generator: Generator,
-    target: Float[Tensor, "batch 3 resolution resolution"],
-    *,
-    perceptual: PerceptualDistance,
-    config: ProjectorConfig | None = None,
-    seed: int = 123,
-    callback: Callback | None = None,
-) -> Projection:
-    """Find one w a layer, as Image2StyleGAN does (arXiv:1904.03189): nearer, less editable. See `project_w`."""
-    return _project(generator, target, generator.num_ws, perceptual, config or ProjectorConfig(), seed, callback)
-
-
-@torch.inference_mode(False)
-@torch.enable_grad()
-def _project(
-    generator: Generator,
-    target: Tensor,
-    num_free: int,
-    perceptual: PerceptualDistance,
-    config: ProjectorConfig,
-    seed: int,
-    callback: Callback | None,
-) -> Projection:
+    config = config or ProjectorConfig()
     resolution, num_ws = generator.config.resolution, generator.num_ws
     if target.shape[-2:] != (resolution, resolution):
         raise ValueError(f"`target` must be {resolution} px a side, got {target.shape[-2]} x {target.shape[-1]}.")
-    target = target.clone()  # of the caller's inference mode, if that is on
+    target = target.clone()  # leave the caller's inference mode
     synthesis = copy.deepcopy(generator.synthesis).requires_grad_(False)
     w_avg, w_spread = w_statistics(generator, config.num_w_samples, seed=seed)
     rng = latents.random_source(seed)
 
     def draw(*shape: int) -> Tensor:
-        """The same numbers for each image: those that it would get alone."""
+        """Draw the same numbers for each image: those that it would get alone."""
         drawn = torch.randn(1, *shape, generator=rng, device="cpu", dtype=torch.float32)
         return drawn.to(target).repeat(len(target), *[1] * len(shape))
 
-    w_opt = w_avg.to(target).repeat(len(target), num_free, 1).requires_grad_()
+    w_opt = w_avg.to(target).repeat(len(target), num_ws if per_layer else 1, 1).requires_grad_()
     noise = [draw(1, *conv.noise_const.shape) for conv in synthesis.convs]
     if config.optimize_noise:
         noise = [tensor.requires_grad_() for tensor in noise]
@@ -228,8 +190,23 @@ def _project(
         if callback and callback(step + 1, info | tensors):
             stopped_by = "callback"
             break
-    w_plus = latents.broadcast(w_best[:, 0], num_ws) if num_free == 1 else w_best
+    w_plus = w_best if per_layer else latents.broadcast(w_best[:, 0], num_ws)
     return Projection(w_plus, noise_best, losses, stopped_by)
+
+
+def project_w_plus(
+    generator: Generator,
+    target: Float[Tensor, "batch 3 resolution resolution"],
+    *,
+    perceptual: PerceptualDistance,
+    config: ProjectorConfig | None = None,
+    seed: int = 123,
+    callback: Callback | None = None,
+) -> Projection:
+    """Find one w for each layer, as Image2StyleGAN does (arXiv:1904.03189): nearer, less editable. See `project_w`."""
+    return project_w(
+        generator, target, perceptual=perceptual, config=config, seed=seed, callback=callback, per_layer=True
+    )
 
 
 def _at_most_256(x: Tensor) -> Tensor:

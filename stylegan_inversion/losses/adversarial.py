@@ -14,39 +14,28 @@ from torch.nn.functional import softplus
 def discriminator_loss(real_logits: Float[Tensor, "..."], fake_logits: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """Reward high logits on real samples and low ones on fakes: mean softplus(-D(real)) + mean softplus(D(fake)).
 
-    Args:
-        real_logits: Discriminator outputs on real samples, unbounded.
-        fake_logits: Discriminator outputs on generated samples, unbounded; there may be more or fewer of them.
-
-    Returns:
-        Scalar, >= 0; 2 log 2 where the discriminator knows nothing.
+    The numbers of real and fake samples may differ. A discriminator that outputs 0 gives 2 log 2.
     """
     return softplus(-real_logits).mean() + softplus(fake_logits).mean()
 
 
 def generator_loss(fake_logits: Float[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Reward fakes that the discriminator takes for real: mean softplus(-D(fake)).
-
-    Args:
-        fake_logits: Discriminator outputs on generated samples, unbounded. e4e's encoder is such a generator, of w.
-
-    Returns:
-        Scalar, >= 0; log 2 where the discriminator knows nothing.
-    """
+    """Reward fakes that the discriminator takes for real: mean softplus(-D(fake)). e4e's encoder makes fakes of w."""
     return softplus(-fake_logits).mean()
 
 
 def r1_penalty(real_logits: Float[Tensor, "..."], real_inputs: Float[Tensor, "batch ..."]) -> Float[Tensor, ""]:
     """Penalise a steep discriminator on real samples: the mean over the batch of ||grad_x D(x)||^2.
 
-    Without the factors around it: the papers weight it gamma / 2, and lazy regularisation multiplies by its interval.
+    The factors around it are the caller's: the papers weight it gamma / 2, and lazy regularisation multiplies it by its
+    interval.
 
     Args:
         real_logits: Discriminator outputs on `real_inputs`, computed from them.
         real_inputs: Real samples (images or w), with `requires_grad` set before the discriminator saw them.
 
     Returns:
-        Scalar, >= 0, that can be differentiated by the discriminator's parameters.
+        Scalar, >= 0, differentiable by the discriminator's parameters.
 
     Raises:
         ValueError: If `real_inputs` does not require a gradient, or `real_logits` has none.

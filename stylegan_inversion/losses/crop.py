@@ -1,4 +1,4 @@
-"""The region of pSp's crop losses, which weigh the face more than what surrounds it.
+"""The region of pSp's crop losses, which weight the face more than its surroundings.
 
 Paper: Richardson et al. 2021 (pSp), "Encoding in Style", arXiv:2008.00951; its frontalisation uses them.
 Original code: https://github.com/eladrich/pixel2style2pixel (MIT), training/coach.py.
@@ -16,13 +16,10 @@ def inner_face(x: Float[Tensor, "batch channels height width"]) -> Float[Tensor,
     Any loss of images becomes a crop loss: `l2_loss(inner_face(y_hat), inner_face(y))`. Nothing is resampled.
 
     Args:
-        x: Square FFHQ crops of any side. In tighter crops, such as those of faces64, the region cuts closer as well.
+        x: Square FFHQ crops of any side. In tighter crops, such as those of faces64, the region is tighter as well.
 
     Returns:
         A view of `x`.
-
-    Raises:
-        ValueError: If the images are not square.
     """
     height, width = x.shape[-2:]
     if height != width:

@@ -15,7 +15,7 @@ def delta_loss(w_plus: Float[Tensor, "batch num_ws w_dim"], num_deltas: int) -> 
 
     Args:
         w_plus: Style codes in W+, unbounded. `w_plus[:, 0]` is the base w.
-        num_deltas: How many deltas are trained so far, in [0, num_ws - 1]. 0 gives 0.
+        num_deltas: How many deltas are trained so far, in [0, num_ws - 1]. 0 gives a loss of 0.
 
     Returns:
         Scalar, >= 0, same dtype as `w_plus`. Its gradient is finite where a delta is exactly 0.

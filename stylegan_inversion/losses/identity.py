@@ -3,9 +3,9 @@
 Paper: Richardson et al. 2021 (pSp), "Encoding in Style", arXiv:2008.00951, L_ID, with ArcFace (arXiv:1801.07698).
 Original code: https://github.com/eladrich/pixel2style2pixel (MIT), criteria/id_loss.py. Own code.
 
-Similarities of different networks must not be mixed up. dlib's, which ships with the package, was trained on distances,
-not angles: two strangers in crops of faces64 have a cosine of 0.93 +- 0.02 there, a mirrored face 0.98 with itself;
-with ArcFace strangers are near 0. Its loss is as much smaller, and wants a weight about ten times as large.
+Do not compare similarities of different networks. dlib's, which ships with the package, was trained on distances, not
+angles: two strangers in crops of faces64 have a cosine of 0.93 +- 0.02, a face and its mirror image 0.98; with ArcFace
+strangers are near 0. So its loss is smaller, and needs a weight about ten times as large.
 """
 
 import abc
@@ -22,30 +22,30 @@ from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig, crop_face
 
 
 class IdentityEmbedding(nn.Module, abc.ABC):
-    """Face crops -> identities on the unit sphere. Frozen, and in eval mode whatever mode its parent is put into.
+    """Map face crops to identities on the unit sphere. Frozen, and always in eval mode.
 
-    `name` is what `load_identity` takes; a report that gives a similarity gives the name with it.
+    `name` is what `load_identity` takes. Report a similarity together with this name.
     """
 
     name: str | None = None
 
     @abc.abstractmethod
     def embed(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
-        """Embed FFHQ crops, RGB, in [-1, 1]; embeddings have unit norm."""
+        """Embed FFHQ crops, RGB, in [-1, 1]. The embeddings have unit norm."""
 
     def similarity(
         self, a: Float[Tensor, "batch 3 height width"], b: Float[Tensor, "batch 3 height_b width_b"]
     ) -> Float[Tensor, " batch"]:
-        """Cosine of the embeddings of images, RGB, in [-1, 1]: (B,), in [-1, 1], 1 for the same face."""
+        """Compute the cosine of the embeddings of images, RGB, in [-1, 1]: in [-1, 1], 1 for the same face."""
         return (self.embed(a) * self.embed(b)).sum(dim=1)
 
     def train(self, mode: bool = True) -> "IdentityEmbedding":
-        """Stay in eval mode: batch statistics and dropout have no place in a measure."""
+        """Stay in eval mode, whatever the parent does: a measure must not depend on the batch or on dropout."""
         return super().train(False)
 
 
 class ArcFaceEmbedding(IdentityEmbedding):
-    """The papers' network, which sees the inner face of an FFHQ crop at 112 px (`crop_face`)."""
+    """The papers' network, which reads the inner face of an FFHQ crop at 112 px (`crop_face`)."""
 
     def __init__(self, network: ArcFace) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class ArcFaceEmbedding(IdentityEmbedding):
 
 
 class DlibEmbedding(IdentityEmbedding):
-    """dlib's network, which sees the crop as it is, at 150 px."""
+    """dlib's network, which reads the whole crop at 150 px."""
 
     def __init__(self, network: FaceRecognitionNet) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class DlibEmbedding(IdentityEmbedding):
         self.eval()
 
     def embed(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
-        """Embed the crop and put it on the unit sphere."""
+        """Embed the crop and scale the result to unit norm."""
         return F.normalize(self.network(x), dim=1)
 
 
@@ -80,7 +80,7 @@ class IdentityLoss(nn.Module):
     def forward(
         self, y_hat: Float[Tensor, "batch 3 height width"], y: Float[Tensor, "batch 3 height_y width_y"]
     ) -> Float[Tensor, ""]:
-        """Compare the generator's images with their targets, both RGB, in [-1, 1]: in [0, 2]. `y` gets no gradient."""
+        """Compare images with their targets, both RGB, in [-1, 1]. The result is in [0, 2]. `y` gets no gradient."""
         with torch.no_grad():
             wanted = self.embedding.embed(y)
         return (1 - (self.embedding.embed(y_hat) * wanted).sum(dim=1)).mean()

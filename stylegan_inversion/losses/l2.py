@@ -1,4 +1,4 @@
-"""Pixel-wise distance, the first term of every encoder and of PTI.
+"""Pixel-wise distance, a term of every encoder and of PTI.
 
 Paper: Richardson et al. 2021 (pSp), "Encoding in Style", arXiv:2008.00951, equation 2.
 Original code: https://github.com/eladrich/pixel2style2pixel (MIT), training/coach.py.
@@ -14,13 +14,7 @@ def l2_loss(
 ) -> Float[Tensor, ""]:
     """Penalise differences of pixels: mean of (y_hat - y)^2 over batch, channels and pixels.
 
-    The paper writes L_2 = ||x - pSp(x)||_2; its code, followed here, takes the mean squared error.
-
-    Args:
-        y_hat: Images of the generator, RGB, in [-1, 1].
-        y: Targets, RGB, in [-1, 1].
-
-    Returns:
-        Scalar, >= 0; at most 4 if both lie in [-1, 1]. A quarter of it is the error of images in [0, 1].
+    The paper writes L_2 = ||x - pSp(x)||_2; its code, followed here, takes the mean squared error. For images in
+    [-1, 1] it is at most 4, and four times the error of images in [0, 1].
     """
     return mse_loss(y_hat, y)

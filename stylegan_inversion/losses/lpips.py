@@ -1,4 +1,4 @@
-"""LPIPS: on AlexNet, which ships with this package, and on VGG16, of the `lpips` package.
+"""LPIPS on AlexNet, which ships with this package, and on VGG16, from the `lpips` package.
 
 Paper: Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", arXiv:1801.03924.
 Original code: richzhang/PerceptualSimilarity (BSD-2). Own code; `builtin/perceptual/` says where the weights are from.
@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stylegan_inversion import hub
-from stylegan_inversion.bounds import check_bounds, number
+from stylegan_inversion.bounds import BoundedConfig, number
 from stylegan_inversion.errors import CheckpointError, MissingDependencyError
 
 PERCEPTUAL_NETWORKS = ("alex", "vgg")
-# Where pivotal tuning stops. alex: PTI's `LPIPS_value_threshold`. vgg, for which PTI has none: what it gives, about,
+# Where pivotal tuning stops. alex: PTI's `LPIPS_value_threshold`. vgg, for which PTI has none: about what it gives
 # where alex gives 0.06 on the bundled photos (blurred 0.06, shifted 0.13, noisy 0.14, as JPEG 0.16).
 THRESHOLDS = {"alex": 0.06, "vgg": 0.12}
 
@@ -28,8 +28,8 @@ class PerceptualDistance(nn.Module, abc.ABC):
     """Distance of images = sum over layers of the mean over pixels of weighted squared differences of unit features.
 
     Attributes:
-        name: What `load_perceptual` takes; a network without one cannot be saved with a pipeline.
-        threshold: The distance below which pivotal tuning takes two pictures for the same.
+        name: What `load_perceptual` takes. A network without a name cannot be saved with a pipeline.
+        threshold: The distance below which pivotal tuning stops.
     """
 
     name: str | None = None
@@ -37,28 +37,24 @@ class PerceptualDistance(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def features(self, x: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
-        """Features of each layer, (B, C, h, w), of unit norm over C."""
+        """Compute the features of each layer, (B, C, h, w), of unit norm over C."""
 
     @abc.abstractmethod
     def distance(self, a: list[Tensor], b: list[Tensor]) -> Float[Tensor, " batch"]:
-        """Distance of two results of `features`; a batch of one serves any other batch."""
+        """Compare two results of `features`. A batch of one is compared with every sample of the other."""
 
     def forward(
         self, x: Float[Tensor, "batch 3 height width"], y: Float[Tensor, "batch_y 3 height width"]
     ) -> Float[Tensor, " batch"]:
-        """Distance of images, RGB, in [-1, 1]: >= 0, (B,)."""
+        """Compute the distance of images, RGB, in [-1, 1]: (B,), >= 0."""
         return self.distance(self.features(x), self.features(y))
 
 
 @dataclass(frozen=True)
-class AlexLPIPSConfig:
+class AlexLPIPSConfig(BoundedConfig):
     """Widths of AlexNet's five convolutions."""
 
     widths: tuple[int, ...] = number((64, 192, 384, 256, 256), 1, 4096, count=5)
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_bounds(self)
 
 
 class AlexLPIPS(PerceptualDistance):
@@ -82,7 +78,7 @@ class AlexLPIPS(PerceptualDistance):
         self.register_buffer("scaling_scale", torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1), persistent=False)
 
     def features(self, x: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
-        """Features of the five layers, of unit norm over the channels."""
+        """Compute the features of the five layers, of unit norm over the channels."""
         if min(x.shape[-2:]) < 31:
             raise ValueError(f"Images must be at least 31 px a side, got {x.shape[-2]} x {x.shape[-1]}.")
         x = (x - self.scaling_shift) / self.scaling_scale
@@ -94,7 +90,7 @@ class AlexLPIPS(PerceptualDistance):
         return [_unit(h) for h in (h1, h2, h3, h4, h5)]
 
     def distance(self, a: list[Tensor], b: list[Tensor]) -> Float[Tensor, " batch"]:
-        """Weighted squared differences, averaged over the pixels and summed over the layers."""
+        """Average weighted squared differences over the pixels and sum them over the layers."""
         terms = [
             ((p - q).square().mean(dim=(2, 3)) * head).sum(dim=1) for p, q, head in zip(a, b, self.heads, strict=True)
         ]
@@ -102,24 +98,23 @@ class AlexLPIPS(PerceptualDistance):
 
 
 def _unit(h: Tensor) -> Tensor:
-    """Unit norm over the channels; where all are 0 they stay 0, with a finite gradient."""
+    """Scale to unit norm over the channels. Where all are 0 they stay 0, with a finite gradient."""
     return h / ((h.square().sum(dim=1, keepdim=True) + 1e-20).sqrt() + 1e-10)
 
 
 class LPIPS(PerceptualDistance):
-    """LPIPS v0.1 of the `lpips` package, which brings the linear heads and fetches its backbone."""
+    """LPIPS v0.1 from the `lpips` package, which brings the linear heads and fetches its backbone."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
     def features(self, x: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
-        """Features of the backbone's layers, of unit norm over the channels."""
-        layers = self.network.net(self.network.scaling_layer(x))
-        return [_unit(h) for h in layers]
+        """Compute the features of the backbone's layers, of unit norm over the channels."""
+        return [_unit(h) for h in self.network.net(self.network.scaling_layer(x))]
 
     def distance(self, a: list[Tensor], b: list[Tensor]) -> Float[Tensor, " batch"]:
-        """Weighted squared differences, averaged over the pixels and summed over the layers."""
+        """Average weighted squared differences over the pixels and sum them over the layers."""
         terms = [lin((p - q).square()).mean(dim=(1, 2, 3)) for p, q, lin in zip(a, b, self.network.lins, strict=True)]
         return torch.stack(terms).sum(dim=0)
 
@@ -128,18 +123,18 @@ def load_perceptual(name: str = "alex", *, device: torch.device | str | None = N
     """Load a perceptual distance, frozen and in eval mode.
 
     Args:
-        name: "alex", LPIPS v0.1 on AlexNet, built in; "vgg", LPIPS v0.1 on VGG16, of the package `lpips`.
+        name: "alex", LPIPS v0.1 on AlexNet, built in; or "vgg", LPIPS v0.1 on VGG16, from the package `lpips`.
         device: Where to put it. `None` means the CPU.
 
     Raises:
-        ValueError: If the name is none of these.
-        MissingDependencyError: If "vgg" is asked for and `lpips` cannot be imported.
+        ValueError: If there is no network of this name.
+        MissingDependencyError: If `lpips` is needed and cannot be imported.
         CheckpointError: If the backbone of `lpips` is not in PyTorch's cache and cannot be fetched.
     """
     if name == "st-alex":
         raise ValueError(
-            "`perceptual` 'st-alex' is no longer there; take 'alex', which is LPIPS itself. Its distances are about "
-            "twice as large, so a weight such as `loss.lpips` that was chosen for st-alex becomes half of it."
+            "`perceptual` 'st-alex' was removed; take 'alex', which is LPIPS itself. Its distances are about twice as "
+            "large, so halve a weight such as `loss.lpips` that was chosen for st-alex."
         )
     if name not in PERCEPTUAL_NETWORKS:
         raise ValueError(f"`perceptual` must be one of {', '.join(PERCEPTUAL_NETWORKS)}, got {name!r}.")
@@ -155,15 +150,11 @@ def load_perceptual(name: str = "alex", *, device: torch.device | str | None = N
 def _lpips(name: str) -> nn.Module:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torchvision, about what is missing for reading files
+            warnings.simplefilter("ignore")  # torchvision's, about readers of files that it lacks
             import lpips
-    except Exception as e:  # a torchvision that does not fit torch: RuntimeError, and AttributeError the next time
-        raise MissingDependencyError.of_import(
-            "lpips",
-            e,
-            "faces",
-            otherwise=f"`perceptual` {name!r} needs it; the built-in 'alex' needs nothing.",
-        ) from e
+    except Exception as e:  # a torchvision that does not fit torch raises RuntimeError, then AttributeError
+        otherwise = f"`perceptual` {name!r} needs it; the built-in 'alex' needs nothing."
+        raise MissingDependencyError.of_import("lpips", e, "faces", otherwise=otherwise) from e
     try:
         with torch.device("cpu"):  # whatever the caller's defaults
             return lpips.LPIPS(net=name, verbose=False).to(torch.float32)

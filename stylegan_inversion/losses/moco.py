@@ -1,10 +1,10 @@
-"""MoCo similarity: what stands in for the identity loss where images show no faces.
+"""MoCo similarity, which replaces the identity loss where images show no faces.
 
 Papers: Tov et al. 2021 (e4e), arXiv:2102.02766, L_sim; the network is MoCo v2's (Chen et al. 2020, arXiv:2003.04297).
 Original code: https://github.com/eladrich/pixel2style2pixel (MIT), criteria/moco_loss.py. Own code.
 
-As in the original, images go in as they are, in [-1, 1], and resized to 224 px by the nearest pixel; the network was
-trained on images normalised by ImageNet's mean and spread. Departure: a batch of one works.
+As in the original, images are not normalised by ImageNet's mean and spread, although the network was trained so, and
+are resized to 224 px by the nearest pixel. Departure: a batch of one works.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ _SIDE = 224
 
 
 class MoCoLoss(nn.Module):
-    """L_sim of e4e: the mean of 1 - <f(y_hat), f(y)>. Frozen, and in eval mode whatever mode its parent is put into."""
+    """L_sim of e4e: the mean of 1 - <f(y_hat), f(y)>. Frozen, and always in eval mode."""
 
     def __init__(self, network: ResNet) -> None:
         super().__init__()
@@ -29,17 +29,17 @@ class MoCoLoss(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "MoCoLoss":
-        """Stay in eval mode: batch statistics have no place in a measure."""
+        """Stay in eval mode, whatever the parent does: a measure must not depend on the batch."""
         return super().train(False)
 
     def embed(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        """Features of images, RGB, in [-1, 1], on the unit sphere."""
+        """Compute features of images, RGB, in [-1, 1], on the unit sphere."""
         return F.normalize(self.network(F.interpolate(x, size=(_SIDE, _SIDE))), dim=1)
 
     def forward(
         self, y_hat: Float[Tensor, "batch 3 height width"], y: Float[Tensor, "batch 3 height_y width_y"]
     ) -> Float[Tensor, ""]:
-        """Compare the generator's images with their targets, both RGB, in [-1, 1]: in [0, 2]. `y` gets no gradient."""
+        """Compare images with their targets, both RGB, in [-1, 1]. The result is in [0, 2]. `y` gets no gradient."""
         with torch.no_grad():
             wanted = self.embed(y)
         return (1 - (self.embed(y_hat) * wanted).sum(dim=1)).mean()

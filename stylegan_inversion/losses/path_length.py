@@ -2,8 +2,8 @@
 
 Paper: Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", arXiv:1912.04958, section 3.2 and
 appendix B. Original code: NVlabs/stylegan2 (NVIDIA Source Code Licence); a PyTorch port: rosinality/stylegan2-pytorch
-(MIT). Own code. Without weights inside: StyleGAN2 weights the penalty with 2, computes it in every 4th step of the
-generator (times 4 in return), on half the batch.
+(MIT). Own code. The weight is the caller's: StyleGAN2 weights the penalty with 2 and computes it in every 4th step of
+the generator (times 4 in return), on half the batch.
 """
 
 import math
@@ -20,18 +20,18 @@ def path_length(
     w_plus: Float[Tensor, "batch num_ws w_dim"],
     noise: Float[Tensor, "batch 3 height width"],
 ) -> Float[Tensor, " batch"]:
-    """How much each image changes with its w_plus, along one random direction y of the image: ||J_w^T y||_2.
+    """Measure how much each image changes with its w_plus along one random direction y of the image: ||J_w^T y||_2.
 
     In W+ the squares are summed over w_dim and averaged over the layers, as in NVIDIA's code.
 
     Args:
         images: Generated from `w_plus`, in any range, not clamped.
-        w_plus: Codes that the images were computed from with gradients on; a leaf, or an output of the mapping network.
-        noise: Standard normal numbers. Divided by sqrt(height x width) here, so that the length does not grow with the
-            number of pixels: y is distributed as N(0, 1 / (height width)).
+        w_plus: Codes that the images were computed from with gradients on: a leaf, or an output of the mapping network.
+        noise: Standard normal numbers. They are divided by sqrt(height x width) here, so that the length does not grow
+            with the number of pixels.
 
     Returns:
-        Lengths, >= 0, that can be differentiated by the generator's parameters. A length of 0 gives them no gradient.
+        Lengths, >= 0, differentiable by the generator's parameters. A length of 0 gives them no gradient.
 
     Raises:
         ValueError: If `w_plus` or `images` has no gradient.
@@ -52,17 +52,16 @@ def path_length_penalty(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """Penalise lengths away from their running mean: the mean over the batch of (length - mean)^2.
 
-    Departure: the mean is the one before this batch, a constant, where the original code moves it first and lets its 1%
-    of the gradient through. So the averages, over processes or micro-batches, of the penalties and of the new means are
-    exactly those of the whole batch; the pull on the batch's average length is 2% stronger.
+    Departure: the mean is the one before this batch, a constant; the original code moves it first and lets its 1% of
+    the gradient through. So the averages of the penalties and of the new means over processes or micro-batches are
+    exactly those of the whole batch, and the pull on the batch's average length is 2% stronger.
 
     Args:
-        lengths: Of `path_length`.
-        mean: Running mean so far; 0 at the start.
+        lengths: From `path_length`.
+        mean: Running mean so far, 0 at the start.
 
     Returns:
-        The penalty, >= 0, differentiable as `lengths` is, and the new running mean, detached: 1% of the way to the
-        batch's.
+        The penalty, and the new running mean, detached: 1% of the way to the batch's.
     """
     mean = mean.detach()
     return (lengths - mean).square().mean(), torch.lerp(mean, lengths.detach().mean().to(mean.dtype), MEAN_DECAY)

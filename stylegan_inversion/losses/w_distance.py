@@ -1,7 +1,7 @@
-"""Distance to a known w: what an encoder should answer for samples of the generator itself.
+"""Distance to a known w, for training an encoder on samples of the generator.
 
-No term of pSp or e4e: photos have no true w. Samples have one, and training encoders on them is the older way, which
-Zhu et al. 2020 (IDInvert), arXiv:2004.00049, describe. Own code.
+pSp and e4e have no such term, because photos have no true w. Samples have one; Zhu et al. 2020 (IDInvert),
+arXiv:2004.00049, describe training on them. Own code.
 """
 
 from jaxtyping import Float
@@ -16,10 +16,7 @@ def w_distance_loss(
 
     Args:
         w_plus: The encoder's codes in W+, the average included, unbounded.
-        target: The codes that the images were drawn from; one w for all layers, or one a layer.
-
-    Returns:
-        Scalar, >= 0: the mean squared error of a coordinate, whatever the generator's size.
+        target: The codes that the images were drawn from: one w for all layers, or one for each layer.
     """
     if target.ndim == 2:
         target = target[:, None]  # (batch, 1, w_dim)

@@ -16,12 +16,5 @@ def w_norm_loss(
 
     ||w_plus - w_avg||_2 over all layers at once, mean over the batch. The paper writes ||E(x)||_2, where E(x) is the
     encoder's output before the average is added; our encoders return codes with the average in them.
-
-    Args:
-        w_plus: Style codes in W+, the average included, unbounded.
-        w_avg: The average w, shared by all layers or one a layer.
-
-    Returns:
-        Scalar, >= 0, same dtype as `w_plus`.
     """
     return (w_plus - w_avg).norm(dim=(1, 2)).mean()

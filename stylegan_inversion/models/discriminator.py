@@ -1,4 +1,4 @@
-"""Discriminators: StyleGAN2's, of images, and e4e's, of w.
+"""Discriminators: StyleGAN2's for images, and e4e's for w.
 
 Papers: Karras et al. 2020, arXiv:1912.04958 (residual discriminator, figure 7c); Tov et al. 2021, arXiv:2102.02766
 (latent discriminator, section 4.2). Original code: rosinality/stylegan2-pytorch (MIT), omertov/encoder4editing
@@ -13,28 +13,27 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stylegan_inversion import latents
-from stylegan_inversion.bounds import check_bounds, number
+from stylegan_inversion.bounds import BoundedConfig, number
 from stylegan_inversion.models.layers import EqualConv2d, EqualLinear
 
 
 @dataclass(frozen=True)
-class DiscriminatorConfig:
+class DiscriminatorConfig(BoundedConfig):
     """Sizes of StyleGAN2's discriminator. The defaults are config-f at 1024 px."""
 
     resolution: int = number(1024, 4, 2048)
     channel_base: int = number(32768, 4, 2**20)  # a layer of side r has min(channel_base / r, channel_max) channels
     channel_max: int = number(512, 1, 4096)
-    group_size: int = number(4, 1, 4096)  # samples a group of the minibatch standard deviation
+    group_size: int = number(4, 1, 4096)  # samples in a group of the minibatch standard deviation
 
     def __post_init__(self) -> None:
-        """Check the values."""
-        check_bounds(self)
+        super().__post_init__()
         latents.num_ws(self.resolution)
         if self.channel_base < self.resolution:
             raise ValueError(f"`channel_base` must be >= resolution, got {self.channel_base}.")
 
     def channels(self, resolution: int) -> int:
-        """Width of the features at a side."""
+        """Count the channels of the features at a side."""
         return min(self.channel_base // resolution, self.channel_max)
 
 
@@ -50,7 +49,7 @@ class DiscriminatorBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"]
     ) -> Float[Tensor, "batch out_channels half_height half_width"]:
-        """(conv path + skip path) / sqrt(2)."""
+        """Add the convolutions and the skip path, divided by sqrt(2)."""
         return (self.conv1(self.conv0(x)) + self.skip(x)) / math.sqrt(2)
 
 
@@ -72,7 +71,7 @@ def append_minibatch_std(
 
 
 class Discriminator(nn.Module):
-    """Images -> logits; high means real."""
+    """Map images to logits. High means real."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
@@ -97,19 +96,15 @@ class Discriminator(nn.Module):
 
 
 @dataclass(frozen=True)
-class LatentDiscriminatorConfig:
+class LatentDiscriminatorConfig(BoundedConfig):
     """Sizes of e4e's latent discriminator."""
 
     w_dim: int = number(512, 1, 4096)
     num_layers: int = number(4, 1, 64)  # linear layers, the last one included
 
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_bounds(self)
-
 
 class LatentDiscriminator(nn.Module):
-    """w -> logit; high means "from the mapping network"."""
+    """Map w to logits. High means "from the mapping network"."""
 
     def __init__(self, config: LatentDiscriminatorConfig) -> None:
         super().__init__()

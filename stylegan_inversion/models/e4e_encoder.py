@@ -13,10 +13,7 @@ from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig, StylePyr
 
 
 class Encoder4Editing(nn.Module):
-    """e4e's encoder: images -> w_plus = w_0 + (0, delta_1, ..., delta_{num_ws - 1}).
-
-    `progressive_stage` says how many offsets are switched on, in [0, num_ws - 1]; training opens them one by one.
-    """
+    """e4e's encoder: images -> w_plus = w_0 + (0, delta_1, ..., delta_{num_ws - 1})."""
 
     def __init__(self, config: PyramidEncoderConfig) -> None:
         super().__init__()
@@ -26,7 +23,7 @@ class Encoder4Editing(nn.Module):
 
     @property
     def progressive_stage(self) -> int:
-        """How many offsets are switched on: the deltas 1 to `progressive_stage`."""
+        """How many offsets are switched on, in [0, num_ws - 1]. Training switches them on one by one."""
         return self._progressive_stage
 
     @progressive_stage.setter
@@ -41,7 +38,7 @@ class Encoder4Editing(nn.Module):
         return self.pyramid.w_avg
 
     def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_ws w_dim"]:
-        """Encode images, (B, 3, S, S), RGB, in [-1, 1], S = `input_resolution`; `w_avg` is included."""
+        """Encode images, (B, 3, S, S), RGB, in [-1, 1], S = `input_resolution`. `w_avg` is included."""
         maps = self.pyramid.levels(self.pyramid.backbone(x))
         w = self.pyramid.styles[0](maps[0])
         styles = [w]

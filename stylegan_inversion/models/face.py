@@ -1,7 +1,7 @@
 """Small face networks on a face crop: 68 landmarks, expression, age and gender, and scores for editing directions.
 
 Architectures and weights: @vladmandic/face-api 1.7.15 (https://github.com/vladmandic/face-api), after face-api.js by
-Vincent Mühler (https://github.com/justadudewhohacks/face-api.js), both MIT; written anew in PyTorch. Age and gender use
+Vincent Mühler (https://github.com/justadudewhohacks/face-api.js), both MIT; rewritten in PyTorch. Age and gender use
 a small Xception (Chollet 2017, arXiv:1610.02357), the others a small densely summed network of separable convolutions.
 
 All take RGB in [-1, 1], are differentiable, and resize their input themselves.
@@ -15,15 +15,65 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stylegan_inversion.bounds import check_bounds, number
-from stylegan_inversion.models.face_layers import Conv2dSame, SeparableConv, pad_same, resize_and_normalize
+from stylegan_inversion.bounds import BoundedConfig, number
 
 EXPRESSIONS = ("neutral", "happy", "sad", "angry", "fearful", "disgusted", "surprised")
 NUM_LANDMARKS = 68
+_MEAN_RGB = (122.782, 117.001, 104.298)  # in [0, 255], of the training photos
+
+
+def resize_and_normalize(x: Float[Tensor, "batch 3 height width"], size: int) -> Float[Tensor, "batch 3 {size} {size}"]:
+    """Resize to `size` x `size` pixels and convert from [-1, 1] to (value in [0, 255] - mean) / 255.
+
+    Departure: the original resizes without antialiasing, which makes the networks noisy on large images. An image of
+    `size` itself gives equal results.
+    """
+    if x.shape[-2:] != (size, size):
+        x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+    mean = torch.tensor(_MEAN_RGB, device=x.device, dtype=x.dtype)[:, None, None]
+    return (x * 127.5 + 127.5 - mean) / 255
+
+
+def pad_same(
+    x: Float[Tensor, "batch channels height width"], kernel_size: int, stride: int, *, value: float = 0.0
+) -> Float[Tensor, "batch channels padded_height padded_width"]:
+    """Pad as TensorFlow's "same": output size ceil(input / stride), the odd pixel on the right and at the bottom."""
+    padding: list[int] = []
+    for size in (x.shape[3], x.shape[2]):
+        total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
+        padding += [total // 2, total - total // 2]
+    return F.pad(x, padding, value=value)
+
+
+class Conv2dSame(nn.Conv2d):
+    """A convolution with TensorFlow's "same" padding."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1, depthwise: bool = False
+    ) -> None:
+        groups = in_channels if depthwise else 1
+        super().__init__(in_channels, out_channels, kernel_size, stride, groups=groups, bias=not depthwise)
+
+    def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch out_channels h w"]:
+        """Pad and convolve."""
+        return super().forward(pad_same(x, self.kernel_size[0], self.stride[0]))
+
+
+class SeparableConv(nn.Module):
+    """A 3 x 3 convolution of each channel, then a 1 x 1 convolution over the channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
+        super().__init__()
+        self.depthwise = Conv2dSame(in_channels, in_channels, kernel_size=3, stride=stride, depthwise=True)
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch out_channels h w"]:
+        """Run both convolutions."""
+        return self.pointwise(self.depthwise(x))
 
 
 class DenseBlock(nn.Module):
-    """Four convolutions, each on the rectified sum of all outputs before it; halves the size."""
+    """Four convolutions, each on the rectified sum of all outputs before it. Halves the size."""
 
     def __init__(self, in_channels: int, out_channels: int, *, first: bool) -> None:
         super().__init__()
@@ -45,20 +95,11 @@ class DenseBlock(nn.Module):
 
 
 @dataclass(frozen=True)
-class FaceFeaturesConfig:
-    """Sizes of the trunk under the landmarks and the expression.
+class FaceFeaturesConfig(BoundedConfig):
+    """Sizes of the trunk under the landmarks and the expression."""
 
-    Attributes:
-        resolution: Side of the network's input in pixels; 16 times the side of the last map.
-        channels: Channels after each dense block; each block halves the size.
-    """
-
-    resolution: int = number(112, 16, 1024)
-    channels: tuple[int, ...] = number((32, 64, 128, 256), 1, 4096, count=(1, 8))
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_bounds(self)
+    resolution: int = number(112, 16, 1024)  # side of the network's input in pixels
+    channels: tuple[int, ...] = number((32, 64, 128, 256), 1, 4096, count=(1, 8))  # after each dense block
 
 
 class FaceFeatures(nn.Module):
@@ -73,7 +114,7 @@ class FaceFeatures(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        """Give the features of face crops in [-1, 1]."""
+        """Compute the features of face crops in [-1, 1]."""
         return self.blocks(resize_and_normalize(x, self.resolution)).mean(dim=(2, 3))
 
 
@@ -87,13 +128,10 @@ class FaceLandmarks68(nn.Module):
         self.fc = nn.Linear(config.channels[-1], 2 * NUM_LANDMARKS)
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 68 2"]:
-        """Find the landmarks of the one face that fills the crop.
-
-        Args:
-            x: Square face crops, RGB, in [-1, 1].
+        """Find the landmarks of the one face that fills a square crop, RGB, in [-1, 1].
 
         Returns:
-            (x, y) as shares of the crop: (0, 0) its top left and (1, 1) its bottom right corner; may lie outside.
+            (x, y) as shares of the crop: (0, 0) is its top left and (1, 1) its bottom right corner. May lie outside.
         """
         return self.fc(self.features(x)).view(-1, NUM_LANDMARKS, 2)
 
@@ -108,12 +146,12 @@ class ExpressionNet(nn.Module):
         self.fc = nn.Linear(config.channels[-1], len(EXPRESSIONS))
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 7"]:
-        """Score face crops (RGB, in [-1, 1]); softmax over the last axis gives probabilities."""
+        """Score face crops (RGB, in [-1, 1]). A softmax over the last axis gives probabilities."""
         return self.fc(self.features(x))
 
 
 class ReductionBlock(nn.Module):
-    """Two separable convolutions and a maximum pool beside a strided 1 x 1 convolution; halves the size."""
+    """Two separable convolutions and a maximum pool beside a strided 1 x 1 convolution. Halves the size."""
 
     def __init__(self, in_channels: int, out_channels: int, *, rectify_input: bool) -> None:
         super().__init__()
@@ -144,22 +182,13 @@ class MiddleBlock(nn.Module):
 
 
 @dataclass(frozen=True)
-class AgeGenderConfig:
-    """Sizes of the age and gender network.
+class AgeGenderConfig(BoundedConfig):
+    """Sizes of the age and gender network."""
 
-    Attributes:
-        resolution: Side of the network's input in pixels.
-        channels: Channels of the first convolution, the three reductions and the last convolution.
-        num_middle_blocks: Blocks between the second and the third reduction.
-    """
-
-    resolution: int = number(112, 16, 1024)
+    resolution: int = number(112, 16, 1024)  # side of the network's input in pixels
+    # channels of the first convolution, the reductions and the last convolution
     channels: tuple[int, ...] = number((32, 64, 128, 256, 512), 1, 4096, count=(4, 8))
-    num_middle_blocks: int = number(2, 0, 100)
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_bounds(self)
+    num_middle_blocks: int = number(2, 0, 100)  # between the last two reductions
 
 
 class AgeGenderNet(nn.Module):
@@ -179,10 +208,10 @@ class AgeGenderNet(nn.Module):
         self.age = nn.Linear(last, 1)
         self.gender = nn.Linear(last, 2)
 
-    def logits(
+    def forward(
         self, x: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Give age in years and the log-odds of male against female, both unbounded, for face crops in [-1, 1]."""
+        """Guess the age in years and the log-odds of male against female, both unbounded, of crops in [-1, 1]."""
         out = F.relu(self.conv_in(resize_and_normalize(x, self.config.resolution)))
         for reduction in self.reductions[:-1]:
             out = reduction(out)
@@ -190,20 +219,6 @@ class AgeGenderNet(nn.Module):
         features = out.mean(dim=(2, 3))
         male, female = self.gender(features).unbind(1)
         return self.age(features).squeeze(1), male - female
-
-    def forward(
-        self, x: Float[Tensor, "batch 3 height width"]
-    ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Guess age and gender of face crops.
-
-        Args:
-            x: Face crops, RGB, in [-1, 1].
-
-        Returns:
-            Age in years, and the probability of male in [0, 1].
-        """
-        age, log_odds = self.logits(x)
-        return age, log_odds.sigmoid()
 
 
 class FaceScorer(nn.Module):
@@ -224,12 +239,12 @@ class FaceScorer(nn.Module):
         Returns:
             "smile": log-odds of happy against the other expressions. "age": years. "gender": log-odds of male against
             female. "yaw": how far the tip of the nose lies from the midpoint of the eyes along the line of the eyes, in
-            units of their distance; 0 is frontal, positive when the nose points to the right side of the image.
+            units of their distance. 0 is frontal, positive when the nose points to the right side of the image.
         """
         log_p = self.expression(x).log_softmax(dim=1)
         happy = EXPRESSIONS.index("happy")
         others = [i for i in range(len(EXPRESSIONS)) if i != happy]
-        age, gender = self.age_gender.logits(x)
+        age, gender = self.age_gender(x)
         return {
             "smile": log_p[:, happy] - log_p[:, others].logsumexp(dim=1),
             "age": age,
@@ -239,7 +254,7 @@ class FaceScorer(nn.Module):
 
 
 def landmark_yaw(landmarks: Float[Tensor, "batch 68 2"]) -> Float[Tensor, " batch"]:
-    """Offset of the nose between the eyes, in units of the distance of the eyes; see `FaceScorer.forward`."""
+    """Measure the offset of the nose between the eyes, in units of the distance of the eyes; see `FaceScorer`."""
     left, right = landmarks[:, 36:42].mean(dim=1), landmarks[:, 42:48].mean(dim=1)
     between = right - left
     nose = landmarks[:, 30] - (left + right) / 2

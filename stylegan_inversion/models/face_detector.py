@@ -1,10 +1,10 @@
-"""Finds faces in a photo: a single-shot detector (SSD) on MobileNet v1.
+"""Find faces in a photo: a single-shot detector (SSD) on MobileNet v1.
 
 Papers: Liu et al. 2016 (SSD, arXiv:1512.02325), Howard et al. 2017 (MobileNets, arXiv:1704.04861). Architecture and
 weights: ssd_mobilenetv1 of @vladmandic/face-api 1.7.15 (https://github.com/vladmandic/face-api, MIT), trained on
-WIDER FACE by https://github.com/yeephycho/tensorflow-face-detection (Apache-2.0); written anew in PyTorch.
-Departures: batch norms are folded into the convolutions, and the anchors come from SSD's rule instead of the file
-(they agree to 1e-4 of the image); a photo is shrunk with antialiasing.
+WIDER FACE by https://github.com/yeephycho/tensorflow-face-detection (Apache-2.0); rewritten in PyTorch.
+Departures: batch norms are folded into the convolutions, the anchors come from SSD's rule instead of the file (they
+agree to 1e-4 of the image), and a photo is shrunk with antialiasing.
 """
 
 import math
@@ -15,43 +15,28 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from stylegan_inversion.bounds import check_bounds, number
-from stylegan_inversion.models.face_layers import Conv2dSame
+from stylegan_inversion.bounds import BoundedConfig, number
+from stylegan_inversion.models.face import Conv2dSame
 
 _MAX_CANDIDATES = 400
 
 
 @dataclass(frozen=True)
-class FaceDetectorConfig:
-    """Sizes and thresholds of the detector.
+class FaceDetectorConfig(BoundedConfig):
+    """Sizes and thresholds of the detector."""
 
-    Attributes:
-        resolution: Side of the network's input in pixels; a multiple of 32.
-        channels: Channels of the first convolution and of the 13 separable ones.
-        strides: Strides of the 13 separable convolutions.
-        tap: Which separable convolution feeds the predictor of the smallest faces.
-        extra_channels: (bottleneck, output) channels of the four convolutions beyond MobileNet.
-        min_scale: Smallest anchor, as a share of the image side, before the first map's halving.
-        max_scale: Largest anchor, as a share of the image side.
-        score_threshold: Detections must score above this, in [0, 1].
-        iou_threshold: Of two boxes that overlap more than this, the lower one goes.
-    """
-
-    resolution: int = number(512, 32, 1024)
-    channels: tuple[int, ...] = number(
+    resolution: int = number(512, 32, 1024)  # side of the network's input in pixels, a multiple of 32
+    channels: tuple[int, ...] = number(  # of the first convolution and of the 13 separable ones
         (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024), 1, 4096, count=14
     )
     strides: tuple[int, ...] = number((1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1), 1, 2, count=13)
-    tap: int = number(10, 0, 12)
+    tap: int = number(10, 0, 12)  # which separable convolution feeds the predictor of the smallest faces
+    # (bottleneck, output) of the four convolutions beyond MobileNet
     extra_channels: tuple[int, ...] = number((256, 512, 128, 256, 128, 256, 64, 128), 1, 4096, count=8)
-    min_scale: float = number(0.2, 0.0, 1.0)
-    max_scale: float = number(0.95, 0.0, 1.0)
-    score_threshold: float = number(0.5, 0.0, 1.0)
-    iou_threshold: float = number(0.5, 0.0, 1.0)
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_bounds(self)
+    min_scale: float = number(0.2, 0.0, 1.0)  # smallest anchor, as a share of the image side; halved in the first map
+    max_scale: float = number(0.95, 0.0, 1.0)  # largest anchor
+    score_threshold: float = number(0.5, 0.0, 1.0)  # detections must score above this
+    iou_threshold: float = number(0.5, 0.0, 1.0)  # of two boxes that overlap more than this, the lower one is dropped
 
 
 class DepthwiseSeparable(nn.Module):
@@ -92,7 +77,7 @@ class BoxHead(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> tuple[Float[Tensor, "batch anchors 4"], Float[Tensor, "batch anchors"]]:
-        """Give the box codes and the logits of one map, row by row."""
+        """Predict the box codes and the logits of one map, row by row."""
         boxes = self.box(x).permute(0, 2, 3, 1).reshape(x.shape[0], -1, 4)
         return boxes, self.score(x).permute(0, 2, 3, 1).flatten(1)
 
@@ -126,7 +111,7 @@ class FaceDetector(nn.Module):
         """Predict a box and a score for every anchor.
 
         Args:
-            x: Photos, RGB, in [-1, 1]; padded with black to a square at the right or the bottom, then resized.
+            x: Photos, RGB, in [-1, 1]. They are padded with black at the right or the bottom, then resized.
 
         Returns:
             Boxes (x0, y0, x1, y1) in pixels of `x`, not clipped to it, and the logits of their scores.
@@ -154,37 +139,22 @@ class FaceDetector(nn.Module):
         return torch.cat([centre - half, centre + half], dim=-1) * side, logits
 
     @torch.no_grad()
-    def detect(
-        self, x: Float[Tensor, "1 3 height width"], *, score_threshold: float | None = None
-    ) -> Float[Tensor, "faces 5"]:
-        """Find the faces of one photo.
-
-        Args:
-            x: The photo, RGB, in [-1, 1].
-            score_threshold: In [0, 1]. `None` means the config's.
+    def detect(self, x: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "faces 5"]:
+        """Find the faces of one photo, RGB, in [-1, 1].
 
         Returns:
-            (x0, y0, x1, y1) in pixels of `x`, not clipped to it, and the score in [0, 1]; best first.
+            (x0, y0, x1, y1) in pixels of `x`, not clipped to it, and the score in [0, 1], best first.
         """
         boxes, logits = self(x)
         scores = logits[0].sigmoid()
-        threshold = self.config.score_threshold if score_threshold is None else score_threshold
         order = scores.argsort(descending=True)[:_MAX_CANDIDATES]
-        order = order[scores[order] > threshold]
+        order = order[scores[order] > self.config.score_threshold]
         found = torch.cat([boxes[0, order], scores[order, None]], dim=1)
         return found[non_max_suppression(found, self.config.iou_threshold)]
 
 
 def non_max_suppression(boxes: Float[Tensor, "faces 5"], iou_threshold: float) -> Int[Tensor, " kept"]:
-    """Keep each box that overlaps no better one.
-
-    Args:
-        boxes: (x0, y0, x1, y1, score), best first.
-        iou_threshold: In [0, 1]; boxes with a larger intersection over union are the same face.
-
-    Returns:
-        Indices of the boxes to keep, in order.
-    """
+    """Keep each box that overlaps no better one: of (x0, y0, x1, y1, score), best first, give the indices to keep."""
     upper_left = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
     lower_right = torch.minimum(boxes[:, None, 2:4], boxes[None, :, 2:4])
     intersection = (lower_right - upper_left).clamp_min(0).prod(dim=-1)
@@ -198,7 +168,7 @@ def non_max_suppression(boxes: Float[Tensor, "faces 5"], iou_threshold: float) -
 
 
 def _anchors(sizes: list[int], min_scale: float, max_scale: float) -> Float[Tensor, "anchors 4"]:
-    """Anchors (centre x, centre y, width, height) as shares of the image: map by map, row by row."""
+    """List anchors (centre x, centre y, width, height) as shares of the image, map by map, row by row."""
     scales = [min_scale + (max_scale - min_scale) * n / (len(sizes) - 1) for n in range(len(sizes))] + [1.0]
     anchors = []
     for n, size in enumerate(sizes):

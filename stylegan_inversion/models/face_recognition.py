@@ -1,7 +1,7 @@
-"""A 128-number identity embedding of a face: dlib's ResNet.
+"""dlib's ResNet, which embeds a face as 128 numbers that tell people apart.
 
 Architecture and weights: dlib_face_recognition_resnet_model_v1 by Davis King (https://github.com/davisking/dlib-models,
-CC0), as packed in @vladmandic/face-api 1.7.15 (https://github.com/vladmandic/face-api, MIT); written anew in PyTorch.
+CC0), as packed in @vladmandic/face-api 1.7.15 (https://github.com/vladmandic/face-api, MIT); rewritten in PyTorch.
 Departure: the channel-wise scale after each convolution is folded into its weights; equal up to rounding.
 """
 
@@ -13,35 +13,23 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stylegan_inversion.bounds import check_bounds, number
-from stylegan_inversion.models.face_layers import resize_and_normalize
-
-SAME_PERSON_DISTANCE = 0.6
+from stylegan_inversion.bounds import BoundedConfig, number
+from stylegan_inversion.models.face import resize_and_normalize
 
 
 @dataclass(frozen=True)
-class FaceRecognitionConfig:
-    """Sizes of the identity network.
+class FaceRecognitionConfig(BoundedConfig):
+    """Sizes of the identity network."""
 
-    Attributes:
-        resolution: Side of the network's input in pixels.
-        channels: Channels of each stage; every stage but the first starts by halving the size.
-        num_blocks: Residual blocks of each stage, the halving ones not counted.
-        embedding_dim: Length of the embedding.
-    """
-
-    resolution: int = number(150, 16, 1024)
+    resolution: int = number(150, 16, 1024)  # side of the network's input in pixels
+    # of each stage; every stage but the first starts by halving the size
     channels: tuple[int, ...] = number((32, 64, 128, 256, 256), 1, 4096, count=(1, 8))
-    num_blocks: tuple[int, ...] = number((3, 3, 2, 2, 0), 0, 100, count=(1, 8))
+    num_blocks: tuple[int, ...] = number((3, 3, 2, 2, 0), 0, 100, count=(1, 8))  # without the halving ones
     embedding_dim: int = number(128, 1, 8192)
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_bounds(self)
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions and a shortcut; with `downsample` it halves the size."""
+    """Two 3 x 3 convolutions and a shortcut. With `downsample` it halves the size."""
 
     def __init__(self, in_channels: int, out_channels: int, *, downsample: bool) -> None:
         super().__init__()
@@ -55,7 +43,7 @@ class ResidualBlock(nn.Module):
         if not self.downsample:
             return F.relu(out + x)
         shortcut = F.avg_pool2d(x, 2, 2)
-        # Unpadded, the convolution of an even size ends one short of the pooled shortcut; channels are filled up too.
+        # Unpadded, the convolution of an even size ends one short of the pooled shortcut. Channels are filled up too.
         rows, columns = shortcut.shape[2] - out.shape[2], shortcut.shape[3] - out.shape[3]
         out = F.pad(out, (0, columns, 0, rows))
         shortcut = F.pad(shortcut, (0, 0, 0, 0, 0, out.shape[1] - shortcut.shape[1]))
@@ -63,7 +51,7 @@ class ResidualBlock(nn.Module):
 
 
 class FaceRecognitionNet(nn.Module):
-    """Embeds a face so that photos of one person lie within about 0.6 of each other (Euclidean)."""
+    """Embed a face so that photos of one person lie within about 0.6 of each other (Euclidean)."""
 
     def __init__(self, config: FaceRecognitionConfig) -> None:
         super().__init__()
@@ -80,25 +68,15 @@ class FaceRecognitionNet(nn.Module):
         self.fc = nn.Linear(width, config.embedding_dim, bias=False)
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
-        """Embed face crops.
-
-        Args:
-            x: Aligned, square face crops, RGB, in [-1, 1].
-
-        Returns:
-            Embeddings of norm about 1.4. A distance below `SAME_PERSON_DISTANCE` speaks for the same person.
-        """
+        """Embed aligned, square face crops, RGB, in [-1, 1]. The norm of an embedding is about 1.4."""
         return self.fc(torch.mean(self.features(x)[-1], dim=(2, 3)))
 
     def features(self, x: Float[Tensor, "batch 3 height width"], *, resolution: int | None = None) -> list[Tensor]:
-        """Compute what the end of each stage sees.
+        """Compute the output of each stage, >= 0, (B, C, h, w), each half as large as the one before.
 
         Args:
             x: Aligned, square face crops, RGB, in [-1, 1].
             resolution: Side that they are resized to. `None` means the network's own.
-
-        Returns:
-            >= 0, (B, C, h, w) a stage, each stage half as large as the one before.
         """
         out = F.relu(self.conv_in(resize_and_normalize(x, resolution or self.config.resolution)))
         out = F.max_pool2d(out, 3, 2)

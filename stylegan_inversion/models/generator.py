@@ -1,8 +1,8 @@
 """The StyleGAN2 generator: mapping network z -> w, synthesis network w+ -> image.
 
 Paper: Karras et al. 2020, arXiv:1912.04958 (skip generator, figure 7b). Original code: NVlabs/stylegan2 and
-NVlabs/stylegan2-ada-pytorch (NVIDIA Source Code Licence); a PyTorch port that pSp, e4e and most checkpoints use:
-rosinality/stylegan2-pytorch (MIT). Own code; `convert/generator.py` reads both formats.
+NVlabs/stylegan2-ada-pytorch (NVIDIA Source Code Licence). pSp, e4e and most checkpoints use the PyTorch port
+rosinality/stylegan2-pytorch (MIT). Own code. `checkpoints/generator.py` reads both formats.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stylegan_inversion import latents, ops
-from stylegan_inversion.bounds import check_bounds, number
+from stylegan_inversion.bounds import BoundedConfig, number
 from stylegan_inversion.models.layers import EqualLinear, NoiseMode, StyledConv, ToRGB
 
 
 @dataclass(frozen=True)
-class GeneratorConfig:
+class GeneratorConfig(BoundedConfig):
     """Sizes of a generator. The defaults are config-f at 1024 px, as released for FFHQ."""
 
     resolution: int = number(1024, 16, 2048)  # side of the image, a power of two
@@ -32,15 +32,14 @@ class GeneratorConfig:
     channel_max: int = number(512, 1, 4096)
 
     def __post_init__(self) -> None:
-        """Check the values."""
-        check_bounds(self)
+        super().__post_init__()
         latents.num_ws(self.resolution)
         if self.channel_base < self.resolution:
             raise ValueError(f"`channel_base` must be in [resolution, 1048576], got {self.channel_base}.")
 
     @property
     def num_ws(self) -> int:
-        """How many w the synthesis network takes."""
+        """Number of w that the synthesis network takes."""
         return latents.num_ws(self.resolution)
 
     @property
@@ -49,12 +48,12 @@ class GeneratorConfig:
         return [2**k for k in range(2, self.resolution.bit_length())]
 
     def channels(self, resolution: int) -> int:
-        """Width of the features at a side."""
+        """Count the channels of the features at a side."""
         return min(self.channel_base // resolution, self.channel_max)
 
 
 class MappingNetwork(nn.Module):
-    """z -> w: normalise z to unit mean square, then fully connected layers with leaky ReLU."""
+    """Map z to w: normalise z to unit mean square, then apply fully connected layers with leaky ReLU."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -91,7 +90,7 @@ class SynthesisBlock(nn.Module):
 
 
 class SynthesisNetwork(nn.Module):
-    """w+ -> image."""
+    """Map w+ to an image."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -105,21 +104,18 @@ class SynthesisNetwork(nn.Module):
 
     @property
     def convs(self) -> list[StyledConv]:
-        """The num_ws - 1 style layers, coarsest first: those that take noise."""
+        """The num_ws - 1 style layers, which take noise, coarsest first."""
         return [conv for block in self._blocks for conv in (block.conv0, block.conv1) if conv is not None]
 
     def noise(
         self, mode: NoiseMode, *, batch: int = 1, rng: torch.Generator | None = None
     ) -> list[Float[Tensor, "b 1 h w"] | None]:
-        """Noise for each style layer.
+        """Make the noise of each style layer.
 
         Args:
-            mode: "random" draws it anew for each sample, "const" takes the generator's buffers, "none" gives `None`s.
-            batch: Samples, for "random".
-            rng: Source of "random"; it must live on the generator's device. `None` takes PyTorch's own.
-
-        Raises:
-            ValueError: If `mode` is not one of the three.
+            mode: "random" draws new noise for each sample, "const" takes the generator's buffers, "none" gives `None`s.
+            batch: How many samples "random" draws.
+            rng: Source of "random", on the generator's device. `None` takes PyTorch's own.
         """
         if mode == "none":
             return [None for _ in self.convs]
@@ -148,13 +144,13 @@ class SynthesisNetwork(nn.Module):
         """Draw images, RGB, about [-1, 1] (not clamped).
 
         Args:
-            w_plus: One w a layer.
-            noise_mode: "random", "const" (the generator's own buffers) or "none".
-            noise: The noise itself, one tensor (1 or B, 1, r, r) a style layer; overrides `noise_mode`.
-            rng: Source of the "random" mode.
+            w_plus: One w for each layer.
+            noise_mode: See `noise`.
+            noise: The noise itself, one tensor (1 or B, 1, r, r) for each style layer. Overrides `noise_mode`.
+            rng: See `noise`.
 
         Raises:
-            ValueError: If `w_plus` or `noise` has the wrong number of layers.
+            ValueError: If `w_plus` or `noise` has the wrong number of layers, or `noise_mode` is unknown.
         """
         if w_plus.shape[1] != self.num_ws:
             raise ValueError(f"`w_plus` must have {self.num_ws} layers, got {w_plus.shape[1]}.")
@@ -179,7 +175,7 @@ class SynthesisNetwork(nn.Module):
 
 
 class Generator(nn.Module):
-    """Mapping and synthesis, with the average w."""
+    """The mapping network, the synthesis network and the average w."""
 
     w_avg: Tensor
 
@@ -192,13 +188,13 @@ class Generator(nn.Module):
 
     @property
     def num_ws(self) -> int:
-        """How many w the synthesis network takes."""
+        """Number of w that the synthesis network takes."""
         return self.config.num_ws
 
     def has_the_w_of(self, other: "Generator") -> bool:
-        """Whether codes of another generator mean the same here: its sizes and its average w are these.
+        """Tell whether codes of another generator mean the same here: the sizes and the average w are equal.
 
-        Tuning leaves the average alone, and one model in two floating-point types counts as the same.
+        Tuning does not change the average. One model in two floating-point types counts as the same.
         """
         return self.config == other.config and torch.allclose(
             self.w_avg.cpu().float(), other.w_avg.cpu().float(), rtol=0.01, atol=1e-3

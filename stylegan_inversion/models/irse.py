@@ -11,23 +11,20 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stylegan_inversion.bounds import check_bounds, number
-
-_UNITS = {50: (3, 4, 14, 3), 100: (3, 13, 30, 3), 152: (3, 8, 36, 3)}
+from stylegan_inversion.bounds import BoundedConfig, number
 
 
 @dataclass(frozen=True)
-class IRSEConfig:
-    """Sizes of the backbone: the width of each of its four stages, and how many units each has."""
+class IRSEConfig(BoundedConfig):
+    """Sizes of the backbone: the width and the number of units of each of its four stages."""
 
     in_channels: int = number(3, 1, 512)
     widths: tuple[int, ...] = number((64, 128, 256, 512), 1, 4096, count=4)
-    units: tuple[int, ...] = number(_UNITS[50], 1, 100, count=4)  # IR-SE50; (3, 13, 30, 3) is IR-SE100
+    units: tuple[int, ...] = number((3, 4, 14, 3), 1, 100, count=4)  # IR-SE50; (3, 13, 30, 3) is IR-SE100
     reduction: int = number(16, 1, 4096)  # squeeze of the SE module
 
     def __post_init__(self) -> None:
-        """Check the values."""
-        check_bounds(self)
+        super().__post_init__()
         if self.reduction > min(self.widths):
             raise ValueError(f"`reduction` must be in [1, smallest width], got {self.reduction} for {self.widths}.")
 
@@ -68,7 +65,7 @@ class BottleneckIRSE(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"]
     ) -> Float[Tensor, "batch out_channels new_height new_width"]:
-        """Residual plus shortcut."""
+        """Add residual and shortcut."""
         return self.residual(x) + self.shortcut(x)
 
 
@@ -101,7 +98,7 @@ class IRSEBackbone(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Pyramid:
-        """Features of images in [-1, 1]; the side must be a multiple of 16."""
+        """Compute the features of images in [-1, 1]. Their side must be a multiple of 16."""
         x = self.stages[0](self.stem(x))
         c1 = self.stages[1](x)
         c2 = self.stages[2](c1)
@@ -118,7 +115,7 @@ class ArcFaceConfig(IRSEConfig):
 
 
 class ArcFace(nn.Module):
-    """Face -> identity: IR-SE backbone and a linear layer, the embedding on the unit sphere."""
+    """Map a face to its identity: IR-SE backbone and a linear layer, the embedding on the unit sphere."""
 
     def __init__(self, config: ArcFaceConfig) -> None:
         super().__init__()
@@ -141,9 +138,7 @@ class ArcFace(nn.Module):
 def crop_face(x: Float[Tensor, "batch 3 height width"], resolution: int = 112) -> Float[Tensor, "batch 3 r r"]:
     """Cut the inner face out of FFHQ crops, as the identity loss of pSp does: rows 35-223, columns 32-220 of 256.
 
-    Args:
-        x: FFHQ crops of any side; other sides than 256 are pooled to 256 first.
-        resolution: Side of the result.
+    Crops of another side than 256 are pooled to 256 first. `resolution` is the side of the result.
     """
     if x.shape[-1] != 256:
         x = F.adaptive_avg_pool2d(x, 256)

@@ -1,4 +1,4 @@
-"""Layers of StyleGAN2: parameters with an equalised learning rate; the maths is in `ops`.
+"""Layers of StyleGAN2: parameters with an equalised learning rate. The maths is in `ops`.
 
 Paper: Karras et al. 2020, arXiv:1912.04958. Parameters are stored as in the official code (unit variance) and scaled in
 the forward pass, so that official checkpoints fit. Own code.
@@ -37,13 +37,13 @@ class EqualLinear(nn.Module):
         self.activation = activation
 
     def forward(self, x: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch out_features"]:
-        """Map the last axis; with `activation`, a leaky ReLU of slope 0.2 and gain sqrt(2) follows."""
+        """Map the last axis. With `activation`, a leaky ReLU of slope 0.2 and gain sqrt(2) follows."""
         weight, bias = self.weight * self.weight_gain, self.bias * self.bias_gain
         return ops.bias_act(F.linear(x, weight), bias) if self.activation else F.linear(x, weight, bias)
 
 
 class EqualConv2d(nn.Module):
-    """Convolution with equalised learning rate, as the discriminator uses it."""
+    """Convolution with equalised learning rate, for the discriminator."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, *, down: bool = False, activation: bool = True
@@ -57,7 +57,7 @@ class EqualConv2d(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"]
     ) -> Float[Tensor, "batch out_channels new_height new_width"]:
-        """Convolve; with `down`, blur first and halve the side; with `activation`, bias and leaky ReLU follow."""
+        """Convolve. With `down`, blur first and halve the side. With `activation`, bias and leaky ReLU follow."""
         k = self.weight.shape[-1]
         weight = self.weight * self.weight_gain
         if self.down:
@@ -69,7 +69,7 @@ class EqualConv2d(nn.Module):
 
 
 class StyledConv(nn.Module):
-    """Modulated 3 x 3 convolution, noise, bias and leaky ReLU: one style layer."""
+    """One style layer: modulated 3 x 3 convolution, noise, bias and leaky ReLU."""
 
     noise_const: Tensor
 
@@ -89,7 +89,7 @@ class StyledConv(nn.Module):
         w: Float[Tensor, "batch w_dim"],
         noise: Float[Tensor, "#batch 1 new_height new_width"] | None,
     ) -> Float[Tensor, "batch out_channels new_height new_width"]:
-        """Draw one layer. `noise` is added after scaling by `noise_strength`; `None` adds nothing."""
+        """Draw one layer. `noise` is scaled by `noise_strength` and added; `None` adds nothing."""
         x = ops.modulated_conv2d(x, self.weight * self.weight_gain, self.affine(w), up=self.up)
         if noise is not None:
             x = x + noise.to(x.dtype) * self.noise_strength
@@ -109,6 +109,6 @@ class ToRGB(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"], w: Float[Tensor, "batch w_dim"]
     ) -> Float[Tensor, "batch 3 height width"]:
-        """The layer's contribution to the image."""
+        """Compute what the layer adds to the image."""
         x = ops.modulated_conv2d(x, self.weight * self.weight_gain, self.affine(w), demodulate=False)
         return x + self.bias[:, None, None]

@@ -1,4 +1,4 @@
-"""pSp: the feature-pyramid encoder into W+, and the encoder into W.
+"""pSp: the feature-pyramid encoder into W+.
 
 Paper: Richardson et al. 2021, "Encoding in Style", arXiv:2008.00951 (figure 2). Original code:
 eladrich/pixel2style2pixel (MIT). Own code. Departure: the average w is a buffer of the encoder and is added inside.
@@ -13,47 +13,55 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stylegan_inversion import latents
-from stylegan_inversion.bounds import check_bounds, number
+from stylegan_inversion.bounds import BoundedConfig, number
 from stylegan_inversion.models.irse import IRSEBackbone, IRSEConfig, Pyramid
 from stylegan_inversion.models.layers import EqualLinear
 
 
 @dataclass(frozen=True)
-class PyramidEncoderConfig:
-    """Sizes of an encoder into W+. The defaults are the released encoders' for a generator of 1024 px."""
+class EncoderConfig(BoundedConfig):
+    """Sizes that all encoders have. The defaults are the released encoders' for a generator of 1024 px."""
 
     output_resolution: int = number(1024, 4, 2048)  # side of the generator's image: sets how many w there are
     input_resolution: int = number(256, 32, 2048)  # side of the encoder's image, a power of two
     w_dim: int = number(512, 1, 4096)
-    coarse_end: int = number(3, 1, 20)  # styles [0, 3) read c3, [3, 7) read p2, the others p1
-    middle_end: int = number(7, 1, 20)
     in_channels: int = number(3, 1, 512)
     widths: tuple[int, ...] = number((64, 128, 256, 512), 1, 4096, count=4)
     units: tuple[int, ...] = number((3, 4, 14, 3), 1, 100, count=4)
     reduction: int = number(16, 1, 4096)
-    style_channels: int | None = number(None, 1, 4096)  # of map2style's convolutions; None is w_dim, as in the paper
 
     def __post_init__(self) -> None:
-        """Check the values."""
-        check_bounds(self)
+        super().__post_init__()
         latents.num_ws(self.output_resolution)
         if self.input_resolution not in {2**k for k in range(5, 12)}:
             raise ValueError(f"`input_resolution` must be a power of two from 32 to 2048, got {self.input_resolution}.")
-        if self.coarse_end > self.middle_end:
-            raise ValueError(
-                f"`coarse_end` must be in [1, middle_end], got {self.coarse_end} with middle_end={self.middle_end}."
-            )
         self.backbone  # noqa: B018  checks the rest
 
     @property
     def num_ws(self) -> int:
-        """How many w the encoder gives."""
+        """Number of w that the encoder gives."""
         return latents.num_ws(self.output_resolution)
 
     @property
     def backbone(self) -> IRSEConfig:
         """Sizes of the backbone."""
         return IRSEConfig(self.in_channels, tuple(self.widths), tuple(self.units), self.reduction)
+
+
+@dataclass(frozen=True)
+class PyramidEncoderConfig(EncoderConfig):
+    """Sizes of an encoder into W+ that reads a feature pyramid: pSp's and e4e's."""
+
+    coarse_end: int = number(3, 1, 20)  # styles [0, 3) read c3, [3, 7) read p2, the others p1
+    middle_end: int = number(7, 1, 20)
+    style_channels: int | None = number(None, 1, 4096)  # of map2style's convolutions; None is w_dim, as in the paper
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.coarse_end > self.middle_end:
+            raise ValueError(
+                f"`coarse_end` must be in [1, middle_end], got {self.coarse_end} with middle_end={self.middle_end}."
+            )
 
 
 class MapToStyle(nn.Module):
@@ -67,14 +75,14 @@ class MapToStyle(nn.Module):
         self.linear = EqualLinear(channels, w_dim)
 
     def forward(self, x: Float[Tensor, "batch in_channels side side"]) -> Float[Tensor, "batch w_dim"]:
-        """One w from features of the side it was built for."""
+        """Map features of the side it was built for to one w."""
         for conv in self.convs:
             x = F.leaky_relu(conv(x), 0.01)
         return self.linear(x.flatten(1))
 
 
 class StylePyramid(nn.Module):
-    """What pSp and e4e share: the backbone, the lateral connections, and one map2style a layer."""
+    """What pSp and e4e share: the backbone, the lateral connections, and one map2style for each layer."""
 
     w_avg: Tensor
 
@@ -93,7 +101,7 @@ class StylePyramid(nn.Module):
         self.register_buffer("w_avg", torch.zeros(config.num_ws, config.w_dim))
 
     def levels(self, pyramid: Pyramid) -> list[Tensor]:
-        """The feature map that each style reads, coarsest first: c3, p2 or p1."""
+        """List the feature map that each style reads, coarsest first: c3, p2 or p1."""
         config = self.config
         p2 = _upsample_to(pyramid.c3, pyramid.c2) + self.lateral2(pyramid.c2)
         p1 = _upsample_to(p2, pyramid.c1) + self.lateral1(pyramid.c1)
@@ -119,49 +127,7 @@ class GradualStyleEncoder(nn.Module):
         return self.pyramid.w_avg
 
     def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_ws w_dim"]:
-        """Encode images, (B, 3, S, S), RGB, in [-1, 1], S = `input_resolution`; `w_avg` is included."""
+        """Encode images, (B, 3, S, S), RGB, in [-1, 1], S = `input_resolution`. `w_avg` is included."""
         maps = self.pyramid.levels(self.pyramid.backbone(x))
         styles = [style(features) for style, features in zip(self.pyramid.styles, maps)]
         return torch.stack(styles, dim=1) + self.w_avg
-
-
-@dataclass(frozen=True)
-class WEncoderConfig:
-    """Sizes of the encoder into W."""
-
-    output_resolution: int = number(1024, 4, 2048)
-    input_resolution: int = number(256, 16, 2048)
-    w_dim: int = number(512, 1, 4096)
-    in_channels: int = number(3, 1, 512)
-    widths: tuple[int, ...] = number((64, 128, 256, 512), 1, 4096, count=4)
-    units: tuple[int, ...] = number((3, 4, 14, 3), 1, 100, count=4)
-    reduction: int = number(16, 1, 4096)
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_bounds(self)
-        latents.num_ws(self.output_resolution)
-        self.backbone  # noqa: B018  checks the rest
-
-    @property
-    def backbone(self) -> IRSEConfig:
-        """Sizes of the backbone."""
-        return IRSEConfig(self.in_channels, tuple(self.widths), tuple(self.units), self.reduction)
-
-
-class WEncoder(nn.Module):
-    """pSp's encoder into W (`BackboneEncoderUsingLastLayerIntoW`): the last features, pooled, then a linear layer."""
-
-    w_avg: Tensor
-
-    def __init__(self, config: WEncoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = IRSEBackbone(config.backbone)
-        self.linear = EqualLinear(config.widths[-1], config.w_dim)
-        self.register_buffer("w_avg", torch.zeros(config.w_dim))
-
-    def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_ws w_dim"]:
-        """Encode images, RGB, in [-1, 1], into one w, repeated for every layer; `w_avg` is included."""
-        w = self.linear(self.backbone(x).c3.mean(dim=(2, 3))) + self.w_avg
-        return latents.broadcast(w, latents.num_ws(self.config.output_resolution))

@@ -1,7 +1,7 @@
 """ResNet with bottlenecks, up to its pooled features: the trunk of ResNet-50 for MoCo's similarity.
 
 Paper: He et al. 2016, "Deep Residual Learning", arXiv:1512.03385; the stride is in the 3 x 3 convolution (v1.5).
-Names of the parts are those of pytorch/vision (BSD-3), which MoCo's weights (facebookresearch/moco, MIT) follow.
+The parts have the names of pytorch/vision (BSD-3), which MoCo's weights (facebookresearch/moco, MIT) follow.
 Own code.
 """
 
@@ -11,26 +11,17 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stylegan_inversion.bounds import check_bounds, number
+from stylegan_inversion.bounds import BoundedConfig, number
 
 _EXPANSION = 4
 
 
 @dataclass(frozen=True)
-class ResNetConfig:
-    """Sizes of the trunk: the bottleneck's width in each stage, and how many units each has. Default: ResNet-50."""
+class ResNetConfig(BoundedConfig):
+    """Sizes of the trunk: the bottleneck's width and the number of units of each stage. The default is ResNet-50."""
 
     widths: tuple[int, ...] = number((64, 128, 256, 512), 1, 4096, count=4)
     units: tuple[int, ...] = number((3, 4, 6, 3), 1, 100, count=4)
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_bounds(self)
-
-    @property
-    def num_features(self) -> int:
-        """How many features an image has."""
-        return self.widths[3] * _EXPANSION
 
 
 class Bottleneck(nn.Module):
@@ -53,14 +44,14 @@ class Bottleneck(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch in_channels height width"]
     ) -> Float[Tensor, "batch out_channels new_height new_width"]:
-        """Residual plus shortcut."""
+        """Add residual and shortcut."""
         h = F.relu(self.bn1(self.conv1(x)))
         h = F.relu(self.bn2(self.conv2(h)))
         return F.relu(self.bn3(self.conv3(h)) + self.downsample(x))
 
 
 class ResNet(nn.Module):
-    """Images -> pooled features of the last stage; there is no classifier."""
+    """Map images to pooled features of the last stage. There is no classifier."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
@@ -74,13 +65,13 @@ class ResNet(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch num_features"]:
-        """Features, >= 0, averaged over the pixels. The network was made for 224 px; any side from 1 px works."""
+        """Compute features, >= 0, averaged over the pixels. The network was trained at 224 px; any side works."""
         h = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
         h = self.layer4(self.layer3(self.layer2(self.layer1(h))))
         return h.mean(dim=(2, 3))
 
 
 def _stage(in_channels: int, width: int, units: int, *, stride: int) -> nn.Sequential:
-    """Units of one width; the first one changes the size."""
+    """Stack units of one width. The first one changes the size."""
     later = (Bottleneck(width * _EXPANSION, width, 1) for _ in range(units - 1))
     return nn.Sequential(Bottleneck(in_channels, width, stride), *later)

@@ -1,4 +1,4 @@
-"""ReStyle: an encoder that reads the image beside its own last result, and corrects the code step by step.
+"""ReStyle: an encoder that reads the image beside its own last result and corrects the code step by step.
 
 Paper: Alaluf et al. 2021, "ReStyle", arXiv:2104.02699 (section 3, figures 2 and 4). Original code:
 yuval-alaluf/restyle-encoder (MIT). Own code. Departure: the average w is a buffer of the encoder and is added inside.
@@ -11,39 +11,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stylegan_inversion import latents
-from stylegan_inversion.bounds import check_bounds, number
+from stylegan_inversion.bounds import number
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.irse import IRSEBackbone, IRSEConfig
-from stylegan_inversion.models.psp_encoder import MapToStyle
+from stylegan_inversion.models.psp_encoder import EncoderConfig, MapToStyle
 
 
 @dataclass(frozen=True)
-class ReStyleConfig:
-    """Sizes of a ReStyle encoder. The defaults are those of the released ones for faces at 1024 px."""
+class ReStyleConfig(EncoderConfig):
+    """Sizes of a ReStyle encoder. The defaults are the released encoders' for faces at 1024 px."""
 
-    output_resolution: int = number(1024, 4, 2048)  # side of the generator's image: sets how many w there are
-    input_resolution: int = number(256, 32, 2048)  # side of the encoder's images, a power of two
-    w_dim: int = number(512, 1, 4096)
-    offsets: bool = False  # True, as in e4e: one w, and offsets to it; False, as in pSp: each w by itself
-    iterations: int = number(5, 1, 100)  # passes for one photo, where nobody says otherwise; the paper's 5
     in_channels: int = number(3, 3, 3)  # of the image; the network reads as many again, of its last result
-    widths: tuple[int, ...] = number((64, 128, 256, 512), 1, 4096, count=4)
-    units: tuple[int, ...] = number((3, 4, 14, 3), 1, 100, count=4)
-    reduction: int = number(16, 1, 4096)
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_bounds(self)
-        latents.num_ws(self.output_resolution)
-        if self.input_resolution not in {2**k for k in range(5, 12)}:
-            raise ValueError(f"`input_resolution` must be a power of two from 32 to 2048, got {self.input_resolution}.")
-        self.backbone  # noqa: B018  checks the rest
-
-    @property
-    def num_ws(self) -> int:
-        """How many w the encoder gives."""
-        return latents.num_ws(self.output_resolution)
+    offsets: bool = False  # True, as in e4e: one w, and offsets to it. False, as in pSp: each w by itself
+    iterations: int = number(5, 1, 100)  # default number of passes for one photo; 5 in the paper
 
     @property
     def backbone(self) -> IRSEConfig:
@@ -52,7 +32,7 @@ class ReStyleConfig:
 
 
 class ReStyleEncoder(nn.Module):
-    """Images and what was drawn of them so far -> how w_plus should change; all styles read the last features."""
+    """Map images and their last result to a change of w_plus. All styles read the last features."""
 
     w_avg: Tensor
 
@@ -67,11 +47,11 @@ class ReStyleEncoder(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels side side"], y_hat: Float[Tensor, "batch channels side side"]
     ) -> Float[Tensor, "batch num_ws w_dim"]:
-        """One step: what to add to the code of `y_hat`.
+        """Take one step: compute what to add to the code of `y_hat`.
 
         Args:
             x: Images, (B, 3, S, S), RGB, in [-1, 1], S = `input_resolution`.
-            y_hat: What the generator draws of the code so far, of the same shape and range.
+            y_hat: What the generator draws from the code so far, of the same shape and range.
         """
         features = self.backbone(torch.cat([x, y_hat], dim=1)).c3
         steps = torch.stack([style(features) for style in self.styles], dim=1)
@@ -82,7 +62,7 @@ class ReStyleEncoder(nn.Module):
     def refine(
         self, x: Float[Tensor, "batch channels side side"], generator: Generator, *, iterations: int | None = None
     ) -> Float[Tensor, "batch num_ws w_dim"]:
-        """Invert images: begin at the average w and its picture, and let each pass correct the last (equations 2, 3).
+        """Invert images: start at the average w and its picture, and let each pass correct the last (equations 2, 3).
 
         Args:
             x: As in `forward`.
@@ -91,20 +71,17 @@ class ReStyleEncoder(nn.Module):
 
         Returns:
             w_plus, `w_avg` included.
-
-        Raises:
-            ValueError: If `iterations` is below 1.
         """
         count = self.config.iterations if iterations is None else iterations
         if count < 1:
             raise ValueError(f"`iterations` must be at least 1, got {count}.")
         w_plus = self.w_avg.expand(len(x), -1, -1)
-        y_hat = self._seen(generator, w_plus[:1]).expand_as(x)
+        y_hat = self._draw(generator, w_plus[:1]).expand_as(x)
         for step in range(count):
             w_plus = w_plus + self(x, y_hat)
             if step < count - 1:
-                y_hat = self._seen(generator, w_plus)
+                y_hat = self._draw(generator, w_plus)
         return w_plus
 
-    def _seen(self, generator: Generator, w_plus: Tensor) -> Tensor:
+    def _draw(self, generator: Generator, w_plus: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(generator.synthesis(w_plus, noise_mode="const"), self.config.input_resolution)

@@ -87,11 +87,11 @@ class InversionOutput:
         images: What the generators draw at `w_plus`: RGB, R x R.
         reconstructions: What they draw without the edits; the same as `images` before any edit.
         w_plus: Style codes, (B, num_ws, w_dim), on the CPU.
-        generators: Who draws each photo: one shared generator, or a tuned copy for each photo.
+        generators: The generator that draws each photo: one shared by all, or a tuned copy for each.
         crops: The aligned faces and their photos.
         edits: The sum of all edits so far, by direction, each in its unit.
-        reports: Figures of each inversion, such as "l2" (mean squared error in [-1, 1]), "seconds", "stopped_by".
-        base: The pipeline's generator, from which the tuned ones came; `None` if that is not known.
+        reports: Figures for each inversion, such as "l2" (mean squared error in [-1, 1]), "seconds", "stopped_by".
+        base: The pipeline's generator, which the tuned ones are copies of; `None` if it is unknown.
         w_inverted: The codes before any edit, as `w_plus`; `None` if there was none.
     """
 
@@ -106,7 +106,7 @@ class InversionOutput:
     w_inverted: Float[Tensor, "batch num_ws w_dim"] | None = None
 
     def __len__(self) -> int:
-        """How many photos."""
+        """The number of photos."""
         return len(self.images)
 
     def __getitem__(self, index: int) -> "InversionOutput":
@@ -130,7 +130,7 @@ class InversionOutput:
 
     @property
     def generator(self) -> Generator:
-        """Who draws the photos.
+        """The generator that draws the photos.
 
         Raises:
             ValueError: If each photo has a tuned generator of its own: take `out[i].generator`.
@@ -150,15 +150,15 @@ class InversionOutput:
     ) -> Path:
         """Write everything to a folder: `config.json` and one `model.safetensors`.
 
-        Of tuned generators only what differs from the pipeline's generator is kept, if the pipeline was loaded by a
-        name; without options that is exact, and so is every picture after `load`.
+        Tuned generators are stored as their difference from the pipeline's generator if that was loaded by a name;
+        without options this is exact, and so is every picture after `load`.
 
         Args:
             folder: Made if needed.
             rank: Keep the difference of each weight matrix at this rank; see `GeneratorDelta.between`.
             energy: Keep this share of each difference's squared norm.
             dtype: Keep the difference in this type, such as `torch.float16`.
-            whole: Keep whole generators instead: larger, but it can be loaded where the base model is not.
+            whole: Keep whole generators instead: larger, but loadable without the base model.
 
         Raises:
             ValueError: If an option is out of range, or given for a pipeline without a name or with `whole`.
@@ -180,8 +180,8 @@ class InversionOutput:
         Args:
             folder: The folder.
             base: The generator of the model that the inversion was made with. `None` loads that model by its name.
-            allow_download: Whether that model may be fetched from the Hub or a folder of another machine. The name is
-                what whoever wrote the folder put there, so by default only a model that is on this machine is taken.
+            allow_download: Fetch that model from the Hub or a folder of another machine if it is not here. Who wrote
+                the folder chose the name, so by default only models on this machine are loaded.
             device: Where to put the generators.
 
         Raises:
@@ -361,7 +361,7 @@ def _read_generators(
 
 
 def _by_generator(named: Mapping[str, _T]) -> dict[str, dict[str, _T]]:
-    """What is called `generator.NUMBER.NAME`, by number and name."""
+    """Group entries `generator.NUMBER.NAME` by number and name."""
     found: dict[str, dict[str, _T]] = {}
     for key, value in named.items():
         if match := re.match(r"generator\.(\d+)\.", key):
@@ -377,7 +377,7 @@ def _quad(corners: Any) -> np.ndarray:
 
 
 def _decode(pngs: Iterable[bytes]) -> list[Image.Image]:
-    """Decode pictures, as long as they do not take far more memory than their files; a header says how much."""
+    """Decode pictures; refuse those whose headers announce far more memory than their files have."""
     pictures, decoded, packed = [], 0, 0
     for png in pngs:
         with open_image(io.BytesIO(png), "A picture") as image:

@@ -315,7 +315,7 @@ class PTIPipeline(InversionPipeline):
             name: "e4e", "psp" or "restyle"; `pivots` says which of them the model holds.
 
         Raises:
-            ValueError: If it is none of these.
+            ValueError: If it has another name.
             ModelNotFoundError: If the model does not hold it.
             CheckpointError: If the encoder's files are damaged.
         """

@@ -1,8 +1,9 @@
 """The FFHQ crop from landmarks.
 
 The crop is the alignment of FFHQ (Karras et al. 2019, arXiv:1812.04948; NVlabs/ffhq-dataset) in the version of PTI
-(Roich et al. 2022, arXiv:2106.05744; danielroich/PTI, `utils/alignment.py`), written anew. Quads are in the pixels of
-the photo, (x, y), whole numbers at the centres of pixels; corners top left, bottom left, bottom right, top right.
+(Roich et al. 2022, arXiv:2106.05744; danielroich/PTI, `utils/alignment.py`). Own code. Quads are in the pixels of the
+photo, (x, y), with whole numbers at the centres of pixels; the corners are top left, bottom left, bottom right, top
+right.
 """
 
 from collections.abc import Sequence
@@ -16,48 +17,35 @@ from stylegan_inversion.errors import FaceNotFoundError
 
 MIN_QUAD_SIDE = 16  # pixels of the photo
 MAX_QUAD_SIDE = 4  # times the longer side of the photo
-_OFFICIAL_SIZE = 256  # from here on crops equal the official ones
+_OFFICIAL_SIZE = 256  # crops of at least this size equal the official ones
 
 
 @dataclass(frozen=True, eq=False)
 class Crop:
     """A square cut out of a photo, and all that is needed to put it back.
 
-    Attributes:
-        image: The cut-out, RGB, square.
-        quad: Corners of what `image` shows, pixels of `photo`. Equal to the quad asked for, except that the official
-            procedure moves it by up to half a pixel of `image` when the face is at least 4 times as large as `image`.
-            `None` if `image` is the whole photo.
-        photo: The photo, RGB, upright.
-        face_count: How many faces were found in the photo; 1 if none was looked for.
-        face_index: Which of them this is, from 0.
+    `quad` holds the corners of what `image` shows. It equals the requested quad, except that the official procedure
+    moves it by up to half a pixel of `image` when the face is at least 4 times as large as `image`.
     """
 
-    image: Image.Image
-    quad: Float[np.ndarray, "4 2"] | None
-    photo: Image.Image
-    face_count: int
-    face_index: int
+    image: Image.Image  # RGB, square
+    quad: Float[np.ndarray, "4 2"] | None  # in pixels of `photo`; `None` if `image` is the whole photo
+    photo: Image.Image  # RGB, upright
+    face_count: int  # how many faces were found in the photo; 1 if there was no search
+    face_index: int  # which of them this is, from 0
 
     @property
     def is_central(self) -> bool:
-        """Whether `image` is the whole photo, or its central square as `uncropped` takes it: nothing was aligned."""
+        """Whether `image` is the whole photo or its central square, as `uncropped` takes it: nothing was aligned."""
         return self.quad is None or np.array_equal(self.quad, _central_square(self.photo))
 
 
 def face_quad(landmarks: np.ndarray, scale: float = 1.0) -> Float[np.ndarray, "4 2"]:
-    """Find FFHQ's square around a face: upright to the face, from the eyes and the corners of the mouth.
+    """Find FFHQ's square around a face, turned with it, from the eyes and the corners of the mouth.
 
     Args:
         landmarks: (68, 2), pixels, (x, y), in the order of 300-W.
         scale: Side of the square relative to FFHQ's, about the same centre. `faces64` uses 0.74.
-
-    Returns:
-        Corners, float64.
-
-    Raises:
-        ValueError: If `landmarks` is not (68, 2), or `scale` is not positive.
-        FaceNotFoundError: If the landmarks are not finite or span no face.
     """
     points = np.asarray(landmarks, dtype=np.float64)
     if points.shape != (68, 2):
@@ -69,7 +57,7 @@ def face_quad(landmarks: np.ndarray, scale: float = 1.0) -> Float[np.ndarray, "4
     eye_left, eye_right = points[36:42].mean(0), points[42:48].mean(0)
     eyes, mouth = (eye_left + eye_right) / 2, (points[48] + points[54]) / 2
     across, down = eye_right - eye_left, mouth - eyes
-    x = across + np.array([down[1], -down[0]])  # `down` turned a quarter: both speak of the way right
+    x = across + np.array([down[1], -down[0]])  # `down` turned by 90 degrees also points right
     length = np.hypot(*x)
     if length < 1e-6:
         raise FaceNotFoundError("Eyes and mouth lie on one point; the face was not found. Try another photo.")
@@ -80,19 +68,11 @@ def face_quad(landmarks: np.ndarray, scale: float = 1.0) -> Float[np.ndarray, "4
 
 
 def crop_quad(photo: Image.Image, quad: np.ndarray, size: int) -> Image.Image:
-    """Cut a square out of a photo; what lies outside the photo is its mirror image, blurred towards the median.
+    """Cut a square out of a photo. What lies outside the photo becomes its mirror image, blurred towards the median.
 
     Sizes from 256 on follow the official procedure to the letter, which takes bilinear samples from a photo up to 4
-    times as large. Smaller sizes, of which there is no official one, are sampled densely and then reduced with LANCZOS:
-    the official way would alias.
-
-    Args:
-        photo: RGB, upright.
-        quad: (4, 2), pixels of the photo: a square in any position, see `face_quad`.
-        size: Side of the result in pixels.
-
-    Returns:
-        RGB, size x size.
+    times as large. Smaller sizes, for which the official way would alias, are sampled densely and then reduced with
+    LANCZOS.
 
     Raises:
         ValueError: If `photo` is not RGB, `quad` is not a finite parallelogram, or `size` is not positive.
@@ -104,20 +84,9 @@ def crop_quad(photo: Image.Image, quad: np.ndarray, size: int) -> Image.Image:
 def align_face(
     photo: Image.Image, faces_landmarks: Sequence[np.ndarray], *, size: int, scale: float = 1.0, face: int = 0
 ) -> Crop:
-    """Cut one face out of a photo the way FFHQ does.
-
-    Args:
-        photo: RGB, upright, as `load_image` gives it.
-        faces_landmarks: One (68, 2), pixels, (x, y), for each face, the most important face first.
-        size: Side of the crop in pixels.
-        scale: See `face_quad`.
-        face: Which face, from 0.
-
-    Returns:
-        The crop, which `paste_back` can undo.
+    """Cut face number `face` out of an RGB photo the way FFHQ does, at `size` pixels a side; see `face_quad`.
 
     Raises:
-        ValueError: See `face_quad` and `crop_quad`.
         FaceNotFoundError: If there is no face, no face of this number, or it lies outside the photo or is too small.
     """
     count = len(faces_landmarks)
@@ -133,27 +102,14 @@ def align_face(
 
 
 def recrop(crop: Crop, size: int) -> Image.Image:
-    """Cut what a crop shows out of its photo once more, at another size: sharper than resizing the crop."""
-    return (
-        uncropped(crop.photo, size).image
-        if crop.quad is None or crop.is_central
-        else crop_quad(crop.photo, crop.quad, size)
-    )
+    """Cut a crop out of its photo again, at another size. This is sharper than resizing the crop."""
+    if crop.quad is None or crop.is_central:
+        return uncropped(crop.photo, size).image
+    return crop_quad(crop.photo, crop.quad, size)
 
 
 def uncropped(photo: Image.Image, size: int) -> Crop:
-    """Take a photo that is an aligned crop already. Of a photo that is not square, the central square is taken.
-
-    Args:
-        photo: RGB, upright.
-        size: Side of the crop in pixels.
-
-    Returns:
-        The crop; its `quad` is `None` if the photo is square.
-
-    Raises:
-        ValueError: If `photo` is not RGB, or `size` is not positive.
-    """
+    """Take the central square of a photo, such as one that is already an aligned crop, as a crop of this size."""
     _check_photo(photo, size)
     quad = _central_square(photo)
     left, top = (quad[0] + 0.5).astype(int).tolist()
@@ -165,18 +121,18 @@ def uncropped(photo: Image.Image, size: int) -> Crop:
 
 
 def _central_square(photo: Image.Image) -> np.ndarray:
-    """The quad of the largest square of whole pixels in the middle."""
+    """Find the quad of the largest square of whole pixels in the middle."""
     side = min(photo.size)
     return rectangle((photo.width - side) // 2, (photo.height - side) // 2, side, side)
 
 
 def _crop(photo: Image.Image, quad: np.ndarray, size: int) -> tuple[Image.Image, np.ndarray]:
-    """The crop, and the quad that it truly shows."""
+    """Cut out the crop, and find the quad that it shows."""
     _check_photo(photo, size)
     quad = _check_quad(quad, photo)
     side = float(np.hypot(*(quad[3] - quad[0])))
 
-    # Shrink. `corners` are those of the quad in the shrunken photo, `sampling` the size before the last reduction
+    # Shrink. `corners` are the quad's in the shrunken photo, `sampling` is the size before the last reduction
     official = size >= _OFFICIAL_SIZE
     shrink = shrink_factor(side, size)
     shrunken = np.maximum(np.rint(np.array(photo.size) / shrink), 1).astype(int)
@@ -185,7 +141,7 @@ def _crop(photo: Image.Image, quad: np.ndarray, size: int) -> tuple[Image.Image,
     side /= shrink
     sampling = size if official or side <= size else size * 2 * int(np.ceil(side / size))
 
-    # Crop, and only shrink what is needed
+    # Crop, and shrink only that part
     border = max(int(np.rint(side * 0.1)), 3)
     low = np.maximum(np.floor(corners.min(0)).astype(int) - border, 0)
     high = np.minimum(np.ceil(corners.max(0)).astype(int) + border, shrunken)
@@ -211,10 +167,10 @@ def _crop(photo: Image.Image, quad: np.ndarray, size: int) -> tuple[Image.Image,
 
 
 def _pad(region: Image.Image, before: np.ndarray, after: np.ndarray, *, blur: float) -> Image.Image:
-    """Mirror at the edges, more blurred and closer to the median the farther out.
+    """Mirror at the edges, with more blur and closer to the median farther out.
 
-    8 bits all the way and Pillow's blur (three box blurs) where the official code has 32-bit floats and SciPy's: a
-    fraction of the memory and time, and at most two levels apart.
+    Departure: 8 bits and Pillow's blur (three box blurs) instead of 32-bit floats and SciPy's. They take a fraction of
+    the memory and time, and differ by at most two levels.
     """
     pixels = np.pad(np.asarray(region), ((before[1], after[1]), (before[0], after[0]), (0, 0)), mode="reflect")
     height, width = pixels.shape[:2]
@@ -234,12 +190,12 @@ def _pad(region: Image.Image, before: np.ndarray, after: np.ndarray, *, blur: fl
 
 
 def shrink_factor(side: float, size: int) -> int:
-    """How many times the photo is reduced before the crop."""
+    """Compute by how much the photo is reduced before the crop."""
     return max(int(side / size / (2 if size >= _OFFICIAL_SIZE else 4)), 1)
 
 
 def rectangle(left: int, top: int, width: int, height: int) -> np.ndarray:
-    """The quad of a rectangle of whole pixels."""
+    """Make the quad of a rectangle of whole pixels."""
     right, bottom = left + width, top + height
     return np.array([[left, top], [left, bottom], [right, bottom], [right, top]], dtype=np.float64) - 0.5
 

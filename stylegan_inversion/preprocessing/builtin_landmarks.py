@@ -1,4 +1,4 @@
-"""The built-in landmark detector: the package's own small networks, looking at a photo in several ways.
+"""The built-in landmark detector: small networks that look at a photo in several views.
 
 Landmarks are those of `stylegan_inversion.preprocessing.landmarks`.
 """
@@ -28,17 +28,18 @@ _MIRROR_MOUTH = (*range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), 67,
 MIRROR = np.array((*_MIRROR_FACE, *_MIRROR_EYES, *_MIRROR_MOUTH))
 
 _OVERLAP = 1 / 3  # of neighbouring parts of the photo
-_COARSE_PARTS = 768  # photos with a longer side than this are also looked at in parts, half as wide
+_COARSE_PARTS = 768  # photos with a longer side than this are also searched in parts, half as wide
 _FINE_PART = 640.0  # side of the finer parts, in pixels
 _MAX_FINE_PARTS = 100
 _PADDED = 2.0  # side of the view with a border, as a multiple of the photo's longer side
 _TURNS = (45, -45, 90, -90, 180)  # degrees
 _SAME_FACE = 0.4  # faces whose centres are nearer than this share of the larger box are the same
-# Of 255: dark crops are stretched until 99.5 % of their pixels lie below the last; those with a mean below the first
-# are then brightened to about the second.
+# Of 255: dark crops are stretched until 99.5 % of their pixels lie below _WHITE; if their mean is below _DARK, they are
+# then brightened to about _LIT.
 _DARK, _LIT, _WHITE = 60.0, 100.0, 235.0
-# How far the landmarks of the mirror image disagree, in eye distances: 0.02 to 0.09 on faces, from 0.1 to above 1 where
-# the face is turned against the crop, or is none. Above the first the turns are tried; above the second it is no face.
+# How far the landmarks of the mirror image disagree, in eye distances: 0.02 to 0.09 on faces, 0.1 to above 1 where the
+# face is turned against the crop, or there is none. Above _DOUBTFUL turned crops are tried; above _MAX_DISAGREEMENT the
+# box is dropped.
 _DOUBTFUL, _MAX_DISAGREEMENT = 0.1, 0.18
 # Crops for the landmarks, tuned on photos against other landmark detectors: (side as a multiple of the longer side of
 # the box, shift down as a share of it), first for the detector's box, then for the box around the landmarks.
@@ -49,18 +50,13 @@ _NEXT_CROPS = ((1.2, 0.04), (1.4, 0.04))
 class BuiltinLandmarkDetector:
     """The networks that ship with the package, on the CPU.
 
-    The detector looks at the whole photo, at the photo inside a wide border (for faces as large as the photo) and at
-    overlapping parts of it (for small faces); where it finds nothing, at finer parts, and at the photo turned. Each box
-    is cropped upright for the landmarks, which are averaged with those of the mirror image. Where the two disagree,
-    turned crops are tried, and boxes where they never agree (full profiles too) are dropped.
+    The detector searches the whole photo, the photo inside a wide border (for faces as large as the photo) and
+    overlapping parts of it (for small faces). If it finds nothing, it searches finer parts, and the photo turned. Each
+    box is cropped upright for the landmarks, which are averaged with those of the mirror image. Where the two disagree,
+    turned crops are tried. Boxes where they never agree, such as full profiles, are dropped.
     """
 
     def __init__(self) -> None:
-        """Load the networks.
-
-        Raises:
-            CheckpointError: If the package's own files are damaged.
-        """
         folder = builtin_path("faces64/face")
         self._detector = load_module(FaceDetector, FaceDetectorConfig, folder / "detector")
         self._landmarks = load_module(FaceLandmarks68, FaceFeaturesConfig, folder / "landmarks")
@@ -68,9 +64,8 @@ class BuiltinLandmarkDetector:
     @torch.no_grad()
     def __call__(self, photo: Image.Image) -> list[Face]:
         """Find the faces in an RGB photo; see `LandmarkDetector`."""
-        photo = (
-            photo if photo.mode == "RGB" else photo.convert("RGB")
-        )  # which copies, even where there is nothing to do
+        if photo.mode != "RGB":
+            photo = photo.convert("RGB")
         for views in _stages(photo.width, photo.height):
             faces = self._find(photo, views)
             if faces:
@@ -78,7 +73,7 @@ class BuiltinLandmarkDetector:
         return []
 
     def _find(self, photo: Image.Image, views: list["_Square"]) -> list[Face]:
-        """Find the faces that show in any of the views, each once, best first."""
+        """Find the faces in any of the views, each once, best first."""
         candidates = [candidate for view in views for candidate in self._detect(photo, view)]
         candidates.sort(key=lambda candidate: candidate[1], reverse=True)
         faces: list[Face] = []
@@ -94,7 +89,7 @@ class BuiltinLandmarkDetector:
     def _detect(
         self, photo: Image.Image, view: "_Square"
     ) -> list[tuple["_Square", float, tuple[float, float, float, float]]]:
-        """Run the detector on one view: squares around the faces, turned as the view, with scores and boxes."""
+        """Run the detector on one view: squares around the faces, turned like the view, with scores and boxes."""
         size = self._detector.config.resolution
         candidates = []
         for x0, y0, x1, y1, score in self._detector.detect(to_tensor(_brighten(view.crop(photo, size)))).tolist():
@@ -102,18 +97,13 @@ class BuiltinLandmarkDetector:
                 continue  # a neighbouring view shows more of this face
             centre = view.to_photo(np.array([[(x0 + x1) / 2, (y0 + y1) / 2]]) / size)[0]
             width, height = (x1 - x0) * view.side / size, (y1 - y0) * view.side / size
-            box = (
-                float(centre[0] - width / 2),
-                float(centre[1] - height / 2),
-                float(centre[0] + width / 2),
-                float(centre[1] + height / 2),
-            )
-            square = _Square(float(centre[0]), float(centre[1]), max(width, height), view.angle)
-            candidates.append((square, score, box))
+            x, y = float(centre[0]), float(centre[1])
+            box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+            candidates.append((_Square(x, y, max(width, height), view.angle), score, box))
         return candidates
 
     def _refine(self, photo: Image.Image, box: "_Square") -> tuple[Float[np.ndarray, "68 2"], float]:
-        """Find the landmarks in a box, crop anew around them, upright, and find them again; turned if in doubt.
+        """Find the landmarks in a box, crop upright around them, and find them again. If in doubt, turn the box.
 
         Returns:
             The landmarks in pixels of the photo, and by how many eye distances the mirror image disagrees.
@@ -132,7 +122,7 @@ class BuiltinLandmarkDetector:
         return best
 
     def _averaged(self, photo: Image.Image, squares: list["_Square"]) -> tuple[Float[np.ndarray, "68 2"], float]:
-        """Average the landmarks over crops and their mirror images; also how far the mirror images disagree."""
+        """Average the landmarks over crops and their mirror images, and measure how far the mirror images disagree."""
         size = self._landmarks.config.resolution
         x = torch.cat([to_tensor(_brighten(square.crop(photo, size))) for square in squares])
         shares = self._landmarks(torch.cat([x, x.flip(3)])).double().numpy()
@@ -146,7 +136,7 @@ class BuiltinLandmarkDetector:
 
 @dataclass(frozen=True)
 class _Square:
-    """A square of the photo, in pixels, turned clockwise by `angle` radians about its centre; may reach beyond it."""
+    """A square in the photo's pixels, turned clockwise by `angle` radians. May reach beyond the photo."""
 
     x: float
     y: float
@@ -155,7 +145,7 @@ class _Square:
 
     @staticmethod
     def around(landmarks: np.ndarray) -> "_Square":
-        """Smallest square around landmarks that has the eyes level."""
+        """Find the smallest square around landmarks that has the eyes level."""
         across = landmarks[42:48].mean(axis=0) - landmarks[36:42].mean(axis=0)
         angle = math.atan2(across[1], across[0])
         level = landmarks @ _rotation(angle)
@@ -169,11 +159,11 @@ class _Square:
         return _Square(float(x), float(y), self.side * scale, self.angle)
 
     def to_photo(self, shares: np.ndarray) -> np.ndarray:
-        """Go from shares of the square, (N, 2), to pixels of the photo."""
+        """Convert shares of the square, (N, 2), to pixels of the photo."""
         return (shares - 0.5) * self.side @ _rotation(self.angle).T + [self.x, self.y]
 
     def cuts(self, box: tuple[float, ...], width: int, height: int) -> bool:
-        """Whether an edge of the square, inside the photo, cuts a box given in shares of the square."""
+        """Tell whether an edge of the square inside the photo cuts a box, which is given in shares of the square."""
         if self.angle:
             return False
         left, top = self.x - self.side / 2, self.y - self.side / 2
@@ -182,7 +172,7 @@ class _Square:
         return any(i and b for i, b in zip(inside, beyond))
 
     def crop(self, photo: Image.Image, size: int) -> Image.Image:
-        """Cut the square out, `size` x `size` pixels, with antialiasing; black beyond the photo."""
+        """Cut the square out, `size` x `size` pixels, with antialiasing. Black beyond the photo."""
         if self.angle == 0:
             return _cut(photo, self.x - self.side / 2, self.y - self.side / 2, self.side, size)
         cos, sin = math.cos(self.angle), math.sin(self.angle)
@@ -203,7 +193,7 @@ def _rotation(angle: float) -> np.ndarray:
 
 
 def _cut(photo: Image.Image, x0: float, y0: float, side: float, size: int) -> Image.Image:
-    """Cut out a level square and resize it; black beyond the photo."""
+    """Cut out a level square and resize it. Black beyond the photo."""
     canvas = Image.new("RGB", (size, size))
     step = side / size
     left, right = (round((min(max(x, 0), photo.width) - x0) / step) for x in (x0, x0 + side))
@@ -221,7 +211,7 @@ def _cut(photo: Image.Image, x0: float, y0: float, side: float, size: int) -> Im
 
 
 def _stages(width: int, height: int) -> Iterator[list[_Square]]:
-    """Views of a photo to look for faces in, stage by stage; the later ones only if the earlier show no face."""
+    """List views to search for faces, stage by stage. The later ones are used only if the earlier show no face."""
     longer = float(max(width, height))
     yield [
         _Square(longer / 2, longer / 2, longer),
@@ -236,7 +226,7 @@ def _stages(width: int, height: int) -> Iterator[list[_Square]]:
 
 
 def _parts(width: int, height: int, side: float) -> list[_Square]:
-    """Overlapping squares that cover a photo."""
+    """Cover a photo with overlapping squares."""
 
     def centres(length: int) -> np.ndarray:
         if length <= side:
@@ -247,7 +237,7 @@ def _parts(width: int, height: int, side: float) -> list[_Square]:
 
 
 def _brighten(crop: Image.Image) -> Image.Image:
-    """Light up a dark crop, for the networks' eyes only: first stretched to white, then lifted by a gamma curve."""
+    """Brighten a dark crop for the networks: first stretch it to white, then apply a gamma curve."""
     levels = np.asarray(crop.convert("L").resize((112, 112), Image.Resampling.BOX), dtype=np.float64)
     levels = levels[levels > 0]  # black lies beyond the photo
     if levels.size == 0:

@@ -1,7 +1,7 @@
-"""What decoding a picture costs, read from its file before a decoder sees it.
+"""The cost of decoding a picture, read from its file before a decoder runs.
 
-Pillow checks the width and the height. Memory and time also go to what a small file can declare in bulk: scans of a
-JPEG, chunks, entries of an EXIF block, compressed texts. Each has a bound, far above what cameras and programs write.
+Pillow checks the width and the height. A small file can also declare many scans of a JPEG, chunks, entries of an EXIF
+block or compressed texts, which cost memory and time. Each has a bound, far above what cameras and programs write.
 """
 
 import re
@@ -12,16 +12,16 @@ from stylegan_inversion.errors import InvalidImageError
 
 MAX_SCANS = 100  # of a JPEG; programs write about 10
 MAX_PARTS = 10_000  # segments of a JPEG, chunks of a PNG or a WebP
-_MIN_DATA = 1024  # bytes of pixels in a chunk of a PNG that is no mere part; libpng writes 8 kB each
-MAX_EXIF_BYTES = 131_072  # JPEG's own limit is half of it
+_MIN_DATA = 1024  # smaller chunks of pixels of a PNG count as parts; libpng writes 8 kB each
+MAX_EXIF_BYTES = 131_072  # twice JPEG's own limit
 MAX_EXIF_ENTRIES = 100  # of the first directory; cameras write about 20
 _MAX_TEXTS = 16  # chunks of a PNG that Pillow unpacks to 1 MB each, and 4 MB in memory
 _MAX_PHOTOSHOP = 64  # segments of a JPEG that Pillow takes apart entry by entry
 _MAX_JUNK = 65_536  # bytes between the segments of a JPEG
 _WEBP_BYTES = 20  # a pixel: the decoder keeps several canvases
-_CODE_BYTES = 12_000  # lossless, each block of 4 x 4 pixels may bring a set of Huffman codes, up to 65,536 sets
+_CODE_BYTES = 12_000  # lossless: each block of 4 x 4 pixels may have its set of Huffman codes, up to 65,536 sets
 
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # neither stuffing, restarts nor fill bytes
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # not stuffing, restarts or fill bytes
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; with Huffman codes
 _RARE_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _SCAN, _END = 0xDA, 0xD9
@@ -38,38 +38,26 @@ _SIGNATURES = (
 
 @dataclass(frozen=True)
 class Cost:
-    """What decoding takes, where it is more than the 7 bytes a pixel and the moment that any picture takes.
+    """What decoding takes, where it is more than the usual 7 bytes a pixel."""
 
-    Attributes:
-        kind: Of file, in words.
-        memory: Bytes at the peak, the result included; 0 for any picture.
-        scans: How often a JPEG's decoder walks over the whole picture.
-        size: Width and height where they were read here; `None` leaves it to Pillow.
-    """
-
-    kind: str = "picture"
-    memory: int = 0
-    scans: int = 1
-    size: tuple[int, int] | None = None
+    kind: str = "picture"  # of file, for messages
+    memory: int = 0  # bytes at the peak, the result included; 0 means the usual
+    scans: int = 1  # how often a JPEG's decoder reads the whole picture
+    size: tuple[int, int] | None = None  # width and height; `None` leaves them to Pillow
 
 
 def format_of(head: bytes) -> str | None:
-    """Pillow's name of the format that a file begins like; `None` if it is none that is known here."""
+    """Recognise a format by the first bytes of a file, and give Pillow's name; `None` if it is unknown."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     return next((name for start, name in _SIGNATURES if head.startswith(start)), None)
 
 
 def cost_of(data: bytes, file_format: str, name: str) -> Cost:
-    """Read what decoding a file takes.
-
-    Args:
-        data: The file.
-        file_format: See `format_of`.
-        name: Of the file, for messages.
+    """Read the cost of decoding a file, of a format that `format_of` gave. `name` is for messages.
 
     Raises:
-        InvalidImageError: If it declares more than any honest picture, is of a kind that hardly a program writes, or is
+        InvalidImageError: If it declares more than any honest picture, is of a kind that few programs write, or is
             damaged.
     """
     if file_format == "JPEG":
@@ -82,40 +70,38 @@ def cost_of(data: bytes, file_format: str, name: str) -> Cost:
 
 
 def exif_fault(block: bytes) -> str:
-    """What makes an EXIF block (or a list of pictures, MPF) cost too much to read; "" if nothing does."""
+    """Say why an EXIF block (or a list of pictures, MPF) costs too much to read; "" if it does not."""
     if len(block) > MAX_EXIF_BYTES:
         return f"{len(block):,} bytes, and at most {MAX_EXIF_BYTES:,} are read"
     block = block.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None or len(block) < 8:
-        return ""  # Pillow passes over it
+        return ""  # Pillow ignores it
     (start,) = struct.unpack_from(f"{order}I", block, 4)
     (count,) = struct.unpack_from(f"{order}H", block, start) if start + 2 <= len(block) else (0,)
     return f"{count} entries, and at most {MAX_EXIF_ENTRIES} are read" if count > MAX_EXIF_ENTRIES else ""
 
 
 def _cost_of_jpeg(data: bytes, name: str) -> Cost:
-    """Walk over the segments the way libjpeg does, to the end of the first picture."""
+    """Read the segments as libjpeg does, to the end of the first picture."""
     frame, exif, whole, progressive = b"", b"", True, False
     position, scans, junk, photoshop = 2, 0, 0, 0
     for _ in range(MAX_PARTS):
         found = _MARKER.search(data, position)
         if found is None:
-            break  # cut off: the decoder says so
+            break  # truncated: the decoder reports it
         marker, start = data[found.end() - 1], found.end()
         if not scans:
             junk += found.start() - position
             if junk > _MAX_JUNK:
-                raise InvalidImageError(f"{name} is damaged: there is no JPEG between its parts.")
+                raise InvalidImageError(f"{name} is damaged: it has other data between the parts of a JPEG.")
             if marker in _RARE_FRAMES:
-                raise InvalidImageError(
-                    f"{name} is a lossless or arithmetic JPEG, which is not read; save it as an ordinary JPEG."
-                )
+                raise InvalidImageError(f"{name} is a lossless or arithmetic JPEG; save it as an ordinary JPEG.")
             if marker not in _HEADER:
                 raise InvalidImageError(f"{name} is not an image, or damaged: a JPEG has no part {marker:#x} there.")
         if marker == _END:
             break
-        if marker in (0x01, 0xD8):  # without a length; libjpeg passes over the first and refuses the second
+        if marker in (0x01, 0xD8):  # without a length; libjpeg skips the first and refuses the second
             position = start
             continue
         length = max(int.from_bytes(data[start : start + 2], "big"), 2)
@@ -132,7 +118,7 @@ def _cost_of_jpeg(data: bytes, name: str) -> Cost:
             continue
         elif marker in _FRAMES:
             if frame or len(body) < 6 or len(body) < 6 + 3 * body[5]:
-                raise InvalidImageError(f"{name} is damaged: its JPEG has two frames, or half of one.")
+                raise InvalidImageError(f"{name} is damaged: its JPEG has two frames, or an incomplete one.")
             frame, progressive = body, marker == 0xC2
         elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
             exif += body[6 if exif else 0 :]
@@ -142,11 +128,11 @@ def _cost_of_jpeg(data: bytes, name: str) -> Cost:
         elif marker == 0xED:
             photoshop += 1
             if photoshop > _MAX_PHOTOSHOP:
-                raise InvalidImageError(f"{name} has too much metadata of Photoshop. Save the photo anew, without it.")
+                raise InvalidImageError(f"{name} has too much metadata of Photoshop. Save the photo again without it.")
     else:
         raise InvalidImageError(f"{name} has more than {MAX_PARTS:,} parts; save it as an ordinary JPEG.")
     if not frame:
-        raise InvalidImageError(f"{name} is not an image, or damaged: it begins like a JPEG, but holds no picture.")
+        raise InvalidImageError(f"{name} is not an image, or damaged: it starts like a JPEG, but holds no picture.")
     height, width, count = struct.unpack_from(">HHB", frame, 1)
     factors = [(each >> 4, each & 15) for each in frame[7 : 6 + 3 * count : 3]]
     full = max((h for h, _ in factors), default=1) * max((v for _, v in factors), default=1)
@@ -161,7 +147,7 @@ def _check_png(data: bytes, name: str) -> None:
     position, texts, parts = 8, 0, 0
     while parts < MAX_PARTS:
         if position + 8 > len(data):
-            return  # cut off: the decoder says so
+            return  # truncated: the decoder reports it
         length, kind = struct.unpack_from(">I4s", data, position)
         parts += kind != b"IDAT" or length < _MIN_DATA
         texts += kind in (b"zTXt", b"iTXt")
@@ -203,4 +189,4 @@ def _cost_of_webp(data: bytes, name: str) -> Cost:
 
 def _check_block(block: bytes, what: str, name: str) -> None:
     if fault := exif_fault(block):
-        raise InvalidImageError(f"{name} has an {what} of {fault}. Save the photo anew, without its metadata.")
+        raise InvalidImageError(f"{name} has an {what} of {fault}. Save the photo again without its metadata.")

@@ -1,4 +1,4 @@
-"""Photos in, tensors out, and back: the one place that knows file formats, colour modes and 127.5."""
+"""Read photos, and convert between images and tensors: the one place for file formats, colour modes and 127.5."""
 
 import io
 import logging
@@ -24,37 +24,32 @@ from stylegan_inversion.preprocessing.headers import Cost, cost_of, exif_fault, 
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # MPO, the photos of phones, comes with JPEG
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")  # JPEG includes MPO, which phones write
 MIN_SIDE = 16
 MAX_SIDE = 16384
 MAX_PIXELS = 64_000_000
 
-_SOUND_SINCE = {
-    "TIFF": (13, 0)
-}  # the first Pillow whose decoder has no known hole; of other formats see pyproject.toml
+# The first Pillow whose decoder of a format has no known hole; all versions in pyproject.toml suit the other formats
+_SOUND_SINCE = {"TIFF": (13, 0)}
 _PILLOW = tuple(int(number) for number in re.findall(r"\d+", PIL.__version__)[:2])
-_USUAL_SCANS = 20  # walking so often over the largest picture takes a second or two
+_USUAL_SCANS = 20  # this many scans of the largest picture take a second or two
 _MAX_PROFILE_BYTES = 4_000_000
 _TABLES = re.compile(rb"[AD]2B\d")  # in the list of a profile's tags
-_STRIP_PIXELS = 2**18  # colours are converted in strips, so that a large photo is in memory once, not thrice
+_STRIP_PIXELS = 2**18  # colours are converted in strips, so that a large photo is in memory only once
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What `load_image` reads; anything else is refused before a pixel is decoded.
+    """Limits on the files that `load_image` reads, checked before a pixel is decoded.
 
-    Attributes:
-        formats: Of `FORMATS`. The content of a file decides, not its name.
-        max_pixels: Width times height.
-        max_memory: Bytes that decoding may take. It counts for progressive JPEG and WebP, whose decoders take 7 to 20
-            bytes a pixel, and lossless WebP, which may take 790 MB more; all others take 7 bytes a pixel.
-        max_table_pixels: Under a colour profile that is a table, which takes ten times as long as one of a few curves.
+    Memory matters for progressive JPEG and WebP, whose decoders take 7 to 20 bytes a pixel, and lossless WebP, which
+    may take 790 MB more; all others take 7 bytes a pixel.
     """
 
-    formats: tuple[str, ...] = FORMATS
-    max_pixels: int = MAX_PIXELS
-    max_memory: int = 2_500_000_000
-    max_table_pixels: int = MAX_PIXELS
+    formats: tuple[str, ...] = FORMATS  # the content of a file decides, not its name
+    max_pixels: int = MAX_PIXELS  # width times height
+    max_memory: int = 2_500_000_000  # bytes that decoding may take
+    max_table_pixels: int = MAX_PIXELS  # under a colour profile that is a table, which takes ten times as long
 
 
 _UPRIGHT = {  # EXIF orientation -> what makes the photo upright
@@ -71,10 +66,10 @@ _ELSEWHERE = "; convert it to JPEG or PNG first."
 
 
 def load_image(source: Any, *, limits: ImageLimits = _LIBRARY) -> Image.Image:
-    """Read a photo and put it right: upright, 8 bits, sRGB, no transparency, no metadata.
+    """Read a photo and normalise it: upright, 8 bits, sRGB, no transparency, no metadata.
 
-    What it costs is read from the header, before any pixel is decoded. Transparency is laid over white. Of an animation
-    the first frame is used, and a warning is logged.
+    Its cost is read from the header, before any pixel is decoded. Transparency becomes white. Of an animation the first
+    frame is used, and a warning is logged.
 
     Args:
         source: A path (`str` or `os.PathLike`), the bytes of a file, a PIL image of any mode, or a NumPy array
@@ -83,11 +78,11 @@ def load_image(source: Any, *, limits: ImageLimits = _LIBRARY) -> Image.Image:
             without a known hole (TIFF from 13.0 on), and 64 megapixels.
 
     Returns:
-        A new image of mode RGB that carries no EXIF, profile or other metadata. 16 to 16,384 pixels a side.
+        A new image of mode RGB without EXIF, profile or other metadata, 16 to 16,384 pixels a side.
 
     Raises:
-        InvalidImageError: If it is not an image, damaged, too small, too large or too dear to decode, of a format that
-            is not supported, or an array of the wrong shape, dtype or range.
+        InvalidImageError: If it is not an image, damaged, too small, too large or too costly to decode, of a format
+            that is not supported, or an array of the wrong shape, dtype or range.
         OSError: If the file does not exist or may not be read.
         TypeError: If `source` is of another type.
     """
@@ -97,30 +92,16 @@ def load_image(source: Any, *, limits: ImageLimits = _LIBRARY) -> Image.Image:
         return _upright(*_decode(source, "The image", limits))
     if isinstance(source, np.ndarray):
         return _from_array(source, limits)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _read(io.BytesIO(source), "The file", limits)
-    if isinstance(source, (str, os.PathLike)):
-        path = image_path(source)
-        with path.open("rb") as file:
-            return _read(file, f"`{path.name}`", limits)
-    raise TypeError(
-        f"`source` must be a path, bytes, a PIL image or a NumPy array, got {type(source).__name__}; "
-        "turn a tensor in [-1, 1] into images with `to_pil`."
-    )
+    with open_source(source, limits) as (image, name):
+        planes, orientation = _decode(image, name, limits)
+    del image  # frees its memory before the result is made
+    return _upright(planes, orientation)
 
 
 def to_tensor(image: Image.Image, size: int | None = None) -> Float[Tensor, "1 3 height width"]:
-    """Turn an image into a tensor, resized with antialiasing if asked for.
+    """Turn an RGB image into (1, 3, H, W), RGB, in [-1, 1], float32, on the CPU.
 
-    Args:
-        image: An RGB image, as `load_image` gives it.
-        size: Side of the result in pixels; `image` must be square then. `None` keeps the size.
-
-    Returns:
-        (1, 3, H, W), RGB, in [-1, 1], float32, on the CPU.
-
-    Raises:
-        ValueError: If `image` is not RGB, or `size` is not positive, or `size` is given and `image` is not square.
+    With `size`, the image must be square and is resized with antialiasing to this side.
     """
     if image.mode != "RGB":
         raise ValueError(f"`image` must be of mode RGB, got {image.mode}; pass it through `load_image` first.")
@@ -139,60 +120,78 @@ def to_tensor(image: Image.Image, size: int | None = None) -> Float[Tensor, "1 3
 
 
 def to_pil(images: Float[Tensor, "batch 3 height width"]) -> list[Image.Image]:
-    """Turn a batch of tensors into images: clamped, and rounded to the nearest of 256 levels.
-
-    Args:
-        images: (B, 3, H, W), RGB, in [-1, 1]; what lies outside is clamped. Any device and floating point type.
-
-    Returns:
-        B images of mode RGB.
-
-    Raises:
-        ValueError: If `images` holds NaN.
-    """
+    """Turn (B, 3, H, W), RGB, in [-1, 1], into PIL images: clamped, and rounded to the nearest of 256 levels."""
     levels = (images.detach().float().cpu() + 1) * 127.5
     if levels.isnan().any():
-        raise ValueError("`images` holds NaN, which has no colour; check the network or the latent that made it.")
+        raise ValueError("`images` holds NaN, which has no colour; check the network or the code that made it.")
     pixels = levels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
     return [Image.fromarray(image) for image in pixels]
 
 
-def save_image(image: Image.Image, path: Path, **options: Any) -> None:
-    """Write an image in the format of its suffix, whole or not at all.
-
-    Args:
-        image: The image.
-        path: Ends in ".png" or ".jpg"; its folder is made if needed.
-        **options: Of Pillow's writer, such as `quality`.
+def save_image(image: Image.Image, path: Path, *, quality: int | None = None) -> None:
+    """Write an image in the format of its suffix, such as ".png", completely or not at all.
 
     Raises:
         CheckpointError: If it cannot be written, as on a full disk. A file that was there is untouched.
     """
     kind = Image.registered_extensions()[path.suffix.lower()]
+    options = {} if quality is None else {"quality": quality}
     hub.write_file(path, lambda temporary: image.save(temporary, kind, **options))
 
 
-def image_path(source: str | os.PathLike[Any]) -> Path:
-    """The path of an image's file; a folder or a device, which may block for ever, is refused.
+def list_images(folder: Path) -> list[str]:
+    """List the pictures in a folder and its subfolders: paths relative to it, with "/", sorted.
+
+    Links are followed, hidden files and folders left out.
 
     Raises:
-        InvalidImageError: If it is no path of a regular file. One that does not exist is left to `open`.
+        ValueError: If it is not a folder, or holds no picture.
     """
-    path = Path(os.fsdecode(source))
-    if "\0" in str(path):
-        raise InvalidImageError("The path of the image holds a null character; pass the path of a file.")
-    if path.exists() and not path.is_file():
-        raise InvalidImageError(f"`{path.name}` is a folder or a device, not an image; pass the path of a file.")
-    return path
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give a folder of pictures.")
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    names, seen = [], set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:  # a link may lead back to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = Path(root).relative_to(folder)
+        names += [
+            (inside / name).as_posix()
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
+        ]
+    if not names:
+        raise ValueError(f"{folder} holds no picture ({', '.join(sorted(suffixes))}).")
+    return sorted(names)
+
+
+@contextmanager
+def open_source(source: Any, limits: ImageLimits = _LIBRARY) -> Iterator[tuple[Image.Image, str]]:
+    """Open a path, or the bytes of a file, as an image that is not decoded yet, with its name for messages."""
+    file: io.BytesIO | io.BufferedReader
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        name, file = "The file", io.BytesIO(source)
+    elif isinstance(source, (str, os.PathLike)):
+        path = Path(os.fsdecode(source))
+        if "\0" in str(path):
+            raise InvalidImageError("The path of the image holds a null character; pass the path of a file.")
+        if path.exists() and not path.is_file():  # opening a named pipe or a device may block for ever
+            raise InvalidImageError(f"`{path.name}` is a folder or a device, not an image; pass the path of a file.")
+        name, file = f"`{path.name}`", path.open("rb")
+    else:
+        raise TypeError(
+            f"`source` must be a path, bytes, a PIL image or a NumPy array, got {type(source).__name__}; "
+            "turn a tensor in [-1, 1] into images with `to_pil`."
+        )
+    with file, open_image(file, name, limits) as image:
+        yield image, name
 
 
 def open_image(file: io.BytesIO | io.BufferedReader, name: str, limits: ImageLimits = _LIBRARY) -> Image.Image:
-    """Open an encoded image; no pixel is decoded yet.
-
-    Args:
-        file: At its beginning.
-        name: Of the file, for messages.
-        limits: See `load_image`.
+    """Open an encoded image without decoding a pixel. `name` is for messages.
 
     Raises:
         InvalidImageError: If it is not an image, damaged, or outside the limits.
@@ -214,7 +213,7 @@ def open_image(file: io.BytesIO | io.BufferedReader, name: str, limits: ImageLim
     try:
         with _pillow_quiet():
             image = Image.open(io.BytesIO(data), formats=[file_format])
-    except Image.DecompressionBombError as e:  # the same answer as `_check_size`, should Pillow notice first
+    except Image.DecompressionBombError as e:  # Pillow noticed before `_check_size`
         raise InvalidImageError(f"{name} is too large: {_at_most(limits)}") from e
     except Exception as e:  # decoders of untrusted files raise nearly anything: SyntaxError, struct.error, ...
         raise InvalidImageError(f"{name} is not an image, or damaged. {_supported(limits)}") from e
@@ -223,16 +222,8 @@ def open_image(file: io.BytesIO | io.BufferedReader, name: str, limits: ImageLim
     return image
 
 
-def _read(file: io.BytesIO | io.BufferedReader, name: str, limits: ImageLimits) -> Image.Image:
-    """Decode an encoded image."""
-    with open_image(file, name, limits) as image:
-        planes, orientation = _decode(image, name, limits)
-    del image  # what it holds goes before the result comes
-    return _upright(planes, orientation)
-
-
 def _refuse_known(head: bytes, name: str, limits: ImageLimits) -> None:
-    """Tell users of well-known formats that are not supported how to convert them."""
+    """Refuse well-known formats that are not supported, and say how to convert them."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
         raise InvalidImageError(f"{name} is an AVIF image{_ELSEWHERE} {_supported(limits)}")
@@ -248,7 +239,7 @@ def _refuse_known(head: bytes, name: str, limits: ImageLimits) -> None:
 
 
 def _check_format(file_format: str | None, name: str, limits: ImageLimits) -> None:
-    """Refuse what the limits leave out, and what the installed Pillow cannot decode without harm."""
+    """Refuse formats outside the limits, and those that the installed Pillow does not decode safely."""
     if file_format in FORMATS and file_format not in limits.formats:
         raise InvalidImageError(f"{name} is a {file_format} image{_ELSEWHERE} {_supported(limits)}")
     needed = _SOUND_SINCE.get(file_format or "", (0,))
@@ -256,13 +247,13 @@ def _check_format(file_format: str | None, name: str, limits: ImageLimits) -> No
         version = ".".join(map(str, needed))
         raise InvalidImageError(
             f"{name} is a {file_format} image, and Pillow {'.'.join(map(str, _PILLOW))} may put pieces of memory into "
-            f"those; Pillow {version} is needed. Convert it to PNG, or, where the web app is not installed: "
+            f"those; Pillow {version} is needed. Convert it to PNG, or, if the web app is not installed: "
             f"pip install 'pillow>={version}'"
         )
 
 
 def _supported(limits: ImageLimits) -> str:
-    """The formats that are read here, as a sentence."""
+    """List the formats that are read, as a sentence."""
     *names, last = (
         {"WEBP": "WebP"}.get(each, each) for each in limits.formats if _SOUND_SINCE.get(each, (0,)) <= _PILLOW
     )
@@ -289,17 +280,17 @@ def _decode(image: Image.Image, name: str, limits: ImageLimits) -> tuple[list[Im
 
 
 def _upright(planes: list[Image.Image], orientation: int) -> Image.Image:
-    """The image of three planes: a new one, which carries no metadata."""
+    """Merge three planes into a new image, which has no metadata, and turn it upright."""
     if orientation in _UPRIGHT:
-        for i in range(3):  # one by one, so that the old ones go
+        for i in range(3):  # one by one, to free the old ones
             planes[i] = planes[i].transpose(_UPRIGHT[orientation])
     return Image.merge("RGB", planes)
 
 
 def _to_planes(image: Image.Image, name: str, limits: ImageLimits) -> list[Image.Image]:
-    """Any mode -> red, green and blue: through the colour profile if there is a sound one, transparency over white.
+    """Convert any mode to red, green and blue: through a sound colour profile, with transparency over white.
 
-    A copy of mode RGB takes 4 bytes a pixel, beside up to 4 of `image`; the planes take 3.
+    The planes take 3 bytes a pixel, beside up to 4 of `image`; a copy of mode RGB would take 4.
     """
     transform = None
     if profile := image.info.get("icc_profile"):
@@ -326,7 +317,7 @@ def _to_planes(image: Image.Image, name: str, limits: ImageLimits) -> list[Image
 
 
 def _without_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Any mode -> colours without transparency, and the transparency if there is any."""
+    """Split an image of any mode into its colours, and its transparency if there is any."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _deep_to_grey(image)
     if image.mode in ("La", "RGBa"):
@@ -340,10 +331,10 @@ def _without_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]
 
 
 def _profile_transform(profile: bytes, sample: Image.Image) -> ImageCms.ImageCmsTransform | None:
-    """From the colours of an ICC profile to sRGB; `None` if they are sRGB, or the profile is broken or unfitting."""
+    """Make the transform of an ICC profile to sRGB; `None` if it is sRGB, broken, or does not fit."""
     try:
         if len(profile) > _MAX_PROFILE_BYTES or b"mpet" in profile:  # a program of any length, run for each colour
-            raise ValueError(f"it is too involved ({len(profile):,} bytes)")
+            raise ValueError(f"it is too complex ({len(profile):,} bytes)")
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if sample.mode == "RGB" and ImageCms.getProfileDescription(source).startswith("sRGB"):
             return None
@@ -356,7 +347,7 @@ def _profile_transform(profile: bytes, sample: Image.Image) -> ImageCms.ImageCms
 
 
 def _deep_to_grey(image: Image.Image) -> Image.Image:
-    """16-bit and floating point grey -> 8 bits, scaled rather than clipped."""
+    """Scale 16-bit or floating point grey to 8 bits."""
     pixels = np.asarray(image)
     if image.mode == "F":
         return Image.fromarray(_to_levels(pixels))
@@ -368,10 +359,10 @@ def _deep_to_grey(image: Image.Image) -> Image.Image:
 
 
 def _to_levels(pixels: np.ndarray) -> np.ndarray:
-    """uint16, or floating point in [0, 1] -> uint8."""
+    """Convert uint16, or floating point in [0, 1], to uint8."""
     if pixels.dtype == np.uint16:
         return ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    low, high = float(pixels.min()), float(pixels.max())  # NaN wins both
+    low, high = float(pixels.min()), float(pixels.max())  # both are NaN if one pixel is
     if not (low >= -1e-3 and high <= 1 + 1e-3):
         raise InvalidImageError(
             f"Floating point images must be finite and in [0, 1], got {low:.6g} to {high:.6g}; "
@@ -381,7 +372,7 @@ def _to_levels(pixels: np.ndarray) -> np.ndarray:
 
 
 def _from_array(array: np.ndarray, limits: ImageLimits) -> Image.Image:
-    """(H, W), (H, W, 1 | 3 | 4) -> RGB."""
+    """Convert (H, W) or (H, W, 1 | 3 | 4) to RGB."""
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise InvalidImageError(
             f"An array must be (H, W) or (H, W, 1 | 3 | 4), got shape {array.shape}; move the channels to the end."
@@ -407,7 +398,7 @@ def _check_cost(cost: Cost, pixels: int, name: str, limits: ImageLimits) -> None
     if cost.memory > limits.max_memory:
         raise InvalidImageError(
             f"{name} is a {cost.kind} of {pixels / 1e6:.1f} megapixels, which may take {cost.memory / 1e6:,.0f} MB of "
-            f"memory, and at most {limits.max_memory / 1e6:,.0f} MB are granted; save it as an ordinary JPEG or PNG."
+            f"memory, and at most {limits.max_memory / 1e6:,.0f} MB are allowed; save it as an ordinary JPEG or PNG."
         )
     if pixels * cost.scans > _USUAL_SCANS * limits.max_pixels:
         raise InvalidImageError(
@@ -421,7 +412,7 @@ def _at_most(limits: ImageLimits) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 when there is none or the EXIF block is broken."""
+    """Read the EXIF orientation, 1 to 8. It is 1 if there is none or the EXIF block is broken."""
     try:
         exif = image.info.get("exif", b"")
         if not exif and "Raw profile type exif" in image.info:  # ImageMagick's, in a PNG
@@ -436,7 +427,7 @@ def _orientation(image: Image.Image) -> int:
 
 @contextmanager
 def _pillow_quiet() -> Iterator[None]:
-    """Silence Pillow's warnings (bombs, corrupt EXIF): we raise or log ourselves."""
+    """Silence Pillow's warnings about bombs and corrupt EXIF, which are raised or logged here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         yield

@@ -1,4 +1,4 @@
-"""Faces in a photo and their 68 landmarks: the built-in networks, or facexlib's RetinaFace if it is installed.
+"""Find faces in a photo and their 68 landmarks: the built-in networks, or facexlib's RetinaFace if it is installed.
 
 The order of the landmarks is that of iBUG 300-W, left and right as seen in the image: jaw 0-16, brows 17-21 and 22-26,
 nose 27-35 (tip 30), eyes 36-41 and 42-47, mouth 48-67 (left corner 48, right corner 54).
@@ -26,30 +26,24 @@ logger = logging.getLogger(__name__)
 _FACEXLIB_WEIGHTS = "detection_Resnet50_Final.pth"
 _FACEXLIB_URL = f"https://github.com/xinntao/facexlib/releases/download/v0.1.0/{_FACEXLIB_WEIGHTS}"
 _CONNECT_SECONDS = 10.0
-_FACEXLIB_LONGER_SIDE = 1280  # larger photos are shrunk to this for RetinaFace, which takes seconds for a megapixel
+_FACEXLIB_LONGER_SIDE = 1280  # larger photos are shrunk to this: RetinaFace takes seconds for a megapixel
 
 
 @dataclass(frozen=True, eq=False)
 class Face:
-    """One face in a photo.
+    """One face in a photo, in pixels; (0, 0) is the top left corner of the photo. It may reach beyond the photo."""
 
-    Attributes:
-        landmarks: (68, 2), pixels, (x, y); (0, 0) is the top left corner of the photo. May lie outside the photo.
-        box: (x0, y0, x1, y1), pixels; may reach beyond the photo.
-        score: How sure the detector is, in [0, 1].
-    """
-
-    landmarks: Float[np.ndarray, "68 2"]
-    box: tuple[float, float, float, float]
-    score: float
+    landmarks: Float[np.ndarray, "68 2"]  # (x, y)
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1
+    score: float  # how sure the detector is, in [0, 1]
 
 
 @runtime_checkable
 class LandmarkDetector(Protocol):
-    """What finds faces: a callable, so that any other detector can be used instead of those below."""
+    """A callable that finds faces, so that any detector can replace those below."""
 
     def __call__(self, photo: Image.Image) -> list[Face]:
-        """Find the faces in an RGB photo, the largest box first; an empty list if there are none."""
+        """Find the faces in an RGB photo, the largest box first."""
 
 
 def get_landmark_detector(
@@ -58,13 +52,13 @@ def get_landmark_detector(
     """Load a detector.
 
     Args:
-        name: "builtin" needs nothing else. "facexlib" is RetinaFace, stronger on small, turned and covered faces; it
-            fetches its weights once. "auto" takes facexlib if it is installed and its weights are there or can be
-            fetched, else the built-in one.
-        device: Where facexlib runs; the built-in networks are small and stay on the CPU.
+        name: "builtin" needs no other package. "facexlib" is RetinaFace, which is better on small, turned and covered
+            faces and fetches its weights once. "auto" takes facexlib if it is installed and its weights are there or
+            can be fetched, otherwise the built-in one.
+        device: Where facexlib runs. The built-in networks stay on the CPU.
 
     Raises:
-        ValueError: If `name` is none of these.
+        ValueError: If there is no detector of this name.
         MissingDependencyError: If facexlib is asked for and cannot be imported.
         CheckpointError: If the weights cannot be read or fetched.
     """
@@ -85,44 +79,30 @@ def get_landmark_detector(
 class FacexlibLandmarkDetector:
     """RetinaFace (Deng et al. 2020, arXiv:1905.00641) of facexlib (https://github.com/xinntao/facexlib, MIT).
 
-    It measures five points. Of the 68 landmarks, the eyes (each of the six points of an eye is its centre), the tip of
-    the nose and the corners of the mouth are right, which is what the FFHQ crop needs; the rest of the mouth lies
-    between the corners, the nose on its tip, and the jaw and the brows on the eyes.
+    It measures five points, which are what the FFHQ crop needs: the centres of the eyes, the tip of the nose and the
+    corners of the mouth. The other landmarks are placed on these or between them.
     """
 
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
-        """Load the network, and fetch its weights (109 MB) if they are not there.
-
-        Args:
-            device: Where to run it.
-
-        Raises:
-            MissingDependencyError: If facexlib is not installed, or cannot be imported, as where its torchvision was
-                built for another torch.
-            CheckpointError: If the weights cannot be read or fetched.
-        """
+        """Load the network, and fetch its weights (109 MB) if they are not there; see `get_landmark_detector`."""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of torchvision, about what is missing for reading files
+                warnings.simplefilter("ignore")  # torchvision's, about readers of files that it lacks
                 from facexlib.detection import init_detection_model
 
-                if "torchvision" in sys.modules:  # some load without their compiled part, and fail at the first photo
+                if "torchvision" in sys.modules:  # without its compiled part it fails only at the first photo
                     boxes = torch.zeros(1, 4, dtype=torch.float32, device="cpu")
                     sys.modules["torchvision"].ops.nms(boxes, boxes[:, 0], 0.5)
-        except Exception as e:  # a torchvision that does not fit torch: RuntimeError, and AttributeError the next time
-            raise MissingDependencyError.of_import(
-                "facexlib",
-                e,
-                "faces",
-                otherwise='The built-in detector needs nothing: get_landmark_detector("builtin").',
-            ) from e
+        except Exception as e:  # a torchvision that does not fit torch raises RuntimeError, then AttributeError
+            otherwise = 'The built-in detector needs nothing: get_landmark_detector("builtin").'
+            raise MissingDependencyError.of_import("facexlib", e, "faces", otherwise=otherwise) from e
         weights = _facexlib_weights()
         before = socket.getdefaulttimeout()
         try:
-            if not weights.is_file():  # they are fetched; without a limit a blocked network would hold it for minutes
+            if not weights.is_file():  # fetching them over a blocked network would wait for minutes
                 socket.setdefaulttimeout(_CONNECT_SECONDS)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of torchvision, about an argument that facexlib still uses
+                warnings.simplefilter("ignore")  # torchvision's, about an argument that facexlib uses
                 self._network: Any = init_detection_model(
                     "retinaface_resnet50", device=device, model_rootpath=str(weights.parent)
                 )
@@ -137,7 +117,7 @@ class FacexlibLandmarkDetector:
     def to(self, device: torch.device | str) -> "FacexlibLandmarkDetector":
         """Move the network to a device, in place."""
         self._network.to(device)
-        self._network.device = torch.device(device)  # where it puts pictures; neither this nor the mean is a buffer
+        self._network.device = torch.device(device)  # where it puts pictures; this and the mean are not buffers
         self._network.mean_tensor = self._network.mean_tensor.to(device)
         return self
 
@@ -171,7 +151,7 @@ def _spread_five_points(points: Float[np.ndarray, "5 2"]) -> Float[np.ndarray, "
 
 
 def _facexlib_weights() -> Path:
-    """Where RetinaFace's weights are: in facexlib's own folder, or else, also to be fetched, in torch's cache."""
+    """Find RetinaFace's weights in facexlib's own folder, or give their place in torch's cache."""
     spec = importlib.util.find_spec("facexlib")
     folders = [Path(folder) / "weights" for folder in (spec.submodule_search_locations or [])] if spec else []
     cache = Path(torch.hub.get_dir()) / "checkpoints"

@@ -1,11 +1,11 @@
-"""An edited face back into the photo it was cut from: the inverse of `align`, with a soft seam."""
+"""Put an edited face back into the photo it was cut from: the inverse of `align`, with a soft seam."""
 
 import numpy as np
 from PIL import Image
 
 from stylegan_inversion.preprocessing.align import Crop, rectangle, shrink_factor
 
-_BAND_PIXELS = 2**20  # rows are pasted in bands, so that a large photo needs no more memory than a small one
+_BAND_PIXELS = 2**20  # rows are pasted in bands, so that a large photo needs no more memory
 _MAX_RESIZED = 2048  # pixels a side
 
 
@@ -18,14 +18,10 @@ def paste_back(
         crop: Where the face came from.
         image: The edited face: RGB, square, any size.
         reference: The face before the edit as the same generator draws it, same size as `image`. If given, only the
-            change (`image - reference`) is added to the photo, so the photo keeps its own detail, however small
-            `image` is. `None` replaces the face, except near an edge of the photo that the crop crosses: the crop is
-            blurred there, so the photo is kept.
+            change (`image - reference`) is added to the photo, so the photo keeps its own detail. `None` replaces the
+            face, except near an edge of the photo that the crop crosses: the crop is blurred there.
         feather: Width of the soft seam, which lies inside the quad, relative to its side, in [0, 0.5]. 0 is a hard
             edge. A crop that is the whole photo has no seam.
-
-    Returns:
-        A new photo, same size as `crop.photo`.
 
     Raises:
         ValueError: If `image` is not RGB and square, `reference` does not match it, or `feather` is out of range.
@@ -61,10 +57,10 @@ def paste_back(
         ramp = np.clip(inside / feather, 0, 1) if feather > 0 else (inside >= 0).astype(np.float64)
         ramp = np.minimum(ramp, np.minimum(sharp_x[box[0] : box[2]], sharp_y[box[1] : box[3]]))
         mask = (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
-        # Pillow asks for the place of (0, 0), a corner of the first pixel: half a pixel before its centre
+        # Pillow wants the place of (0, 0), a corner of the first pixel: half a pixel before its centre
         origin = to_face @ (np.array(box[:2]) - 0.5 - quad[0])
         affine = np.column_stack([to_face, origin]) * np.array(plane_size)[:, None]
-        affine[:, 2] += 2  # the rim that `_fit` puts around
+        affine[:, 2] += 2  # the rim of `_fit`
         band = np.array(photo.crop(box), dtype=np.float32)
         for channel, plane in enumerate(planes):
             values = np.asarray(
@@ -81,7 +77,7 @@ def paste_back(
 def _fit(
     image: Image.Image, reference: Image.Image | None, quad: np.ndarray
 ) -> tuple[list[Image.Image], tuple[int, int]]:
-    """Three planes of 32-bit floats, resized to about the quad's own size, with a rim of 2 pixels; size without rim."""
+    """Resize to about the quad's size: three float planes with a rim of 2 pixels, and their size without it."""
     limit = max(_MAX_RESIZED, image.width)
     sides = np.hypot(*(quad[[3, 1]] - quad[0]).T)
     width, height = (int(side) for side in np.clip(np.rint(sides), 1, limit))
@@ -94,10 +90,10 @@ def _fit(
 
 
 def _sharpness(crop: Crop, quad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How much of the photo's own detail the crop's padding left, in [0, 1]: along x (W,), and along y (H, 1)."""
+    """Compute how much of the photo's detail the crop's padding left, in [0, 1]: along x (W,), and along y (H, 1)."""
     side = float(np.hypot(*(quad[3] - quad[0])))
     border, size = 0.1 * side, np.array(crop.photo.size)
-    before, after = -quad.min(0), quad.max(0) - (size - 1)  # how far the quad reaches out of the photo
+    before, after = -quad.min(0), quad.max(0) - (size - 1)  # how far the quad reaches beyond the photo
     result = []
     for axis in range(2):
         place, keep = np.arange(size[axis]), np.ones(size[axis])

@@ -1,13 +1,12 @@
-"""Adaptive discriminator augmentation: the discriminator sees all images through random transforms, as few as it takes.
+"""Adaptive discriminator augmentation (ADA): the discriminator sees all images through random transforms.
 
 Paper: Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data", arXiv:2006.06676, appendix B:
 the transforms called "bgc". Original code: NVlabs/stylegan2-ada-pytorch (NVIDIA Source Code Licence). Own code.
 
 Departures:
 
-* R1 is to be computed by the augmented images, not by the images before: the gradient of `grid_sample` cannot be
-  differentiated again in all the PyTorch releases that are supported. (In 2.13 it can.) Moves in the plane hardly
-  change the norm of a gradient; contrast and saturation scale it.
+* R1 must be computed on the augmented images: not all supported PyTorch releases can differentiate `grid_sample`
+  twice. Moves in the plane hardly change the norm of a gradient; contrast and saturation scale it.
 * Mirroring, quarter turns and whole shifts are moves of pixels, made before the rest and never resampled.
 * A symmetric low-pass filter of 12 taps instead of the wavelet sym6, also of 12.
 """
@@ -33,8 +32,7 @@ def augment(
     Args:
         images: (B, 3, R, R), RGB, in [-1, 1]; any float type, the arithmetic is float32.
         p: Probability of each transform of each sample, in [0, 1]. 0 returns the images themselves.
-        rngs: Random source of each sample, on the CPU; it gives `NUM_DRAWS` numbers, whatever `p` > 0 and the options.
-            The same source may stand for several samples: they draw in turn.
+        rngs: Random source of each sample, on the CPU; each gives `NUM_DRAWS` numbers.
         options: Which transforms there are. `None` means all, as in the paper.
 
     Returns:

@@ -1,8 +1,9 @@
-"""What a training run is told: dataclasses, read from a YAML file and the command line by tyro.
+"""The config of a training run: dataclasses that tyro reads from a YAML file and the command line.
 
 The comment beside a field is its text in `stylegan-inversion train --help`. No PyTorch here: the help must be fast.
 """
 
+import argparse
 import dataclasses
 import difflib
 import json
@@ -23,15 +24,13 @@ class OptimizerOptions:
     lr: float = number(1e-4, 1e-12, 100.0)  # learning rate
     warmup: float = number(0.0, 0.0, 1.0)  # share of the run in which the learning rate rises from 0
     schedule: Literal["constant", "cosine"] = "constant"  # how the learning rate goes on; cosine falls to 0
-    betas: tuple[float, float] | None = number(
-        None, 0.0, 0.999999999, count=2
-    )  # decay of both moments; None: the algorithm's own
-    max_grad_norm: float | None = number(None, 1e-12, 1e12)  # scale longer gradients down to this norm; None: never
+    betas: tuple[float, float] | None = number(None, 0.0, 0.999999999, count=2)  # of the moments; None: its own
+    max_grad_norm: float | None = number(None, 1e-12, 1e12)  # longer gradients are scaled down to it; None: no limit
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What every training run is told, whatever it trains."""
+    """The options of every training run."""
 
     data: str | None = None  # folder of aligned pictures
     validation_data: str | None = None  # folder of pictures that are not trained on
@@ -290,8 +289,11 @@ def load_config(arguments: Sequence[str] = (), configs: Mapping[str, type[RunCon
         import yaml
     except ImportError as e:
         raise MissingDependencyError.of_extra(f"Training needs tyro, which cannot be imported ({e}).", "train") from e
-    path, arguments = _take("config", arguments)
-    method, _ = _take("method", arguments)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("--method")
+    chosen, others = parser.parse_known_args(arguments)
+    path = chosen.config
     values: Any = {}
     if path is not None:
         try:
@@ -302,26 +304,11 @@ def load_config(arguments: Sequence[str] = (), configs: Mapping[str, type[RunCon
             raise ValueError(f"{path} is not YAML: {e}") from e
         if not isinstance(values, dict):
             raise ValueError(f"{path} must hold NAME: VALUE lines.")
-    method = str(method or values.get("method") or next(iter(configs)))
+    method = str(chosen.method or values.get("method") or next(iter(configs)))
     if method not in configs:
         raise ValueError(f"`method` must be one of {', '.join(configs)}, got {method!r}.")
-    given = list(_as_arguments(configs[method], values, source=str(path)))
-    program = "stylegan-inversion train"
-    return tyro.cli(configs[method], prog=program, args=[*given, *arguments])
-
-
-def _take(name: str, arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The last value of `--NAME VALUE` or `--NAME=VALUE`, and the arguments without `--config`, which is no field."""
-    value, rest, queue = None, [], list(arguments)
-    while queue:
-        argument = queue.pop(0)
-        if argument == f"--{name}" and queue:
-            value = queue.pop(0)
-        elif argument.startswith(f"--{name}="):
-            value = argument.partition("=")[2]
-        else:
-            rest.append(argument)
-    return value, rest if name == "config" else list(arguments)
+    given = _as_arguments(configs[method], values | {"method": method}, source=str(path))
+    return tyro.cli(configs[method], prog="stylegan-inversion train", args=[*given, *others])
 
 
 def _as_arguments(cls: type[Any], values: Mapping[str, Any], *, source: str, prefix: str = "") -> Iterator[str]:

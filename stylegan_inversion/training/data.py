@@ -21,8 +21,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from stylegan_inversion import latents
 from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.models.generator import Generator as StyleGAN
-from stylegan_inversion.preprocessing.folder import list_images
-from stylegan_inversion.preprocessing.image import load_image
+from stylegan_inversion.preprocessing.image import list_images, load_image
 from stylegan_inversion.training.tasks import Task
 
 if TYPE_CHECKING:  # evaluation draws by `seeded`, and needs no Accelerate
@@ -71,7 +70,7 @@ class FaceFolder(Dataset[dict[str, Any]]):
             task: Makes an example of a picture, or of two.
             input_resolution: Side of the encoder's input.
             output_resolution: Side of the target.
-            seed: Of the order and the augmentation, >= 0.
+            seed: Seed of the order and of the random changes, >= 0.
             training: Shuffle and augment. False takes each picture as it is, in the order of the names.
             sources: Folder of the sources, for paired tasks: the same relative names, but for the suffix.
         """
@@ -95,7 +94,7 @@ class FaceFolder(Dataset[dict[str, Any]]):
         """Make one example: "x", (C, S, S), the encoder's input; "y", (3, R, R), RGB, in [-1, 1]; and its "index".
 
         Raises:
-            InvalidImageError: If a picture cannot be used, for whatever reason; the message names the file.
+            InvalidImageError: If a picture cannot be used, for any reason; the message names the file.
         """
         index, rng = position, None
         if self.training:
@@ -242,7 +241,7 @@ class SeededDraws:
         )
 
     def numbered(self, purpose: str, numbers: Sequence[int], size: int) -> Tensor:
-        """Standard normal vectors, (len(numbers), size), that belong to numbers, in whatever process."""
+        """Standard normal vectors, (len(numbers), size), that belong to numbers, the same in each process."""
         rows = [
             torch.randn(size, generator=seeded(self.seed, purpose, number), device="cpu", dtype=torch.float32)
             for number in numbers

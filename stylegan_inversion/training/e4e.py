@@ -1,9 +1,9 @@
-"""What only e4e has: the offsets that open one by one, and the discriminator that keeps the codes near W.
+"""What only e4e has: offsets that are switched on one by one, and a discriminator that keeps the codes near W.
 
 Paper: Tov et al. 2021, "Designing an Encoder for StyleGAN Image Manipulation", arXiv:2102.02766 (section 5).
 Original code: omertov/encoder4editing (MIT), training/coach.py. Own code. Departures: the discriminator is updated
 after the encoder, with the codes of that same pass (the original runs the encoder a second time, before it); the pools
-draw from a seeded source, so that a resumed run goes on exactly.
+draw from a seeded source, so a resumed run is exact.
 """
 
 import copy
@@ -76,7 +76,7 @@ class LatentAdversary:
         self.real_pool, self.fake_pool = WPool(options.pool_size), WPool(options.pool_size)
 
     def encoder_loss(self, w_plus: Tensor, stage: int) -> Tensor:
-        """What the encoder pays: the mean over the open layers of softplus(-D(w_i)); a scalar."""
+        """The encoder's term, a scalar: the mean over the open layers of softplus(-D(w_i))."""
         open_w = w_plus[:, : stage + 1].flatten(0, 1)  # (B * (stage + 1), w_dim)
         return generator_loss(self.network(open_w))
 

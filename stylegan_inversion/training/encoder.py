@@ -17,7 +17,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce  # differentiable
 
 from stylegan_inversion import hub
 from stylegan_inversion.checkpoints.find import find_folder
@@ -342,6 +341,20 @@ def _load_backbone(encoder: Encoder, name: str) -> None:
     hub.fill_module(backbone, theirs, source=name)
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over all processes; its gradient is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return cast(Tensor, _SumOverProcesses.apply(gradients[0]))
+
+
 class SynchronizedBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` over the batches of all processes, of one shape; PyTorch's `SyncBatchNorm` refuses the CPU."""
 
@@ -353,7 +366,7 @@ class SynchronizedBatchNorm2d(nn.BatchNorm2d):
         x = input.float()
         world = dist.get_world_size()
         sums = torch.cat([x.mean(dim=(0, 2, 3)), x.square().mean(dim=(0, 2, 3))])
-        mean, square = (cast(Tensor, all_reduce(sums)) / world).chunk(2)
+        mean, square = (cast(Tensor, _SumOverProcesses.apply(sums)) / world).chunk(2)
         variance = (square - mean.square()).clamp(min=0)
         count = input.numel() / input.shape[1] * world
         with torch.no_grad():

@@ -73,8 +73,8 @@ class GANLearner:
         self.draws = SeededDraws(self.generator, accelerator, seed=config.seed)
         self.ada = AdaptiveProbability(config.ada)
         self.mean_length = torch.zeros((), device=device)
-        self.lazy: Terms = {}  # of the regularisers, as last computed: a log line seldom falls on such a step
-        self.drawn: list[Tensor] = []  # by the generator's step, one batch a micro-batch
+        self.lazy: Terms = {}  # terms of the regularisers as last computed: a log line seldom falls on such a step
+        self.drawn: list[Tensor] = []  # pictures of the generator's step, one batch per micro-batch
         self.score_features: dict[str, Callable[[Tensor], list[Tensor]]] = {
             f"fd ({self.perceptual.name})": self.perceptual.features
         }
@@ -103,8 +103,8 @@ class GANLearner:
             )
         if (batch := self.config.batch_size) > (group := discriminator.config.group_size) and batch % group:
             raise ValueError(
-                f"`batch_size` must be a multiple of the discriminator's group size, {group}, or less, got {batch}. Of "
-                "a new discriminator it is `discriminator.group_size`."
+                f"`batch_size` must be a multiple of the discriminator's group size, {group}, or at most that, got "
+                f"{batch}. For a new discriminator set `discriminator.group_size`."
             )
         return discriminator
 
@@ -164,7 +164,7 @@ class GANLearner:
             self.lazy[name] = cast(Tensor, self.accelerator.reduce(term, reduction="mean"))
 
     def _decay(self, seen: int, images: int) -> float:
-        """Of the average generator at a step of so many images, when so many have been seen."""
+        """Decay of the average generator for a step of `images` pictures, when `seen` have been seen."""
         options = self.config.adversarial
         half_life = options.ema_kimg * 1000
         if options.ema_rampup:
@@ -183,12 +183,12 @@ class GANLearner:
         return noise if self.config.adversarial.noise else [torch.zeros_like(tensor) for tensor in noise]
 
     def generator_terms(self, images: Tensor, batch: dict[str, Tensor], serial: int) -> Terms:
-        """The terms of the generator's loss, "loss" last."""
+        """Compute the terms of the generator's loss, and their sum as "loss"."""
         loss = generator_loss(self.discriminator(self._augment(images, serial, "generator")))
         return {"generator": loss, "loss": loss}
 
     def _augment(self, images: Tensor, serial: int, purpose: str) -> Tensor:
-        """What the discriminator sees of pictures, in the layout in which half precision is fast."""
+        """Augment pictures for the discriminator, in the layout in which half precision is fast."""
         if self.config.mixed_precision != "no":
             images = images.contiguous(memory_format=torch.channels_last)
         if self.ada.p == 0:
@@ -370,10 +370,10 @@ def grow_generator(generator: Generator, resolution: int) -> Generator:
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Squared Frechet distance of the Gaussians fitted to two sets of features, (N, D): of float64, on the CPU.
+    """Squared Frechet distance between Gaussians fitted to two sets of features, (N, D), float64, on the CPU.
 
-    |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)). The last trace is the sum of the singular values of A^(1/2) B^(1/2), so
-    that no matrix that is not symmetric needs a root. Figures of different N are not comparable.
+    |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)); the last trace is the sum of the singular values of A^(1/2) B^(1/2).
+    Figures of different N are not comparable.
     """
     cov_a, cov_b = a.T.cov(), b.T.cov()
     cross = torch.linalg.svdvals(_root(cov_a).T @ _root(cov_b)).sum()

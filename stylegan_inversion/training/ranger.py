@@ -1,6 +1,6 @@
 """The optimizer of a run: Ranger, the learning rate, and one step on the gradients of all processes.
 
-Ranger is that of pSp and e4e: RAdam, Lookahead and gradient centralisation. Papers: Liu et al. 2020 (RAdam),
+pSp and e4e train with Ranger: RAdam, Lookahead and gradient centralisation. Papers: Liu et al. 2020 (RAdam),
 arXiv:1908.03265, algorithm 2; Zhang et al. 2019 (Lookahead), arXiv:1907.08610, algorithm 1; Yong et al. 2020 (gradient
 centralisation), arXiv:2004.01461, equation 1. Original combination:
 https://github.com/lessw2020/Ranger-Deep-Learning-Optimizer (Apache-2.0), version 20.4.11, as pSp and e4e use it.
@@ -9,7 +9,7 @@ Own code, from the papers.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,14 +19,14 @@ from torch.optim.optimizer import ParamsT
 
 from stylegan_inversion.training.config import OptimizerOptions
 
-MIN_SCALE = 2.0**-10  # of float16's gradients: below it, the scale is not what makes them overflow
+MIN_SCALE = 2.0**-10  # float16's gradients that overflow below this scale do not do so because of it
 
 
 class Ranger(torch.optim.Optimizer):
-    """RAdam whose weights are pulled back, every `k` steps, half way to where they were `k` steps ago.
+    """RAdam that pulls its weights back, every `k` steps, half way to where they were `k` steps ago.
 
-    The whole state is tensors, so `state_dict` and `load_state_dict` continue a run to the bit. Parameters without a
-    gradient are skipped, and count their own steps.
+    Its state is all tensors, so a resumed run is exact to the bit. Parameters without a gradient are skipped, and each
+    counts its own steps.
     """
 
     def __init__(
@@ -62,12 +62,8 @@ class Ranger(torch.optim.Optimizer):
             kept["step"] = kept["step"].cpu()  # read at each step: elsewhere it would wait for the device
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Take one step; `closure` computes the loss and its gradients again. Gradients must be dense."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take one step. Gradients must be dense."""
         for group in self.param_groups:
             by_step: dict[int, list[Tensor]] = {}
             for p in group["params"]:
@@ -78,7 +74,6 @@ class Ranger(torch.optim.Optimizer):
                 by_step.setdefault(int(state["step"]), []).append(p)
             for step, params in by_step.items():  # one round, unless some parameters joined late
                 self._update(params, step, group)
-        return loss
 
     def _state_of(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]
@@ -139,20 +134,15 @@ class Schedule:
         self.optimizer, self.options, self.steps = optimizer, options, steps
 
     def step(self, step: int) -> None:
-        """Set the learning rate for a step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(step)
-
-    def rate(self, step: int) -> float:
-        """Learning rate at a step, counted from 0."""
-        options = self.options
-        rate = options.lr
+        """Set the learning rate for a step, counted from 0."""
+        options, rate = self.options, self.options.lr
         warmup = options.warmup * self.steps
         if step < warmup:
             rate *= (step + 1) / (warmup + 1)
         elif options.schedule == "cosine":
             rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, self.steps - warmup))))
-        return rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
 
 def make_optimizer(
@@ -195,12 +185,12 @@ def apply_gradients(
     Args:
         accelerator: The processes, and the scaler of float16.
         optimizer: Its parameters are trained; some may have no gradient.
-        loss: The loss of this process, to tell a bad step.
+        loss: The loss of this process, to detect a bad step.
         max_norm: Longer gradients are scaled down to this norm; `None` leaves them.
 
     Returns:
-        Whether loss and gradients were finite, the same for all processes. If not, nothing has changed, but for
-        the scale of float16: overflows are its normal life and count as finite, until the scale is next to nothing.
+        Whether loss and gradients were finite, the same in all processes. If not, nothing has changed but the scale of
+        float16. Its overflows are normal and count as finite until the scale is below `MIN_SCALE`.
     """
     used = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in used if p.grad is not None]

@@ -48,7 +48,7 @@ Callback = Callable[[int, dict[str, float]], None]
 
 
 class Learner(Protocol):
-    """What the trainer asks of whatever is trained: the networks of a run, and what a step does to them.
+    """What the trainer asks of what it trains: the networks of a run, and what a step does to them.
 
     A batch holds "x" and "y" as `FaceFolder` gives them, or nothing if the run needs no pictures. Steps count from 0;
     all random draws follow from the step and from the places in the run.
@@ -172,7 +172,7 @@ def train(
     try:
         return Trainer(config, accelerator, learner, callback).run()
     except RuntimeError as e:
-        if not str(e).startswith("DataLoader worker"):  # raised by PyTorch's handler of SIGCHLD, in whatever runs then
+        if not str(e).startswith("DataLoader worker"):  # PyTorch's handler of SIGCHLD raises it anywhere
             raise
         raise ChildProcessError(
             f"A process that loads pictures was killed ({' '.join(str(e).split()).rstrip('. ')}), as happens when the "
@@ -420,7 +420,7 @@ class Trainer:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of them, where signals can be had: in the main thread."""
+    """Collect SIGINT and SIGTERM instead of dying from them. Other threads than the main one get none."""
     received: list[int] = []
     before = {}
 

@@ -25,7 +25,6 @@ from stylegan_inversion.losses.identity import IdentityEmbedding, load_identity
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.play import edit_frames, interpolate_outputs, mix_outputs, sample_face
-from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
 from stylegan_inversion.preprocessing.image import ImageLimits, load_image, to_tensor
 from stylegan_inversion.preprocessing.landmarks import Face
@@ -147,14 +146,14 @@ class Actions:
         if method not in chosen.pipelines:
             there = ", ".join(chosen.pipelines)
             raise gr.Error(f"This model has no {method!r}; it has {there}.", print_exception=False)
-        pipeline = chosen.pipelines[method]
-        if not isinstance(pipeline, PTIPipeline):
+        if METHODS[method].encoder is not None:
             with messages():
-                out = pipeline(crop)
+                out = chosen.pipelines[method](crop)
             if not self._is_unwanted(order, owner, since):
                 token = self.sessions.add(out, owner=owner, model=chosen.name, since=since)
                 yield Progress(token, "done", 1, 1, seconds=out.reports[0]["seconds"], output=out)
             return
+        pipeline = chosen.pti
         with messages():
             plan = pipeline.plan(cast(Any, preset or None), cast(Any, pivot or None))
         w_steps = _clamp(num_w_steps, plan.num_w_steps, 1) if plan.pivot in ("w", "w_plus") else 0

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 
@@ -43,9 +43,7 @@ class Model:
     @property
     def pti(self) -> PTIPipeline:
         """The pipeline that every model has."""
-        pipeline = self.pipelines["pti"]
-        assert isinstance(pipeline, PTIPipeline)
-        return pipeline
+        return cast(PTIPipeline, self.pipelines["pti"])
 
     @property
     def directions(self) -> dict[str, Direction]:

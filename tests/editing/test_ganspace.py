@@ -1,6 +1,3 @@
-import math
-
-import pytest
 import torch
 
 from stylegan_inversion.editing.ganspace import PrincipalComponents, fit_pca, set_coordinate
@@ -54,22 +51,6 @@ def test_every_layer_moves_by_what_layer_0_needs() -> None:
         torch.testing.assert_close(step, 3 * (1 - current))
 
 
-@pytest.mark.parametrize("component", [-1, 3])
-def test_component_is_checked(component: int) -> None:
-    with pytest.raises(ValueError, match=rf"`component` must be in \[0, 2\], got {component}"):
-        set_coordinate(codes(), principal(), component=component, coordinate=0.0)
-
-
-def test_layers_are_checked() -> None:
-    with pytest.raises(ValueError, match=r"stop <= 6, got \(0, 7\)"):
-        set_coordinate(codes(), principal(), component=0, coordinate=0.0, layers=(0, 7))
-
-
-def test_w_dim_is_checked() -> None:
-    with pytest.raises(ValueError, match="The components have w_dim 9, but `w_plus` has 8"):
-        set_coordinate(codes(), principal(9), component=0, coordinate=0.0)
-
-
 def test_fit_pca_finds_the_axes() -> None:
     truth = principal()
     noise = torch.randn(4000, 3, generator=torch.Generator().manual_seed(3))
@@ -82,31 +63,3 @@ def test_fit_pca_finds_the_axes() -> None:
     coordinates = (samples - fitted.mean) @ fitted.components.T / fitted.std
     torch.testing.assert_close(coordinates.T.cov(), torch.eye(3), atol=1e-4, rtol=0)
     assert (fitted.components.amax(dim=1) == fitted.components.abs().amax(dim=1)).all()
-
-
-@pytest.mark.parametrize("num_components", [0, 4, 9])
-def test_fit_pca_checks_how_many(num_components: int) -> None:
-    with pytest.raises(ValueError, match=rf"must be in \[1, 3\] for 4 samples, got {num_components}"):
-        fit_pca(torch.randn(4, 8), num_components)
-
-
-def test_fit_pca_refuses_what_is_not_finite() -> None:
-    with pytest.raises(ValueError, match="`w` must be finite"):
-        fit_pca(torch.tensor([[1.0, math.nan], [0.0, 1.0], [2.0, 2.0]]), 1)
-
-
-@pytest.mark.parametrize("spread, num_components", [(0.0, 1), (1.0, 2)])
-def test_fit_pca_refuses_samples_without_spread(spread: float, num_components: int) -> None:
-    samples = spread * torch.arange(5.0)[:, None] * torch.tensor([1.0, 2.0, 0.0])
-    with pytest.raises(ValueError, match=f"spreads in fewer than {num_components} directions"):
-        fit_pca(samples, num_components)
-
-
-def test_components_must_be_finite() -> None:
-    with pytest.raises(ValueError, match="`components` must be finite"):
-        PrincipalComponents(torch.zeros(2), torch.full((1, 2), math.inf), torch.ones(1))
-
-
-def test_std_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="`std` must be positive, its smallest value is -1"):
-        PrincipalComponents(torch.zeros(2), torch.eye(2), torch.tensor([1.0, -1.0]))

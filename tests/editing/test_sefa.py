@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -28,27 +26,3 @@ def test_directions_are_an_orthonormal_basis_in_falling_order() -> None:
     rows = torch.cat([weight / weight.norm(dim=1, keepdim=True) for weight in weights])
     torch.testing.assert_close((rows @ directions.T).square().sum(dim=0), eigenvalues)
     assert (directions.amax(dim=1) == directions.abs().amax(dim=1)).all()
-
-
-def test_the_length_of_a_row_does_not_matter() -> None:
-    weight = torch.randn(12, 5, generator=torch.Generator().manual_seed(1))
-    scaled = weight * torch.linspace(0.1, 9, 12)[:, None]
-    torch.testing.assert_close(factorize([weight])[1], factorize([scaled])[1])
-
-
-@pytest.mark.parametrize("weights", [[], [torch.ones(2, 3), torch.ones(2, 4)]], ids=["none", "two sizes"])
-def test_weights_must_agree(weights: list[torch.Tensor]) -> None:
-    with pytest.raises(ValueError, match="at least one matrix, all with the same w_dim"):
-        factorize(weights)
-
-
-@pytest.mark.parametrize("count", [0, 4])
-def test_num_directions_is_checked(count: int) -> None:
-    with pytest.raises(ValueError, match=rf"`num_directions` must be in \[1, 3\], got {count}"):
-        factorize([torch.eye(3)], count)
-
-
-@pytest.mark.parametrize("value", [0.0, math.nan])
-def test_rows_are_checked(value: float) -> None:
-    with pytest.raises(ValueError, match="Every row of `weights` must be finite and not zero"):
-        factorize([torch.tensor([[1.0, 0.0], [value, 0.0]])])

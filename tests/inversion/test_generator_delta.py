@@ -18,6 +18,10 @@ def state(generator: Generator) -> dict[str, Tensor]:
     return {key: tensor.clone() for key, tensor in generator.state_dict().items()}
 
 
+def nbytes(delta: GeneratorDelta) -> int:
+    return sum(tensor.nbytes for tensor in delta.tensors.values())
+
+
 @pytest.fixture
 def tuned(generator: Generator) -> Generator:
     """Every parameter of the synthesis network and the noise changed a little, the mapping network not."""
@@ -35,25 +39,20 @@ def test_exact(generator: Generator, tuned: Generator) -> None:
     delta = GeneratorDelta.between(generator, tuned)
     assert delta.relative_error == 0 and set(delta.errors.values()) == {0.0}
     assert not any("mapping" in key or "w_avg" in key for key in delta.tensors)  # what did not change is not kept
-    assert delta.nbytes == sum(4 * t.numel() for key, t in tuned.state_dict().items() if key.startswith("synthesis"))
+    assert nbytes(delta) == sum(4 * t.numel() for key, t in tuned.state_dict().items() if key.startswith("synthesis"))
     for base in (generator, copy.deepcopy(generator).requires_grad_()):
         again = delta.apply(base)
         assert all(torch.equal(tensor, tuned.state_dict()[key]) for key, tensor in again.state_dict().items())
         assert not again.training and not any(parameter.requires_grad for parameter in again.parameters())
     assert all(torch.equal(tensor, before[key]) for key, tensor in generator.state_dict().items())
-    with torch.no_grad():
-        tuned.synthesis.const.zero_()
+    tuned.synthesis.const.zero_()
     assert delta.tensors["synthesis.const.value"].abs().max() > 0  # a copy
+    nothing = GeneratorDelta.between(generator, copy.deepcopy(generator))
+    assert nbytes(nothing) == 0 and nothing.relative_error == 0 and not nothing.errors
+    assert generator_sha256(nothing.apply(generator)) == generator_sha256(generator)
 
 
-def test_nothing_changed(generator: Generator) -> None:
-    delta = GeneratorDelta.between(generator, copy.deepcopy(generator))
-    assert delta.nbytes == 0 and delta.relative_error == 0 and not delta.errors
-    assert generator_sha256(delta.apply(generator)) == generator_sha256(generator)
-
-
-@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16])
-@pytest.mark.parametrize("rank", [1, 3])
+@pytest.mark.parametrize(("rank", "dtype"), [(1, None), (3, torch.float16)])
 def test_low_rank_is_the_best_there_is(
     generator: Generator, tuned: Generator, rank: int, dtype: torch.dtype | None
 ) -> None:
@@ -85,8 +84,8 @@ def test_a_tall_matrix(generator: Generator) -> None:
     torch.testing.assert_close(delta.apply(generator).mapping.layers[0].weight, affine, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("energy", [0.3, 0.8])
-def test_energy(generator: Generator, tuned: Generator, energy: float) -> None:
+def test_energy(generator: Generator, tuned: Generator) -> None:
+    energy = 0.5
     delta = GeneratorDelta.between(generator, tuned, energy=energy)
     factors = [key.removesuffix(".left") for key in delta.tensors if key.endswith(".left")]
     assert factors
@@ -101,16 +100,13 @@ def test_energy(generator: Generator, tuned: Generator, energy: float) -> None:
 
 def test_half_precision(generator: Generator, tuned: Generator) -> None:
     exact, half = (GeneratorDelta.between(generator, tuned, dtype=dtype) for dtype in (None, torch.float16))
-    assert half.nbytes * 2 == exact.nbytes and 0 < half.relative_error < 1e-3
+    assert nbytes(half) * 2 == nbytes(exact) and 0 < half.relative_error < 1e-3
     w_plus = torch.randn(1, generator.num_ws, 16)
     drawn, wanted = (each.synthesis(w_plus) for each in (half.apply(generator), tuned))
     assert 0 < (drawn - wanted).abs().max() < 1e-3
-
-
-def test_the_error_of_noise_counts_if_nothing_else_changed(generator: Generator) -> None:
-    tuned = copy.deepcopy(generator)
-    tuned.synthesis.convs[0].noise_const.add_(0.1)
-    assert 0 < GeneratorDelta.between(generator, tuned, dtype=torch.float16).relative_error < 1e-3
+    noisy = copy.deepcopy(generator)  # the error of noise counts if nothing else changed
+    noisy.synthesis.convs[0].noise_const.add_(0.1)
+    assert 0 < GeneratorDelta.between(generator, noisy, dtype=torch.float16).relative_error < 1e-3
 
 
 @pytest.mark.parametrize("options", [{}, {"rank": 2, "dtype": torch.float16}])
@@ -131,13 +127,9 @@ def test_another_base_is_refused(generator: Generator, tuned: Generator) -> None
         delta.apply(other)
     with pytest.raises(CheckpointError, match="belongs to the generator"):
         delta.apply(tuned)
-
-
-def test_the_fingerprint_sees_names_shapes_and_values_but_not_the_dtype(generator: Generator) -> None:
-    sha256 = generator_sha256(generator)
-    assert len(sha256) == 64 and generator_sha256(copy.deepcopy(generator)) == sha256
-    half = copy.deepcopy(generator).half()
-    assert generator_sha256(half) != sha256 and generator_sha256(half.float()) == generator_sha256(half)
+    sha256, half = generator_sha256(generator), copy.deepcopy(generator).half()
+    assert generator_sha256(copy.deepcopy(generator)) == sha256 != generator_sha256(half)
+    assert generator_sha256(half) == generator_sha256(half.float())  # the dtype does not count
 
 
 def test_options_out_of_range(generator: Generator, tuned: Generator) -> None:
@@ -165,7 +157,7 @@ def test_damaged_tensors_and_texts(generator: Generator, tuned: Generator) -> No
     tensors, texts = GeneratorDelta.between(generator, tuned, rank=2).to_tensors()
     for change, message in (
         ({"format": "other"}, f"must say format {FORMAT} and a sha256"),
-        ({"base_sha256": "123"}, "its header must say"),
+        ({"base_sha256": "123"}, "the header must say"),
         ({"errors": "{"}, "The header of the change is damaged: JSONDecodeError"),
         ({"errors": json.dumps([1])}, "The header of the change is damaged: AttributeError"),
         ({"relative_error": "much"}, "The header of the change is damaged: ValueError"),
@@ -174,7 +166,7 @@ def test_damaged_tensors_and_texts(generator: Generator, tuned: Generator) -> No
             GeneratorDelta.from_tensors(tensors, {**texts, **change})
     one = torch.ones(1)
     for added, message in (
-        ({"x.code": one}, r"holds 'x.code', which ends in none of value, difference, left, right\."),
+        ({"x.code": one}, r"holds 'x.code', which must end in one of value, difference, left, right\."),
         ({"x.left": one}, r"The change of 'x' is incomplete: it holds \['left'\]\."),
         ({"x.value": one, "x.difference": one}, r"incomplete: it holds \['difference', 'value'\]"),
         ({"x.value": one.to(torch.int64)}, r"The change of 'x' must be floating-point numbers\."),

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,33 +16,44 @@ from stylegan_inversion.losses.identity import (
     IdentityLoss,
     load_identity,
 )
+from stylegan_inversion.losses.moco import MoCoLoss, load_moco
 from stylegan_inversion.models.face_recognition import FaceRecognitionConfig, FaceRecognitionNet
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
+from stylegan_inversion.models.resnet import ResNet, ResNetConfig
 
 ARCFACE = ArcFaceConfig(widths=(4, 6, 8, 10), units=(1, 1, 1, 1), reduction=2, resolution=32, embedding_dim=5)
 DLIB = FaceRecognitionConfig(40, (4, 6), (1, 1), 7)
+RESNET = ResNetConfig((4, 4, 4, 4), (1, 1, 1, 1))
 
 
 def images(seed: int, count: int = 2, side: int = 64) -> Tensor:
     return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def arcface() -> ArcFaceEmbedding:
+def seeded(build: Callable[[], Any]) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return ArcFaceEmbedding(ArcFace(ARCFACE))
+        return build()
+
+
+def arcface() -> ArcFaceEmbedding:
+    return seeded(lambda: ArcFaceEmbedding(ArcFace(ARCFACE)))
 
 
 def dlib() -> DlibEmbedding:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return DlibEmbedding(FaceRecognitionNet(DLIB))
+    return seeded(lambda: DlibEmbedding(FaceRecognitionNet(DLIB)))
 
 
-both = pytest.mark.parametrize("build", [arcface, dlib])
+def moco() -> MoCoLoss:
+    return seeded(lambda: MoCoLoss(ResNet(RESNET)))
 
 
-@both
+every_loss = pytest.mark.parametrize(
+    "build", [lambda: IdentityLoss(arcface()), lambda: IdentityLoss(dlib()), moco], ids=["arcface", "dlib", "moco"]
+)
+
+
+@pytest.mark.parametrize("build", [arcface, dlib])
 def test_unit_norm_similarity_and_loss(build: Callable[[], IdentityEmbedding]) -> None:
     embedding, a, b = build(), images(1), images(2)
     e, f = embedding.embed(a), embedding.embed(b)
@@ -51,31 +63,34 @@ def test_unit_norm_similarity_and_loss(build: Callable[[], IdentityEmbedding]) -
     torch.testing.assert_close(embedding.similarity(a, a), torch.ones(2))
     assert (similarity < 0.9999).all()
     torch.testing.assert_close(IdentityLoss(embedding)(a, b), (1 - similarity).mean())
-    torch.testing.assert_close(IdentityLoss(embedding)(a, a), torch.tensor(0.0), atol=1e-6, rtol=0)
     torch.testing.assert_close(embedding.embed(a[:1]), e[:1], atol=1e-6, rtol=1e-5)  # samples do not mix
 
 
-@both
-def test_sides_may_differ(build: Callable[[], IdentityEmbedding]) -> None:
-    assert IdentityLoss(build())(images(1, side=64), images(2, side=256)).isfinite()
+@pytest.mark.parametrize("count", [1, 3])  # the original fails on a batch of one
+def test_moco_formula(count: int) -> None:
+    loss, y_hat, y = moco(), images(1, count), images(2, count)
+    features = [loss.network(F.interpolate(x, size=224, mode="nearest")) for x in (y_hat, y)]
+    torch.testing.assert_close(loss(y_hat, y), (1 - F.cosine_similarity(*features)).mean(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(loss.embed(y).norm(dim=1), torch.ones(count))
 
 
-@both
-def test_gradient_reaches_y_hat_and_nothing_else(build: Callable[[], IdentityEmbedding]) -> None:
-    embedding, y_hat, y = build(), images(1).requires_grad_(), images(2).requires_grad_()
-    IdentityLoss(embedding)(y_hat, y).backward()
+@every_loss
+def test_gradient_reaches_y_hat_and_nothing_else(build: Callable[[], nn.Module]) -> None:
+    loss, y_hat, y = build(), images(1).requires_grad_(), images(2, side=96).requires_grad_()
+    loss(y_hat, y).backward()
     assert y_hat.grad is not None and y_hat.grad.isfinite().all() and (y_hat.grad.abs().amax(dim=(1, 2, 3)) > 0).all()
     assert y.grad is None
-    assert all(p.grad is None and not p.requires_grad for p in embedding.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in loss.parameters())
+    torch.testing.assert_close(loss(y, y).detach(), torch.tensor(0.0), atol=1e-6, rtol=0)
 
 
-@both
-def test_train_mode_of_a_parent_changes_nothing(build: Callable[[], IdentityEmbedding]) -> None:
-    loss = IdentityLoss(build())
+@every_loss
+def test_train_mode_of_a_parent_changes_nothing(build: Callable[[], nn.Module]) -> None:
+    loss = build()
     before = {key: value.clone() for key, value in loss.state_dict().items()}
     expected = loss(images(1), images(2))
     parent = nn.ModuleList([loss]).train()
-    assert parent.training and not any(m.training for m in loss.embedding.modules())
+    assert parent.training and not any(m.training for m in loss.modules() if m is not loss)
     assert torch.equal(loss(images(1), images(2)), expected)
     assert all(torch.equal(value, before[key]) for key, value in loss.state_dict().items())
 
@@ -89,21 +104,22 @@ def test_arcface_sees_the_inner_face_and_dlib_the_whole_crop() -> None:
     assert not torch.allclose(dlib().embed(x), dlib().embed(border))
 
 
-def test_built_in() -> None:
-    embedding = load_identity()
-    assert isinstance(embedding, DlibEmbedding) and embedding.name == "builtin" and not embedding.training
-    assert embedding.embed(images(0)).shape == (2, 128)
-
-
-def test_arcface_from_a_folder(tmp_path: Path) -> None:
-    network = arcface().network
-    save_module(network, tmp_path / "arcface")
+def test_loading(tmp_path: Path) -> None:
+    builtin = load_identity()
+    assert isinstance(builtin, DlibEmbedding) and builtin.name == "builtin" and not builtin.training
+    assert builtin.embed(images(0)).shape == (2, 128)
+    save_module(arcface().network, tmp_path / "arcface")
     embedding = load_identity("mine", tmp_path / "arcface")
     assert isinstance(embedding, ArcFaceEmbedding) and embedding.name == "mine"
     assert torch.equal(embedding.embed(images(3)), arcface().embed(images(3)))
+    save_module(moco().network, tmp_path / "moco")
+    loaded = load_moco(tmp_path / "moco")
+    assert loaded.network.config == RESNET and torch.equal(loaded(images(1), images(2)), moco()(images(1), images(2)))
 
 
-def test_what_is_no_identity_network(tmp_path: Path) -> None:
+def test_another_network_is_refused(tmp_path: Path) -> None:
     save_module(dlib().network, tmp_path)
     with pytest.raises(CheckpointError, match="is of a 'FaceRecognitionNet', not of a ArcFace"):
-        load_identity("other", tmp_path)
+        load_identity("dlib", tmp_path)
+    with pytest.raises(CheckpointError, match="is of a 'FaceRecognitionNet', not of a ResNet"):
+        load_moco(tmp_path)

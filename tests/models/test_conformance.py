@@ -22,8 +22,9 @@ TOLERANCE = 1e-4
 
 def build(cls: type[nn.Module], converted: tuple[Any, dict[str, Tensor]]) -> Any:
     config, state_dict = converted
-    module = cls(config)  # type: ignore[call-arg]
-    fill_module(module, state_dict, source="the official state dict")
+    with torch.device("meta"):  # drawing the initial weights would take seconds
+        module = cls(config)  # type: ignore[call-arg]
+    fill_module(module.to_empty(device="cpu"), state_dict, source="the official state dict")
     return module
 
 

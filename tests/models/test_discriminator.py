@@ -11,8 +11,6 @@ from stylegan_inversion.models.discriminator import (
     append_minibatch_std,
 )
 
-TINY = DiscriminatorConfig(resolution=16, channel_base=64, channel_max=8, group_size=2)
-
 
 def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
@@ -26,71 +24,45 @@ def seeded(module: nn.Module) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("resolution", [16, 32, 64])
-@pytest.mark.parametrize("batch", [1, 2, 4])
-@torch.no_grad()
-def test_shape(resolution: int, batch: int) -> None:
-    discriminator = Discriminator(DiscriminatorConfig(resolution, channel_base=64, channel_max=8, group_size=2))
-    logits = discriminator(torch.randn(batch, 3, resolution, resolution, generator=rng()))
-    assert logits.shape == (batch,) and logits.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"resolution": 48}, r"`resolution` must be a power of two from 4 to 2048, got 48\."),
-        ({"channel_base": 512}, r"`channel_base` must be >= resolution, got 512\."),
-    ],
-)
-def test_config_refuses(arguments: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        DiscriminatorConfig(**arguments)
-
-
-def test_a_batch_that_groups_do_not_divide_is_refused() -> None:
-    message = r"The batch \(3\) must be smaller than, or a multiple of, `group_size` \(2\)\."
-    with pytest.raises(ValueError, match=message):
-        append_minibatch_std(torch.zeros(3, 1, 4, 4), 2)
-    with pytest.raises(ValueError, match=message):
-        Discriminator(TINY)(torch.zeros(3, 3, 16, 16))
-
-
-@pytest.mark.parametrize(("batch", "group_size"), [(8, 4), (4, 4), (2, 4), (6, 2)])
+@pytest.mark.parametrize(("batch", "group_size"), [(8, 4), (2, 4), (6, 2)])
 def test_minibatch_std_against_numpy(batch: int, group_size: int) -> None:
     x = torch.randn(batch, 3, 4, 5, generator=rng())
-    group = min(batch, group_size)
-    num_groups = batch // group
+    num_groups = batch // min(batch, group_size)
     expected = np.empty((batch, 1, 4, 5), np.float32)
     for g in range(num_groups):
         members = x.numpy()[g::num_groups]  # sample n belongs to group n mod num_groups
-        assert len(members) == group
         expected[g::num_groups] = np.sqrt(members.var(axis=0) + 1e-8).mean()
     y = append_minibatch_std(x, group_size)
     assert torch.equal(y[:, :3], x)
     torch.testing.assert_close(y[:, 3:], torch.from_numpy(expected))
 
 
-def test_every_parameter_gets_a_gradient() -> None:
-    discriminator = seeded(Discriminator(TINY))
-    discriminator(torch.randn(4, 3, 16, 16, generator=rng())).sum().backward()
-    for name, parameter in discriminator.named_parameters():
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [
+        (
+            Discriminator(DiscriminatorConfig(64, channel_base=64, channel_max=8)),
+            torch.randn(1, 3, 64, 64, generator=rng()),
+        ),
+        (
+            Discriminator(DiscriminatorConfig(16, channel_base=64, channel_max=8)),
+            torch.randn(4, 3, 16, 16, generator=rng()),
+        ),
+        (LatentDiscriminator(LatentDiscriminatorConfig(w_dim=6, num_layers=3)), torch.randn(5, 6, generator=rng())),
+    ],
+)
+def test_one_logit_a_sample_and_a_gradient_for_every_parameter(module: nn.Module, inputs: torch.Tensor) -> None:
+    logits = seeded(module)(inputs)
+    assert logits.shape == (len(inputs),) and logits.isfinite().all()
+    logits.sum().backward()
+    for name, parameter in module.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
 def test_the_gradient_penalty_is_differentiable() -> None:
-    discriminator = seeded(Discriminator(TINY))
+    discriminator = seeded(Discriminator(DiscriminatorConfig(16, channel_base=64, channel_max=8, group_size=2)))
     x = torch.randn(2, 3, 16, 16, generator=rng()).requires_grad_()
     (gradient,) = torch.autograd.grad(discriminator(x).sum(), x, create_graph=True)
     gradient.square().sum().backward()
     weight = discriminator.get_parameter("from_rgb.weight")
     assert weight.grad is not None and weight.grad.isfinite().all() and weight.grad.abs().max() > 0
-
-
-def test_latent_discriminator() -> None:
-    discriminator = seeded(LatentDiscriminator(LatentDiscriminatorConfig(w_dim=6, num_layers=3)))
-    logits = discriminator(torch.randn(5, 6, generator=rng()))
-    assert logits.shape == (5,)
-    assert sum(isinstance(layer, nn.Linear) for layer in discriminator.modules()) == 3
-    logits.sum().backward()
-    for name, parameter in discriminator.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name

@@ -9,14 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from stylegan_inversion.hub import builtin_path, load_module
 from stylegan_inversion.models.face import (
-    EXPRESSIONS,
     AgeGenderConfig,
     AgeGenderNet,
     ExpressionNet,
@@ -26,8 +24,7 @@ from stylegan_inversion.models.face import (
     landmark_yaw,
 )
 from stylegan_inversion.models.face_detector import FaceDetector, FaceDetectorConfig, non_max_suppression
-from stylegan_inversion.models.face_layers import pad_same
-from stylegan_inversion.models.face_recognition import SAME_PERSON_DISTANCE, FaceRecognitionConfig, FaceRecognitionNet
+from stylegan_inversion.models.face_recognition import FaceRecognitionConfig, FaceRecognitionNet
 from stylegan_inversion.preprocessing.image import to_tensor
 
 DATA = Path(__file__).parents[1] / "data"
@@ -80,19 +77,13 @@ LAUGHING = face(1, (0.75, 0.096, 0.89, 0.236))
 SERIOUS = face(1, (0.19, 0.176, 0.33, 0.316))
 
 
-def test_landmarks_equal_the_original(golden: dict[str, Tensor], scorer: FaceScorer) -> None:
-    torch.testing.assert_close(scorer.landmarks(noise(112, 2)), golden["landmarks"], atol=1e-3, rtol=0)
-
-
-def test_expression_equals_the_original(golden: dict[str, Tensor], scorer: FaceScorer) -> None:
-    torch.testing.assert_close(scorer.expression(noise(112, 2)), golden["expression"], atol=0.03, rtol=0)
-
-
-def test_age_and_gender_equal_the_original(golden: dict[str, Tensor], scorer: FaceScorer) -> None:
-    age, log_odds = scorer.age_gender.logits(noise(112, 2))
+def test_landmarks_expression_age_and_gender_equal_the_original(golden: dict[str, Tensor], scorer: FaceScorer) -> None:
+    x = noise(112, 2)
+    age, log_odds = scorer.age_gender(x)
+    torch.testing.assert_close(scorer.landmarks(x), golden["landmarks"], atol=1e-3, rtol=0)
+    torch.testing.assert_close(scorer.expression(x), golden["expression"], atol=0.03, rtol=0)
     torch.testing.assert_close(age, golden["age"], atol=0.02, rtol=0)
     torch.testing.assert_close(log_odds, golden["gender"], atol=0.02, rtol=0)
-    torch.testing.assert_close(scorer.age_gender(noise(112, 2))[1], golden["gender"].sigmoid(), atol=5e-3, rtol=0)
 
 
 def test_recognition_equals_the_original(golden: dict[str, Tensor], recognition: FaceRecognitionNet) -> None:
@@ -115,18 +106,8 @@ def test_detector_finds_the_faces_that_the_original_finds(detector: FaceDetector
     torch.testing.assert_close(ours[:, :4] / max(photo.size), theirs[:, :4], atol=0.01, rtol=0)
 
 
-def test_detector_finds_nothing_in_noise_and_above_its_threshold(detector: FaceDetector) -> None:
+def test_detector_finds_nothing_in_noise(detector: FaceDetector) -> None:
     assert detector.detect(noise(512, 1)).shape == (0, 5)
-    photo = to_tensor(Image.open(builtin_path("samples/sample2.jpg")))
-    assert len(detector.detect(photo)) > len(detector.detect(photo, score_threshold=0.95)) > 0
-
-
-def test_boxes_are_in_pixels_of_a_photo_of_any_shape(detector: FaceDetector) -> None:
-    photo = to_tensor(Image.open(builtin_path("samples/sample6.jpg")))[..., 400:1000]  # taller than wide
-    small = torch.nn.functional.interpolate(photo, scale_factor=0.5, mode="bilinear", antialias=True)
-    large_boxes, small_boxes = detector.detect(photo), detector.detect(small)
-    assert len(large_boxes) == len(small_boxes) == 2
-    torch.testing.assert_close(small_boxes[:, :4] * 2, large_boxes[:, :4], atol=20, rtol=0)  # faces of 180 pixels
 
 
 def test_non_max_suppression_keeps_the_best_of_each_group() -> None:
@@ -135,28 +116,12 @@ def test_non_max_suppression_keeps_the_best_of_each_group() -> None:
     assert non_max_suppression(boxes[:0], 0.5).tolist() == []
 
 
-@torch.no_grad()
-def test_stages_of_recognition(recognition: FaceRecognitionNet) -> None:
-    x = noise(64, 2)
-    assert [tuple(stage.shape[1:]) for stage in recognition.features(x)] == [
-        (32, 35, 35), (64, 17, 17), (128, 8, 8), (256, 4, 4), (256, 2, 2)
-    ]  # fmt: skip
-    small = recognition.features(x, resolution=112)
-    assert [stage.shape[2] for stage in small] == [26, 13, 6, 3, 1]
-    assert [stage.shape[2] for stage in recognition.features(x, resolution=103)] == [24, 12, 6, 3, 1]
-    with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
-        recognition.features(x, resolution=102)
-    enlarged = F.interpolate(x, size=112, mode="bilinear", antialias=True)
-    assert torch.equal(small[0], recognition.features(enlarged, resolution=112)[0])
-    assert torch.equal(recognition.fc(recognition.features(x)[-1].mean(dim=(2, 3))), recognition(x))
-
-
 def test_recognition_tells_people_apart(recognition: FaceRecognitionNet) -> None:
     one = face(3, (0.285, 0.18, 0.425, 0.32))
     other = face(6, (0.61, 0.175, 0.75, 0.315))
     first, darker, second = recognition(torch.cat([one, one * 0.7 - 0.3, other]))
     assert (first - darker).norm() < 0.3
-    assert (first - second).norm() > SAME_PERSON_DISTANCE
+    assert (first - second).norm() > 0.6
 
 
 def test_scores_have_the_right_order(scorer: FaceScorer) -> None:
@@ -165,12 +130,9 @@ def test_scores_have_the_right_order(scorer: FaceScorer) -> None:
     assert scores["smile"][0] > 2 and scores["smile"][1] < scores["smile"][0] - 2
     assert bool(((scores["age"] > 15) & (scores["age"] < 60)).all())
     assert bool((scores["gender"] < 0).all())  # both are women
-
-
-def test_smile_is_the_log_odds_of_happy(scorer: FaceScorer) -> None:
-    x = torch.cat([SERIOUS, LAUGHING])
-    p = scorer.expression(x).double().softmax(dim=1)[:, EXPRESSIONS.index("happy")]
-    torch.testing.assert_close(scorer(x)["smile"].double(), p.logit(), atol=1e-2, rtol=1e-3)
+    turned = face(4, (0.115, 0.075, 0.245, 0.245))  # looks to the right of the image
+    yaw, mirrored = scorer(torch.cat([turned, turned.flip(3)]))["yaw"]
+    assert yaw > 0.1 and mirrored.item() == pytest.approx(-yaw.item(), abs=0.06)
 
 
 def test_yaw_is_positive_when_the_nose_points_right() -> None:
@@ -182,29 +144,9 @@ def test_yaw_is_positive_when_the_nose_points_right() -> None:
     torch.testing.assert_close(landmark_yaw(landmarks @ turn), torch.tensor([0.25]))
 
 
-def test_yaw_changes_sign_in_the_mirror(scorer: FaceScorer) -> None:
-    turned = face(4, (0.115, 0.075, 0.245, 0.245))  # looks to the right of the image
-    yaw, mirrored = scorer(torch.cat([turned, turned.flip(3)]))["yaw"]
-    assert yaw > 0.1
-    assert mirrored.item() == pytest.approx(-yaw.item(), abs=0.06)
-
-
-@pytest.mark.parametrize("size", [64, 256])
-def test_every_network_takes_any_size_and_passes_gradients(
-    scorer: FaceScorer, recognition: FaceRecognitionNet, size: int
-) -> None:
-    x = noise(size, 1).requires_grad_()
+def test_every_network_takes_any_size_and_passes_gradients(scorer: FaceScorer, recognition: FaceRecognitionNet) -> None:
+    x = noise(64, 1).requires_grad_()
     outputs = {**scorer(x), "identity": recognition(x).square().sum(dim=1)}
     for name, value in outputs.items():
         (gradient,) = torch.autograd.grad(value.sum(), x, retain_graph=True)
         assert gradient.isfinite().all() and gradient.abs().sum() > 0, name
-
-
-@pytest.mark.parametrize(
-    ("size", "kernel_size", "stride", "padded"), [(8, 3, 2, 9), (7, 3, 2, 9), (8, 3, 1, 10), (8, 1, 2, 8)]
-)
-def test_pad_same_puts_the_odd_pixel_last(size: int, kernel_size: int, stride: int, padded: int) -> None:
-    out = pad_same(torch.ones(1, 1, size, size), kernel_size, stride)
-    assert out.shape == (1, 1, padded, padded)
-    before = (padded - size) // 2
-    assert out[0, 0, before : before + size, before : before + size].min() == 1

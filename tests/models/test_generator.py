@@ -1,5 +1,4 @@
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -28,18 +27,6 @@ def codes(generator: Generator, batch: int = 2) -> Tensor:
     return torch.randn(batch, generator.num_ws, generator.config.w_dim, generator=rng(3))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"resolution": 48}, r"`resolution` must be a power of two from 4 to 2048, got 48\."),
-        ({"channel_base": 16, "resolution": 32}, r"`channel_base` must be in \[resolution, 1048576\], got 16\."),
-    ],
-)
-def test_config_refuses(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(TINY, **change)
-
-
 def test_default_config_is_config_f() -> None:
     config = GeneratorConfig()
     assert config.num_ws == 18
@@ -47,96 +34,44 @@ def test_default_config_is_config_f() -> None:
     assert [config.channels(r) for r in config.resolutions] == [512, 512, 512, 512, 512, 256, 128, 64, 32]
 
 
-@pytest.mark.parametrize("resolution", [16, 32, 64])
+@pytest.mark.parametrize("resolution", [16, 64])
 @torch.no_grad()
 def test_shapes(resolution: int) -> None:
     generator = build(replace(TINY, resolution=resolution))
     z = torch.randn(2, 6, generator=rng())
     assert generator.mapping(z).shape == (2, 8)
     assert generator(z).shape == (2, 3, resolution, resolution)
-    assert generator.num_ws == latents.num_ws(resolution)
     sides = [conv.noise_const.shape[0] for conv in generator.synthesis.convs]
     assert len(sides) == generator.num_ws - 1
     assert sides == [4] + [r for r in generator.config.resolutions[1:] for _ in range(2)]
 
 
 @torch.no_grad()
-def test_mapping_ignores_the_length_of_z() -> None:
+def test_forward_is_mapping_truncation_and_synthesis() -> None:
     generator, z = build(), torch.randn(3, 6, generator=rng())
-    torch.testing.assert_close(generator.mapping(z), generator.mapping(5 * z))
-
-
-@torch.no_grad()
-def test_forward_is_mapping_then_synthesis() -> None:
-    generator, z = build(), torch.randn(3, 6, generator=rng())
+    torch.testing.assert_close(generator.mapping(z), generator.mapping(5 * z))  # the length of z is ignored
     w_plus = latents.broadcast(generator.mapping(z), generator.num_ws)
     torch.testing.assert_close(generator(z), generator.synthesis(w_plus))
+    w_plus[:, :2] = (w_plus[:, :2] + generator.w_avg) / 2
+    torch.testing.assert_close(generator(z, truncation_psi=0.5, truncation_cutoff=2), generator.synthesis(w_plus))
 
 
 @torch.no_grad()
-def test_forward_truncates() -> None:
-    generator, z = build(), torch.randn(3, 6, generator=rng())
-    w_avg = latents.broadcast(generator.w_avg.expand(3, -1), generator.num_ws)
-    torch.testing.assert_close(generator(z, truncation_psi=0.0), generator.synthesis(w_avg))
-    mixed = latents.broadcast(generator.mapping(z), generator.num_ws)
-    mixed[:, :2] = (mixed[:, :2] + generator.w_avg) / 2
-    torch.testing.assert_close(generator(z, truncation_psi=0.5, truncation_cutoff=2), generator.synthesis(mixed))
-
-
-@torch.no_grad()
-def test_constant_noise_is_deterministic_and_no_noise_differs() -> None:
+def test_noise_modes() -> None:
     generator = build()
-    w_plus = codes(generator)
-    const = generator.synthesis(w_plus)
-    assert torch.equal(const, generator.synthesis(w_plus, noise_mode="const"))
-    assert not torch.allclose(const, generator.synthesis(w_plus, noise_mode="none"))
-
-
-@torch.no_grad()
-def test_no_noise_is_noise_of_strength_zero() -> None:
-    generator = build()
-    w_plus = codes(generator)
-    none = generator.synthesis(w_plus, noise_mode="none")
+    w_plus = codes(generator, 1).repeat(2, 1, 1)
+    const, none = (generator.synthesis(w_plus, noise_mode=mode) for mode in ("const", "none"))
+    assert torch.equal(const, generator.synthesis(w_plus))  # the default
+    assert not torch.allclose(const, none)
+    first, again, other = (generator.synthesis(w_plus, noise_mode="random", rng=rng(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.allclose(first, other)
+    assert not torch.allclose(first[0], first[1])
+    noise = generator.synthesis.noise("random", batch=2, rng=rng(0))
+    assert torch.equal(generator.synthesis(w_plus, noise_mode="none", noise=noise), first)  # overrides the mode
+    assert torch.equal(generator.synthesis(w_plus, noise=[None] * len(noise)), none)
     for conv in generator.synthesis.convs:
         conv.noise_strength.zero_()
     torch.testing.assert_close(generator.synthesis(w_plus, noise_mode="random"), none)
-
-
-@torch.no_grad()
-def test_random_noise_follows_its_rng_and_differs_between_samples() -> None:
-    generator = build()
-    w_plus = codes(generator, 1).repeat(2, 1, 1)
-    first, again, other = (generator.synthesis(w_plus, noise_mode="random", rng=rng(seed)) for seed in (0, 0, 1))
-    assert torch.equal(first, again)
-    assert not torch.allclose(first, other)
-    assert not torch.allclose(first[0], first[1])
-
-
-@torch.no_grad()
-def test_own_noise_overrides_the_mode() -> None:
-    generator = build()
-    w_plus = codes(generator)
-    noise = generator.synthesis.noise("random", batch=2, rng=rng(5))
-    expected = generator.synthesis(w_plus, noise_mode="random", rng=rng(5))
-    assert torch.equal(generator.synthesis(w_plus, noise_mode="none", noise=noise), expected)
-    silent = generator.synthesis(w_plus, noise=[None] * len(noise))
-    assert torch.equal(silent, generator.synthesis(w_plus, noise_mode="none"))
-
-
-def test_synthesis_refuses_wrong_counts() -> None:
-    generator = build()
-    w_plus = codes(generator)
-    with pytest.raises(ValueError, match=r"`w_plus` must have 6 layers, got 5\."):
-        generator.synthesis(w_plus[:, :5])
-    with pytest.raises(ValueError, match=r"`noise` must have 5 tensors, one a style layer, got 4\."):
-        generator.synthesis(w_plus, noise=[None] * 4)
-
-
-def test_an_unknown_noise_mode_is_refused() -> None:
-    noise = type(build().synthesis).noise
-    plain: Any = getattr(noise, "__wrapped__", noise)  # without the run-time check of the annotation
-    with pytest.raises(ValueError, match=r"`noise_mode` must be 'random', 'const' or 'none', got 'constant'\."):
-        plain(build().synthesis, "constant")
 
 
 def test_every_parameter_gets_a_gradient_and_no_buffer_does() -> None:
@@ -145,44 +80,3 @@ def test_every_parameter_gets_a_gradient_and_no_buffer_does() -> None:
     for name, parameter in generator.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
     assert not any(buffer.requires_grad for buffer in generator.buffers())
-
-
-@torch.no_grad()
-def test_a_layer_changes_nothing_that_comes_before_it() -> None:
-    """Style mixing: changing w at layer i leaves the features of all earlier sides as they are."""
-    generator = build(replace(TINY, resolution=32))
-    w_plus = codes(generator, 1)
-    features: list[Tensor] = []
-    for conv in generator.synthesis.convs:
-        conv.register_forward_hook(lambda _module, _inputs, output: features.append(output))
-    plain = generator.synthesis(w_plus)
-    before = list(features)
-    for i in range(generator.num_ws):
-        changed = w_plus.clone()
-        changed[:, i] += 1
-        features.clear()
-        image = generator.synthesis(changed)
-        same = [torch.equal(a, b) for a, b in zip(before, features, strict=True)]
-        assert same == [k < i for k in range(len(before))], i
-        assert not torch.allclose(image, plain)
-
-
-@torch.no_grad()
-def test_the_last_w_only_recolours() -> None:
-    """The last w feeds the last ToRGB alone: the image changes by a linear map of the last features."""
-    generator = build()
-    w_plus = codes(generator, 1)
-    images = []
-    for step in (0.0, 1.0, 2.0):
-        changed = w_plus.clone()
-        changed[:, -1] += step
-        images.append(generator.synthesis(changed))
-    torch.testing.assert_close(images[2] - images[1], images[1] - images[0], atol=1e-3, rtol=1e-3)
-
-
-@torch.no_grad()
-def test_samples_of_a_batch_do_not_mix() -> None:
-    generator = build()
-    w_plus = codes(generator, 3)
-    together = generator.synthesis(w_plus)
-    torch.testing.assert_close(together[1:2], generator.synthesis(w_plus[1:2]), atol=1e-4, rtol=1e-4)

@@ -12,18 +12,20 @@ import torch
 from PIL import Image
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, hub
-from stylegan_inversion.checkpoints import find
 from stylegan_inversion.checkpoints.export import write_model, write_official
 from stylegan_inversion.checkpoints.find import find_file
 from stylegan_inversion.checkpoints.recognise import SingleFile, read_single_file
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.editing.ganspace import PrincipalComponents, fit_pca
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, UploadError
-from stylegan_inversion.hub import Access
 from tests.fake_hub import FakeHub, hub_client, serve
 
 GREY = Image.new("RGB", (64, 64), (120, 100, 90))
 CLASSES: dict[str, Any] = {"psp": PSPPipeline, "e4e": E4EPipeline}
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture
@@ -241,32 +243,28 @@ def test_a_layout_of_an_encoder_that_is_not_there(e4e: E4EPipeline, tmp_path: Pa
 
 def test_finding_a_file(files: dict[str, Path], tmp_path: Path) -> None:
     path = files["rosinality"]
-    assert find_file(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest()) == path
+    assert find_file(path, sha256=sha256(path)) == path
     cases: tuple[tuple[Any, dict[str, Any], type[Exception], str], ...] = (
         (path, {"sha256": "0" * 64}, CheckpointError, r"has not the sha256 0000.*another file, or damaged"),
         (tmp_path / "gone.pt", {}, ModelNotFoundError, r"no file '.*gone.pt'"),
         (tmp_path, {}, ModelNotFoundError, r"a folder: use from_pretrained"),
-        ("hf://a/b", {}, ValueError, r"'hf://a/b' is not hf://organisation/repository/file"),
+        ("hf://a/b", {}, ValueError, r"'hf://a/b' is neither a path nor hf://organisation/repository/file"),
         ("https://example.org/e4e.pt", {}, ValueError, r"give the `sha256` of the file too"),
-        ("ftp://example.org/e4e.pt", {}, ValueError, r"'ftp://.*' is not a path, or an hf:// or https:// address"),
+        ("ftp://example.org/e4e.pt", {}, ValueError, r"'ftp://.*' is neither a path nor hf://"),
     )
     for source, options, error, message in cases:
         with pytest.raises(error, match=message):
             find_file(source, **options)
 
 
-def test_an_address_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked: list[Any] = []
-
-    def download(repo_id: str, filename: str, access: Access, *, sha256: str | None) -> Path:
-        asked.append((repo_id, filename, access.revision, sha256))
-        (tmp_path / "e4e.pt").touch()
-        return tmp_path / "e4e.pt"
-
-    monkeypatch.setattr(find, "download_file", download)
-    assert find_file("hf://org/repo@v1/folder/e4e.pt", sha256="abc") == tmp_path / "e4e.pt"
-    find_file("hf://org/repo/e4e.pt")
-    assert asked == [("org/repo", "folder/e4e.pt", "v1", "abc"), ("org/repo", "e4e.pt", None, None)]
+def test_an_address_of_the_hub(files: dict[str, Path], fake_hub: FakeHub, tmp_path: Path) -> None:
+    fake_hub.repositories["org/repo"] = {"folder/e4e.pt": files["e4e"].read_bytes()}
+    fake_hub.branches.add("v1")
+    pipe = E4EPipeline.from_single_file("hf://org/repo@v1/folder/e4e.pt", sha256=sha256(files["e4e"]))
+    assert pipe.generator.config.resolution == 64
+    assert any("v1" in path for _, path in fake_hub.log)
+    with pytest.raises(ModelNotFoundError, match=r"other\.pt"):
+        find_file("hf://org/repo/folder/other.pt")
 
 
 # Directions of the field

@@ -1,4 +1,4 @@
-"""What is no image, damaged or too large."""
+"""Files, arrays and images that are refused: not an image, damaged, or too large."""
 
 import io
 import resource
@@ -6,6 +6,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,10 +37,8 @@ def png_header(width: int, height: int) -> bytes:
         (b"", "empty"),
         (b"hello, I am no image at all", "not an image"),
         (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG drawing; convert it to JPEG"),
-        (b"\xef\xbb\xbf  <svg/>", "SVG"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC.*pillow-heif"),
         (b"\0\0\0\x18ftypavif\0\0\0\0", "AVIF"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0", "PostScript"),
         (b"%PDF-1.7", "PDF"),
         (b"P6 32 32 255\n" + bytes(32 * 32 * 3), "not an image.*Supported are JPEG"),
         (png_header(1, 1), "too small: 1 x 1"),
@@ -59,61 +58,51 @@ def test_bad_files(data: bytes, match: str, tmp_path: Path) -> None:
     assert "`portrait.png`" in str(caught.value) and str(tmp_path) not in str(caught.value)
 
 
-def test_bad_paths(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nothing\.png"):
-        load_image(tmp_path / "nothing.png")
-    with pytest.raises(InvalidImageError, match="is a folder or a device"):
-        load_image(tmp_path)
-    with pytest.raises(InvalidImageError, match="null character"):
-        load_image("a\0b.png")
-
-
-@pytest.mark.parametrize("source", [None, 3, ["a.png"], torch.zeros(1, 3, 32, 32)])
-def test_unsupported_source(source: object) -> None:
-    with pytest.raises(TypeError, match=f"`source` must be a path.*got {type(source).__name__}"):
-        load_image(source)
+def filled(value: float, *shape: int, dtype: Any = float) -> np.ndarray:
+    return np.full(shape or (64, 64, 3), value, dtype)
 
 
 @pytest.mark.parametrize(
-    ("array", "match"),
+    ("source", "match"),
     [
-        (np.zeros(64, np.uint8), "got shape"),
-        (np.zeros((3, 64, 64), np.uint8), "move the channels to the end"),
-        (np.zeros((1, 64, 64, 3), np.uint8), "got shape"),
-        (np.zeros((64, 64, 2), np.uint8), "got shape"),
-        (np.zeros((64, 64, 3), np.int64), "got int64"),
-        (np.zeros((64, 64, 3), bool), "got bool"),
-        (np.zeros((64, 64, 3), complex), "got complex128"),
-        (np.full((64, 64, 3), np.nan), "must be finite and in"),
-        (np.full((64, 64, 3), np.inf), "must be finite and in"),
-        (np.full((64, 64, 3), -1.0), "map .-1, 1. with"),
-        (np.full((64, 64, 3), 255.0), "divide 0..255 by 255"),
-        (np.zeros((0, 0, 3), np.uint8), "too small: 0 x 0"),
+        ("a\0b.png", "null character"),
+        (Path(__file__).parent, "is a folder or a device"),
+        (filled(0, 3, 64, 64, dtype=np.uint8), "move the channels to the end"),
+        (filled(0, 64, 64, 2, dtype=np.uint8), "got shape"),
+        (filled(0, dtype=np.int64), "got int64"),
+        (filled(0, dtype=bool), "got bool"),
+        (filled(np.nan), "must be finite and in"),
+        (filled(-1.0), "map .-1, 1. with"),
+        (filled(255.0), "divide 0..255 by 255"),
+        (filled(0, 0, 0, 3, dtype=np.uint8), "too small: 0 x 0"),
         (np.broadcast_to(np.uint8(0), (20000, 20000, 3)), "too large: 20000 x 20000"),
+        (Image.new("RGB", (1, 1)), "too small"),
+        (
+            Image.fromarray(np.linspace(0, 70000, 1024).astype(np.int32).reshape(32, 32)),
+            "levels from 0 to 70000",
+        ),
+        (Image.fromarray(filled(7, 32, 32, dtype=np.float32)), "Floating point"),
+        (Image.open(io.BytesIO(png_header(8200, 8200))), "too large"),  # only the header is in memory
     ],
 )
-def test_bad_arrays(array: np.ndarray, match: str) -> None:
+def test_bad_sources(source: Any, match: str) -> None:
     with pytest.raises(InvalidImageError, match=match):
-        load_image(array)
+        load_image(source)
 
 
-def test_bad_pil_images() -> None:
-    with pytest.raises(InvalidImageError, match="too small"):
-        load_image(Image.new("RGB", (1, 1)))
-    with pytest.raises(InvalidImageError, match="32-bit levels from 0 to 70000"):
-        load_image(Image.fromarray(np.linspace(0, 70000, 1024).astype(np.int32).reshape(32, 32)))
-    with pytest.raises(InvalidImageError, match="Floating point"):
-        load_image(Image.fromarray(np.full((32, 32), 7, np.float32)))
-    with pytest.raises(InvalidImageError, match="too large"):  # lazily opened: only the header is in memory
-        load_image(Image.open(io.BytesIO(png_header(8200, 8200))))
+def test_sources_of_other_types() -> None:
+    for source in (None, 3, ["a.png"], torch.zeros(1, 3, 32, 32)):
+        with pytest.raises(TypeError, match=f"`source` must be a path.*got {type(source).__name__}"):
+            load_image(source)
+    with pytest.raises(FileNotFoundError, match=r"nothing\.png"):
+        load_image("nothing.png")
 
 
 def test_bombs_take_no_memory_and_leave_pillow_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     bombs = [png_header(20000, 20000), png_header(16000, 16000), png_header(MAX_SIDE, 5000), png_header(9000, 9000)]
     bombs.append(b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xfe\x3f\0" * 2)
-    bombs.append(
-        b"GIF89a" + struct.pack("<HH", 20000, 20000) + b"\0\0\0," + struct.pack("<HHHHB", 0, 0, 20000, 20000, 0)
-    )
+    frame = struct.pack("<HHHHB", 0, 0, 20000, 20000, 0)
+    bombs.append(b"GIF89a" + struct.pack("<HH", 20000, 20000) + b"\0\0\0," + frame)
     limit = Image.MAX_IMAGE_PIXELS
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with warnings.catch_warnings():
@@ -141,7 +130,7 @@ def test_truncated_files(photo: Image.Image, file_format: str, sound_tiff: None)
     assert refused >= 0.8 * len(cuts)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     file_format=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"]),
     changes=st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=8),

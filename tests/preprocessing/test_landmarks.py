@@ -16,12 +16,11 @@ from PIL import Image
 from stylegan_inversion import PTIPipeline
 from stylegan_inversion.errors import CheckpointError, MissingDependencyError
 from stylegan_inversion.hub import builtin_path
-from stylegan_inversion.pipelines import base
 from stylegan_inversion.preprocessing import landmarks as module
 from stylegan_inversion.preprocessing.builtin_landmarks import MIRROR, BuiltinLandmarkDetector
-from stylegan_inversion.preprocessing.landmarks import Face, FacexlibLandmarkDetector, get_landmark_detector
+from stylegan_inversion.preprocessing.landmarks import FacexlibLandmarkDetector, get_landmark_detector
 
-SAMPLES = {"sample1": 3, "sample3": 3, "sample4": 4, "sample5": 5, "sample6": 4}
+SAMPLES = {"sample1": 3, "sample2": 2, "sample4": 4, "sample5": 5}  # sample2 has a full profile, which is left out
 
 
 @pytest.fixture(scope="module")
@@ -66,34 +65,28 @@ def test_all_faces_of_the_samples_are_found(detector: BuiltinLandmarkDetector, n
         assert 0.5 < face.score <= 1
 
 
-def test_a_full_profile_is_left_out(detector: BuiltinLandmarkDetector) -> None:
-    assert len(detector(sample("sample2"))) == 2  # of three people
-
-
-def test_eyes_and_mouth_are_where_they_are(detector: BuiltinLandmarkDetector, portrait: Image.Image) -> None:
+def test_one_face_in_many_guises(detector: BuiltinLandmarkDetector, portrait: Image.Image) -> None:
+    before = portrait.tobytes()
     (face,) = detector(portrait)
+    assert portrait.tobytes() == before
     by_eye = np.array([[120, 187], [187, 188], [128, 257], [174, 257]])  # read off the photo by hand
     distance = np.linalg.norm(four_points(face.landmarks) - by_eye, axis=1) / np.linalg.norm(by_eye[1] - by_eye[0])
     assert distance.max() < 0.15
-
-
-def test_the_mirror_image_gives_mirrored_landmarks(detector: BuiltinLandmarkDetector, portrait: Image.Image) -> None:
-    (face,) = detector(portrait)
     (mirrored,) = detector(portrait.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     assert error((mirrored.landmarks * [-1, 1] + [portrait.width, 0])[MIRROR], face.landmarks) < 0.03
+    for scale in (0.35, 2.0):
+        size = round(portrait.width * scale), round(portrait.height * scale)
+        (scaled,) = detector(portrait.resize(size, Image.Resampling.LANCZOS))
+        assert error(scaled.landmarks / scale, face.landmarks) < 0.06
+    corner = round(face.box[0]), round(face.box[1])
+    (close,) = detector(portrait.crop((*corner, round(face.box[2]), round(face.box[3]))))  # it fills the photo
+    assert error(close.landmarks + corner, face.landmarks) < 0.06
+    (dark,) = detector(portrait.point([level // 7 for level in range(256)] * 3))
+    assert error(dark.landmarks, face.landmarks) < 0.08
+    assert len(detector(portrait.convert("L"))) == len(detector(portrait.convert("RGBA"))) == 1
 
 
-@pytest.mark.parametrize("scale", [0.35, 0.5, 3.0])
-def test_another_size_gives_the_same_landmarks(
-    detector: BuiltinLandmarkDetector, portrait: Image.Image, scale: float
-) -> None:
-    (face,) = detector(portrait)
-    size = round(portrait.width * scale), round(portrait.height * scale)
-    (scaled,) = detector(portrait.resize(size, Image.Resampling.LANCZOS))
-    assert error(scaled.landmarks / scale, face.landmarks) < 0.06
-
-
-@pytest.mark.parametrize("degrees", [20, -40, 90, 180])
+@pytest.mark.parametrize("degrees", [-40, 90, 180])
 def test_turned_faces_are_found(detector: BuiltinLandmarkDetector, portrait: Image.Image, degrees: int) -> None:
     (face,) = detector(portrait)
     turned = portrait.rotate(degrees, Image.Resampling.BICUBIC, expand=True, fillcolor=(110, 110, 110))
@@ -103,53 +96,18 @@ def test_turned_faces_are_found(detector: BuiltinLandmarkDetector, portrait: Ima
     assert error(found.landmarks, there + np.array(turned.size) / 2) < 0.08
 
 
-def test_a_face_that_fills_the_photo_is_found(detector: BuiltinLandmarkDetector, portrait: Image.Image) -> None:
-    (face,) = detector(portrait)
-    corner = round(face.box[0]), round(face.box[1])
-    (close,) = detector(portrait.crop((*corner, round(face.box[2]), round(face.box[3]))))
-    assert error(close.landmarks + corner, face.landmarks) < 0.06
-
-
 def test_small_faces_in_a_large_photo_are_found(detector: BuiltinLandmarkDetector, portrait: Image.Image) -> None:
     small = portrait.resize((portrait.width // 3, portrait.height // 3), Image.Resampling.LANCZOS)
-    photo = Image.new("RGB", (2400, 1600), (90, 100, 110))
-    photo.paste(small, (1500, 900))
+    photo = Image.new("RGB", (1800, 1200), (90, 100, 110))
+    photo.paste(small, (1100, 700))
     (face,) = detector(photo)
     (expected,) = detector(portrait)
-    assert error((face.landmarks - [1500, 900]) * 3, expected.landmarks) < 0.1
-
-
-def test_a_dark_photo_is_searched_too(detector: BuiltinLandmarkDetector, portrait: Image.Image) -> None:
-    (expected,) = detector(portrait)
-    (face,) = detector(portrait.point([level // 7 for level in range(256)] * 3))
-    assert error(face.landmarks, expected.landmarks) < 0.08
-
-
-def test_other_modes_are_taken_and_the_photo_is_not_changed(
-    detector: BuiltinLandmarkDetector, portrait: Image.Image
-) -> None:
-    before = portrait.tobytes()
-    assert len(detector(portrait.convert("L"))) == 1
-    assert len(detector(portrait.convert("RGBA"))) == 1
-    detector(portrait)
-    assert portrait.tobytes() == before
+    assert error((face.landmarks - [1100, 700]) * 3, expected.landmarks) < 0.1
 
 
 def test_no_face_gives_an_empty_list(detector: BuiltinLandmarkDetector) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (400, 500, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (200, 250, 3), dtype=np.uint8)
     assert detector(Image.fromarray(noise)) == []
-    assert detector(Image.new("RGB", (16, 16), (128, 128, 128))) == []
-    assert detector(Image.new("RGB", (900, 120))) == []
-
-
-def test_mirror_is_its_own_inverse() -> None:
-    assert (MIRROR[MIRROR] == np.arange(68)).all()
-    assert sorted(MIRROR) == list(range(68))
-
-
-def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(ValueError, match=r'`name` must be "auto", "builtin" or "facexlib", got \'dlib\''):
-        inspect.unwrap(get_landmark_detector)("dlib")  # past the type checker of the tests
 
 
 class FakeRetinaFace:
@@ -191,34 +149,29 @@ def test_facexlib_gives_eyes_and_mouth_in_pixels_of_the_photo(monkeypatch: pytes
     np.testing.assert_allclose(faces[0].landmarks[[51, 57, 62, 66], 0], 1200)
 
 
-def test_facexlib_that_is_not_there_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r'`name` must be "auto", "builtin" or "facexlib", got \'dlib\''):
+        inspect.unwrap(get_landmark_detector)("dlib")  # past the type checker of the tests
     monkeypatch.setitem(sys.modules, "facexlib.detection", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'stylegan-inversion\[faces\]'"):
         get_landmark_detector("facexlib")
 
 
-def test_torchvision_is_tried_whatever_the_default_device_and_dtype(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_auto_takes_facexlib_if_it_works(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tried: list[tuple[Any, Any]] = []
-
-    def nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> None:
-        assert boxes.shape == (1, 4) and scores.shape == (1,)
-        tried.extend((each.device.type, each.dtype) for each in (boxes, scores))
-
-    torchvision: Any = ModuleType("torchvision")
-    torchvision.ops = ModuleType("torchvision.ops")
-    torchvision.ops.nms = nms
-    monkeypatch.setitem(sys.modules, "torchvision", torchvision)
     install_facexlib(monkeypatch, lambda *_, **__: FakeRetinaFace(), tmp_path / "weights.pth")
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float16)
-    try:
-        with torch.device("meta"):
-            FacexlibLandmarkDetector()
-    finally:
-        torch.set_default_dtype(before)
-    assert tried == [("cpu", torch.float32)] * 2
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    assert isinstance(get_landmark_detector(), BuiltinLandmarkDetector)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object())
+    assert isinstance(get_landmark_detector(), FacexlibLandmarkDetector)
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("truncated file")
+
+    install_facexlib(monkeypatch, broken, tmp_path / "weights.pth")
+    assert isinstance(get_landmark_detector("auto"), BuiltinLandmarkDetector)
+    assert "truncated file" in caplog.text
 
 
 @pytest.mark.parametrize("problem", [OSError("no network"), RuntimeError("not a zip archive"), KeyError("module.fpn")])
@@ -238,51 +191,6 @@ def test_facexlib_without_weights_says_where_they_go(
     ):
         FacexlibLandmarkDetector()
     assert limits == [10.0] and socket.getdefaulttimeout() == before, "a blocked network is not waited for"
-
-
-def test_auto_takes_facexlib_if_it_is_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    install_facexlib(monkeypatch, lambda *_, **__: FakeRetinaFace(), tmp_path / "weights.pth")
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    assert isinstance(get_landmark_detector(), BuiltinLandmarkDetector)
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object())
-    assert isinstance(get_landmark_detector(), FacexlibLandmarkDetector)
-
-
-def test_auto_falls_back_when_facexlib_is_broken(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    def make(*_: Any, **__: Any) -> None:
-        raise RuntimeError("truncated file")
-
-    weights = tmp_path / "weights.pth"
-    weights.touch()
-    install_facexlib(monkeypatch, make, weights)
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object())
-    assert isinstance(get_landmark_detector("auto"), BuiltinLandmarkDetector)
-    assert "truncated file" in caplog.text
-
-
-def test_weights_of_facexlib_are_looked_for_beside_it_then_in_the_cache(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    cached = tmp_path / "hub" / "checkpoints" / "detection_Resnet50_Final.pth"
-    assert module._facexlib_weights() == cached
-    own = tmp_path / "facexlib" / "weights" / "detection_Resnet50_Final.pth"
-    own.parent.mkdir(parents=True)
-    own.touch()
-
-    class Spec:
-        submodule_search_locations = (str(tmp_path / "facexlib"),)
-
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: Spec())
-    assert module._facexlib_weights() == own
-
-
-def test_faces_compare_by_identity() -> None:
-    face = Face(np.zeros((68, 2)), (0.0, 0.0, 1.0, 1.0), 0.5)
-    assert face == face and face != Face(np.zeros((68, 2)), (0.0, 0.0, 1.0, 1.0), 0.5)
 
 
 def test_an_import_that_fails_in_any_way_is_one_line(
@@ -307,11 +215,7 @@ def test_an_import_that_fails_in_any_way_is_one_line(
         assert line.startswith("The built-in face detector is used: facexlib cannot be imported (") and "\n" not in line
 
 
-def test_the_detector_runs_where_the_pipeline_does(pti: PTIPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
-    monkeypatch.setattr(base, "get_landmark_detector", lambda name, *, device: asked.append((name, device)) or len)
-    pti._detector = "auto"
-    assert pti.detector is len and asked == [("auto", pti.device)]
+def test_facexlib_moves_with_the_pipeline(pti: PTIPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     moved: list[Any] = []
     detector = module.FacexlibLandmarkDetector.__new__(module.FacexlibLandmarkDetector)
     monkeypatch.setattr(detector, "to", moved.append, raising=False)

@@ -13,8 +13,7 @@ from stylegan_inversion import hub
 from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.preprocessing.align import uncropped
-from stylegan_inversion.preprocessing.folder import list_images
-from stylegan_inversion.preprocessing.image import to_tensor
+from stylegan_inversion.preprocessing.image import list_images, to_tensor
 from stylegan_inversion.training.config import TaskOptions
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, load_batches, positions
 from stylegan_inversion.training.tasks import Task, make_task
@@ -192,24 +191,6 @@ def tiny(model: Path) -> Generator:
 def draws_of(generator: Generator, *, rank: int = 0, world: int = 1, seed: int = 0) -> SeededDraws:
     process: Any = SimpleNamespace(device=torch.device("cpu"), process_index=rank, num_processes=world)
     return SeededDraws(generator, process, seed=seed)
-
-
-def test_two_processes_draw_what_one_draws(tiny: Generator) -> None:
-    one, two = draws_of(tiny), [draws_of(tiny, rank=rank, world=2) for rank in (0, 1)]
-    state = torch.get_rng_state()
-    for serial in (0, 5):
-        whole = one.noise(serial, 4)
-        parts = [draws.noise(serial, 2) for draws in two]
-        assert len(whole) == tiny.num_ws - 1
-        for layer, noise in enumerate(whole):
-            assert torch.equal(noise, torch.cat([part[layer] for part in parts]))
-        images, w = one.synthesize(serial, 4, side=16)
-        halves = [draws.synthesize(serial, 2, side=16) for draws in two]
-        torch.testing.assert_close(w, torch.cat([half[1] for half in halves]), rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(images, torch.cat([half[0] for half in halves]), rtol=1e-4, atol=1e-5)
-    for draws in two:  # the discriminator's codes are the same everywhere
-        assert torch.equal(one.w(3, 8)[0], draws.w(3, 8)[0])
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_style_mixing(tiny: Generator) -> None:

@@ -142,17 +142,6 @@ def test_terms_of_e4e(make_learner: MakeLearner) -> None:
     assert without.adversary is None and "adversarial" not in without.step(batches_of(without, 1), 0)[0]
 
 
-def test_weights_follow_from_the_seed_alone(make_learner: MakeLearner) -> None:
-    state = torch.get_rng_state()
-    first = make_learner(method="e4e").state()
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.rand(7)
-    assert same(make_learner(method="e4e").state(), first)
-    other = make_learner(method="e4e", seed=1).state()
-    for part in (lambda s: s["encoder"], lambda s: s["adversary"]["network"]):
-        assert not same(part(other), part(first))
-
-
 def test_a_teacher_knows_the_w_of_pictures(make_learner: MakeLearner) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)

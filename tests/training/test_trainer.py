@@ -178,13 +178,6 @@ def test_mixed_precision(make_config: MakeConfig, pictures: Path, tmp_path: Path
         train(elsewhere(full, tmp_path, "fp16", mixed_precision="fp16"))
 
 
-def test_workers_change_nothing(make_config: MakeConfig, tmp_path: Path) -> None:
-    alone = make_config(steps=5, accumulation=2)
-    helped = elsewhere(alone, tmp_path, "helped", num_workers=2)
-    assert children.run(children.train, alone) == children.run(children.train, helped) == 0
-    same_runs(alone, helped)
-
-
 def test_a_broken_picture(make_config: MakeConfig, pictures: Path) -> None:
     (pictures / "03.png").write_bytes(b"no picture")
     with pytest.raises(InvalidImageError, match=r"03\.png: .*Replace the file, then resume"):
