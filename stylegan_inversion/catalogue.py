@@ -91,7 +91,7 @@ class KnownModel:
     size: int | None
     licence: str
     detail: str
-    about: str = ""
+    about: str
 
 
 @cache
@@ -178,9 +178,8 @@ def describe_models(cache_dir: str | os.PathLike[str] | None = None) -> str:
         licence = textwrap.shorten(model.licence.partition(":")[0], 40, placeholder="...")
         lines.append(_row(model.name, size, model.where, licence, model.about))
         if model.where in ("by hand", "not read"):
-            lines += textwrap.wrap(
-                model.detail, WIDTH, initial_indent="    ", subsequent_indent="    ", break_long_words=False
-            )
+            wrapped = textwrap.wrap(model.detail, WIDTH - 4, break_long_words=False, break_on_hyphens=False)
+            lines += [f"    {line}" for line in wrapped]  # an address stays whole
     return "\n".join(lines)
 
 

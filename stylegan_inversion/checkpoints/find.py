@@ -146,10 +146,7 @@ def find_file(source: str | os.PathLike[str], access: Access = Access(), *, sha2
             raise ValueError(f"{text}: give the `sha256` of the file too, since nothing else says which file comes.")
         return download_url(text, sha256, access)
     if "://" in text:
-        form = (
-            "hf://organisation/repository/file" if text.startswith("hf:") else "a path, or an hf:// or https:// address"
-        )
-        raise ValueError(f"{text!r} is not {form}.")
+        raise ValueError(f"{text!r} is neither a path nor hf://organisation/repository/file nor an https:// address.")
     if not path.exists() and (entry := known_entry(text)) is not None:
         path = fetch(entry, access)
     if not path.is_file():
