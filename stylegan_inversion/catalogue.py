@@ -91,7 +91,7 @@ class KnownModel:
     size: int | None
     licence: str
     detail: str
-    about: str
+    about: str = ""
 
 
 @cache
