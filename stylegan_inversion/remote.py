@@ -32,7 +32,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 _UPLOADED = ["*.json", "*.safetensors", "*README.md", "*LICENSE*"]
 
-_Files = dict[str, tuple[str | None, int | None]]  # of a commit: path -> sha256 or git sha1, and bytes, if known
+_Expected = tuple[str | None, int | None]  # sha256 or git sha1 of a file, and its bytes, where known
+_Files = dict[str, _Expected]  # by path, of a commit
 
 _report: ContextVar[Callable[[int, int], object] | None] = ContextVar("report", default=None)
 
@@ -65,7 +66,7 @@ def download(
         repo_id: "organisation/repository".
         patterns: Patterns of paths in the repository.
         access: How to fetch the files.
-        sha256: Expected hash of each large file. `None` takes the Hub's.
+        sha256: Expected hash of a single file. `None` takes the Hub's.
         otherwise: What else a user without a network can do, for the message.
 
     Returns:
@@ -107,7 +108,7 @@ def download(
                 f"{name} of {repo_id!r} is not the file that was asked for: the Hub says its sha256 is {known}, not "
                 f"{sha256}. Nothing was removed; give another `revision`, or the sha256 of that file if you trust it."
             )
-        _provide(repo_id, folder, name, sha256 or known, size, access, fetch=name in missing, offline=offline)
+        _provide(repo_id, folder, name, (sha256 or known, size), access, fetch=name in missing, offline=offline)
     if not offline and commit != revision and _read_branch(storage, revision) != commit:
         _note(storage / "refs" / revision, str(commit))
     return folder, wanted
@@ -146,20 +147,12 @@ def _ask(repo_id: str, access: Access) -> tuple[str, _Files]:
 
 
 def _provide(
-    repo_id: str,
-    folder: Path,
-    name: str,
-    known: str | None,
-    size: int | None,
-    access: Access,
-    *,
-    fetch: bool,
-    offline: bool,
+    repo_id: str, folder: Path, name: str, expected: _Expected, access: Access, *, fetch: bool, offline: bool
 ) -> None:
     """Fetch a file if need be, and check it. A damaged one is fetched again, once; what stays damaged is not kept."""
     from huggingface_hub import constants, hf_hub_download
 
-    path, what = folder / name, f"{name} of {repo_id!r}"
+    (known, size), path, what = expected, folder / name, f"{name} of {repo_id!r}"
     for again in (False, True):
         if fetch or again:
             try:
