@@ -31,6 +31,7 @@ from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.hub import Access
 from stylegan_inversion.remote import file_sha256, storage_folder
 from tests.checkpoints.official_files import generator
+from tests.checkpoints.public_directions import FakeGitHub
 from tests.checkpoints.test_encoder import official_arcface
 from tests.fake_hub import FakeHub, hub_client, serve
 from tests.hub_parts import Tiny, TinyConfig, assert_same, state
@@ -138,51 +139,38 @@ CONTENT = b"weights" * 1000
 SHA256 = sha256_of(CONTENT)
 
 
-class FakeOpener:
-    """Answers every request with the same bytes, or fails."""
-
-    def __init__(self) -> None:
-        self.content, self.asked = CONTENT, 0
-        self.error: Exception | None = None
-
-    def open(self, request: Any, timeout: float) -> io.BytesIO:
-        self.asked += 1
-        if self.error is not None:
-            raise self.error
-        return io.BytesIO(self.content)
-
-
 @pytest.fixture
-def opener(monkeypatch: pytest.MonkeyPatch) -> FakeOpener:
-    fake = FakeOpener()
-    monkeypatch.setattr(find, "build_opener", lambda *handlers: fake)
+def web(monkeypatch: pytest.MonkeyPatch) -> FakeGitHub:
+    server = FakeGitHub()
+    server.files[URL] = CONTENT
+    monkeypatch.setattr(find, "build_opener", lambda *handlers: server)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    return fake
+    return server
 
 
-def test_an_https_address(opener: FakeOpener, tmp_path: Path) -> None:
+def test_an_https_address(web: FakeGitHub, tmp_path: Path) -> None:
     access = Access(cache_dir=tmp_path)
     path = find_file(URL, access, sha256=SHA256.upper())
     assert path.read_bytes() == CONTENT and path.name == "e4e.pt"
     assert find_file(URL, dataclasses.replace(access, local_files_only=True), sha256=SHA256) == path
-    assert opener.asked == 1
+    assert len(web.asked) == 1
     path.write_bytes(CONTENT[::-1])  # damaged in the cache
-    assert find_file(URL, access, sha256=SHA256).read_bytes() == CONTENT and opener.asked == 2
+    assert find_file(URL, access, sha256=SHA256).read_bytes() == CONTENT and len(web.asked) == 2
     download_url(URL, SHA256, dataclasses.replace(access, force_download=True))
-    assert opener.asked == 3 and [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["e4e.pt"]
+    assert len(web.asked) == 3 and [p.name for p in tmp_path.rglob("*") if p.is_file()] == ["e4e.pt"]
 
 
-def test_an_https_address_that_is_refused(opener: FakeOpener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_https_address_that_is_refused(web: FakeGitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     access = Access(cache_dir=tmp_path)
-    opener.content = b"<html>Quota exceeded</html>"
+    web.files[URL] = b"<html>Quota exceeded</html>"
     with pytest.raises(CheckpointError, match=r"gave another file: .* not .* open the address in a browser"):
         download_url(URL, SHA256, access)
     with pytest.raises(ModelNotFoundError, match=r"not in the cache, and the network may not be used"):
         download_url(URL, SHA256, dataclasses.replace(access, local_files_only=True))
-    opener.error = URLError("no route to host")
+    web.down = True
     with pytest.raises(ModelNotFoundError, match=r"could not be fetched: no route to host"):
         download_url(URL, SHA256, access)
-    opener.error = None
+    web.down = False
     monkeypatch.setattr(find, "MAX_URL_BYTES", 10)
     with pytest.raises(ModelNotFoundError, match=r"it is larger than 0 GiB"):
         download_url(URL, SHA256, access)
