@@ -96,7 +96,7 @@ class KnownModel:
 
 @cache
 def catalogue() -> tuple[CatalogueEntry, ...]:
-    """All entries, in the order of the table. Raises `CheckpointError` if it is damaged."""
+    """Read all entries, in the order of the table. Raises `CheckpointError` if it is damaged."""
     path = hub.builtin_path("catalogue.json")
     try:
         table: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["entries"]
@@ -116,7 +116,7 @@ def catalogue() -> tuple[CatalogueEntry, ...]:
 
 
 def suggest(name: str) -> str | None:
-    """Ask "Did you mean ...?": the known names that begin with a name, or the one most like it; `None` without any."""
+    """Ask "Did you mean ...?" with the names that begin with a name, or the most similar one; `None` without any."""
     names = [*hub.builtin_models(), *(entry.name for entry in catalogue())]
     close = [known for known in names if name and known.startswith(name)][:_MOST]
     close = close or difflib.get_close_matches(name, names, n=1, cutoff=_CLOSE)
@@ -124,7 +124,7 @@ def suggest(name: str) -> str | None:
 
 
 def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[KnownModel]:
-    """What there is: built-in models, models in the Hub's cache, and the catalogue. Uses no network."""
+    """List the built-in models, the models in the Hub's cache, and the catalogue. Uses no network."""
     models = []
     for name in hub.builtin_models():
         folder = hub.builtin_path(name)
@@ -153,7 +153,7 @@ def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[KnownMo
 
 
 def cached_file(entry: CatalogueEntry, cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
-    """The file of an entry in the cache, unchecked; `None` if it is not there."""
+    """Find the file of an entry in the cache, unchecked; `None` if it is not there."""
     if not entry.fetchable or entry.file is None or entry.repository is None:
         return None
     found = [cached_url(entry.file, str(entry.sha256), cache_dir)]
@@ -163,14 +163,14 @@ def cached_file(entry: CatalogueEntry, cache_dir: str | os.PathLike[str] | None 
 
 
 def converted_folder(entry: CatalogueEntry, cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where the model converted from the file of an entry is kept. The name changes with the file and our format."""
+    """Name the folder of the model converted from an entry. The name changes with the file and our format."""
     identity = json.dumps([entry.repository, entry.file, entry.revision, entry.sha256])
     digest = sha256(identity.encode()).hexdigest()[:12]
     return cache_root(cache_dir) / "converted--stylegan-inversion" / f"{entry.name}-{digest}-{CONVERTED}"
 
 
 def describe_models(cache_dir: str | os.PathLike[str] | None = None) -> str:
-    """`list_models` as a table in text, 100 columns wide. Below what is not fetched stands where it is, or why not."""
+    """Write `list_models` as a text table, 100 columns wide, with where to find what cannot be fetched, or why not."""
     about = {entry.name: entry.about for entry in catalogue()}
     lines = [_row("NAME", "SIZE", "WHERE", "LICENCE", "WHAT")]
     for model in list_models(cache_dir):
@@ -178,14 +178,13 @@ def describe_models(cache_dir: str | os.PathLike[str] | None = None) -> str:
         licence = textwrap.shorten(model.licence.partition(":")[0], 40, placeholder="...")
         lines.append(_row(model.name, size, model.where, licence, model.about))
         if model.where in ("by hand", "not read"):
-            lines += textwrap.wrap(
-                model.detail, WIDTH, initial_indent="    ", subsequent_indent="    ", break_long_words=False
-            )
+            wrapped = textwrap.wrap(model.detail, WIDTH - 4, break_long_words=False, break_on_hyphens=False)
+            lines += [f"    {line}" for line in wrapped]  # an address stays whole
     return "\n".join(lines)
 
 
 def _row(name: str, size: str, where: str, licence: str, what: str) -> str:
-    """A line; of a name that is too long, the rest stands below, and so does what is too long of a licence."""
+    """Write a line of the table. A name that is too long stands above it, the rest of a long licence below."""
     licence, *more = textwrap.wrap(licence, _LICENCE, break_on_hyphens=False) or [""]
     left = f"{size:7}  {where:8}"
     above, name = ([], name) if len(name) <= _NAME else (textwrap.wrap(name, WIDTH), "")
@@ -194,7 +193,7 @@ def _row(name: str, size: str, where: str, licence: str, what: str) -> str:
 
 
 def read_licence(folder: Path) -> str:
-    """The licence of a model's weights, as the header of its card names it."""
+    """Read the licence of a model's weights from the header of its card."""
     card = folder / "README.md"
     if not card.is_file():
         return "see its page"

@@ -72,17 +72,17 @@ class Access:
 
 
 def builtin_path(name: str) -> Path:
-    """Folder of something that ships with the package, such as "faces64" or "faces64/face/landmarks"."""
+    """Give the folder of something that ships with the package, such as "faces64" or "faces64/face/landmarks"."""
     return Path(__file__).parent / "builtin" / name
 
 
 def builtin_models() -> list[str]:
-    """Names of the models that ship with the package."""
+    """List the models that ship with the package."""
     return sorted(folder.parent.name for folder in builtin_path("").glob(f"*/{CONFIG_NAME}"))
 
 
 def weights_name(variant: str | None = None) -> str:
-    """Name of a network's weights: model.safetensors, or model.fp16.safetensors for the variant "fp16"."""
+    """Name the file of a network's weights: model.safetensors, or model.fp16.safetensors for the variant "fp16"."""
     if variant is None:
         return WEIGHTS_NAME
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", variant):
@@ -250,7 +250,7 @@ def _replace_files(folder: Path, stage: Path) -> None:
 
 
 def _is_same_generator(folder: Path, stage: Path) -> bool:
-    """Whether a folder holds no generator, or the one that is about to be moved there, in whatever dtype."""
+    """Tell whether a folder holds no generator, or the one that is about to be moved there, in whatever dtype."""
     there = sorted((folder / "generator").glob("model*.safetensors"))
     if not there:
         return True
@@ -264,7 +264,7 @@ def _is_same_generator(folder: Path, stage: Path) -> bool:
 
 
 def _is_close(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal, or differ by the rounding of their dtypes only."""
+    """Tell whether two tensors are equal, or differ by the rounding of their dtypes only."""
     if a.shape != b.shape or a.dtype == b.dtype:
         return a.shape == b.shape and torch.equal(a, b)
     step = 2 * max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
@@ -272,7 +272,7 @@ def _is_close(a: Tensor, b: Tensor) -> bool:
 
 
 def _partial(folder: Path, name: str) -> Path:
-    """A hidden name for what is being written. It holds the process, so that `sweep` knows what is left over."""
+    """Make a hidden name for what is being written. It holds the process, so that `sweep` knows what is left over."""
     return folder / f".{name}.{os.getpid()}.{os.urandom(4).hex()}.partial"
 
 
@@ -363,17 +363,17 @@ def new_module(cls: type[Module], config: Any) -> Module:
 
 
 def uncompiled(module: Module) -> Module:
-    """The network inside of what `torch.compile` made of it; any other network itself."""
+    """Unwrap a network that `torch.compile` wrapped; any other network stays as it is."""
     return cast(Module, getattr(module, "_orig_mod", module))
 
 
 def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a network by its own names, also where `torch.compile` wraps it or a part of it."""
+    """Give the state dict of a network by its own names, also where `torch.compile` wraps it or a part of it."""
     return {plain_name(key): tensor for key, tensor in module.state_dict().items()}
 
 
 def plain_name(key: str) -> str:
-    """The name of a parameter without what `torch.compile` puts into it."""
+    """Strip what `torch.compile` puts into the name of a parameter."""
     return key.replace("_orig_mod.", "")
 
 

@@ -32,7 +32,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HASH = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 _UPLOADED = ["*.json", "*.safetensors", "*README.md", "*LICENSE*"]
 
-_Files = dict[str, tuple[str | None, int | None]]  # of a commit: path -> sha256 or git sha1, and bytes, if known
+_Expected = tuple[str | None, int | None]  # sha256 or git sha1 of a file, and its bytes, where known
+_Files = dict[str, _Expected]  # by path, of a commit
 
 _report: ContextVar[Callable[[int, int], object] | None] = ContextVar("report", default=None)
 
@@ -65,7 +66,7 @@ def download(
         repo_id: "organisation/repository".
         patterns: Patterns of paths in the repository.
         access: How to fetch the files.
-        sha256: Expected hash of each large file. `None` takes the Hub's.
+        sha256: Expected hash of a single file. `None` takes the Hub's.
         otherwise: What else a user without a network can do, for the message.
 
     Returns:
@@ -107,14 +108,14 @@ def download(
                 f"{name} of {repo_id!r} is not the file that was asked for: the Hub says its sha256 is {known}, not "
                 f"{sha256}. Nothing was removed; give another `revision`, or the sha256 of that file if you trust it."
             )
-        _provide(repo_id, folder, name, sha256 or known, size, access, fetch=name in missing, offline=offline)
+        _provide(repo_id, folder, name, (sha256 or known, size), access, fetch=name in missing, offline=offline)
     if not offline and commit != revision and _read_branch(storage, revision) != commit:
         _note(storage / "refs" / revision, str(commit))
     return folder, wanted
 
 
 def download_file(repo_id: str, filename: str, access: Access, *, sha256: str | None = None) -> Path:
-    """Fetch one file as `download` does; its path in the cache."""
+    """Fetch one file as `download` does, and give its path in the cache."""
     folder, names = download(repo_id, [glob.escape(filename)], access, sha256=sha256)
     if not names:
         raise ModelNotFoundError(f"{repo_id!r} has no file {filename!r}.")
@@ -122,7 +123,7 @@ def download_file(repo_id: str, filename: str, access: Access, *, sha256: str | 
 
 
 def is_inside(path: str) -> bool:
-    """Whether a relative path stays in the folder that it is joined to."""
+    """Tell whether a relative path stays in the folder that it is joined to."""
     windows = PureWindowsPath(path)  # knows both separators, and drives
     return not windows.anchor and ".." not in windows.parts
 
@@ -146,20 +147,12 @@ def _ask(repo_id: str, access: Access) -> tuple[str, _Files]:
 
 
 def _provide(
-    repo_id: str,
-    folder: Path,
-    name: str,
-    known: str | None,
-    size: int | None,
-    access: Access,
-    *,
-    fetch: bool,
-    offline: bool,
+    repo_id: str, folder: Path, name: str, expected: _Expected, access: Access, *, fetch: bool, offline: bool
 ) -> None:
     """Fetch a file if need be, and check it. A damaged one is fetched again, once; what stays damaged is not kept."""
     from huggingface_hub import constants, hf_hub_download
 
-    path, what = folder / name, f"{name} of {repo_id!r}"
+    (known, size), path, what = expected, folder / name, f"{name} of {repo_id!r}"
     for again in (False, True):
         if fetch or again:
             try:
@@ -251,7 +244,7 @@ _MESSAGES = {  # by the name of the error's class or of a base of it, the Hub's 
 
 
 def _explain(error: BaseException, repo_id: str, revision: str | None = None) -> str:
-    """What went wrong with a repository, and what to do: by the error and its causes, the first message that fits."""
+    """Say what went wrong and what to do: the first message that fits the error or one of its causes."""
     from huggingface_hub import constants
 
     causes: list[Any] = [error]
@@ -272,21 +265,21 @@ def _explain(error: BaseException, repo_id: str, revision: str | None = None) ->
 
 
 def is_offline(access: Access) -> bool:
-    """Whether the network may not be used: by the caller's wish, or the Hub's `HF_HUB_OFFLINE`."""
+    """Tell whether the network may not be used, because of `local_files_only` or the Hub's `HF_HUB_OFFLINE`."""
     from huggingface_hub import constants
 
     return access.local_files_only or constants.HF_HUB_OFFLINE
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of the cache: `cache_dir`, or the Hub's own."""
+    """Give the folder of the cache: `cache_dir`, or the Hub's own."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser()
 
 
 def storage_folder(repo_id: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where the cache keeps a repository."""
+    """Give the folder where the cache keeps a repository."""
     return cache_root(cache_dir) / f"models--{repo_id.replace('/', '--')}"
 
 
@@ -299,17 +292,17 @@ def remove(path: Path) -> None:
 
 
 def _content(path: Path) -> Path:
-    """The file that a name in a snapshot links to; without links, the file itself."""
+    """Give the file that a name in a snapshot links to; without links, the file itself."""
     return Path(os.path.normpath(path.parent / os.readlink(path))) if path.is_symlink() else path
 
 
 def cached_url(url: str, sha256: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where the cache keeps a file of this address and sha256, if it has it."""
+    """Give the path where the cache keeps a file of this address and sha256."""
     return cache_root(cache_dir) / "files--https" / sha256 / (Path(urlsplit(url).path).name or "file")
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal digits."""
+    """Compute the sha256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):
@@ -318,7 +311,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _is_intact(path: Path, known: str) -> bool:
-    """Whether a file of a snapshot has this hash. A large one is read once: a stamp keeps the state it was read in."""
+    """Check the hash of a file in a snapshot. A large file is read once: a stamp keeps the state it was read in."""
     if len(known) == 40:
         content = path.read_bytes()
         return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == known
@@ -333,7 +326,7 @@ def _is_intact(path: Path, known: str) -> bool:
 
 
 def _read_list(storage: Path, commit: str) -> _Files | None:
-    """What the Hub lists of a commit, if it was asked before."""
+    """Read what the Hub lists of a commit, if it was asked before."""
     try:
         found = json.loads((storage / ".verified" / f"{commit}.json").read_text("utf-8"))
         return {str(name): (known, size) for name, (known, size) in found.items()}
@@ -342,13 +335,13 @@ def _read_list(storage: Path, commit: str) -> _Files | None:
 
 
 def _list_cached(folder: Path) -> _Files:
-    """The files of a snapshot that are there, where the Hub was never asked; what they link to is named by the hash."""
+    """List the files of a snapshot without the Hub's list; what they link to is named by the hash."""
     there = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): (_content(path).name, None) for path in there}
 
 
 def _read_branch(storage: Path, revision: str) -> str | None:
-    """The commit that a branch or tag had when it was last fetched."""
+    """Read which commit a branch or tag was at when it was last fetched."""
     try:
         commit = (storage / "refs" / revision).read_text("utf-8").strip()
     except (OSError, ValueError):

@@ -225,7 +225,7 @@ def test_a_download_that_goes_silent(fake_hub: FakeHub, fault: str, tmp_path: Pa
     message = {"cut": "The connection to the Hub broke off for 'org/tiny': try again", "hang": "did not answer in time"}
     with pytest.raises(ModelNotFoundError, match=rf"{message[fault]}.* The cache lacks encoder/model\.safetensors\."):
         download()
-    assert not left(tmp_path / "cache")
+    assert not [*(tmp_path / "cache").rglob("model.safetensors")]  # older clients keep a part, and go on from there
     del fake_hub.faults[WEIGHTS]
     assert (download() / WEIGHTS).is_file()
 

@@ -49,14 +49,14 @@ _failed: list[str] = []  # why the first file of directions could not be fetched
 
 
 def known_entry(name: str | os.PathLike[str]) -> CatalogueEntry | None:
-    """The entry of a name in the catalogue; `None` for a folder, a built-in model, or any other name."""
+    """Look up a name in the catalogue; `None` for a folder, a built-in model, or any other name."""
     if Path(name).is_dir() or str(name) in hub.builtin_models():
         return None
     return next((entry for entry in catalogue() if entry.name == str(name)), None)
 
 
 def is_known(name: str | os.PathLike[str]) -> bool:
-    """Whether a name is that of a checkpoint in the catalogue, and of no folder here."""
+    """Tell whether a name is that of a checkpoint in the catalogue, and of no folder here."""
     return known_entry(name) is not None
 
 
@@ -215,8 +215,8 @@ def download_url(url: str, sha256: str, access: Access) -> Path:
 def fetch(entry: CatalogueEntry, access: Access = Access()) -> Path:
     """Fetch the file of an entry into the Hub's cache, and check its sha256. Nothing in it is run.
 
-    Where no sha256 is known, the Hub's own is checked, and a warning gives it: then the Hub is trusted to give what its
-    owner put there, and the owner to have put there what the name says.
+    If no sha256 is known, the file is checked against the Hub's own, and a warning gives it. Then nothing but the Hub
+    and the repository's owner says that the file is what its name says.
 
     Raises:
         ModelNotFoundError: If no copy is known, this package does not read it, or it cannot be fetched.
@@ -241,7 +241,7 @@ def fetch(entry: CatalogueEntry, access: Access = Access()) -> Path:
 
 
 def _find_converted(entry: CatalogueEntry, access: Access) -> Path:
-    """The folder of a checkpoint of the catalogue: fetched and converted if need be, with the papers' directions.
+    """Find the folder of a checkpoint of the catalogue: fetched and converted if need be, with the papers' directions.
 
     Where the cache may only be read, or knows no locks, the folder is one of this process.
     """
@@ -304,7 +304,7 @@ def _complete(entry: CatalogueEntry, folder: Path, directions: dict[str, Directi
 
 @cache
 def _scratch() -> Path:
-    """A folder of this process, which goes when it ends."""
+    """Make a folder for this process, which is removed when it ends."""
     folder = Path(tempfile.mkdtemp(prefix="stylegan-inversion-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -325,9 +325,9 @@ def with_directions(
 ) -> SingleFile:
     """Add the papers' directions to a file if its generator is one that they were found in.
 
-    A generator is known by its entry in the catalogue, by the training set that a checkpoint of pSp or e4e names, by
-    the sha256 of its file, or, one for FFHQ, by its average w. Where the directions cannot be fetched, one warning says
-    so, and the file stays as it is.
+    A generator is recognised by its entry in the catalogue, by the training set that a checkpoint of pSp or e4e names,
+    by the sha256 of its file, or, if it draws FFHQ, by its average w. If the directions cannot be fetched, one warning
+    says so, and the file stays as it is.
 
     Args:
         file: What was read.
@@ -357,7 +357,7 @@ def with_directions(
 
 
 def edits_of(domain: str | None) -> list[CatalogueEntry]:
-    """The files of the catalogue that hold the directions of a domain."""
+    """List the files of the catalogue that hold the directions of a domain."""
     return [entry for entry in catalogue() if domain is not None and entry.domain == domain and entry.edit is not None]
 
 
@@ -389,7 +389,7 @@ def _warn(what: str, domain: str | None, error: Exception) -> None:
 
 
 def _fetch_edit(entry: CatalogueEntry, access: Access) -> Path:
-    """Fetch a file that nobody asked for. Where there is no network, a process waits for it once, not at each load."""
+    """Fetch a file that the user did not ask for. Without a network, a process waits for it once, not at each load."""
     once = Access(cache_dir=access.cache_dir, local_files_only=access.local_files_only or bool(_failed))
     try:
         return fetch(entry, once)
@@ -402,7 +402,7 @@ def _fetch_edit(entry: CatalogueEntry, access: Access) -> Path:
 
 
 def _domain(file: SingleFile, resolution: int, path: Path, entry: CatalogueEntry | None) -> str | None:
-    """The domain of a generator, without the network."""
+    """Tell the domain of a generator, without the network."""
     if entry is not None and entry.domain is not None:
         return entry.domain
     trained = f"{str(file.options.get('dataset_type')).partition('_')[0]}-{resolution}"  # "ffhq_encode" -> "ffhq-1024"
@@ -414,7 +414,7 @@ def _domain(file: SingleFile, resolution: int, path: Path, entry: CatalogueEntry
 
 
 def _is_near(part: Part, entry: CatalogueEntry, access: Access) -> bool:
-    """Whether the average w of a generator is the mean of W that GANSpace's components were found around."""
+    """Tell whether the average w of a generator is the mean of W that GANSpace's components were found around."""
     components = read_single_file(_fetch_edit(entry, access)).components
     w_avg = part.state_dict["w_avg"].float()
     if components is None or components.mean.shape != w_avg.shape:

@@ -22,11 +22,12 @@ from stylegan_inversion.pipelines.output import InversionOutput as Output
 from tests.attack.models import hidden, make_model, owners
 
 KILLED = 9
+FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 
 
-def killed_before_each_operation(work: Callable[[], object], *, reset: Callable[[], object], first: int = 1) -> Any:
+def killed_before_each_operation(work: Callable[[], object], *, reset: Callable[[], object]) -> Any:
     """Run `work` in children that die before their 1st, 2nd, ... change of the disk; yields after each death."""
-    for count in range(first, 1000):
+    for count in range(1, 1000):
         reset()
         child = os.fork()
         if child == 0:
@@ -42,8 +43,8 @@ def killed_before_each_operation(work: Callable[[], object], *, reset: Callable[
 
                 return operation
 
-            for owner, name in [(os, n) for n in ("replace", "unlink", "rmdir", "mkdir")]:
-                setattr(owner, name, deadly(getattr(owner, name)))
+            for name in ("replace", "unlink", "rmdir", "mkdir"):
+                setattr(os, name, deadly(getattr(os, name)))
             try:
                 work()
             except BaseException:
@@ -58,7 +59,7 @@ def killed_before_each_operation(work: Callable[[], object], *, reset: Callable[
     raise AssertionError("the work never ends")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+@FORKS
 def test_save_pretrained_over_another_model(tmp_path: Path) -> None:
     folder, old, new = tmp_path / "model", make_model(1.0), make_model(2.0)
     old.save_pretrained(tmp_path / "old")
@@ -81,7 +82,7 @@ def test_save_pretrained_over_another_model(tmp_path: Path) -> None:
     assert found[-1] == {2.0} and refused > 0
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+@FORKS
 def test_out_save_over_another_inversion(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
     old = pti(photo, num_w_steps=1, num_tuning_steps=1)
     new = pti.edit(old, smile=3.0)
@@ -102,7 +103,7 @@ def test_out_save_over_another_inversion(pti: PTIPipeline, photo: Image.Image, t
         assert InversionOutput.load(folder).edits == {"smile": 3.0} and hidden(folder) == []
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+@FORKS
 def test_a_saving_that_is_killed_twice(tmp_path: Path) -> None:
     """The second one, too, leaves what is refused, or a whole model."""
     folder, half, model = tmp_path / "model", tmp_path / "half", make_model(2.0)

@@ -243,13 +243,6 @@ def test_every_public_direction_is_read(
     torch.testing.assert_close(load_directions(tmp_path / "folder")["edit"].step, direction.step)
 
 
-def test_public_components_are_read(ffhq: PTIPipeline, tmp_path: Path) -> None:
-    axes, _ = torch.linalg.qr(torch.randn(512, 80, generator=torch.Generator().manual_seed(1)))
-    components = axes.T[:, None].contiguous()
-    torch.save({"mean": torch.zeros(1, 512), "comp": components, "std": torch.linspace(5, 1, 80)}, tmp_path / "pca.pt")
-    assert len(ffhq.load_components(tmp_path / "pca.pt", count=80, name="component")) == 80
-
-
 def test_equal_rows_and_dictionaries(ffhq: PTIPipeline, tmp_path: Path) -> None:
     same = make_direction((18, 512), "equal", 2.5)
     assert ffhq.load_direction(save_direction(same, tmp_path / "same.npy", "float64"), "same").vector.shape == (512,)
