@@ -51,7 +51,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Method:
+class Candidate:
     """A way to invert photos: its name in tables, a pipeline, options of its call, and how many images it gets."""
 
     label: str
@@ -76,7 +76,7 @@ def load_methods(
     limits: Mapping[str, int],
     device: torch.device | str | None,
     detector: Any,
-) -> dict[str, Method]:
+) -> dict[str, Candidate]:
     """Load methods of one model; the arguments are those of `evaluate`."""
     for name in names:
         if name not in NAMES:
@@ -87,8 +87,8 @@ def load_methods(
     pipelines: dict[str, InversionPipeline] = {}  # variants share theirs
     methods = {}
     for name in names:
-        label, fixed = _VARIANTS.get(name) or (METHODS[name].label, {})
         kind = "pti" if name in _VARIANTS else name
+        label, fixed = _VARIANTS.get(name) or (METHODS[kind].label, {})
         if kind not in pipelines:
             pipelines[kind] = METHODS[kind].pipeline.from_pretrained(model, device=device, detector=detector)
         pipeline = pipelines[kind]
@@ -97,7 +97,7 @@ def load_methods(
             raise ModelNotFoundError(f"{model!r} has no encoder for {name!r}; its pivots are {', '.join(pivots)}.")
         taken = inspect.signature(pipeline.__call__).parameters
         given = {key: value for key, value in options.items() if value is not None and key in taken}
-        methods[name] = Method(label, pipeline, {**given, **fixed}, limits.get(name))
+        methods[name] = Candidate(label, pipeline, {**given, **fixed}, limits.get(name))
     return methods
 
 
@@ -219,7 +219,7 @@ def _load_scorer(
     )
 
 
-def _describe(model: str, methods: Mapping[str, Method], scorer: Scorer, align: bool) -> dict[str, Any]:
+def _describe(model: str, methods: Mapping[str, Candidate], scorer: Scorer, align: bool) -> dict[str, Any]:
     """The settings that the rows depend on, in JSON."""
     device = next(iter(methods.values())).pipeline.device
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -266,15 +266,13 @@ def _open_rows(output: Path, settings: dict[str, Any]) -> dict[tuple[str, str], 
         try:
             earlier = json.loads(path.read_text("utf-8"))
             changed = [key for key in settings if key != "methods" and earlier[key] != settings[key]]
-            shared = settings["methods"].keys() & earlier["methods"]
-            changed += [name for name in sorted(shared) if earlier["methods"][name] != settings["methods"][name]]
+            shared = sorted(settings["methods"].keys() & earlier["methods"])
+            changed += [name for name in shared if earlier["methods"][name] != settings["methods"][name]]
+            reason = f"with other settings: {', '.join(changed)}; see settings.json there" if changed else ""
         except (OSError, ValueError, LookupError, TypeError):
-            changed = ["settings"]
-        if changed:
-            raise ValueError(
-                f"{output} holds a comparison with other settings ({', '.join(changed)}; see settings.json there). "
-                "Give another output folder, or remove this one."
-            )
+            reason = "without a settings.json that can be read"
+        if reason:
+            raise ValueError(f"{output} holds a comparison {reason}. Give another output folder, or remove this one.")
     methods = {**earlier.get("methods", {}), **settings["methods"]}
     hub.write_config({**settings, "methods": methods}, output, name=path.name)
     rows = {}
@@ -302,7 +300,7 @@ def _in_order(rows: Mapping[tuple[str, str], Row], photos: Sequence[Photo], name
 class _Run:
     """Photos -> rows, and pictures on disk for those photos that the figure shows."""
 
-    methods: Mapping[str, Method]
+    methods: Mapping[str, Candidate]
     scorer: Scorer
     align: bool
     pictures: Path
