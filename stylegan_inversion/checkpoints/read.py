@@ -33,8 +33,8 @@ def read_checkpoint(path: Path) -> Any:
 
     Returns:
         What the file holds: dicts, lists (also for tuples and sets), tensors on the CPU, `PickledModule`, texts,
-        numbers, bools and `None`. Bytes and classes are described by a text. Tensors are private views of the file,
-        which take memory when they are used.
+        numbers, bools and `None`. Bytes and classes are described by a text. Tensors may be private views of the
+        file, which take memory when they are used.
 
     Raises:
         CheckpointError: If there is no such file, it is damaged or of another kind, or its pickle asks for anything
@@ -56,8 +56,8 @@ def read_checkpoint(path: Path) -> Any:
         raise CheckpointError(_describe_other(data))
     except CheckpointError as e:
         raise e if str(e).startswith(str(path)) else CheckpointError(f"{path}: {e}") from e
-    except (OSError, MemoryError) as e:
-        raise CheckpointError(f"{path} cannot be read: {e or 'it takes more memory than there is.'}") from e
+    except Exception as e:  # whatever a hostile file brings about
+        raise CheckpointError(f"{path} cannot be read ({type(e).__name__}: {str(e)[:200]}). Fetch it again.") from e
 
 
 def _map(path: Path) -> memoryview:
@@ -119,7 +119,6 @@ def _read_zip(members: dict[str, memoryview], limits: Limits) -> Any:
         )
     if bytes(members.get(f"{roots[0]}byteorder", b"little")) != b"little":
         raise CheckpointError("It was saved on a big-endian machine; save it again on a usual one.")
-
     storages: dict[str, Tensor] = {}
 
     def storage(pid: Any) -> Tensor:
@@ -176,10 +175,10 @@ def _read_stream(stream: Stream, names: Mapping[str, Name]) -> Any:
         return _check_storage(storages[key], dtype, numel)
 
     version, system = unpickle(stream, names), unpickle(stream, names)
-    if version != 1001 or not isinstance(system, dict) or system.get("little_endian") is not True:
+    if type(version) is not int or version != 1001 or type(system) is not dict or not system.get("little_endian"):
         raise CheckpointError("It is of an unknown version of PyTorch's old format, or of a big-endian machine.")
     value, keys = unpickle(stream, names, storage), unpickle(stream, names)
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
+    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
         raise CheckpointError("Its list of tensors differs from what its pickle describes: damaged. Fetch it again.")
     for key in keys:
         flat = storages[key]

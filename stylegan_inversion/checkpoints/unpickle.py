@@ -17,7 +17,7 @@ from torch import Tensor
 from stylegan_inversion.errors import CheckpointError
 
 MAX_STEPS, MAX_VALUES = 1_500_000, 500_000
-_MAX_DEPTH, _MAX_AXES = 64, 16
+_MAX_DEPTH, _MAX_AXES, _MAX_NUMEL = 64, 16, 2**48
 _SHORT = 256  # longer bytes are views of the file
 
 
@@ -253,19 +253,23 @@ def numbers(data: Any, dtype: torch.dtype) -> Tensor:
     return (raw.clone() if raw.data_ptr() % dtype.itemsize else raw).view(dtype)
 
 
+def _sizes(values: Any) -> tuple[int, ...]:
+    if type(values) not in (tuple, list) or len(values) > _MAX_AXES:
+        raise ValueError("a tensor with an invalid shape or stride")
+    if not all(type(n) is int and 0 <= n < _MAX_NUMEL for n in values):
+        raise ValueError("a tensor with an invalid size or stride")
+    return tuple(values)
+
+
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Tensor:
     if len(rest) > 1 and rest[1]:
         raise ValueError("a tensor with backward hooks, which are functions; weights have none")
-    sizes = (offset, *shape, *stride)
-    if (
-        not isinstance(storage, Tensor)
-        or len(shape) > _MAX_AXES
-        or any(type(n) is not int or not 0 <= n < 2**62 for n in sizes)
-    ):
-        raise ValueError("a tensor with an invalid storage, offset, shape or stride")
+    (offset,), shape, stride = _sizes([offset]), _sizes(shape), _sizes(stride)
+    if not isinstance(storage, Tensor) or len(shape) != len(stride) or math.prod(n or 1 for n in shape) > _MAX_NUMEL:
+        raise ValueError("a tensor with an invalid storage, or too many numbers")
     end = offset + sum((n - 1) * step for n, step in zip(shape, stride)) + 1 if 0 not in shape else 0
     if end > storage.numel():
-        raise ValueError(f"a tensor of shape {tuple(shape)} that reaches to {end} of {storage.numel()} numbers")
+        raise ValueError(f"a tensor of shape {shape} that reaches to {end} of {storage.numel()} numbers")
     return torch.as_strided(storage, shape, stride, offset)
 
 
@@ -292,10 +296,6 @@ def _encode(text: str, encoding: str = "utf-8") -> Any:
     return encoded if len(encoded) <= _SHORT else memoryview(bytearray(encoded))
 
 
-def _device(kind: str, index: int = 0) -> str:
-    return f"{kind:.50}:{index:d}"
-
-
 def _path(*parts: str) -> str:
     return str(PurePosixPath(*parts))
 
@@ -307,9 +307,9 @@ def _dtype(code: str, *_: Any) -> _NumPy:
 
 
 def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Tensor:
-    if not isinstance(data, (bytes, memoryview)) or len(shape) > _MAX_AXES:
-        raise ValueError("an array of Python objects, or of too many axes; only numbers are read")
-    flat, sizes = numbers(data, dtype.dtype), tuple(shape) if order == "F" else tuple(shape)[::-1]
+    if not isinstance(data, (bytes, memoryview)):
+        raise ValueError("an array of Python objects; only numbers are read")
+    flat, sizes = numbers(data, dtype.dtype), _sizes(shape)[:: 1 if order == "F" else -1]
     strides = [math.prod(sizes[:i]) for i in range(len(sizes))]
     return _rebuild_tensor(flat, 0, shape, strides if order == "F" else strides[::-1])
 
@@ -329,7 +329,7 @@ _CALLS: list[tuple[str, Callable[..., Any] | None]] = [
     ("torch_utils.persistence._reconstruct_persistent_obj", _persistent_object),
     ("torch._utils._rebuild_tensor torch._utils._rebuild_tensor_v2", _rebuild_tensor),
     ("torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state torch.Size builtins.set", _first),
-    ("torch.device", _device),
+    ("torch.device", lambda kind, index=0: f"{kind:.50}:{index:d}"),
     ("argparse.Namespace", lambda: _Attributes()),
     ("_codecs.encode", _encode),
     ("builtins.bytes", lambda: b""),

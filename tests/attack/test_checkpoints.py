@@ -33,6 +33,7 @@ from tests.checkpoints.hostile_files import (
     named,
     nested,
     payloads,
+    storage_stream,
     text,
     whole,
     zipped,
@@ -90,6 +91,8 @@ def bombs() -> dict[str, bytes]:
     multiples = [(k * (2**61 - 1)).to_bytes(10, "little") for k in range(1, 200_000)]  # whose hashes are all the same
     encode = named("_codecs", "encode") + b"h\0" + text("latin1") + b"\x86R0"
     tensor = named("torch._utils", "_rebuild_tensor_v2")
+    wide = tensor + b"(h\0K\0J\0\0\0\x40\x85K\0\x85\x89NtR"  # a billion times the same number
+    huge = b"(" + b"J\0\0\0\x40" * 4 + b"t(" + b"K\0" * 4 + b"t"
     return {
         "hash_of_a_key": whole(tuples + b"}h\0Ns"),
         "hash_in_a_set": whole(tuples + b"(h\0\x91", 4),
@@ -100,6 +103,10 @@ def bombs() -> dict[str, bytes]:
         "copied_sets": whole(many + (named("builtins", "set") + b"h\0\x85R0") * 100_000 + b"N"),
         "copied_texts": whole(text("x" * 1_000_000) + b"q\0" + encode * 10_000 + b"N"),
         "long_shape": whole(many + (tensor + b"(NK\0h\0h\0\x89NtR0") * 1_000 + b"N"),
+        "tensor_as_shape": whole(nested(storage_stream(5)) + b"q\0" + tensor + b"(h\0K\0" + wide + b"h\0\x89NtR"),
+        "huge_product": whole(nested(storage_stream(5)) + b"q\0" + tensor + b"(h\0K\0" + huge + b"\x89NtR"),
+        "keys_of_tuples": PREAMBLE + whole(b"}") + whole(tuples + b"]h\0a"),
+        "bools_in_a_stream": whole(nested(storage_stream(4).replace(b"Float", b"Bool", 1))),
         "deep_lists": whole(b"]" * 3_000 + b"a" * 2_999),
         "operations": whole(b"]" * 3_000_000),
         "memo_index": whole(b"Nr\xff\xff\xff\x7f"),

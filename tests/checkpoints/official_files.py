@@ -119,6 +119,14 @@ def rosinality_discriminator(config: DiscriminatorConfig = D_TINY) -> dict[str, 
     return official
 
 
+def without(tensors: dict[str, Tensor], *endings: str) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in tensors.items() if not any(part in key for part in endings)}
+
+
+def prefixed(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{key}": tensor for key, tensor in tensors.items()}
+
+
 class EasyDict(dict[str, Any]):
     """dnnlib's dict; pickled by its name there."""
 
