@@ -45,10 +45,6 @@ def model_folder(folder: Path) -> Path:
     return folder
 
 
-def sha256_of(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 # --- folders, built-in models, the Hub
 
 
@@ -136,7 +132,7 @@ def test_a_model_on_the_hub(tmp_path: Path) -> None:
 
 URL = "https://example.org/files/e4e.pt?download=1"
 CONTENT = b"weights" * 1000
-SHA256 = sha256_of(CONTENT)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
@@ -224,9 +220,6 @@ def test_what_cannot_be_fetched_is_not(fake_hub: FakeHub) -> None:
     with pytest.raises(ModelNotFoundError, match=r"not supported: It draws 1024 x 512 pixels; only square"):
         fetch(entries["stylegan2-human-1024"])
     assert not fake_hub.log
-    for entry in entries.values():
-        readable = entry.kind in ("psp", "e4e", "restyle", "generator", "identity", "moco", *find._NO_FOLDER)
-        assert readable != (entry.kind == "unread"), entry.name
 
 
 # --- models of the catalogue
