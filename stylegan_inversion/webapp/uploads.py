@@ -8,14 +8,15 @@ from typing import Any
 
 from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.models.encoders import ENCODERS
 
 MAX_FILES = 32
 MAX_BYTES = 2 * 2**30
 CARD = "README.md"
 _MAX_HEADER_BYTES = 2_000_000
 _SUFFIXES = (".json", ".safetensors", ".md")
-_FOLDERS = {"Generator": "generator", "Encoder4Editing": "e4e_encoder", "GradualStyleEncoder": "psp_encoder"}
-_LAYERS = {"generator": "synthesis.", "e4e_encoder": "pyramid.", "psp_encoder": "pyramid."}  # names in the weights
+_FOLDERS = {"Generator": "generator", **{kind.network.__name__: kind.folder for kind in ENCODERS.values()}}
+_LAYERS = {"generator": "synthesis.", "restyle_encoder": "backbone."}  # names in the weights; "pyramid." in the others
 
 
 def rebuild_folder(files: Sequence[str | Path], folder: Path) -> Path:
@@ -116,7 +117,7 @@ def _pair(weights: Sequence[Path], configs: dict[str, Path]) -> dict[str, Path]:
 def _fits(part: str, config: Path, names: set[str]) -> bool:
     if part == "directions":
         return names == set(hub.read_config(config.parent)["directions"])
-    return any(name.startswith(_LAYERS[part]) for name in names)
+    return any(name.startswith(_LAYERS.get(part, "pyramid.")) for name in names)
 
 
 def _names(path: Path) -> set[str]:

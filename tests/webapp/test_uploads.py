@@ -15,6 +15,7 @@ PARTS = {
     "e4e_encoder": ({"_class_name": "Encoder4Editing"}, {"pyramid.a": 1.0, "w_avg": 0.0}),
     "generator": ({"_class_name": "Generator"}, {"synthesis.const": 2.0, "w_avg": 0.0}),
     "psp_encoder": ({"_class_name": "GradualStyleEncoder"}, {"pyramid.a": 3.0, "w_avg": 0.0}),
+    "restyle_encoder": ({"_class_name": "ReStyleEncoder"}, {"backbone.a": 6.0, "w_avg": 0.0}),
     "directions": ({"directions": {"smile": {}, "age": {}}}, {"smile": 4.0, "age": 5.0}),
 }
 Lose = Callable[[Path], list[Path]]
