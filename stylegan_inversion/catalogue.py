@@ -14,10 +14,11 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError
-from stylegan_inversion.remote import cache_root, cached_url, storage_folder
+from stylegan_inversion.remote import cache_root, storage_folder
 
 CONVERTED = 2  # number of the format of converted models in the cache: another one fetches and converts again
 WIDTH, _NAME, _LICENCE = 100, 27, 14  # columns of the table in text, and of the names and licences in it
@@ -160,6 +161,11 @@ def cached_file(entry: CatalogueEntry, cache_dir: str | os.PathLike[str] | None 
     if entry.host == "hub":
         found = [*storage_folder(entry.repository, cache_dir).glob(f"snapshots/{entry.revision or '*'}/{entry.file}")]
     return next((path for path in found if path.is_file()), None)
+
+
+def cached_url(url: str, sha256: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Name the file where the cache keeps what an address gives."""
+    return cache_root(cache_dir) / "files--https" / sha256 / (Path(urlsplit(url).path).name or "file")
 
 
 def converted_folder(entry: CatalogueEntry, cache_dir: str | os.PathLike[str] | None = None) -> Path:

@@ -336,7 +336,7 @@ def _read_generators(
     entries = config["generators"]
     if len(entries) > len(config["photos"]):
         raise ValueError(f"it has {len(entries)} generators for {len(config['photos'])} photos")
-    tensors_of, texts_of = _by_generator(tensors), _by_generator(hub.read_metadata(weights))
+    tensors_of, texts_of = _by_generator(tensors), _by_generator(hub.read_header(weights)[1])
     fingerprint = cache(generator_sha256)
     generators: list[Generator] = []
     copies, packed = 0, sum(tensor.nbytes for tensor in tensors.values())

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from stylegan_inversion import hub
@@ -229,10 +228,7 @@ def _direction(direction: Direction) -> tuple[str, ...]:
 def _part(folder: Path, what: str) -> tuple[str, ...]:
     files, count = sorted(folder.glob("*.safetensors")), 0
     if files:
-        try:
-            with safe_open(files[0], framework="pt") as file:  # its header only
-                count = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())
-        except (OSError, SafetensorError, ValueError) as e:
-            raise CheckpointError(f"{files[0]} cannot be read as safetensors: {e}") from e
+        shapes, _ = hub.read_header(files[0])
+        count = sum(math.prod(shape) for shape in shapes.values())
     sizes = ", ".join(f"`{file.name}` {file.stat().st_size / 1e6:.1f} MB" for file in files)
     return f"`{folder.name}/`", what, f"{count / 1e6:.1f} M", sizes

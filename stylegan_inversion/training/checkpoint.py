@@ -75,7 +75,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is missing or damaged, or is not a checkpoint of a training run.
     """
-    texts = hub.read_metadata(path)
+    _, texts = hub.read_header(path)
     if _STATE not in texts:
         raise CheckpointError(f"{path} holds tensors, but it is not a checkpoint of a training run.")
     tensors = hub.read_tensors(path)

@@ -1,6 +1,5 @@
 """A model's folder from the files that a browser uploads, which come without their folders."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from stylegan_inversion.models.encoders import ENCODERS
 MAX_FILES = 32
 MAX_BYTES = 2 * 2**30
 CARD = "README.md"
-_MAX_HEADER_BYTES = 2_000_000
 _SUFFIXES = (".json", ".safetensors", ".md")
 _FOLDERS = {"Generator": "generator", **{kind.network.__name__: kind.folder for kind in ENCODERS.values()}}
 _LAYERS = {"generator": "synthesis.", "restyle_encoder": "backbone."}  # names in the weights; "pyramid." in the others
@@ -123,11 +121,6 @@ def _fits(part: str, config: Path, names: set[str]) -> bool:
 def _names(path: Path) -> set[str]:
     """The names of the tensors in a safetensors file."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > _MAX_HEADER_BYTES:
-                raise ValueError(f"its header would have {length} bytes")
-            header = json.loads(file.read(length))
-        return set(header) - {"__metadata__"}
-    except (OSError, ValueError, TypeError, RecursionError) as e:
-        raise CheckpointError(f"A {path.name} cannot be read as safetensors: {e}") from e
+        return set(hub.read_header(path)[0])
+    except CheckpointError as e:
+        raise CheckpointError(str(e).replace(str(path), f"A {path.name}", 1)) from e
