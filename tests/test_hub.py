@@ -5,20 +5,46 @@ import os
 import random
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from tests.hub_parts import Tiny, TinyConfig, assert_same, state
 
 CONFIG = GeneratorConfig(16, z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=4)
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    width: int = 4
+    sizes: tuple[int, ...] = (1, 2)
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"`width` must be >= 1, got {self.width}.")
+
+
+class Tiny(nn.Module):
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.linear = nn.Linear(config.width, len(config.sizes))
+        self.norm = nn.BatchNorm1d(config.width)  # brings an int64 tensor
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {key: tensor.clone() for key, tensor in module.state_dict().items()}
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys() and all(torch.equal(tensor, b[key]) for key, tensor in a.items())
 
 
 # --- files

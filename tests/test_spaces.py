@@ -118,20 +118,10 @@ def test_what_is_refused(
     with pytest.raises(ValueError, match="lies inside the package, which is copied: take another, such as build/space"):
         script.assemble(inside)
     assert not inside.exists()
-    with pytest.raises(ValueError, match=r"pyproject\.toml has no list `app`"):
-        script._read_list("dependencies = []", "app")
     monkeypatch.setattr(sys, "argv", ["assemble.py", str(space)])
     with pytest.raises(SystemExit, match="2"):
         script.main()
     assert "is not an empty folder" in capsys.readouterr().err
-
-
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["assemble.py", str(tmp_path / "space")])
-    monkeypatch.setattr(script.shutil, "copytree", lambda source, target, ignore: target.mkdir())
-    script.main()
-    assert "hf upload" in capsys.readouterr().out
-    assert (tmp_path / "space" / "app.py").read_bytes() == (ROOT / "app.py").read_bytes()
 
 
 @pytest.fixture
