@@ -2,8 +2,6 @@
 
 import json
 import os
-import random
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stylegan_inversion import hub
@@ -103,12 +101,10 @@ UNREADABLE: dict[str, tuple[Callable[[Path], bytes | None], str]] = {
         r"its header would have \d+ bytes, and at most 2000000 are read",
     ),
     "NaN": (lambda folder: saved({"a": torch.full((2,), float("nan"))}, folder), "'a' holds NaN or infinity"),
-    "inf": (lambda folder: saved({"a": torch.full((2,), float("-inf")).half()}, folder), "'a' holds NaN or infinity"),
     "dtype": (
         lambda _: raw_tensors("F8_E4M3", 1, [2]),
         r"tensor 'a' is torch\.float8_e4m3fn with 1 axes, which no",
     ),
-    "complex": (lambda _: raw_tensors("C64", 8, [2]), r"tensor 'a' is torch\.complex64 with 1 axes"),
     "axes": (lambda _: raw_tensors("F32", 4, [1] * 65 + [2]), r"tensor 'a' is torch\.float32 with 66 axes"),
 }
 
@@ -241,61 +237,27 @@ def test_weights_that_do_not_fit_leave_the_network_as_it_was(change: dict[str, A
     assert not module.training and not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def with_header(data: bytes, rng: random.Random) -> bytes:
-    """The bytes of a safetensors file whose header gives one tensor another shape or place."""
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    key = rng.choice([key for key in header if key != "__metadata__"])
-    header[key][rng.choice(["shape", "data_offsets"])] = [0, rng.choice([2**62, -1, 1])]
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data[8 + length :]
-
-
-TENSORS: dict[str, Callable[[str, Tensor, random.Random], dict[str, Tensor]]] = {
-    "renamed": lambda key, tensor, rng: {key + rng.choice(["x", ".0", " "]): tensor},
-    "reshaped": lambda key, tensor, rng: {key: torch.cat([tensor.flatten(), torch.zeros(rng.randint(1, 3))])},
-    "integers": lambda key, tensor, rng: {key: tensor.to(rng.choice([torch.int64, torch.uint8, torch.bool]))},
-}
-BYTES: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    "cut": lambda data, rng: data[: rng.randrange(len(data))],
-    "other length": lambda data, rng: struct.pack("<Q", rng.choice([0, 1, 2**31, 2**62, 2**64 - 1])) + data[8:],
-    "other header": with_header,
-}
-STRANGE = ["../../x", -1, 0, 10**9, 2**70, 0.5, "64", [64], {}, True, None, "https://example.org/x"]
-SIZES = {"channel_base": 2**20, "channel_max": 4096, "resolution": 2048}
-CONFIGS: dict[str, Callable[[dict[str, Any], random.Random], dict[str, Any]]] = {
-    "value": lambda config, rng: {rng.choice([k for k in config if k[0] != "_"]): rng.choice(STRANGE)},
-    "field": lambda config, rng: {rng.choice(["../x", "class", "auto_map", "widht", "weights"]): "os.system"},
-    "class": lambda config, rng: {"_class_name": rng.choice(["os.system", "Encoder4Editing", "../x", "", 1, None])},
-}
-
-
-@pytest.mark.parametrize("kind", [*TENSORS, *BYTES, *CONFIGS])
-def test_each_damage_is_refused(kind: str, tmp_path: Path) -> None:
-    rng, generator = random.Random(kind), Generator(CONFIG)
-    hub.save_module(generator, tmp_path)
-    weights, config = tmp_path / hub.WEIGHTS_NAME, tmp_path / hub.CONFIG_NAME
-    data, fields = weights.read_bytes(), json.loads(config.read_text())
-    for _ in range(10):
-        hub.load_module(Generator, GeneratorConfig, tmp_path)  # sound until then
-        if kind in TENSORS:
-            tensors = load_file(weights)
-            key = rng.choice(sorted(tensors))
-            changed = TENSORS[kind](key, tensors.pop(key), rng)
-            save_file(tensors | changed, weights)
-        elif kind in BYTES:
-            weights.write_bytes(BYTES[kind](data, rng))
-        else:
-            config.write_text(json.dumps(fields | CONFIGS[kind](fields, rng)))
-        with pytest.raises(CheckpointError):
-            hub.load_module(Generator, GeneratorConfig, tmp_path)
-        weights.write_bytes(data)
-        config.write_text(json.dumps(fields))
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"_class_name": "os.system"}, r"config.json is of a 'os.system', not of a Generator\."),
+        ({"widht": 1}, r"config.json does not describe a Generator: .*widht"),
+        ({"resolution": 10**9}, r"config.json does not describe a Generator: `resolution` must be "),
+        ({"w_dim": 16}, r"model.safetensors does not fit Generator: "),
+    ],
+)
+def test_configs_that_do_not_fit(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    hub.save_module(Generator(CONFIG), tmp_path)
+    hub.write_config(hub.read_config(tmp_path) | change, tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        hub.load_module(Generator, GeneratorConfig, tmp_path)
 
 
 def test_an_absurd_config_takes_no_memory(tmp_path: Path) -> None:
     hub.save_module(Generator(CONFIG), tmp_path)
-    hub.write_config(hub.read_config(tmp_path) | SIZES, tmp_path)
+    hub.write_config(
+        hub.read_config(tmp_path) | {"channel_base": 2**20, "channel_max": 4096, "resolution": 2048}, tmp_path
+    )
     made: list[torch.device] = []
 
     class Watched(Generator):

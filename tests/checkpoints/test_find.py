@@ -269,14 +269,6 @@ def test_converted_once_and_not_kept_twice(fetched: list[Any], tmp_path: Path, m
     assert other.parent.parent == tmp_path / "other"
 
 
-def test_a_fault_is_not_hidden(fetched: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    read = find.read_single_file
-    monkeypatch.setattr(find, "read_single_file", lambda path, **_: read(path.with_name("gone"), **_))
-    for _ in range(2):  # what the first left behind holds up nobody
-        with pytest.raises(CheckpointError, match="gone"):
-            find_folder("test-psp")
-
-
 _ONE_OF_SEVERAL = """
 import shutil, sys, time
 from pathlib import Path
