@@ -11,7 +11,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,31 +119,31 @@ def _read_zip(members: dict[str, memoryview], limits: Limits) -> Any:
         )
     if bytes(members.get(f"{roots[0]}byteorder", b"little")) != b"little":
         raise CheckpointError("It was saved on a big-endian machine; save it again on a usual one.")
-    storages: dict[str, Tensor] = {}
-
-    def storage(pid: Any) -> Tensor:
-        key, dtype, numel = _storage_of(pid)
-        if key not in storages:
-            storages[key] = numbers(members[f"{roots[0]}data/{key}"], dtype)
-        return _check_storage(storages[key], dtype, numel)
-
+    _, storage = _storages(lambda key, dtype, numel: numbers(members[f"{roots[0]}data/{key}"], dtype))
     return unpickle(Stream(members[f"{roots[0]}data.pkl"], limits), NAMES, storage)
 
 
-def _storage_of(pid: Any) -> tuple[str, torch.dtype, int]:
-    """Take the key, type and length out of what PyTorch writes for a storage."""
-    _, kind, key, _, numel, *view = pid
-    if not isinstance(kind, Name) or kind.dtype is None or type(key) is not str or type(numel) is not int or numel < 0:
-        raise ValueError("a reference to something other than a tensor's data")
-    if view not in ([], [None]):
-        raise ValueError("a tensor of PyTorch 0.3 or older; load the file there and save it again")
-    return key, kind.dtype, numel
+def _storages(
+    make: Callable[[str, torch.dtype, int], Tensor],
+) -> tuple[dict[str, Tensor], Callable[[Any], Tensor]]:
+    """Return the storages that a pickle asks for, each made once, and the function that it asks."""
+    made: dict[str, Tensor] = {}
 
+    def storage(pid: Any) -> Tensor:
+        _, kind, key, _, numel, *view = pid
+        if not isinstance(kind, Name) or kind.dtype is None or type(key) is not str:
+            raise ValueError("a reference to something other than a tensor's data")
+        if view not in ([], [None]):
+            raise ValueError("a tensor of PyTorch 0.3 or older; load the file there and save it again")
+        if type(numel) is not int or numel < 0:
+            raise ValueError("a tensor's data without a length")
+        found = made[key] if key in made else made.setdefault(key, make(key, kind.dtype, numel))
+        if (found.dtype, found.numel()) != (kind.dtype, numel):
+            there = f"{found.numel()} of type {found.dtype}"
+            raise ValueError(f"{numel} numbers of type {kind.dtype} where there are {there}")
+        return found
 
-def _check_storage(storage: Tensor, dtype: torch.dtype, numel: int) -> Tensor:
-    if (storage.dtype, storage.numel()) != (dtype, numel):
-        raise ValueError(f"{numel} numbers of type {dtype} where there are {storage.numel()} of type {storage.dtype}")
-    return storage
+    return made, storage
 
 
 def _read_pickles(data: memoryview, limits: Limits) -> Any:
@@ -165,15 +165,12 @@ def _load_from_bytes(limits: Limits, data: Any) -> Tensor:
 
 def _read_stream(stream: Stream, names: Mapping[str, Name]) -> Any:
     """Read what follows the magic number: version, system, the value, the keys of the storages, then their numbers."""
-    storages: dict[str, Tensor] = {}
 
-    def storage(pid: Any) -> Tensor:
-        key, dtype, numel = _storage_of(pid)
-        if key not in storages:
-            stream.limits.spend("bytes", numel * dtype.itemsize)
-            storages[key] = torch.empty(numel, dtype=dtype, device="cpu")
-        return _check_storage(storages[key], dtype, numel)
+    def empty(_: str, dtype: torch.dtype, numel: int) -> Tensor:
+        stream.limits.spend("bytes", numel * dtype.itemsize)
+        return torch.empty(numel, dtype=dtype, device="cpu")
 
+    storages, storage = _storages(empty)
     version, system = unpickle(stream, names), unpickle(stream, names)
     if type(version) is not int or version != 1001 or type(system) is not dict or not system.get("little_endian"):
         raise CheckpointError("It is of an unknown version of PyTorch's old format, or of a big-endian machine.")
@@ -201,8 +198,6 @@ def _read_numpy(path: Path) -> Tensor:
 
 
 _EXPECTED = "Expected a PyTorch .pt or .pth, NVIDIA's .pkl, a .safetensors, or a NumPy .npy."
-_ARCHIVES = {"gzip": r"\x1f\x8b", "bzip2": "BZh", "xz": r"\xfd7zXZ", "7-Zip": r"7z\xbc\xaf", "RAR": "Rar!"}
-_ARCHIVES |= {"zstd": r"\(\xb5/\xfd", "tar": r".{257}ustar"}
 _OTHERS = {  # how a file of another kind begins -> what it is, and the way out
     r"$": "It is empty (0 bytes). The download did not begin: fetch it again.",
     r"\s*<(!doctype|html|head|\?xml|!--)": "It is a web page (HTML), not a checkpoint. That is what a drive sends when "
@@ -210,11 +205,8 @@ _OTHERS = {  # how a file of another kind begins -> what it is, and the way out
     "source.",
     r"version https://git-lfs": "It is a pointer of Git LFS, not the file itself. Run `git lfs pull` in the repository "
     "it is from.",
-    **{
-        magic: f"It is a {kind} archive. Unpack it and give the checkpoint inside." for kind, magic in _ARCHIVES.items()
-    },
-    r"\x89HDF|GGUF": f"It is an HDF5 or GGUF file, which is not read. {_EXPECTED}",
-    r"\x89PNG|\xff\xd8\xff|%PDF": f"It is a picture or a PDF. {_EXPECTED}",
+    r"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\(\xb5/\xfd|.{257}ustar": "It is an archive (gzip, bzip2, xz, 7-Zip, RAR, "
+    "zstd or tar). Unpack it and give the checkpoint inside.",
     r"\x80[\0\1]": f"It is a pickle of protocol 0 or 1, which is not read. {_EXPECTED}",
     r"\0+$": "It begins with thousands of zeros. The download or the disk lost its contents: fetch it again.",
 }

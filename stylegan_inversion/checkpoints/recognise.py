@@ -18,14 +18,8 @@ from torch import Tensor, nn
 
 from stylegan_inversion import hub
 from stylegan_inversion.checkpoints import encoder as encoders
+from stylegan_inversion.checkpoints import generator as generators
 from stylegan_inversion.checkpoints.direction import components_from_ganspace, vector_from_official
-from stylegan_inversion.checkpoints.generator import (
-    average_w,
-    discriminator_from_rosinality,
-    generator_from_nvidia,
-    generator_from_rosinality,
-    has_noise,
-)
 from stylegan_inversion.checkpoints.read import read_checkpoint
 from stylegan_inversion.checkpoints.unpickle import PickledModule
 from stylegan_inversion.editing.directions import Direction
@@ -36,23 +30,13 @@ from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.irse import ArcFace
 from stylegan_inversion.models.resnet import ResNet
-from stylegan_inversion.models.restyle_encoder import ReStyleEncoder
 from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, SketchSource, Source
 
 StateDict = dict[str, Tensor]
 
 _UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of odd shapes and types
-_GENERATOR = ("conv1.conv.weight", "synthesis.b4.const")  # only generators have these
 _WRAPPERS = {"module", "_orig_mod"}  # of `DataParallel` and `torch.compile`
 _AVERAGED = re.compile(r"(^|[^a-zA-Z])(ema|EMA)([^a-zA-Z]|$)|running")
-_INTO_W = "BackboneEncoderUsingLastLayerIntoW"
-_ENCODER_TYPES = {
-    "GradualStyleEncoder": "psp",
-    _INTO_W: "psp",
-    "Encoder4Editing": "e4e",
-    "SingleStyleCodeEncoder": "e4e",
-}
-_AVERAGE_SAMPLES = {"psp": 100_000, "e4e": 10_000, "restyle": 10_000}  # what the papers' training averages over
 _ONLY = " (tensor {key!r}); only StyleGAN2 is supported."
 _NAMES = " (tensor {key!r}), whose names are not supported. Take rosinality's or NVIDIA's file."
 _OTHER = " (tensor {key!r}), not a GAN; nothing here can use it."
@@ -154,31 +138,19 @@ def read_single_file(path: Path, *, encoder: str | None = None) -> SingleFile:
     """
     checkpoint = read_checkpoint(path)
     try:
-        return recognise(checkpoint, encoder=encoder)
+        return recognise(checkpoint, encoder)
     except CheckpointError as e:
-        raise CheckpointError(f"{path}: {e}") from e
-
-
-def recognise(checkpoint: Any, *, encoder: str | None = None) -> SingleFile:
-    """Say what a checkpoint is, and convert what it holds.
-
-    Args:
-        checkpoint: What `read_checkpoint` gave.
-        encoder: As in `read_single_file`.
-
-    Raises:
-        CheckpointError: If it is none of the kinds, or not supported.
-    """
-    try:
-        return _recognise(checkpoint, encoder)
+        reason, cause = str(e), e
     except KeyError as e:
-        raise CheckpointError(f"Not a whole checkpoint of this field: tensor {str(e)[:100]} is missing.") from e
+        reason, cause = f"Not a whole checkpoint of this field: tensor {str(e)[:100]} is missing.", e
     except _UNFIT as e:
-        reason = str(e).strip().partition("\n")[0][:200]
-        raise CheckpointError(f"Its tensors have shapes or types that fit no network of the field: {reason}") from e
+        what = str(e).strip().partition("\n")[0][:200]
+        reason, cause = f"Its tensors have shapes or types that fit no network of the field: {what}", e
+    raise CheckpointError(f"{path}: {reason}") from cause
 
 
-def _recognise(checkpoint: Any, encoder: str | None) -> SingleFile:
+def recognise(checkpoint: Any, encoder: str | None = None) -> SingleFile:
+    """Convert what `read_checkpoint` gave; where its tensors fit no network, it raises any of `_UNFIT`."""
     if isinstance(checkpoint, PickledModule):
         return _pickled_generator("pti", checkpoint)
     if isinstance(checkpoint, Tensor):
@@ -203,7 +175,7 @@ def _recognise(checkpoint: Any, encoder: str | None) -> SingleFile:
             return _encoder_file(each.beside, *cut, encoder)
     for each in found:
         _refuse_others(each.tensors)
-        if (cut := _cut_out(each.tensors, *_GENERATOR)) is not None:
+        if (cut := _cut_out(each.tensors, *generators.MARKS)) is not None:
             return _generator_file(each, *cut, found)
     state_dict = found[0].tensors
     if all(tensor.ndim <= 3 and tensor.shape[-1:] for tensor in state_dict.values()):
@@ -284,21 +256,16 @@ def _generator_part(
     """Convert a generator in either format; an average w and noise that the file lacks are made up for."""
     _refuse_others(state_dict)
     average = latent_avg if isinstance(latent_avg, Tensor) else None
-    if "synthesis.b4.const" in state_dict:
-        average = state_dict.get("mapping.w_avg", average)
-        stand_in = state_dict["mapping.fc0.bias"] if average is None else average  # of the right size
-        config, converted = generator_from_nvidia({**state_dict, "mapping.w_avg": stand_in})
-    else:
-        config, converted = generator_from_rosinality(state_dict, latent_avg=average)
+    config, converted = generators.generator_from_official(state_dict, latent_avg=average)
     if lr_multiplier is not None:
         config = dataclasses.replace(config, mapping_lr_multiplier=lr_multiplier)
     notes = []
-    if not has_noise(state_dict):
+    if not generators.has_noise(state_dict):
         notes.append(
             "The file has no constant noise; it was drawn from a seed, so pictures differ from others in grain."
         )
-    if average is None:
-        converted["w_avg"] = average_w(config, converted, samples=samples)
+    if average is None and "mapping.w_avg" not in state_dict:
+        converted["w_avg"] = generators.average_w(config, converted, samples=samples)
         notes.append(f"The file has no average w; it was computed from the mapping network, over {samples} samples.")
     return Part(Generator, config, converted), notes
 
@@ -337,10 +304,10 @@ def _generator_file(each: _Found, tensors: StateDict, others: list[str], found: 
         )
     for other in found:
         is_network = other.name and not other.tensors.keys() <= {"latent_avg"}
-        if other is each or not is_network or _cut_out(other.tensors, *_GENERATOR) is not None:
+        if other is each or not is_network or _cut_out(other.tensors, *generators.MARKS) is not None:
             continue
         try:
-            parts["discriminator"] = Part(Discriminator, *discriminator_from_rosinality(other.tensors))
+            parts["discriminator"] = Part(Discriminator, *generators.discriminator_from_rosinality(other.tensors))
         except (CheckpointError, *_UNFIT):
             others.append(other.name)
     kind = "rosinality" if "conv1.conv.weight" in tensors else "stylegan3-editing"
@@ -363,30 +330,25 @@ def _encoder_file(
             split[top][rest] = tensor
     encoder, decoder = split["encoder"], split["decoder"]
     others = [*outside, *sorted({key.split(".")[0] for key in state_dict} - {"latent_avg", *split})]
-    restyle = encoders.is_restyle(encoder)
-    kind = _check_asked("restyle", asked) if restyle else _encoder_kind(options, asked)
-    parts: dict[str, Part] = {}
-    notes: list[str] = []
+    kind = _encoder_kind(encoders.config_class(encoder), options, asked)
+    row, parts, notes = ENCODERS[kind], dict[str, Part](), list[str]()
     stored = checkpoint.get("latent_avg", state_dict.get("latent_avg"))
     average = stored if isinstance(stored, Tensor) else None
     if decoder:
         own = checkpoint.get("w_avg", average)  # `w_avg`: only in files that this package wrote
-        parts["generator"], notes = _generator_part(decoder, own, samples=_AVERAGE_SAMPLES[kind])
+        parts["generator"], notes = _generator_part(decoder, own, samples=row.average_samples)
         average = parts["generator"].state_dict["w_avg"] if average is None else average
     else:
         notes.append("The file has no generator (`decoder.`).")
-    if options.get("start_from_latent_avg") is False and not restyle:  # ReStyle always begins there
+    if options.get("start_from_latent_avg") is False and not row.from_average:
         average = None
     elif average is None:
         raise CheckpointError("It has neither an average w (`latent_avg`) nor a generator to compute it from.")
-    if restyle and average is not None:
-        converted = encoders.restyle_encoder_from_official(encoder, options=options, latent_avg=average)
-        parts["encoder"] = Part(ReStyleEncoder, *converted)
-    elif "linear.weight" in encoder and not any(key.startswith("styles.") for key in encoder):
+    if "linear.weight" in encoder and not any(key.startswith("styles.") for key in encoder):
         notes.append("Its encoder into W was left out: no pipeline takes it.")
     else:
-        pyramid = encoders.pyramid_encoder_from_official(encoder, latent_avg=average)
-        parts["encoder"] = Part(ENCODERS[kind].network, *pyramid)
+        converted = encoders.encoder_from_official(kind, encoder, latent_avg=average, options=options)
+        parts["encoder"] = Part(row.network, *converted)
     if len(parts) == 2 and parts["generator"].config.resolution != parts["encoder"].config.output_resolution:
         made, drawn = parts["encoder"].config.output_resolution, parts["generator"].config.resolution
         raise CheckpointError(f"Its encoder is for a generator of {made} px, but its generator draws {drawn} px.")
@@ -399,29 +361,22 @@ def _encoder_file(
     return SingleFile(kind, parts, options=options, notes=(*notes, *_left_out(others)))
 
 
-def _encoder_kind(options: Mapping[str, Any], asked: str | None) -> str:
-    """Tell pSp's encoder from e4e's, by the settings in the file or else by what the caller asks for."""
-    written = options.get("encoder_type")
-    kind = _ENCODER_TYPES.get(str(written))
-    if kind is None and written is not None:
-        raise CheckpointError(f"Its encoder is a {str(written)[:100]!r}; known are {', '.join(_ENCODER_TYPES)}.")
-    if kind is None and "stylegan_size" in options:
-        kind = "e4e"
-    elif "output_size" in options or "learn_in_w" in options:
-        kind = kind or "psp"
-    if kind is not None and written != _INTO_W:
-        _check_asked(kind, asked)
-    if asked == "restyle":
-        raise CheckpointError("It is a checkpoint of pSp or e4e, not of restyle: its encoder reads three channels.")
-    if asked is None and kind is None:
+def _encoder_kind(config: type[Any], options: Mapping[str, Any], asked: str | None) -> str:
+    """Tell which of `ENCODERS` with a config it is, by the settings in the file or else by what the caller asks for."""
+    fitting = {name: row for name, row in ENCODERS.items() if row.config is config}
+    types, written = [each for row in fitting.values() for each in row.types], options.get("encoder_type")
+    if written is not None and str(written) not in types:
+        raise CheckpointError(f"Its encoder is a {str(written)[:100]!r}; known are {', '.join(types)}.")
+    told = [name for name, row in fitting.items() if str(written) in row.types]
+    if not told:  # a later method's code keeps the options of the one that it grew from
+        told = [name for name, row in fitting.items() if options.keys() & row.options][-1:] or list(fitting)
+    if asked not in (None, *told):
+        names = " or ".join(told)
+        raise CheckpointError(f"It is a checkpoint of {names}, not of {asked}: use the pipeline of {names}.")
+    if asked is None and len(told) > 1:
+        ways = " or ".join(f'`encoder="{name}"`' for name in told)
         raise CheckpointError(
-            "It holds an encoder of pSp or of e4e, whose tensors have the same names, and no `opts` that tell which: "
-            'say `encoder="psp"` or `encoder="e4e"`.'
+            f"It holds an encoder of {' or of '.join(told)}, whose tensors have the same names, and no `opts` that "
+            f"tell which: say {ways}."
         )
-    return asked or kind or "psp"
-
-
-def _check_asked(kind: str, asked: str | None) -> str:
-    if asked not in (None, kind):
-        raise CheckpointError(f"It is a checkpoint of {kind}, not of {asked}: use the pipeline of {kind}.")
-    return kind
+    return asked or told[0]
