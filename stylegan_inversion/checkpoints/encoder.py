@@ -71,7 +71,8 @@ def _pyramid_config(official: Mapping[str, Tensor], options: Mapping[str, Any]) 
     if num_ws < 2 or num_ws % 2 or "latlayer1.weight" not in official:
         raise CheckpointError(f"Not a feature-pyramid encoder: it has {num_ws} `styles`, or `latlayer1` is missing.")
     depths = [_count(official, f"styles.{i}.convs.") for i in range(num_ws)]  # one more a level
-    coarse_end, middle_end = depths.count(depths[0]), depths.count(depths[0]) + depths.count(depths[0] + 1)
+    coarse_end = depths.count(depths[0])
+    middle_end = coarse_end + depths.count(depths[0] + 1)
     w_dim, style_channels = official["styles.0.linear.weight"].shape
     return PyramidEncoderConfig(
         output_resolution=2 ** (num_ws // 2 + 1),
@@ -109,11 +110,7 @@ _CONFIGS: dict[type[Any], Callable[..., Any]] = {
 
 
 def config_class(official: Mapping[str, Tensor]) -> type[Any]:
-    """Tell by the tensors which config an official encoder needs: ReStyle reads six channels, or has no pyramid.
-
-    Raises:
-        CheckpointError: If it is a ReStyle encoder of another architecture.
-    """
+    """Tell by the tensors which config an official encoder needs: ReStyle reads six channels, or has no pyramid."""
     stem = official.get("input_layer.0.weight", official.get("conv1.weight"))
     six = stem is not None and stem.ndim == 4 and stem.shape[1] == 6
     tops = {key.split(".")[0] for key in official}
@@ -155,22 +152,14 @@ def encoder_from_official(
 
 
 def encoder_to_official(kind: str, config: Any, state_dict: Mapping[str, Tensor]) -> tuple[StateDict, Tensor]:
-    """Write an encoder in the official names; the inverse of `encoder_from_official`, to the bit.
-
-    Returns:
-        The official state dict, without the prefix `encoder.`, and `latent_avg`, (num_ws, w_dim).
-    """
+    """Write an encoder in the official names, without the prefix `encoder.`, and `latent_avg`; exact to the bit."""
     names = _official_names(ENCODERS[kind].network, config)
     official = {theirs: state_dict[ours] for ours, theirs in names.items()}
     return official, official.pop("latent_avg")
 
 
 def arcface_from_official(official: Mapping[str, Tensor]) -> tuple[ArcFaceConfig, StateDict]:
-    """Read the identity network `model_ir_se50.pth`.
-
-    Raises:
-        CheckpointError: If it is another network.
-    """
+    """Read the identity network `model_ir_se50.pth`, or raise `CheckpointError`."""
     sizes = _backbone_sizes(official)
     embedding_dim, features = official["output_layer.3.weight"].shape
     side = round((features / sizes["widths"][-1]) ** 0.5)

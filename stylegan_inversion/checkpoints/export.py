@@ -30,12 +30,9 @@ def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop
 
     Args:
         file: What was read.
-        folder: Made if needed. A network for face identity or MoCo fills the folder itself; directions go there too.
+        folder: Made if needed, and returned. A network for face identity or MoCo, or directions, fill it themselves.
         name: Name of a direction, as a Python identifier: the file does not tell.
         crop_scale: Side of the face crop relative to FFHQ's, for the pipeline: the file does not tell.
-
-    Returns:
-        The folder.
 
     Raises:
         CheckpointError: If the file holds nothing that can be kept so, or a file cannot be written.
@@ -76,11 +73,8 @@ def checkpoint_to_official(
     Args:
         kind: Whose file, one of `LAYOUTS` and a key of `ENCODERS`.
         encoder: Config and state dict.
-        generator: Config and state dict.
-
-    Returns:
-        `state_dict`, `opts` and `latent_avg`; and `w_avg`, which the official code leaves alone, where the generator's
-        average w is not the encoder's.
+        generator: Config and state dict. Where its average w is not the encoder's, the entry `w_avg` keeps it, which
+            the official code ignores.
     """
     official, latent_avg = encoder_to_official(kind, *encoder)
     decoder, w_avg = generator_to_rosinality(*generator)
@@ -112,9 +106,8 @@ def write_official(folder: Path, path: Path, *, layout: str) -> Path:
     Args:
         folder: Of the model.
         path: The file; it is written whole or not at all.
-        layout: "psp" and "e4e": encoder and generator, with the `opts` that their code reads. "rosinality": `g_ema` and
-            `latent_avg`. "nvidia": the state dict of NVIDIA's PyTorch generator; no `.pkl`, which would hold NVIDIA's
-            own source code: build their `Generator` and load it into that.
+        layout: One of `LAYOUTS`. The encoders': encoder and generator, with `opts`. "rosinality": `g_ema` and
+            `latent_avg`. "nvidia": the state dict of NVIDIA's PyTorch generator, to be loaded into their `Generator`.
 
     Raises:
         ValueError: If `layout` is none of these.

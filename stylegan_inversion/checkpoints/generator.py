@@ -151,11 +151,7 @@ def generator_from_official(
 
 
 def generator_to_rosinality(config: GeneratorConfig, state_dict: Mapping[str, Tensor]) -> tuple[StateDict, Tensor]:
-    """Write our generator in rosinality's names; the inverse of `generator_from_official`, to the bit.
-
-    Returns:
-        The official state dict, blur filters included, and `latent_avg`, (w_dim,).
-    """
+    """Write our generator in rosinality's names, with blur filters, and `latent_avg`, (w_dim,); exact to the bit."""
     official: StateDict = {}
     for ours, (theirs, axes) in _rosinality_table(config).items():
         official[theirs] = state_dict[ours]
@@ -168,7 +164,7 @@ def generator_to_rosinality(config: GeneratorConfig, state_dict: Mapping[str, Te
 
 
 def generator_to_nvidia(config: GeneratorConfig, state_dict: Mapping[str, Tensor]) -> StateDict:
-    """Write a generator as the state dict of NVIDIA's; the inverse of `generator_from_official`, to the bit.
+    """Write our generator in the names of NVIDIA's; exact to the bit.
 
     Load it there with `Generator(z_dim, 0, w_dim, resolution, 3, mapping_kwargs=dict(num_layers=...),
     synthesis_kwargs=dict(channel_base=..., channel_max=...)).load_state_dict(...)`.
@@ -185,13 +181,7 @@ def generator_to_nvidia(config: GeneratorConfig, state_dict: Mapping[str, Tensor
 def average_w(config: GeneratorConfig, state_dict: Mapping[str, Tensor], *, samples: int) -> Tensor:
     """Compute the average of w over z, as the training code of pSp and e4e does where a file has none.
 
-    Args:
-        config: Of the generator.
-        state_dict: Ours; only `mapping.` is read.
-        samples: How many z are drawn, from a fixed seed.
-
-    Returns:
-        (w_dim,), float32.
+    `state_dict` is ours; z are drawn from a fixed seed. Returns (w_dim,), float32.
     """
     with torch.device("meta"):
         mapping = MappingNetwork(config)
@@ -206,11 +196,7 @@ def average_w(config: GeneratorConfig, state_dict: Mapping[str, Tensor], *, samp
 
 
 def discriminator_from_rosinality(official: Mapping[str, Tensor]) -> tuple[DiscriminatorConfig, StateDict]:
-    """Read rosinality's discriminator (`d` of a training snapshot).
-
-    Raises:
-        CheckpointError: If it is another network, or its blur filter is another one.
-    """
+    """Read rosinality's discriminator (`d` of a training snapshot), or raise `CheckpointError`."""
     blocks = sum(key.startswith("convs.") and key.endswith(".skip.1.weight") for key in official)
     sides = [4 * 2**k for k in range(blocks, 0, -1)]
     layers = {"from_rgb": ("convs.0.0", "convs.0.1"), "conv": ("final_conv.0", "final_conv.1")}

@@ -37,26 +37,22 @@ StateDict = dict[str, Tensor]
 _UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of odd shapes and types
 _WRAPPERS = {"module", "_orig_mod"}  # of `DataParallel` and `torch.compile`
 _AVERAGED = re.compile(r"(^|[^a-zA-Z])(ema|EMA)([^a-zA-Z]|$)|running")
-_ONLY = " (tensor {key!r}); only StyleGAN2 is supported."
-_NAMES = " (tensor {key!r}), whose names are not supported. Take rosinality's or NVIDIA's file."
-_OTHER = " (tensor {key!r}), not a GAN; nothing here can use it."
-_PAPER = " (tensor {key!r}), which is not supported: take pSp's or e4e's."
-_REFUSED = {  # what tensors' names begin with -> what it is
-    r"synthesis\.(input\.|L\d+_)": "a StyleGAN3 generator" + _ONLY,
-    r"(g_mapping|g_synthesis|(generator\.)?progression|step)\.": "a StyleGAN1 generator" + _ONLY,
-    r"(backbone\.synthesis|superresolution|renderer)\.": "a 3D generator" + _ONLY,
-    r"mapping\.embed\.": "a conditional generator (`mapping.embed`: c_dim > 0), which is not supported: there is no "
-    "label in W+. Take an unconditional one.",
-    r"(synthesis\.blocks|pyramid)\.": "a file of this package (its tensors have our names): load the folder that it is "
-    "in with `from_pretrained`.",
-    r"hypernet\.": "a checkpoint of HyperStyle" + _PAPER,
-    r"inverter\.": "a checkpoint of StyleFeatureEditor" + _PAPER,
-    r"(stylegan_decoder\.)?(style_mlp|style_conv1|style_convs|constant_input)\.": "a StyleGAN2 of BasicSR or GFPGAN"
-    + _NAMES,
-    r"(generator(_ema)?\.)?style_mapping\.": "a generator of MMGeneration or MMagic" + _NAMES,
-    r"(model\.diffusion_model|first_stage_model|unet|down_blocks|transformer_blocks|double_blocks)\.": "a diffusion "
-    "model" + _OTHER,
-    r".*lora_(A|B|up|down|te|unet)": "a LoRA of a diffusion model" + _OTHER,
+_KNOWN = (
+    "Supported are unconditional StyleGAN2 generators of rosinality and NVIDIA, checkpoints of pSp, e4e, ReStyle and "
+    "PTI, IR-SE50, MoCo, and the directions of InterFaceGAN and GANSpace."
+)
+_REFUSED = {  # how the names of tensors begin -> what has them
+    r"synthesis\.(input\.|L\d+_)": "a StyleGAN3 generator",
+    r"(g_mapping|g_synthesis|(generator\.)?progression|step)\.": "a StyleGAN1 generator",
+    r"(backbone\.synthesis|superresolution|renderer)\.": "a 3D generator",
+    r"mapping\.embed\.": "a conditional generator, which takes labels",
+    r"(synthesis\.blocks|pyramid)\.": "a file of this package, whose folder `from_pretrained` reads",
+    r"hypernet\.": "a checkpoint of HyperStyle",
+    r"inverter\.": "a checkpoint of StyleFeatureEditor",
+    r"(stylegan_decoder\.)?(style_mlp|style_conv1|style_convs|constant_input)\.": "a StyleGAN2 of BasicSR or GFPGAN",
+    r"(generator(_ema)?\.)?style_mapping\.": "a generator of MMGeneration or MMagic",
+    r"(model\.diffusion_model|first_stage_model|unet|down_blocks|transformer_blocks|double_blocks)\.|.*lora_"
+    r"(A|B|up|down|te|unet)": "a diffusion model or a LoRA of one, not a GAN",
 }
 
 
@@ -90,14 +86,14 @@ class SingleFile:
     """What a foreign file is.
 
     Attributes:
-        kind: Who writes such files: "psp", "e4e", "restyle", "rosinality", "nvidia", "pti", "stylegan3-editing",
-            "arcface", "moco", "direction" or "ganspace".
+        kind: Whose file it is: a key of `ENCODERS`, "rosinality", "nvidia", "pti", "stylegan3-editing", "arcface",
+            "moco", "direction" or "ganspace".
         parts: Networks by name: "encoder", "generator", "discriminator", "latent_discriminator", "identity", "moco".
         vectors: Directions by name, as the file holds them; one without a name is "direction".
         directions: The papers' directions for its generator: see `checkpoints.find`.
         components: GANSpace's components.
         options: The settings that the file carries (`opts`), as plain values.
-        notes: What was missing in the file and how it was made up for, one sentence each.
+        notes: What the file lacks and how that was made up for, one sentence each.
     """
 
     kind: str
@@ -180,10 +176,7 @@ def recognise(checkpoint: Any, encoder: str | None = None) -> SingleFile:
     state_dict = found[0].tensors
     if all(tensor.ndim <= 3 and tensor.shape[-1:] for tensor in state_dict.values()):
         return SingleFile("direction", vectors={key: vector_from_official(v) for key, v in state_dict.items()})
-    raise CheckpointError(
-        f"Not a checkpoint of this field: it holds {sorted(map(str, checkpoint))[:8]}. Known are those of pSp, e4e, "
-        "ReStyle, StyleGAN2 (rosinality's and NVIDIA's), PTI, IR-SE50, MoCo, InterFaceGAN and GANSpace."
-    )
+    raise CheckpointError(f"Not a checkpoint of this field: it holds {sorted(map(str, checkpoint))[:8]}. {_KNOWN}")
 
 
 def _find_state_dicts(checkpoint: Mapping[Any, Any]) -> list[_Found]:
@@ -203,8 +196,7 @@ def _find_state_dicts(checkpoint: Mapping[Any, Any]) -> list[_Found]:
 
     look(dict(checkpoint), "", ChainMap(dict(checkpoint)), 2)
     if not found:
-        pickled = [f"{key}: {each.class_name}" for key, each in checkpoint.items() if isinstance(each, PickledModule)]
-        held = ", ".join(pickled or [str(key)[:50] for key in checkpoint][:8]) or "nothing"
+        held = ", ".join([str(key)[:50] for key in checkpoint][:8]) or "nothing"
         raise CheckpointError(f"Not a checkpoint of this field: there are no tensors in it, only {held}.")
     return sorted(found, key=lambda each: not _AVERAGED.search(each.name))
 
@@ -215,9 +207,7 @@ def _plain_names(state_dict: Mapping[str, Tensor]) -> StateDict:
     for key, tensor in state_dict.items():
         name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
         if name in plain:
-            raise CheckpointError(
-                f"It holds the tensor {name!r} twice: once as {key!r}. Save one network's state dict."
-            )
+            raise CheckpointError(f"It holds the tensor {name!r} twice, also as {key!r}. Save one network's tensors.")
         plain[name] = tensor
     return plain
 
@@ -225,9 +215,8 @@ def _plain_names(state_dict: Mapping[str, Tensor]) -> StateDict:
 def _cut_out(state_dict: Mapping[str, Tensor], *marks: str) -> tuple[StateDict, list[str]] | None:
     """Cut the network that has one of the tensors `marks` out of a state dict, whatever its names begin with.
 
-    Returns:
-        Its tensors, by their names in it, and the first parts of the names of all other tensors. `None` if there is no
-        such network; of several, one that is called an average.
+    Of several networks it takes one that is called an average; `None` if there is none. It also returns the first parts
+    of the names of all other tensors.
     """
     prefixes = [key.removesuffix(mark) for key in state_dict for mark in marks if f".{key}".endswith(f".{mark}")]
     if not prefixes:
@@ -247,7 +236,7 @@ def _refuse_others(state_dict: Mapping[str, Tensor]) -> None:
     for key in state_dict:
         for pattern, what in _REFUSED.items():
             if re.match(pattern, key):
-                raise CheckpointError(f"It is {what.format(key=key)}")
+                raise CheckpointError(f"It is {what} (tensor {key!r:.80}). {_KNOWN}")
 
 
 def _generator_part(
@@ -261,9 +250,7 @@ def _generator_part(
         config = dataclasses.replace(config, mapping_lr_multiplier=lr_multiplier)
     notes = []
     if not generators.has_noise(state_dict):
-        notes.append(
-            "The file has no constant noise; it was drawn from a seed, so pictures differ from others in grain."
-        )
+        notes.append("The file has no constant noise; it was drawn from a seed, so pictures differ in grain.")
     if average is None and "mapping.w_avg" not in state_dict:
         converted["w_avg"] = generators.average_w(config, converted, samples=samples)
         notes.append(f"The file has no average w; it was computed from the mapping network, over {samples} samples.")
@@ -274,13 +261,6 @@ def _pickled_generator(kind: str, module: PickledModule) -> SingleFile:
     """Convert NVIDIA's generator, pickled whole; what it keeps as attributes, not tensors, is checked here."""
     if module.class_name != "Generator":
         raise CheckpointError(f"Not a generator: a pickled {module.class_name}.")
-    if module.state.get("c_dim") not in (None, 0):
-        raise CheckpointError(
-            f"It is a conditional generator (c_dim = {str(module.state['c_dim'])[:20]}), which is not supported: there "
-            "is no label in W+. Take an unconditional one."
-        )
-    if module.state.get("img_channels") not in (None, 3):
-        raise CheckpointError(f"Its images have {str(module.state['img_channels'])[:20]} channels, not 3 (RGB).")
     lr_multiplier, clamps = None, False
     for name, layer in module.modules():
         if (activation := layer.state.get("activation", "linear")) not in ("linear", "lrelu"):
@@ -299,9 +279,8 @@ def _generator_file(each: _Found, tensors: StateDict, others: list[str], found: 
     part, notes = _generator_part(tensors, tensors.pop("latent_avg", each.beside.get("latent_avg")))
     parts = {"generator": part}
     if each.name in ("g", "G"):
-        notes.append(
-            f"The file has no `{each.name}_ema`, the averaged generator; `{each.name}`, the one in training, was taken."
-        )
+        name = each.name
+        notes.append(f"The file has no `{name}_ema`, the averaged generator; `{name}`, the one in training, was taken.")
     for other in found:
         is_network = other.name and not other.tensors.keys() <= {"latent_avg"}
         if other is each or not is_network or _cut_out(other.tensors, *generators.MARKS) is not None:
@@ -323,13 +302,12 @@ def _encoder_file(
     """
     _refuse_others(state_dict)
     options = checkpoint["opts"] if isinstance(checkpoint.get("opts"), dict) else {}
-    split: dict[str, StateDict] = {"encoder": {}, "decoder": {}}
-    for key, tensor in state_dict.items():
-        top, _, rest = key.partition(".")
-        if top in split and rest:
-            split[top][rest] = tensor
-    encoder, decoder = split["encoder"], split["decoder"]
-    others = [*outside, *sorted({key.split(".")[0] for key in state_dict} - {"latent_avg", *split})]
+    encoder, decoder = (
+        {key.removeprefix(top): tensor for key, tensor in state_dict.items() if key.startswith(top)}
+        for top in ("encoder.", "decoder.")
+    )
+    tops = {key.split(".")[0] for key in state_dict}
+    others = [*outside, *sorted(tops - {"encoder", "decoder", "latent_avg"})]
     kind = _encoder_kind(encoders.config_class(encoder), options, asked)
     row, parts, notes = ENCODERS[kind], dict[str, Part](), list[str]()
     stored = checkpoint.get("latent_avg", state_dict.get("latent_avg"))

@@ -1,6 +1,5 @@
 """Reading foreign files: what is sound is read to the bit, what is hostile runs nothing, what is damaged says so."""
 
-import io
 import json
 import os
 import pickle
@@ -9,7 +8,6 @@ import re
 import struct
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save
 
 from stylegan_inversion.checkpoints import unpickle
@@ -32,11 +28,13 @@ from tests.checkpoints.hostile_files import (
     call,
     named,
     nested,
+    npy,
     payloads,
     persistent_object,
     storage_stream,
     text,
     whole,
+    zip_of,
     zipped,
 )
 from tests.checkpoints.official_files import nvidia, nvidia_pickle, saved
@@ -106,17 +104,20 @@ def test_every_kind_of_number(tmp_path: Path) -> None:
         "noise": torch.ones(1, 1, 1024, 1024),
     }
     views = {"part": tensors["float32"][1:, 1:], "turned": tensors["int64"].t(), "wide": torch.ones(1).expand(4)}
-    (tmp_path / "safetensors").write_bytes(save({**tensors}))
-    (tmp_path / "zip").write_bytes(saved({**tensors, **views}))
-    (tmp_path / "legacy").write_bytes(saved({**tensors, **views}, legacy=True))
-    for name, expected in (("safetensors", tensors), ("zip", {**tensors, **views}), ("legacy", {**tensors, **views})):
-        read = read_checkpoint(tmp_path / name)
-        assert read.keys() == expected.keys()
-        for key, tensor in expected.items():
-            assert read[key].dtype == tensor.dtype and torch.equal(read[key], tensor), (name, key)
-        for tensor in read.values():
-            tensor.zero_()  # views of its own: the file stays
-        assert all(torch.equal(read_checkpoint(tmp_path / name)[key], tensor) for key, tensor in expected.items())
+    files = {
+        "safetensors": (save({**tensors}), tensors),
+        "zip": (saved({**tensors, **views}), {**tensors, **views}),
+        "legacy": (saved({**tensors, **views}, legacy=True), {**tensors, **views}),
+    }
+    for name, (data, expected) in files.items():
+        (tmp_path / name).write_bytes(data)
+        for _ in range(2):
+            read = read_checkpoint(tmp_path / name)
+            assert read.keys() == expected.keys()
+            for key, tensor in expected.items():
+                assert read[key].dtype == tensor.dtype and torch.equal(read[key], tensor), (name, key)
+            for tensor in read.values():
+                tensor.zero_()  # views of its own: the file stays
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -145,37 +146,36 @@ def test_values_of_python_and_numpy(protocol: int, read: Any) -> None:
 
 
 def test_values_of_python_2_and_classes(read: Any) -> None:
-    assert read(whole(b"U\x03abcT\x01\x00\x00\x00d\x86")) == ["abc", "d"]
-    assert read(whole(named("pathlib", "PosixPath") + arguments("/", "a") + b"R")) == "/a"
-    assert read(whole(named("torch", "device") + arguments("cuda", b"K\1") + b"R")) == "cuda:1"
-    assert read(whole(named("torch", "float32"))) == "torch.float32"
     items = b"]" + arguments("a", b"K\1") + b"a\x85R"
-    assert read(whole(named("collections", "OrderedDict") + items)) == {"a": 1}
+    for body, expected in (
+        (b"U\x03abcT\x01\x00\x00\x00d\x86", ["abc", "d"]),
+        (named("pathlib", "PosixPath") + arguments("/", "a") + b"R", "/a"),
+        (named("torch", "device") + arguments("cuda", b"K\1") + b"R", "cuda:1"),
+        (named("torch", "float32"), "torch.float32"),
+        (named("collections", "OrderedDict") + items, {"a": 1}),
+        (b"Nr\xff\xff\xff\x7f", None),  # a large index of the memo
+        (call("numpy.core.multiarray", "_reconstruct"), "(_NumPy)"),
+    ):
+        assert read(whole(body)) == expected
+    assert len(read(many_views(10))) == 10
 
 
 @pytest.mark.parametrize("dtype", ["f8", "f4", "i8", "u1", "?"])
 def test_npy(dtype: str, tmp_path: Path) -> None:
     for array in (np.arange(6).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3)), np.asarray(1)):
         np.save(tmp_path / "x.npy", array.astype(dtype))
-        assert torch.equal(
-            read_checkpoint(tmp_path / "x.npy"), torch.from_numpy(np.array(array.astype(dtype), order="C"))
-        )
+        expected = torch.from_numpy(np.array(array.astype(dtype), order="C"))
+        assert torch.equal(read_checkpoint(tmp_path / "x.npy"), expected)
 
 
-def test_a_zip_without_checksums(tmp_path: Path) -> None:
+def test_a_zip_without_checksums_and_an_odd_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     torch.serialization.set_crc32_options(False)
     try:
-        torch.save({"a": torch.ones(2)}, tmp_path / "x.pt")
+        torch.save({"a": torch.ones(2)}, "-c ä;$(x)'\".pt")
     finally:
         torch.serialization.set_crc32_options(True)
-    assert torch.equal(read_checkpoint(tmp_path / "x.pt")["a"], torch.ones(2))
-
-
-def test_odd_names_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("-c", "a b;$(x)'\".pt", "ä.pt"):
-        Path(name).write_bytes(saved({"b": "x"}))
-        assert read_checkpoint(Path(name)) == {"b": "x"}
+    assert torch.equal(read_checkpoint(Path("-c ä;$(x)'\".pt"))["a"], torch.ones(2))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
@@ -193,27 +193,6 @@ def test_the_memory_that_reading_takes(tmp_path: Path) -> None:
 
 
 # What is refused.
-
-
-def tar() -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as file:
-        file.addfile(tarfile.TarInfo("x.pt"))
-    return buffer.getvalue()
-
-
-def zip_of(compression: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as file:
-        for name, data in members.items():
-            file.writestr(name.replace("__", "/"), data)
-    return buffer.getvalue()
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=True)
-    return buffer.getvalue()
 
 
 def safetensors(**entry: Any) -> bytes:
@@ -255,12 +234,11 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "empty": (b"", r"It is empty \(0 bytes\)\. The download did not begin"),
     "web page": (QUOTA, r"It is a web page \(HTML\), not a checkpoint\. .*quota is spent"),
     "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid", r"It is a pointer of Git LFS.*git lfs pull"),
-    "tar": (tar(), r"It is a tar archive\. Unpack it and give the checkpoint inside\."),
-    "gzip": (b"\x1f\x8b\x08\0rest", r"It is a gzip archive"),
-    "HDF5": (b"\x89HDF\r\n\x1a\n", r"It is an HDF5 or GGUF file, which is not read\. Expected a PyTorch \.pt or \.pth"),
+    "tar": (bytes(257) + b"ustar", r"It is an archive .*\. Unpack it and give the checkpoint inside\."),
+    "gzip": (b"\x1f\x8b\x08\0rest", r"It is an archive \(gzip"),
     "text": (b'{"error": "not found"}', r"It is a text that begins '\{\"error\": \"not found\"\}'"),
     "zeros": (bytes(5000), r"begins with thousands of zeros.*fetch it again"),
-    "unknown": (b"\x01\x02\x03\x04\xff\xfe", r"begins with the bytes 01 02 03 04 ff fe, which is no known format"),
+    "unknown": (b"\x01\x02\x03\x04\xff\xfe", r"begins with the bytes 01 02 .* no known format\. Expected a PyTorch"),
     "protocol 1": (b"\x80\x01K\x01.", r"It is a pickle of protocol 0 or 1, which is not read"),
     # zip
     "half a zip": (GOOD[: len(GOOD) // 2], r"a zip archive that is damaged or cut short"),
@@ -276,10 +254,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "damaged list": (GOOD.replace(b"PK\1\2", b"PK\1\3"), r"a zip archive that is damaged or cut short"),
     # NumPy and safetensors
     "npy of a new version": (b"\x93NUMPY\x09\0" + bytes(20), r"holds no array of numbers, or damaged"),
-    "npy, big-endian": (npy(np.zeros(2, ">f4")), r"only little-endian numbers are read, not >f4"),
-    "npy of texts": (npy(np.zeros(2, "<U3")), r"only little-endian numbers are read, not <U3"),
-    "npy of objects": (npy(np.array([{}])), r"Python objects in dtype"),
-    "npy cut short": (npy(np.zeros(99))[:300], r"mmap length is greater than file size"),
+    "npy, big-endian": (npy("'>f4'", "(2,)", bytes(8)), r"only little-endian numbers are read, not >f4"),
+    "npy of texts": (npy("'<U3'", "(2,)", bytes(24)), r"only little-endian numbers are read, not <U3"),
+    "npy of objects": (npy("'|O'", "(1,)"), r"Python objects in dtype"),
+    "npy cut short": (npy("'<f4'", "(99,)", bytes(40)), r"mmap length is greater than file size"),
     "safetensors cut short": (safetensors()[:50], r"cannot be read as safetensors"),
     "safetensors, offsets": (safetensors(data_offsets=[0, 99]), r"cannot be read as safetensors"),
     "safetensors, shape": (safetensors(shape=[2**61, 8]), r"cannot be read as safetensors"),
@@ -358,12 +336,6 @@ def test_refused(kind: str, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "file" in str(caught.value).split(":")[0] and len(str(caught.value)) < 700
 
 
-def test_what_a_small_pickle_may_do(read: Any) -> None:
-    assert len(read(many_views(10))) == 10
-    assert read(whole(b"Nr\xff\xff\xff\x7f")) is None  # a large index of the memo
-    assert read(whole(call("numpy.core.multiarray", "_reconstruct"))) == "(_NumPy)"
-
-
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"absent\.pt: there is no such file\."):
         read_checkpoint(tmp_path / "absent.pt")
@@ -375,48 +347,12 @@ def test_no_file(tmp_path: Path) -> None:
             read_checkpoint(tmp_path / "pipe")
 
 
-MUTATED = {
-    "zip": saved({"a": torch.arange(6.0).reshape(2, 3), "b": [1, "x", torch.ones(2, dtype=torch.int64)]}),
-    "legacy": saved({"a": torch.arange(6.0).reshape(2, 3), "b": {"c": 1.5}}, legacy=True),
-    "nvidia": nvidia_pickle({key: nvidia()[key] for key in ("mapping.fc0.weight", "mapping.w_avg")}),
-    "protocol_2": nvidia_pickle({key: nvidia()[key] for key in ("mapping.fc0.weight",)}, protocol=2),
-    "protocol_5": pickle.dumps({"a": np.arange(6.0), "b": {1, 2}}, 5),
-    "source": whole(persistent_object("x")),
-    "safetensors": save({"a": torch.ones(2, 3)}),
-    "npy": npy(np.arange(6.0)),
-}
-
-
-@pytest.mark.parametrize("kind", MUTATED)
-@pytest.mark.filterwarnings("ignore")  # NumPy warns of odd headers
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_mutated_files_are_read_or_refused(kind: str, read: Any, data: st.DataObject) -> None:
-    mutated = bytearray(MUTATED[kind])
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(mutated) - 1))
-        action = data.draw(st.sampled_from(["flip", "cut", "drop", "insert"]))
-        if action == "flip":
-            mutated[at] ^= data.draw(st.integers(1, 255))
-        elif action == "drop":
-            del mutated[at : at + data.draw(st.integers(1, 8))]
-        elif action == "insert":
-            mutated[at:at] = data.draw(st.binary(min_size=1, max_size=8))
-        else:
-            del mutated[max(at, 1) :]
-        mutated = mutated or bytearray(b"x")
-    try:
-        read(bytes(mutated))
-    except CheckpointError as e:
-        assert 10 < len(str(e)) < 700
-
-
 def test_a_flipped_bit_of_a_zip_is_found(read: Any) -> None:
     """Where members have a checksum, every flipped bit of the numbers is found."""
-    rng = random.Random(0)
-    numbers = MUTATED["zip"].index(np.arange(6, dtype=np.float32).tobytes())
+    rng, sound = random.Random(0), saved({"a": torch.arange(6.0).reshape(2, 3), "b": [1, "x"]})
+    numbers = sound.index(np.arange(6, dtype=np.float32).tobytes())
     for _ in range(24):
-        mutated = bytearray(MUTATED["zip"])
+        mutated = bytearray(sound)
         mutated[numbers + rng.randrange(24)] ^= 1 << rng.randrange(8)
         with pytest.raises(CheckpointError, match=r"Its member 'archive/data/\d' is damaged: its size or checksum"):
             read(bytes(mutated))
