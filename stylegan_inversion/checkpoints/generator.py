@@ -88,10 +88,9 @@ def has_noise(official: Mapping[str, Tensor]) -> bool:
 def _draw_noise(config: GeneratorConfig) -> StateDict:
     """Draw constant noise under our names from a fixed seed, standard normal as in a new generator."""
     rng = latents.random_source(0)
-    sides = {"4.conv1": 4} | {f"{r}.{conv}": r for r in config.resolutions[1:] for conv in ("conv0", "conv1")}
+    sides = {name: int(name.split(".")[2]) for name in _rosinality_table(config) if name.endswith("noise_const")}
     return {
-        f"synthesis.blocks.{layer}.noise_const": torch.randn(r, r, generator=rng, device="cpu", dtype=torch.float32)
-        for layer, r in sides.items()
+        name: torch.randn(side, side, generator=rng, device="cpu", dtype=torch.float32) for name, side in sides.items()
     }
 
 

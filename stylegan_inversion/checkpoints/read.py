@@ -32,9 +32,8 @@ def read_checkpoint(path: Path) -> Any:
     """Read a `.pt`, `.pth`, `.pkl`, `.npy` or `.safetensors` of any origin; its name and suffix do not matter.
 
     Returns:
-        What the file holds: dicts, lists (also for tuples and sets), tensors on the CPU, `PickledModule`, texts,
-        numbers, bools and `None`. Bytes and classes are described by a text. Tensors may be private views of the
-        file, which take memory when they are used.
+        Dicts, lists (also for tuples and sets), tensors on the CPU, `PickledModule`, texts, numbers, bools and `None`.
+        A text describes bytes and classes. Tensors may be private views of the file, which take memory when used.
 
     Raises:
         CheckpointError: If there is no such file, it is damaged or of another kind, or its pickle asks for anything
@@ -80,15 +79,9 @@ class _ZipFile(io.FileIO):
 
 def _members(path: Path, data: memoryview) -> dict[str, memoryview]:
     """Find the members of an uncompressed zip, and check their sizes and sums."""
-    try:
-        with _ZipFile(path) as file, zipfile.ZipFile(file) as archive:
-            infos = archive.infolist()
-    except CheckpointError:
-        raise
-    except Exception as e:  # `zipfile` has no one error for damage
-        raise CheckpointError(f"It is a zip archive that is damaged or cut short ({e}). Fetch it again.") from e
-    members: dict[str, memoryview] = {}
-    total = 0
+    with _ZipFile(path) as file, zipfile.ZipFile(file) as archive:
+        infos = archive.infolist()
+    members, total = dict[str, memoryview](), 0
     for info in infos:
         name = info.filename[:100]
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
@@ -96,9 +89,9 @@ def _members(path: Path, data: memoryview) -> dict[str, memoryview]:
                 f"Its member {name!r} is compressed or encrypted, which PyTorch never does; if it is an archive around "
                 "a checkpoint, unpack it and give the file inside."
             )
-        header = bytes(data[info.header_offset : info.header_offset + 30]).ljust(30, b"\0")
-        begin, total = info.header_offset + 30 + sum(struct.unpack_from("<2H", header, 26)), total + info.file_size
-        member = data[begin : begin + info.file_size]
+        begin = info.header_offset + 30
+        begin += sum(struct.unpack("<2H", data[begin - 4 : begin]))  # the lengths of its name and its extra field
+        member, total = data[begin : begin + info.file_size], total + info.file_size
         whole = info.compress_size == info.file_size == len(member) and total <= len(data)
         if not whole or name in members or (info.CRC and zlib.crc32(member) != info.CRC):  # 0: no sum was written
             raise CheckpointError(f"Its member {name!r} is damaged: its size or checksum differs. Fetch it again.")
@@ -108,15 +101,11 @@ def _members(path: Path, data: memoryview) -> dict[str, memoryview]:
 
 def _read_zip(members: dict[str, memoryview], limits: Limits) -> Any:
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in members):
-        raise CheckpointError(
-            "It is TorchScript (`torch.jit.save`), which holds a program; save the network's `state_dict()` instead."
-        )
+        raise CheckpointError("It is TorchScript, which holds a program; save the network's `state_dict()` instead.")
     roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
         held = ", ".join(sorted(members)[:5])[:200]
-        raise CheckpointError(
-            f"It is a zip archive, but not one of PyTorch's: it holds {held}. Unpack it and give a file inside."
-        )
+        raise CheckpointError(f"It is a zip archive, but none of PyTorch's. Unpack it and give a file inside: {held}.")
     if bytes(members.get(f"{roots[0]}byteorder", b"little")) != b"little":
         raise CheckpointError("It was saved on a big-endian machine; save it again on a usual one.")
     _, storage = _storages(lambda key, dtype, numel: numbers(members[f"{roots[0]}data/{key}"], dtype))
@@ -172,10 +161,10 @@ def _read_stream(stream: Stream, names: Mapping[str, Name]) -> Any:
 
     storages, storage = _storages(empty)
     version, system = unpickle(stream, names), unpickle(stream, names)
-    if type(version) is not int or version != 1001 or type(system) is not dict or not system.get("little_endian"):
+    if version != 1001 or not system.get("little_endian"):
         raise CheckpointError("It is of an unknown version of PyTorch's old format, or of a big-endian machine.")
     value, keys = unpickle(stream, names, storage), unpickle(stream, names)
-    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
+    if not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
         raise CheckpointError("Its list of tensors differs from what its pickle describes: damaged. Fetch it again.")
     for key in keys:
         flat = storages[key]
@@ -188,13 +177,10 @@ def _read_stream(stream: Stream, names: Mapping[str, Name]) -> Any:
 
 
 def _read_numpy(path: Path) -> Tensor:
-    try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)  # mapped: NumPy checks its size against the file's
-        if array.dtype.kind not in "fiub" or array.dtype.byteorder == ">":
-            raise ValueError(f"only little-endian numbers are read, not {array.dtype}")
-        return torch.from_numpy(np.array(array))
-    except Exception as e:  # its parser has no one error for damage
-        raise CheckpointError(f"It is a NumPy file that holds no array of numbers, or damaged: {str(e)[:200]}") from e
+    array = np.load(path, mmap_mode="c", allow_pickle=False)  # mapped: NumPy checks its size against the file's
+    if array.dtype.kind not in "fiub" or array.dtype.byteorder == ">":
+        raise CheckpointError(f"It is a NumPy file of {array.dtype}; only little-endian numbers are read.")
+    return torch.from_numpy(np.array(array))
 
 
 _EXPECTED = "Expected a PyTorch .pt or .pth, NVIDIA's .pkl, a .safetensors, or a NumPy .npy."

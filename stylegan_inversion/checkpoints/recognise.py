@@ -83,26 +83,15 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class SingleFile:
-    """What a foreign file is.
+    """What a foreign file is."""
 
-    Attributes:
-        kind: Whose file it is: a key of `ENCODERS`, "rosinality", "nvidia", "pti", "stylegan3-editing", "arcface",
-            "moco", "direction" or "ganspace".
-        parts: Networks by name: "encoder", "generator", "discriminator", "latent_discriminator", "identity", "moco".
-        vectors: Directions by name, as the file holds them; one without a name is "direction".
-        directions: The papers' directions for its generator: see `checkpoints.find`.
-        components: GANSpace's components.
-        options: The settings that the file carries (`opts`), as plain values.
-        notes: What the file lacks and how that was made up for, one sentence each.
-    """
-
-    kind: str
-    parts: dict[str, Part] = field(default_factory=dict)
-    vectors: dict[str, Tensor] = field(default_factory=dict)
-    directions: dict[str, Direction] = field(default_factory=dict)
-    components: PrincipalComponents | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    kind: str  # a key of `ENCODERS`, rosinality, nvidia, pti, stylegan3-editing, arcface, moco, direction or ganspace
+    parts: dict[str, Part] = field(default_factory=dict)  # encoder, generator, (latent_)discriminator, identity, moco
+    vectors: dict[str, Tensor] = field(default_factory=dict)  # directions by name; one without a name is "direction"
+    directions: dict[str, Direction] = field(default_factory=dict)  # the papers', for its generator: see `find.py`
+    components: PrincipalComponents | None = None  # GANSpace's
+    options: dict[str, Any] = field(default_factory=dict)  # the file's `opts`, as plain values
+    notes: tuple[str, ...] = ()  # what the file lacks and how that was made up for, one sentence each
 
 
 def source_of(encoder: nn.Module) -> Source:

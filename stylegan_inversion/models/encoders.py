@@ -12,27 +12,16 @@ from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEnco
 
 @dataclass(frozen=True)
 class EncoderKind:
-    """One row of `ENCODERS`.
-
-    Attributes:
-        network: The class of the network.
-        config: Its config dataclass.
-        folder: Folder of the network inside a model.
-        pipeline: Name of the pipeline that a converted model's config names.
-        types: The values of `encoder_type` in the `opts` of its authors' files.
-        options: Options that only its authors' files have; the first holds the generator's resolution.
-        average_samples: How many z its authors average w over where a file has no average.
-        from_average: Whether it starts at the average w even if `opts` deny it (`start_from_latent_avg`).
-    """
+    """One row of `ENCODERS`."""
 
     network: type[nn.Module]
     config: type[Any]
-    folder: str
-    pipeline: str
-    types: tuple[str, ...]
-    options: tuple[str, ...] = ("output_size", "learn_in_w")
-    average_samples: int = 10_000
-    from_average: bool = False
+    folder: str  # of the network inside a model
+    pipeline: str  # its name, in the config of a converted model
+    types: tuple[str, ...]  # the values of `encoder_type` in the `opts` of its authors' files
+    options: tuple[str, ...] = ("output_size", "learn_in_w")  # only its files have them; first: the generator's side
+    average_samples: int = 10_000  # how many z its authors average w over where a file has no average
+    from_average: bool = False  # whether it starts at the average w, whatever `start_from_latent_avg` in `opts` says
 
 
 ENCODERS = {

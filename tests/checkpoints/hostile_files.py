@@ -55,8 +55,8 @@ def zipped(pickled: bytes, **members: bytes) -> bytes:
 
 
 def npy(descr: str, shape: str, data: bytes = b"") -> bytes:
-    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
-    return b"\x93NUMPY\x01\x00v\x00" + header + data
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
 
 
 def nested(stream: bytes) -> bytes:
@@ -173,7 +173,7 @@ def payloads(sentinel: Path) -> dict[str, tuple[bytes, str]]:
         "torchscript": (zipped(whole(b"}"), constants__x=b"", code__x=code.encode()), "It is TorchScript"),
         "torchscript_constants": (zipped(whole(b"}"), **{"constants.pkl": whole(system)}), "It is TorchScript"),
         "npy_objects": (npy("'|O'", "(1,)", whole(system)), "Python objects in dtype"),
-        "npy_header": (npy(code, "()"), "holds no array of numbers"),
+        "npy_header": (npy(code, "()"), "malformed node"),
         "protocol_0": (pickle.dumps({"x": 1}, 0), "It is a text that begins"),
         "source_is_kept_unread": (whole(persistent_object(code)), ""),
         "long_source": (whole(persistent_object(code + "#" * 100_000)), ""),
