@@ -49,7 +49,7 @@ def _rosinality_table(config: GeneratorConfig) -> _Table:
 
 
 def _nvidia_table(config: GeneratorConfig) -> _Table:
-    table = {}
+    table: _Table = {}
     for ours in _rosinality_table(config):
         table[ours] = ours.replace("layers.", "fc").replace("blocks.", "b").replace("to_rgb", "torgb"), ()
     return table | {"synthesis.const": ("synthesis.b4.const", ())}

@@ -124,14 +124,13 @@ def read_single_file(path: Path, *, encoder: str | None = None) -> SingleFile:
     checkpoint = read_checkpoint(path)
     try:
         return recognise(checkpoint, encoder)
-    except CheckpointError as e:
-        reason, cause = str(e), e
-    except KeyError as e:
-        reason, cause = f"Not a whole checkpoint of this field: tensor {str(e)[:100]} is missing.", e
-    except _UNFIT as e:
-        what = str(e).strip().partition("\n")[0][:200]
-        reason, cause = f"Its tensors have shapes or types that fit no network of the field: {what}", e
-    raise CheckpointError(f"{path}: {reason}") from cause
+    except (CheckpointError, *_UNFIT) as e:
+        reason = str(e)
+        if isinstance(e, KeyError):
+            reason = f"Not a whole checkpoint of this field: tensor {reason[:100]} is missing."
+        elif not isinstance(e, CheckpointError):
+            reason = "Its tensors have shapes or types that fit no network of the field: " + reason.split("\n")[0][:200]
+        raise CheckpointError(f"{path}: {reason}") from e
 
 
 def recognise(checkpoint: Any, encoder: str | None = None) -> SingleFile:
@@ -239,7 +238,8 @@ def _generator_part(
         config = dataclasses.replace(config, mapping_lr_multiplier=lr_multiplier)
     notes = []
     if not generators.has_noise(state_dict):
-        notes.append("The file has no constant noise; it was drawn from a seed, so pictures differ in grain.")
+        what = "it was drawn from a seed, so pictures differ from others in grain."
+        notes.append(f"The file has no constant noise; {what}")
     if average is None and "mapping.w_avg" not in state_dict:
         converted["w_avg"] = generators.average_w(config, converted, samples=samples)
         notes.append(f"The file has no average w; it was computed from the mapping network, over {samples} samples.")

@@ -82,9 +82,7 @@ def test_rosinality() -> None:
     inputs = draw_state_dict(case["inputs"], case["seed"])
     part = case["generator"]
     official = draw_state_dict(dict(part["state_dict"]), part["seed"])
-    generator = build(
-        Generator, convert_generator.generator_from_official(official, latent_avg=inputs["mean_latent"])
-    )
+    generator = build(Generator, convert_generator.generator_from_official(official, latent_avg=inputs["mean_latent"]))
     w, w2 = generator.mapping(inputs["z"]), generator.mapping(inputs["z2"])
     check("w", w, expected["w"])
     check("image", generator(inputs["z"]), expected["image"])
