@@ -103,7 +103,8 @@ def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[KnownMo
         models.append(KnownModel(name, "built in", size, licence, "nothing to fetch", "faces at 64 px"))
     for storage in sorted(cache_root(cache_dir).glob("models--*--*")):
         newest = max(storage.glob("snapshots/*/"), key=lambda path: path.stat().st_mtime, default=None)
-        if newest is not None and _is_ours(newest):
+        ours = (hub.CONFIG_NAME, f"generator/{hub.CONFIG_NAME}")
+        if newest is not None and all((newest / name).is_file() for name in ours):
             name = storage.name.removeprefix("models--").replace("--", "/", 1)
             models.append(KnownModel(name, "cached", _bytes(newest), read_licence(newest), str(newest)))
     for entry in catalogue():
@@ -169,14 +170,6 @@ def read_licence(folder: Path) -> str:
     header = card.read_text("utf-8", errors="replace").partition("---\n")[2].partition("\n---")[0]
     found = dict(re.findall(r"^(license\w*): *\"?([^\"\n]+)\"?$", header, flags=re.MULTILINE))
     return found.get("license_name") or found.get("license") or "not stated"
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        config = hub.read_config(folder)
-    except CheckpointError:
-        return False
-    return "_class_name" in config and (folder / "generator" / hub.CONFIG_NAME).is_file()
 
 
 def _in_words(size: int) -> str:
