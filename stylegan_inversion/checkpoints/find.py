@@ -16,7 +16,6 @@ from filelock import FileLock
 
 from stylegan_inversion import hub
 from stylegan_inversion.catalogue import CatalogueEntry, cached_file, cached_url, catalogue, converted_folder, suggest
-from stylegan_inversion.checkpoints.direction import direction_from_official
 from stylegan_inversion.checkpoints.export import write_model
 from stylegan_inversion.checkpoints.recognise import Part, SingleFile, read_single_file
 from stylegan_inversion.editing.directions import Direction, save_directions
@@ -321,9 +320,11 @@ def fetch_directions(name: str, domain: str | None, access: Access) -> dict[str,
                 for each in name_components(file.components.first(COMPONENTS), name=edit):
                     found[each.name] = replace(each, description=f"{each.description} {origin}")
                 continue
-            (vector,), text = file.vectors.values(), f"{entry.description} {origin}"
-            span = entry.strength_range
-            found[edit] = direction_from_official(vector, name=edit, description=text, strength_range=span)
+            (vector,) = file.vectors.values()
+            text = f"{entry.description} {origin}"
+            found[edit] = Direction.from_vector(
+                edit, vector, strength_range=entry.strength_range, description=text, unit=None
+            )
     except (ModelNotFoundError, CheckpointError) as e:
         _warn(f"The directions of {name} are missing", domain, e)
         return {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from stylegan_inversion import hub
-from stylegan_inversion.checkpoints.direction import direction_from_official
+from stylegan_inversion.checkpoints.direction import vector_from_official
 from stylegan_inversion.checkpoints.find import find_file, find_folder, known_entry, with_directions
 from stylegan_inversion.checkpoints.recognise import read_single_file
 from stylegan_inversion.editing.directions import Direction, layer_slice, save_directions
@@ -166,13 +166,12 @@ def load_direction(
         raise CheckpointError(f"{path} holds no single direction (found: {file.kind}).{way}")
     (vector,) = vectors.values()
     w_dim, entry = pipeline.generator.config.w_dim, known_entry(path)
-    direction = direction_from_official(
-        vector,
-        name=name,
-        description=description or (entry.description if entry is not None else ""),
+    direction = Direction.from_vector(
+        name,
+        vector_from_official(vector, w_dim=w_dim),
         strength_range=entry.strength_range if entry is not None and unit is None else None,
+        description=description or (entry.description if entry is not None else ""),
         unit=unit,
-        w_dim=w_dim,
     )
     one, all_layers = (w_dim,), (pipeline.generator.num_ws, w_dim)
     if tuple(direction.vector.shape) not in (one, all_layers):

@@ -21,15 +21,14 @@ from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli, h
 from stylegan_inversion import catalogue as catalogue_module
 from stylegan_inversion.catalogue import CatalogueEntry, catalogue
 from stylegan_inversion.checkpoints import find
-from stylegan_inversion.checkpoints.export import checkpoint_to_rosinality, write_official
+from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.checkpoints.find import download_url, fetch, find_file, find_folder
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.hub import Access
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.remote import file_sha256, storage_folder
-from tests.checkpoints.official_files import TINY, generator
+from tests.checkpoints.official_files import TINY, checkpoint_to_rosinality, generator, official_arcface
 from tests.checkpoints.public_directions import FakeGitHub
-from tests.checkpoints.test_encoder import official_arcface
 from tests.fake_hub import FakeHub, hub_client, serve
 
 OFFLINE = Access(local_files_only=True)
