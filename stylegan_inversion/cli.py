@@ -230,11 +230,11 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
 
 
 def _push(args: argparse.Namespace) -> int:
-    from stylegan_inversion.pipelines.publish import push_folder
+    from stylegan_inversion.pipelines.loading import push_to_hub
 
     options = {"private": args.private, "commit_message": args.message, "revision": args.revision}
     card = {"license": args.license, "overwrite_card": args.overwrite_card}
-    print(push_folder(Path(args.folder), args.repo_id, **options, **card))
+    print(push_to_hub(Path(args.folder), args.repo_id, **options, **card))
     return 0
 
 

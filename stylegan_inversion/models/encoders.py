@@ -28,7 +28,7 @@ class EncoderKind:
 
 
 ENCODERS = {
-    "psp": EncoderKind(GradualStyleEncoder, PyramidEncoderConfig, "psp_encoder", "PSPPipeline"),
     "e4e": EncoderKind(Encoder4Editing, PyramidEncoderConfig, "e4e_encoder", "E4EPipeline"),
+    "psp": EncoderKind(GradualStyleEncoder, PyramidEncoderConfig, "psp_encoder", "PSPPipeline"),
     "restyle": EncoderKind(ReStyleEncoder, ReStyleConfig, "restyle_encoder", "ReStylePipeline"),
 }

@@ -5,8 +5,7 @@ import dataclasses
 import logging
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, cast
 
@@ -16,12 +15,11 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from stylegan_inversion import __version__, hub
-from stylegan_inversion.checkpoints.recognise import SingleFile
 from stylegan_inversion.editing.directions import Direction, apply_directions
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines import loading
-from stylegan_inversion.pipelines.output import Base, BaseName, InversionOutput
+from stylegan_inversion.pipelines.output import Base, BaseName, InversionOutput, draw
 from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
 from stylegan_inversion.preprocessing.image import load_image, to_pil, to_tensor
 from stylegan_inversion.preprocessing.landmarks import FacexlibLandmarkDetector, LandmarkDetector, get_landmark_detector
@@ -134,26 +132,18 @@ class InversionPipeline(abc.ABC):
             raise ValueError("`image` must be a photo or a list of at least one photo, got an empty list.")
         return [self.align(one, align=align, face=face) for one in images]
 
-    @torch.no_grad()
     def _output(
         self, crops: list[Crop], w_plus: Tensor, generators: list[Generator], reports: list[dict[str, Any]]
     ) -> InversionOutput:
-        drawn = self._draw(generators, w_plus)
+        drawn = draw(generators, w_plus)
         targets = torch.cat([to_tensor(crop.image) for crop in crops])
         l2 = (drawn.clamp(-1, 1) - targets).square().mean(dim=(1, 2, 3)).tolist()
         full = [
             {"l2": error, "face_count": crop.face_count, "face_index": crop.face_index, **report}
             for error, crop, report in zip(l2, crops, reports, strict=True)
         ]
-        images = to_pil(drawn)
-        base = Base(self.generator, self.base_name)
+        images, base = to_pil(drawn), Base(self.generator, self.base_name)
         return InversionOutput(images, images, w_plus.cpu().float(), generators, crops, {}, full, base)
-
-    @torch.no_grad()
-    def _draw(self, generators: Sequence[Generator], w_plus: Tensor) -> Tensor:
-        """Images, (B, 3, R, R), on the CPU."""
-        pairs = zip(generators, w_plus, strict=True)
-        return torch.cat([generator.synthesis(w[None].to(generator.w_avg)).cpu().float() for generator, w in pairs])
 
     # Edited, and back in the photo
 
@@ -177,9 +167,8 @@ class InversionPipeline(abc.ABC):
             limits = self.directions[name].strength_range
             if limits and not limits[0] <= edits[name] <= limits[1]:
                 logger.warning("%s=%g is outside its calibrated range [%g, %g].", name, edits[name], *limits)
-        images = to_pil(self._draw(out.generators, w_plus))
-        w_inverted = out.w_plus if out.w_inverted is None else out.w_inverted
-        return dataclasses.replace(out, images=images, w_plus=w_plus, w_inverted=w_inverted, edits=edits)
+        images = to_pil(draw(out.generators, w_plus))
+        return dataclasses.replace(out, images=images, w_plus=w_plus, w_inverted=out.w_unedited, edits=edits)
 
     def paste_back(self, out: InversionOutput, *, keep_detail: bool = True, feather: float = 0.08) -> list[Image.Image]:
         """Put the faces back into their photos; nothing outside the crop changes.
@@ -223,8 +212,8 @@ class InversionPipeline(abc.ABC):
     @property
     def components(self) -> dict[str, Any]:
         """The parts by the constructor's names: `type(pipe)(**pipe.components)` shares them."""
-        own = {"directions": self.directions, "crop_scale": self.crop_scale, "detector": self._detector}
-        return {"generator": self.generator, **own}
+        settings = {"directions": self.directions, "crop_scale": self.crop_scale, "detector": self._detector}
+        return {"generator": self.generator, **settings}
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -304,12 +293,10 @@ class InversionPipeline(abc.ABC):
         Raises:
             ValueError: If it does not.
         """
-        if dtype is None or dtype in cls.dtypes:
-            return
-        if dtype in InversionPipeline.dtypes:
-            takes = " or ".join(map(str, cls.dtypes))
-            raise ValueError(f"`dtype` must be {takes}, got {dtype}: tuning needs the precision.")
-        raise ValueError(f"`dtype` must be a floating-point type such as torch.bfloat16, got {dtype}.")
+        if dtype is not None and dtype not in cls.dtypes:
+            raise ValueError(
+                f"`dtype` of {cls.__name__} must be one of {', '.join(map(str, cls.dtypes))}, got {dtype}."
+            )
 
     # From a model, and back
 
@@ -356,12 +343,11 @@ class InversionPipeline(abc.ABC):
             ValueError: If this machine has no such device, `dtype` or `variant` is out of range, or `perceptual` is
                 unknown, or given to a pipeline that does not optimise.
         """
+        cls.check_dtype(dtype)
+        device = loading.find_device(device)
         access = hub.Access(revision, subfolder, token, cache_dir, local_files_only, force_download)
-        pipeline = loading.from_pretrained(
-            cls, name_or_path, access, dtype=dtype, variant=variant, device=device, perceptual=perceptual
-        )
-        pipeline._detector = detector
-        return pipeline
+        model = loading.read_model(name_or_path, access, variant=variant)
+        return cls._of(model, detector, perceptual).to(device, dtype or torch.float32)
 
     @classmethod
     def from_single_file(
@@ -387,15 +373,15 @@ class InversionPipeline(abc.ABC):
         Args:
             source: A path; "hf://organisation/repository/file"; or an "https://" address, with its `sha256`.
             sha256: Expected hash of the file.
-            token: As in `from_pretrained`.
-            cache_dir: As in `from_pretrained`.
-            local_files_only: As in `from_pretrained`.
-            force_download: As in `from_pretrained`.
-            dtype: As in `from_pretrained`.
+            token: As in `from_pretrained`, and so are all that follow but `crop_scale`.
+            cache_dir: Where downloads are kept.
+            local_files_only: Never use the network.
+            force_download: Download again.
+            dtype: Floating-point type of the networks.
             crop_scale: Side of the face crop relative to FFHQ's, which the file does not say.
-            device: As in `from_pretrained`.
-            detector: As in `from_pretrained`.
-            perceptual: As in `from_pretrained`.
+            device: Where to put it.
+            detector: Finds faces.
+            perceptual: Perceptual network of a pipeline that optimises.
 
         Raises:
             ModelNotFoundError: If there is no such file, or it cannot be fetched.
@@ -403,29 +389,25 @@ class InversionPipeline(abc.ABC):
             MissingDependencyError: As in `from_pretrained`.
             ValueError: If the address, the device, the dtype or the perceptual network is invalid.
         """
+        cls.check_dtype(dtype)
+        device = loading.find_device(device)
         access = hub.Access(None, None, token, cache_dir, local_files_only, force_download)
-        pipeline = loading.from_single_file(
-            cls, source, access, sha256=sha256, dtype=dtype, device=device, perceptual=perceptual
-        )
-        pipeline.crop_scale, pipeline._detector = crop_scale, detector
+        model = loading.read_file(source, access, sha256=sha256, encoder=cls.encoder_kind, crop_scale=crop_scale)
+        return cls._of(model, detector, perceptual).to(device, dtype or torch.float32)
+
+    @classmethod
+    def _of(cls, model: loading.LoadedModel, detector: Detector, perceptual: PerceptualDistance | str | None) -> Self:
+        pipeline = cls._build(model, perceptual)
+        settings, own = model.config, ("crop_scale", "source")  # `config` writes its own anew
+        pipeline.other_settings = {k: v for k, v in settings.items() if k not in own and not k.startswith("_")}
+        pipeline.directions, pipeline.crop_scale = dict(model.directions), float(settings["crop_scale"])
+        pipeline.base_name, pipeline._detector = model.base_name, detector
         return pipeline
 
     @classmethod
     @abc.abstractmethod
-    def _from_folder(
-        cls,
-        folder: Path,
-        config: Mapping[str, Any],
-        generator: Generator,
-        load: Callable[..., Any],
-        perceptual: PerceptualDistance | str | None,
-    ) -> Self:
-        """Build the pipeline around a loaded generator; `load` is `hub.load_module` with the dtype and the variant."""
-
-    @classmethod
-    @abc.abstractmethod
-    def _from_file(cls, file: SingleFile, generator: Generator, perceptual: PerceptualDistance | str | None) -> Self:
-        """Build the pipeline around the generator of a foreign file."""
+    def _build(cls, model: loading.LoadedModel, perceptual: PerceptualDistance | str | None) -> Self:
+        """Put a pipeline together from the networks and the settings of a model."""
 
     @abc.abstractmethod
     def saved_networks(self) -> dict[str, nn.Module]:

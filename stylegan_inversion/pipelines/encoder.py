@@ -1,10 +1,7 @@
 """pSp, e4e and ReStyle: an encoder gives the code, the generator is shared (arXiv:2008.00951, 2102.02766)."""
 
-import dataclasses
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -12,8 +9,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
-from stylegan_inversion import hub
-from stylegan_inversion.checkpoints.recognise import SingleFile, source_of
 from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
@@ -24,12 +19,14 @@ from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
 from stylegan_inversion.pipelines.base import Detector, ImageLike, InversionPipeline, Inverted
+from stylegan_inversion.pipelines.loading import LoadedModel
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.preprocessing.align import Crop, recrop, uncropped
 from stylegan_inversion.preprocessing.image import to_pil, to_tensor
 from stylegan_inversion.preprocessing.sources import PhotoSource, Source, source_from_config, to_config
 
 BATCH_SIZE = 16  # photos that go through an encoder at once
+_PHOTO = to_config(PhotoSource())
 
 
 class EncoderPipeline(InversionPipeline):
@@ -144,88 +141,55 @@ class EncoderPipeline(InversionPipeline):
             InvalidImageError: If the picture cannot be read, or a label map holds a number that is no label.
             ValueError: If an argument is out of range, or `num_outputs` or `mix_alpha` is given without `latent_mask`.
         """
-        mask = self._latent_mask(num_outputs, latent_mask, mix_alpha)
-        picture, resolution = self.source.load(image), self.generator.config.resolution
-        is_photo = isinstance(self.source, PhotoSource)
+        num_ws, resolution = self._sizes.num_ws, self.generator.config.resolution
+        layers = None if latent_mask is None else list(latent_mask)
+        alpha = 1.0 if mix_alpha is None else mix_alpha
+        if num_outputs < 1:
+            raise ValueError(f"`num_outputs` must be at least 1, got {num_outputs}.")
+        if layers is None and (num_outputs > 1 or mix_alpha is not None):
+            raise ValueError(
+                f"`num_outputs` is {num_outputs} and `mix_alpha` is {mix_alpha}, but without `latent_mask` nothing is "
+                "mixed and all outputs would be the same; name the layers that get a random w, such as "
+                f"latent_mask=range({num_ws // 2}, {num_ws})."
+            )
+        if layers is not None and not (layers and all(0 <= layer < num_ws for layer in layers)):
+            raise ValueError(f"`latent_mask` must name layers in [0, {num_ws - 1}], at least one, got {layers}.")
+        if not 0 <= alpha <= 1:  # NaN is not
+            raise ValueError(f"`mix_alpha` must be in [0, 1], got {mix_alpha}.")
+        picture, is_photo = self.source.load(image), isinstance(self.source, PhotoSource)
         preview = picture if is_photo else to_pil(self.source.preview(self.source(picture, resolution)[None]))[0]
         crop = uncropped(preview, resolution)
         start = time.perf_counter()
         x = self.source(picture, self._sizes.input_resolution)[None]
         w_plus = self.encode(x.to(self.device, self.dtype)).repeat(num_outputs, 1, 1)
-        if mask is not None:
-            rng = random_source(seed)
-            size = self.generator.config.z_dim
+        if layers is not None:
+            rng, size = random_source(seed), self.generator.config.z_dim
             z = [torch.randn(size, generator=rng, device="cpu", dtype=torch.float32) for _ in range(num_outputs)]
             w = self.generator.mapping(torch.stack(z).to(self.device, self.dtype))
-            alpha = 1.0 if mix_alpha is None else mix_alpha
-            w_plus = mix_styles(w_plus, broadcast(w, w_plus.shape[1]), layers=mask, alpha=alpha)
+            mask = torch.zeros(num_ws, device="cpu", dtype=torch.bool)
+            mask[layers] = True
+            w_plus = mix_styles(w_plus, broadcast(w, num_ws), layers=mask, alpha=alpha)
         report = {"seconds": round((time.perf_counter() - start) / num_outputs, 4)}
         out = self._output([crop] * num_outputs, w_plus, [self.generator] * num_outputs, [report] * num_outputs)
-        if is_photo:
-            return out
-        reports = [{name: value for name, value in full.items() if name != "l2"} for full in out.reports]
-        return dataclasses.replace(out, reports=reports)
-
-    def _latent_mask(
-        self, num_outputs: int, latent_mask: Sequence[int] | None, mix_alpha: float | None
-    ) -> Tensor | None:
-        """Check the arguments of `translate`; the layers as a mask (num_ws,)."""
-        num_ws = self._sizes.num_ws
-        if num_outputs < 1:
-            raise ValueError(f"`num_outputs` must be at least 1, got {num_outputs}.")
-        if latent_mask is None:
-            if num_outputs > 1:
-                raise ValueError(
-                    f"`num_outputs` is {num_outputs}, but without `latent_mask` all outputs would be the same; name "
-                    f"the layers that get a random w, such as latent_mask=range({num_ws // 2}, {num_ws})."
-                )
-            if mix_alpha is not None:
-                raise ValueError(f"`mix_alpha` is {mix_alpha}, but there is no `latent_mask` for it to work on.")
-            return None
-        if mix_alpha is not None and not (math.isfinite(mix_alpha) and 0 <= mix_alpha <= 1):
-            raise ValueError(f"`mix_alpha` must be in [0, 1], got {mix_alpha}.")
-        layers = list(latent_mask)
-        if not layers or not all(0 <= layer < num_ws for layer in layers):
-            raise ValueError(f"`latent_mask` must name layers in [0, {num_ws - 1}], at least one, got {layers}.")
-        mask = torch.zeros(num_ws, device="cpu", dtype=torch.bool)
-        mask[layers] = True
-        return mask
+        for full in out.reports if not is_photo else []:
+            del full["l2"]
+        return out
 
     @classmethod
-    def _from_folder(
-        cls,
-        folder: Path,
-        config: Mapping[str, Any],
-        generator: Generator,
-        load: Callable[..., Any],
-        perceptual: PerceptualDistance | str | None,
-    ) -> Self:
-        cls._refuse(perceptual)
-        kind = ENCODERS[cls.encoder_kind]
-        if not (folder / kind.folder).is_dir():
-            raise ModelNotFoundError(
-                f"{folder.name!r} holds no {kind.network.__name__} (folder {kind.folder!r}). PTIPipeline needs only "
-                "the generator."
-            )
-        encoder = load(kind.network, kind.config, folder / kind.folder)
-        try:
-            source = source_from_config(config["source"]) if "source" in config else PhotoSource()
-            return cls(generator, encoder, source=source)
-        except (TypeError, ValueError) as e:
-            raise CheckpointError(f"{folder / hub.CONFIG_NAME}: bad settings under `source`: {e}") from e
-
-    @classmethod
-    def _from_file(cls, file: SingleFile, generator: Generator, perceptual: PerceptualDistance | str | None) -> Self:
-        cls._refuse(perceptual)
-        encoder, wanted = file.parts["encoder"].build(), ENCODERS[cls.encoder_kind].network
-        if not isinstance(encoder, wanted):
-            raise CheckpointError(f"The file's encoder is a {type(encoder).__name__}, not a {wanted.__name__}.")
-        return cls(generator, encoder, source=source_of(encoder))
-
-    @classmethod
-    def _refuse(cls, perceptual: PerceptualDistance | str | None) -> None:
+    def _build(cls, model: LoadedModel, perceptual: PerceptualDistance | str | None) -> Self:
         if perceptual is not None:
             raise ValueError(f"`perceptual` is for PTI; {cls.__name__} optimises nothing. Leave it out.")
+        if cls.encoder_kind not in model.encoders:
+            kind = ENCODERS[cls.encoder_kind]
+            raise ModelNotFoundError(
+                f"{model.where.parent.name!r} holds no {kind.network.__name__} (folder {kind.folder!r}). PTIPipeline "
+                "needs only the generator."
+            )
+        encoder = model.encoders[cls.encoder_kind]()
+        try:
+            return cls(model.generator, encoder, source=source_from_config(model.config.get("source", _PHOTO)))
+        except (TypeError, ValueError) as e:
+            raise CheckpointError(f"{model.where}: bad settings under `source`: {e}") from e
 
     def saved_networks(self) -> dict[str, nn.Module]:
         """The networks of a saved model, by folder."""

@@ -17,7 +17,7 @@ from stylegan_inversion.checkpoints.recognise import read_single_file, recognise
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
-from stylegan_inversion.pipelines.publish import check_folder
+from stylegan_inversion.pipelines.loading import check_folder
 from stylegan_inversion.preprocessing.landmarks import Face
 from tests.checkpoints import official_files
 from tests.checkpoints.official_files import TINY, UNITS, WIDTHS, backbone_name

@@ -245,7 +245,7 @@ def test_many_generators_that_are_the_base(tmp_path: Path, monkeypatch: pytest.M
     folder = pipe([Image.new("RGB", (64, 64), "grey")] * 12, align=False).save(tmp_path / "out")
     config, weights = hub.read_config(folder), folder / "model.safetensors"
     texts = {name: text for name, text in hub.read_metadata(weights).items() if name.startswith("generator.0.")}
-    many = {name.replace("0", str(k), 1): text for k in range(13) for name, text in texts.items()}
+    many = {name.replace("0", str(k), 1): text for k in range(12) for name, text in texts.items()}
     hub.write_tensors(hub.read_tensors(weights), weights, metadata=many)
     photos = [{**entry, "generator": k} for k, entry in enumerate(config["photos"])]
     hub.write_config({**config, "generators": config["generators"] * 12, "photos": photos}, folder)
@@ -253,9 +253,6 @@ def test_many_generators_that_are_the_base(tmp_path: Path, monkeypatch: pytest.M
     loaded = InversionOutput.load(folder)
     assert all(generator is loaded.generators[0] for generator in loaded.generators)
     assert len(loaded) == 12 and len(hashed) == 1
-    hub.write_config({**config, "generators": config["generators"] * 13, "photos": photos}, folder)
-    with pytest.raises(CheckpointError, match="it has 13 generators for 12 photos"):
-        InversionOutput.load(folder)
 
 
 def test_what_is_loaded_is_no_view_of_the_file(named: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
