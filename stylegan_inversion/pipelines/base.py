@@ -7,7 +7,7 @@ import operator
 import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -40,9 +40,15 @@ Inverted = tuple[Tensor, list[Generator], list[dict[str, Any]]]
 class InversionPipeline(abc.ABC):
     """Photo in, `InversionOutput` out. A call never changes the state of the pipeline's parts.
 
-    Attributes:
+    `from_pretrained` is the usual way to one; the constructor puts parts together.
+
+    Args:
+        generator: The StyleGAN2 generator; it is frozen and put in eval mode.
         directions: What `edit` can change, by name.
-        crop_scale: Side of the face crop relative to FFHQ's.
+        crop_scale: Side of the face crop relative to FFHQ's; the generator was trained on such crops.
+        detector: Finds faces: a callable, or the name of one (`preprocessing.landmarks`).
+
+    Attributes:
         base_name: Where the generator came from; `None` if it has no name, or other numbers than what is there.
         other_settings: Settings of the model for other pipelines, which are saved with it.
     """
@@ -58,14 +64,6 @@ class InversionPipeline(abc.ABC):
         crop_scale: float = 1.0,
         detector: Detector = "auto",
     ) -> None:
-        """Put the parts together; `from_pretrained` is the usual way.
-
-        Args:
-            generator: The StyleGAN2 generator; it is frozen and put in eval mode.
-            directions: What can be edited, by name.
-            crop_scale: Side of the face crop relative to FFHQ's; the generator was trained on such crops.
-            detector: Finds faces: a callable, or the name of one (`preprocessing.landmarks`).
-        """
         self.generator = generator.eval().requires_grad_(False)
         self.directions = dict(directions or {})
         self.crop_scale = crop_scale
@@ -104,8 +102,8 @@ class InversionPipeline(abc.ABC):
 
         Args:
             image: The photo. A crop is given back as it is.
-            align: Find the face and cut it out. False takes the photo as an aligned crop.
-            face: Which face, by size: 0 is the largest.
+            align: As in a call.
+            face: As in a call.
 
         Raises:
             InvalidImageError: If the photo cannot be read.
@@ -115,10 +113,8 @@ class InversionPipeline(abc.ABC):
         resolution = self.generator.config.resolution
         if isinstance(image, Crop):
             if image.image.size != (resolution, resolution):
-                raise ValueError(
-                    f"The crop is {image.image.width} x {image.image.height}, but this model draws {resolution} x "
-                    f"{resolution}: cut it out with this pipeline's `align`."
-                )
+                size, fits = f"{image.image.width} x {image.image.height}", f"{resolution} x {resolution}"
+                raise ValueError(f"The crop is {size}, but this model draws {fits}: cut it out with its `align`.")
             return image
         photo = load_image(image)
         if not align:
@@ -191,16 +187,12 @@ class InversionPipeline(abc.ABC):
 
     @property
     def generator(self) -> Generator:
-        """The StyleGAN2 generator.
-
-        One that `torch.compile` wraps is unwrapped, since pipelines call its parts, which the wrapper does not compile:
-        `pipe.generator.synthesis = torch.compile(pipe.generator.synthesis)` does.
-        """
-        return cast(Generator, vars(self)["generator"])
+        """The StyleGAN2 generator. `pipe.generator.synthesis = torch.compile(pipe.generator.synthesis)` compiles it."""
+        return self._generator
 
     @generator.setter
     def generator(self, generator: Generator) -> None:
-        vars(self)["generator"] = hub.uncompiled(generator)  # among the others, as a plain attribute would be
+        self._generator = hub.uncompiled(generator)  # pipelines call its parts, which the wrapper does not compile
 
     @property
     def detector(self) -> LandmarkDetector:
@@ -219,7 +211,7 @@ class InversionPipeline(abc.ABC):
     def networks(self) -> list[nn.Module]:
         """Every network that is loaded."""
         components = self.components
-        parts = [*components.values(), *components.get("encoders", {}).values()]
+        parts = (*components.values(), *components.get("encoders", {}).values())
         return [part for part in parts if isinstance(part, nn.Module)]
 
     @property
@@ -239,13 +231,10 @@ class InversionPipeline(abc.ABC):
         return self.generator.w_avg.device
 
     def __repr__(self) -> str:
-        size = self.generator.config.resolution
-        names = [type(network).__name__ for network in self.networks]
+        size, names = self.generator.config.resolution, [type(network).__name__ for network in self.networks]
+        directions = ", ".join(self.directions) or "none"
         place = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
-        return (
-            f"{type(self).__name__}({', '.join(names)}; {size} x {size} px; directions: "
-            f"{', '.join(self.directions) or 'none'}; {place})"
-        )
+        return f"{type(self).__name__}({', '.join(names)}; {size} x {size} px; directions: {directions}; {place})"
 
     def to(
         self,
@@ -276,7 +265,7 @@ class InversionPipeline(abc.ABC):
                 raise TypeError(f"`to` takes one device and one dtype, got {given!r} as well.")
         if isinstance(device, bool) or not isinstance(device, (torch.device, str, int, type(None))):
             raise TypeError(f'`to` takes a device such as "cuda" and a dtype such as torch.float64, got {device!r}.')
-        self.check_dtype(dtype)
+        self._check_dtype(dtype)
         place = None if device is None else loading.find_device(device)
         for network in self.networks:
             network.to(device=place, dtype=dtype)
@@ -287,16 +276,10 @@ class InversionPipeline(abc.ABC):
         return self
 
     @classmethod
-    def check_dtype(cls, dtype: torch.dtype | None) -> None:
-        """Check that the pipeline runs in a floating-point type.
-
-        Raises:
-            ValueError: If it does not.
-        """
+    def _check_dtype(cls, dtype: torch.dtype | None) -> None:
         if dtype is not None and dtype not in cls.dtypes:
-            raise ValueError(
-                f"`dtype` of {cls.__name__} must be one of {', '.join(map(str, cls.dtypes))}, got {dtype}."
-            )
+            known = ", ".join(map(str, cls.dtypes))
+            raise ValueError(f"`dtype` of {cls.__name__} must be one of {known}, got {dtype}.")
 
     # From a model, and back
 
@@ -343,7 +326,7 @@ class InversionPipeline(abc.ABC):
             ValueError: If this machine has no such device, `dtype` or `variant` is out of range, or `perceptual` is
                 unknown, or given to a pipeline that does not optimise.
         """
-        cls.check_dtype(dtype)
+        cls._check_dtype(dtype)
         device = loading.find_device(device)
         access = hub.Access(revision, subfolder, token, cache_dir, local_files_only, force_download)
         model = loading.read_model(name_or_path, access, variant=variant)
@@ -389,7 +372,7 @@ class InversionPipeline(abc.ABC):
             MissingDependencyError: As in `from_pretrained`.
             ValueError: If the address, the device, the dtype or the perceptual network is invalid.
         """
-        cls.check_dtype(dtype)
+        cls._check_dtype(dtype)
         device = loading.find_device(device)
         access = hub.Access(None, None, token, cache_dir, local_files_only, force_download)
         model = loading.read_file(source, access, sha256=sha256, encoder=cls.encoder_kind, crop_scale=crop_scale)

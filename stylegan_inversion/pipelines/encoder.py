@@ -32,9 +32,16 @@ _PHOTO = to_config(PhotoSource())
 class EncoderPipeline(InversionPipeline):
     """The encoder gives w_plus, the pipeline's own generator draws it.
 
-    Attributes:
+    Args:
+        generator: The StyleGAN2 generator.
         encoder: Images -> w_plus.
-        source: What the encoder reads: photos, sketches or label maps.
+        source: What the encoder reads: photos, sketches or label maps. `None` means photos.
+        directions: As in `InversionPipeline`.
+        crop_scale: As in `InversionPipeline`.
+        detector: As in `InversionPipeline`.
+
+    Raises:
+        ValueError: If the encoder reads another number of channels than the source has.
     """
 
     encoder_kind: ClassVar[str]
@@ -49,19 +56,6 @@ class EncoderPipeline(InversionPipeline):
         crop_scale: float = 1.0,
         detector: Detector = "auto",
     ) -> None:
-        """Put the parts together; `from_pretrained` is the usual way.
-
-        Args:
-            generator: The StyleGAN2 generator.
-            encoder: Images -> w_plus.
-            source: What the encoder reads. `None` means photos.
-            directions: As in `InversionPipeline`, and so are the next two.
-            crop_scale: Side of the face crop relative to FFHQ's.
-            detector: Finds faces.
-
-        Raises:
-            ValueError: If the encoder reads another number of channels than the source has.
-        """
         super().__init__(generator, directions=directions, crop_scale=crop_scale, detector=detector)
         self.source = source or PhotoSource()
         self.encoder = encoder.eval().requires_grad_(False)

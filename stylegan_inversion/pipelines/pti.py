@@ -61,11 +61,19 @@ class Plan(NamedTuple):
 class PTIPipeline(InversionPipeline):
     """Inversion by optimisation: a w near the photo, then a copy of the generator tuned to draw the photo at that w.
 
-    Attributes:
+    Args:
+        generator: The StyleGAN2 generator.
         perceptual: Perceptual distance of both stages.
-        projector: Settings of the first stage.
-        tuning: Settings of the second stage.
-        encoders: Encoders that can give the pivot, by name; those of a model are loaded when first needed.
+        projector: Settings of the first stage. `None` means PTI's.
+        tuning: Settings of the second stage. `None` means PTI's.
+        encoders: Encoders that can give the pivot, by the names of `models.encoders.ENCODERS`. Those of a model that
+            `from_pretrained` finds are loaded when first needed.
+        directions: As in `InversionPipeline`.
+        crop_scale: As in `InversionPipeline`.
+        detector: As in `InversionPipeline`.
+
+    Raises:
+        ValueError: If an encoder has another name.
     """
 
     dtypes = (torch.float32, torch.float64)
@@ -82,21 +90,6 @@ class PTIPipeline(InversionPipeline):
         crop_scale: float = 1.0,
         detector: Detector = "auto",
     ) -> None:
-        """Put the parts together; `from_pretrained` is the usual way.
-
-        Args:
-            generator: The StyleGAN2 generator.
-            perceptual: Perceptual distance of both stages.
-            projector: Settings of the first stage. `None` means PTI's.
-            tuning: Settings of the second stage. `None` means PTI's.
-            encoders: Networks of `models.encoders.ENCODERS`, by its names.
-            directions: As in `InversionPipeline`, and so are the next two.
-            crop_scale: Side of the face crop relative to FFHQ's.
-            detector: Finds faces.
-
-        Raises:
-            ValueError: If an encoder has another name.
-        """
         super().__init__(generator, directions=directions, crop_scale=crop_scale, detector=detector)
         unknown = [name for name in encoders or {} if name not in ENCODERS]
         if unknown:
