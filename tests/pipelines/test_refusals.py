@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -56,25 +55,18 @@ CALLS: list[Case] = [
     ("tuning steps", ValueError, lambda g: g.pti(g.photo, num_tuning_steps=-1), "`num_tuning_steps` must be >= 0, got"),
     ("batch", ValueError, lambda g: g.pti(g.photo, batch_size=0), "`batch_size` must be >= 1, got 0"),
     ("seed", ValueError, lambda g: g.pti(g.photo, seed=-1), r"`seed` must be in \[0, 2\*\*63\), got -1"),
-    ("seed 1.5", TypeError, lambda g: g.pti(g.photo, seed=1.5), "'float' object cannot be interpreted as an integer"),
     ("pivot", ValueError, lambda g: g.pti(g.photo, pivot="z"), f"{PIVOTS}'z'"),
     ("pivot list", ValueError, lambda g: g.pti.plan(pivot=["w"]), PIVOTS),
-    ("pivot array", ValueError, lambda g: g.pti.plan(pivot=np.array(["w", "w"])), PIVOTS),
     ("preset", ValueError, lambda g: g.pti(g.photo, preset="good"), rf"{PRESETS}'good'\."),
-    ("preset list", ValueError, lambda g: g.pti.plan(["fast"]), rf"{PRESETS}\['fast'\]\."),
     ("no encoder", ModelNotFoundError, lambda g: g.pti(g.photo, pivot="psp"), r"'psp_encoder'\) for pivot='psp'"),
     ("name", ValueError, lambda g: g.pti.encoder_pipeline("w"), "`name` must be one of e4e, psp, restyle, got 'w'"),
     ("name list", ValueError, lambda g: g.pti.encoder_pipeline(["e4e"]), r"got \['e4e'\]"),
     ("crop", ValueError, lambda g: g.e4e(PTIPipeline.from_pretrained("faces64").align(g.photo, align=False)), "64 x"),
     ("dtype of PTI", ValueError, lambda g: g.pti.to(torch.bfloat16), PRECISE),
     ("dtype int8", ValueError, lambda g: g.e4e.to(dtype=torch.int8), FLOATS),
-    ("dtype text", ValueError, lambda g: g.e4e.to(dtype="float64"), FLOATS),
     ("device", ValueError, lambda g: g.e4e.to("gpu"), DEVICES),
     ("device True", TypeError, lambda g: g.e4e.to(True), TO),
-    ("device tensor", TypeError, lambda g: g.e4e.to(torch.ones(1)), TO),
     ("two devices", TypeError, lambda g: g.e4e.to("cpu", "cuda"), "one device and one dtype, got 'cuda' as well"),
-    ("two dtypes", TypeError, lambda g: g.e4e.to(torch.float64, torch.float32), "got torch.float32 as well"),
-    ("load int8", ValueError, lambda g: E4EPipeline.from_pretrained("faces64", dtype=torch.int8), FLOATS),
     ("load PTI half", ValueError, lambda g: PTIPipeline.from_pretrained("faces64", dtype=torch.bfloat16), PRECISE),
     ("no such model", ModelNotFoundError, lambda g: PTIPipeline.from_pretrained("faces46"), "faces64"),
     ("push", ValueError, lambda g: g.e4e.push_to_hub("mine"), "`repo_id` must be organisation/repository, got 'mine'"),
@@ -82,7 +74,6 @@ CALLS: list[Case] = [
      encoders={"w": small_encoder("psp")}), "`encoders` must be named e4e, psp, restyle, got 'w'"),
     ("components", ValueError, lambda g: g.pti.load_components("x.pt", count=0), "`count` must be at least 1, got 0"),
     ("layers", ValueError, lambda g: g.pti.load_components("x.pt", layers=(2, 18)), r"0 <= start < stop <= 8, got \(2"),
-    ("rank", ValueError, lambda g: face(g).save("x", rank=1), "`rank`, `energy` and `dtype` are for the change from"),
     # translate
     ("outputs", ValueError, lambda g: labels(g).translate(g.photo, num_outputs=0), "`num_outputs` must be at least 1"),
     ("same outputs", ValueError, lambda g: labels(g).translate(g.photo, num_outputs=2), r"latent_mask=range\(4, 8\)"),
@@ -95,15 +86,12 @@ CALLS: list[Case] = [
     ("source", ValueError, lambda g: PSPPipeline(g.pti.generator, labels(g).encoder), "`source` has 3 channels .* 5"),
     # play
     ("sample seed", ValueError, lambda g: sample_face(g.pti, seed=-1), r"`seed` must be in \[0, 2\*\*63\), got -1"),
-    ("sample 1.5", TypeError, lambda g: sample_face(g.pti, seed=1.5), "interpreted as an integer|SupportsIndex"),
     ("truncation", ValueError, lambda g: sample_face(g.pti, truncation=math.nan), r"in \[0, 2\], got nan; 0\.7 is"),
     ("mix layers", ValueError, lambda g: mix_outputs(face(g), face(g, 1), layers=(4, 9)), r"<= 8, got \(4, 9\)"),
     ("mix alpha", ValueError, lambda g: mix_outputs(face(g), face(g, 1), alpha=math.inf), "`alpha` must be finite"),
     ("one frame", ValueError, lambda g: interpolate_outputs(face(g), face(g, 1), steps=1), "`steps` must be >= 2"),
-    ("one edit", ValueError, lambda g: edit_frames(g.pti, face(g), {"smile": 1.0}, steps=1), "`steps` must be >= 2"),
     ("animate", ValueError, lambda g: edit_frames(g.pti, face(g), {"smlie": 1.0}, steps=2), "Did you mean 'smile'"),
     ("two faces a", ValueError, lambda g: mix_outputs(two(g), face(g)), r"`a` must be one photo, got 2.* `a\[0\]`"),
-    ("two faces b", ValueError, lambda g: interpolate_outputs(face(g), two(g), steps=2), "`b` must be one photo, got"),
     ("two faces out", ValueError, lambda g: edit_frames(g.pti, two(g), {}, steps=2), "`out` must be one photo, got 2"),
 ]  # fmt: skip
 

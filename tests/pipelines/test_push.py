@@ -1,7 +1,7 @@
 """The card of a model, and a folder on the Hub."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,15 @@ from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.pipelines.loading import check_folder, push_to_hub, write_card
 from stylegan_inversion.preprocessing.image import load_image
 from stylegan_inversion.preprocessing.sources import LabelSource, to_config
-from tests.fake_hub import FakeHub, hub_client, serve
+from tests.fake_hub import FakeHub
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub's client
 
 
 @pytest.fixture
-def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
-    with serve() as hub, hub_client(hub, tmp_path / "cache") as patch:
-        patch.setenv("HF_TOKEN", "write")
-        yield hub
+def fake_hub(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
+    monkeypatch.setenv("HF_TOKEN", "write")
+    return fake_hub
 
 
 @pytest.fixture
@@ -63,7 +62,7 @@ def test_the_card_of_a_real_model_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert found["license"] == "other" and "metrics" not in found and "model-index" not in found
 
 
-def test_what_is_given(folder: Path) -> None:
+def test_what_is_given(pti: PTIPipeline, folder: Path) -> None:
     metrics = {"l2": 0.0416, "lpips": 0.08}
     card = write_card(folder, name="org/mine", license="cc-by-nc-4.0", metrics=metrics, overwrite=True)
     found = header(card)
@@ -74,16 +73,11 @@ def test_what_is_given(folder: Path) -> None:
     assert 'PTIPipeline.from_pretrained("org/mine")' in text and "# mine\n" in text
     assert "| lpips | 0.08 |" in text and "Weights: cc-by-nc-4.0." in text
     assert "| `age` | not measured |" in text
-    card.write_text("mine")
-    assert write_card(folder, name="org/mine") == card and card.read_text() == "mine"
-
-
-def test_a_card_comes_with_the_folder_and_stays(pti: PTIPipeline, folder: Path) -> None:
-    (folder / "README.md").write_text("mine")
+    card.write_text("mine")  # which stays
     pti.save_pretrained(folder, metrics={"l2": 0.5})
-    assert (folder / "README.md").read_text() == "mine"
+    assert card.read_text() == "mine"
     pti.save_pretrained(folder, metrics={"l2": 0.5}, overwrite_card=True)
-    assert "| l2 | 0.5 |" in (folder / "README.md").read_text()
+    assert "| l2 | 0.5 |" in card.read_text()
 
 
 def test_other_snippets(pti: PTIPipeline, tmp_path: Path) -> None:
@@ -93,9 +87,6 @@ def test_other_snippets(pti: PTIPipeline, tmp_path: Path) -> None:
     assert 'out.images[0].save("inverted.png")' in text and "## Directions" not in text
     hub.write_config({**hub.read_config(folder), "source": to_config(LabelSource(5))}, folder)
     assert 'pipe.translate("picture.png")' in write_card(folder, overwrite=True).read_text("utf-8")
-
-
-def test_folders_that_are_no_pipeline(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         write_card(tmp_path)
 
