@@ -51,12 +51,10 @@ def test_compiled_parts(compiled: Callable[[Any], Any], tmp_path: Path) -> None:
     pti = PTIPipeline.from_pretrained("faces64")
     tuned = pti(CROP, align=False, num_w_steps=1, num_tuning_steps=1).generator.state_dict()
     pti.generator = compiled(pti.generator)
-    for _ in range(2):
-        made = pti(CROP, align=False, num_w_steps=1, num_tuning_steps=1)
-        again = InversionOutput.load(made.save(tmp_path / "out"))
-        assert again.generator.state_dict().keys() == tuned.keys()
-        assert all(torch.equal(tensor, tuned[key]) for key, tensor in again.generator.state_dict().items())
-        pti.generator.synthesis = compiled(pti.generator.synthesis)
+    pti.generator.synthesis = compiled(pti.generator.synthesis)
+    again = InversionOutput.load(pti(CROP, align=False, num_w_steps=1, num_tuning_steps=1).save(tmp_path / "out"))
+    assert again.generator.state_dict().keys() == tuned.keys()
+    assert all(torch.equal(tensor, tuned[key]) for key, tensor in again.generator.state_dict().items())
 
 
 def test_integers_of_numpy(tmp_path: Path) -> None:
