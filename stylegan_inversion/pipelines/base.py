@@ -144,14 +144,11 @@ class InversionPipeline(abc.ABC):
     # Edited, and back in the photo
 
     def edit(self, out: InversionOutput, /, **strengths: float) -> InversionOutput:
-        """Move along one or more directions; edits add up.
+        """Move along one or more directions: gives a new output, drawn by the same generators. Edits add up.
 
         Args:
             out: An inversion, edited or not.
             **strengths: Strength by direction, each in its unit: `edit(out, smile=2.0, age=-1.0)`.
-
-        Returns:
-            A new output, drawn by the same generators.
 
         Raises:
             ValueError: If a direction is unknown (the message names the known ones), or a strength is not finite.
@@ -167,16 +164,13 @@ class InversionPipeline(abc.ABC):
         return dataclasses.replace(out, images=images, w_plus=w_plus, w_inverted=out.w_unedited, edits=edits)
 
     def paste_back(self, out: InversionOutput, *, keep_detail: bool = True, feather: float = 0.08) -> list[Image.Image]:
-        """Put the faces back into their photos; nothing outside the crop changes.
+        """Put the faces back into their photos, at their own sizes; nothing outside the crop changes.
 
         Args:
             out: An inversion, usually edited.
             keep_detail: Add only what the edit changed, so the photo keeps detail that the generator cannot draw; an
                 unedited face gives the photo itself. False replaces the face by the generator's picture.
             feather: Width of the soft seam inside the crop, relative to its side.
-
-        Returns:
-            One photo for each photo, at its own size.
         """
         return [
             paste_back(crop, image, reference=reference if keep_detail else None, feather=feather)
@@ -242,15 +236,12 @@ class InversionPipeline(abc.ABC):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """Move every network to a device, a floating-point type or both, in place.
+        """Move every network to a device, a floating-point type or both, and return the pipeline itself.
 
         Args:
             *args: A device, a dtype, or both: `to("cuda")`, `to(torch.float64)`, `to("cuda", torch.float64)`.
             device: Where to put them: "cpu", "cuda", "mps", or "auto" for the best there is. `None` leaves them.
             dtype: As in `from_pretrained`. `None` leaves it.
-
-        Returns:
-            The pipeline itself.
 
         Raises:
             TypeError: If an argument is neither a device nor a dtype, or one is given twice.

@@ -114,22 +114,18 @@ class EncoderPipeline(InversionPipeline):
     ) -> InversionOutput:
         """Turn a picture of the kind the encoder was trained on into one or more faces (pSp, section 4).
 
-        Nothing is aligned. Style mixing gives several faces for one sketch: the layers in `latent_mask`, such as the
-        fine ones, get a random w, another one for each output.
-
         Args:
             image: A photo that is an aligned crop, a sketch, or a label map (path, PIL image, bytes, array). Of a
                 picture that is not square the central square is taken.
-            num_outputs: How many faces.
+            num_outputs: How many faces: each has another random w in the layers of `latent_mask`.
             latent_mask: The layers that get a random w, each in [0, num_ws - 1]; pSp's are 8 to 17 at 1024 px. `None`
                 mixes nothing.
-            mix_alpha: Weight of the random w in these layers, in [0, 1]; the rest is the picture's own w. `None`
-                means 1.
+            mix_alpha: Weight of the random w in these layers, in [0, 1]; the rest is the picture's. `None` means 1.
             seed: Seed of the random w. Output i does not depend on `num_outputs`.
 
         Returns:
-            `num_outputs` outputs. Their crops show the picture itself; a label map in one colour a label. Unless it is
-            a photo, the reports have no "l2": a face is not compared with a drawing.
+            The faces. Their crops show the picture, a label map in one colour a label. Only the reports of a photo have
+            an "l2": a face is not compared with a drawing.
 
         Raises:
             InvalidImageError: If the picture cannot be read, or a label map holds a number that is no label.

@@ -8,7 +8,6 @@ import json
 import logging
 import operator
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -43,11 +42,7 @@ _VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float3
 
 
 def find_device(name: torch.device | str | int | None) -> torch.device:
-    """Check a device. "auto" is the best there is, `None` the CPU.
-
-    Raises:
-        ValueError: If this machine, or this build of PyTorch, has no such device.
-    """
+    """Check a device. "auto" is the best there is, `None` the CPU. Raises `ValueError` if there is no such device."""
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, available in here.items() if available)
@@ -65,23 +60,14 @@ def find_device(name: torch.device | str | int | None) -> torch.device:
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """What a model holds, wherever it came from: the parts that a pipeline is made of.
+    """The parts of a model that a pipeline is made of, wherever they came from: in float32, on the CPU."""
 
-    Attributes:
-        where: Its path, for messages.
-        generator: In float32, on the CPU.
-        encoders: By the names of `ENCODERS`: each loads its network, in float32, on the CPU.
-        directions: By name.
-        config: As in its `config.json`, with `crop_scale`.
-        base_name: Where its generator came from, if the name gives the same numbers.
-    """
-
-    where: Path
+    where: Path  # for messages
     generator: Generator
-    encoders: Mapping[str, Callable[[], nn.Module]]
+    encoders: Mapping[str, Callable[[], nn.Module]]  # by the names of `ENCODERS`; each loads its network
     directions: Mapping[str, Direction]
-    config: Mapping[str, Any]
-    base_name: BaseName | None = None
+    config: Mapping[str, Any]  # as in `config.json`, with `crop_scale`
+    base_name: BaseName | None = None  # where the generator came from, if that has the same numbers
 
 
 def read_model(name_or_path: str | os.PathLike[str], access: hub.Access, *, variant: str | None) -> LoadedModel:
@@ -116,13 +102,13 @@ def read_file(
     """Find a foreign file and read it; see `InversionPipeline.from_single_file`. `encoder` is the one that it needs."""
     path = find_file(source, access, sha256=sha256)
     file = read_single_file(path, encoder=encoder)
-    if file.kind in ("direction", "ganspace"):
+    if file.vectors or file.components is not None:
         way = "`pipeline.load_direction` or `pipeline.load_components` reads it"
         raise CheckpointError(f"{path} holds a {file.kind}, of which no pipeline can be built: {way}.")
-    for part, way in (("generator", ""), ("encoder", " PTIPipeline needs the generator alone.")):
-        if part not in file.parts and (part == "generator" or encoder is not None):
-            found = ", ".join(file.parts) or "nothing"
-            raise CheckpointError(f"{path} holds no {part} (found: {file.kind}; {found}).{way}")
+    missing = [part for part in ("generator", "encoder" if encoder else "generator") if part not in file.parts]
+    if missing:
+        found = f"found: {file.kind}; {', '.join(file.parts) or 'nothing'}"
+        raise CheckpointError(f"{path} holds no {missing[0]} ({found}). PTIPipeline needs the generator alone.")
     file = with_directions(file, path, access, source=source)
     for note in file.notes:
         logger.warning("%s: %s", path.name, note)
@@ -175,14 +161,11 @@ def load_direction(
         way = f"It holds {', '.join(vectors)}: say which by `name`." if vectors else "Is it for `load_components`?"
         raise CheckpointError(f"{path} holds no single direction (found: {file.kind}). {way}")
     (vector,) = vectors.values()
-    w_dim = pipeline.generator.config.w_dim
+    w_dim, limits = pipeline.generator.config.w_dim, None
+    if entry is not None:
+        description, limits = description or entry.description, entry.strength_range if unit is None else None
     direction = direction_from_official(
-        vector,
-        name=name,
-        description=description or (entry.description if entry is not None else ""),
-        strength_range=entry.strength_range if entry is not None and unit is None else None,
-        unit=unit,
-        w_dim=w_dim,
+        vector, name=name, description=description, strength_range=limits, unit=unit, w_dim=w_dim
     )
     one, all_layers, found = (w_dim,), (pipeline.generator.num_ws, w_dim), tuple(direction.vector.shape)
     if found not in (one, all_layers):
@@ -339,11 +322,9 @@ def push_to_hub(
 
 def _renamed(card: str, folder: Path, repo_id: str) -> str:
     """A card that says how to load the folder must say how to load the repository."""
-
-    def rename(call: re.Match[str]) -> str:
-        return _load_call(repo_id) if Path(json.loads(call[1])).resolve() == folder.resolve() else call[0]
-
-    return re.sub(r'from_pretrained\(("[^"\n]*")\)', rename, card)
+    for name in (str(folder), str(folder.resolve()), os.path.relpath(folder)):
+        card = card.replace(_load_call(name), _load_call(repo_id))
+    return card
 
 
 def check_folder(folder: Path) -> None:
@@ -448,9 +429,8 @@ def _example(directions: Mapping[str, Direction], config: Mapping[str, Any]) -> 
 
 def _section(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     """A section with a table; nothing without rows."""
-    lines = [head, ("---",) * len(head), *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"\n## {title}\n\n{table}\n" if len(lines) > 2 else ""
+    lines = [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
+    return "\n".join(["", f"## {title}", "", *lines, ""]) if len(lines) > 2 else ""
 
 
 def _part(folder: Path, what: str) -> tuple[str, ...]:

@@ -61,11 +61,7 @@ class BaseName:
         return bool(_ELSEWHERE.match(name)) or not (self.revision or name in hub.builtin_models() or is_known(name))
 
     def load(self, *, allow_download: bool, device: torch.device | str | None = None) -> Generator:
-        """Load the generator; from the Hub or another machine only if that is allowed or it is in the cache.
-
-        Raises:
-            ModelNotFoundError: If it is not there, or may not be fetched.
-        """
+        """Load the generator; from the Hub or another machine only if that is allowed or it is in the cache."""
         try:
             if not allow_download and any(_ELSEWHERE.match(each) for each in (self.name_or_path, self.revision or "")):
                 raise ModelNotFoundError("It is in a folder of another machine.")
@@ -138,11 +134,7 @@ class InversionOutput:
 
     @property
     def generator(self) -> Generator:
-        """The generator that draws the photos.
-
-        Raises:
-            ValueError: If each photo has a tuned generator of its own: take `out[i].generator`.
-        """
+        """The generator that draws the photos. Raises `ValueError` if they have several: take `out[i].generator`."""
         if any(generator is not self.generators[0] for generator in self.generators):
             raise ValueError(f"Each of the {len(self)} photos has its own generator: take `out[i].generator`.")
         return self.generators[0]
@@ -188,8 +180,7 @@ class InversionOutput:
         tensors: dict[str, Tensor] = {"w_plus": self.w_plus}
         if self.w_inverted is not None:
             tensors["w_inverted"] = self.w_inverted
-        header: dict[str, str] = {}
-        generators: list[dict[str, Any]] = []
+        header, generators = dict[str, str](), list[dict[str, Any]]()
         images, reconstructions = self.images, self.reconstructions
         for k, generator in enumerate(unique):
             if base is None:
@@ -205,8 +196,7 @@ class InversionOutput:
                 generators.append({"kind": "delta", "relative_error": delta.relative_error})
             tensors |= {f"generator.{k}.{name}": tensor for name, tensor in parts.items()}
             header |= {f"generator.{k}.{name}": text for name, text in texts.items()}
-        photos: list[dict[str, Any]] = []
-        pictures: dict[bytes, int] = {}
+        photos, pictures = list[dict[str, Any]](), dict[bytes, int]()
         for i, crop in enumerate(self.crops):
             entry = {
                 "generator": numbers[i],
@@ -290,7 +280,7 @@ def _read(
         if {tuple(tensors[name].shape)} != shapes:
             found = tuple(tensors[name].shape)
             raise ValueError(f"`{name}` is {found}, and the photos and their generators need {shapes}")
-    edits = {str(name): float(strength) for name, strength in config["edits"].items()}
+    edits = {name: float(strength) for name, strength in config["edits"].items()}
     if not all(math.isfinite(strength) for strength in edits.values()):
         raise ValueError(f"`edits` must be finite, got {edits}")
     pictures: dict[Any, Image.Image] = {}

@@ -173,11 +173,7 @@ class PTIPipeline(InversionPipeline):
         num_w_steps: int | None = None,
         num_tuning_steps: int | None = None,
     ) -> Plan:
-        """Say what a call with these arguments does.
-
-        Raises:
-            ValueError: If one of them is out of range.
-        """
+        """Say what a call with these arguments does. Raises `ValueError` if one of them is out of range."""
         if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
             raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}.")
         chosen = Preset(("w",), self.projector.num_steps, self.tuning.num_steps) if preset is None else PRESETS[preset]
@@ -250,16 +246,8 @@ class PTIPipeline(InversionPipeline):
             y_hat = self.generator.synthesis(found.w_plus, noise=found.noise).clamp(-1, 1)
         if found.stopped_by != "steps":  # a stopped projection stops the run
             tuning = dataclasses.replace(tuning, num_steps=0)
-        tuned = tune_generator(
-            self.generator,
-            target,
-            found.w_plus,
-            perceptual=self.perceptual,
-            config=tuning,
-            noise=found.noise,
-            seed=seed,
-            callback=callback,
-        )
+        options: dict[str, Any] = {"config": tuning, "noise": found.noise, "seed": seed, "callback": callback}
+        tuned = tune_generator(self.generator, target, found.w_plus, perceptual=self.perceptual, **options)
         return tuned.generator, {
             "l2_pivot": (y_hat - target).square().mean().item(),
             "w_steps": len(found.losses),
