@@ -256,7 +256,7 @@ class InversionPipeline(abc.ABC):
                 raise TypeError(f"`to` takes one device and one dtype, got {given!r} as well.")
         if isinstance(device, bool) or not isinstance(device, (torch.device, str, int, type(None))):
             raise TypeError(f'`to` takes a device such as "cuda" and a dtype such as torch.float64, got {device!r}.')
-        self._check_dtype(dtype)
+        self.check_dtype(dtype)
         place = None if device is None else loading.find_device(device)
         for network in self.networks:
             network.to(device=place, dtype=dtype)
@@ -267,7 +267,8 @@ class InversionPipeline(abc.ABC):
         return self
 
     @classmethod
-    def _check_dtype(cls, dtype: torch.dtype | None) -> None:
+    def check_dtype(cls, dtype: torch.dtype | None) -> None:
+        """Check that the pipeline runs in a floating-point type. Raises `ValueError` if it does not."""
         if dtype is not None and dtype not in cls.dtypes:
             known = ", ".join(map(str, cls.dtypes))
             raise ValueError(f"`dtype` of {cls.__name__} must be one of {known}, got {dtype}.")
@@ -317,7 +318,7 @@ class InversionPipeline(abc.ABC):
             ValueError: If this machine has no such device, `dtype` or `variant` is out of range, or `perceptual` is
                 unknown, or given to a pipeline that does not optimise.
         """
-        cls._check_dtype(dtype)
+        cls.check_dtype(dtype)
         device = loading.find_device(device)
         access = hub.Access(revision, subfolder, token, cache_dir, local_files_only, force_download)
         model = loading.read_model(name_or_path, access, variant=variant)
@@ -363,7 +364,7 @@ class InversionPipeline(abc.ABC):
             MissingDependencyError: As in `from_pretrained`.
             ValueError: If the address, the device, the dtype or the perceptual network is invalid.
         """
-        cls._check_dtype(dtype)
+        cls.check_dtype(dtype)
         device = loading.find_device(device)
         access = hub.Access(None, None, token, cache_dir, local_files_only, force_download)
         model = loading.read_file(source, access, sha256=sha256, encoder=cls.encoder_kind, crop_scale=crop_scale)

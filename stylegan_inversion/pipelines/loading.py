@@ -28,7 +28,7 @@ from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.pipelines.output import BaseName
-from stylegan_inversion.preprocessing.sources import PhotoSource, source_from_config, to_config
+from stylegan_inversion.preprocessing.sources import PhotoSource, to_config
 from stylegan_inversion.remote import model_card, upload_folder
 
 if TYPE_CHECKING:
@@ -417,7 +417,7 @@ def _load_call(name: str) -> str:
 
 
 def _example(directions: Mapping[str, Direction], config: Mapping[str, Any]) -> str:
-    if source_from_config(config.get("source", {"kind": "photo"})) != PhotoSource():
+    if config.get("source") not in (None, to_config(PhotoSource())):
         return 'out = pipe.translate("picture.png")\nout.images[0].save("face.png")'
     if not directions:
         return 'out = pipe("photo.jpg")\nout.images[0].save("inverted.png")'

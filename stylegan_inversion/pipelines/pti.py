@@ -155,10 +155,8 @@ class PTIPipeline(InversionPipeline):
             DivergedError: If the optimisation gives NaN at its first step.
         """
         batch_size, seed = operator.index(batch_size), operator.index(seed)  # NumPy's integers too
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be >= 1, got {batch_size}.")
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"`seed` must be in [0, 2**63), got {seed}.")
+        if batch_size < 1 or not 0 <= seed < 2**63:
+            raise ValueError(f"`batch_size` must be >= 1, got {batch_size}; `seed` in [0, 2**63), got {seed}.")
         plan = self.plan(preset, pivot, num_w_steps, num_tuning_steps)
         if plan.pivot in ENCODERS:
             self._encoder(plan.pivot)  # an error comes before the search for faces
@@ -174,18 +172,17 @@ class PTIPipeline(InversionPipeline):
         num_tuning_steps: int | None = None,
     ) -> Plan:
         """Say what a call with these arguments does. Raises `ValueError` if one of them is out of range."""
-        if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
+        if preset not in (None, *PRESETS):
             raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}.")
         chosen = Preset(("w",), self.projector.num_steps, self.tuning.num_steps) if preset is None else PRESETS[preset]
         if pivot is None:
             pivot = next(name for name in chosen.pivots if name in self.pivots)
-        if not isinstance(pivot, InversionOutput) and not (isinstance(pivot, str) and pivot in PIVOTS):
+        if not isinstance(pivot, InversionOutput) and pivot not in PIVOTS:
             raise ValueError(f"`pivot` must be one of {', '.join(PIVOTS)}, or an earlier inversion, got {pivot!r}.")
         w_steps = operator.index(chosen.num_w_steps if num_w_steps is None else num_w_steps)
         tuning_steps = operator.index(chosen.num_tuning_steps if num_tuning_steps is None else num_tuning_steps)
-        for name, value, least in (("num_w_steps", w_steps, 1), ("num_tuning_steps", tuning_steps, 0)):
-            if value < least:
-                raise ValueError(f"`{name}` must be >= {least}, got {value}.")
+        if w_steps < 1 or tuning_steps < 0:
+            raise ValueError(f"`num_w_steps` must be >= 1, got {w_steps}; `num_tuning_steps` >= 0, got {tuning_steps}.")
         return Plan(pivot, w_steps, tuning_steps)
 
     def invert(
@@ -207,9 +204,7 @@ class PTIPipeline(InversionPipeline):
             if not all(generator.has_the_w_of(self.generator) for generator in pivot.generators):
                 raise ValueError("`pivot` is of another model: its generator has other sizes, or another average w.")
             if [crop.image.tobytes() for crop in pivot.crops] != [crop.image.tobytes() for crop in crops]:
-                raise ValueError(
-                    "`pivot` must be of the photos in `image`, in the same order, cut out in the same way."
-                )
+                raise ValueError("`pivot` must be of the photos in `image`, in the same order and cut out alike.")
         codes, generators, reports = list[Tensor](), list[Generator](), list[dict[str, Any]]()
         total = len(crops) * (w_steps + tuning.num_steps)
         with tqdm(total=total, disable=not progress, unit="step", leave=False) as bar:
