@@ -1,5 +1,6 @@
 """pSp, e4e and ReStyle: an encoder gives the code, the generator is shared (arXiv:2008.00951, 2102.02766)."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, cast
@@ -16,8 +17,8 @@ from stylegan_inversion.latents import broadcast, random_source
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator
-from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
-from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
+from stylegan_inversion.models.psp_encoder import EncoderConfig
+from stylegan_inversion.models.restyle_encoder import ReStyleEncoder
 from stylegan_inversion.pipelines.base import Detector, ImageLike, InversionPipeline, Inverted
 from stylegan_inversion.pipelines.loading import LoadedModel
 from stylegan_inversion.pipelines.output import InversionOutput
@@ -59,15 +60,13 @@ class EncoderPipeline(InversionPipeline):
         super().__init__(generator, directions=directions, crop_scale=crop_scale, detector=detector)
         self.source = source or PhotoSource()
         self.encoder = encoder.eval().requires_grad_(False)
-        if self.source.in_channels != self._sizes.in_channels:
-            raise ValueError(
-                f"`source` has {self.source.in_channels} channels ({self.source}), but the encoder reads "
-                f"{self._sizes.in_channels}; give the source that it was trained on."
-            )
+        if (found := self._sizes.in_channels) != self.source.in_channels:
+            wanted = f"`source` has {self.source.in_channels} channels ({self.source})"
+            raise ValueError(f"{wanted}, but the encoder reads {found}; give the source that it was trained on.")
 
     @property
-    def _sizes(self) -> PyramidEncoderConfig | ReStyleConfig:
-        return cast(PyramidEncoderConfig | ReStyleConfig, self.encoder.config)
+    def _sizes(self) -> EncoderConfig:
+        return cast(EncoderConfig, self.encoder.config)
 
     def encode(self, x: Tensor) -> Tensor:
         """Images of the encoder's side, (B, C, S, S), in the range of `source` -> w_plus, (B, num_ws, w_dim)."""
@@ -77,13 +76,12 @@ class EncoderPipeline(InversionPipeline):
         """Aligned faces as the encoder reads them, (B, 3, S, S), in [-1, 1]."""
         return torch.cat([to_tensor(recrop(crop, self._sizes.input_resolution)) for crop in crops])
 
-    def invert(self, crops: Sequence[Crop], *, progress: bool = False) -> Inverted:
-        """Find the codes of aligned faces in one pass; the generator is the pipeline's own."""
-        return self._encode_all(crops, self.encode, progress=progress)
-
     @torch.no_grad()
-    def _encode_all(self, crops: Sequence[Crop], encode: Callable[[Tensor], Tensor], *, progress: bool) -> Inverted:
-        start = time.perf_counter()
+    def invert(
+        self, crops: Sequence[Crop], *, progress: bool = False, encode: Callable[[Tensor], Tensor] | None = None
+    ) -> Inverted:
+        """Find the codes of aligned faces, by `self.encode` or `encode`; the generator is the pipeline's own."""
+        start, encode = time.perf_counter(), encode or self.encode
         batches = self.inputs(crops).split(BATCH_SIZE)
         bar = tqdm(batches, disable=not progress, unit="batch", leave=False)
         w_plus = torch.cat([encode(x.to(self.device, self.dtype)) for x in bar])
@@ -91,15 +89,10 @@ class EncoderPipeline(InversionPipeline):
         return w_plus, [self.generator] * len(crops), [{"seconds": seconds} for _ in crops]
 
     def align(self, image: ImageLike, *, align: bool = True, face: int = 0) -> Crop:
-        """Load one photo and cut the face out of it, as `InversionPipeline.align` does.
-
-        Raises:
-            ValueError: Also if the encoder reads sketches or label maps: use `translate`.
-        """
+        """Cut a face out, as `InversionPipeline.align`; a `ValueError` if the encoder reads sketches or label maps."""
         if not isinstance(self.source, PhotoSource):
-            raise ValueError(
-                f"This encoder reads {self.source}, in which no face can be found; use `translate(image)` instead."
-            )
+            what = f"This encoder reads {self.source}, in which no face can be found"
+            raise ValueError(f"{what}; use `translate(image)` instead.")
         return super().align(image, align=align, face=face)
 
     @torch.no_grad()
@@ -242,5 +235,5 @@ class ReStylePipeline(EncoderPipeline):
         if num_iterations is not None and num_iterations < 1:
             raise ValueError(f"`num_iterations` must be at least 1, got {num_iterations}.")
         crops = self._crops(image, align, face)
-        inverted = self._encode_all(crops, lambda x: self.encode(x, num_iterations=num_iterations), progress=progress)
-        return self._output(crops, *inverted)
+        encode = functools.partial(self.encode, num_iterations=num_iterations)
+        return self._output(crops, *self.invert(crops, progress=progress, encode=encode))

@@ -16,11 +16,11 @@ from stylegan_inversion.checkpoints.recognise import read_single_file
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.editing.ganspace import PrincipalComponents, fit_pca
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, UploadError
+from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.remote import file_sha256
 from tests.fake_hub import FakeHub
 
 GREY = Image.new("RGB", (64, 64), (120, 100, 90))
-CLASSES: dict[str, Any] = {"psp": PSPPipeline, "e4e": E4EPipeline}
 
 
 # Folders
@@ -102,6 +102,9 @@ def test_inversions_of_other_numbers_can_be_loaded(options: dict[str, Any], tmp_
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub's client
 def test_through_the_hub_and_back(e4e: E4EPipeline, fake_hub: FakeHub, photo: Image.Image, detector: Any) -> None:
+    with pytest.raises(UploadError, match="'org/mine' could not be uploaded"):
+        e4e.push_to_hub("org/mine", token="wrong")
+    assert not fake_hub.repositories
     address = e4e.push_to_hub("org/mine", token="write", private=True, license="mit", metrics={"l2": 0.25})
     assert address.startswith(fake_hub.url)
     e4e.push_to_hub("org/mine", token="write", variant="fp16")
@@ -147,12 +150,6 @@ def test_each_argument_of_a_download(e4e: E4EPipeline, fake_hub: FakeHub, tmp_pa
     assert len(fake_hub.log) == asked
 
 
-def test_an_upload_that_fails(e4e: E4EPipeline, fake_hub: FakeHub) -> None:
-    with pytest.raises(UploadError, match="'org/mine' could not be uploaded"):
-        e4e.push_to_hub("org/mine", token="wrong")
-    assert not fake_hub.repositories
-
-
 # Official files
 
 
@@ -166,9 +163,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", ["psp", "e4e"])
 def test_there_and_back(kind: str, files: dict[str, Path], tmp_path: Path) -> None:
-    cls = CLASSES[kind]
+    cls: Any = METHODS[kind].pipeline
     theirs, ours = cls.from_single_file(files[kind], crop_scale=0.74), cls.from_pretrained("faces64")
-    assert isinstance(theirs, cls) and theirs.crop_scale == 0.74
+    assert theirs.crop_scale == 0.74
     for a, b in ((theirs.generator, ours.generator), (theirs.encoder, ours.encoder)):
         assert a.state_dict().keys() == b.state_dict().keys()
         assert all(torch.equal(a.state_dict()[key], value) for key, value in b.state_dict().items())
@@ -177,16 +174,11 @@ def test_there_and_back(kind: str, files: dict[str, Path], tmp_path: Path) -> No
     assert torch.equal(theirs(photo, align=False).w_plus, expected)
     again = cls.from_pretrained(theirs.save_pretrained(tmp_path / "saved"))
     assert torch.equal(again(photo, align=False).w_plus, expected)
+    half = cls.from_single_file(files[kind], dtype=torch.bfloat16)
+    assert {p.dtype for network in half.networks for p in network.parameters()} == {torch.bfloat16}
     converted = write_model(read_single_file(files[kind]), tmp_path / "converted")
     assert hub.read_config(converted)["_class_name"] == cls.__name__
     assert torch.equal(cls.from_pretrained(converted)(photo, align=False).w_plus, expected)
-
-
-def test_dtype_of_a_single_file(files: dict[str, Path]) -> None:
-    pipeline = PSPPipeline.from_single_file(files["psp"], dtype=torch.bfloat16)
-    assert {p.dtype for network in pipeline.networks for p in network.parameters()} == {torch.bfloat16}
-    with pytest.raises(ValueError, match=r"torch.float32, torch.float64, got torch.bfloat16"):
-        PTIPipeline.from_single_file(files["psp"], dtype=torch.bfloat16)
 
 
 def test_what_a_pipeline_cannot_take(files: dict[str, Path], tmp_path: Path) -> None:
