@@ -234,9 +234,9 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
 
 
 def _push(folder: str, repo_id: str, **options: Any) -> int:
-    from stylegan_inversion.pipelines.publish import push_folder
+    from stylegan_inversion.pipelines.loading import push_to_hub
 
-    print(push_folder(Path(folder), repo_id, **options))
+    print(push_to_hub(Path(folder), repo_id, **options))
     return 0
 
 

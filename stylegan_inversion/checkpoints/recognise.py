@@ -94,7 +94,7 @@ class SingleFile:
     notes: tuple[str, ...] = ()  # what the file lacks and how that was made up for, one sentence each
 
 
-def source_of(encoder: nn.Module) -> Source:
+def source_of(encoder: nn.Module | Part) -> Source:
     """Tell what an encoder of the papers reads, by its channels: photos, sketches, or label maps."""
     channels = cast(Any, encoder).config.in_channels
     if channels == 3:

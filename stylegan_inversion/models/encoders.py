@@ -25,14 +25,6 @@ class EncoderKind:
 
 
 ENCODERS = {
-    "psp": EncoderKind(
-        GradualStyleEncoder,
-        PyramidEncoderConfig,
-        "psp_encoder",
-        "PSPPipeline",
-        ("GradualStyleEncoder", "BackboneEncoderUsingLastLayerIntoW"),
-        average_samples=100_000,
-    ),
     "e4e": EncoderKind(
         Encoder4Editing,
         PyramidEncoderConfig,
@@ -40,6 +32,14 @@ ENCODERS = {
         "E4EPipeline",
         ("Encoder4Editing", "SingleStyleCodeEncoder"),
         options=("stylegan_size",),
+    ),
+    "psp": EncoderKind(
+        GradualStyleEncoder,
+        PyramidEncoderConfig,
+        "psp_encoder",
+        "PSPPipeline",
+        ("GradualStyleEncoder", "BackboneEncoderUsingLastLayerIntoW"),
+        average_samples=100_000,
     ),
     "restyle": EncoderKind(
         ReStyleEncoder,

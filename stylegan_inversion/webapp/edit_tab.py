@@ -18,9 +18,7 @@ from stylegan_inversion.webapp.words import HOW_TO, note_html, status_html
 PIVOTS = {
     "w": "W, optimised: one w for all layers, which stays editable",
     "w_plus": "W+, optimised: one w a layer, nearer",
-    "e4e": "e4e's answer: no steps needed",
-    "psp": "pSp's answer: no steps needed",
-    "restyle": "ReStyle's answer: no steps needed",
+    **{row.encoder: f"{row.label}'s answer: no steps needed" for row in METHODS.values() if row.encoder is not None},
 }
 DOWNLOADS = {
     "photo": "Photo",
@@ -282,7 +280,7 @@ def _method_choices(model: Model) -> dict[str, Any]:
 
 
 def _pivot_choices(model: Model) -> dict[str, Any]:
-    here = [name for name in PIVOTS if name in ("w", "w_plus") or name in model.pipelines]
+    here = [name for name in PIVOTS if name in model.pti.pivots]
     return {"choices": [(PIVOTS[name], name) for name in here], "value": "w"}
 
 

@@ -18,6 +18,7 @@ from stylegan_inversion import hub
 from stylegan_inversion.catalogue import catalogue, list_models
 from stylegan_inversion.checkpoints.find import is_known
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, StyleGANInversionError
+from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.remote import cache_root, report_downloads
 from stylegan_inversion.webapp.model import Model as Model
 from stylegan_inversion.webapp.model import in_words
@@ -32,7 +33,7 @@ UPLOAD = "upload-"  # how the names of uploaded models begin
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SNAPSHOT = re.compile(r"[^\s`'\"(]*snapshots[\\/]+\w+")  # where the Hub's client keeps a repository
 _FOLDERS = re.compile(r"(?<![\w:/\\.-])(?:[A-Za-z]:)?[\\/]+(?:[\w.~+@%-]+[\\/]+)+")  # of an absolute path, not of a URL
-_KINDS = ("psp", "e4e", "generator")  # of the catalogue, of which a pipeline can be built
+_KINDS = ("generator", *ENCODERS)  # of the catalogue, of which a pipeline can be built
 
 
 class LoadReport(NamedTuple):

@@ -16,7 +16,7 @@ from stylegan_inversion.checkpoints.export import write_model
 from stylegan_inversion.checkpoints.recognise import read_single_file, recognise
 from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.models.generator import Generator
-from stylegan_inversion.pipelines.publish import check_folder
+from stylegan_inversion.pipelines.loading import check_folder
 from stylegan_inversion.preprocessing.landmarks import Face
 from tests.checkpoints.official_files import TINY, UNITS, lively, restyle
 
