@@ -123,13 +123,10 @@ class AutoencoderLearner:
             training=training,
         )
 
-    def open_data(self, *, training: bool = True) -> FaceFolder | None:
-        """The pictures that are trained on, or the same unchanged."""
-        return self._folder(self.config.data, side=self.side, training=training)
-
-    def open_validation_data(self) -> FaceFolder | None:
-        """The pictures that are held out; `None` if there are none."""
-        return self._folder(self.config.validation_data, side=self.side, training=False)
+    def open_data(self, *, held_out: bool = False, training: bool = True) -> FaceFolder | None:
+        """The pictures of the run; `None` if there are no held-out ones."""
+        folder = self.config.validation_data if held_out else self.config.data
+        return self._folder(folder, side=self.side, training=training and not held_out)
 
     def step(self, batches: Sequence[dict[str, Tensor]], step: int) -> tuple[dict[str, Tensor], bool]:
         """Train for one step, see `Learner.step`."""
@@ -226,4 +223,4 @@ class AutoencoderLearner:
 
 
 if __name__ == "__main__":
-    sys.exit(train_main(load_config(sys.argv[1:], {"autoencoder": AutoencoderConfig}), AutoencoderLearner))
+    sys.exit(train_main(load_config(sys.argv[1:], [AutoencoderConfig]), AutoencoderLearner))

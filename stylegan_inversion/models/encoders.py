@@ -19,16 +19,18 @@ class EncoderKind:
         config: Its config dataclass.
         folder: Folder of the network inside a model.
         pipeline: Name of the pipeline that a converted model's config names.
+        progressive: Whether it writes offsets from its first w, which training switches on one by one.
     """
 
     network: type[nn.Module]
     config: type[Any]
     folder: str
     pipeline: str
+    progressive: bool = False
 
 
 ENCODERS = {
     "psp": EncoderKind(GradualStyleEncoder, PyramidEncoderConfig, "psp_encoder", "PSPPipeline"),
-    "e4e": EncoderKind(Encoder4Editing, PyramidEncoderConfig, "e4e_encoder", "E4EPipeline"),
+    "e4e": EncoderKind(Encoder4Editing, PyramidEncoderConfig, "e4e_encoder", "E4EPipeline", progressive=True),
     "restyle": EncoderKind(ReStyleEncoder, ReStyleConfig, "restyle_encoder", "ReStylePipeline"),
 }

@@ -8,6 +8,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from stylegan_inversion.latents import seeded
 from stylegan_inversion.training.augment import (
     NUM_DRAWS,
     AdaptiveProbability,
@@ -19,7 +20,6 @@ from stylegan_inversion.training.augment import (
     warp_matrices,
 )
 from stylegan_inversion.training.config import AdaptiveOptions, AugmentOptions
-from stylegan_inversion.training.data import seeded
 
 OFF = {"flip": False, "blit": False, "geometric": False, "color": False}
 
