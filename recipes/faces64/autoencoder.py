@@ -30,7 +30,7 @@ from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.training.config import GeneratorOptions, OptimizerOptions, RunConfig, load_config
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
 from stylegan_inversion.training.gan import PIPELINE, make_generator
-from stylegan_inversion.training.objective import check_side
+from stylegan_inversion.training.objective import add_terms, check_side
 from stylegan_inversion.training.ranger import apply_gradients, make_optimizer, update_ema
 from stylegan_inversion.training.tasks import Pictures
 from stylegan_inversion.training.trainer import train_main
@@ -141,8 +141,7 @@ class AutoencoderLearner:
                 y_hat = self.generator.synthesis(w_plus, noise=noise)
                 loss, terms = self.reconstruction.losses(y_hat, self._target(batch["y"]))
             self.accelerator.backward(loss / len(batches))
-            for name, term in {**terms, "loss": loss}.items():
-                sums[name] = sums.get(name, torch.zeros_like(loss)) + term.detach() / len(batches)
+            add_terms(sums, {**terms, "loss": loss}, len(batches))
         norm = self.config.optimizer.max_grad_norm
         finite = apply_gradients(self.accelerator, self.optimizer, sums["loss"], max_norm=norm)
         self.optimizer.zero_grad(set_to_none=True)

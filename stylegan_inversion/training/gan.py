@@ -146,7 +146,10 @@ class GANLearner:
             terms, finite = terms | more, finite and fine
         images = len(batches) * self.config.batch_size * self.accelerator.num_processes
         if finite:
-            update_ema(self.average, self.generator, self._decay((step + 1) * images, images))
+            half_life = options.ema_kimg * 1000
+            if options.ema_rampup:
+                half_life = min(half_life, (step + 1) * images * options.ema_rampup)
+            update_ema(self.average, self.generator, 0.5 ** (images / max(half_life, 1e-8)))
         more, fine = self._discriminator_step(batches, step)
         terms, finite = terms | more, finite and fine
         if options.r1 and options.r1_every and step % options.r1_every == 0:
@@ -154,14 +157,6 @@ class GANLearner:
             terms, finite = terms | more, finite and fine
         terms["augmentation"] = torch.tensor(self.ada.p, device=self.accelerator.device)
         return self.lazy | terms, finite
-
-    def _decay(self, seen: int, images: int) -> float:
-        """Decay of the average generator for a step of `images` pictures, when `seen` have been seen."""
-        options = self.config.adversarial
-        half_life = options.ema_kimg * 1000
-        if options.ema_rampup:
-            half_life = min(half_life, seen * options.ema_rampup)
-        return 0.5 ** (images / max(half_life, 1e-8))
 
     def fakes(self, batch: dict[str, Tensor], serial: int, purpose: str) -> tuple[Tensor, Tensor]:
         """Draw pictures of the generator, (B, 3, R, R); and the first w of the samples, (count, w_dim)."""

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ def test_a_killed_worker(make_config: MakeConfig, tmp_path: Path) -> None:
     """As the kernel does when the memory is full."""
     config = make_config(num_workers=2, steps=100_000)
     run = Run(config, tmp_path)
-    wait_for(run, Path(config.output, "log.jsonl"), 1)
+    wait_for(run, Path(config.output, "log.jsonl"), 5)
+    time.sleep(0.1)  # both have filled their queues
     workers = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text().split()
     assert len(workers) == 2, "each loads pictures"
     os.kill(int(workers[0]), signal.SIGKILL)

@@ -1,5 +1,4 @@
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stylegan_inversion.training.config import OptimizerOptions
-from stylegan_inversion.training.ranger import Ranger, apply_gradients, lazy_options, make_optimizer
+from stylegan_inversion.training.ranger import Ranger, apply_gradients, make_optimizer
 
 Array = NDArray[np.float64]
 SHAPES = ((4, 3, 3, 3), (5, 4), (6,), ())
@@ -70,21 +69,6 @@ def test_against_the_papers(steps: int) -> None:
         np.testing.assert_allclose(p.detach().numpy(), expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("saved", [1, 6])
-def test_resume_is_exact(saved: int, tmp_path: Path) -> None:
-    whole, halves = parameters(), parameters()
-    run(Ranger(whole, lr=0.01), whole, range(1, 21))
-    optimizer = Ranger(halves, lr=0.01)
-    run(optimizer, halves, range(1, saved + 1))
-    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
-
-    again = [nn.Parameter(p.detach().clone()) for p in halves]
-    fresh = Ranger(again, lr=0.5)  # the saved settings win
-    fresh.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
-    run(fresh, again, range(saved + 1, 21))
-    assert all(torch.equal(p, q) for p, q in zip(again, whole))
-
-
 def test_a_parameter_without_a_gradient_is_skipped_and_counts_its_own_steps() -> None:
     late, early = parameters(1, ((3, 2),)), parameters(2, ((3, 2),))
     before = late[0].detach().clone()
@@ -112,16 +96,6 @@ def test_cosine() -> None:
     assert seen[12] == pytest.approx(0.5) and seen[8] == pytest.approx(0.5 + math.sqrt(0.125))
     assert seen[20] == pytest.approx(0.0, abs=1e-12) and seen[4:] == sorted(seen[4:], reverse=True)
     assert rates(OptimizerOptions(lr=1.0, warmup=1.0, schedule="cosine"), 4)[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
-
-
-def test_lazy_options() -> None:
-    """Of an optimizer that takes a further step each 16 steps."""
-    options = OptimizerOptions("adam", 2e-3, warmup=0.1, betas=(0.5, 0.99), max_grad_norm=3.0)
-    lazy = lazy_options(options, 16)
-    assert lazy.lr == pytest.approx(2e-3 * 16 / 17)
-    assert lazy.betas == pytest.approx((0.5 ** (16 / 17), 0.99 ** (16 / 17)))
-    assert (lazy.name, lazy.warmup, lazy.max_grad_norm) == ("adam", 0.1, 3.0)
-    assert lazy_options(options, 0) is options
 
 
 @pytest.fixture
