@@ -298,7 +298,7 @@ def load_config(arguments: Sequence[str] = (), configs: Sequence[type[RunConfig]
         try:
             values = yaml.load(chosen.config.read_text("utf-8"), yaml.BaseLoader) or {}  # texts as they are typed
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-            raise ValueError(f"{chosen.config} cannot be read as YAML: {e}") from e
+            raise ValueError(f"The config cannot be read: {chosen.config}: {e}") from e
         if not isinstance(values, dict):
             raise ValueError(f"{chosen.config} must hold NAME: VALUE lines.")
     methods = {name: cls for cls in configs for name in get_args(get_type_hints(cls)["method"])}

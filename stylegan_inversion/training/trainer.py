@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -337,9 +337,13 @@ class Trainer:
 
     def _cut_log(self) -> None:
         """Drop the lines that a killed run wrote after its last checkpoint: they are written again."""
-        if self.log_path.exists():
-            kept = [line for line in self.log_path.read_text("utf-8").splitlines() if _step_of(line) <= self.step]
-            hub.write_text("".join(f"{line}\n" for line in kept), self.log_path)
+        if not self.log_path.exists():
+            return
+        kept = []
+        for line in self.log_path.read_text("utf-8").splitlines():
+            with suppress(ValueError):  # cut off by the kill
+                kept += [line] if json.loads(line)["step"] <= self.step else []
+        hub.write_text("".join(f"{line}\n" for line in kept), self.log_path)
 
     def _write(self, kind: str, values: dict[str, float]) -> None:
         """Log a line, "train" or "validation". What is not finite becomes null, since JSON has no NaN."""
@@ -396,20 +400,11 @@ def _signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    try:
+    with suppress(ValueError):
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, note)
-    except ValueError:
-        pass
     try:
         yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # cut off by a kill
-        return math.inf

@@ -239,10 +239,10 @@ def test_processes_that_do_not_find_each_other(make_config: MakeConfig, monkeypa
     ("yaml", "message"),
     [
         (b"method: hyperstyle", "`method` must be one of psp, e4e, gan, got 'hyperstyle'"),
-        (b"steps: [1", r"run\.yaml cannot be read as YAML"),
-        (b"data: \xe9\xff", r"run\.yaml cannot be read as YAML"),
+        (b"steps: [1", r"The config cannot be read: .*run\.yaml: "),
+        (b"data: \xe9\xff", r"The config cannot be read: .*run\.yaml: "),
         (b"- 1\n- 2", "must hold NAME: VALUE lines"),
-        (None, r"run\.yaml cannot be read as YAML: .*No such file"),
+        (None, "The config cannot be read: .*No such file"),
     ],
 )
 def test_bad_files(tmp_path: Path, yaml: bytes | None, message: str) -> None:
