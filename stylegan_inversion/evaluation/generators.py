@@ -17,14 +17,8 @@ from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.errors import CheckpointError, InvalidImageError, MissingDependencyError
 from stylegan_inversion.evaluation import report
-from stylegan_inversion.evaluation.distribution import (
-    draw_samples,
-    measure,
-    perceptual_path_length,
-    pool_features,
-    sample_w_plus,
-    seeded,
-)
+from stylegan_inversion.evaluation.distribution import draw_samples, measure, perceptual_path_length, sample_w_plus
+from stylegan_inversion.losses.frechet import pool_features
 from stylegan_inversion.losses.identity import DlibEmbedding, load_identity
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
@@ -141,7 +135,7 @@ def evaluate_generators(
             near = {each.label: (fake[each.key][:_SHOWN], real[each.key]) for each in networks}
             report.save_figure(find_nearest(samples, near, paths), output / f"{name}_nearest.png")
 
-    one, other = torch.randperm(len(paths), generator=seeded(seed, "halves", 0)).chunk(2)
+    one, other = torch.randperm(len(paths), generator=latents.seeded(seed, "halves", 0)).chunk(2)
     columns = {each.key: each.columns() for each in networks}
     results = {
         "version": __version__,

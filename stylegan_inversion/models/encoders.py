@@ -21,6 +21,7 @@ class EncoderKind:
     types: tuple[str, ...]  # the values of `encoder_type` in the `opts` of its authors' files
     options: tuple[str, ...] = ("output_size", "learn_in_w")  # only its files have them; first: the generator's side
     average_samples: int = 10_000  # how many z its authors average w over where a file has no average
+    progressive: bool = False  # whether training switches its offsets from the first w on one by one
     from_average: bool = False  # whether it starts at the average w, whatever `start_from_latent_avg` in `opts` says
 
 
@@ -32,6 +33,7 @@ ENCODERS = {
         "E4EPipeline",
         ("Encoder4Editing", "SingleStyleCodeEncoder"),
         options=("stylegan_size",),
+        progressive=True,
     ),
     "psp": EncoderKind(
         GradualStyleEncoder,

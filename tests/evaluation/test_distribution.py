@@ -9,15 +9,14 @@ from torch import Tensor
 from stylegan_inversion.evaluation import distribution
 from stylegan_inversion.evaluation.distribution import (
     draw_samples,
-    frechet_distance,
     kernel_distance,
     measure,
     perceptual_path_length,
-    pool_features,
     precision_recall,
     sample_noise,
     sample_w_plus,
 )
+from stylegan_inversion.losses.frechet import frechet_distance, pool_features
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.preprocessing.image import to_pil, to_tensor
