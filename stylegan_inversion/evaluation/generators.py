@@ -210,11 +210,8 @@ def _load_inception(device: torch.device) -> Callable[[Tensor], Tensor]:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as e:  # torchvision raises RuntimeError beside a torch it was not built for
-        raise MissingDependencyError.of_extra(
-            "FID and KID need torch-fidelity, and 90 MB of weights that it fetches.",
-            "fid",
-            otherwise="The Fréchet and kernel distances in the built-in networks need nothing: leave out `fid`.",
-        ) from e
+        otherwise = "The Fréchet and kernel distances in the built-in networks need nothing: leave out `fid`."
+        raise MissingDependencyError.of_import("torch-fidelity", e, "fid", otherwise=otherwise) from e
     try:
         network: Any = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)
     except (OSError, RuntimeError) as e:

@@ -140,6 +140,21 @@ class Scorer:
     resolution: int  # side at which pictures are compared
     crop_scale: float  # side of the crops relative to FFHQ's
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """The name in tables of each figure of a row, with everything that it depends on."""
+        identity = {} if self.identity is None else {"identity": f"ID ({self.identity.name})"}
+        return {
+            "l2": "L2",
+            "psnr": f"PSNR (peak {PSNR_PEAK:g})",
+            "ms_ssim": f"MS-SSIM ({ms_ssim_scales(self.resolution)} scales)",
+            "lpips": f"LPIPS ({self.perceptual.name})",
+            **identity,
+            "offset_norm": "offset norm",
+            **{f"lec_{name}": f"LEC ({name} {edit.ends[-1]:+g})" for name, edit in self.edits.items()},
+            "seconds": "s/image",
+        }
+
     @torch.no_grad()
     def score(
         self, w_plus: Tensor, generator: Generator, originals: Tensor, encode: Callable[[Tensor], Tensor] | None = None
