@@ -139,9 +139,7 @@ def test_refusals(call: Callable[[], object], message: str) -> None:
         call()
 
 
-@pytest.mark.parametrize(
-    ("side", "period", "degrees"), [(256, 2, 0), (512, 4, 30), (700, 3, 45), (700, 5, 0), (1000, 4, 30)]
-)
+@pytest.mark.parametrize(("side", "period", "degrees"), [(256, 2, 0), (700, 3, 45), (1000, 4, 30)])
 def test_small_crops_and_small_faces_do_not_alias(period: int, side: int, degrees: float) -> None:
     """Stripes of at most half a pixel of the crop must become an even grey. The official way gives up to 127."""
     stripes = (np.arange(1200) % period < period / 2).astype(np.uint8) * 255
@@ -161,8 +159,7 @@ def test_align_face_chooses_the_face(photo: Image.Image) -> None:
     assert np.array_equal(np.asarray(crop.image), np.asarray(crop_quad(photo, face_quad(faces[1], 0.74), 64)))
 
 
-@pytest.mark.parametrize(("width", "height"), [(140, 100), (101, 140), (96, 96)])
-@pytest.mark.parametrize("size", [64, 300])
+@pytest.mark.parametrize(("width", "height", "size"), [(140, 100, 64), (101, 140, 300), (96, 96, 64)])
 def test_uncropped_takes_the_central_square(width: int, height: int, size: int) -> None:
     """Resized, and nothing else: its rims are those of the photo."""
     photo, side = textured(width, height), min(width, height)
