@@ -10,9 +10,8 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from stylegan_inversion.losses.crop import inner_face
 from stylegan_inversion.losses.delta import delta_loss
-from stylegan_inversion.losses.identity import IdentityLoss
+from stylegan_inversion.losses.identity import IdentityLoss, inner_face
 from stylegan_inversion.losses.l2 import l2_loss
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.losses.moco import MoCoLoss

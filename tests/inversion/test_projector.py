@@ -19,17 +19,6 @@ from stylegan_inversion.models.generator import Generator
 SHORT = ProjectorConfig(num_steps=40, learning_rate=0.08)
 
 
-def test_schedules() -> None:
-    config = ProjectorConfig(num_steps=100, learning_rate=2.0)
-    assert config.learning_rate_at(0) == 0
-    assert config.learning_rate_at(5) == pytest.approx(2.0)  # the end of the rise
-    assert config.learning_rate_at(50) == pytest.approx(2.0)
-    assert config.learning_rate_at(90) == pytest.approx(2 * (0.5 - 0.5 * math.cos(0.4 * math.pi)))
-    assert config.w_noise_at(0) == pytest.approx(0.05)
-    assert config.w_noise_at(50) == pytest.approx(0.05 / 9)
-    assert config.w_noise_at(75) == 0 == config.w_noise_at(99)
-
-
 def test_noise_regularization_prefers_white_noise() -> None:
     white = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.avg_pool2d(white, 3, 1, 1)

@@ -13,7 +13,7 @@ from torch import nn
 
 from stylegan_inversion import E4EPipeline, PSPPipeline, hub
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.losses.crop import inner_face
+from stylegan_inversion.losses.identity import inner_face
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.resnet import ResNet, ResNetConfig
 from stylegan_inversion.preprocessing.image import load_image
