@@ -12,6 +12,7 @@ The crop to the face is that of the identity loss and of pSp's crop losses (trai
 
 import abc
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +61,11 @@ class IdentityEmbedding(nn.Module, abc.ABC):
 
     name: str | None = None
 
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network: Any = network.requires_grad_(False)
+        self.eval()
+
     @abc.abstractmethod
     def embed(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
         """Embed FFHQ crops, RGB, in [-1, 1]. The embeddings have unit norm."""
@@ -76,12 +82,7 @@ class IdentityEmbedding(nn.Module, abc.ABC):
 
 
 class ArcFaceEmbedding(IdentityEmbedding):
-    """The papers' network, which reads the inner face of an FFHQ crop at 112 px (`crop_face`)."""
-
-    def __init__(self, network: ArcFace) -> None:
-        super().__init__()
-        self.network = network.requires_grad_(False)
-        self.eval()
+    """The papers' network, `ArcFace`, which reads the inner face of an FFHQ crop at 112 px (`crop_face`)."""
 
     def embed(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
         """Cut out the inner face and embed it."""
@@ -89,12 +90,7 @@ class ArcFaceEmbedding(IdentityEmbedding):
 
 
 class DlibEmbedding(IdentityEmbedding):
-    """dlib's network, which reads the whole crop at 150 px."""
-
-    def __init__(self, network: FaceRecognitionNet) -> None:
-        super().__init__()
-        self.network = network.requires_grad_(False)
-        self.eval()
+    """dlib's network, `FaceRecognitionNet`, which reads the whole crop at 150 px."""
 
     def embed(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
         """Embed the crop and scale the result to unit norm."""

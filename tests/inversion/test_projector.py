@@ -10,7 +10,6 @@ from stylegan_inversion.inversion.projector import (
     ProjectorConfig,
     noise_regularization,
     project_w,
-    project_w_plus,
     w_statistics,
 )
 from stylegan_inversion.losses.lpips import PerceptualDistance
@@ -44,7 +43,7 @@ def test_w_plus_frees_the_layers_and_a_seed_fixes_the_result(
     generator: Generator, perceptual: PerceptualDistance, target: Tensor
 ) -> None:
     config = ProjectorConfig(num_steps=4)
-    found = project_w_plus(generator, target, perceptual=perceptual, config=SHORT)
+    found = project_w(generator, target, perceptual=perceptual, config=SHORT, per_layer=True)
     assert not torch.equal(found.w_plus[:, 0], found.w_plus[:, 1])
     results = [project_w(generator, target, perceptual=perceptual, config=config, seed=s).w_plus for s in (1, 1, 2)]
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
