@@ -116,10 +116,10 @@ def to_tensor(image: Image.Image, size: int | None = None) -> Float[Tensor, "1 3
     if image.mode != "RGB":
         raise ValueError(f"`image` must be of mode RGB, got {image.mode}; pass it through `load_image` first.")
     if size is not None and image.size != (size, size):
-        if size < 1 or image.width != image.height:
+        if image.width != image.height:
             raise ValueError(
-                f"`size` must be at least 1 and `image` square, got {size} for {image.width} x {image.height}; crop it "
-                "with `align_face` or `uncropped` first."
+                f"`image` must be square when `size` is given, got {image.width} x {image.height}; crop it with "
+                "`align_face` or `uncropped` first."
             )
         image = image.resize((size, size), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, H, W), uint8

@@ -110,8 +110,6 @@ class LabelSource(BoundedConfig):
         Raises:
             InvalidImageError: If `image` is not a label map, or holds a number that is not a label.
         """
-        if resolution < 1:
-            raise ValueError(f"`resolution` must be at least 1, got {resolution}.")
         labels = np.asarray(_check_labels(image, "The label map")).astype(np.int64)
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.num_labels:

@@ -111,8 +111,7 @@ def test_bad_sources(source: Any, match: str) -> None:
         (lambda: load_image(torch.zeros(1, 3, 32, 32)), TypeError, "got Tensor; turn a tensor.*with `to_pil`"),
         (lambda: load_image("nothing.png"), FileNotFoundError, r"nothing\.png"),
         (lambda: to_tensor(Image.new("L", (20, 20))), ValueError, "mode RGB, got L; pass it through `load_image`"),
-        (lambda: to_tensor(Image.new("RGB", (20, 30)), 16), ValueError, "`image` square, got 16 for 20 x 30"),
-        (lambda: to_tensor(Image.new("RGB", (20, 20)), 0), ValueError, "`size` must be at least 1 .*, got 0"),
+        (lambda: to_tensor(Image.new("RGB", (20, 30)), 16), ValueError, "square when `size` is given, got 20 x 30"),
         (lambda: to_pil(torch.full((1, 3, 4, 4), torch.nan)), ValueError, "holds NaN"),
     ],
 )

@@ -38,8 +38,6 @@ GREY = Image.fromarray(LABELS.astype(np.uint8))
         (lambda: source_from_config({"kind": "photo", "a": 3}), "kind 'photo' has no option 'a'"),
         (lambda: source_from_config({"kind": "labels", "num_labels": 257}), r"whole number in \[1, 256\], got 257"),
         (lambda: PhotoSource()(GREY, 32), "must be of mode RGB, got L"),
-        (lambda: SketchSource()(GREY, 0), "`size` must be at least 1, got 0"),
-        (lambda: LabelSource()(GREY, 0), "`resolution` must be at least 1, got 0"),
         (lambda: LabelSource(18)(GREY, 16), r"holds 18, but labels must be in \[0, 17\]: `num_labels` is 18"),
         (lambda: LabelSource()(Image.fromarray(LABELS.astype(np.int32) - 1), 16), "holds -1, but labels"),
         (lambda: LabelSource().load(encode(GREY, "JPEG")), "is a JPEG, whose compression changes"),
