@@ -118,10 +118,7 @@ CROP = crop_at(PHOTO, square(320, 256, 256), 64)
         (lambda: crop_quad(PHOTO, square(50, 50, 5), 64), "its crop is 5.0 pixels wide, at least 16"),
         (lambda: crop_quad(PHOTO, square(-500, 50, 100), 64), "does not fit the photo of 640 x 512"),
         (lambda: crop_quad(PHOTO, square(300, 300, 5000), 64), "does not fit the photo"),
-        (
-            lambda: crop_quad(PHOTO.convert("L"), square(99, 99, 64), 64),
-            "mode RGB, got L; pass it through `load_image`",
-        ),
+        (lambda: crop_quad(PHOTO.convert("L"), square(99, 99, 64), 64), "mode RGB, got L; pass it through"),
         (lambda: align_face(PHOTO, [], size=64), r"No face was found.*pass `align=False`"),
         (lambda: align_face(PHOTO, [landmarks_at(9, 9, 9)] * 2, size=64, face=2), r"in \[0, 1\], got 2: 2 found"),
         (lambda: paste_back(CROP, PHOTO.convert("L")), "`image` must be RGB and square, got L"),
