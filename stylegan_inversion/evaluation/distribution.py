@@ -25,6 +25,7 @@ PATH_STEP = 1e-4  # relative to the whole way between two w
 _PATH_RESOLUTION = 256  # larger pictures are reduced to it
 _TRIMMED = 1.0  # per cent of the path lengths left out at each end
 _SUBSET_SIZE = 1000
+_NEIGHBOURS = 3  # of precision and recall
 _ROWS = 1024  # of a matrix of distances at once: 80 MB for 10,000 columns
 
 
@@ -69,16 +70,15 @@ def kernel_distance(
     return figures.mean().item(), figures.std(correction=0).item()
 
 
-def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3) -> tuple[float, float]:
+def precision_recall(real: Tensor, fake: Tensor) -> tuple[float, float]:
     """Precision, the share of fakes inside the manifold of the real pictures, and recall, the other way round.
 
-    A manifold is made of balls: around each sample, as far as its k-th nearest neighbour in its own set; k is 3 in the
-    paper, which takes as many fakes as real pictures. Precision falls with pictures that look wrong, recall with kinds
-    of pictures that are missing.
+    A manifold is made of balls: around each sample, as far as its third nearest neighbour in its own set. The paper
+    takes as many fakes as real pictures. Precision falls with pictures that look wrong, recall with missing kinds.
     """
     centre = real.detach().mean(dim=0)  # distances are differences of squares, most exact near 0
     real, fake = real.detach() - centre, fake.detach() - centre
-    radius_real, radius_fake = _radii(real, k), _radii(fake, k)
+    radius_real, radius_fake = _radii(real), _radii(fake)
     reached = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     precise = 0
     for first in range(0, len(fake), _ROWS):
@@ -88,14 +88,14 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3) -> tuple[float, 
     return precise / len(fake), reached.double().mean().item()
 
 
-def _radii(features: Tensor, k: int) -> Tensor:
-    """Squared distance of each sample to its k-th nearest neighbour, (N,)."""
+def _radii(features: Tensor) -> Tensor:
+    """Squared distance of each sample to its third nearest neighbour, (N,)."""
     radii = []
     for first in range(0, len(features), _ROWS):
         distances = _distances(features[first : first + _ROWS], features)
         rows = torch.arange(len(distances), device=features.device)
         distances[rows, first + rows] = torch.inf  # a sample is not its own neighbour
-        radii.append(distances.kthvalue(k, dim=1).values)
+        radii.append(distances.kthvalue(_NEIGHBOURS, dim=1).values)
     return torch.cat(radii)
 
 

@@ -184,7 +184,7 @@ def load_components(
     """Add GANSpace's components from a `.pt` file, as e4e and PTI ship them, as directions. Nothing in it is executed.
 
     `edit(out, ganspace_1=...)` steps along one, in units of the unit-norm direction, and its range is two standard
-    deviations. GANSpace's own edit, which sets a coordinate, is `editing.ganspace.set_coordinate`.
+    deviations.
 
     Args:
         pipeline: Gets the directions.

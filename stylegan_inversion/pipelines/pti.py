@@ -16,7 +16,7 @@ from typing_extensions import Self
 from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.pivotal_tuning import TuningConfig, tune_generator
-from stylegan_inversion.inversion.projector import Callback, Projection, ProjectorConfig, project_w, project_w_plus
+from stylegan_inversion.inversion.projector import Callback, Projection, ProjectorConfig, project_w
 from stylegan_inversion.losses.lpips import PERCEPTUAL_NETWORKS, PerceptualDistance, load_perceptual
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator
@@ -29,7 +29,10 @@ from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.preprocessing.sources import PhotoSource, to_config
 
 PresetName = Literal["fast", "balanced", "best"]
-_PROJECTORS = {"w": project_w, "w_plus": project_w_plus}
+_PROJECTORS: dict[str, Callable[..., Projection]] = {
+    "w": project_w,
+    "w_plus": functools.partial(project_w, per_layer=True),
+}
 PIVOTS = (*_PROJECTORS, *ENCODERS)
 
 

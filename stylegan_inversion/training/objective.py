@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from stylegan_inversion.checkpoints.find import find_folder
-from stylegan_inversion.losses.crop import inner_face
 from stylegan_inversion.losses.delta import delta_loss
-from stylegan_inversion.losses.identity import IdentityLoss, load_identity
+from stylegan_inversion.losses.identity import IdentityLoss, inner_face, load_identity
 from stylegan_inversion.losses.l2 import l2_loss
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.losses.moco import load_moco

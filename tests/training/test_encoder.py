@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from stylegan_inversion import E4EPipeline, PSPPipeline, hub
-from stylegan_inversion.losses.crop import inner_face
+from stylegan_inversion.losses.identity import inner_face
 from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.losses.moco import load_moco
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
