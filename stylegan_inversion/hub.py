@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,8 @@ _DTYPES = {
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
 }
+_PART = re.compile(r"generator|directions|discriminator|\w*encoder")  # sub-folders of a model
+_STALE = 3600.0  # seconds after which what is half written is left over from a program that was killed
 _OURS = re.compile(r"\nlibrary_name: stylegan[-_]inversion\n")  # in a model card
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -189,12 +192,12 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str,
 
 @contextmanager
 def write_together(folder: Path) -> Iterator[Path]:
-    """Write the files of a model or an inversion so that all of them are replaced, or none.
+    """Replace the files of a model or an inversion together: after an error or a kill, the folder is never a mixture.
 
     They are written to the folder that this yields, inside `folder`, and moved to their places when the block ends.
-    `config.json` goes first and comes last: if the program is killed during the move, the folder has none, so it is
-    refused until it is saved again. Other files stay, except for the parts of another generator than the one that is
-    written. Only one process may write a folder at a time.
+    `config.json` is removed first and written last: if the program is killed between, the folder is refused until it
+    is saved again. Other files stay, except that the parts of another generator than the one that is written are
+    deleted. Only one process may write a folder at a time.
     """
     stage = _partial(folder, "files")
     try:
@@ -213,40 +216,36 @@ def write_together(folder: Path) -> Iterator[Path]:
 
 
 def _replace_files(folder: Path, stage: Path) -> None:
-    """Move the files of a model to their places."""
+    """Move files to their places; those of a generator leave last and come first, so that a mixture has one."""
     config, card = folder / CONFIG_NAME, folder / "README.md"
-    foreign = (stage / "generator").is_dir() and not (config.is_file() and _is_same_generator(folder, stage))
+    files = [path for path in stage.rglob("*") if path.is_file()]
+    foreign = all((each / "generator").is_dir() for each in (stage, folder))
+    foreign = foreign and not (config.is_file() and _is_same_generator(folder, stage))
     config.unlink(missing_ok=True)
     if foreign:
-        for part in filter(_is_part, folder.iterdir()):
-            part.rename(_partial(folder, part.name))
+        parts = [path for path in folder.iterdir() if _PART.fullmatch(path.name)]
+        for part in sorted(parts, key=lambda path: path.name == "generator"):
+            part.rename(stage / f".{part.name}")  # deleted with it
         if card.is_file() and _OURS.search(card.read_text("utf-8", "replace")):
             card.replace(folder / "README.old.md")  # it describes the other model
-    files = [path for path in stage.rglob("*") if path.is_file()]
-    for file in sorted(files, key=lambda path: path == stage / CONFIG_NAME):
+    for file in sorted(files, key=lambda path: (path == stage / CONFIG_NAME, path.parent.name != "generator")):
         target = folder / file.relative_to(stage)
         target.parent.mkdir(exist_ok=True)
         file.replace(target)
-    sweep(folder)
 
 
 def _is_same_generator(folder: Path, stage: Path) -> bool:
-    """Tell whether a folder holds the generator that is about to be moved there, up to the rounding of bfloat16."""
+    """Tell whether a folder holds the generator that is about to be moved there, in whatever dtype."""
     try:
-        ours, theirs = (read_tensors(next((each / "generator").glob("model*.safetensors"))) for each in (stage, folder))
-    except (CheckpointError, StopIteration):
+        (new,) = (stage / "generator").glob("model*.safetensors")
+        there = sorted((folder / "generator").glob("model*.safetensors"), key=lambda path: path.name != new.name)
+        ours, theirs = read_tensors(new), read_tensors(there[0])
+    except (CheckpointError, LookupError):
         return False
     return ours.keys() == theirs.keys() and all(
-        tensor.shape == theirs[key].shape and torch.allclose(tensor.float(), theirs[key].float(), 2**-7, 1e-6)
-        for key, tensor in ours.items()
+        a.shape == b.shape and torch.allclose(a.float(), b.float(), *((0, 0) if a.dtype == b.dtype else (2**-7, 1e-6)))
+        for a, b in ((tensor, theirs[key]) for key, tensor in ours.items())
     )
-
-
-def _is_part(folder: Path) -> bool:
-    """Tell whether a folder holds one network or the directions, and is neither a whole model nor an inversion."""
-    if not (folder / CONFIG_NAME).is_file() or not any(folder.glob("model*.safetensors")):
-        return False
-    return b'"InversionOutput"' not in (folder / CONFIG_NAME).read_bytes()
 
 
 def _partial(folder: Path, name: str) -> Path:
@@ -255,8 +254,10 @@ def _partial(folder: Path, name: str) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed programs left half written in a folder."""
+    """Remove what killed programs left half written in a folder, but nothing that was touched in the last hour."""
     for path in folder.glob(f".*.{'[0-9a-f]' * 8}.partial"):
+        if time.time() - path.lstat().st_mtime < _STALE:
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

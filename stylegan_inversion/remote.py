@@ -58,7 +58,7 @@ def download(
 
     Raises:
         ModelNotFoundError: If a file cannot be fetched; the message says why, and what to do.
-        CheckpointError: If the Hub has another file, or a file is damaged, also after it was fetched again.
+        CheckpointError: If a file is not that of `sha256`, or is damaged, also after it was fetched again.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.utils import filter_repo_objects
@@ -68,10 +68,11 @@ def download(
         raise ValueError(f"`revision` must be a branch, a tag or a commit, got {access.revision!r}.")
     offline, why = is_offline(access), f"The network may not be used for {repo_id!r}: connect once{otherwise}."
     timeout = constants.HF_HUB_ETAG_TIMEOUT
+    odd: tuple[type[Exception], ...] = *_client_errors(), LookupError, TypeError, AttributeError  # the last three: other JSON
     if not offline:
         try:  # `snapshot_download` would wait for its own first answer without a limit
             HfApi(**_LIBRARY, token=access.token).model_info(repo_id, revision=access.revision, timeout=timeout)
-        except _client_errors() as e:
+        except odd as e:
             offline, why = True, _explain(e, repo_id, access.revision)
             if access.force_download or type(e).__name__ == "RevisionNotFoundError":
                 raise ModelNotFoundError(why) from e
@@ -84,11 +85,16 @@ def download(
         except _client_errors() as e:
             raise ModelNotFoundError(why if offline else _explain(e, repo_id)) from e
         there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        asked = filter_repo_objects(there, allow_patterns=options["allow_patterns"])
-        damaged = [name for name in asked if not _is_intact(folder / name, sha256)]
+        asked = list(filter_repo_objects(there, allow_patterns=options["allow_patterns"]))
+        if offline and (access.force_download or not asked):
+            raise ModelNotFoundError(why)
+        damaged = [name for name in asked if not _is_intact(folder / name)]
         if not damaged:
+            for name in asked:
+                if sha256 is not None and sha256 not in ((folder / name).resolve().name, file_sha256(folder / name)):
+                    raise CheckpointError(f"{name} of {repo_id!r} is another file: its sha256 is not {sha256}.")
             return folder
-        text = f"{damaged[0]} of {repo_id!r} is damaged, or another file than {sha256 or 'the Hub has'}"
+        text = f"{damaged[0]} of {repo_id!r} is damaged"
         if offline:
             raise CheckpointError(f"{text}. Connect and load it again: it is then fetched anew.")
         for name in damaged:
@@ -112,9 +118,9 @@ def is_inside(path: str) -> bool:
     return not windows.anchor and ".." not in windows.parts
 
 
-def _is_intact(path: Path, sha256: str | None) -> bool:
+def _is_intact(path: Path) -> bool:
     """Check the hash of a file. The client names the content of a large file by its sha256, others by the git sha1."""
-    known = sha256 or path.resolve().name
+    known = path.resolve().name
     if re.fullmatch(r"[0-9a-f]{64}", known):
         return file_sha256(path) == known
     if not re.fullmatch(r"[0-9a-f]{40}", known):  # a cache without links
@@ -150,8 +156,7 @@ def _progress_bar() -> Any:
 def _client_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub import errors
 
-    # HTTPError: timeouts are no OSErrors; the last three come of an answer in JSON of something else
-    return errors.HTTPError, OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError
+    return errors.HTTPError, OSError, ValueError, RuntimeError  # HTTPError: timeouts are no OSErrors
 
 
 _MESSAGES = {  # by the name of the error's class or of a base of it, the Hub's status, or the system's error

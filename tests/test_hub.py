@@ -153,9 +153,14 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
 
 def test_what_a_killed_program_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     kept = [tmp_path / name for name in (hub.CONFIG_NAME, ".env.template", ".vimrc.partial", ".x.0123abcg.partial")]
-    (tmp_path / ".files.89abcdef.partial" / "generator").mkdir(parents=True)
-    for path in [*kept, tmp_path / ".config.json.0123abcd.partial"]:
+    left = [tmp_path / ".files.89abcdef.partial", tmp_path / ".config.json.0123abcd.partial"]
+    (left[0] / "generator").mkdir(parents=True)
+    for path in [*kept, left[1]]:
         path.write_text("x")
+    hub.sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, *left]), "another program may be writing them"
+    for path in [*kept, *left]:
+        os.utime(path, (0, 0))
     hub.sweep(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted(kept)
     hub.sweep(tmp_path / "nothing")

@@ -129,11 +129,13 @@ def find_file(source: str | os.PathLike[str], access: Access = Access(), *, sha2
         sha256: Hash of the file, checked wherever it is given; required for https.
 
     Raises:
-        ValueError: If the address is invalid, or an https address comes without a sha256.
+        ValueError: If the address or the sha256 is invalid, or an https address comes without a sha256.
         ModelNotFoundError: If there is no such file, or it cannot be fetched.
         CheckpointError: If another file came.
     """
     text, path = str(source), Path(source)
+    if sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", sha256 := sha256.lower()):
+        raise ValueError(f"`sha256` must be 64 hexadecimal digits, got {sha256!r}.")
     if match := _HUB_FILE.fullmatch(text):
         repo_id, revision, filename = match.groups()
         return download_file(repo_id, filename, replace(access, revision=revision), sha256=sha256)
@@ -155,9 +157,6 @@ def find_file(source: str | os.PathLike[str], access: Access = Access(), *, sha2
 
 def download_url(url: str, sha256: str, access: Access) -> Path:
     """Fetch a file from an https address, as `find_file` does, or find it in the cache under its sha256."""
-    sha256 = sha256.lower()
-    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise ValueError(f"`sha256` must be 64 hexadecimal digits, got {sha256!r}.")
     path = cached_url(url, sha256, access.cache_dir)
     if path.is_file() and not access.force_download and file_sha256(path) == sha256:
         return path

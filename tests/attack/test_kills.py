@@ -25,6 +25,11 @@ KILLED = 9
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 
 
+@pytest.fixture(autouse=True)
+def what_is_left_over_is_swept_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_STALE", -1.0)
+
+
 def deadly(function: Callable[..., Any], left: Iterator[int], *arguments: Any, **options: Any) -> Any:
     if next(left, None) is None:
         os._exit(KILLED)
@@ -115,6 +120,16 @@ def test_a_model_takes_no_parts_of_another_generator_along(tmp_path: Path, pti: 
     ]
     assert [path.name for path in (folder / "generator").glob("model*")] == ["model.fp16.safetensors"]
     assert owners(folder / "church") == {5.0} and (folder / "notes.txt").read_text() == "mine"
+
+
+def test_saving_beside_foreign_folders_keeps_them(tmp_path: Path) -> None:
+    for name in ("bert", "directions", "e4e_encoder"):  # of other programs, in a folder that is no model yet
+        (tmp_path / name).mkdir()
+        for file in ("config.json", "model.safetensors"):
+            (tmp_path / name / file).write_text("mine")
+    make_model(1.0).save_pretrained(tmp_path)
+    make_model(2.0).save_pretrained(tmp_path)
+    assert owners(tmp_path) == {2.0} and (tmp_path / "bert" / "model.safetensors").read_text() == "mine"
 
 
 @pytest.mark.skipif(not hasattr(os, "symlink"), reason="there are no links here")

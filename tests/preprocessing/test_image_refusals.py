@@ -142,7 +142,7 @@ def test_truncated_files(photo: Image.Image, file_format: str, sound_tiff: None)
 
 
 def test_broken_files_give_an_image_or_the_typed_error(photo: Image.Image, sound_tiff: None) -> None:
-    for _, data in broken(seeds(photo), 600):
+    for data in broken(seeds(photo), 600):
         try:
             assert load_image(data).mode == "RGB"
         except InvalidImageError as e:

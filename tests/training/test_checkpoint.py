@@ -1,4 +1,5 @@
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -50,10 +51,11 @@ def test_two_are_kept(tmp_path: Path) -> None:
 
 def test_orphans_are_removed(tmp_path: Path) -> None:
     write_checkpoint({"x": torch.ones(1)}, tmp_path, step=1)
-    ours = f".step-00000002.safetensors.{2**22 + 1}.ab12cd34.partial"  # of a process that cannot be
-    orphans = [tmp_path / ours, tmp_path / ".tmpKvrlkD"]  # the other one is of safetensors
+    names = ".step-00000002.safetensors.ab12cd34.partial", ".tmpKvrlkD"  # the second one is of safetensors
+    orphans = [tmp_path / name for name in names]
     for orphan in orphans:
         orphan.write_bytes(b"half")
+        os.utime(orphan, (0, 0))
     (tmp_path / ".keep").touch()
     assert read_latest(tmp_path, sweep=False) is not None and all(orphan.exists() for orphan in orphans)
     assert read_latest(tmp_path) is not None
