@@ -18,7 +18,8 @@ from stylegan_inversion.preprocessing.align import Crop, rectangle, shrink_facto
 Detail = Literal["move", "add", "none"]
 """What becomes of the photo's own detail, see `paste_back`."""
 
-_TILE = 1024  # photos are pasted in tiles, so that a large one needs no more memory
+_TILE = 256  # pixels of the photo; tiles fit the processor's cache, and a large photo needs no more memory
+_MAX_RESIZED = 2048  # pixels a side
 _FLOW_SIZE = 320  # pixels a side at which motion is found
 _SMOOTH = 6 / 320  # of the crop, the standard deviation of the motion's smoothing
 _RIM = 0.12  # of the crop, where the motion fades to 0
@@ -78,7 +79,7 @@ def paste_back(
     sides = np.maximum(np.rint(np.hypot(*axes)), 1).astype(int)
     edited = np.asarray(image, dtype=np.float32)
     # The pasted picture is keep * photo + drawn, in which the photo has moved by the flow.
-    flow = np.zeros((1, 1, 2), np.float32)
+    flow, method = np.zeros((1, 1, 2), np.float32), cv2.INTER_CUBIC
     if reference is None or detail == "none":
         keep, drawn = np.zeros(edited.shape[:2], np.float32), edited
         if not crop.is_central:
@@ -90,12 +91,10 @@ def paste_back(
     else:
         flow = _motion(cv2, edited, before)
         keep, drawn = _follow(cv2, edited, before, np.asarray(crop.image, dtype=np.float32), flow)
-        flow = flow @ axes.T.astype(np.float32)
+        flow, method = flow @ axes.T.astype(np.float32), cv2.INTER_LINEAR  # faster, and `drawn` is fine enough
+    moves = flow.any()
     layers = np.dstack([drawn, keep])
-    if (sides < len(layers)).any():
-        fitting = tuple(np.minimum(sides, len(layers)).tolist())
-        planes = [Image.fromarray(layers[..., i]).resize(fitting, Image.Resampling.LANCZOS) for i in range(4)]
-        layers = np.dstack([np.asarray(plane) for plane in planes])
+    layers = _fit(layers, np.minimum(sides, len(layers) if moves else max(len(layers), _MAX_RESIZED)))
     reach = 3 + int(np.ceil(np.abs(flow).max()))  # pixels of the photo around a tile that may move into it
 
     to_face = np.linalg.inv(axes)
@@ -111,16 +110,16 @@ def paste_back(
         mask = (ramp * ramp * (3 - 2 * ramp))[..., None]
         origin = to_face @ (np.array([left, top]) - quad[0])
         size = (right - left, bottom - top)
-        sampled = _sample(cv2, layers, to_face, origin, size, cv2.INTER_CUBIC)
-        box = (max(left - reach, 0), max(top - reach, 0))
-        box = (*box, min(right + reach, photo.width), min(bottom + reach, photo.height))
-        around = np.asarray(crop.photo.crop(box))
-        kept = band = around[top - box[1] : bottom - box[1], left - box[0] : right - box[0]].astype(np.float32)
-        if flow.any():
+        sampled = _sample(cv2, layers, to_face, origin, size, method)
+        x0, y0 = max(left - reach, 0), max(top - reach, 0)
+        around = crop.photo.crop((x0, y0, min(right + reach, photo.width), min(bottom + reach, photo.height)))
+        source = np.asarray(around)
+        kept = band = source[top - y0 : bottom - y0, left - x0 : right - x0].astype(np.float32)
+        if moves:
             move = _sample(cv2, flow, to_face, origin, size, cv2.INTER_LINEAR)
-            move[..., 0] += np.arange(left - box[0], right - box[0], dtype=np.float32)
-            move[..., 1] += np.arange(top - box[1], bottom - box[1], dtype=np.float32)[:, None]
-            kept = cv2.remap(around, move, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+            move[..., 0] += np.arange(left - x0, right - x0, dtype=np.float32)
+            move[..., 1] += np.arange(top - y0, bottom - y0, dtype=np.float32)[:, None]
+            kept = cv2.remap(source, move, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
         pasted = sampled[..., 3:] * kept
         pasted += sampled[..., :3]
         pasted -= band
@@ -140,6 +139,16 @@ def _opencv() -> Any:
     return cv2
 
 
+def _fit(layers: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Resize a picture of the face to (width, height) without aliasing."""
+    width, height = size.tolist()
+    if (height, width) == layers.shape[:2]:
+        return layers
+    method = Image.Resampling.LANCZOS if width < layers.shape[1] else Image.Resampling.BICUBIC
+    planes = [Image.fromarray(layers[..., i]).resize((width, height), method) for i in range(layers.shape[2])]
+    return np.dstack([np.asarray(plane) for plane in planes])
+
+
 def _sample(
     cv2: Any, plane: np.ndarray, to_face: np.ndarray, origin: np.ndarray, size: tuple[int, int], method: int
 ) -> np.ndarray:
@@ -153,7 +162,7 @@ def _blur(cv2: Any, x: np.ndarray, sigma: float) -> np.ndarray:
     return cv2.GaussianBlur(x, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
 
 
-def _grow(cv2: Any, x: np.ndarray, size: int) -> np.ndarray:
+def _resize(cv2: Any, x: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(x, (size, size), interpolation=cv2.INTER_CUBIC if len(x) < size else cv2.INTER_AREA)
 
 
@@ -177,9 +186,9 @@ def _moved(cv2: Any, x: np.ndarray, places: np.ndarray) -> np.ndarray:
 def _motion(cv2: Any, edited: np.ndarray, before: np.ndarray) -> np.ndarray:
     """Find for each place of the edited face where it was before, (S, S, 2), (x, y) in fractions of the crop."""
     size, sigma = _FLOW_SIZE, _SMOOTH * _FLOW_SIZE
-    after, then = (_grow(cv2, x, size) for x in (edited, before))
+    after, then = (_resize(cv2, x, size) for x in (edited, before))
     grey = [_grey(cv2, np.clip(x, 0, 255).astype(np.uint8)) for x in (after, then)]
-    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     flow, back = (search.calc(a, b, None) / size for a, b in (grey, grey[::-1]))
     # Believe motion that leads back to where it began, and as far as it explains the change.
     places = _places(cv2, flow, size)
@@ -200,7 +209,7 @@ def _follow(
     """Find how much of the moved photo is kept, (T, T), and what is added to it, (T, T, 3)."""
     size = max(len(edited), len(flow))
     pixel = size / len(edited)
-    after, then, photo = (_grow(cv2, x, size) for x in (edited, before, target))
+    after, then, photo = (_resize(cv2, x, size) for x in (edited, before, target))
     places = _places(cv2, flow, size)
     moved = _moved(cv2, then, places)
     # The generator's finest detail counts as far as it is the photo's: the structure of SSIM, in small windows.
@@ -212,14 +221,16 @@ def _follow(
     drawn += trust * (change - drawn)
     # Where the edited face has another structure than the moved one, such as teeth, the photo's detail has no place.
     # There the generator's picture replaces it, in the photo's colours, if it draws this photo well.
-    a, b = (cv2.resize(_grey(cv2, x), flow.shape[:2], interpolation=cv2.INTER_AREA) for x in (after, moved))
-    mean_a, mean_b, aa, bb, ab = (_blur(cv2, x, _STRUCTURE * len(flow)) for x in (a, b, a * a, b * b, a * b))
+    small = len(flow)
+    new, old, tone = (_resize(cv2, x, small) for x in (after, moved, photo - then))
+    a, b = _grey(cv2, new), _grey(cv2, old)
+    mean_a, mean_b, aa, bb, ab = (_blur(cv2, x, _STRUCTURE * small) for x in (a, b, a * a, b * b, a * b))
     spread = np.sqrt(np.maximum(aa - mean_a**2, 0) * np.maximum(bb - mean_b**2, 0))
     alike = (ab - mean_a * mean_b + _CONTRAST**2) / (spread + _CONTRAST**2)
-    lost = cv2.resize(_blur(cv2, np.clip((0.7 - alike) / 0.4, 0, 1), _SOFT * len(flow)), (size, size))[..., None]
+    lost = cv2.resize(_blur(cv2, np.clip((0.7 - alike) / 0.4, 0, 1), _SOFT * small), (size, size))[..., None]
     lost = lost * np.clip((trust - 0.3) / 0.4, 0, 1)
-    tone = _moved(cv2, _blur(cv2, photo - then, _WINDOW * pixel), places)
-    drawn += lost * (after + tone - drawn)
+    tone = _moved(cv2, _blur(cv2, tone, _WINDOW * small / len(edited)), _places(cv2, flow, small))
+    drawn += lost * (after + cv2.resize(tone, (size, size)) - drawn)
     return 1 - lost, drawn
 
 

@@ -45,7 +45,7 @@ def test_photo_in_edited_photo_out(pti: PTIPipeline, photo: Image.Image) -> None
     assert (changed >= quad.min(0) - 1).all() and (changed <= quad.max(0) + 1).all()
     # An inversion that is not edited changes nothing; one that replaces the face does.
     assert ImageChops.difference(pti.paste_back(out)[0], photo).getbbox() is None
-    assert ImageChops.difference(pti.paste_back(out, keep_detail=False)[0], photo).getbbox() is not None
+    assert ImageChops.difference(pti.paste_back(out, detail="none")[0], photo).getbbox() is not None
 
 
 def test_the_crop_has_the_models_scale_and_the_chosen_face(pti: PTIPipeline, photo: Image.Image) -> None:
@@ -269,7 +269,7 @@ def test_inference_mode_of_the_caller_does_not_matter(pti: PTIPipeline, photo: I
 def test_unaligned_input(pti: PTIPipeline, photo: Image.Image) -> None:
     out = pti(photo.resize((64, 64)), align=False)
     assert out.crops[0].quad is None and out.crops[0].face_count == 1
-    assert pti.paste_back(out, keep_detail=False)[0].size == (64, 64)
+    assert pti.paste_back(out, detail="none")[0].size == (64, 64)
 
 
 def test_a_strength_out_of_range_is_said(
