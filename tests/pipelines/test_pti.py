@@ -46,6 +46,10 @@ def test_photo_in_edited_photo_out(pti: PTIPipeline, photo: Image.Image) -> None
     # An inversion that is not edited changes nothing; one that replaces the face does.
     assert ImageChops.difference(pti.paste_back(out)[0], photo).getbbox() is None
     assert ImageChops.difference(pti.paste_back(out, detail="none")[0], photo).getbbox() is not None
+    for keep_detail, detail in ((True, "move"), (False, "none")):
+        with pytest.warns(DeprecationWarning, match=f"use `detail='{detail}'`"):
+            old = pti.paste_back(edited, keep_detail=keep_detail)
+        assert old[0].tobytes() == pti.paste_back(edited, detail=detail)[0].tobytes()
 
 
 def test_the_crop_has_the_models_scale_and_the_chosen_face(pti: PTIPipeline, photo: Image.Image) -> None:
