@@ -4,6 +4,7 @@ usage: python recipes/readme_picture.py [docs/edits.jpg]
 """
 
 import argparse
+from pathlib import Path
 
 from PIL import Image
 
@@ -19,7 +20,7 @@ SIDE = 360  # pixels of the photo, and of the picture: nothing is resized
 def main() -> None:
     """Invert with PTI, edit, cut the same square out of each photo."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", nargs="?", default="docs/edits.jpg")
+    parser.add_argument("path", nargs="?", type=Path, default=Path("docs/edits.jpg"))
     args = parser.parse_args()
     pipeline = PTIPipeline.from_pretrained("faces64", device="cpu", detector="builtin")
     out = pipeline(sample_photos()[PHOTO], face=FACE, seed=0, progress=True)

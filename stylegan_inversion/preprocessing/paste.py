@@ -18,20 +18,26 @@ from stylegan_inversion.preprocessing.align import Crop, rectangle, shrink_facto
 Detail = Literal["move", "add", "none"]
 """What becomes of the photo's own detail, see `paste_back`."""
 
-_TILE = 256  # pixels of the photo; tiles fit the processor's cache, and a large photo needs no more memory
+_TILE = 256  # pixels of the photo; tiles fit into the processor's cache, and bound the memory for a large photo
 _MAX_RESIZED = 2048  # pixels a side
-_FLOW_SIZE = 320  # pixels a side at which motion is found
-_SMOOTH = 6 / 320  # of the crop, the standard deviation of the motion's smoothing
-_RIM = 0.12  # of the crop, where the motion fades to 0
-_MISMATCH = 6 / 320  # of the crop, by which motion forth and back may disagree
-_STRUCTURE = 1.5 / 64  # of the crop, the window in which two pictures are compared
-_NOISE = 2.0  # grey levels, which no motion has to explain
-_FINE = 0.8  # generator pixels; finer detail is taken from the generator only where it draws the photo's
-_WINDOW = 1.5  # generator pixels, in which it is seen whether it does
-_FAINT = 1.0  # grey levels below which fine detail counts as equal
-_SOFT = 2 / 320  # of the crop, the softness of what is replaced
-_CONTRAST = 4.0  # grey levels below which structures count as equal
-_DOUBT = 0.1  # weight of no motion at all
+
+# Motion; lengths are fractions of the crop.
+_FLOW_SIZE = 320  # pixels a side of the two pictures between which it is searched
+_SMOOTH = 6 / 320  # standard deviation of its smoothing
+_RIM = 0.12  # width of the border in which it fades to 0
+_MISMATCH = 6 / 320  # a point that goes forth and back may end so far from its start
+_NOISE = 2.0  # grey levels; changes as small as this are no sign of motion
+_DOUBT = 0.1  # weight of "no motion", where that of a motion that explains everything is 1
+
+# What is added to the moved photo; lengths are pixels of the generator.
+_FINE = 0.8  # standard deviation of the low-pass that splits off the generator's finest detail
+_WINDOW = 1.5  # standard deviation of the window in which that detail is compared with the photo's
+_FAINT = 1.0  # grey levels; fainter detail counts as equal
+
+# Where the generator's picture replaces the photo; lengths are fractions of the crop.
+_STRUCTURE = 1.5 / 64  # standard deviation of the window in which the pictures before and after are compared
+_CONTRAST = 4.0  # grey levels; structures of less contrast count as equal
+_SOFT = 2 / 320  # standard deviation of the soft transition
 
 
 def paste_back(
