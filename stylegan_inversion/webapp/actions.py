@@ -28,6 +28,7 @@ from stylegan_inversion.pipelines.play import edit_frames, interpolate_outputs, 
 from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
 from stylegan_inversion.preprocessing.image import ImageLimits, load_image, to_tensor
 from stylegan_inversion.preprocessing.landmarks import Face
+from stylegan_inversion.preprocessing.paste import Detail
 from stylegan_inversion.webapp.janitor import Janitor
 from stylegan_inversion.webapp.memory import give_back
 from stylegan_inversion.webapp.messages import EXPIRED, gr, messages
@@ -244,9 +245,9 @@ class Actions:
 
     # Files
 
-    def photo_of(self, out: InversionOutput, *, keep_detail: bool = True) -> Image.Image:
+    def photo_of(self, out: InversionOutput, *, detail: Detail = "move") -> Image.Image:
         """The photo with the face in place, at full size."""
-        return self.models.first.pti.paste_back(out, keep_detail=keep_detail)[0]
+        return self.models.first.pti.paste_back(out, detail=detail)[0]
 
     def shown_photos(self, out: InversionOutput) -> tuple[Image.Image, Image.Image]:
         """Before and after, small enough for a page."""

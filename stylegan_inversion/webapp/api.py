@@ -15,6 +15,7 @@ from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
 from stylegan_inversion.preprocessing.align import Crop
+from stylegan_inversion.preprocessing.paste import Detail
 from stylegan_inversion.webapp.actions import Actions, methods_of
 from stylegan_inversion.webapp.messages import gr
 from stylegan_inversion.webapp.photos import photo_input
@@ -122,7 +123,7 @@ class Api:
             if report.output is None:
                 yield gr.skip(), gr.skip(), report.token or gr.skip(), gr.skip()
             else:
-                pictures = self._pictures(report.output, report.token, keep_detail=False)
+                pictures = self._pictures(report.output, report.token, detail="none")
                 yield *pictures, report.token, report.output.reports[0]
 
     def edit(self, token: str, strengths: dict[str, float] | None = None) -> tuple[str, str]:
@@ -332,8 +333,8 @@ class Api:
     def _reports(self, crop: Crop, method: str, model: str) -> Generator[Progress, None, None]:
         yield from self.actions.run(crop, method, owner=None, model=model)
 
-    def _pictures(self, out: InversionOutput, token: str, *, keep_detail: bool = True) -> tuple[str, str]:
-        photo = self.actions.photo_of(out, keep_detail=keep_detail)
+    def _pictures(self, out: InversionOutput, token: str, *, detail: Detail = "move") -> tuple[str, str]:
+        photo = self.actions.photo_of(out, detail=detail)
         path = self.actions.files.picture(photo, owner=None, name="photo", kind=kind_of(out))
         return self._face(out, token), self._note(token, path)
 

@@ -36,12 +36,12 @@ def test_upload_invert_edit_paste_back(connect: Connect, file: Any, photo: Image
     assert count == 2 and same(crop, pipeline.align(photo).image)
     face, pasted, token, figures = client.predict(file, api_name="/invert")
     out = pipeline(photo)
-    assert same(face, out.images[0]) and same(pasted, pipeline.paste_back(out, keep_detail=False)[0])
+    assert same(face, out.images[0]) and same(pasted, pipeline.paste_back(out, detail="none")[0])
     assert figures["l2"] == out.reports[0]["l2"] and figures["face_count"] == 2
     face, pasted = client.predict(token, {"smile": 3.0, "sefa_2": -1.5}, api_name="/edit")
     edited = pipeline.edit(out, smile=3.0, sefa_2=-1.5)
     assert same(face, edited.images[0]) and not same(face, out.images[0])
-    assert same(pasted, pipeline.paste_back(edited, keep_detail=True)[0])
+    assert same(pasted, pipeline.paste_back(edited)[0])
     again, _ = client.predict(token, {"smile": 3.0, "sefa_2": -1.5}, api_name="/edit")
     assert same(again, edited.images[0])  # from the unedited face each time
     _, untouched = client.predict(token, api_name="/edit")
@@ -60,7 +60,7 @@ print(*client.predict(token, {{"smile": 2.0}}, api_name="/edit"), sep="\\n")
     face, pasted = done.stdout.split()
     pipeline = model.pipelines["psp"]
     edited = pipeline.edit(pipeline(pipeline.align(photo, face=1)), smile=2.0)
-    assert same(face, edited.images[0]) and same(pasted, pipeline.paste_back(edited, keep_detail=True)[0])
+    assert same(face, edited.images[0]) and same(pasted, pipeline.paste_back(edited)[0])
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -95,7 +95,7 @@ def test_invert_and_edit_keeps_nothing(connect: Connect, file: Any, photo: Image
         face, pasted = client.predict(file, {"age": 2.0}, face=1, method=method, api_name="/invert_and_edit")
         pipeline = app.model.pipelines[method]
         edited = pipeline.edit(pipeline(pipeline.align(photo, face=1)), age=2.0)
-        assert same(face, edited.images[0]) and same(pasted, pipeline.paste_back(edited, keep_detail=True)[0])
+        assert same(face, edited.images[0]) and same(pasted, pipeline.paste_back(edited)[0])
     refused(client, "There is no direction 'beard'", file, {"beard": 1.0}, api_name="/invert_and_edit")
     assert len(app.sessions) == before
 
@@ -183,7 +183,7 @@ def test_downloads(connect: Connect, file: Any, photo: Image.Image, model: Model
 
     face, whole = download("face"), download("photo")
     assert face.name == "edited-face.png" and same(face, edited.images[0])
-    assert whole.name == "edited-photo.png" and same(whole, model.pti.paste_back(edited, keep_detail=True)[0])
+    assert whole.name == "edited-photo.png" and same(whole, model.pti.paste_back(edited)[0])
     assert read_mark(face) == read_mark(whole) == EDITED
     animation = download("animation")
     assert animation.suffix == ".gif" and read_mark(animation) == EDITED
