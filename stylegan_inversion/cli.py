@@ -250,14 +250,14 @@ def _train(arguments: list[str]) -> int:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    from stylegan_inversion.evaluation.benchmark import NAMES
+    from stylegan_inversion.evaluation.benchmark import DEFAULTS, NAMES
     from stylegan_inversion.losses.lpips import PERCEPTUAL_NETWORKS
 
     add = parser.add_argument
     add("data", metavar="DATA_FOLDER", help="aligned face crops, or photos with --align")
     _add_model(parser)
-    names, default = f"methods to compare: {', '.join(NAMES)} [w e4e psp pti]", ["w", "e4e", "psp", "pti"]
-    add("--methods", nargs="+", default=default, metavar="NAME", help=names)
+    names = f"methods to compare: {', '.join(NAMES)} [{' '.join(DEFAULTS)}]"
+    add("--methods", nargs="+", default=DEFAULTS, metavar="NAME", help=names)
     add("--output", default="evaluation", metavar="DIR", help="a stopped run goes on in its folder [%(default)s]")
     add("--limit", type=_at_least(1), metavar="N", help="use only the first N images by name")
     only = "limit one method, such as pti=50; a second table then compares the images that all methods did"

@@ -134,7 +134,13 @@ def read_single_file(path: Path, *, encoder: str | None = None) -> SingleFile:
 
 
 def recognise(checkpoint: Any, encoder: str | None = None) -> SingleFile:
-    """Convert what `read_checkpoint` gave; where its tensors fit no network, it raises any of `_UNFIT`."""
+    """Convert what `read_checkpoint` gave.
+
+    Raises:
+        CheckpointError: If it is not of the field, is not supported, or is another encoder than `encoder`.
+        ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError: If its tensors have shapes or
+            types that fit no network; `read_single_file` turns them into a `CheckpointError`.
+    """
     if isinstance(checkpoint, PickledModule):
         return _pickled_generator("pti", checkpoint)
     if isinstance(checkpoint, Tensor):
@@ -335,8 +341,9 @@ def _encoder_kind(config: type[Any], options: Mapping[str, Any], asked: str | No
     if written is not None and str(written) not in types:
         raise CheckpointError(f"Its encoder is a {str(written)[:100]!r}; known are {', '.join(types)}.")
     told = [name for name, row in fitting.items() if str(written) in row.types]
-    if not told:  # a later method's code keeps the options of the one that it grew from
-        told = [name for name, row in fitting.items() if options.keys() & row.options][-1:] or list(fitting)
+    if not told:
+        having = {name: row for name, row in fitting.items() if options.keys() & row.options}
+        told = [name for name in having if name not in {row.grew_from for row in having.values()}] or list(fitting)
     if asked not in (None, *told):
         names = " or ".join(told)
         raise CheckpointError(f"It is a checkpoint of {names}, not of {asked}: use the pipeline of {names}.")

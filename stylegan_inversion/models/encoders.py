@@ -19,7 +19,8 @@ class EncoderKind:
     folder: str  # of the network inside a model
     pipeline: str  # its name, in the config of a converted model
     types: tuple[str, ...]  # the values of `encoder_type` in the `opts` of its authors' files
-    options: tuple[str, ...] = ("output_size", "learn_in_w")  # only its files have them; first: the generator's side
+    options: tuple[str, ...] = ("output_size", "learn_in_w")  # of those `opts`; the first is the generator's side
+    grew_from: str | None = None  # the kind whose code its authors extended: their `opts` may keep that kind's options
     average_samples: int = 10_000  # how many z its authors average w over where a file has no average
     progressive: bool = False  # whether training switches its offsets from the first w on one by one
     from_average: bool = False  # whether it starts at the average w, whatever `start_from_latent_avg` in `opts` says
@@ -33,6 +34,7 @@ ENCODERS = {
         "E4EPipeline",
         ("Encoder4Editing", "SingleStyleCodeEncoder"),
         options=("stylegan_size",),
+        grew_from="psp",
         progressive=True,
     ),
     "psp": EncoderKind(
