@@ -97,13 +97,13 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
 
 def _add_invert(parser: argparse.ArgumentParser) -> None:
     from stylegan_inversion.losses.lpips import PERCEPTUAL_NETWORKS
-    from stylegan_inversion.pipelines.methods import METHODS
+    from stylegan_inversion.pipelines.methods import DEFAULT_METHOD, METHODS
     from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
 
     add = parser.add_argument
     add("photos", nargs="+", metavar="PHOTO", help="photos to invert")
     _add_model(parser)
-    add("--method", default="pti", choices=METHODS, help="how to invert [%(default)s]")
+    add("--method", default=DEFAULT_METHOD, choices=METHODS, help="how to invert [%(default)s]")
     edits = "direction and strength, such as smile=2; `stylegan-inversion directions` lists them"
     edit = _pair(float, "NAME=STRENGTH, such as smile=2")
     add("--edit", nargs="+", action="extend", default=[], type=edit, metavar="NAME=STRENGTH", help=edits)

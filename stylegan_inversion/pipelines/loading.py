@@ -332,10 +332,9 @@ def check_folder(folder: Path) -> None:
     networks: dict[str, tuple[type[nn.Module], type[Any]]] = {"generator": (Generator, GeneratorConfig)}
     networks |= {k.folder: (k.network, k.config) for k in ENCODERS.values() if (folder / k.folder).is_dir()}
     for name, (cls, config_cls) in networks.items():
-        part = folder / name
-        variants = [file.name.split(".")[1] for file in sorted(part.glob("model.*.safetensors"))]
-        for variant in [None, *variants] if (part / hub.WEIGHTS_NAME).is_file() or not variants else variants:
-            hub.load_module(cls, config_cls, part, variant=variant)
+        files = sorted((folder / name).glob("model*.safetensors")) or [folder / name / hub.WEIGHTS_NAME]
+        for file in files:  # model.safetensors, model.fp16.safetensors
+            hub.load_module(cls, config_cls, folder / name, variant=".".join(file.name.split(".")[1:-1]) or None)
     directions_in(folder)
 
 
