@@ -83,10 +83,11 @@ class InversionPipeline(abc.ABC):
         Args:
             image: A photo (path, PIL image, bytes, array), or a list of them.
             align: Find the face and cut it out. False takes the photo as an aligned crop.
-            face: Which face of the photo, by size: 0 is the largest.
+            face: Which face of the photo, by size: 0 is the largest. It must be below the number of faces found.
             progress: Show a progress bar.
 
         Raises:
+            ValueError: If the list is empty, or a crop was made for another resolution.
             InvalidImageError: If a photo cannot be read.
             FaceNotFoundError: If there is no face, or not that many.
         """
@@ -96,7 +97,12 @@ class InversionPipeline(abc.ABC):
 
     @abc.abstractmethod
     def invert(self, crops: Sequence[Crop], *, progress: bool = False) -> Inverted:
-        """Find codes, and the generators that draw them, for aligned faces."""
+        """Find codes, and the generators that draw them, for aligned faces.
+
+        Args:
+            crops: Aligned faces at the generator's resolution, as `align` gives them.
+            progress: Show a progress bar.
+        """
 
     def align(self, image: ImageLike, *, align: bool = True, face: int = 0) -> Crop:
         """Load one photo and cut the face out of it.
