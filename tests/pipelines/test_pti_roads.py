@@ -114,19 +114,15 @@ def test_a_road(source: Path | str, photo: Image.Image) -> None:
         check(pipeline(photo, align=False, pivot=encoder, **STEPS), w_steps=0)  # type: ignore[arg-type]
 
 
-def test_a_road_in_the_app(source: Path | str, photo: Image.Image, tmp_path: Path) -> None:
+def test_a_road_in_the_app(source: Path | str, photo: Image.Image) -> None:
     pytest.importorskip("gradio")
-    from stylegan_inversion.webapp.actions import Actions
-    from stylegan_inversion.webapp.janitor import Janitor
     from stylegan_inversion.webapp.models import Models, load_model, make_model
-    from stylegan_inversion.webapp.sessions import Sessions
+    from stylegan_inversion.webapp.studio import Studio, Visit
 
     is_file = isinstance(source, Path) and source.is_file()
     model = make_model(load(source), name="file") if is_file else load_model(source, device="cpu")
-    crop = model.pti.align(photo, align=False)
-    with Janitor(tmp_path / "app") as janitor:
-        actions = Actions(Models(model), Sessions(), janitor)
-        *_, last = actions.run(crop, "pti", owner=None, preset="fast", **STEPS)
+    crop = model.tuner.align(photo, align=False)
+    *_, last = Studio(Models(model)).tune(Visit(), crop, preset="fast", **STEPS)
     assert last.output is not None
     pivot = next((name for name in ("e4e", "psp") if name in model.pipelines), "w")
     check(last.output, pivot=pivot, w_steps=2 if pivot == "w" else 0)
