@@ -131,15 +131,6 @@ class Api:
         self.studio.take(visit, photo)
         return [{"box": [round(v, 1) for v in face.box], "score": face.score} for face in visit.faces]
 
-    def align(self, visit: Visit, photo: Photo, face: Face = 0, align: Align = True, model: Name = "") -> Picture:
-        """Find the faces in a photo and cut one out, the way the model's training photos were cut.
-
-        Returns:
-            Aligned face
-        """
-        self._take(visit, photo, face, align, model)
-        return self._picture(visit, self.studio.crop(visit, align=align).image, "aligned", "photo")
-
     def invert(
         self,
         visit: Visit,
@@ -217,35 +208,6 @@ class Api:
                 yield None
             else:
                 yield *self._pictures(visit, self.studio.edit(visit, visit.out, strengths)), done[1]
-
-    def compare(
-        self,
-        visit: Visit,
-        photo: Photo,
-        strengths: Strengths = {},  # noqa: B006  # as JSON has it; never changed
-        face: Face = 0,
-        model: Name = "",
-        preset: Preset = None,
-        progress: Any = gr.Progress(),  # noqa: B008
-    ) -> Iterator[tuple[list[dict[str, Any]], list[dict[str, Any]]] | None]:
-        """Put one photo through all methods of a model, with the same edit on each.
-
-        Returns:
-            The face of the edited photo, by each method
-            Method, mean squared error and seconds of each
-        """
-        self._take(visit, photo, face, True, model)
-        pictures, rows = [], []
-        for method in self.studio.model(visit).pipelines:
-            done = None
-            for done in self.invert(visit, photo, face, True, method, model, preset, progress=progress):
-                if done is None:
-                    yield None
-            assert done is not None and visit.out is not None
-            edited = self.studio.edit(visit, visit.out, strengths)
-            pictures.append(self._pictures(visit, edited)[1])
-            rows.append({"method": method, "l2": done[1]["l2"], "seconds": done[1]["seconds"]})
-        yield pictures, rows
 
     def random_face(self, visit: Visit, seed: Seed = 0, truncation: Truncation = 0.7, model: Name = "") -> Picture:
         """Draw a face of nobody, which is kept for this client as an inversion is.
@@ -365,7 +327,7 @@ class Api:
         )
 
 
-SLOW = ("invert", "invert_and_edit", "compare")
+SLOW = ("invert", "invert_and_edit")
 UNQUEUED = ("stop", "delete")
 
 

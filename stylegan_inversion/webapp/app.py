@@ -91,6 +91,13 @@ def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> d
     }  # not fetched
     theme = gr.themes.Soft(primary_hue=teal, secondary_hue=teal, neutral_hue=slate, **fonts).set(
         block_shadow="none",
+        block_title_background_fill="none",
+        block_title_background_fill_dark="none",
+        block_title_text_color="*neutral_800",
+        block_title_text_color_dark="*neutral_100",
+        block_title_padding="0",
+        block_label_background_fill="*neutral_100",
+        block_label_background_fill_dark="*neutral_800",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",

@@ -83,7 +83,7 @@ class Editor:
                     label="Or one of these",
                     elem_id="examples",
                     columns=4,
-                    height="auto",
+                    height=None,
                     object_fit="cover",
                     allow_preview=False,
                     interactive=False,
@@ -155,7 +155,7 @@ class Editor:
         demo.load(self._open, self.key, fresh, **QUICK)
         tuned = {"fn": self._tune, "inputs": [self.visit, self.effort], "outputs": self.shown, **LONG}
         chosen = gr.on(
-            [self.photo.upload, self.photo.input],
+            [self.photo.input],
             self._new,
             self.visit,
             [self.visit, self.status],
@@ -163,6 +163,7 @@ class Editor:
             **DIRECT,
         ).then(self._take, [self.visit, self.photo], self.shown, **QUICK)
         chosen.success(None, js=TO_RESULT, **HIDDEN)
+        chosen.failure(self._failed, self.visit, self.shown, **DIRECT)
         runs = [chosen.success(**tuned)]
         example = self.examples.select(self._example, self.visit, [*self.shown, self.photo], **QUICK)
         example.success(None, js=TO_RESULT, **HIDDEN)
@@ -217,13 +218,13 @@ class Editor:
     def _take(self, visit: Visit, photo: Any) -> dict[Any, Any]:
         if not photo:
             return {self.visit: visit}
-        try:
-            with sentences():
-                self.studio.take(visit, photo)
-                visit.strengths = {}
-                return self._invert(visit)
-        except gr.Error as e:
-            raise self._refusal(visit, e) from e
+        with sentences():
+            self.studio.take(visit, photo)
+            visit.strengths = {}
+            return self._invert(visit)
+
+    def _failed(self, visit: Visit | None) -> dict[Any, Any]:
+        return self.show(visit or Visit(), "No result for this photo. Try another one.")
 
     def _invert(self, visit: Visit) -> dict[Any, Any]:
         """The quick inversion of the chosen face, ready to be edited."""
@@ -232,10 +233,6 @@ class Editor:
         if model.quick:
             self.studio.invert(visit, crop, model.quick)
         return {**self.show(visit, "Ready to edit. A sharper version is on its way …"), self.key: visit.key}
-
-    def _refusal(self, visit: Visit, error: gr.Error) -> gr.Error:
-        visit.photo, visit.faces = None, []
-        return error
 
     def _example(self, visit: Visit | None, event: gr.SelectData) -> dict[Any, Any]:
         visit = visit or Visit()

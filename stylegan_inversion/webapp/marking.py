@@ -6,10 +6,8 @@ survives copying, not a screenshot. No other metadata is written.
 
 import io
 import math
-import re
 from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -42,7 +40,6 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <xmp:CreatorTool>{software}</xmp:CreatorTool>
 </rdf:Description></rdf:RDF></x:xmpmeta>
 <?xpacket end="w"?>"""
-_SOURCE_TYPE = re.compile(rb"<Iptc4xmpExt:DigitalSourceType>([^<]+)</")
 
 # XMP in GIF (XMP specification part 3, 1.1.2): the packet stands bare, where blocks with lengths should be; the trailer
 # of 258 bytes leads a reader that takes any of its bytes for a length to the end, a zero.
@@ -103,21 +100,6 @@ def encode_mp4(frames: Sequence[Image.Image], kind: Kind, *, seconds: float = 2.
         container.mux(stream.encode())
     packet = _MP4_XMP + _xmp(kind)
     return buffer.getvalue() + (8 + len(packet)).to_bytes(4, "big") + b"uuid" + packet
-
-
-def read_mark(path: Path) -> str | None:
-    """The `DigitalSourceType` that a PNG, JPEG, GIF or MP4 carries, from IPTC's vocabulary; `None` if it has none."""
-    data = Path(path).read_bytes()
-    if data.startswith(b"GIF8"):
-        start = data.find(_GIF_XMP)
-        packet = data[start : data.find(_GIF_TRAILER, start)] if start >= 0 else b""
-    elif data[4:8] == b"ftyp":
-        packet = data.rpartition(b"uuid" + _MP4_XMP)[2]
-    else:
-        with Image.open(path, formats=["PNG", "JPEG"]) as image:
-            packet = image.info.get("xmp") or str(image.info.get("XML:com.adobe.xmp", "")).encode()
-    found = _SOURCE_TYPE.search(packet)
-    return found[1].decode("utf-8", "replace") if found else None
 
 
 def _gif(pictures: Sequence[Image.Image], kind: Kind, duration: int) -> bytes:

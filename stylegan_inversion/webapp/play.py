@@ -25,17 +25,20 @@ class CompareTab:
         self.columns: dict[str, tuple[Any, Any]] = {}
         self.takers: dict[str, Any] = {}
         self.outs = gr.State({}, time_to_live=TIME_TO_LIVE)
+        first = self.studio.models.first
+        self.places: dict[str, Any] = {}
         with gr.Row():
             for name, method in METHODS.items():
-                with gr.Column(min_width=240):
+                with gr.Column(min_width=240, visible=name in first.pipelines) as column:
                     shown: dict[str, Any] = {"height": 300, "interactive": False, "buttons": ["fullscreen"]}
                     self.columns[name] = gr.Image(label=method.title, **shown), gr.Markdown(elem_classes="quiet")
+                    self.places[name] = column
                     self.takers[name] = gr.Button("Use this one", size="sm", interactive=False)
 
     def connect(self) -> None:
         """What happens when something is used."""
         parts = [each for pair in self.columns.values() for each in pair]
-        outputs = [self.compared, self.outs, *parts, *self.takers.values()]
+        outputs = [self.compared, self.outs, *parts, *self.takers.values(), *self.places.values()]
         self.compare.click(self._compare, [self.editor.visit, self.editor.effort], outputs, **LONG)
         for name, button in self.takers.items():
             button.click(
@@ -52,6 +55,7 @@ class CompareTab:
             crop, model = self.studio.crop(visit), self.studio.model(visit)
             outs: dict[str, InversionOutput] = {}
             other = dataclasses.replace(visit, stop=None, files=visit.files)
+            yield {self.places[name]: gr.update(visible=name in model.pipelines) for name in METHODS}
             for name in model.pipelines:
                 other.out = None
                 if name == TUNED:
@@ -132,7 +136,7 @@ class PlayTab:
 
     def _mix(self, visit: Visit, a: Any, b: Any, what: str, amount: float) -> dict[Any, Any]:
         with sentences():
-            out = self.studio.mix(a, b, what, amount)
+            out = self.studio.mix(a, b, what, float(amount))
         picture = self.editor.picture(visit, large(out.images[0]), "mix", kind_of(out))
         return {
             self.editor.visit: visit,

@@ -24,6 +24,7 @@ from PIL import Image
 from stylegan_inversion import hub
 from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.latents import layer_ranges
+from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.play import interpolate_outputs, mix_outputs, sample_face
 from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
@@ -128,15 +129,7 @@ def sentences() -> Iterator[None]:
     except gr.Error:
         raise
     except (StyleGANInversionError, ValueError) as e:
-        words = (
-            str(e)
-            .split(" In Python:")[0]
-            .replace(
-                "if it is an aligned crop already, pass `align=False` (`--no-align`)",
-                "a picture that is an aligned face already is taken by the API with `align=False`",
-            )
-        )
-        raise gr.Error(words, print_exception=False) from e
+        raise gr.Error(str(e).split(" In Python:")[0], print_exception=False) from e
     except torch.OutOfMemoryError as e:
         logger.warning("Out of memory", exc_info=True)
         raise gr.Error("The GPU has no memory left for this. Try again in a moment.", print_exception=False) from e
@@ -211,7 +204,7 @@ class Studio:
         """Invert by optimisation; what is worse than what is there already, as after a stop, does not replace it."""
         model, turn = self.model(visit), visit.turn
         plan = model.tuner.plan(**options)
-        steps = (plan.num_w_steps if plan.pivot in ("w", "w_plus") else 0, plan.num_tuning_steps)
+        steps = (0 if plan.pivot in METHODS else plan.num_w_steps, plan.num_tuning_steps)
         visit.end()
         stop = visit.stop = threading.Event()
 

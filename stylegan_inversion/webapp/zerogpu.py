@@ -96,7 +96,6 @@ class BorrowedGPU:
     def __init__(self, spaces: Any) -> None:
         """Announce the function, which ZeroGPU wants before the launch."""
         self._work = spaces.GPU(duration=_seconds_of)(_work)
-        self._folder = tempfile.TemporaryDirectory()  # for notes that a job is to stop
 
     def hold(self, model: Model) -> None:
         """Have a model in the processes that are forked from now on."""
@@ -119,7 +118,7 @@ class BorrowedGPU:
 
     def _run(self, model: Model, method: str, on_step: OnStep, steps: int = 0, **parts: Any) -> InversionOutput:
         networks = _pack(model) if model.name.startswith(UPLOAD) else None
-        stop = Path(self._folder.name) / secrets.token_hex(16)
+        stop = Path(tempfile.gettempdir()) / f"stop-{secrets.token_hex(16)}"  # a note for the process
         seconds = gpu_seconds(steps, model.resolution)
         reports = self._work(_Job(model.name, method, seconds, networks, stop=str(stop), **parts))
         output: InversionOutput | None = None

@@ -1,0 +1,205 @@
+"""The methods in a forked process, as ZeroGPU runs them: a stand-in for its package forks, and sends pickles."""
+
+import functools
+import multiprocessing
+import os
+import pickle
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("gradio")
+from stylegan_inversion import InversionOutput
+from stylegan_inversion.webapp import studio, zerogpu
+from stylegan_inversion.webapp.models import UPLOAD, Model, Models
+from tests.webapp.tiny_app import tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+ROOT = Path(__file__).parents[2]
+FORK = multiprocessing.get_context("fork")
+
+
+class Spaces(ModuleType):
+    """The package's one decorator for generator functions; it knows the seconds that were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("spaces")
+        self.seconds: list[int] = []
+        self.children: list[Any] = []
+
+    def GPU(self, *, duration: Callable[..., int]) -> Callable[..., Any]:
+        return lambda task: functools.partial(self._run, task, duration)
+
+    def _run(self, task: Callable[..., Any], duration: Callable[..., int], *args: Any) -> Iterator[Any]:
+        self.seconds.append(duration(*args))
+        here, there = FORK.Pipe()
+        closed = FORK.Event()
+        child = FORK.Process(target=self._child, args=(task, pickle.dumps(args), there, closed), daemon=True)
+        child.start()
+        there.close()
+        self.children.append(child)
+        try:
+            while True:
+                assert here.poll(60), "the process is stuck"
+                ended, value = here.recv()
+                if ended:
+                    return
+                yield value
+        except EOFError:  # it was killed
+            return
+        finally:
+            closed.set()
+            child.join(30)
+            here.close()
+
+    @staticmethod
+    def _child(task: Callable[..., Any], args: bytes, pipe: Any, closed: Any) -> None:
+        values = task(*pickle.loads(args))
+        for value in values:
+            if closed.is_set():
+                values.close()
+                break
+            pipe.send((False, value))
+        pipe.send((True, None))
+
+
+@pytest.fixture
+def spaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spaces]:
+    spaces = Spaces()
+    monkeypatch.setitem(sys.modules, "spaces", spaces)
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    yield spaces
+    assert not any(child.is_alive() for child in spaces.children)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model()
+
+
+@pytest.fixture
+def gpu(spaces: Spaces, model: Model, monkeypatch: pytest.MonkeyPatch) -> zerogpu.BorrowedGPU:
+    monkeypatch.setattr(zerogpu, "_held", {})
+    found = zerogpu.find_gpu()
+    assert found is not None
+    found.hold(model)
+    return found
+
+
+def never(step: int, info: dict[str, Any]) -> bool:
+    return False
+
+
+def bytes_of(module: torch.nn.Module) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in module.state_dict().items()}
+
+
+def same(a: InversionOutput, b: InversionOutput) -> bool:
+    images = [image.tobytes() for image in a.images] == [image.tobytes() for image in b.images]
+    return images and torch.equal(a.w_plus, b.w_plus) and bytes_of(a.generator) == bytes_of(b.generator)
+
+
+def test_only_on_zerogpu(spaces: Spaces, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert zerogpu.find_gpu() is not None
+    monkeypatch.setitem(sys.modules, "spaces", ModuleType("spaces"))  # this repository has a folder of that name
+    assert zerogpu.find_gpu() is None
+    monkeypatch.setitem(sys.modules, "spaces", None)  # not installed
+    assert zerogpu.find_gpu() is None
+    monkeypatch.setitem(sys.modules, "spaces", spaces)
+    monkeypatch.delenv("SPACES_ZERO_GPU")
+    assert zerogpu.find_gpu() is None
+
+
+def test_the_results_are_the_same_as_here(
+    gpu: zerogpu.BorrowedGPU, model: Model, photo: Image.Image, spaces: Spaces
+) -> None:
+    before, crop = bytes_of(model.tuner.generator), model.tuner.align(photo)
+    quick = gpu.invert(model, "e4e", crop)
+    assert same(quick, model.pipelines["e4e"](crop)) and quick.generator is model.tuner.generator
+    assert same(gpu.edit(model, quick, {"smile": 2.0}), model.tuner.edit(quick, smile=2.0))
+    reports: list[tuple[int, dict[str, Any]]] = []
+    options: dict[str, Any] = {"num_w_steps": 3, "num_tuning_steps": 3, "pivot": "w_plus"}
+    out = gpu.tune(model, crop, lambda step, info: bool(reports.append((step, info))), steps=6, **options)
+    assert same(out, model.tuner(crop, **options)) and out.generator is not model.tuner.generator
+    assert out.base is not None and out.base.generator is model.tuner.generator and out.crops == [crop]
+    step, info = reports[0]
+    assert step == 1 and info["stage"] == "projection" and info["y_hat"].shape == (1, 3, 32, 32)
+    edited = gpu.edit(model, out, {"smile": 2.0})
+    assert same(edited, model.tuner.edit(out, smile=2.0)) and edited.generator is out.generator
+    assert bytes_of(model.tuner.generator) == before and len(spaces.seconds) == 4
+
+
+def test_no_weights_go_along_but_of_an_uploaded_model(
+    gpu: zerogpu.BorrowedGPU, model: Model, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: list[Any] = []
+    work = gpu._work
+    monkeypatch.setattr(gpu, "_work", lambda job: jobs.append(job) or work(job))
+    crop = model.tuner.align(photo)
+    gpu.invert(model, "e4e", crop)
+    upload = Model(f"{UPLOAD}1", model.pipelines, model.groups)
+    assert same(gpu.invert(upload, "psp", crop), model.pipelines["psp"](crop))
+    plain, own = (len(pickle.dumps(job)) for job in jobs)
+    assert jobs[0].networks is None and jobs[1].networks and own > 10 * plain
+
+
+def test_a_stop_and_an_error(gpu: zerogpu.BorrowedGPU, model: Model, photo: Image.Image) -> None:
+    crop = model.tuner.align(photo)
+    options: dict[str, Any] = {"num_tuning_steps": 100_000, "pivot": "e4e"}
+    out = gpu.tune(model, crop, lambda step, info: step > 2, steps=100_000, **options)
+    assert out.reports[0]["stopped_by"] == "callback"
+
+    def fail(step: int, info: dict[str, Any]) -> bool:
+        raise ConnectionError("the visitor left")
+
+    with pytest.raises(ConnectionError):
+        gpu.tune(model, crop, fail, steps=100_000, **options)
+    with pytest.raises(ValueError, match="`preset` must be one of"):
+        gpu.tune(model, crop, never, steps=1, preset="x")
+
+
+def test_a_process_that_is_killed(gpu: zerogpu.BorrowedGPU, model: Model, photo: Image.Image, spaces: Spaces) -> None:
+    def kill(step: int, info: dict[str, Any]) -> bool:
+        os.kill(spaces.children[-1].pid, 9)
+        return False
+
+    with pytest.raises(RuntimeError, match="ended without a result"):
+        gpu.tune(model, model.tuner.align(photo), kill, steps=9, num_tuning_steps=100_000, pivot="e4e")
+
+
+@pytest.mark.parametrize(("steps", "resolution", "seconds"), [(50, 64, 25), (800, 1024, 120), (0, 1024, 25)])
+def test_how_long_it_is_borrowed(steps: int, resolution: int, seconds: int) -> None:
+    assert zerogpu.gpu_seconds(steps, resolution) == seconds
+
+
+def test_what_is_too_slow_for_the_cpu_borrows_it(
+    gpu: zerogpu.BorrowedGPU, model: Model, photo: Image.Image, spaces: Spaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = studio.Studio(Models(model), gpu=gpu)
+    visit, crop = studio.Visit(), model.tuner.align(photo)
+    work.edit(visit, work.invert(visit, crop, "e4e"), {"smile": 1.0})
+    assert not spaces.seconds  # a small model does not
+    *_, last = work.tune(visit, crop, pivot="e4e", num_tuning_steps=2)
+    assert last.output is not None and len(spaces.seconds) == 1
+    monkeypatch.setattr(studio, "DEMONSTRATION", 16)
+    work.edit(visit, work.invert(visit, crop, "e4e"), {"smile": 1.0})
+    assert len(spaces.seconds) == 3
+
+
+def test_the_app_starts_on_the_cpu(spaces: Spaces, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    import stylegan_inversion.webapp.app as app
+
+    devices: list[Any] = []
+    monkeypatch.setattr(app, "load_model", lambda name, device: devices.append(device) or model)
+    monkeypatch.setattr(app.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(app, "start", lambda demo, **options: devices.append("started"))
+    monkeypatch.setattr(app.gr.Blocks, "block_thread", lambda self: None)
+    runpy.run_path(str(ROOT / "app.py"), run_name="__main__")
+    assert devices == ["cpu", "started"]
