@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, get_args
 
 import gradio as gr
-import torch
 from gradio.components.api_component import Api as Value
 from gradio.context import get_blocks_context
 from gradio.data_classes import FileData, ImageData
@@ -109,12 +108,7 @@ class Api:
         loaded = {model.name: model for model in self.studio.models.loaded()}
         listed: list[dict[str, Any]] = []
         for known in self.studio.models.known():
-            about: dict[str, Any] = {
-                "name": known.name,
-                "about": known.about,
-                "where": known.where,
-                "licence": known.licence,
-            }
+            about: dict[str, Any] = {key: getattr(known, key) for key in ("name", "about", "where", "size", "licence")}
             if known.name in loaded:
                 model = loaded[known.name]
                 ranges = {name: list(range_of(model, name)) for name in model.directions}
@@ -165,7 +159,7 @@ class Api:
             out = self.studio.invert(visit, crop, method)
         if out is None:
             raise ValueError("The run was stopped before it began.")
-        yield self._picture(visit, out.images[0], "drawn", kind_of(out)), _plain(out.reports[0])
+        yield self._picture(visit, out.images[0], "drawn", kind_of(out)), out.reports[0]
 
     def edit(
         self, visit: Visit, strengths: Strengths, inversion: Inversion = None, model: Name = ""
@@ -215,8 +209,7 @@ class Api:
         Returns:
             The face
         """
-        visit.begin()
-        visit.model, visit.photo = self.studio.models.get(model).name, None
+        self._empty(visit, model)
         visit.out = self.studio.random_face(visit, seed, truncation)
         return self._picture(visit, visit.out.images[0], "face", "generated")
 
@@ -307,10 +300,13 @@ class Api:
         self.studio.take(visit, photo, align=align)
         visit.face = face
 
+    def _empty(self, visit: Visit, model: str) -> None:
+        visit.begin()
+        visit.model, visit.photo = self.studio.models.get(model).name, None
+
     def _out(self, visit: Visit, inversion: Any, model: str, strengths: Strengths) -> InversionOutput:
         if inversion is not None:
-            visit.begin()
-            visit.model, visit.photo = self.studio.models.get(model).name, None
+            self._empty(visit, model)
             visit.out = self.studio.open_inversion(visit, inversion)
         return self.studio.edit(visit, visit.out, strengths)
 
@@ -416,10 +412,6 @@ def _file(path: str) -> dict[str, Any]:
     return FileData(path=path).model_dump()
 
 
-def _plain(report: dict[str, Any]) -> dict[str, Any]:
-    return {key: float(value) if isinstance(value, torch.Tensor) else value for key, value in report.items()}
-
-
 class Page(gr.Blocks):
     """Blocks that answer every error with a sentence, for which Gradio has `{"error": null}`, and fill in defaults."""
 
@@ -440,7 +432,7 @@ class Page(gr.Blocks):
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **named: Any) -> list[Any]:
         """As Gradio does, but nothing is fetched, no other file is named, and what is left out has its default."""
-        if isinstance(inputs, list) and _names_address(inputs):
+        if any(isinstance(each, dict) and is_web_address(str(each.get("path") or "")) for each in inputs):
             raise gr.Error(NO_ADDRESS, print_exception=False)
         if names_other_files(inputs):
             raise gr.Error(NOT_UPLOADED, print_exception=False)
@@ -452,7 +444,3 @@ class Page(gr.Blocks):
         except Exception as e:
             words = "An argument is missing or of the wrong kind; `/gradio_api/info` says what each endpoint takes."
             raise gr.Error(words, print_exception=False) from e
-
-
-def _names_address(inputs: list[Any]) -> bool:
-    return any(isinstance(each, dict) and is_web_address(str(each.get("path") or "")) for each in inputs)

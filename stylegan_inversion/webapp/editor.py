@@ -15,7 +15,7 @@ from stylegan_inversion import hub
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PRESETS
 from stylegan_inversion.webapp.marking import encode
-from stylegan_inversion.webapp.models import Model, sentence
+from stylegan_inversion.webapp.models import OWN, Model, sentence
 from stylegan_inversion.webapp.studio import EXAMPLES, SHOWN, Studio, Visit, around, kind_of, range_of, sentences
 
 TIME_TO_LIVE = 1800  # seconds that a result and its files are kept after their last use
@@ -153,15 +153,9 @@ class Editor:
         """What happens when something is used."""
         fresh = [*dict.fromkeys([*self.shown, *self.model_parts, self.photo])]
         demo.load(self._open, self.key, fresh, **QUICK)
-        tuned = {"fn": self._tune, "inputs": [self.visit, self.effort], "outputs": self.shown, **LONG}
-        chosen = gr.on(
-            [self.photo.input],
-            self._new,
-            self.visit,
-            [self.visit, self.status],
-            trigger_mode="once",
-            **DIRECT,
-        ).then(self._take, [self.visit, self.photo], self.shown, **QUICK)
+        tuned = {"fn": self._tune, "inputs": [self.visit, self.effort], "outputs": [*self.shown, self.effort], **LONG}
+        new = self.photo.input(self._new, self.visit, [self.visit, self.status], **DIRECT)
+        chosen = new.then(self._take, [self.visit, self.photo], self.shown, **QUICK)
         chosen.success(None, js=TO_RESULT, **HIDDEN)
         chosen.failure(self._failed, self.visit, self.shown, **DIRECT)
         runs = [chosen.success(**tuned)]
@@ -180,14 +174,11 @@ class Editor:
             chip.click(lambda visit, k=k: self._chip(visit, k), self.visit, [*outputs, *self.sliders], **editing)
         self.reset.click(lambda visit: self._chip(visit, None), self.visit, [*outputs, *self.sliders], **editing)
         for kind, button in self.save.items():
-            button.click(
-                lambda kind=kind: status(f"Writing {LABELS[kind]} …", busy=True), None, self.status, **DIRECT
-            ).then(
-                lambda visit, kind=kind: self._save(visit, kind),
-                self.visit,
-                [self.visit, self.file, self.status],
-                **QUICK,
-            ).success(None, js=FETCH, **HIDDEN)
+            words = status(f"{LABELS[kind]}: being written …", busy=True)
+            writing = button.click(lambda words=words: words, None, self.status, **DIRECT)
+            written = [self.visit, self.file, self.status]
+            saved = writing.then(lambda visit, kind=kind: self._save(visit, kind), self.visit, written, **QUICK)
+            saved.success(None, js=FETCH, **HIDDEN)
         loading = self.use.click(self._load, [self.visit, self.name], fresh, **LONG)
         self.leave.click(lambda: gr.update(visible=False), None, self.leave, cancels=loading, **DIRECT)
         self.folder.upload(self._upload, [self.visit, self.folder], fresh, **LONG)
@@ -230,6 +221,7 @@ class Editor:
         """The quick inversion of the chosen face, ready to be edited."""
         model = self.studio.model(visit)
         crop = self.studio.crop(visit)
+        self.visits[visit.key] = visit
         if model.quick:
             self.studio.invert(visit, crop, model.quick)
         return {**self.show(visit, "Ready to edit. A sharper version is on its way …"), self.key: visit.key}
@@ -244,11 +236,8 @@ class Editor:
         """A click in the photo chooses the face there."""
         if visit is None or visit.photo is None or visit.out is None:
             return {self.visit: visit}
-        scale = (
-            max(max(visit.photo.image.size) / SHOWN, 1.0)
-            if getattr(event.target, "_id", None) == self.whole._id
-            else 1.0
-        )
+        is_whole = getattr(event.target, "_id", None) == self.whole._id  # shown smaller than the photo is
+        scale = max(max(visit.photo.image.size) / SHOWN, 1.0) if is_whole else 1.0
         found = self.studio.face_at(visit, event.index[0] * scale, event.index[1] * scale)
         if found is None or found == visit.face:
             return {self.visit: visit}
@@ -275,7 +264,12 @@ class Editor:
                         }
                     elif turn == visit.turn:
                         seconds = report.output.reports[0]["seconds"]
-                        yield self.show(visit, f"Sharper version ready ({seconds:.0f} s).")
+                        choices = [
+                            (f"{name.capitalize()} (about {self.studio.seconds(visit, name):.0f} s)", name)
+                            for name in PRESETS
+                        ]
+                        news = self.show(visit, f"Sharper version ready ({seconds:.0f} s).")
+                        yield {**news, self.effort: gr.update(choices=choices)}
 
     def _anew(self, visit: Visit | None) -> Visit | None:
         if visit is not None:
@@ -359,8 +353,8 @@ class Editor:
 
     def _names(self, model: Model) -> list[str | None]:
         """The direction of each slider."""
-        own, *others = [*model.groups.values()]
-        found = [name for group in others for name in group]
+        own = model.groups.get(OWN, [])
+        found = [name for title, group in model.groups.items() if title != OWN for name in group]
         spare = [*own[MAIN:], *found][:MORE]
         return [*own[:MAIN], *[None] * (MAIN - len(own)), *spare, *[None] * (MORE - len(spare))]
 

@@ -31,6 +31,7 @@ from stylegan_inversion.preprocessing.landmarks import LandmarkDetector
 from stylegan_inversion.remote import cache_root, report_downloads
 from stylegan_inversion.webapp.photos import read_upload
 
+OWN = "Directions"  # title of the group of a model's own
 DEMONSTRATION = 128  # pixels a side, up to which a model only shows how the methods work
 MAX_FILES, MAX_BYTES = 32, 2 * 2**30  # of an uploaded model
 REPORT_SECONDS = 0.3  # between two reports of a load at most
@@ -124,7 +125,7 @@ def load_model(
 
 def make_model(tuner: PTIPipeline, *, name: str, licence: str = "not stated") -> Model:
     """Add the directions that a generator's weights give, and a pipeline for each encoder that the model has."""
-    groups = {"Directions": list(tuner.directions)}
+    groups = {OWN: list(tuner.directions)}
     for title, found in find_components(tuner.generator).items():
         new = {direction.name: direction for direction in found if direction.name not in tuner.directions}
         tuner.directions.update(new)

@@ -32,7 +32,7 @@ from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.marking import Kind, encode, encode_gif, encode_mp4
 from stylegan_inversion.webapp.models import DEMONSTRATION, Model, Models
 from stylegan_inversion.webapp.photos import NO_PHOTO, Photo, read_photo, read_upload
-from stylegan_inversion.webapp.run import OnStep, Progress, run
+from stylegan_inversion.webapp.run import TUNING_COST, OnStep, Progress, run
 from stylegan_inversion.webapp.zerogpu import BorrowedGPU, in_request
 
 logger = logging.getLogger(__name__)
@@ -146,6 +146,7 @@ class Studio:
         self.models = models
         self.gpu = gpu
         self._slots = threading.Semaphore(tuning_slots)
+        self._pace: dict[str, float] = {}  # seconds of a step of the projection, by model
         self._examples: dict[tuple[str, str, int], InversionOutput] = {}
         self._decoding = threading.Lock()  # many photos take the memory of one
 
@@ -203,8 +204,7 @@ class Studio:
     def tune(self, visit: Visit, crop: Crop, **options: Any) -> Generator[Progress, None, None]:
         """Invert by optimisation; what is worse than what is there already, as after a stop, does not replace it."""
         model, turn = self.model(visit), visit.turn
-        plan = model.tuner.plan(**options)
-        steps = (0 if plan.pivot in METHODS else plan.num_w_steps, plan.num_tuning_steps)
+        steps = _steps(model, **options)
         visit.end()
         stop = visit.stop = threading.Event()
 
@@ -219,7 +219,9 @@ class Studio:
                 if turn != visit.turn:
                     return
                 if report.output is not None:
-                    if visit.out is not None and report.output.reports[0]["l2"] > visit.out.reports[0]["l2"]:
+                    found = report.output.reports[0]
+                    self._pace[model.name] = found["seconds"] / max(_cost(report.step, steps), 1)
+                    if visit.out is not None and found["l2"] > visit.out.reports[0]["l2"]:
                         report = dataclasses.replace(report, output=visit.out)
                     visit.out = report.output
                 yield report
@@ -227,6 +229,11 @@ class Studio:
             reports.close()  # ends the work
             if visit.stop is stop:
                 visit.stop = None
+
+    def seconds(self, visit: Visit, preset: str) -> float:
+        """How long a run takes here, as the last one of this model did; 0 before it."""
+        steps = _steps(self.model(visit), preset=preset)
+        return self._pace.get(self.model(visit).name, 0.0) * _cost(sum(steps), steps)
 
     def edit(self, visit: Visit, out: InversionOutput | None, strengths: Mapping[str, float]) -> InversionOutput:
         """Edit an inversion; strengths count from the unedited face."""
@@ -357,6 +364,17 @@ class Studio:
         if kind_of(a) != kind_of(b):  # no longer a face of nobody
             out = dataclasses.replace(out, reports=[{k: v for k, v in out.reports[0].items() if k != "truncation"}])
         return out
+
+
+def _steps(model: Model, **options: Any) -> tuple[int, int]:
+    """The steps of the projection and of the tuning, at most."""
+    plan = model.tuner.plan(**options)
+    return 0 if plan.pivot in METHODS else plan.num_w_steps, plan.num_tuning_steps
+
+
+def _cost(done: int, steps: tuple[int, int]) -> float:
+    """What so many steps cost, in steps of the projection."""
+    return min(done, steps[0]) + TUNING_COST * max(done - steps[0], 0)
 
 
 def range_of(model: Model, name: str) -> tuple[float, float]:

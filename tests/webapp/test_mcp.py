@@ -18,9 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This MCP server includes a tool"),
 ]
-NAMES = (
-    "align animate compare delete download edit faces interpolate invert invert_and_edit mix models random_face stop"
-)
+NAMES = "animate delete download edit faces interpolate invert invert_and_edit mix models random_face stop"
 
 
 def ask(app: Served, *calls: tuple[str, dict[str, Any]]) -> tuple[list[Any], list[Any]]:
