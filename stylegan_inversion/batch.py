@@ -88,11 +88,9 @@ def invert_photos(
     """
     edits, options = dict(edits or {}), dict(options or {})
     check_options(pipeline, options)
-    num_ws, w_dim = pipeline.generator.num_ws, pipeline.generator.config.w_dim
-    # Check the edits before the first photo.
-    apply_directions(
-        torch.zeros(1, num_ws, w_dim, device="cpu", dtype=torch.float32), pipeline.directions, strengths=edits
-    )
+    sizes = 1, pipeline.generator.num_ws, pipeline.generator.config.w_dim
+    nothing = torch.zeros(sizes, device="cpu", dtype=torch.float32)
+    apply_directions(nothing, pipeline.directions, strengths=edits)  # raises before the first photo
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     hub.sweep(output)

@@ -14,58 +14,40 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError
-from stylegan_inversion.remote import cache_root, cached_url, storage_folder
+from stylegan_inversion.remote import cache_root, storage_folder
 
 CONVERTED = 2  # number of the format of converted models in the cache: another one fetches and converts again
-WIDTH, _NAME, _LICENCE = 100, 27, 14  # columns of the table in text, and of the names and licences in it
-_CLOSE = 0.8  # how similar a name must be to another to be taken for a slip
-_MOST = 6  # names that are suggested at once
+_WIDTH, _NAME, _LICENCE = 100, 27, 14  # columns of the table in text, and of the names and licences in it
 
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """One file of the field.
+    """One file of the field."""
 
-    Attributes:
-        name: What users type.
-        kind: "psp", "e4e", "restyle", "generator", "identity", "moco", "direction", "ganspace", or "unread": this
-            package does not read it.
-        description: What it is.
-        licence: What the copy and its origin say, in words. No legal advice.
-        source: Where it was published first.
-        host: Where the repository is: "hub", the Hugging Face Hub, or "github", which gives raw files of a commit.
-        repository: Name of the repository. `None`: no public copy is known.
-        file: Path in the repository.
-        revision: Commit, if known. It is known on GitHub, as is the sha256.
-        size: Bytes, if exactly known.
-        about: The size in words, as a page shows it.
-        sha256: Hash of the file, if known.
-        domain: What its generator draws, and how large: "ffhq-1024". Directions belong to the generators of their
-            domain.
-        edit: Name under which every generator of the domain gets this direction. `None`: only if asked for.
-        strength_range: Range of a direction's strength, in the unit of its file.
-        note: What else to know.
-    """
-
-    name: str
-    kind: str
+    name: str  # what users type
+    kind: (
+        str  # a key of `ENCODERS`, "generator", "identity", "moco", "direction", "ganspace", or "unread": not read here
+    )
     description: str
-    licence: str
-    source: str
-    host: Literal["hub", "github"] = "hub"
-    repository: str | None = None
-    file: str | None = None
-    revision: str | None = None
-    size: int | None = None
-    about: str | None = None
-    sha256: str | None = None
-    domain: str | None = None
-    edit: str | None = None
-    strength_range: tuple[float, float] | None = None
-    note: str | None = None
+    licence: str  # what the copy and its origin say, in words; no legal advice
+    source: str  # where it was published first
+    host: Literal["hub", "github"] = "hub"  # the Hugging Face Hub, or raw files of a commit, with their sha256
+    repository: str | None = None  # None: no public copy is known
+    file: str | None = None  # its path in the repository
+    revision: str | None = None  # the commit, if known
+    size: int | None = None  # in bytes, if exactly known
+    about: str | None = None  # the size in words
+    sha256: str | None = None  # of the file, if known
+    domain: str | None = (
+        None  # what its generator draws, and how large: "ffhq-1024"; directions are for such generators
+    )
+    edit: str | None = None  # every generator of the domain gets this direction by this name; None: only if asked for
+    strength_range: tuple[float, float] | None = None  # of a direction, in the unit of its file
+    note: str | None = None  # what else to know
 
     @property
     def fetchable(self) -> bool:
@@ -75,23 +57,14 @@ class CatalogueEntry:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model that there is: built in, in the cache, or in the catalogue.
+    """A model that there is: built in, in the cache, or in the catalogue."""
 
-    Attributes:
-        name: What users type.
-        where: "built in"; "cached", on this disk; "to fetch", by its name; "by hand"; or "not read", by this package.
-        size: Bytes on this disk, or of the file. `None`: unknown.
-        licence: Licence in words.
-        detail: The folder, or where the file is.
-        about: What it is, in words.
-    """
-
-    name: str
-    where: str
-    size: int | None
-    licence: str
-    detail: str
-    about: str = ""
+    name: str  # what users type
+    where: str  # "built in"; "cached", on this disk; "to fetch", by its name; "by hand"; or "not read", by this package
+    size: int | None  # bytes on this disk, or of the file; None: unknown
+    licence: str  # in words
+    detail: str  # the folder, or where the file is
+    about: str = ""  # what it is, in words
 
 
 @cache
@@ -101,9 +74,8 @@ def catalogue() -> tuple[CatalogueEntry, ...]:
     try:
         table: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["entries"]
         for fields in table:
-            if fields.get("strength_range") is not None:
-                low, high = fields["strength_range"]
-                fields["strength_range"] = float(low), float(high)
+            if "strength_range" in fields:
+                fields["strength_range"] = tuple(map(float, fields["strength_range"]))
         entries = tuple(CatalogueEntry(**fields) for fields in table)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise CheckpointError(f"{path} is damaged: {e}. Install the package again.") from e
@@ -118,8 +90,8 @@ def catalogue() -> tuple[CatalogueEntry, ...]:
 def suggest(name: str) -> str | None:
     """Ask "Did you mean ...?" with the names that begin with a name, or the most similar one; `None` without any."""
     names = [*hub.builtin_models(), *(entry.name for entry in catalogue())]
-    close = [known for known in names if name and known.startswith(name)][:_MOST]
-    close = close or difflib.get_close_matches(name, names, n=1, cutoff=_CLOSE)
+    close = [known for known in names if name and known.startswith(name)][:6]
+    close = close or difflib.get_close_matches(name, names, n=1, cutoff=0.8)
     return f"Did you mean {' or '.join(map(repr, close))}?" if close else None
 
 
@@ -132,18 +104,17 @@ def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[KnownMo
         models.append(KnownModel(name, "built in", size, licence, "nothing to fetch", "faces at 64 px"))
     for storage in sorted(cache_root(cache_dir).glob("models--*--*")):
         newest = max(storage.glob("snapshots/*/"), key=lambda path: path.stat().st_mtime, default=None)
-        if newest is not None and _is_ours(newest):
+        ours = (hub.CONFIG_NAME, f"generator/{hub.CONFIG_NAME}")
+        if newest is not None and all((newest / name).is_file() for name in ours):
             name = storage.name.removeprefix("models--").replace("--", "/", 1)
             models.append(KnownModel(name, "cached", _bytes(newest), read_licence(newest), str(newest)))
     for entry in catalogue():
         there = converted_folder(entry, cache_dir)
-        file = cached_file(entry, cache_dir)
+        found = there if (there / hub.CONFIG_NAME).is_file() else cached_file(entry, cache_dir)
         if entry.kind == "unread":
             where, detail = "not read", entry.note or ""
-        elif (there / hub.CONFIG_NAME).is_file():
-            where, detail = "cached", str(there)
-        elif file is not None:
-            where, detail = "cached", str(file)
+        elif found is not None:
+            where, detail = "cached", str(found)
         elif entry.fetchable:
             where, detail = "to fetch", f"{entry.repository}: {entry.file}"
         else:
@@ -154,12 +125,17 @@ def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[KnownMo
 
 def cached_file(entry: CatalogueEntry, cache_dir: str | os.PathLike[str] | None = None) -> Path | None:
     """Find the file of an entry in the cache, unchecked; `None` if it is not there."""
-    if not entry.fetchable or entry.file is None or entry.repository is None:
+    if entry.file is None or entry.repository is None:
         return None
     found = [cached_url(entry.file, str(entry.sha256), cache_dir)]
     if entry.host == "hub":
         found = [*storage_folder(entry.repository, cache_dir).glob(f"snapshots/{entry.revision or '*'}/{entry.file}")]
     return next((path for path in found if path.is_file()), None)
+
+
+def cached_url(url: str, sha256: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Name the file where the cache keeps what an address gives."""
+    return cache_root(cache_dir) / "files--https" / sha256 / (Path(urlsplit(url).path).name or "file")
 
 
 def converted_folder(entry: CatalogueEntry, cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -178,7 +154,7 @@ def describe_models(cache_dir: str | os.PathLike[str] | None = None) -> str:
         licence = textwrap.shorten(model.licence.partition(":")[0], 40, placeholder="...")
         lines.append(_row(model.name, size, model.where, licence, model.about))
         if model.where in ("by hand", "not read"):
-            wrapped = textwrap.wrap(model.detail, WIDTH - 4, break_long_words=False, break_on_hyphens=False)
+            wrapped = textwrap.wrap(model.detail, _WIDTH - 4, break_long_words=False, break_on_hyphens=False)
             lines += [f"    {line}" for line in wrapped]  # an address stays whole
     return "\n".join(lines)
 
@@ -187,7 +163,7 @@ def _row(name: str, size: str, where: str, licence: str, what: str) -> str:
     """Write a line of the table. A name that is too long stands above it, the rest of a long licence below."""
     licence, *more = textwrap.wrap(licence, _LICENCE, break_on_hyphens=False) or [""]
     left = f"{size:7}  {where:8}"
-    above, name = ([], name) if len(name) <= _NAME else (textwrap.wrap(name, WIDTH), "")
+    above, name = ([], name) if len(name) <= _NAME else (textwrap.wrap(name, _WIDTH), "")
     row = f"{name:{_NAME}}  {left}  {licence:{_LICENCE}}  {what}".rstrip()
     return "\n".join([*above, row, *(f"{'':{_NAME}}  {'':{len(left)}}  {line}" for line in more)])
 
@@ -200,14 +176,6 @@ def read_licence(folder: Path) -> str:
     header = card.read_text("utf-8", errors="replace").partition("---\n")[2].partition("\n---")[0]
     found = dict(re.findall(r"^(license\w*): *\"?([^\"\n]+)\"?$", header, flags=re.MULTILINE))
     return found.get("license_name") or found.get("license") or "not stated"
-
-
-def _is_ours(folder: Path) -> bool:
-    try:
-        config = hub.read_config(folder)
-    except CheckpointError:
-        return False
-    return "_class_name" in config and (folder / "generator" / hub.CONFIG_NAME).is_file()
 
 
 def _in_words(size: int) -> str:

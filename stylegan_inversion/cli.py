@@ -4,7 +4,8 @@ import argparse
 import io
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[:1] == ["train"]:
             return _train(argv[1:])  # tyro reads its arguments
-        args = _parser(argv).parse_args(argv)
-        return args.run(args)
+        options = vars(_parser(argv).parse_args(argv))
+        run = options.pop("run")
+        return run(**options)
     except (StyleGANInversionError, ValueError, OSError) as e:
         print(f"stylegan-inversion: {e}", file=sys.stderr)
         return 2
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser; only the subcommand in `argv` gets its options, since some of their choices need PyTorch."""
+    """Make the parser; only the subcommand in `argv` gets its options, since some of their choices need PyTorch."""
     parser = argparse.ArgumentParser(prog="stylegan-inversion", description="Real photos in, edited photos out.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -56,7 +58,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _at_least(least: int) -> Callable[[str], int]:
-    """A whole number that is not below `least`."""
+    """Make the type of a whole number that is not below `least`."""
 
     def number(text: str) -> int:
         if not text.lstrip("+-").isdigit() or int(text) < least:
@@ -66,21 +68,17 @@ def _at_least(least: int) -> Callable[[str], int]:
     return number
 
 
-def _edit(text: str) -> tuple[str, float]:
-    name, equals, strength = text.partition("=")
-    try:
-        if not (name and equals):
-            raise ValueError
-        return name, float(strength)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=STRENGTH, such as smile=2") from None
+def _pair(number: Callable[[str], float], what: str) -> Callable[[str], tuple[str, float]]:
+    """Make the type of NAME=NUMBER."""
 
+    def pair(text: str) -> tuple[str, float]:
+        name, _, value = text.partition("=")
+        with suppress(ValueError, argparse.ArgumentTypeError):
+            if name:
+                return name, number(value)
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
 
-def _limit(text: str) -> tuple[str, int]:
-    name, equals, number = text.partition("=")
-    if not (name and equals and number.isdigit() and int(number) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not METHOD=N, such as pti=50")
-    return name, int(number)
+    return pair
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +105,8 @@ def _add_invert(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     add("--method", default="pti", choices=METHODS, help="how to invert [%(default)s]")
     edits = "direction and strength, such as smile=2; `stylegan-inversion directions` lists them"
-    add("--edit", nargs="+", action="extend", default=[], type=_edit, metavar="NAME=STRENGTH", help=edits)
+    edit = _pair(float, "NAME=STRENGTH, such as smile=2")
+    add("--edit", nargs="+", action="extend", default=[], type=edit, metavar="NAME=STRENGTH", help=edits)
     add("--output", default="outputs", metavar="DIR", help="folder to write to [%(default)s]")
     add("--face", type=_at_least(0), help="which face of the photo, by size; 0 is the largest [0]")
     add("--no-align", dest="align", action="store_false", default=None, help="take the photos as aligned crops")
@@ -121,21 +120,26 @@ def _add_invert(parser: argparse.ArgumentParser) -> None:
     _add_detector(parser)
 
 
-def _invert(args: argparse.Namespace) -> int:
+def _invert(
+    photos: list[str],
+    edit: list[tuple[str, float]],
+    output: str,
+    *,
+    model: str,
+    method: str,
+    perceptual: str | None,
+    device: str,
+    detector: Any,
+    **options: Any,
+) -> int:
     from stylegan_inversion.batch import invert_photos
     from stylegan_inversion.pipelines.methods import METHODS
 
-    pipeline = METHODS[args.method].pipeline.from_pretrained(
-        args.model, device=args.device, detector=args.detector, perceptual=args.perceptual
-    )
-    names = ("face", "align", "preset", "num_w_steps", "num_tuning_steps", "pivot", "seed")
-    options: dict[str, Any] = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
-    options["progress"] = True
-    records = []
-    for record, _ in invert_photos(pipeline, args.photos, args.output, edits=dict(args.edit), options=options):
-        print(_line(record), flush=True)
-        records.append(record)
-    return _finish(records, args.output)
+    cls = METHODS[method].pipeline
+    pipeline = cls.from_pretrained(model, device=device, detector=detector, perceptual=perceptual)
+    given = {name: value for name, value in options.items() if value is not None} | {"progress": True}
+    results = invert_photos(pipeline, photos, output, edits=dict(edit), options=given)
+    return _report((record for record, _ in results), output)
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -143,34 +147,32 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     _add_device(parser)
 
 
-def _demo(args: argparse.Namespace) -> int:
+def _demo(output: str, device: str) -> int:
     from stylegan_inversion.demo import run_demo
 
-    records = run_demo(args.output, device=args.device)
+    return _report(run_demo(output, device=device), f"{output}/sheet.png and the folders beside it")
+
+
+def _report(records: Iterable["Record"], where: str) -> int:
+    """Print a line for each photo, and how many are done."""
+    done: list[bool] = []
     for record in records:
-        print(_line(record))
-    return _finish(records, f"{args.output}/sheet.png and the folders beside it")
+        done.append(record.error is None)
+        line = f"failed: {record.error}"
+        if record.error is None:
+            faces, index = record.report["face_count"], record.report["face_index"]
+            which = f", face {index} of {faces} (0 is the largest)" if faces > 1 else ""
+            line = f"{record.folder}{which}, mean squared error {record.report['l2']:.4f}"
+        print(f"{record.photo}: {line}", flush=True)
+    print(f"{sum(done)} of {len(done)} photos done. Look at {where}.")
+    return 0 if all(done) else 1
 
 
-def _line(record: "Record") -> str:
-    if record.error is not None:
-        return f"{record.photo}: failed: {record.error}"
-    faces, index = record.report["face_count"], record.report["face_index"]
-    which = f", face {index} of {faces} (0 is the largest)" if faces > 1 else ""
-    return f"{record.photo}: {record.folder}{which}, mean squared error {record.report['l2']:.4f}"
-
-
-def _finish(records: Sequence["Record"], where: object) -> int:
-    failed = sum(record.error is not None for record in records)
-    print(f"{len(records) - failed} of {len(records)} photos done. Look at {where}.")
-    return 1 if failed else 0
-
-
-def _directions(args: argparse.Namespace) -> int:
+def _directions(model: str) -> int:
     from stylegan_inversion.checkpoints.find import find_folder
     from stylegan_inversion.editing.directions import load_directions
 
-    folder = find_folder(args.model) / "directions"
+    folder = find_folder(model) / "directions"
     for direction in load_directions(folder).values() if folder.is_dir() else []:
         low, high = direction.strength_range or (float("nan"), float("nan"))
         print(f"{direction.name:10} {low:+.1f} to {high:+.1f}  {direction.description}")
@@ -181,10 +183,10 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cache-dir", metavar="DIR", help="folder of the downloads [the Hub's own cache]")
 
 
-def _models(args: argparse.Namespace) -> int:
+def _models(cache_dir: str | None) -> int:
     from stylegan_inversion.catalogue import describe_models
 
-    print(describe_models(args.cache_dir))
+    print(describe_models(cache_dir))
     return 0
 
 
@@ -202,19 +204,21 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     add("--sha256", help="expected hash of the file; required for https")
 
 
-def _convert(args: argparse.Namespace) -> int:
+def _convert(
+    source: str, destination: str, *, to: Any, encoder: str | None, name: str, crop_scale: float, sha256: str | None
+) -> int:
     from stylegan_inversion.checkpoints.export import write_model, write_official
     from stylegan_inversion.checkpoints.find import find_file, find_folder, with_directions
     from stylegan_inversion.checkpoints.recognise import read_single_file
 
-    if args.to is not None:
-        print(write_official(find_folder(args.source), Path(args.destination), layout=args.to))
+    if to is not None:
+        print(write_official(find_folder(source), Path(destination), layout=to))
         return 0
-    path = find_file(args.source, sha256=args.sha256)
-    file = with_directions(read_single_file(path, encoder=args.encoder), path, source=args.source)
+    path = find_file(source, sha256=sha256)
+    file = with_directions(read_single_file(path, encoder=encoder), path, source=source)
     for note in file.notes:
         print(f"Note: {note}")
-    print(f"{file.kind}: {write_model(file, Path(args.destination), name=args.name, crop_scale=args.crop_scale)}")
+    print(f"{file.kind}: {write_model(file, Path(destination), name=name, crop_scale=crop_scale)}")
     return 0
 
 
@@ -224,17 +228,15 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
     add("repo_id", metavar="REPO", help="organisation/repository; created if it is not there")
     add("--private", action="store_true", default=None, help="create the repository as private")
     add("--license", metavar="ID", help="licence of the weights for the card, such as cc-by-nc-4.0")
-    add("--message", metavar="TEXT", help="commit message")
+    add("--message", dest="commit_message", metavar="TEXT", help="commit message")
     add("--revision", metavar="BRANCH", help="branch to push to [the default branch]")
     add("--overwrite-card", action="store_true", help="also replace a README.md that is there")
 
 
-def _push(args: argparse.Namespace) -> int:
-    from stylegan_inversion.pipelines.publish import push_folder
+def _push(folder: str, repo_id: str, **options: Any) -> int:
+    from stylegan_inversion.pipelines.loading import push_to_hub
 
-    options = {"private": args.private, "commit_message": args.message, "revision": args.revision}
-    card = {"license": args.license, "overwrite_card": args.overwrite_card}
-    print(push_folder(Path(args.folder), args.repo_id, **options, **card))
+    print(push_to_hub(Path(folder), repo_id, **options))
     return 0
 
 
@@ -259,47 +261,38 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--output", default="evaluation", metavar="DIR", help="a stopped run goes on in its folder [%(default)s]")
     add("--limit", type=_at_least(1), metavar="N", help="use only the first N images by name")
     only = "limit one method, such as pti=50; a second table then compares the images that all methods did"
-    add("--limit-for", nargs="+", action="extend", default=[], type=_limit, metavar="METHOD=N", help=only)
+    limit = _pair(_at_least(1), "METHOD=N, such as pti=50")
+    add("--limit-for", nargs="+", action="extend", default=[], type=limit, metavar="METHOD=N", help=only)
     add("--edits", nargs="*", metavar="NAME", help="edits to measure; no names, no edits [smile, if the model has it]")
     add("--align", action="store_true", help="find the face in each photo and cut it out")
     add("--resolution", type=_at_least(11), metavar="PX", help="side at which pictures are compared [the model's]")
     add("--perceptual", default="alex", choices=PERCEPTUAL_NETWORKS, help="network that measures LPIPS [%(default)s]")
-    add(
-        "--identity",
-        default="builtin",
-        help="network that compares faces: builtin, an ArcFace's folder, none [builtin]",
-    )
-    add(
-        "--batch-size", type=_at_least(1), default=16, metavar="N", help="photos that go through together [%(default)s]"
-    )
+    faces = "network that compares faces: builtin, an ArcFace's folder, none [%(default)s]"
+    add("--identity", default="builtin", help=faces)
+    together = "photos that go through together [%(default)s]"
+    add("--batch-size", type=_at_least(1), default=16, metavar="N", help=together)
     add("--num-w-steps", type=_at_least(1), metavar="N", help="steps of the projection [450]")
     add("--num-tuning-steps", type=_at_least(0), metavar="N", help="PTI: steps of the tuning [350]")
     _add_device(parser)
     _add_detector(parser)
 
 
-def _evaluate(args: argparse.Namespace) -> int:
+def _evaluate(
+    data: str,
+    output: str,
+    *,
+    limit_for: list[tuple[str, int]],
+    identity: str,
+    num_w_steps: int | None,
+    num_tuning_steps: int | None,
+    **options: Any,
+) -> int:
     from stylegan_inversion.evaluation.benchmark import evaluate
 
-    results, table = evaluate(
-        args.data,
-        args.output,
-        model=args.model,
-        methods=args.methods,
-        limit=args.limit,
-        limits=dict(args.limit_for),
-        edits=args.edits,
-        align=args.align,
-        resolution=args.resolution,
-        perceptual=args.perceptual,
-        identity=None if args.identity == "none" else args.identity,
-        batch_size=args.batch_size,
-        options={"num_w_steps": args.num_w_steps, "num_tuning_steps": args.num_tuning_steps},
-        device=args.device,
-        detector=args.detector,
-        progress=True,
-    )
-    print(f"{table}\nEverything is in {args.output}.")
+    options |= {"identity": None if identity == "none" else identity, "limits": dict(limit_for), "progress": True}
+    steps = {"num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
+    results, table = evaluate(data, output, options=steps, **options)
+    print(f"{table}\nEverything is in {output}.")
     return 1 if any(entry["failed"] for entry in results["all"]["methods"].values()) else 0
 
 
@@ -326,26 +319,12 @@ def _add_evaluate_generator(parser: argparse.ArgumentParser) -> None:
     _add_device(parser)
 
 
-def _evaluate_generator(args: argparse.Namespace) -> int:
+def _evaluate_generator(models: list[str], data: str, output: str, *, identity: str, **options: Any) -> int:
     from stylegan_inversion.evaluation.generators import evaluate_generators
 
-    _, table = evaluate_generators(
-        args.models,
-        args.data,
-        args.output,
-        num_samples=args.num_samples,
-        truncation_psi=args.truncation_psi,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        perceptual=args.perceptual,
-        identity=None if args.identity == "none" else args.identity,
-        fid=args.fid,
-        num_paths=args.num_paths,
-        limit=args.limit,
-        device=args.device,
-        progress=True,
-    )
-    print(f"{table}\nEverything is in {args.output}.")
+    options |= {"identity": None if identity == "none" else identity, "progress": True}
+    _, table = evaluate_generators(models, data, output, **options)
+    print(f"{table}\nEverything is in {output}.")
     return 0
 
 
@@ -368,23 +347,14 @@ def _add_app(parser: argparse.ArgumentParser) -> None:
     add("--tuning-slots", type=_at_least(1), default=1, metavar="N", help="PTI runs at a time [%(default)s]")
 
 
-def _app(args: argparse.Namespace) -> int:
+def _app(model: str, **options: Any) -> int:
     from stylegan_inversion.webapp import launch
 
-    launch(
-        args.model,
-        host=args.host,
-        port=args.port,
-        share=args.share,
-        device=args.device,
-        open_choice=args.open_choice,
-        allowed_hosts=args.allowed_hosts,
-        tuning_slots=args.tuning_slots,
-    )
+    launch(model, **options)
     return 0
 
 
-Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[Any], int]]
+Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[..., int]]
 """What a subcommand does, its options, and its call."""
 
 COMMANDS: dict[str, Command] = {
@@ -396,10 +366,6 @@ COMMANDS: dict[str, Command] = {
     "push": ("upload the folder of a model to the Hugging Face Hub", _add_push, _push),
     "train": ("train an encoder or a generator, or go on with a run", lambda parser: None, _train),
     "evaluate": ("compare methods on a folder of images", _add_evaluate, _evaluate),
-    "evaluate-generator": (
-        "compare what generators draw with a folder of images",
-        _add_evaluate_generator,
-        _evaluate_generator,
-    ),
+    "evaluate-generator": ("compare generators with a folder of images", _add_evaluate_generator, _evaluate_generator),
     "app": ("start the web app", _add_app, _app),
 }

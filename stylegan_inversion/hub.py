@@ -26,12 +26,6 @@ from stylegan_inversion.errors import CheckpointError
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
-PARTS = (  # sub-folders of a model; saving another generator over it removes those that it does not write itself
-    *("generator", "e4e_encoder", "psp_encoder", "restyle_encoder"),
-    *("directions", "discriminator", "autoencoder"),
-)
-_PARTIAL = re.compile(r"\..*\.(\d+)\.[0-9a-f]{8}\.partial")  # a file or folder that a process is writing
-_REPLACING = ".replacing"  # lies in a folder while its files are replaced: see `write_together`
 _MAX_CONFIG_BYTES = 1_000_000
 _MAX_HEADER_BYTES = 2_000_000  # of a safetensors file: a model needs a hundredth, and a huge header takes minutes
 _MAX_AXES = 8
@@ -39,12 +33,8 @@ _DTYPES = {
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
 }
-_OTHER_FORMATS = {  # by the first bytes of a file that was only renamed
-    b"PK": "a zip archive, perhaps PyTorch's .pt, which `from_single_file` reads",
-    b"\x80": "a pickle, which `from_single_file` reads",
-    b"<": "a web page",
-    b"version ": "a pointer of Git LFS; `git lfs pull` fetches the file",
-}
+_PART = re.compile(r"generator|directions|discriminator|\w*encoder")  # sub-folders of a model
+_STALE = 3600.0  # seconds after which what is half written is left over from a program that was killed
 _OURS = re.compile(r"\nlibrary_name: stylegan[-_]inversion\n")  # in a model card
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -94,20 +84,17 @@ def weights_name(variant: str | None = None) -> str:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read `config.json` of a folder. Raises `CheckpointError` if it is not whole, not JSON or larger than 1 MB."""
+    """Read `config.json` of a folder. Raises `CheckpointError` if it is not a JSON object of at most 1 MB."""
     path = folder / CONFIG_NAME
-    for whole in (folder, folder.parent):  # a part of a model is in the folder below
-        if os.path.lexists(whole / _REPLACING):
-            raise CheckpointError(f"{whole} is being saved, or its saving was interrupted. Save it again.")
     try:
         _check_regular(path)
         if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise CheckpointError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes, so it is not a config.")
+            raise ValueError(f"it is larger than {_MAX_CONFIG_BYTES} bytes")
         config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"it must hold a JSON object, got {type(config).__name__}")
     except (OSError, ValueError, RecursionError) as e:
-        raise CheckpointError(f"{path} cannot be read as JSON: {e}") from e
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(config).__name__}.")
+        raise CheckpointError(f"{path} cannot be read as JSON: {e}. Fetch or save it again.") from e
     return config
 
 
@@ -117,22 +104,35 @@ def _check_regular(path: Path) -> None:
         raise ValueError("it is a folder or a device, not a file")
 
 
+def read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Read the header of a safetensors file: the shapes of its tensors, and the texts that `write_tensors` was given.
+
+    Raises `CheckpointError` if it is damaged or larger than 2 MB.
+    """
+    try:
+        _check_regular(path)
+        with path.open("rb") as binary:
+            length = int.from_bytes(binary.read(8), "little")
+        if length > _MAX_HEADER_BYTES:
+            raise ValueError(
+                f"its header would have {length} bytes, and at most {_MAX_HEADER_BYTES} are read. Perhaps it is a .pt "
+                "or .pkl file, which `from_single_file` reads, a pointer of Git LFS, or a web page"
+            )
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_slice(key).get_shape() for key in file.keys()}, dict(file.metadata() or {})
+    except (OSError, SafetensorError, ValueError) as e:
+        raise CheckpointError(f"{path} cannot be read as safetensors: {e}. Fetch or save it again.") from e
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file into memory; later changes of the file do not matter.
 
     Raises `CheckpointError` if it is damaged, or holds NaN, infinity or a dtype that no network here has.
     """
+    read_header(path)
     try:
-        _check_regular(path)
-        with path.open("rb") as file:
-            start = file.read(8)
-        header = int.from_bytes(start, "little")
-        if header > _MAX_HEADER_BYTES:
-            other = next((what for magic, what in _OTHER_FORMATS.items() if start.startswith(magic)), None)
-            too_long = f"its header would have {header} bytes, and at most {_MAX_HEADER_BYTES} are read"
-            raise ValueError(too_long if other is None else f"it is {other}")
         tensors = load_file(path)
-    except (OSError, SafetensorError, ValueError, RuntimeError, AttributeError) as e:  # the last: a dtype torch lacks
+    except (OSError, SafetensorError, RuntimeError, AttributeError) as e:  # the last: a dtype torch lacks
         raise CheckpointError(f"{path} cannot be read as safetensors: {e}. Fetch or save it again.") from e
     for key, tensor in tensors.items():
         if tensor.dtype not in _DTYPES or tensor.ndim > _MAX_AXES:
@@ -143,16 +143,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"{path}: tensor {key!r} holds NaN or infinity. Fetch or save the file again.")
     return tensors
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Read the texts in the header of a safetensors file."""
-    try:
-        _check_regular(path)
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError, ValueError) as e:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {e}") from e
 
 
 # --- writing files
@@ -194,7 +184,7 @@ def write_config(config: dict[str, Any], folder: Path, *, name: str = CONFIG_NAM
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, as `write_file` does. `read_metadata` gives the texts in `metadata` back."""
+    """Write a safetensors file, as `write_file` does. `read_header` gives the texts in `metadata` back."""
     contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     texts = {"format": "pt", **(metadata or {})}
     write_file(path, lambda temporary: save_file(contiguous, temporary, metadata=texts))
@@ -202,100 +192,76 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str,
 
 @contextmanager
 def write_together(folder: Path) -> Iterator[Path]:
-    """Write the files of a model or an inversion so that all of them are replaced, or none, whatever ends the program.
+    """Replace the files of a model or an inversion together: after an error or a kill, the folder is never a mixture.
 
-    They are written to the folder that this yields, inside `folder`, and moved to their places when the block ends. If
-    the program ends during the move, which takes a few system calls, `read_config` refuses the folder until it is saved
-    again. Other files stay, except for the parts (`PARTS`) of another generator than the one that is written. Only one
-    process may write a folder at a time.
+    They are written to the folder that this yields, inside `folder`, and moved to their places when the block ends.
+    `config.json` is removed first and written last: if the program is killed between, the folder is refused until it
+    is saved again. Other files stay, except that the parts of another generator than the one that is written are
+    deleted. Only one process may write a folder at a time.
     """
     stage = _partial(folder, "files")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         sweep(folder)
         stage.mkdir()
-    except OSError as e:
-        raise CheckpointError(f"{folder} could not be written: {e}. What was there before is untouched.") from e
-    try:
         yield stage
         _replace_files(folder, stage)
-    except CheckpointError as e:
-        raise CheckpointError(str(e).replace(str(stage), str(folder))) from e
+    except (CheckpointError, OSError) as e:
+        text = str(e).replace(str(stage), str(folder))
+        raise CheckpointError(
+            text if isinstance(e, CheckpointError) else f"{folder} could not be written: {text}. Save it again."
+        ) from e
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
 def _replace_files(folder: Path, stage: Path) -> None:
-    """Move files to their places. It may be cut short anywhere: then the next saving replaces everything."""
-    marker, card = folder / _REPLACING, folder / "README.md"
-    try:
-        foreign = (stage / "generator").is_dir() and (os.path.lexists(marker) or not _is_same_generator(folder, stage))
-        if marker.is_symlink():
-            marker.unlink()
-        marker.touch()
-        for part in [folder / name for name in PARTS] if foreign else []:
-            if part.is_dir() and not part.is_symlink():
-                shutil.rmtree(part)
-            else:
-                part.unlink(missing_ok=True)
-        if foreign and card.is_file() and _OURS.search(card.read_text("utf-8", "replace")):
+    """Move files to their places; those of a generator leave last and come first, so that a mixture has one."""
+    config, card = folder / CONFIG_NAME, folder / "README.md"
+    files = [path for path in stage.rglob("*") if path.is_file()]
+    foreign = all((each / "generator").is_dir() for each in (stage, folder))
+    foreign = foreign and not (config.is_file() and _is_same_generator(folder, stage))
+    config.unlink(missing_ok=True)
+    if foreign:
+        parts = [path for path in folder.iterdir() if _PART.fullmatch(path.name)]
+        for part in sorted(parts, key=lambda path: path.name == "generator"):
+            part.rename(stage / f".{part.name}")  # deleted with it
+        if card.is_file() and _OURS.search(card.read_text("utf-8", "replace")):
             card.replace(folder / "README.old.md")  # it describes the other model
-        for file in sorted(path for path in stage.rglob("*") if path.is_file()):
-            target = folder / file.relative_to(stage)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            file.replace(target)
-        marker.unlink(missing_ok=True)
-    except OSError as e:
-        raise CheckpointError(f"The files of {folder} could not be replaced: {e}. Make room and save it again.") from e
+    for file in sorted(files, key=lambda path: (path == stage / CONFIG_NAME, path.parent.name != "generator")):
+        target = folder / file.relative_to(stage)
+        target.parent.mkdir(exist_ok=True)
+        file.replace(target)
 
 
 def _is_same_generator(folder: Path, stage: Path) -> bool:
-    """Tell whether a folder holds no generator, or the one that is about to be moved there, in whatever dtype."""
-    there = sorted((folder / "generator").glob("model*.safetensors"))
-    if not there:
-        return True
-    (new,) = (stage / "generator").glob("model*.safetensors")
+    """Tell whether a folder holds the generator that is about to be moved there, in whatever dtype."""
     try:
-        ours = read_tensors(new)
-        theirs = read_tensors(next((path for path in there if path.name == new.name), there[0]))
-    except CheckpointError:
+        (new,) = (stage / "generator").glob("model*.safetensors")
+        there = sorted((folder / "generator").glob("model*.safetensors"), key=lambda path: path.name != new.name)
+        ours, theirs = read_tensors(new), read_tensors(there[0])
+    except (CheckpointError, LookupError):
         return False
-    return ours.keys() == theirs.keys() and all(_is_close(ours[key], theirs[key]) for key in ours)
-
-
-def _is_close(a: Tensor, b: Tensor) -> bool:
-    """Tell whether two tensors are equal, or differ by the rounding of their dtypes only."""
-    if a.shape != b.shape or a.dtype == b.dtype:
-        return a.shape == b.shape and torch.equal(a, b)
-    step = 2 * max(torch.finfo(a.dtype).eps, torch.finfo(b.dtype).eps)
-    return torch.allclose(a.float(), b.float(), rtol=step, atol=1e-6)
+    return ours.keys() == theirs.keys() and all(
+        a.shape == b.shape and torch.allclose(a.float(), b.float(), *((0, 0) if a.dtype == b.dtype else (2**-7, 1e-6)))
+        for a, b in ((tensor, theirs[key]) for key, tensor in ours.items())
+    )
 
 
 def _partial(folder: Path, name: str) -> Path:
-    """Make a hidden name for what is being written. It holds the process, so that `sweep` knows what is left over."""
-    return folder / f".{name}.{os.getpid()}.{os.urandom(4).hex()}.partial"
+    """Make a hidden name for what is being written, which `sweep` knows."""
+    return folder / f".{name}.{os.urandom(4).hex()}.partial"
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed programs left half written in a folder, but nothing of a program that is alive."""
-    for path in folder.glob(".*.partial"):
-        if (match := _PARTIAL.fullmatch(path.name)) and not _is_alive(int(match[1]), path):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _is_alive(process: int, path: Path) -> bool:
-    if os.name == "nt":  # where asking would end it: what was touched in the last hour is left alone
-        return time.time() - path.lstat().st_mtime < 3600
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return process != os.getpid()  # in this program nothing is half written while another saving begins
+    """Remove what killed programs left half written in a folder, but nothing that was touched in the last hour."""
+    for path in folder.glob(f".*.{'[0-9a-f]' * 8}.partial"):
+        if time.time() - path.lstat().st_mtime < _STALE:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 # --- networks
@@ -354,10 +320,7 @@ def build_module(
 
 
 def new_module(cls: type[Module], config: Any) -> Module:
-    """Build a network whose weights are filled in later: on the CPU and in float32, whatever the caller's defaults.
-
-    The caller's random numbers stay as they were.
-    """
+    """Build a network to be filled, on the CPU and in float32, whatever the caller's defaults; draws no randomness."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         return cls(config).to(torch.float32)
 
@@ -378,9 +341,9 @@ def plain_name(key: str) -> str:
 
 
 def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:
-    """Copy a state dict into a network: all names, all shapes, or a `CheckpointError` and an untouched network.
+    """Copy a state dict into a network, which ends frozen in eval mode, or raise `CheckpointError` and change nothing.
 
-    The network ends in eval mode with its parameters frozen.
+    `source` says in messages where the state dict comes from.
     """
     check_fit(module, state_dict, source=source)
     module.load_state_dict(state_dict, strict=True)
@@ -414,9 +377,8 @@ def save_module(
     `dtype` is the floating-point type in the file; `None` keeps the network's own.
     """
     module = uncompiled(module)
-    config = dataclasses.asdict(cast(Any, module.config))
     state_dict = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in plain_state_dict(module).items()}
     if dtype is not None and not all(torch.isfinite(v).all() for v in state_dict.values() if v.is_floating_point()):
         raise ValueError(f"`dtype` {dtype} cannot hold the weights of this {type(module).__name__}.")
     write_tensors(state_dict, folder / weights_name(variant))
-    write_config({"_class_name": type(module).__name__, **config}, folder)
+    write_config({"_class_name": type(module).__name__, **dataclasses.asdict(cast(Any, module.config))}, folder)

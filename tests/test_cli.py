@@ -25,8 +25,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert all(command in text for command in ("invert", "demo", "directions", "app"))
-    for command in ("invert", "demo", "directions", "app"):
+    assert all(command in text for command in cli.COMMANDS)
+    for command in cli.COMMANDS:
         with pytest.raises(SystemExit) as stop:
             cli.main([command, "--help"])
         assert stop.value.code == 0
@@ -40,21 +40,15 @@ def test_invert(tiny_model: str, photo: Image.Image, tmp_path: Path, capsys: pyt
     photo.resize((64, 64)).save(tmp_path / "a.png")
     arguments = ["invert", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--model", tiny_model, "--no-align"]
     arguments += ["--edit", "smile=2", "age=-1", "--output", str(tmp_path / "out"), "--device", "cpu", "--seed", "1"]
+    arguments += ["--preset", "fast", "--perceptual", "alex", "--num-tuning-steps", "2"]
     assert cli.main(arguments) == 1  # b.png does not exist
     out = capsys.readouterr().out
     assert f"{tmp_path / 'a.png'}: {tmp_path / 'out' / 'a'}, mean squared error 0." in out
     assert f"{tmp_path / 'b.png'}: failed: " in out and "1 of 2 photos done." in out
     assert (tmp_path / "out" / "a" / "photo.png").exists()
-
-
-def test_presets_and_perceptual_networks(tiny_model: str, photo: Image.Image, tmp_path: Path) -> None:
-    photo.resize((64, 64)).save(tmp_path / "a.png")
-    arguments = ["invert", str(tmp_path / "a.png"), "--model", tiny_model, "--no-align", "--device", "cpu"]
-    chosen = ["--preset", "fast", "--perceptual", "alex", "--num-tuning-steps", "2"]
-    assert cli.main([*arguments, *chosen, "--output", str(tmp_path / "out")]) == 0
-    (record,) = json.loads((tmp_path / "out" / "report.json").read_text())["photos"]
-    found = {name: record["report"][name] for name in ("pivot", "w_steps", "tuning_steps", "perceptual")}
-    assert found == {"pivot": "w", "w_steps": 100, "tuning_steps": 2, "perceptual": "alex"}
+    report = json.loads((tmp_path / "out" / "report.json").read_text())["photos"][0]["report"]
+    found = [report[name] for name in ("pivot", "w_steps", "tuning_steps", "perceptual")]
+    assert found == ["w", 100, 2, "alex"]
 
 
 @pytest.mark.parametrize(
@@ -77,21 +71,22 @@ def test_wrong_arguments(
     assert re.search(message, error), error
 
 
-def test_edit_syntax(capsys: pytest.CaptureFixture[str]) -> None:
-    for text in ("smile", "smile=", "=2", "smile=much"):
-        with pytest.raises(SystemExit):
-            cli.main(["invert", "a.png", "--edit", text])
-        assert f"{text!r} is not NAME=STRENGTH" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [("--num-w-steps", "0"), ("--face", "-1"), ("--seed", "x")])
-def test_numbers(arguments: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["invert", "a.png", "--edit", "smile"], "'smile' is not NAME=STRENGTH, such as smile=2"),
+        (["invert", "a.png", "--edit", "=2"], "'=2' is not NAME=STRENGTH"),
+        (["invert", "a.png", "--edit", "smile=much"], "'smile=much' is not NAME=STRENGTH"),
+        (["invert", "a.png", "--num-w-steps", "0"], "argument --num-w-steps: must be a whole number >= 1, got '0'"),
+        (["invert", "a.png", "--seed", "x"], "argument --seed: must be a whole number >= 0, got 'x'"),
+        (["evaluate", "data", "--limit-for", "pti=0"], "'pti=0' is not METHOD=N, such as pti=50"),
+        (["evaluate-generator", "--data", "x", "--num-samples", "7"], "must be a whole number >= 8, got '7'"),
+    ],
+)
+def test_values_that_cannot_be_read(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        cli.main(["invert", "a.png", *arguments])
-    assert stop.value.code == 2
-    assert re.search(
-        rf"argument {arguments[0]}: must be a whole number >= ., got '{arguments[1]}'", capsys.readouterr().err
-    )
+        cli.main(arguments)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_directions(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,9 +134,6 @@ def test_evaluate_generator(
 
     assert cli.main([*arguments, "--models", "faces46"]) == 2
     assert "No model 'faces46'" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        cli.main([*arguments, "--num-samples", "7"])
-    assert "argument --num-samples: must be a whole number >= 8, got '7'" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -193,9 +185,7 @@ def test_train_interrupted(recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys
     [
         (["--stpes", "3"], "Unrecognized options: --stpes"),
         (["--steps", "many"], "Error parsing --steps: invalid literal"),
-        (["steps=3"], "Unrecognized options: steps=3"),
         (["--steps", "0"], "`steps` must be a whole number in"),
-        (["--loss.lpip", "1"], "Unrecognized options: --loss.lpip"),
         (["--task", "cartoon"], "`task` must be one of inversion, "),
         (["--model", "faces46"], "No model 'faces46'"),
         (["--data", "nowhere"], "nowhere is not a folder"),

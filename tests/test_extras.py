@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from stylegan_inversion.errors import MissingDependencyError
-
 EXTRAS = {
     "app": ("gradio", "gradio_client", "starlette", "fastapi", "uvicorn", "python_multipart", "httpx"),
     "train": ("accelerate", "tyro", "yaml", "sklearn", "tensorboard", "wandb"),
@@ -36,14 +34,9 @@ sys.exit(main(sys.argv[2:]))
 
 def run(missing: str, *command: str, folder: Path) -> subprocess.CompletedProcess[str]:
     given = [sys.executable, "-c", RUN, missing, *command]
-    environment_of_tests = Path(__file__).parents[1]
-    return subprocess.run(
-        given, capture_output=True, text=True, cwd=folder, env=with_path(environment_of_tests), timeout=250
-    )
-
-
-def with_path(root: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(given, capture_output=True, text=True, cwd=folder, env=environment, timeout=250)
 
 
 @pytest.fixture
@@ -93,11 +86,3 @@ def test_commands_that_need_no_extra(data: Path) -> None:
         assert done.returncode == 0 and done.stdout and not done.stderr, done
     done = run(everything, "invert", "data/0.png", "--method", "e4e", "--no-align", folder=data.parent)
     assert done.returncode == 0 and "1 of 1 photos done" in done.stdout, done
-
-
-def test_the_words() -> None:
-    error = MissingDependencyError.of_extra("The plot needs matplotlib.", "evaluate", otherwise="Leave it out.")
-    assert isinstance(error, ImportError) and str(error) == (
-        "The plot needs matplotlib. Install it with: pip install '.[evaluate]' in a checkout, or "
-        "pip install 'stylegan-inversion[evaluate]'. Leave it out."
-    )

@@ -2,34 +2,50 @@
 
 import json
 import os
-import random
-import struct
-import subprocess
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from tests.hub_parts import Tiny, TinyConfig, assert_same, state
 
 CONFIG = GeneratorConfig(16, z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=4)
 
 
+@dataclass(frozen=True)
+class TinyConfig:
+    width: int = 4
+    sizes: tuple[int, ...] = (1, 2)
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"`width` must be >= 1, got {self.width}.")
+
+
+class Tiny(nn.Module):
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.linear = nn.Linear(config.width, len(config.sizes))
+        self.norm = nn.BatchNorm1d(config.width)  # brings an int64 tensor
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {key: tensor.clone() for key, tensor in module.state_dict().items()}
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys() and all(torch.equal(tensor, b[key]) for key, tensor in a.items())
+
+
 # --- files
-
-
-def test_builtin_models_are_those_with_a_config() -> None:
-    names = hub.builtin_models()
-    assert "faces64" in names and "samples" not in names
-    assert all((hub.builtin_path(name) / "config.json").is_file() for name in names)
 
 
 def test_round_trips(tmp_path: Path) -> None:
@@ -39,7 +55,7 @@ def test_round_trips(tmp_path: Path) -> None:
     tensors = {"a": torch.arange(6.0).view(2, 3).t(), "b": torch.tensor(3), "c": torch.ones(2, requires_grad=True)}
     hub.write_tensors(tensors, tmp_path / "x.safetensors", metadata={"text": "ü"})
     assert_same(hub.read_tensors(tmp_path / "x.safetensors"), {key: tensor.detach() for key, tensor in tensors.items()})
-    assert hub.read_metadata(tmp_path / "x.safetensors")["text"] == "ü"
+    assert hub.read_header(tmp_path / "x.safetensors")[1]["text"] == "ü"
 
 
 @pytest.mark.parametrize(
@@ -49,8 +65,8 @@ def test_round_trips(tmp_path: Path) -> None:
         (b"{", r"config.json cannot be read as JSON: "),
         (b"\xff\xfe{}", r"config.json cannot be read as JSON: .*utf-8"),
         (b"[" * 100_000, r"config.json cannot be read as JSON: "),
-        (b"[1]", r"config.json must hold a JSON object, got list\."),
-        (b"{}" + b" " * 1_000_000, r"config.json is larger than 1000000 bytes, so it is not a config\."),
+        (b"[1]", r"config.json cannot be read as JSON: it must hold a JSON object, got list\. Fetch or save it again"),
+        (b"{}" + b" " * 1_000_000, r"config.json cannot be read as JSON: it is larger than 1000000 bytes"),
     ],
     ids=["missing", "cut", "not UTF-8", "deep", "list", "large"],
 )
@@ -75,27 +91,20 @@ UNREADABLE: dict[str, tuple[Callable[[Path], bytes | None], str]] = {
     "missing": (lambda _: None, "cannot be read as safetensors: .*No such file"),
     "empty": (lambda _: b"", "cannot be read as safetensors: "),
     "cut": (lambda folder: saved({"a": torch.ones(100)}, folder)[:-10], "cannot be read as safetensors: "),
-    "zip": (
-        lambda _: b"PK\3\4" + b"\0" * 90,
-        "it is a zip archive, perhaps PyTorch's .pt, which `from_single",
+    "pickle": (
+        lambda _: b"\x80\2}q\0.    ",
+        r"header would have .* Perhaps it is a .pt or .pkl file, which `from_single",
     ),
-    "pickle": (lambda _: b"\x80\2}q\0.    ", "it is a pickle, which `from_single_file` reads"),
-    "page": (lambda _: b"<!DOCTYPE html><title>Quota exceeded</title>", "it is a web page. Fetch or save it again"),
-    "LFS": (
-        lambda _: b"version https://git-lfs.github.com",
-        "it is a pointer of Git LFS; `git lfs pull` fetches",
-    ),
+    "page": (lambda _: b"<!DOCTYPE html><title>Quota exceeded</title>", "or a web page. Fetch or save it again"),
     "minutes": (
         lambda folder: saved({f"a{i}": torch.zeros(0) for i in range(40_000)}, folder),
         r"its header would have \d+ bytes, and at most 2000000 are read",
     ),
     "NaN": (lambda folder: saved({"a": torch.full((2,), float("nan"))}, folder), "'a' holds NaN or infinity"),
-    "inf": (lambda folder: saved({"a": torch.full((2,), float("-inf")).half()}, folder), "'a' holds NaN or infinity"),
     "dtype": (
         lambda _: raw_tensors("F8_E4M3", 1, [2]),
         r"tensor 'a' is torch\.float8_e4m3fn with 1 axes, which no",
     ),
-    "complex": (lambda _: raw_tensors("C64", 8, [2]), r"tensor 'a' is torch\.complex64 with 1 axes"),
     "axes": (lambda _: raw_tensors("F32", 4, [1] * 65 + [2]), r"tensor 'a' is torch\.float32 with 66 axes"),
 }
 
@@ -110,22 +119,14 @@ def test_tensors_that_cannot_be_read(kind: str, tmp_path: Path) -> None:
         hub.read_tensors(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize("start", [0x80, ord("P"), ord("<"), 0x4B50])
-def test_a_header_whose_length_looks_like_another_format(start: int, tmp_path: Path) -> None:
-    text = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-    (tmp_path / "x").write_bytes(start.to_bytes(8, "little") + text.ljust(start) + b"\0\0\x80?")
-    assert hub.read_tensors(tmp_path / "x")["a"].tolist() == [1.0]
-
-
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
 def test_devices_are_no_files(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / hub.CONFIG_NAME)
     (tmp_path / "x.safetensors").symlink_to("/dev/zero")
     with pytest.raises(CheckpointError, match=r"cannot be read as JSON: it is a folder or a device"):
         hub.read_config(tmp_path)
-    for read in (hub.read_tensors, hub.read_metadata):
-        with pytest.raises(CheckpointError, match=r"read as safetensors: it is a folder or a device"):
-            read(tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"read as safetensors: it is a folder or a device"):
+        hub.read_tensors(tmp_path / "x.safetensors")
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,18 +151,18 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_sweep(tmp_path: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    foreign = [".env.template", ".vimrc.original", ".tmpabcdef", f".config.json.{os.getppid()}.0123abcd.partial"]
-    kept = [tmp_path / name for name in (hub.CONFIG_NAME, *foreign)]
-    (tmp_path / ".git.old_copy").mkdir()
-    orphan = tmp_path / f".{hub.CONFIG_NAME}.{dead.pid}.0123abcd.partial"
-    for path in [*kept, orphan]:
+def test_what_a_killed_program_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = [tmp_path / name for name in (hub.CONFIG_NAME, ".env.template", ".vimrc.partial", ".x.0123abcg.partial")]
+    left = [tmp_path / ".files.89abcdef.partial", tmp_path / ".config.json.0123abcd.partial"]
+    (left[0] / "generator").mkdir(parents=True)
+    for path in [*kept, left[1]]:
         path.write_text("x")
-    (tmp_path / f".files.{dead.pid}.89abcdef.partial" / "generator").mkdir(parents=True)
     hub.sweep(tmp_path)
-    assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / ".git.old_copy"])
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, *left]), "another program may be writing them"
+    for path in [*kept, *left]:
+        os.utime(path, (0, 0))
+    hub.sweep(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
     hub.sweep(tmp_path / "nothing")
 
 
@@ -219,12 +220,12 @@ def test_types_and_variants(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"linear.bias": None}, r"^the file does not fit Tiny: missing linear.bias\.$"),
-        ({"extra": torch.ones(1)}, r"^the file does not fit Tiny: unexpected extra\.$"),
+        (
+            {"linear.bias": None, "extra": torch.ones(1)},
+            r"^the file does not fit Tiny: missing linear.bias; unexpec",
+        ),
         ({"linear.bias": torch.ones(1)}, r"linear.bias is \(1,\), not \(2,\)\.$"),  # would broadcast
         ({"linear.bias": torch.ones(2, dtype=torch.int64)}, r"linear.bias is torch.int64, not torch.float32\.$"),
-        ({"linear.bias": None, "extra": torch.ones(1)}, r"missing linear.bias; unexpected extra\.$"),
-        ({f"extra{i}": torch.ones(1) for i in range(5)}, r"unexpected extra3; unexpected extra4\.$"),
         ({f"extra{i}": torch.ones(1) for i in range(8)}, r"unexpected extra3; unexpected extra4 and 3 more\.$"),
     ],
 )
@@ -239,77 +240,29 @@ def test_weights_that_do_not_fit_leave_the_network_as_it_was(change: dict[str, A
     hub.fill_module(module, state(other), source="the file")
     assert_same(state(module), state(other))
     assert not module.training and not any(parameter.requires_grad for parameter in module.parameters())
-    other.linear.weight.data.zero_()
-    assert module.linear.weight.abs().max() > 0  # a copy
 
 
-def with_header(change: Callable[[dict[str, Any], random.Random], object], data: bytes, rng: random.Random) -> bytes:
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    change(header, rng)
-    text = json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data[8 + length :]
-
-
-def moved(header: dict[str, Any], rng: random.Random) -> None:
-    key = rng.choice([key for key in header if key != "__metadata__"])
-    header[key][rng.choice(["shape", "data_offsets"])] = [0, rng.choice([2**62, -1, 1])]
-
-
-TENSORS: dict[str, Callable[[str, Tensor, random.Random], dict[str, Tensor]]] = {
-    "renamed": lambda key, tensor, rng: {key + rng.choice(["x", ".0", " "]): tensor},
-    "dropped": lambda key, tensor, rng: {},
-    "added": lambda key, tensor, rng: {key: tensor, f"extra{rng.random()}": torch.zeros(rng.randint(0, 3))},
-    "reshaped": lambda key, tensor, rng: {key: torch.cat([tensor.flatten(), torch.zeros(rng.randint(1, 3))])},
-    "integers": lambda key, tensor, rng: {key: tensor.to(rng.choice([torch.int64, torch.uint8, torch.bool]))},
-    "not finite": lambda key, tensor, rng: {key: tensor * rng.choice([float("nan"), float("inf") * 0])},
-}
-BYTES: dict[str, Callable[[bytes, random.Random], bytes]] = {
-    "cut": lambda data, rng: data[: rng.randrange(len(data))],
-    "longer": lambda data, rng: data + bytes(rng.randint(1, 100)),
-    "other length": lambda data, rng: struct.pack("<Q", rng.choice([0, 1, 2**31, 2**62, 2**64 - 1])) + data[8:],
-    "other offsets": lambda data, rng: with_header(moved, data, rng),
-}
-STRANGE = ["../../x", -1, 0, 10**9, 2**70, 0.5, "64", [64], {}, True, None, "https://example.org/x"]
-CONFIGS: dict[str, Callable[[dict[str, Any], random.Random], dict[str, Any]]] = {
-    "value": lambda config, rng: {rng.choice([k for k in config if k[0] != "_"]): rng.choice(STRANGE)},
-    "field": lambda config, rng: {rng.choice(["../x", "class", "auto_map", "widht", "weights"]): "os.system"},
-    "sizes": lambda config, rng: {"channel_base": 2**20, "channel_max": 4096, "resolution": rng.choice([1024, 2048])},
-    "class": lambda config, rng: {"_class_name": rng.choice(["os.system", "Encoder4Editing", "../x", "", 1, None])},
-}
-
-
-@pytest.mark.parametrize("kind", [*TENSORS, *BYTES, *CONFIGS])
-def test_each_damage_is_refused(kind: str, tmp_path: Path) -> None:
-    rng, generator = random.Random(kind), Generator(CONFIG)
-    before = state(generator)
-    hub.save_module(generator, tmp_path)
-    weights, config = tmp_path / hub.WEIGHTS_NAME, tmp_path / hub.CONFIG_NAME
-    data, fields = weights.read_bytes(), json.loads(config.read_text())
-    for _ in range(10):
-        hub.load_module(Generator, GeneratorConfig, tmp_path)  # sound until then
-        if kind in TENSORS:
-            tensors = load_file(weights)
-            key = rng.choice(sorted(tensors))
-            changed = TENSORS[kind](key, tensors.pop(key), rng)
-            save_file(tensors | changed, weights)
-        elif kind in BYTES:
-            weights.write_bytes(BYTES[kind](data, rng))
-        else:
-            config.write_text(json.dumps(fields | CONFIGS[kind](fields, rng)))
-        with pytest.raises(CheckpointError):
-            hub.load_module(Generator, GeneratorConfig, tmp_path)
-        if kind not in CONFIGS:
-            with pytest.raises(CheckpointError):
-                hub.fill_module(generator, hub.read_tensors(weights), source="damaged")
-        weights.write_bytes(data)
-        config.write_text(json.dumps(fields))
-    assert_same(state(generator), before)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"_class_name": "os.system"}, r"config.json is of a 'os.system', not of a Generator\."),
+        ({"widht": 1}, r"config.json does not describe a Generator: .*widht"),
+        ({"resolution": 10**9}, r"config.json does not describe a Generator: `resolution` must be "),
+        ({"w_dim": 16}, r"model.safetensors does not fit Generator: "),
+    ],
+)
+def test_configs_that_do_not_fit(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    hub.save_module(Generator(CONFIG), tmp_path)
+    hub.write_config(hub.read_config(tmp_path) | change, tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        hub.load_module(Generator, GeneratorConfig, tmp_path)
 
 
 def test_an_absurd_config_takes_no_memory(tmp_path: Path) -> None:
     hub.save_module(Generator(CONFIG), tmp_path)
-    hub.write_config(hub.read_config(tmp_path) | CONFIGS["sizes"]({}, random.Random(0)), tmp_path)
+    hub.write_config(
+        hub.read_config(tmp_path) | {"channel_base": 2**20, "channel_max": 4096, "resolution": 2048}, tmp_path
+    )
     made: list[torch.device] = []
 
     class Watched(Generator):

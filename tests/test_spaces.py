@@ -1,13 +1,11 @@
 """The Hugging Face Space: its header, and the folder that is pushed, which is started as the platform starts it."""
 
 import importlib.util
-import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -20,10 +18,6 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from PIL import Image
-
-from stylegan_inversion.checkpoints.export import write_official
-from stylegan_inversion.hub import builtin_path
-from tests.fake_hub import hub_client, serve
 
 tomllib = pytest.importorskip("tomllib")
 ROOT = Path(__file__).parents[1]
@@ -118,20 +112,10 @@ def test_what_is_refused(
     with pytest.raises(ValueError, match="lies inside the package, which is copied: take another, such as build/space"):
         script.assemble(inside)
     assert not inside.exists()
-    with pytest.raises(ValueError, match=r"pyproject\.toml has no list `app`"):
-        script._read_list("dependencies = []", "app")
     monkeypatch.setattr(sys, "argv", ["assemble.py", str(space)])
     with pytest.raises(SystemExit, match="2"):
         script.main()
     assert "is not an empty folder" in capsys.readouterr().err
-
-
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["assemble.py", str(tmp_path / "space")])
-    monkeypatch.setattr(script.shutil, "copytree", lambda source, target, ignore: target.mkdir())
-    script.main()
-    assert "hf upload" in capsys.readouterr().out
-    assert (tmp_path / "space" / "app.py").read_bytes() == (ROOT / "app.py").read_bytes()
 
 
 @pytest.fixture
@@ -174,41 +158,3 @@ def test_the_folder_runs(url: str, space: Path, tmp_path: Path) -> None:
     finally:
         client.close()
     assert list(space.glob("stylegan_inversion/webapp/__pycache__/studio.*.pyc"))  # so it was this package that ran
-
-
-NOT_INSTALLED = """
-import sys
-sys.path[:0] = sys.argv[1:]
-import importlib.metadata
-try:
-    importlib.metadata.version("stylegan_inversion")
-except importlib.metadata.PackageNotFoundError:
-    pass
-else:
-    raise SystemExit("the package is installed here, so this shows nothing")
-from stylegan_inversion import E4EPipeline
-pipeline = E4EPipeline.from_pretrained("test-e4e")
-print(pipeline.generator.config.resolution)
-"""
-
-
-def test_a_checkpoint_of_the_catalogue_where_the_package_is_not_installed(space: Path, tmp_path: Path) -> None:
-    """As on the platform: the folder and its requirements, nothing else."""
-    needed = tmp_path / "site-packages"
-    needed.mkdir()
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if "stylegan_inversion" not in entry.name:
-            (needed / entry.name).symlink_to(entry)
-    ours = tmp_path / "space"
-    shutil.copytree(space, ours)
-    (tmp_path / "files").mkdir()
-    write_official(builtin_path("faces64"), tmp_path / "files" / "e4e.pt", layout="e4e")
-    table = ours / "stylegan_inversion" / "builtin" / "catalogue.json"
-    described = {"description": "", "licence": "", "source": "", "repository": "org/field", "file": "e4e.pt"}
-    table.write_text(json.dumps({"entries": [{"name": "test-e4e", "kind": "e4e", **described}]}))
-    command = [sys.executable, "-I", "-S", "-c", NOT_INSTALLED, str(ours), str(needed)]
-    with serve() as hub, hub_client(hub, tmp_path / "cache"):
-        hub.add("org/field", tmp_path / "files")
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == ["64"] and hub.gets("e4e.pt") == 1

@@ -30,7 +30,7 @@ from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.training.config import GeneratorOptions, OptimizerOptions, RunConfig, load_config
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
 from stylegan_inversion.training.gan import PIPELINE, make_generator
-from stylegan_inversion.training.objective import check_side
+from stylegan_inversion.training.objective import add_terms, check_side
 from stylegan_inversion.training.ranger import apply_gradients, make_optimizer, update_ema
 from stylegan_inversion.training.tasks import Pictures
 from stylegan_inversion.training.trainer import train_main
@@ -123,13 +123,10 @@ class AutoencoderLearner:
             training=training,
         )
 
-    def open_data(self, *, training: bool = True) -> FaceFolder | None:
-        """The pictures that are trained on, or the same unchanged."""
-        return self._folder(self.config.data, side=self.side, training=training)
-
-    def open_validation_data(self) -> FaceFolder | None:
-        """The pictures that are held out; `None` if there are none."""
-        return self._folder(self.config.validation_data, side=self.side, training=False)
+    def open_data(self, *, held_out: bool = False, training: bool = True) -> FaceFolder | None:
+        """The pictures of the run; `None` if there are no held-out ones."""
+        folder = self.config.validation_data if held_out else self.config.data
+        return self._folder(folder, side=self.side, training=training and not held_out)
 
     def step(self, batches: Sequence[dict[str, Tensor]], step: int) -> tuple[dict[str, Tensor], bool]:
         """Train for one step, see `Learner.step`."""
@@ -144,8 +141,7 @@ class AutoencoderLearner:
                 y_hat = self.generator.synthesis(w_plus, noise=noise)
                 loss, terms = self.reconstruction.losses(y_hat, self._target(batch["y"]))
             self.accelerator.backward(loss / len(batches))
-            for name, term in {**terms, "loss": loss}.items():
-                sums[name] = sums.get(name, torch.zeros_like(loss)) + term.detach() / len(batches)
+            add_terms(sums, {**terms, "loss": loss}, len(batches))
         norm = self.config.optimizer.max_grad_norm
         finite = apply_gradients(self.accelerator, self.optimizer, sums["loss"], max_norm=norm)
         self.optimizer.zero_grad(set_to_none=True)
@@ -226,4 +222,4 @@ class AutoencoderLearner:
 
 
 if __name__ == "__main__":
-    sys.exit(train_main(load_config(sys.argv[1:], {"autoencoder": AutoencoderConfig}), AutoencoderLearner))
+    sys.exit(train_main(load_config(sys.argv[1:], [AutoencoderConfig]), AutoencoderLearner))

@@ -23,8 +23,8 @@ from stylegan_inversion import hub
 from stylegan_inversion.bounds import number
 from stylegan_inversion.losses.identity import DlibEmbedding, load_identity
 from stylegan_inversion.training.config import GANConfig, load_config
-from stylegan_inversion.training.gan import Batches, GANLearner, Terms
-from stylegan_inversion.training.objective import check_side
+from stylegan_inversion.training.gan import Batches, GANLearner
+from stylegan_inversion.training.objective import Terms, check_side
 from stylegan_inversion.training.trainer import train_main
 
 SMALLEST_FACE = 103  # px: one less, and the last stage of the face network would have nothing to look at
@@ -158,4 +158,4 @@ class WarmGANLearner(GANLearner):
 
 
 if __name__ == "__main__":
-    sys.exit(train_main(load_config(sys.argv[1:], {"gan": WarmGANConfig}), WarmGANLearner))
+    sys.exit(train_main(load_config(sys.argv[1:], [WarmGANConfig]), WarmGANLearner))

@@ -35,4 +35,4 @@ def make_learner(config: PretrainConfig, accelerator: Accelerator) -> EncoderLea
 
 
 if __name__ == "__main__":
-    sys.exit(train_main(load_config(sys.argv[1:], {"psp": PretrainConfig, "e4e": PretrainConfig}), make_learner))
+    sys.exit(train_main(load_config(sys.argv[1:], [PretrainConfig]), make_learner))

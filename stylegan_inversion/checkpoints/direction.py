@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.editing.ganspace import PrincipalComponents
 from stylegan_inversion.errors import CheckpointError
 
@@ -35,14 +34,12 @@ def vector_from_official(tensor: Tensor, *, w_dim: int = W_DIM) -> Float[Tensor,
     Raises:
         CheckpointError: If it has another shape or type, is zero, or holds NaN or infinity.
     """
-    if not tensor.is_floating_point() or not 1 <= tensor.ndim <= 3 or not tensor.numel():
+    vector = tensor.double()
+    while 1 < vector.ndim <= 3 and len(vector) == 1:
+        vector = vector[0]
+    if not tensor.is_floating_point() or vector.ndim not in (1, 2) or not vector.numel():
         found = f"shape {tuple(tensor.shape)} and type {tensor.dtype}"
         raise CheckpointError(f"Not a direction, (w_dim,) or (num_ws, w_dim) in floating point: it has {found}.")
-    vector = tensor.double()
-    while vector.ndim > 1 and len(vector) == 1:
-        vector = vector[0]
-    if vector.ndim > 2:
-        raise CheckpointError(f"Not a direction but {len(vector)} style codes: shape {tuple(tensor.shape)}.")
     if not torch.isfinite(vector).all() or not vector.any():
         raise CheckpointError("Not a direction: it is zero, or holds NaN or infinity.")
     if vector.ndim == 1 and len(vector) > w_dim and len(vector) % w_dim == 0:
@@ -54,33 +51,6 @@ def vector_from_official(tensor: Tensor, *, w_dim: int = W_DIM) -> Float[Tensor,
     return vector.float()
 
 
-def direction_from_official(
-    tensor: Tensor,
-    *,
-    name: str,
-    description: str = "",
-    strength_range: tuple[float, float] | None = None,
-    unit: float | None = None,
-    w_dim: int = W_DIM,
-) -> Direction:
-    """Read a boundary or an edit direction as a `Direction`.
-
-    Args:
-        tensor: What the file holds: see `vector_from_official`.
-        name: What changes, as a Python identifier; the file does not tell.
-        description: Where it comes from.
-        strength_range: As in `Direction`.
-        unit: As in `Direction`. `None` takes the norm of the file: a strength is then the factor of the papers' code.
-        w_dim: As in `vector_from_official`.
-
-    Raises:
-        CheckpointError: As `vector_from_official`.
-        ValueError: If `name` is no identifier, or `unit` or `strength_range` is out of range.
-    """
-    vector = vector_from_official(tensor, w_dim=w_dim)
-    return Direction.from_vector(name, vector, strength_range=strength_range, description=description, unit=unit)
-
-
 def components_from_ganspace(checkpoint: Mapping[str, Any]) -> PrincipalComponents:
     """Read GANSpace's components, as `ffhq_pca.pt` of e4e holds them.
 
@@ -90,9 +60,8 @@ def components_from_ganspace(checkpoint: Mapping[str, Any]) -> PrincipalComponen
     mean, components, std = (checkpoint[name] for name in ("mean", "comp", "std"))
     try:
         w_dim = components.shape[-1]
-        mean, components, std = mean.reshape(w_dim), components.reshape(len(std), w_dim), std.reshape(-1)
-        return PrincipalComponents(*(tensor.to(torch.float32, copy=True) for tensor in (mean, components, std)))
+        parts = mean.reshape(w_dim), components.reshape(len(std), w_dim), std.reshape(-1)
+        return PrincipalComponents(*(tensor.to(torch.float32, copy=True) for tensor in parts))
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as e:
-        raise CheckpointError(
-            f"Not GANSpace's components, `mean` (1, w_dim), `comp` (n, 1, w_dim) and `std` (n,): {e}"
-        ) from e
+        words = "Not GANSpace's components, `mean` (1, w_dim), `comp` (n, 1, w_dim) and `std` (n,)"
+        raise CheckpointError(f"{words}: {e}") from e

@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 
 from stylegan_inversion import hub
-from stylegan_inversion.checkpoints.direction import direction_from_official
-from stylegan_inversion.checkpoints.encoder import pyramid_encoder_to_official
+from stylegan_inversion.checkpoints.encoder import encoder_to_official
 from stylegan_inversion.checkpoints.generator import generator_to_nvidia, generator_to_rosinality
 from stylegan_inversion.checkpoints.recognise import SingleFile, source_of
-from stylegan_inversion.editing.directions import save_directions
+from stylegan_inversion.editing.directions import Direction, save_directions
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.preprocessing.sources import to_config
 
-LAYOUTS = ("psp", "e4e", "rosinality", "nvidia")
+LAYOUTS = (*(name for name, row in ENCODERS.items() if row.config is PyramidEncoderConfig), "rosinality", "nvidia")
 
 
 def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop_scale: float = 1.0) -> Path:
@@ -31,19 +30,16 @@ def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop
 
     Args:
         file: What was read.
-        folder: Made if needed. A network for face identity or MoCo fills the folder itself; directions go there too.
+        folder: Made if needed, and returned. A network for face identity or MoCo, or directions, fill it themselves.
         name: Name of a direction, as a Python identifier: the file does not tell.
         crop_scale: Side of the face crop relative to FFHQ's, for the pipeline: the file does not tell.
-
-    Returns:
-        The folder.
 
     Raises:
         CheckpointError: If the file holds nothing that can be kept so, or a file cannot be written.
     """
     if file.kind == "direction":
         vectors = file.vectors if len(file.vectors) > 1 else {name: next(iter(file.vectors.values()))}
-        save_directions({key: direction_from_official(v, name=key) for key, v in vectors.items()}, folder)
+        save_directions({key: Direction.from_vector(key, v, unit=None) for key, v in vectors.items()}, folder)
         return folder
     for alone in ("identity", "moco"):
         if alone in file.parts:
@@ -75,15 +71,12 @@ def checkpoint_to_official(
     is written as well, but only this package and tools that read sizes from tensors load it.
 
     Args:
-        kind: Whose file, "psp" or "e4e".
-        encoder: Config and state dict of a pSp or e4e encoder.
-        generator: Config and state dict.
-
-    Returns:
-        `state_dict`, `opts` and `latent_avg`; and `w_avg`, which the official code leaves alone, where the generator's
-        average w is not the encoder's.
+        kind: Whose file, one of `LAYOUTS` and a key of `ENCODERS`.
+        encoder: Config and state dict.
+        generator: Config and state dict. Where its average w is not the encoder's, the entry `w_avg` keeps it, which
+            the official code ignores.
     """
-    official, latent_avg = pyramid_encoder_to_official(*encoder)
+    official, latent_avg = encoder_to_official(kind, *encoder)
     decoder, w_avg = generator_to_rosinality(*generator)
     from_average = bool(latent_avg.any())
     if not from_average:
@@ -98,7 +91,7 @@ def checkpoint_to_official(
         "device": "cpu",
         "checkpoint_path": None,
         "train_decoder": False,
-        "output_size" if kind == "psp" else "stylegan_size": generator[0].resolution,
+        ENCODERS[kind].options[0]: generator[0].resolution,
         "n_styles": generator[0].num_ws,
     }
     tensors = {f"encoder.{key}": tensor for key, tensor in official.items()}
@@ -107,21 +100,14 @@ def checkpoint_to_official(
     return checkpoint if torch.equal(w_avg, latent_avg[0]) else {**checkpoint, "w_avg": w_avg}
 
 
-def checkpoint_to_rosinality(config: GeneratorConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write a generator as rosinality's `.pt` holds it: `g_ema` and `latent_avg`."""
-    official, latent_avg = generator_to_rosinality(config, state_dict)
-    return {"g_ema": official, "latent_avg": latent_avg}
-
-
 def write_official(folder: Path, path: Path, *, layout: str) -> Path:
     """Write a model as the official code saves it, by `torch.save` of plain dicts and tensors; exact to the bit.
 
     Args:
         folder: Of the model.
         path: The file; it is written whole or not at all.
-        layout: "psp" and "e4e": encoder and generator, with the `opts` that their code reads. "rosinality": `g_ema` and
-            `latent_avg`. "nvidia": the state dict of NVIDIA's PyTorch generator; no `.pkl`, which would hold NVIDIA's
-            own source code: build their `Generator` and load it into that.
+        layout: One of `LAYOUTS`. The encoders': encoder and generator, with `opts`. "rosinality": `g_ema` and
+            `latent_avg`. "nvidia": the state dict of NVIDIA's PyTorch generator, to be loaded into their `Generator`.
 
     Raises:
         ValueError: If `layout` is none of these.
@@ -130,18 +116,17 @@ def write_official(folder: Path, path: Path, *, layout: str) -> Path:
     """
     if layout not in LAYOUTS:
         raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
-    generator = hub.load_module(Generator, GeneratorConfig, folder / "generator")
-    sizes, weights = generator.config, generator.state_dict()
+    module = hub.load_module(Generator, GeneratorConfig, folder / "generator")
+    generator = module.config, module.state_dict()
     checkpoint: Mapping[str, Any]
-    if layout == "rosinality":
-        checkpoint = checkpoint_to_rosinality(sizes, weights)
-    elif layout == "nvidia":
-        checkpoint = generator_to_nvidia(sizes, weights)
+    if layout == "nvidia":
+        checkpoint = generator_to_nvidia(*generator)
+    elif layout == "rosinality":
+        checkpoint = dict(zip(("g_ema", "latent_avg"), generator_to_rosinality(*generator)))
     else:
-        inside = folder / ENCODERS[layout].folder
-        if not inside.is_dir():
-            raise ModelNotFoundError(f"{folder} holds no encoder of {layout} (folder {inside.name!r}).")
-        encoder = hub.load_module(ENCODERS[layout].network, PyramidEncoderConfig, inside)
-        config = cast(PyramidEncoderConfig, encoder.config)
-        checkpoint = checkpoint_to_official(layout, (config, encoder.state_dict()), (sizes, weights))
+        row = ENCODERS[layout]
+        if not (folder / row.folder).is_dir():
+            raise ModelNotFoundError(f"{folder} holds no encoder of {layout} (folder {row.folder!r}).")
+        encoder = hub.load_module(row.network, row.config, folder / row.folder)
+        checkpoint = checkpoint_to_official(layout, (cast(Any, encoder).config, encoder.state_dict()), generator)
     return hub.write_file(path, lambda temporary: torch.save(checkpoint, temporary))

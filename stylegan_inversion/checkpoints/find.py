@@ -4,27 +4,18 @@ A checkpoint of the catalogue is fetched, verified and converted into the cache,
 converted folder, with the papers' directions, but not the checkpoint unless it was in the cache before.
 """
 
-import atexit
-import hashlib
 import logging
 import os
 import re
-import shutil
 import tempfile
-from contextlib import suppress
 from dataclasses import replace
-from functools import cache
-from http.client import HTTPMessage
 from pathlib import Path, PurePath, PureWindowsPath
-from typing import Any
-from urllib.error import URLError
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
 from stylegan_inversion import hub
-from stylegan_inversion.catalogue import CatalogueEntry, cached_file, catalogue, converted_folder, suggest
-from stylegan_inversion.checkpoints.direction import direction_from_official
+from stylegan_inversion.catalogue import CatalogueEntry, cached_file, cached_url, catalogue, converted_folder, suggest
 from stylegan_inversion.checkpoints.export import write_model
 from stylegan_inversion.checkpoints.recognise import Part, SingleFile, read_single_file
 from stylegan_inversion.editing.directions import Direction, save_directions
@@ -32,16 +23,22 @@ from stylegan_inversion.editing.ganspace import name_components
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.hub import Access
 from stylegan_inversion.models.encoders import ENCODERS
-from stylegan_inversion.remote import cached_url, download, download_file, file_sha256, is_inside, is_offline, remove
+from stylegan_inversion.remote import (
+    MAX_FILE_BYTES,
+    download,
+    download_file,
+    file_sha256,
+    is_inside,
+    is_offline,
+    remove,
+)
 
 logger = logging.getLogger(__name__)
 
 COMPONENTS = 10  # how many of GANSpace's components a model brings, the widest first
-MAX_URL_BYTES = 16 << 30
 _HUB_FILE = re.compile(r"hf://([^/]+/[^/@]+)(?:@([^/]+))?/(.+)")
 _SILENCE = 10.0  # seconds without an answer that end a download from an https address
 _CHECKPOINTS = (".pt", ".pth", ".pkl", ".npy", ".ckpt", ".safetensors")
-_NO_FOLDER = ("direction", "ganspace")  # kinds of the catalogue whose files are read where they are
 # In units of W's spread: an average of n samples lies 1 / sqrt(n) from the mean, 0.01 for e4e's 10 000; a moving
 # average such as NVIDIA's 0.015; the means of two networks lie about 1 apart.
 _NEAR = 0.1
@@ -84,20 +81,19 @@ def find_folder(name_or_path: str | os.PathLike[str], access: Access = Access(),
             f"`subfolder` must be a relative path inside the model, without '..', got {access.subfolder!r}."
         )
     folder, inside = Path(name), PureWindowsPath(access.subfolder or "").as_posix()  # knows both separators
-    if (
-        name in hub.builtin_models() and not (folder / hub.CONFIG_NAME).is_file()
-    ):  # a mere folder of that name hides nothing
+    if name in hub.builtin_models() and not (folder / hub.CONFIG_NAME).is_file():
         folder = hub.builtin_path(name)
     elif not name or not folder.is_dir():
         folder = _find_elsewhere(name, inside, access, weights)
     folder /= inside
-    if not (folder / hub.CONFIG_NAME).is_file():
-        if (folder / "model_index.json").is_file():
-            raise ModelNotFoundError(
-                f"{folder} is a pipeline of diffusers (model_index.json), not a GAN of this package."
-            )
-        raise ModelNotFoundError(f"{folder} holds no {hub.CONFIG_NAME}, so it is not a model saved by this package.")
-    return folder
+    if (folder / hub.CONFIG_NAME).is_file():
+        return folder
+    if (folder / "model_index.json").is_file():
+        raise ModelNotFoundError(f"{folder} is a pipeline of diffusers (model_index.json), not a GAN of this package.")
+    raise ModelNotFoundError(
+        f"{folder} holds no {hub.CONFIG_NAME}, so it is not a model saved by this package, or its saving was "
+        "interrupted: save it again."
+    )
 
 
 def _find_elsewhere(name: str, inside: str, access: Access, weights: str) -> Path:
@@ -115,7 +111,7 @@ def _find_elsewhere(name: str, inside: str, access: Access, weights: str) -> Pat
         patterns = [f"{prefix}*.json", f"{prefix}*{weights}"]
         if weights != hub.WEIGHTS_NAME:
             patterns.append(f"{prefix}*directions/{hub.WEIGHTS_NAME}")
-        return download(name, patterns, access, otherwise=f", or give a folder, or a built-in model: {builtin}")[0]
+        return download(name, patterns, access, otherwise=f", or give a folder, or a built-in model: {builtin}")
     hint = suggest(name) or "A repository on the Hub is written organisation/repository."
     raise ModelNotFoundError(
         f"No model {name!r}: it is not a folder, and the built-in models are {builtin}. {hint} "
@@ -133,11 +129,13 @@ def find_file(source: str | os.PathLike[str], access: Access = Access(), *, sha2
         sha256: Hash of the file, checked wherever it is given; required for https.
 
     Raises:
-        ValueError: If the address is invalid, or an https address comes without a sha256.
+        ValueError: If the address or the sha256 is invalid, or an https address comes without a sha256.
         ModelNotFoundError: If there is no such file, or it cannot be fetched.
         CheckpointError: If another file came.
     """
     text, path = str(source), Path(source)
+    if sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", sha256 := sha256.lower()):
+        raise ValueError(f"`sha256` must be 64 hexadecimal digits, got {sha256!r}.")
     if match := _HUB_FILE.fullmatch(text):
         repo_id, revision, filename = match.groups()
         return download_file(repo_id, filename, replace(access, revision=revision), sha256=sha256)
@@ -157,55 +155,33 @@ def find_file(source: str | os.PathLike[str], access: Access = Access(), *, sha2
     return path
 
 
-class _OnlyHTTPS(HTTPRedirectHandler):
-    def redirect_request(
-        self, req: Request, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> Request | None:
-        """Follow no address but https."""
-        if not newurl.startswith("https://"):
-            raise URLError(f"it leads to {newurl}, which is not https")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
 def download_url(url: str, sha256: str, access: Access) -> Path:
-    """Fetch a file from an https address, or find it in the cache under its sha256. Redirects may lead to https only.
-
-    Raises:
-        ValueError: If the address or the sha256 is invalid.
-        ModelNotFoundError: If it cannot be fetched.
-        CheckpointError: If another file came; nothing of it is kept.
-    """
-    sha256 = sha256.lower()
-    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise ValueError(f"`sha256` must be 64 hexadecimal digits, got {sha256!r}.")
+    """Fetch a file from an https address, as `find_file` does, or find it in the cache under its sha256."""
     path = cached_url(url, sha256, access.cache_dir)
     if path.is_file() and not access.force_download and file_sha256(path) == sha256:
         return path
     if is_offline(access):
         raise ModelNotFoundError(f"{url} is not in the cache, and the network may not be used.")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    opener, request = build_opener(_OnlyHTTPS()), Request(url, headers={"User-Agent": "stylegan-inversion"})
-    digest, size = hashlib.sha256(), 0
+    request = Request(url, headers={"User-Agent": "stylegan-inversion"})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with opener.open(request, timeout=_SILENCE) as answer, partial.open("wb") as file:
-            while chunk := answer.read1(2**20):  # what has come, instead of waiting for a whole chunk
-                size += len(chunk)
-                if size > MAX_URL_BYTES:
-                    raise OSError(f"it is larger than {MAX_URL_BYTES >> 30} GiB")
-                digest.update(chunk)
-                file.write(chunk)
-        if digest.hexdigest() != sha256:
-            raise CheckpointError(
-                f"{url} gave another file: its sha256 is {digest.hexdigest()}, not {sha256}. Often it is a page that "
-                "asks for a log-in or reports a quota: open the address in a browser."
-            )
-        partial.replace(path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            partial = Path(scratch) / path.name
+            with urlopen(request, timeout=_SILENCE) as answer, partial.open("wb") as file:
+                if not answer.url.startswith("https://"):
+                    raise OSError(f"it leads to {answer.url}, which is not https")
+                while chunk := answer.read1(2**20):  # what has come, instead of waiting for a whole chunk
+                    if file.tell() + len(chunk) > MAX_FILE_BYTES:
+                        raise OSError(f"it is larger than {MAX_FILE_BYTES} bytes")
+                    file.write(chunk)
+            if (found := file_sha256(partial)) != sha256:
+                raise CheckpointError(
+                    f"{url} gave another file: its sha256 is {found}, not {sha256}. Often it is a page that asks for a "
+                    "log-in or reports a quota: open the address in a browser."
+                )
+            partial.replace(path)
     except OSError as e:  # URLError and TimeoutError among them
         raise ModelNotFoundError(f"{url} could not be fetched: {getattr(e, 'reason', e)}. Try again later.") from e
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
     return path
 
 
@@ -241,80 +217,52 @@ def fetch(entry: CatalogueEntry, access: Access = Access()) -> Path:
 
 
 def _find_converted(entry: CatalogueEntry, access: Access) -> Path:
-    """Find the folder of a checkpoint of the catalogue: fetched and converted if need be, with the papers' directions.
-
-    Where the cache may only be read, or knows no locks, the folder is one of this process.
-    """
+    """Find the folder of a checkpoint of the catalogue: fetched and converted if need be, with directions."""
     if access.revision is not None:
         raise ValueError(f"`revision` is for repositories; {entry.name!r} of the catalogue is always the same file.")
-    if entry.kind in _NO_FOLDER:
+    if entry.kind in ("direction", "ganspace"):
         raise ModelNotFoundError(
             f"{entry.name!r} is not a model: {entry.description}. A pipeline's `load_direction` and `load_components` "
             "take such files."
         )
     folder, directions = converted_folder(entry, access.cache_dir), dict[str, Direction]()
-    if not access.force_download and (folder / hub.CONFIG_NAME).is_file():
-        if (folder / "directions").is_dir() or not edits_of(entry.domain):
-            return folder
-        directions = fetch_directions(entry.name, entry.domain, access)  # when it was converted, there was no network
+    config = folder / hub.CONFIG_NAME
+    if there := config.is_file() and not access.force_download:
+        if not (folder / "directions").is_dir():  # perhaps it was converted without a network
+            directions = fetch_directions(entry.name, entry.domain, access)
         if not directions:
             return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         locks = folder.parents[1] / ".locks"  # where the Hub's client has its own
-        locks.mkdir(exist_ok=True)
-        with FileLock(locks / f"{folder.name}.lock"):  # one process converts, the others wait and find the folder
-            _complete(entry, folder, directions, access)
-        return folder
-    except (OSError, NotImplementedError) as e:
-        other = _scratch() / folder.name
-        if access.force_download or not (other / hub.CONFIG_NAME).is_file():
-            logger.warning(
-                "%s cannot be written or locked (%s), so %s is kept for this process alone, in %s: give another "
-                "`cache_dir`.",
-                *(folder.parent, getattr(e, "strerror", e), entry.name, other.parent),
-            )
-            if directions:
-                shutil.copytree(folder.resolve(), other, copy_function=_link)
-                other.chmod(0o700)  # the cache's folder may be read-only
-            _complete(entry, other, directions, access)
-        return other
-
-
-def _complete(entry: CatalogueEntry, folder: Path, directions: dict[str, Direction], access: Access) -> None:
-    """Convert a checkpoint into a folder, or add directions to it, unless another process was first."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        made = Path(scratch) / folder.name
-        if directions:
-            if not (folder / "directions").is_dir():
+        for place in (folder.parent, locks):
+            place.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(locks / f"{folder.name}.lock")  # one process converts, the others wait and find the folder
+        with lock, tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            made = Path(scratch) / folder.name
+            if directions and not (folder / "directions").is_dir():
                 save_directions(directions, made)
                 made.rename(folder / "directions")
-        elif access.force_download or not (folder / hub.CONFIG_NAME).is_file():
-            kept = cached_file(entry, access.cache_dir) is not None
-            path = fetch(entry, access)
-            file = read_single_file(path, encoder=entry.kind if entry.kind in ENCODERS else None)
-            write_model(with_directions(file, path, access, source=entry.name), made)
-            if folder.exists():
-                folder.rename(Path(scratch) / "old")
-            made.rename(folder)
-            if not kept:
-                remove(path)
-
-
-@cache
-def _scratch() -> Path:
-    """Make a folder for this process, which is removed when it ends."""
-    folder = Path(tempfile.mkdtemp(prefix="stylegan-inversion-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            elif access.force_download or not config.is_file():
+                _convert(entry, made, access)
+                if folder.exists():
+                    folder.rename(Path(scratch) / "old")
+                made.rename(folder)
+    except (OSError, NotImplementedError) as e:  # the last: a disk that knows no locks
+        text = f"{folder.parent} cannot be written or locked ({e}): give another `cache_dir`."
+        if not there:
+            raise ModelNotFoundError(text) from e
+        logger.warning("%s The directions of %s are missing.", text, entry.name)
     return folder
 
 
-def _link(source: str, target: str) -> None:
-    try:
-        os.symlink(source, target)
-    except OSError:  # Windows, without the right to
-        shutil.copyfile(source, target)
+def _convert(entry: CatalogueEntry, folder: Path, access: Access) -> None:
+    """Fetch and convert a checkpoint, and remove it again unless it was in the cache before."""
+    kept = cached_file(entry, access.cache_dir) is not None
+    path = fetch(entry, access)
+    file = read_single_file(path, encoder=entry.kind if entry.kind in ENCODERS else None)
+    write_model(with_directions(file, path, access, source=entry.name), folder)
+    if not kept:
+        remove(path)
 
 
 # --- the papers' directions for the generators that they were found in
@@ -326,8 +274,8 @@ def with_directions(
     """Add the papers' directions to a file if its generator is one that they were found in.
 
     A generator is recognised by its entry in the catalogue, by the training set that a checkpoint of pSp or e4e names,
-    by the sha256 of its file, or, if it draws FFHQ, by its average w. If the directions cannot be fetched, one warning
-    says so, and the file stays as it is.
+    or, if it draws FFHQ, by its average w. If the directions cannot be fetched, one warning says so, and the file stays
+    as it is.
 
     Args:
         file: What was read.
@@ -338,18 +286,17 @@ def with_directions(
     part = file.parts.get("generator")
     if part is None:
         return file
-    entry = known_entry(source) if source else None
+    entry, resolution = known_entry(source) if source else None, part.config.resolution
     name = path.name if entry is None else entry.name
-    domain = _domain(file, part.config.resolution, path, entry)
-    if domain is None:
-        ffhq = f"ffhq-{part.config.resolution}"
-        components = next((each for each in edits_of(ffhq) if each.kind == "ganspace"), None)
-        if components is None:
-            return file
+    trained = str(file.options.get("dataset_type")).partition("_")[0]  # "ffhq_encode" -> "ffhq"
+    domain = (entry.domain if entry is not None else None) or f"{trained}-{resolution}"
+    if not edits_of(domain):
+        domain = f"ffhq-{resolution}"
         try:
-            domain = ffhq if _is_near(part, components, access) else None
+            if not _is_near(part, domain, access):
+                return file
         except (ModelNotFoundError, CheckpointError) as e:
-            _warn(f"If {name} draws FFHQ's faces, its directions are missing", ffhq, e)
+            _warn(f"If {name} draws FFHQ's faces, its directions are missing", domain, e)
             return file
     directions = fetch_directions(name, domain, access)
     sizes = (part.config.w_dim,), (part.config.num_ws, part.config.w_dim)
@@ -374,8 +321,8 @@ def fetch_directions(name: str, domain: str | None, access: Access) -> dict[str,
                 continue
             (vector,) = file.vectors.values()
             text = f"{entry.description} {origin}"
-            found[edit] = direction_from_official(
-                vector, name=edit, description=text, strength_range=entry.strength_range
+            found[edit] = Direction.from_vector(
+                edit, vector, strength_range=entry.strength_range, description=text, unit=None
             )
     except (ModelNotFoundError, CheckpointError) as e:
         _warn(f"The directions of {name} are missing", domain, e)
@@ -401,22 +348,11 @@ def _fetch_edit(entry: CatalogueEntry, access: Access) -> Path:
         raise
 
 
-def _domain(file: SingleFile, resolution: int, path: Path, entry: CatalogueEntry | None) -> str | None:
-    """Tell the domain of a generator, without the network."""
-    if entry is not None and entry.domain is not None:
-        return entry.domain
-    trained = f"{str(file.options.get('dataset_type')).partition('_')[0]}-{resolution}"  # "ffhq_encode" -> "ffhq-1024"
-    if edits_of(trained):
-        return trained
-    size = path.stat().st_size
-    same = [each for each in catalogue() if each.domain is not None and each.size == size]
-    return next((each.domain for each in same if file_sha256(path) == each.sha256), None)
-
-
-def _is_near(part: Part, entry: CatalogueEntry, access: Access) -> bool:
+def _is_near(part: Part, domain: str, access: Access) -> bool:
     """Tell whether the average w of a generator is the mean of W that GANSpace's components were found around."""
-    components = read_single_file(_fetch_edit(entry, access)).components
-    w_avg = part.state_dict["w_avg"].float()
-    if components is None or components.mean.shape != w_avg.shape:
-        return False
-    return bool((w_avg - components.mean).norm() <= _NEAR * components.std.norm())
+    for entry in edits_of(domain):
+        if entry.kind == "ganspace":
+            found, w_avg = read_single_file(_fetch_edit(entry, access)).components, part.state_dict["w_avg"].float()
+            if found is not None and found.mean.shape == w_avg.shape:
+                return bool((w_avg - found.mean).norm() <= _NEAR * found.std.norm())
+    return False

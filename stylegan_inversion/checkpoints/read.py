@@ -11,7 +11,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,8 @@ def read_checkpoint(path: Path) -> Any:
     """Read a `.pt`, `.pth`, `.pkl`, `.npy` or `.safetensors` of any origin; its name and suffix do not matter.
 
     Returns:
-        What the file holds: dicts, lists (also for tuples and sets), tensors on the CPU, `PickledModule`, texts,
-        numbers, bools and `None`. Bytes and classes are described by a text. Tensors may be private views of the
-        file, which take memory when they are used.
+        Dicts, lists (also for tuples and sets), tensors on the CPU, `PickledModule`, texts, numbers, bools and `None`.
+        A text describes bytes and classes. Tensors may be private views of the file, which take memory when used.
 
     Raises:
         CheckpointError: If there is no such file, it is damaged or of another kind, or its pickle asks for anything
@@ -80,15 +79,9 @@ class _ZipFile(io.FileIO):
 
 def _members(path: Path, data: memoryview) -> dict[str, memoryview]:
     """Find the members of an uncompressed zip, and check their sizes and sums."""
-    try:
-        with _ZipFile(path) as file, zipfile.ZipFile(file) as archive:
-            infos = archive.infolist()
-    except CheckpointError:
-        raise
-    except Exception as e:  # `zipfile` has no one error for damage
-        raise CheckpointError(f"It is a zip archive that is damaged or cut short ({e}). Fetch it again.") from e
-    members: dict[str, memoryview] = {}
-    total = 0
+    with _ZipFile(path) as file, zipfile.ZipFile(file) as archive:
+        infos = archive.infolist()
+    members, total = dict[str, memoryview](), 0
     for info in infos:
         name = info.filename[:100]
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
@@ -96,9 +89,9 @@ def _members(path: Path, data: memoryview) -> dict[str, memoryview]:
                 f"Its member {name!r} is compressed or encrypted, which PyTorch never does; if it is an archive around "
                 "a checkpoint, unpack it and give the file inside."
             )
-        header = bytes(data[info.header_offset : info.header_offset + 30]).ljust(30, b"\0")
-        begin, total = info.header_offset + 30 + sum(struct.unpack_from("<2H", header, 26)), total + info.file_size
-        member = data[begin : begin + info.file_size]
+        begin = info.header_offset + 30
+        begin += sum(struct.unpack("<2H", data[begin - 4 : begin]))  # the lengths of its name and its extra field
+        member, total = data[begin : begin + info.file_size], total + info.file_size
         whole = info.compress_size == info.file_size == len(member) and total <= len(data)
         if not whole or name in members or (info.CRC and zlib.crc32(member) != info.CRC):  # 0: no sum was written
             raise CheckpointError(f"Its member {name!r} is damaged: its size or checksum differs. Fetch it again.")
@@ -108,42 +101,38 @@ def _members(path: Path, data: memoryview) -> dict[str, memoryview]:
 
 def _read_zip(members: dict[str, memoryview], limits: Limits) -> Any:
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in members):
-        raise CheckpointError(
-            "It is TorchScript (`torch.jit.save`), which holds a program; save the network's `state_dict()` instead."
-        )
+        raise CheckpointError("It is TorchScript, which holds a program; save the network's `state_dict()` instead.")
     roots = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
         held = ", ".join(sorted(members)[:5])[:200]
-        raise CheckpointError(
-            f"It is a zip archive, but not one of PyTorch's: it holds {held}. Unpack it and give a file inside."
-        )
+        raise CheckpointError(f"It is a zip archive, but none of PyTorch's. Unpack it and give a file inside: {held}.")
     if bytes(members.get(f"{roots[0]}byteorder", b"little")) != b"little":
         raise CheckpointError("It was saved on a big-endian machine; save it again on a usual one.")
-    storages: dict[str, Tensor] = {}
-
-    def storage(pid: Any) -> Tensor:
-        key, dtype, numel = _storage_of(pid)
-        if key not in storages:
-            storages[key] = numbers(members[f"{roots[0]}data/{key}"], dtype)
-        return _check_storage(storages[key], dtype, numel)
-
+    _, storage = _storages(lambda key, dtype, numel: numbers(members[f"{roots[0]}data/{key}"], dtype))
     return unpickle(Stream(members[f"{roots[0]}data.pkl"], limits), NAMES, storage)
 
 
-def _storage_of(pid: Any) -> tuple[str, torch.dtype, int]:
-    """Take the key, type and length out of what PyTorch writes for a storage."""
-    _, kind, key, _, numel, *view = pid
-    if not isinstance(kind, Name) or kind.dtype is None or type(key) is not str or type(numel) is not int or numel < 0:
-        raise ValueError("a reference to something other than a tensor's data")
-    if view not in ([], [None]):
-        raise ValueError("a tensor of PyTorch 0.3 or older; load the file there and save it again")
-    return key, kind.dtype, numel
+def _storages(
+    make: Callable[[str, torch.dtype, int], Tensor],
+) -> tuple[dict[str, Tensor], Callable[[Any], Tensor]]:
+    """Return the storages that a pickle asks for, each made once, and the function that it asks."""
+    made: dict[str, Tensor] = {}
 
+    def storage(pid: Any) -> Tensor:
+        _, kind, key, _, numel, *view = pid
+        if not isinstance(kind, Name) or kind.dtype is None or type(key) is not str:
+            raise ValueError("a reference to something other than a tensor's data")
+        if view not in ([], [None]):
+            raise ValueError("a tensor of PyTorch 0.3 or older; load the file there and save it again")
+        if type(numel) is not int or numel < 0:
+            raise ValueError("a tensor's data without a length")
+        found = made[key] if key in made else made.setdefault(key, make(key, kind.dtype, numel))
+        if (found.dtype, found.numel()) != (kind.dtype, numel):
+            there = f"{found.numel()} of type {found.dtype}"
+            raise ValueError(f"{numel} numbers of type {kind.dtype} where there are {there}")
+        return found
 
-def _check_storage(storage: Tensor, dtype: torch.dtype, numel: int) -> Tensor:
-    if (storage.dtype, storage.numel()) != (dtype, numel):
-        raise ValueError(f"{numel} numbers of type {dtype} where there are {storage.numel()} of type {storage.dtype}")
-    return storage
+    return made, storage
 
 
 def _read_pickles(data: memoryview, limits: Limits) -> Any:
@@ -165,20 +154,17 @@ def _load_from_bytes(limits: Limits, data: Any) -> Tensor:
 
 def _read_stream(stream: Stream, names: Mapping[str, Name]) -> Any:
     """Read what follows the magic number: version, system, the value, the keys of the storages, then their numbers."""
-    storages: dict[str, Tensor] = {}
 
-    def storage(pid: Any) -> Tensor:
-        key, dtype, numel = _storage_of(pid)
-        if key not in storages:
-            stream.limits.spend("bytes", numel * dtype.itemsize)
-            storages[key] = torch.empty(numel, dtype=dtype, device="cpu")
-        return _check_storage(storages[key], dtype, numel)
+    def empty(_: str, dtype: torch.dtype, numel: int) -> Tensor:
+        stream.limits.spend("bytes", numel * dtype.itemsize)
+        return torch.empty(numel, dtype=dtype, device="cpu")
 
+    storages, storage = _storages(empty)
     version, system = unpickle(stream, names), unpickle(stream, names)
-    if type(version) is not int or version != 1001 or type(system) is not dict or not system.get("little_endian"):
+    if version != 1001 or not system.get("little_endian"):
         raise CheckpointError("It is of an unknown version of PyTorch's old format, or of a big-endian machine.")
     value, keys = unpickle(stream, names, storage), unpickle(stream, names)
-    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
+    if not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
         raise CheckpointError("Its list of tensors differs from what its pickle describes: damaged. Fetch it again.")
     for key in keys:
         flat = storages[key]
@@ -191,18 +177,13 @@ def _read_stream(stream: Stream, names: Mapping[str, Name]) -> Any:
 
 
 def _read_numpy(path: Path) -> Tensor:
-    try:
-        array = np.load(path, mmap_mode="c", allow_pickle=False)  # mapped: NumPy checks its size against the file's
-        if array.dtype.kind not in "fiub" or array.dtype.byteorder == ">":
-            raise ValueError(f"only little-endian numbers are read, not {array.dtype}")
-        return torch.from_numpy(np.array(array))
-    except Exception as e:  # its parser has no one error for damage
-        raise CheckpointError(f"It is a NumPy file that holds no array of numbers, or damaged: {str(e)[:200]}") from e
+    array = np.load(path, mmap_mode="c", allow_pickle=False)  # mapped: NumPy checks its size against the file's
+    if array.dtype.kind not in "fiub" or array.dtype.byteorder == ">":
+        raise CheckpointError(f"It is a NumPy file of {array.dtype}; only little-endian numbers are read.")
+    return torch.from_numpy(np.array(array))
 
 
 _EXPECTED = "Expected a PyTorch .pt or .pth, NVIDIA's .pkl, a .safetensors, or a NumPy .npy."
-_ARCHIVES = {"gzip": r"\x1f\x8b", "bzip2": "BZh", "xz": r"\xfd7zXZ", "7-Zip": r"7z\xbc\xaf", "RAR": "Rar!"}
-_ARCHIVES |= {"zstd": r"\(\xb5/\xfd", "tar": r".{257}ustar"}
 _OTHERS = {  # how a file of another kind begins -> what it is, and the way out
     r"$": "It is empty (0 bytes). The download did not begin: fetch it again.",
     r"\s*<(!doctype|html|head|\?xml|!--)": "It is a web page (HTML), not a checkpoint. That is what a drive sends when "
@@ -210,11 +191,8 @@ _OTHERS = {  # how a file of another kind begins -> what it is, and the way out
     "source.",
     r"version https://git-lfs": "It is a pointer of Git LFS, not the file itself. Run `git lfs pull` in the repository "
     "it is from.",
-    **{
-        magic: f"It is a {kind} archive. Unpack it and give the checkpoint inside." for kind, magic in _ARCHIVES.items()
-    },
-    r"\x89HDF|GGUF": f"It is an HDF5 or GGUF file, which is not read. {_EXPECTED}",
-    r"\x89PNG|\xff\xd8\xff|%PDF": f"It is a picture or a PDF. {_EXPECTED}",
+    r"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\(\xb5/\xfd|.{257}ustar": "It is an archive (gzip, bzip2, xz, 7-Zip, RAR, "
+    "zstd or tar). Unpack it and give the checkpoint inside.",
     r"\x80[\0\1]": f"It is a pickle of protocol 0 or 1, which is not read. {_EXPECTED}",
     r"\0+$": "It begins with thousands of zeros. The download or the disk lost its contents: fetch it again.",
 }

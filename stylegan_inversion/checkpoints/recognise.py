@@ -18,14 +18,8 @@ from torch import Tensor, nn
 
 from stylegan_inversion import hub
 from stylegan_inversion.checkpoints import encoder as encoders
+from stylegan_inversion.checkpoints import generator as generators
 from stylegan_inversion.checkpoints.direction import components_from_ganspace, vector_from_official
-from stylegan_inversion.checkpoints.generator import (
-    average_w,
-    discriminator_from_rosinality,
-    generator_from_nvidia,
-    generator_from_rosinality,
-    has_noise,
-)
 from stylegan_inversion.checkpoints.read import read_checkpoint
 from stylegan_inversion.checkpoints.unpickle import PickledModule
 from stylegan_inversion.editing.directions import Direction
@@ -36,43 +30,29 @@ from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.irse import ArcFace
 from stylegan_inversion.models.resnet import ResNet
-from stylegan_inversion.models.restyle_encoder import ReStyleEncoder
 from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, SketchSource, Source
 
 StateDict = dict[str, Tensor]
 
 _UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # of odd shapes and types
-_GENERATOR = ("conv1.conv.weight", "synthesis.b4.const")  # only generators have these
 _WRAPPERS = {"module", "_orig_mod"}  # of `DataParallel` and `torch.compile`
 _AVERAGED = re.compile(r"(^|[^a-zA-Z])(ema|EMA)([^a-zA-Z]|$)|running")
-_INTO_W = "BackboneEncoderUsingLastLayerIntoW"
-_ENCODER_TYPES = {
-    "GradualStyleEncoder": "psp",
-    _INTO_W: "psp",
-    "Encoder4Editing": "e4e",
-    "SingleStyleCodeEncoder": "e4e",
-}
-_AVERAGE_SAMPLES = {"psp": 100_000, "e4e": 10_000, "restyle": 10_000}  # what the papers' training averages over
-_ONLY = " (tensor {key!r}); only StyleGAN2 is supported."
-_NAMES = " (tensor {key!r}), whose names are not supported. Take rosinality's or NVIDIA's file."
-_OTHER = " (tensor {key!r}), not a GAN; nothing here can use it."
-_PAPER = " (tensor {key!r}), which is not supported: take pSp's or e4e's."
-_REFUSED = {  # what tensors' names begin with -> what it is
-    r"synthesis\.(input\.|L\d+_)": "a StyleGAN3 generator" + _ONLY,
-    r"(g_mapping|g_synthesis|(generator\.)?progression|step)\.": "a StyleGAN1 generator" + _ONLY,
-    r"(backbone\.synthesis|superresolution|renderer)\.": "a 3D generator" + _ONLY,
-    r"mapping\.embed\.": "a conditional generator (`mapping.embed`: c_dim > 0), which is not supported: there is no "
-    "label in W+. Take an unconditional one.",
-    r"(synthesis\.blocks|pyramid)\.": "a file of this package (its tensors have our names): load the folder that it is "
-    "in with `from_pretrained`.",
-    r"hypernet\.": "a checkpoint of HyperStyle" + _PAPER,
-    r"inverter\.": "a checkpoint of StyleFeatureEditor" + _PAPER,
-    r"(stylegan_decoder\.)?(style_mlp|style_conv1|style_convs|constant_input)\.": "a StyleGAN2 of BasicSR or GFPGAN"
-    + _NAMES,
-    r"(generator(_ema)?\.)?style_mapping\.": "a generator of MMGeneration or MMagic" + _NAMES,
-    r"(model\.diffusion_model|first_stage_model|unet|down_blocks|transformer_blocks|double_blocks)\.": "a diffusion "
-    "model" + _OTHER,
-    r".*lora_(A|B|up|down|te|unet)": "a LoRA of a diffusion model" + _OTHER,
+_KNOWN = (
+    "Supported are unconditional StyleGAN2 generators of rosinality and NVIDIA, checkpoints of pSp, e4e, ReStyle and "
+    "PTI, IR-SE50, MoCo, and the directions of InterFaceGAN and GANSpace."
+)
+_REFUSED = {  # how the names of tensors begin -> what has them
+    r"synthesis\.(input\.|L\d+_)": "a StyleGAN3 generator",
+    r"(g_mapping|g_synthesis|(generator\.)?progression|step)\.": "a StyleGAN1 generator",
+    r"(backbone\.synthesis|superresolution|renderer)\.": "a 3D generator",
+    r"mapping\.embed\.": "a conditional generator, which takes labels",
+    r"(synthesis\.blocks|pyramid)\.": "a file of this package, whose folder `from_pretrained` reads",
+    r"hypernet\.": "a checkpoint of HyperStyle",
+    r"inverter\.": "a checkpoint of StyleFeatureEditor",
+    r"(stylegan_decoder\.)?(style_mlp|style_conv1|style_convs|constant_input)\.": "a StyleGAN2 of BasicSR or GFPGAN",
+    r"(generator(_ema)?\.)?style_mapping\.": "a generator of MMGeneration or MMagic",
+    r"(model\.diffusion_model|first_stage_model|unet|down_blocks|transformer_blocks|double_blocks)\.|.*lora_"
+    r"(A|B|up|down|te|unet)": "a diffusion model or a LoRA of one, not a GAN",
 }
 
 
@@ -103,29 +83,18 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class SingleFile:
-    """What a foreign file is.
+    """What a foreign file is."""
 
-    Attributes:
-        kind: Who writes such files: "psp", "e4e", "restyle", "rosinality", "nvidia", "pti", "stylegan3-editing",
-            "arcface", "moco", "direction" or "ganspace".
-        parts: Networks by name: "encoder", "generator", "discriminator", "latent_discriminator", "identity", "moco".
-        vectors: Directions by name, as the file holds them; one without a name is "direction".
-        directions: The papers' directions for its generator: see `checkpoints.find`.
-        components: GANSpace's components.
-        options: The settings that the file carries (`opts`), as plain values.
-        notes: What was missing in the file and how it was made up for, one sentence each.
-    """
-
-    kind: str
-    parts: dict[str, Part] = field(default_factory=dict)
-    vectors: dict[str, Tensor] = field(default_factory=dict)
-    directions: dict[str, Direction] = field(default_factory=dict)
-    components: PrincipalComponents | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+    kind: str  # a key of `ENCODERS`, rosinality, nvidia, pti, stylegan3-editing, arcface, moco, direction or ganspace
+    parts: dict[str, Part] = field(default_factory=dict)  # encoder, generator, (latent_)discriminator, identity, moco
+    vectors: dict[str, Tensor] = field(default_factory=dict)  # directions by name; one without a name is "direction"
+    directions: dict[str, Direction] = field(default_factory=dict)  # the papers', for its generator: see `find.py`
+    components: PrincipalComponents | None = None  # GANSpace's
+    options: dict[str, Any] = field(default_factory=dict)  # the file's `opts`, as plain values
+    notes: tuple[str, ...] = ()  # what the file lacks and how that was made up for, one sentence each
 
 
-def source_of(encoder: nn.Module) -> Source:
+def source_of(encoder: nn.Module | Part) -> Source:
     """Tell what an encoder of the papers reads, by its channels: photos, sketches, or label maps."""
     channels = cast(Any, encoder).config.in_channels
     if channels == 3:
@@ -154,31 +123,24 @@ def read_single_file(path: Path, *, encoder: str | None = None) -> SingleFile:
     """
     checkpoint = read_checkpoint(path)
     try:
-        return recognise(checkpoint, encoder=encoder)
-    except CheckpointError as e:
-        raise CheckpointError(f"{path}: {e}") from e
+        return recognise(checkpoint, encoder)
+    except (CheckpointError, *_UNFIT) as e:
+        reason = str(e)
+        if isinstance(e, KeyError):
+            reason = f"Not a whole checkpoint of this field: tensor {reason[:100]} is missing."
+        elif not isinstance(e, CheckpointError):
+            reason = "Its tensors have shapes or types that fit no network of the field: " + reason.split("\n")[0][:200]
+        raise CheckpointError(f"{path}: {reason}") from e
 
 
-def recognise(checkpoint: Any, *, encoder: str | None = None) -> SingleFile:
-    """Say what a checkpoint is, and convert what it holds.
-
-    Args:
-        checkpoint: What `read_checkpoint` gave.
-        encoder: As in `read_single_file`.
+def recognise(checkpoint: Any, encoder: str | None = None) -> SingleFile:
+    """Convert what `read_checkpoint` gave.
 
     Raises:
-        CheckpointError: If it is none of the kinds, or not supported.
+        CheckpointError: If it is not of the field, is not supported, or is another encoder than `encoder`.
+        ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError: If its tensors have shapes or
+            types that fit no network; `read_single_file` turns them into a `CheckpointError`.
     """
-    try:
-        return _recognise(checkpoint, encoder)
-    except KeyError as e:
-        raise CheckpointError(f"Not a whole checkpoint of this field: tensor {str(e)[:100]} is missing.") from e
-    except _UNFIT as e:
-        reason = str(e).strip().partition("\n")[0][:200]
-        raise CheckpointError(f"Its tensors have shapes or types that fit no network of the field: {reason}") from e
-
-
-def _recognise(checkpoint: Any, encoder: str | None) -> SingleFile:
     if isinstance(checkpoint, PickledModule):
         return _pickled_generator("pti", checkpoint)
     if isinstance(checkpoint, Tensor):
@@ -203,15 +165,12 @@ def _recognise(checkpoint: Any, encoder: str | None) -> SingleFile:
             return _encoder_file(each.beside, *cut, encoder)
     for each in found:
         _refuse_others(each.tensors)
-        if (cut := _cut_out(each.tensors, *_GENERATOR)) is not None:
+        if (cut := _cut_out(each.tensors, *generators.MARKS)) is not None:
             return _generator_file(each, *cut, found)
     state_dict = found[0].tensors
     if all(tensor.ndim <= 3 and tensor.shape[-1:] for tensor in state_dict.values()):
         return SingleFile("direction", vectors={key: vector_from_official(v) for key, v in state_dict.items()})
-    raise CheckpointError(
-        f"Not a checkpoint of this field: it holds {sorted(map(str, checkpoint))[:8]}. Known are those of pSp, e4e, "
-        "ReStyle, StyleGAN2 (rosinality's and NVIDIA's), PTI, IR-SE50, MoCo, InterFaceGAN and GANSpace."
-    )
+    raise CheckpointError(f"Not a checkpoint of this field: it holds {sorted(map(str, checkpoint))[:8]}. {_KNOWN}")
 
 
 def _find_state_dicts(checkpoint: Mapping[Any, Any]) -> list[_Found]:
@@ -231,8 +190,7 @@ def _find_state_dicts(checkpoint: Mapping[Any, Any]) -> list[_Found]:
 
     look(dict(checkpoint), "", ChainMap(dict(checkpoint)), 2)
     if not found:
-        pickled = [f"{key}: {each.class_name}" for key, each in checkpoint.items() if isinstance(each, PickledModule)]
-        held = ", ".join(pickled or [str(key)[:50] for key in checkpoint][:8]) or "nothing"
+        held = ", ".join([str(key)[:50] for key in checkpoint][:8]) or "nothing"
         raise CheckpointError(f"Not a checkpoint of this field: there are no tensors in it, only {held}.")
     return sorted(found, key=lambda each: not _AVERAGED.search(each.name))
 
@@ -243,9 +201,7 @@ def _plain_names(state_dict: Mapping[str, Tensor]) -> StateDict:
     for key, tensor in state_dict.items():
         name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
         if name in plain:
-            raise CheckpointError(
-                f"It holds the tensor {name!r} twice: once as {key!r}. Save one network's state dict."
-            )
+            raise CheckpointError(f"It holds the tensor {name!r} twice, also as {key!r}. Save one network's tensors.")
         plain[name] = tensor
     return plain
 
@@ -253,9 +209,8 @@ def _plain_names(state_dict: Mapping[str, Tensor]) -> StateDict:
 def _cut_out(state_dict: Mapping[str, Tensor], *marks: str) -> tuple[StateDict, list[str]] | None:
     """Cut the network that has one of the tensors `marks` out of a state dict, whatever its names begin with.
 
-    Returns:
-        Its tensors, by their names in it, and the first parts of the names of all other tensors. `None` if there is no
-        such network; of several, one that is called an average.
+    Of several networks it takes one that is called an average; `None` if there is none. It also returns the first parts
+    of the names of all other tensors.
     """
     prefixes = [key.removesuffix(mark) for key in state_dict for mark in marks if f".{key}".endswith(f".{mark}")]
     if not prefixes:
@@ -275,7 +230,7 @@ def _refuse_others(state_dict: Mapping[str, Tensor]) -> None:
     for key in state_dict:
         for pattern, what in _REFUSED.items():
             if re.match(pattern, key):
-                raise CheckpointError(f"It is {what.format(key=key)}")
+                raise CheckpointError(f"It is {what} (tensor {key!r:.80}). {_KNOWN}")
 
 
 def _generator_part(
@@ -284,21 +239,15 @@ def _generator_part(
     """Convert a generator in either format; an average w and noise that the file lacks are made up for."""
     _refuse_others(state_dict)
     average = latent_avg if isinstance(latent_avg, Tensor) else None
-    if "synthesis.b4.const" in state_dict:
-        average = state_dict.get("mapping.w_avg", average)
-        stand_in = state_dict["mapping.fc0.bias"] if average is None else average  # of the right size
-        config, converted = generator_from_nvidia({**state_dict, "mapping.w_avg": stand_in})
-    else:
-        config, converted = generator_from_rosinality(state_dict, latent_avg=average)
+    config, converted = generators.generator_from_official(state_dict, latent_avg=average)
     if lr_multiplier is not None:
         config = dataclasses.replace(config, mapping_lr_multiplier=lr_multiplier)
     notes = []
-    if not has_noise(state_dict):
-        notes.append(
-            "The file has no constant noise; it was drawn from a seed, so pictures differ from others in grain."
-        )
-    if average is None:
-        converted["w_avg"] = average_w(config, converted, samples=samples)
+    if not generators.has_noise(state_dict):
+        what = "it was drawn from a seed, so pictures differ from others in grain."
+        notes.append(f"The file has no constant noise; {what}")
+    if average is None and "mapping.w_avg" not in state_dict:
+        converted["w_avg"] = generators.average_w(config, converted, samples=samples)
         notes.append(f"The file has no average w; it was computed from the mapping network, over {samples} samples.")
     return Part(Generator, config, converted), notes
 
@@ -307,13 +256,6 @@ def _pickled_generator(kind: str, module: PickledModule) -> SingleFile:
     """Convert NVIDIA's generator, pickled whole; what it keeps as attributes, not tensors, is checked here."""
     if module.class_name != "Generator":
         raise CheckpointError(f"Not a generator: a pickled {module.class_name}.")
-    if module.state.get("c_dim") not in (None, 0):
-        raise CheckpointError(
-            f"It is a conditional generator (c_dim = {str(module.state['c_dim'])[:20]}), which is not supported: there "
-            "is no label in W+. Take an unconditional one."
-        )
-    if module.state.get("img_channels") not in (None, 3):
-        raise CheckpointError(f"Its images have {str(module.state['img_channels'])[:20]} channels, not 3 (RGB).")
     lr_multiplier, clamps = None, False
     for name, layer in module.modules():
         if (activation := layer.state.get("activation", "linear")) not in ("linear", "lrelu"):
@@ -332,15 +274,14 @@ def _generator_file(each: _Found, tensors: StateDict, others: list[str], found: 
     part, notes = _generator_part(tensors, tensors.pop("latent_avg", each.beside.get("latent_avg")))
     parts = {"generator": part}
     if each.name in ("g", "G"):
-        notes.append(
-            f"The file has no `{each.name}_ema`, the averaged generator; `{each.name}`, the one in training, was taken."
-        )
+        name = each.name
+        notes.append(f"The file has no `{name}_ema`, the averaged generator; `{name}`, the one in training, was taken.")
     for other in found:
         is_network = other.name and not other.tensors.keys() <= {"latent_avg"}
-        if other is each or not is_network or _cut_out(other.tensors, *_GENERATOR) is not None:
+        if other is each or not is_network or _cut_out(other.tensors, *generators.MARKS) is not None:
             continue
         try:
-            parts["discriminator"] = Part(Discriminator, *discriminator_from_rosinality(other.tensors))
+            parts["discriminator"] = Part(Discriminator, *generators.discriminator_from_rosinality(other.tensors))
         except (CheckpointError, *_UNFIT):
             others.append(other.name)
     kind = "rosinality" if "conv1.conv.weight" in tensors else "stylegan3-editing"
@@ -356,37 +297,31 @@ def _encoder_file(
     """
     _refuse_others(state_dict)
     options = checkpoint["opts"] if isinstance(checkpoint.get("opts"), dict) else {}
-    split: dict[str, StateDict] = {"encoder": {}, "decoder": {}}
-    for key, tensor in state_dict.items():
-        top, _, rest = key.partition(".")
-        if top in split and rest:
-            split[top][rest] = tensor
-    encoder, decoder = split["encoder"], split["decoder"]
-    others = [*outside, *sorted({key.split(".")[0] for key in state_dict} - {"latent_avg", *split})]
-    restyle = encoders.is_restyle(encoder)
-    kind = _check_asked("restyle", asked) if restyle else _encoder_kind(options, asked)
-    parts: dict[str, Part] = {}
-    notes: list[str] = []
+    encoder, decoder = (
+        {key.removeprefix(top): tensor for key, tensor in state_dict.items() if key.startswith(top)}
+        for top in ("encoder.", "decoder.")
+    )
+    tops = {key.split(".")[0] for key in state_dict}
+    others = [*outside, *sorted(tops - {"encoder", "decoder", "latent_avg"})]
+    kind = _encoder_kind(encoders.config_class(encoder), options, asked)
+    row, parts, notes = ENCODERS[kind], dict[str, Part](), list[str]()
     stored = checkpoint.get("latent_avg", state_dict.get("latent_avg"))
     average = stored if isinstance(stored, Tensor) else None
     if decoder:
         own = checkpoint.get("w_avg", average)  # `w_avg`: only in files that this package wrote
-        parts["generator"], notes = _generator_part(decoder, own, samples=_AVERAGE_SAMPLES[kind])
+        parts["generator"], notes = _generator_part(decoder, own, samples=row.average_samples)
         average = parts["generator"].state_dict["w_avg"] if average is None else average
     else:
         notes.append("The file has no generator (`decoder.`).")
-    if options.get("start_from_latent_avg") is False and not restyle:  # ReStyle always begins there
+    if options.get("start_from_latent_avg") is False and not row.from_average:
         average = None
     elif average is None:
         raise CheckpointError("It has neither an average w (`latent_avg`) nor a generator to compute it from.")
-    if restyle and average is not None:
-        converted = encoders.restyle_encoder_from_official(encoder, options=options, latent_avg=average)
-        parts["encoder"] = Part(ReStyleEncoder, *converted)
-    elif "linear.weight" in encoder and not any(key.startswith("styles.") for key in encoder):
+    if "linear.weight" in encoder and not any(key.startswith("styles.") for key in encoder):
         notes.append("Its encoder into W was left out: no pipeline takes it.")
     else:
-        pyramid = encoders.pyramid_encoder_from_official(encoder, latent_avg=average)
-        parts["encoder"] = Part(ENCODERS[kind].network, *pyramid)
+        converted = encoders.encoder_from_official(kind, encoder, latent_avg=average, options=options)
+        parts["encoder"] = Part(row.network, *converted)
     if len(parts) == 2 and parts["generator"].config.resolution != parts["encoder"].config.output_resolution:
         made, drawn = parts["encoder"].config.output_resolution, parts["generator"].config.resolution
         raise CheckpointError(f"Its encoder is for a generator of {made} px, but its generator draws {drawn} px.")
@@ -399,29 +334,23 @@ def _encoder_file(
     return SingleFile(kind, parts, options=options, notes=(*notes, *_left_out(others)))
 
 
-def _encoder_kind(options: Mapping[str, Any], asked: str | None) -> str:
-    """Tell pSp's encoder from e4e's, by the settings in the file or else by what the caller asks for."""
-    written = options.get("encoder_type")
-    kind = _ENCODER_TYPES.get(str(written))
-    if kind is None and written is not None:
-        raise CheckpointError(f"Its encoder is a {str(written)[:100]!r}; known are {', '.join(_ENCODER_TYPES)}.")
-    if kind is None and "stylegan_size" in options:
-        kind = "e4e"
-    elif "output_size" in options or "learn_in_w" in options:
-        kind = kind or "psp"
-    if kind is not None and written != _INTO_W:
-        _check_asked(kind, asked)
-    if asked == "restyle":
-        raise CheckpointError("It is a checkpoint of pSp or e4e, not of restyle: its encoder reads three channels.")
-    if asked is None and kind is None:
+def _encoder_kind(config: type[Any], options: Mapping[str, Any], asked: str | None) -> str:
+    """Tell which of `ENCODERS` with a config it is, by the settings in the file or else by what the caller asks for."""
+    fitting = {name: row for name, row in ENCODERS.items() if row.config is config}
+    types, written = [each for row in fitting.values() for each in row.types], options.get("encoder_type")
+    if written is not None and str(written) not in types:
+        raise CheckpointError(f"Its encoder is a {str(written)[:100]!r}; known are {', '.join(types)}.")
+    told = [name for name, row in fitting.items() if str(written) in row.types]
+    if not told:
+        having = {name: row for name, row in fitting.items() if options.keys() & row.options}
+        told = [name for name in having if name not in {row.grew_from for row in having.values()}] or list(fitting)
+    if asked not in (None, *told):
+        names = " or ".join(told)
+        raise CheckpointError(f"It is a checkpoint of {names}, not of {asked}: use the pipeline of {names}.")
+    if asked is None and len(told) > 1:
+        ways = " or ".join(f'`encoder="{name}"`' for name in told)
         raise CheckpointError(
-            "It holds an encoder of pSp or of e4e, whose tensors have the same names, and no `opts` that tell which: "
-            'say `encoder="psp"` or `encoder="e4e"`.'
+            f"It holds an encoder of {' or of '.join(told)}, whose tensors have the same names, and no `opts` that "
+            f"tell which: say {ways}."
         )
-    return asked or kind or "psp"
-
-
-def _check_asked(kind: str, asked: str | None) -> str:
-    if asked not in (None, kind):
-        raise CheckpointError(f"It is a checkpoint of {kind}, not of {asked}: use the pipeline of {kind}.")
-    return kind
+    return asked or told[0]

@@ -40,9 +40,9 @@ class PickledModule:
         tensors: dict[str, Tensor] = {}
         for prefix, module in self.modules():
             transient = module.state.get("_non_persistent_buffers_set") or ()
-            buffers = {k: v for k, v in module._entries("_buffers").items() if k not in transient}
-            own = {**module._entries("_parameters"), **buffers}
-            tensors |= {f"{prefix}{name}": tensor for name, tensor in own.items() if isinstance(tensor, Tensor)}
+            for name, tensor in {**module._entries("_parameters"), **module._entries("_buffers")}.items():
+                if isinstance(tensor, Tensor) and name not in transient:
+                    tensors[f"{prefix}{name}"] = tensor
         return tensors
 
     def _entries(self, name: str) -> dict[str, Any]:
@@ -64,8 +64,9 @@ class Limits:
 
     def spend_arguments(self, *arguments: Any) -> None:
         """Count what a call may copy: a small pickle can pass one long list or text many times."""
-        self.spend("steps", sum(len(value) for value in arguments if isinstance(value, (list, tuple, dict))))
-        self.spend("bytes", sum(len(value) for value in arguments if isinstance(value, (str, bytes, memoryview))))
+        for value in arguments:
+            if isinstance(value, (list, tuple, dict, str, bytes, memoryview)):
+                self.spend("steps" if isinstance(value, (list, tuple, dict)) else "bytes", len(value))
 
 
 class Stream:
@@ -76,15 +77,11 @@ class Stream:
 
     def read(self, size: int) -> Any:
         """Read bytes: short ones as a copy, long ones as a view."""
-        self.limits.left["steps"] -= 1
-        if self.limits.left["steps"] < 0:
-            self.limits.spend("steps", 0)
+        self.limits.spend("steps", 1)
         start, end = self.position, self.position + size
         if end > len(self.data):
-            raise CheckpointError(
-                f"It is cut short: {size} bytes are announced at byte {start} of {len(self.data)}. Fetch it again; the "
-                "download did not finish."
-            )
+            where = f"{size} bytes are announced at byte {start} of {len(self.data)}"
+            raise CheckpointError(f"It is cut short: {where}. Fetch it again; the download did not finish.")
         self.position = end
         return bytes(self.data[start:end]) if size <= _SHORT else self.data[start:end]
 
@@ -254,9 +251,8 @@ def numbers(data: Any, dtype: torch.dtype) -> Tensor:
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
-    if type(values) not in (tuple, list) or len(values) > _MAX_AXES:
-        raise ValueError("a tensor with an invalid shape or stride")
-    if not all(type(n) is int and 0 <= n < _MAX_NUMEL for n in values):
+    whole = type(values) in (tuple, list) and len(values) <= _MAX_AXES
+    if not whole or not all(type(n) is int and 0 <= n < _MAX_NUMEL for n in values):
         raise ValueError("a tensor with an invalid size or stride")
     return tuple(values)
 
@@ -292,12 +288,7 @@ def _encode(text: str, encoding: str = "utf-8") -> Any:
     """Give the bytes that a pickle of protocol 2 holds as a text."""
     if type(text) is not str or encoding not in ("latin1", "latin-1"):
         raise ValueError(f"bytes in another encoding than latin1: {encoding:.50}")
-    encoded = text.encode("latin-1")
-    return encoded if len(encoded) <= _SHORT else memoryview(bytearray(encoded))
-
-
-def _path(*parts: str) -> str:
-    return str(PurePosixPath(*parts))
+    return memoryview(bytearray(text, "latin-1"))
 
 
 def _dtype(code: str, *_: Any) -> _NumPy:
@@ -337,7 +328,10 @@ _CALLS: list[tuple[str, Callable[..., Any] | None]] = [
     ("numpy.core.multiarray._reconstruct", lambda *_: _NumPy()),
     ("numpy.core.multiarray.scalar", _scalar),
     ("numpy.core.numeric._frombuffer", _from_buffer),
-    ("pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath", _path),
+    (
+        "pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath",
+        lambda *parts: str(PurePosixPath(*parts)),
+    ),
     ("numpy.ndarray " + " ".join(str(dtype) for dtype in _TORCH.values()), None),
 ]
 STORAGES = {f"torch.{kind}Storage": Name(f"torch.{kind}Storage", dtype=dtype) for kind, dtype in _TORCH.items()}
@@ -353,8 +347,6 @@ def _unknown_name(module: str, name: str) -> CheckpointError:
             "--dest=NEW.pkl` of stylegan2-ada-pytorch writes a .pkl that is read here, `convert_weight.py` of "
             "rosinality's stylegan2-pytorch a .pt."
         )
-    if module.startswith(("torch.jit", "__torch__")):
-        return CheckpointError(f"It is TorchScript ({asked}), a program; save the network's `state_dict()` instead.")
     return CheckpointError(
         f"Its pickle asks for `{asked}`, which the weights of this field do not need; nothing of it was run. If the "
         "file stores a whole Python object, save its `state_dict()` where the object's code is installed. If you do "

@@ -1,8 +1,7 @@
-"""GANSpace: the principal components of W, and edits that set the coordinate of a code along one of them.
+"""GANSpace: the principal components of W as directions.
 
 Paper: Härkönen et al. 2020, "GANSpace: Discovering Interpretable GAN Controls", arXiv:2004.02546.
-Original code: https://github.com/harskish/ganspace (Apache-2.0); the edit is that of
-https://github.com/omertov/encoder4editing (MIT), editings/ganspace.py.
+Original code: https://github.com/harskish/ganspace (Apache-2.0). Own code.
 """
 
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stylegan_inversion.editing.directions import Direction, both_ways, layer_slice
+from stylegan_inversion.editing.directions import Direction, both_ways
 
 REACH = 2.0  # standard deviations; a photo may already lie that far out, and at 3 it turns black or white
 
@@ -60,42 +59,6 @@ def fit_pca(w: Float[Tensor, "samples w_dim"], num_components: int) -> Principal
         raise ValueError(f"`w` spreads in fewer than {num_components} directions; ask for fewer or give more samples.")
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))  # (num_components, 1)
     return PrincipalComponents(mean.float(), (axes * largest.sign()).float(), variances.sqrt().float())
-
-
-def set_coordinate(
-    w_plus: Float[Tensor, "batch num_ws w_dim"],
-    principal: PrincipalComponents,
-    *,
-    component: int,
-    coordinate: float,
-    layers: tuple[int, int] | None = None,
-) -> Float[Tensor, "batch num_ws w_dim"]:
-    """Move codes along a component until their coordinate has a given value: an absolute edit, not a step.
-
-    e4e's GANSpace edit: w + (coordinate - c) std_k u_k in the chosen layers, with c = (w_0 - mean) . u_k / std_k. As in
-    the original, c is that of layer 0 alone: where the layers of a code differ, the others do not end up at
-    `coordinate`. The original's tuple (component, start, end, strength) is `component=component, layers=(start, end),
-    coordinate=strength`. For a step use `Direction(name, principal.components[k])`.
-
-    Args:
-        w_plus: Style codes in W+. Not changed.
-        principal: Components of this generator's W.
-        component: Which one, in [0, num_components - 1].
-        coordinate: Where to go, in standard deviations from the mean.
-        layers: Half-open range `(start, stop)` of style layers to move. `None` moves all.
-    """
-    num_components, w_dim = principal.components.shape
-    if not 0 <= component < num_components:
-        raise ValueError(f"`component` must be in [0, {num_components - 1}], got {component}.")
-    if w_plus.shape[2] != w_dim:
-        raise ValueError(f"The components have w_dim {w_dim}, but `w_plus` has {w_plus.shape[2]}.")
-    chosen = layer_slice((0, w_plus.shape[1]) if layers is None else layers, w_plus.shape[1])
-    axis = principal.components[component].to(w_plus)
-    std = principal.std[component].to(w_plus)
-    current = (w_plus[:, 0] - principal.mean.to(w_plus)) @ axis / std  # (batch,)
-    moved = w_plus.clone()
-    moved[:, chosen] += ((coordinate - current) * std)[:, None, None] * axis
-    return moved
 
 
 def name_components(

@@ -1,14 +1,16 @@
 """Compare methods on a folder of images: a row for each image and method, tables, a figure, the editability plot."""
 
+import functools
 import hashlib
 import inspect
+import itertools
 import json
 import logging
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -25,8 +27,7 @@ from stylegan_inversion.evaluation.metrics import Edit, Scorer, Step, resize
 from stylegan_inversion.losses.identity import load_identity
 from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.pipelines.base import InversionPipeline
-from stylegan_inversion.pipelines.encoder import EncoderPipeline
-from stylegan_inversion.pipelines.methods import METHODS
+from stylegan_inversion.pipelines.methods import METHODS, Method
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.preprocessing.image import list_images, load_image, save_image, to_pil, to_tensor
@@ -36,18 +37,30 @@ logger = logging.getLogger(__name__)
 FIGURE_IMAGES = 6
 _PIXELS_TOGETHER = 16 * 128**2  # that a projection draws at once: the gradients of a 1024 px picture take gigabytes
 
-_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # PTI with other pivots, or stopped after its first stage
-    "w": ("W optimisation", {"pivot": "w", "num_tuning_steps": 0}),
-    "w_plus": ("W+ optimisation", {"pivot": "w_plus", "num_tuning_steps": 0}),
-    "pti": ("PTI (W pivot)", {"pivot": "w"}),
-    "pti-e4e": ("PTI (e4e pivot)", {"pivot": "e4e"}),
-    "pti-psp": ("PTI (pSp pivot)", {"pivot": "psp"}),
-}
-NAMES = tuple({**_VARIANTS, **METHODS})
-"""What can be compared."""
-
 Row = dict[str, Any]
 """One image by one method: "image", "method", "sha256" of the file, "error", "seconds", "report", and the figures."""
+
+
+def _variants() -> dict[str, tuple[str, Method, dict[str, Any]]]:
+    """Label, method and fixed options of what can be compared: encoders, and an optimisation with each pivot."""
+    encoders = [method for method in METHODS.values() if method.encoder]
+    variants: dict[str, tuple[str, Method, dict[str, Any]]] = {}
+    for method in METHODS.values():
+        if method.encoder:
+            variants[method.name] = method.label, method, {}
+            continue
+        variants["w"] = "W optimisation", method, {"pivot": "w", "num_tuning_steps": 0}
+        variants["w_plus"] = "W+ optimisation", method, {"pivot": "w_plus", "num_tuning_steps": 0}
+        variants[method.name] = f"{method.label} (W pivot)", method, {"pivot": "w"}
+        for other in encoders:
+            label = f"{method.label} ({other.label} pivot)"
+            variants[f"{method.name}-{other.name}"] = label, method, {"pivot": other.name}
+    return variants
+
+
+_VARIANTS = _variants()
+NAMES = tuple(_VARIANTS)
+"""What can be compared."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +70,8 @@ class Candidate:
     label: str
     pipeline: InversionPipeline
     options: dict[str, Any]
-    limit: int | None = None
-
-
-class Photo(NamedTuple):
-    """One image: its name in the rows, its path, and the sha256 of the file (`None` if it cannot be read)."""
-
-    name: str
-    path: Path
-    sha256: str | None
+    limit: int | None
+    encode: Callable[[Tensor], Tensor] | None  # images of any side -> w_plus
 
 
 def load_methods(
@@ -84,21 +90,26 @@ def load_methods(
     for name in limits:
         if name not in names:
             raise ValueError(f"`limits` names {name!r}, which is not compared; compared are {', '.join(names)}.")
-    pipelines: dict[str, InversionPipeline] = {}  # variants share theirs
+    pipelines: dict[str, Any] = {}  # variants share theirs
     methods = {}
     for name in names:
-        kind = "pti" if name in _VARIANTS else name
-        label, fixed = _VARIANTS.get(name) or (METHODS[kind].label, {})
-        if kind not in pipelines:
-            pipelines[kind] = METHODS[kind].pipeline.from_pretrained(model, device=device, detector=detector)
-        pipeline = pipelines[kind]
-        pivots = getattr(pipeline, "pivots", ())
-        if fixed and fixed["pivot"] not in pivots:
-            raise ModelNotFoundError(f"{model!r} has no encoder for {name!r}; its pivots are {', '.join(pivots)}.")
+        label, method, fixed = _VARIANTS[name]
+        if method.name not in pipelines:
+            pipelines[method.name] = method.pipeline.from_pretrained(model, device=device, detector=detector)
+        pipeline = pipelines[method.name]
+        if fixed and fixed["pivot"] not in pipeline.pivots:
+            raise ModelNotFoundError(
+                f"{model!r} has no encoder for {name!r}; its pivots are {', '.join(pipeline.pivots)}."
+            )
         taken = inspect.signature(pipeline.__call__).parameters
         given = {key: value for key, value in options.items() if value is not None and key in taken}
-        methods[name] = Candidate(label, pipeline, {**given, **fixed}, limits.get(name))
+        encode = functools.partial(_encode, pipeline) if method.encoder else None
+        methods[name] = Candidate(label, pipeline, {**given, **fixed}, limits.get(name), encode)
     return methods
+
+
+def _encode(pipeline: Any, images: Tensor) -> Tensor:
+    return pipeline.encode(resize(images, pipeline.encoder.config.input_resolution))
 
 
 def evaluate(
@@ -142,22 +153,24 @@ def evaluate(
         MissingDependencyError: If there are edits to plot, and matplotlib is not installed.
     """
     loaded = load_methods(methods, model, options=options or {}, limits=limits or {}, device=device, detector=detector)
-    output, every = Path(output), list_images(Path(data))
-    photos = [Photo(name, Path(data, name), _hash_file(Path(data, name))) for name in every[:limit]]
+    data, output = Path(data), Path(output)
+    every = list_images(data)
+    images = every[:limit]
     scorer = _load_scorer(next(iter(loaded.values())).pipeline, edits, resolution, perceptual, identity)
     settings = _describe(report.hash_model(find_folder(model)), loaded, scorer, align)
     rows = _open_rows(output, settings)
-    run = _Run(loaded, scorer, align, output / "pictures", [photo.name for photo in photos[:FIGURE_IMAGES]])
-    total = sum(len(photos[: method.limit]) for method in loaded.values())
+    hashes = {image: _hash_file(data / image) for image in images}
+    run = _Run(loaded, scorer, align, data, hashes, output / "pictures", images[:FIGURE_IMAGES])
+    total = sum(len(images[: method.limit]) for method in loaded.values())
     with (
         (output / "records.jsonl").open("a", encoding="utf-8") as file,
         tqdm(total=total, disable=not progress, unit="image") as bar,
     ):
-        for first in range(0, len(photos), batch_size):
+        for first in range(0, len(images), batch_size):
             todo = {}
             for name, method in loaded.items():
-                batch = photos[: method.limit][first : first + batch_size]
-                todo[name] = [photo for photo in batch if not run.is_done(rows.get((photo.name, name)), photo)]
+                batch = images[: method.limit][first : first + batch_size]
+                todo[name] = [image for image in batch if not run.is_done(rows.get((image, name)))]
                 bar.update(len(batch) - len(todo[name]))
             for row in run.batch(todo):
                 file.write(_line(row))
@@ -165,18 +178,27 @@ def evaluate(
                 rows[row["image"], row["method"]] = row
                 bar.update()
 
-    done = {name: [rows[p.name, name] for p in photos[: method.limit]] for name, method in loaded.items()}
-    hub.write_text("".join(map(_line, _in_order(rows, photos, loaded))), output / "records.jsonl")
+    in_order = {key: rows[key] for key in itertools.product(images, loaded) if key in rows}
+    hub.write_text("".join(map(_line, {**in_order, **rows}.values())), output / "records.jsonl")
+    done = {name: [rows[image, name] for image in images[: method.limit]] for name, method in loaded.items()}
     config = {
         **settings,
         "methods": {n: {"label": m.label, "limit": m.limit, **settings["methods"][n]} for n, m in loaded.items()},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "batch_size": batch_size,
-        "metrics": _columns(scorer),
-        "limit_note": f"The first {len(photos)} of {len(every)} images, by name." if len(photos) < len(every) else "",
+        "metrics": scorer.columns,
+        "limit_note": f"The first {len(images)} of {len(every)} images, by name." if len(images) < len(every) else "",
     }
-    return _report(done, len(photos), config, run, output)
+    results = report.summarise_run(done, config, num_images=len(images))
+    table = report.write_tables(results)
+    hub.write_config(results, output, name="results.json")
+    hub.write_text(table, output / "table.md")
+    for i, edit in enumerate(config["edits"] or [None]):
+        report.save_figure(run.columns(edit), output / (f"figure_{edit}.png" if i else "figure.png"))
+    if config["edits"]:
+        report.plot_editability(results["common"] or results["all"], config, output / "editability.png")
+    return results, table
 
 
 def _load_scorer(
@@ -236,44 +258,21 @@ def _describe(model: str, methods: Mapping[str, Candidate], scorer: Scorer, alig
     }
 
 
-def _columns(scorer: Scorer) -> dict[str, str]:
-    """The name in tables of each figure of a row, with everything that it depends on."""
-    columns = {
-        "l2": "L2",
-        "psnr": f"PSNR (peak {metrics.PSNR_PEAK:g})",
-        "ms_ssim": f"MS-SSIM ({metrics.ms_ssim_scales(scorer.resolution)} scales)",
-        "lpips": f"LPIPS ({scorer.perceptual.name})",
-    }
-    if scorer.identity is not None:
-        columns["identity"] = f"ID ({scorer.identity.name})"
-    columns["offset_norm"] = "offset norm"
-    columns |= {f"lec_{name}": f"LEC ({name} {edit.ends[-1]:+g})" for name, edit in scorer.edits.items()}
-    return columns | {"seconds": "s/image"}
-
-
-def _hash_file(path: Path) -> str | None:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return None
-
-
 def _open_rows(output: Path, settings: dict[str, Any]) -> dict[tuple[str, str], Row]:
     """Check that the settings are those of the rows in a folder, and read these, by image and method."""
     path, lines = output / "settings.json", output / "records.jsonl"
-    earlier: dict[str, Any] = {}
+    methods = settings["methods"]
     if path.exists() or lines.exists():
         try:
             earlier = json.loads(path.read_text("utf-8"))
-            changed = [key for key in settings if key != "methods" and earlier[key] != settings[key]]
-            shared = sorted(settings["methods"].keys() & earlier["methods"])
-            changed += [name for name in shared if earlier["methods"][name] != settings["methods"][name]]
+            methods = {**earlier["methods"], **methods}
+            now, then = ({**each, **each["methods"], "methods": None} for each in (settings, earlier))
+            changed = [name for name in now if then.get(name, now[name]) != now[name]]
             reason = f"with other settings: {', '.join(changed)}; see settings.json there" if changed else ""
         except (OSError, ValueError, LookupError, TypeError):
             reason = "without a settings.json that can be read"
         if reason:
             raise ValueError(f"{output} holds a comparison {reason}. Give another output folder, or remove this one.")
-    methods = {**earlier.get("methods", {}), **settings["methods"]}
     hub.write_config({**settings, "methods": methods}, output, name=path.name)
     rows = {}
     for number, line in enumerate(lines.read_text("utf-8", errors="replace").splitlines() if lines.exists() else [], 1):
@@ -286,14 +285,15 @@ def _open_rows(output: Path, settings: dict[str, Any]) -> dict[tuple[str, str], 
     return rows
 
 
+def _hash_file(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
 def _line(row: Row) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
-
-
-def _in_order(rows: Mapping[tuple[str, str], Row], photos: Sequence[Photo], names: Iterable[str]) -> list[Row]:
-    """Rows by image, then by method; those of images and methods that are not in this run come last."""
-    order = {key: rows[key] for key in ((p.name, name) for p in photos for name in names) if key in rows}
-    return list({**order, **rows}.values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,52 +303,57 @@ class _Run:
     methods: Mapping[str, Candidate]
     scorer: Scorer
     align: bool
+    data: Path
+    hashes: Mapping[str, str | None]  # by image
     pictures: Path
     shown: Sequence[str]
     pivots: dict[Any, InversionOutput] = field(default_factory=dict)
 
-    def is_done(self, row: Row | None, photo: Photo) -> bool:
-        if row is None or row["error"] is not None or row["sha256"] != photo.sha256:
+    def is_done(self, row: Row | None) -> bool:
+        if row is None or row["error"] is not None or row["sha256"] != self.hashes[row["image"]]:
             return False
-        return photo.name not in self.shown or self.path(photo.name, row["method"], None).is_file()
+        return row["image"] not in self.shown or self.path(row["image"], row["method"], None).is_file()
 
-    def batch(self, todo: Mapping[str, Sequence[Photo]]) -> Iterator[Row]:
-        """Cut out the faces once for all methods, then invert; a photo that fails gets a row with the reason."""
+    def batch(self, todo: Mapping[str, Sequence[str]]) -> Iterator[Row]:
+        """Cut out the faces once for all methods, then invert; an image that fails gets a row with the reason."""
         align = next(iter(self.methods.values())).pipeline.align
-        crops: dict[Photo, Crop] = {}
-        errors: dict[Photo, str] = {}
-        for photo in dict.fromkeys(photo for photos in todo.values() for photo in photos):
+        crops: dict[str, Crop] = {}
+        errors: dict[str, str] = {}
+        for image in dict.fromkeys(itertools.chain(*todo.values())):
             try:
-                crops[photo] = align(photo.path, align=self.align)
-            except MissingDependencyError:  # no photo would succeed
+                crops[image] = align(self.data / image, align=self.align)
+            except MissingDependencyError:  # no image would succeed
                 raise
-            except Exception as e:  # the other photos go on
-                errors[photo] = _reason(e)
-        for name, photos in todo.items():
-            yield from (self._row(name, photo, errors[photo]) for photo in photos if photo in errors)
-            yield from self._together(name, {photo: crops[photo] for photo in photos if photo in crops})
+            except Exception as e:  # the other images go on
+                errors[image] = _reason(e)
+        for name, images in todo.items():
+            yield from (self._row(name, image, errors[image]) for image in images if image in errors)
+            yield from self._together(name, {image: crops[image] for image in images if image in crops})
 
-    def _together(self, name: str, crops: Mapping[Photo, Crop]) -> Iterator[Row]:
-        """Invert and score photos together; if that fails, each of those that are left alone."""
+    def _row(self, name: str, image: str, error: str | None = None, **figures: Any) -> Row:
+        return {"image": image, "method": name, "error": error, **figures, "sha256": self.hashes[image]}
+
+    def _together(self, name: str, crops: Mapping[str, Crop]) -> Iterator[Row]:
+        """Invert and score images together; if that fails, each of those that are left alone."""
         left = dict(crops)
         try:
             for out in self._invert(name, crops) if crops else ():
-                for photo, figures in zip(list(left), self._score(name, list(left), out)):
-                    yield self._row(name, photo, together=len(crops), **figures)
-                    del left[photo]
+                for image, figures in zip(list(left), self._score(name, list(left), out)):
+                    yield self._row(name, image, together=len(crops), **figures)
+                    del left[image]
             return
         except MissingDependencyError:
             raise
         except Exception as e:
-            logger.debug("%s of %s failed", name, [photo.name for photo in left], exc_info=True)
+            logger.debug("%s of %s failed", name, [*left], exc_info=True)
             error = _reason(e)  # the exception itself may hold the memory that ran out
         if len(crops) == 1:
             yield self._row(name, next(iter(left)), error)
         else:
-            for photo, crop in left.items():
-                yield from self._together(name, {photo: crop})
+            for image, crop in left.items():
+                yield from self._together(name, {image: crop})
 
-    def _invert(self, name: str, crops: Mapping[Photo, Crop]) -> Iterator[InversionOutput]:
+    def _invert(self, name: str, crops: Mapping[str, Crop]) -> Iterator[InversionOutput]:
         """Invert photos: all in one pass of an encoder; PTI finds their pivots together and tunes one by one."""
         pipeline, options = self.methods[name].pipeline, self.methods[name].options
         if "pivot" not in options:
@@ -369,26 +374,18 @@ class _Run:
             out.reports[0]["seconds"] += found.reports[0]["seconds"]
             yield out
 
-    def _score(self, name: str, photos: Sequence[Photo], out: InversionOutput) -> list[dict[str, Any]]:
-        """Measure photos that share a generator, and keep the pictures of the figure."""
-        pipeline, generator, encode = self.methods[name].pipeline, out.generators[0], None
-        if isinstance(pipeline, EncoderPipeline):
-            config: Any = pipeline.encoder.config
-
-            def encode(images: Tensor) -> Tensor:
-                return pipeline.encode(resize(images, config.input_resolution))
-
+    def _score(self, name: str, images: Sequence[str], out: InversionOutput) -> list[dict[str, Any]]:
+        """Measure images that share a generator, and keep the pictures of the figure."""
+        generator = out.generators[0]
         originals = torch.cat([to_tensor(crop.image) for crop in out.crops]).to(generator.w_avg)
-        rows, pictures = self.scorer.score(out.w_plus.to(generator.w_avg), generator, originals, encode=encode)
-        for i, photo in enumerate(photos[: len(rows)]):
-            if photo.name in self.shown:
-                save_image(out.crops[i].image, self.path(photo.name, "_original", None))
-                for step, images in pictures.items():
-                    save_image(to_pil(images[i : i + 1])[0], self.path(photo.name, name, step))
+        w_plus, encode = out.w_plus.to(generator.w_avg), self.methods[name].encode
+        rows, pictures = self.scorer.score(w_plus, generator, originals, encode=encode)
+        for i, image in enumerate(images[: len(rows)]):
+            if image in self.shown:
+                save_image(out.crops[i].image, self.path(image, "_original", None))
+                for step, drawn in pictures.items():
+                    save_image(to_pil(drawn[i : i + 1])[0], self.path(image, name, step))
         return [{**row, "seconds": found["seconds"], "report": found} for row, found in zip(rows, out.reports)]
-
-    def _row(self, name: str, photo: Photo, error: str | None = None, **figures: Any) -> Row:
-        return {"image": photo.name, "method": name, "error": error, **figures, "sha256": photo.sha256}
 
     def path(self, image: str, method: str, step: Step) -> Path:
         """Where a picture of the figure is."""
@@ -414,23 +411,3 @@ class _Run:
 def _reason(error: Exception) -> str:
     expected = isinstance(error, (StyleGANInversionError, OSError))
     return str(error) if expected else f"{type(error).__name__}: {error}"
-
-
-def _report(
-    rows: Mapping[str, list[Row]], num_images: int, config: dict[str, Any], run: _Run, output: Path
-) -> tuple[dict[str, Any], str]:
-    everything, common = report.summarise(rows, config), None
-    images = set.intersection(*({row["image"] for row in found if row["error"] is None} for found in rows.values()))
-    if images and any(entry["n"] != len(images) for entry in everything["methods"].values()):
-        shared = {name: [row for row in found if row["image"] in images] for name, found in rows.items()}
-        common = report.summarise(shared, config)
-    results = {"config": config, "num_images": num_images, "all": everything, "common": common}
-    results["num_common"] = len(images)
-    table = report.write_tables(results)
-    hub.write_config(results, output, name="results.json")
-    hub.write_text(table, output / "table.md")
-    for i, edit in enumerate(config["edits"] or [None]):
-        report.save_figure(run.columns(edit), output / (f"figure_{edit}.png" if i else "figure.png"))
-    if config["edits"]:
-        report.plot_editability(common or everything, config, output / "editability.png")
-    return results, table

@@ -1,15 +1,14 @@
 """How far two sets of pictures are apart as clouds of features, and how smoothly a generator's pictures change.
 
-Papers: Heusel et al. 2017 (FID), arXiv:1706.08500; Bińkowski et al. 2018 (KID), arXiv:1801.01401; Kynkäänniemi et al.
-2019 (precision and recall), arXiv:1904.06991; Karras et al. 2020 (path length), arXiv:1912.04958. Original code:
-bioinf-jku/TTUR (Apache-2.0), mbinkowski/MMD-GAN (BSD-3), kynkaat/improved-precision-and-recall-metric (CC BY-NC). Own
-code, in float64 on the CPU except for the nearest neighbours.
+Papers: Bińkowski et al. 2018 (KID), arXiv:1801.01401; Kynkäänniemi et al. 2019 (precision and recall),
+arXiv:1904.06991; Karras et al. 2020 (path length), arXiv:1912.04958. Original code: mbinkowski/MMD-GAN (BSD-3),
+kynkaat/improved-precision-and-recall-metric (CC BY-NC). Own code, in float64 on the CPU except for the nearest
+neighbours. `losses/frechet.py` has the Frechet distance.
 
-FID and KID are the names of these distances in the features of one Inception network. With other features the figures
-are different and must be reported under other names.
+KID is the name of the kernel distance in the features of one Inception network. With other features the figures are
+different and must be reported under other names.
 """
 
-import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from stylegan_inversion import latents
 from stylegan_inversion.evaluation.metrics import resize
+from stylegan_inversion.losses.frechet import frechet_distance
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
 
@@ -25,17 +25,8 @@ PATH_STEP = 1e-4  # relative to the whole way between two w
 _PATH_RESOLUTION = 256  # larger pictures are reduced to it
 _TRIMMED = 1.0  # per cent of the path lengths left out at each end
 _SUBSET_SIZE = 1000
+_NEIGHBOURS = 3  # of precision and recall
 _ROWS = 1024  # of a matrix of distances at once: 80 MB for 10,000 columns
-
-
-def pool_features(layers: Sequence[Tensor]) -> Tensor:
-    """Average each layer, (B, C, h, w) or (B, C), over its pixels and join the layers into one vector a picture.
-
-    Multiplied by sqrt(dim / number of layers): layers of unit norm, as `PerceptualDistance.features` and
-    `IdentityEmbedding.embed` give them, end with a mean square of at most 1, a scale that suits the cubic kernel.
-    """
-    pooled = torch.cat([layer.flatten(2).mean(dim=2) if layer.ndim > 2 else layer for layer in layers], dim=1)
-    return pooled * (pooled.shape[1] / len(layers)) ** 0.5
 
 
 def measure(real: Tensor, fake: Tensor, *, seed: int) -> dict[str, float]:
@@ -51,36 +42,10 @@ def measure(real: Tensor, fake: Tensor, *, seed: int) -> dict[str, float]:
     if not (real.isfinite().all() and fake.isfinite().all()):
         raise ValueError("The features hold NaN or infinity; check the generator and the pictures.")
     size = min(_SUBSET_SIZE, min(len(real), len(fake)) // 2)
-    kernel, std = kernel_distance(real, fake, rng=seeded(seed, "subsets", 0), subset_size=size)
+    kernel, std = kernel_distance(real, fake, rng=latents.seeded(seed, "subsets", 0), subset_size=size)
     precision, recall = precision_recall(real, fake)
     distances = {"frechet": frechet_distance(real, fake), "kernel": kernel, "kernel_std": std, "kernel_subset": size}
     return {**distances, "precision": precision, "recall": recall}
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Squared Fréchet distance of features, (N, D) and (M, D), as Gaussians: |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)).
-
-    The last trace is the sum of the singular values of A^(1/2) B^(1/2), from symmetric eigen-decompositions, so
-    singular covariances (fewer samples than dimensions) need no care. The estimate is too large by a term of order
-    1 / n: figures of different n are not comparable.
-    """
-    (m_a, cov_a), (m_b, cov_b) = _moments(a), _moments(b)
-    cross = torch.linalg.svdvals(_root(cov_a).T @ _root(cov_b)).sum()
-    return max(0.0, ((m_a - m_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item())
-
-
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and unbiased covariance (D, D)."""
-    features = features.detach().cpu().double()
-    deviations = features - features.mean(dim=0)
-    return features.mean(dim=0), deviations.T @ deviations / (len(features) - 1)
-
-
-def _root(cov: Tensor) -> Tensor:
-    """L, (D, rank), with L L^T = `cov`; components at the level of rounding are left out."""
-    values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
-    kept = values > values[-1].clamp_min(0) * len(cov) * torch.finfo(cov.dtype).eps
-    return vectors[:, kept] * values[kept].sqrt()
 
 
 def kernel_distance(
@@ -105,16 +70,15 @@ def kernel_distance(
     return figures.mean().item(), figures.std(correction=0).item()
 
 
-def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3) -> tuple[float, float]:
+def precision_recall(real: Tensor, fake: Tensor) -> tuple[float, float]:
     """Precision, the share of fakes inside the manifold of the real pictures, and recall, the other way round.
 
-    A manifold is made of balls: around each sample, as far as its k-th nearest neighbour in its own set; k is 3 in the
-    paper, which takes as many fakes as real pictures. Precision falls with pictures that look wrong, recall with kinds
-    of pictures that are missing.
+    A manifold is made of balls: around each sample, as far as its third nearest neighbour in its own set. The paper
+    takes as many fakes as real pictures. Precision falls with pictures that look wrong, recall with missing kinds.
     """
     centre = real.detach().mean(dim=0)  # distances are differences of squares, most exact near 0
     real, fake = real.detach() - centre, fake.detach() - centre
-    radius_real, radius_fake = _radii(real, k), _radii(fake, k)
+    radius_real, radius_fake = _radii(real), _radii(fake)
     reached = torch.zeros(len(real), dtype=torch.bool, device=real.device)
     precise = 0
     for first in range(0, len(fake), _ROWS):
@@ -124,14 +88,14 @@ def precision_recall(real: Tensor, fake: Tensor, *, k: int = 3) -> tuple[float, 
     return precise / len(fake), reached.double().mean().item()
 
 
-def _radii(features: Tensor, k: int) -> Tensor:
-    """Squared distance of each sample to its k-th nearest neighbour, (N,)."""
+def _radii(features: Tensor) -> Tensor:
+    """Squared distance of each sample to its third nearest neighbour, (N,)."""
     radii = []
     for first in range(0, len(features), _ROWS):
         distances = _distances(features[first : first + _ROWS], features)
         rows = torch.arange(len(distances), device=features.device)
         distances[rows, first + rows] = torch.inf  # a sample is not its own neighbour
-        radii.append(distances.kthvalue(k, dim=1).values)
+        radii.append(distances.kthvalue(_NEIGHBOURS, dim=1).values)
     return torch.cat(radii)
 
 
@@ -141,19 +105,16 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
     return products.add_(a.square().sum(dim=1, keepdim=True)).clamp_(min=0)
 
 
-def seeded(seed: int, purpose: str, number: int) -> torch.Generator:
-    """Give the random source of one sample: two purposes share no draws. Training draws in the same way."""
-    words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), number]).generate_state(2, np.uint32)
-    return torch.Generator("cpu").manual_seed((int(words[0]) << 31) ^ int(words[1]))
-
-
 def sample_w_plus(
     generator: Generator, numbers: Sequence[int], *, seed: int, truncation_psi: float = 1.0, purpose: str = "sample"
 ) -> Tensor:
     """Draw the codes of samples, (n, num_ws, w_dim); each follows from the seed, the purpose and its number."""
     size = generator.config.z_dim
     z = torch.stack(
-        [torch.randn(size, generator=seeded(seed, purpose, i), device="cpu", dtype=torch.float32) for i in numbers]
+        [
+            torch.randn(size, generator=latents.seeded(seed, purpose, i), device="cpu", dtype=torch.float32)
+            for i in numbers
+        ]
     )
     w_plus = latents.broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws)
     return latents.truncate(w_plus, generator.w_avg, truncation_psi=truncation_psi)
@@ -161,14 +122,9 @@ def sample_w_plus(
 
 def sample_noise(generator: Generator, numbers: Sequence[int], *, seed: int) -> list[Tensor]:
     """Draw the noise of samples for each style layer, (n, 1, r, r), each sample by itself."""
-    sides = [conv.noise_const.shape[-1] for conv in generator.synthesis.convs]
-    areas = [side * side for side in sides]
-    sources = [seeded(seed, "noise", i) for i in numbers]
-    drawn = torch.stack(
-        [torch.randn(sum(areas), generator=source, device="cpu", dtype=torch.float32) for source in sources]
-    )
-    layers = drawn.to(generator.w_avg).split(areas, dim=1)
-    return [layer.reshape(len(numbers), 1, side, side) for layer, side in zip(layers, sides)]
+    shapes = [conv.noise_const.shape for conv in generator.synthesis.convs]
+    drawn = latents.seeded_noise(shapes, [latents.seeded(seed, "noise", i) for i in numbers])
+    return [layer.to(generator.w_avg) for layer in drawn]
 
 
 @torch.no_grad()

@@ -50,12 +50,8 @@ def fold(curve: np.ndarray, strengths: Sequence[float], *, signed: bool) -> np.n
     `signed` turns the sign of the side below 0: for a move, not for a similarity.
     """
     zero = strengths.index(0.0)
-    sides = []
-    if zero > 0:
-        sides.append(curve[:, zero::-1] * (-1 if signed else 1))
-    if zero < len(strengths) - 1:
-        sides.append(curve[:, zero:])
-    return np.mean(sides, axis=0)
+    sides = curve[:, zero::-1] * (-1 if signed else 1), curve[:, zero:]
+    return np.mean([side for side in sides if side.shape[1] > 1], axis=0)
 
 
 def move_at(level: float, move: np.ndarray, identity: np.ndarray) -> float | None:
@@ -72,7 +68,7 @@ def move_at(level: float, move: np.ndarray, identity: np.ndarray) -> float | Non
 def mean_move(level: float, move: np.ndarray, identity: np.ndarray, *, points: int = 101) -> float | None:
     """Area under the curve: the mean of `move_at` over the identities from step 0 down to a level."""
     moves = [move_at(float(x), move, identity) for x in np.linspace(identity[0], level, points)]
-    reached = [x for x in moves if x is not None]
+    reached = [each for each in moves if each is not None]
     return float(np.mean(reached)) if level < identity[0] and len(reached) == points else None
 
 
@@ -96,28 +92,25 @@ def summarise_edit(
                 key: fold(np.array([edit[key] for edit in edits]), strengths, signed=key == "move")
                 for key in ("move", *_IDENTITIES)
             }
-    lowest = {key: [curves[key].mean(0).min() for curves in folded.values()] for key in _IDENTITIES}
-    levels = {key: float(max(values)) if values else None for key, values in lowest.items()}
-    return {
-        "strengths": list(strengths),
-        "level": levels["identity_to_reconstruction"],
-        "level_to_photo": levels["identity"],
-        "methods": {method: _summarise_curves(curves, levels) for method, curves in folded.items()},
-    }
-
-
-def _summarise_curves(curves: Mapping[str, np.ndarray], levels: Mapping[str, Any]) -> dict[str, Any]:
-    full = curves["move"][:, -1]
-    means = {key: curve.mean(axis=0) for key, curve in curves.items()}
     own, photo = _IDENTITIES
-    return {
-        "n": len(full),
-        "curve": {key: mean.tolist() for key, mean in means.items()},
-        "move_full": {"mean": float(full.mean()), "standard_error": standard_error(full)},
-        "move_at_level": _move_with_error(levels[own], curves["move"], curves[own]),
-        "move_at_level_to_photo": _move_with_error(levels[photo], curves["move"], curves[photo]),
-        "mean_move": mean_move(levels[own], means["move"], means[own]),
+    levels: dict[str, Any] = {
+        key: max((float(curves[key].mean(axis=0).min()) for curves in folded.values()), default=None)
+        for key in _IDENTITIES
     }
+    methods = {}
+    for method, curves in folded.items():
+        means = {key: curve.mean(axis=0) for key, curve in curves.items()}
+        full = curves["move"][:, -1]
+        methods[method] = {
+            "n": len(full),
+            "curve": {key: mean.tolist() for key, mean in means.items()},
+            "move_full": {"mean": float(full.mean()), "standard_error": standard_error(full)},
+            "move_at_level": _move_with_error(levels[own], curves["move"], curves[own]),
+            "move_at_level_to_photo": _move_with_error(levels[photo], curves["move"], curves[photo]),
+            "mean_move": mean_move(levels[own], means["move"], means[own]),
+        }
+    head = {"strengths": list(strengths), "level": levels[own], "level_to_photo": levels[photo]}
+    return {**head, "methods": methods}
 
 
 def standard_error(values: np.ndarray) -> float | None:

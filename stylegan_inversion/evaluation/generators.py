@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,8 @@ from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.errors import CheckpointError, InvalidImageError, MissingDependencyError
 from stylegan_inversion.evaluation import report
-from stylegan_inversion.evaluation.distribution import (
-    draw_samples,
-    measure,
-    perceptual_path_length,
-    pool_features,
-    sample_w_plus,
-    seeded,
-)
+from stylegan_inversion.evaluation.distribution import draw_samples, measure, perceptual_path_length, sample_w_plus
+from stylegan_inversion.losses.frechet import pool_features
 from stylegan_inversion.losses.identity import DlibEmbedding, load_identity
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
@@ -122,26 +115,29 @@ def evaluate_generators(
                 bar.update(len(images))
             return {key: torch.cat(parts) for key, parts in rows.items()}
 
+        def draw(generator: Generator, count: int, psi: float) -> Iterator[Tensor]:
+            for first in range(0, count, batch_size):
+                yield draw_samples(generator, range(count)[first : first + batch_size], seed=seed, truncation_psi=psi)
+
         parts = [paths[first : first + batch_size] for first in range(0, len(paths), batch_size)]
         real = embed(torch.cat([read_picture(path, resolution) for path in part]).to(device) for part in parts)
         for name, generator in generators.items():
-            draw = partial(_draw_in_batches, generator, seed=seed, batch_size=batch_size)
-            fake = embed(draw(num_samples, truncation_psi=truncation_psi))
+            fake = embed(draw(generator, num_samples, truncation_psi))
             found[name] = {each.key: measure(real[each.key], fake[each.key], seed=seed) for each in networks}
             if num_paths:
                 found[name]["path_length"] = perceptual_path_length(
                     generator, network, num_samples=num_paths, seed=seed, batch_size=batch_size, advance=bar.update
                 )
             for psi, suffix in ((truncation_psi, ""), (_GRID_PSI, f"_psi{_GRID_PSI}")):
-                pictures = [picture for images in draw(_GRID, truncation_psi=psi) for picture in to_pil(images)]
+                pictures = [picture for images in draw(generator, _GRID, psi) for picture in to_pil(images)]
                 report.save_grid(pictures, output / f"{name}_samples{suffix}.png")
             w_plus = sample_w_plus(generator, range(2 * _MIXED), seed=seed, truncation_psi=truncation_psi)
             report.save_figure(mix(generator, w_plus), output / f"{name}_mixing.png")
-            samples = torch.cat(list(draw(_SHOWN, truncation_psi=truncation_psi)))
+            samples = torch.cat([*draw(generator, _SHOWN, truncation_psi)])
             near = {each.label: (fake[each.key][:_SHOWN], real[each.key]) for each in networks}
             report.save_figure(find_nearest(samples, near, paths), output / f"{name}_nearest.png")
 
-    one, other = torch.randperm(len(paths), generator=seeded(seed, "halves", 0)).chunk(2)
+    one, other = torch.randperm(len(paths), generator=latents.seeded(seed, "halves", 0)).chunk(2)
     columns = {each.key: each.columns() for each in networks}
     results = {
         "version": __version__,
@@ -164,14 +160,6 @@ def evaluate_generators(
     hub.write_config(results, output, name="generators.json")
     hub.write_text(table, output / "generators.md")
     return results, table
-
-
-def _draw_in_batches(
-    generator: Generator, count: int, *, seed: int, truncation_psi: float, batch_size: int
-) -> Iterator[Tensor]:
-    for first in range(0, count, batch_size):
-        numbers = range(first, min(first + batch_size, count))
-        yield draw_samples(generator, numbers, seed=seed, truncation_psi=truncation_psi)
 
 
 def find_generators(models: Sequence[str]) -> dict[str, Path]:
@@ -210,11 +198,8 @@ def _load_inception(device: torch.device) -> Callable[[Tensor], Tensor]:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except (ImportError, RuntimeError) as e:  # torchvision raises RuntimeError beside a torch it was not built for
-        raise MissingDependencyError.of_extra(
-            "FID and KID need torch-fidelity, and 90 MB of weights that it fetches.",
-            "fid",
-            otherwise="The Fréchet and kernel distances in the built-in networks need nothing: leave out `fid`.",
-        ) from e
+        otherwise = "The Fréchet and kernel distances in the built-in networks need nothing: leave out `fid`."
+        raise MissingDependencyError.of_import("torch-fidelity", e, "fid", otherwise=otherwise) from e
     try:
         network: Any = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)
     except (OSError, RuntimeError) as e:

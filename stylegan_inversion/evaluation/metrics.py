@@ -96,11 +96,6 @@ def ms_ssim(images: Tensor, targets: Tensor) -> Tensor:
     return total
 
 
-def identity_similarity(a: Tensor, b: Tensor) -> Tensor:
-    """Cosine of two identity embeddings of unit norm, (B,): the papers' "ID", on the scale of its network."""
-    return (a * b).sum(dim=1)
-
-
 def latent_edit_consistency(w_plus: Tensor, w_edited: Tensor, *, direction: Direction, strength: float) -> Tensor:
     """LEC of e4e (arXiv:2102.02766, section 5.2): ||E(x) - f^-1(E(G(f(E(x)))))||_2, f the edit; lower is better.
 
@@ -139,6 +134,21 @@ class Scorer:
     edits: Mapping[str, Edit]  # by the name of the attribute that each moves
     resolution: int  # side at which pictures are compared
     crop_scale: float  # side of the crops relative to FFHQ's
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The name in tables of each figure of a row, with everything that it depends on."""
+        identity = {} if self.identity is None else {"identity": f"ID ({self.identity.name})"}
+        return {
+            "l2": "L2",
+            "psnr": f"PSNR (peak {PSNR_PEAK:g})",
+            "ms_ssim": f"MS-SSIM ({ms_ssim_scales(self.resolution)} scales)",
+            "lpips": f"LPIPS ({self.perceptual.name})",
+            **identity,
+            "offset_norm": "offset norm",
+            **{f"lec_{name}": f"LEC ({name} {edit.ends[-1]:+g})" for name, edit in self.edits.items()},
+            "seconds": "s/image",
+        }
 
     @torch.no_grad()
     def score(
@@ -184,14 +194,14 @@ class Scorer:
         }
         if self.identity is not None:
             photo = self.identity.embed(originals)
-            figures["identity"] = identity_similarity(embeddings[None], photo)
+            figures["identity"] = (embeddings[None] * photo).sum(dim=1)  # cosines: the papers' "ID"
         curves: dict[str, dict[str, Tensor]] = {}  # each (strengths, n)
         for name, edit in self.edits.items():
             along: list[Step] = [(name, s) if s != 0 else None for s in edit.strengths]
             curves[name] = {"move": torch.stack([scores[step][name] - scores[None][name] for step in along])}
             if self.identity is not None:
                 for key, other in (("identity", photo), ("identity_to_reconstruction", embeddings[None])):
-                    curves[name][key] = torch.stack([identity_similarity(embeddings[step], other) for step in along])
+                    curves[name][key] = torch.stack([(embeddings[step] * other).sum(dim=1) for step in along])
             if encode is not None:
                 far, direction = edit.ends[-1], edit.direction
                 again = encode(pictures[name, far])

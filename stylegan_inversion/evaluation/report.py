@@ -34,13 +34,29 @@ def hash_model(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def summarise(rows: Rows, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Summarise all methods over the images that each of them did.
+def summarise_run(rows: Rows, config: Mapping[str, Any], *, num_images: int) -> dict[str, Any]:
+    """Summarise all methods: over the images that each of them did, and, if these differ, over those that all did.
 
     Returns:
-        {"methods": {method: {"n", "failed", "metrics": {key: {"mean", "median", "standard_error"} or None}}}, "edits":
-        {edit: see `editability.summarise_edit`}}. "standard_error" is None for a single image.
+        The content of `results.json`: "all", and "common" or None, each {"methods": {method: {"n", "failed", "metrics":
+        {key: {"mean", "median", "standard_error"} or None}}}, "edits": {edit: see `editability.summarise_edit`}}.
+        "standard_error" is None for a single image.
     """
+    done = {method: [row for row in found if row["error"] is None] for method, found in rows.items()}
+    images = set.intersection(*({row["image"] for row in found} for found in done.values()))
+    common = None
+    if images and any(len(found) != len(images) for found in done.values()):
+        common = {method: [row for row in found if row["image"] in images] for method, found in rows.items()}
+    return {
+        "config": config,
+        "num_images": num_images,
+        "all": _summarise(rows, config),
+        "common": common and _summarise(common, config),
+        "num_common": len(images),
+    }
+
+
+def _summarise(rows: Rows, config: Mapping[str, Any]) -> dict[str, Any]:
     done = {method: [row for row in found if row["error"] is None] for method, found in rows.items()}
     return {
         "methods": {
@@ -58,12 +74,8 @@ def summarise(rows: Rows, config: Mapping[str, Any]) -> dict[str, Any]:
 def _statistics(values: Sequence[float]) -> dict[str, float | None] | None:
     if not values:
         return None
-    numbers = np.array(values)
-    return {
-        "mean": float(numbers.mean()),
-        "median": float(np.median(numbers)),
-        "standard_error": standard_error(numbers),
-    }
+    mean, median = float(np.mean(values)), float(np.median(values))
+    return {"mean": mean, "median": median, "standard_error": standard_error(np.array(values))}
 
 
 def write_tables(results: Mapping[str, Any]) -> str:
@@ -199,12 +211,13 @@ def save_figure(columns: Sequence[Column], path: Path) -> None:
     rows = len(columns[0].pictures)
     sheet = Image.new("RGB", (lefts[-1] + CELL + GAP, 2 * HEADER + rows * (CELL + GAP) + GAP), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=20)
-    for i, (left, column) in enumerate(zip(lefts, columns)):
-        if column.group and (i == 0 or columns[i - 1].group != column.group):
-            last = next((k for k in range(i, len(columns)) if columns[k].group != column.group), len(columns)) - 1
-            right = lefts[last] + CELL
-            pen.text(((left + right) / 2, HEADER / 2), column.group, fill="black", font=font, anchor="mm")
-            pen.line([(left, HEADER), (right - 1, HEADER)], fill="#999999")
+    for group, members in itertools.groupby(zip(lefts, columns), key=lambda member: member[1].group):
+        if group:
+            inside = [left for left, _ in members]
+            right = inside[-1] + CELL
+            pen.text(((inside[0] + right) / 2, HEADER / 2), group, fill="black", font=font, anchor="mm")
+            pen.line([(inside[0], HEADER), (right - 1, HEADER)], fill="#999999")
+    for left, column in zip(lefts, columns):
         title = column.title
         while font.getlength(title) > CELL:
             title = title.removesuffix("…")[:-1] + "…"

@@ -120,7 +120,7 @@ def project_w(
         callback: Called after each step with the step, from 1, and {"stage": "projection", "loss", "learning_rate",
             "y_hat", "w_plus"}; `y_hat` is the image of this step. Returning True stops the run with the best state so
             far; an exception passes through.
-        per_layer: Find one w for each layer instead, as `project_w_plus` does.
+        per_layer: Find one w for each layer instead, as Image2StyleGAN does (arXiv:1904.03189): nearer, less editable.
 
     Returns:
         The state of the lowest loss.
@@ -192,21 +192,6 @@ def project_w(
             break
     w_plus = w_best if per_layer else latents.broadcast(w_best[:, 0], num_ws)
     return Projection(w_plus, noise_best, losses, stopped_by)
-
-
-def project_w_plus(
-    generator: Generator,
-    target: Float[Tensor, "batch 3 resolution resolution"],
-    *,
-    perceptual: PerceptualDistance,
-    config: ProjectorConfig | None = None,
-    seed: int = 123,
-    callback: Callback | None = None,
-) -> Projection:
-    """Find one w for each layer, as Image2StyleGAN does (arXiv:1904.03189): nearer, less editable. See `project_w`."""
-    return project_w(
-        generator, target, perceptual=perceptual, config=config, seed=seed, callback=callback, per_layer=True
-    )
 
 
 def _at_most_256(x: Tensor) -> Tensor:

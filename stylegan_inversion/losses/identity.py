@@ -6,10 +6,13 @@ Original code: https://github.com/eladrich/pixel2style2pixel (MIT), criteria/id_
 Do not compare similarities of different networks. dlib's, which ships with the package, was trained on distances, not
 angles: two strangers in crops of faces64 have a cosine of 0.93 +- 0.02, a face and its mirror image 0.98; with ArcFace
 strangers are near 0. So its loss is smaller, and needs a weight about ten times as large.
+
+The crop to the face is that of the identity loss and of pSp's crop losses (training/coach.py).
 """
 
 import abc
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +21,36 @@ from torch import Tensor, nn
 
 from stylegan_inversion import hub
 from stylegan_inversion.models.face_recognition import FaceRecognitionConfig, FaceRecognitionNet
-from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig, crop_face
+from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
+
+_ROWS, _COLUMNS, _SIDE = (35, 223), (32, 220), 256  # the face in FFHQ's crop at 256 px
+
+
+def inner_face(x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels rows columns"]:
+    """Cut out rows 35-222 and columns 32-219 of 256, scaled to the image's side and rounded (halves up).
+
+    Any loss of images becomes a crop loss: `l2_loss(inner_face(y_hat), inner_face(y))`. Nothing is resampled.
+
+    Args:
+        x: Square FFHQ crops of any side. In tighter crops, such as those of faces64, the region is tighter as well.
+
+    Returns:
+        A view of `x`.
+    """
+    height, width = x.shape[-2:]
+    if height != width:
+        raise ValueError(f"Images must be square, got {height} x {width}.")
+    (top, bottom), (left, right) = (
+        tuple((position * height + _SIDE // 2) // _SIDE for position in positions) for positions in (_ROWS, _COLUMNS)
+    )
+    return x[:, :, top:bottom, left:right]
+
+
+def crop_face(x: Float[Tensor, "batch 3 height width"], resolution: int = 112) -> Float[Tensor, "batch 3 r r"]:
+    """Pool FFHQ crops to 256 px, cut out the inner face, and pool it to `resolution`, as the papers' ID loss does."""
+    if x.shape[-1] != _SIDE:
+        x = F.adaptive_avg_pool2d(x, _SIDE)
+    return F.adaptive_avg_pool2d(inner_face(x), resolution)
 
 
 class IdentityEmbedding(nn.Module, abc.ABC):
@@ -28,6 +60,11 @@ class IdentityEmbedding(nn.Module, abc.ABC):
     """
 
     name: str | None = None
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network: Any = network.requires_grad_(False)
+        self.eval()
 
     @abc.abstractmethod
     def embed(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
@@ -45,12 +82,7 @@ class IdentityEmbedding(nn.Module, abc.ABC):
 
 
 class ArcFaceEmbedding(IdentityEmbedding):
-    """The papers' network, which reads the inner face of an FFHQ crop at 112 px (`crop_face`)."""
-
-    def __init__(self, network: ArcFace) -> None:
-        super().__init__()
-        self.network = network.requires_grad_(False)
-        self.eval()
+    """The papers' network, `ArcFace`, which reads the inner face of an FFHQ crop at 112 px (`crop_face`)."""
 
     def embed(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
         """Cut out the inner face and embed it."""
@@ -58,12 +90,7 @@ class ArcFaceEmbedding(IdentityEmbedding):
 
 
 class DlibEmbedding(IdentityEmbedding):
-    """dlib's network, which reads the whole crop at 150 px."""
-
-    def __init__(self, network: FaceRecognitionNet) -> None:
-        super().__init__()
-        self.network = network.requires_grad_(False)
-        self.eval()
+    """dlib's network, `FaceRecognitionNet`, which reads the whole crop at 150 px."""
 
     def embed(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
         """Embed the crop and scale the result to unit norm."""

@@ -131,11 +131,6 @@ def load_perceptual(name: str = "alex", *, device: torch.device | str | None = N
         MissingDependencyError: If `lpips` is needed and cannot be imported.
         CheckpointError: If the backbone of `lpips` is not in PyTorch's cache and cannot be fetched.
     """
-    if name == "st-alex":
-        raise ValueError(
-            "`perceptual` 'st-alex' was removed; take 'alex', which is LPIPS itself. Its distances are about twice as "
-            "large, so halve a weight such as `loss.lpips` that was chosen for st-alex."
-        )
     if name not in PERCEPTUAL_NETWORKS:
         raise ValueError(f"`perceptual` must be one of {', '.join(PERCEPTUAL_NETWORKS)}, got {name!r}.")
     network: PerceptualDistance

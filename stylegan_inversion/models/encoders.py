@@ -1,4 +1,4 @@
-"""What an encoder is, by name: its network, its config, and the folder that holds it inside a model."""
+"""What an encoder is, by name: its network, its config, the folder that holds it inside a model, its authors' files."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,23 +12,45 @@ from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEnco
 
 @dataclass(frozen=True)
 class EncoderKind:
-    """One row of `ENCODERS`.
-
-    Attributes:
-        network: The class of the network.
-        config: Its config dataclass.
-        folder: Folder of the network inside a model.
-        pipeline: Name of the pipeline that a converted model's config names.
-    """
+    """One row of `ENCODERS`."""
 
     network: type[nn.Module]
     config: type[Any]
-    folder: str
-    pipeline: str
+    folder: str  # of the network inside a model
+    pipeline: str  # its name, in the config of a converted model
+    types: tuple[str, ...]  # the values of `encoder_type` in the `opts` of its authors' files
+    options: tuple[str, ...] = ("output_size", "learn_in_w")  # of those `opts`; the first is the generator's side
+    grew_from: str | None = None  # the kind whose code its authors extended: their `opts` may keep that kind's options
+    average_samples: int = 10_000  # how many z its authors average w over where a file has no average
+    progressive: bool = False  # whether training switches its offsets from the first w on one by one
+    from_average: bool = False  # whether it starts at the average w, whatever `start_from_latent_avg` in `opts` says
 
 
 ENCODERS = {
-    "psp": EncoderKind(GradualStyleEncoder, PyramidEncoderConfig, "psp_encoder", "PSPPipeline"),
-    "e4e": EncoderKind(Encoder4Editing, PyramidEncoderConfig, "e4e_encoder", "E4EPipeline"),
-    "restyle": EncoderKind(ReStyleEncoder, ReStyleConfig, "restyle_encoder", "ReStylePipeline"),
+    "e4e": EncoderKind(
+        Encoder4Editing,
+        PyramidEncoderConfig,
+        "e4e_encoder",
+        "E4EPipeline",
+        ("Encoder4Editing", "SingleStyleCodeEncoder"),
+        options=("stylegan_size",),
+        grew_from="psp",
+        progressive=True,
+    ),
+    "psp": EncoderKind(
+        GradualStyleEncoder,
+        PyramidEncoderConfig,
+        "psp_encoder",
+        "PSPPipeline",
+        ("GradualStyleEncoder", "BackboneEncoderUsingLastLayerIntoW"),
+        average_samples=100_000,
+    ),
+    "restyle": EncoderKind(
+        ReStyleEncoder,
+        ReStyleConfig,
+        "restyle_encoder",
+        "ReStylePipeline",
+        ("BackboneEncoder", "ProgressiveBackboneEncoder"),
+        from_average=True,
+    ),
 }

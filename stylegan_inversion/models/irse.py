@@ -131,15 +131,5 @@ class ArcFace(nn.Module):
         )
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
-        """Embed face crops, (B, 3, 112, 112), RGB, in [-1, 1]; see `crop_face` for the crop."""
+        """Embed face crops, (B, 3, 112, 112), RGB, in [-1, 1]; `losses.identity.crop_face` makes them."""
         return F.normalize(self.head(self.backbone(x).c3), dim=1)
-
-
-def crop_face(x: Float[Tensor, "batch 3 height width"], resolution: int = 112) -> Float[Tensor, "batch 3 r r"]:
-    """Cut the inner face out of FFHQ crops, as the identity loss of pSp does: rows 35-223, columns 32-220 of 256.
-
-    Crops of another side than 256 are pooled to 256 first. `resolution` is the side of the result.
-    """
-    if x.shape[-1] != 256:
-        x = F.adaptive_avg_pool2d(x, 256)
-    return F.adaptive_avg_pool2d(x[:, :, 35:223, 32:220], resolution)

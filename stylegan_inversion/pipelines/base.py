@@ -5,10 +5,9 @@ import dataclasses
 import logging
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -16,12 +15,11 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from stylegan_inversion import __version__, hub
-from stylegan_inversion.checkpoints.recognise import SingleFile
 from stylegan_inversion.editing.directions import Direction, apply_directions
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines import loading
-from stylegan_inversion.pipelines.output import Base, BaseName, InversionOutput
+from stylegan_inversion.pipelines.output import Base, BaseName, InversionOutput, draw
 from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
 from stylegan_inversion.preprocessing.image import load_image, to_pil, to_tensor
 from stylegan_inversion.preprocessing.landmarks import FacexlibLandmarkDetector, LandmarkDetector, get_landmark_detector
@@ -42,9 +40,15 @@ Inverted = tuple[Tensor, list[Generator], list[dict[str, Any]]]
 class InversionPipeline(abc.ABC):
     """Photo in, `InversionOutput` out. A call never changes the state of the pipeline's parts.
 
-    Attributes:
+    `from_pretrained` is the usual way to one; the constructor puts parts together.
+
+    Args:
+        generator: The StyleGAN2 generator; it is frozen and put in eval mode.
         directions: What `edit` can change, by name.
-        crop_scale: Side of the face crop relative to FFHQ's.
+        crop_scale: Side of the face crop relative to FFHQ's; the generator was trained on such crops.
+        detector: Finds faces: a callable, or the name of one (`preprocessing.landmarks`).
+
+    Attributes:
         base_name: Where the generator came from; `None` if it has no name, or other numbers than what is there.
         other_settings: Settings of the model for other pipelines, which are saved with it.
     """
@@ -60,14 +64,6 @@ class InversionPipeline(abc.ABC):
         crop_scale: float = 1.0,
         detector: Detector = "auto",
     ) -> None:
-        """Put the parts together; `from_pretrained` is the usual way.
-
-        Args:
-            generator: The StyleGAN2 generator; it is frozen and put in eval mode.
-            directions: What can be edited, by name.
-            crop_scale: Side of the face crop relative to FFHQ's; the generator was trained on such crops.
-            detector: Finds faces: a callable, or the name of one (`preprocessing.landmarks`).
-        """
         self.generator = generator.eval().requires_grad_(False)
         self.directions = dict(directions or {})
         self.crop_scale = crop_scale
@@ -106,8 +102,8 @@ class InversionPipeline(abc.ABC):
 
         Args:
             image: The photo. A crop is given back as it is.
-            align: Find the face and cut it out. False takes the photo as an aligned crop.
-            face: Which face, by size: 0 is the largest.
+            align: As in a call.
+            face: As in a call.
 
         Raises:
             InvalidImageError: If the photo cannot be read.
@@ -117,10 +113,8 @@ class InversionPipeline(abc.ABC):
         resolution = self.generator.config.resolution
         if isinstance(image, Crop):
             if image.image.size != (resolution, resolution):
-                raise ValueError(
-                    f"The crop is {image.image.width} x {image.image.height}, but this model draws {resolution} x "
-                    f"{resolution}: cut it out with this pipeline's `align`."
-                )
+                size, fits = f"{image.image.width} x {image.image.height}", f"{resolution} x {resolution}"
+                raise ValueError(f"The crop is {size}, but this model draws {fits}: cut it out with its `align`.")
             return image
         photo = load_image(image)
         if not align:
@@ -134,38 +128,27 @@ class InversionPipeline(abc.ABC):
             raise ValueError("`image` must be a photo or a list of at least one photo, got an empty list.")
         return [self.align(one, align=align, face=face) for one in images]
 
-    @torch.no_grad()
     def _output(
         self, crops: list[Crop], w_plus: Tensor, generators: list[Generator], reports: list[dict[str, Any]]
     ) -> InversionOutput:
-        drawn = self._draw(generators, w_plus)
+        drawn = draw(generators, w_plus)
         targets = torch.cat([to_tensor(crop.image) for crop in crops])
         l2 = (drawn.clamp(-1, 1) - targets).square().mean(dim=(1, 2, 3)).tolist()
         full = [
             {"l2": error, "face_count": crop.face_count, "face_index": crop.face_index, **report}
             for error, crop, report in zip(l2, crops, reports, strict=True)
         ]
-        images = to_pil(drawn)
-        base = Base(self.generator, self.base_name)
+        images, base = to_pil(drawn), Base(self.generator, self.base_name)
         return InversionOutput(images, images, w_plus.cpu().float(), generators, crops, {}, full, base)
-
-    @torch.no_grad()
-    def _draw(self, generators: Sequence[Generator], w_plus: Tensor) -> Tensor:
-        """Images, (B, 3, R, R), on the CPU."""
-        pairs = zip(generators, w_plus, strict=True)
-        return torch.cat([generator.synthesis(w[None].to(generator.w_avg)).cpu().float() for generator, w in pairs])
 
     # Edited, and back in the photo
 
     def edit(self, out: InversionOutput, /, **strengths: float) -> InversionOutput:
-        """Move along one or more directions; edits add up.
+        """Move along one or more directions: gives a new output, drawn by the same generators. Edits add up.
 
         Args:
             out: An inversion, edited or not.
             **strengths: Strength by direction, each in its unit: `edit(out, smile=2.0, age=-1.0)`.
-
-        Returns:
-            A new output, drawn by the same generators.
 
         Raises:
             ValueError: If a direction is unknown (the message names the known ones), or a strength is not finite.
@@ -177,21 +160,17 @@ class InversionPipeline(abc.ABC):
             limits = self.directions[name].strength_range
             if limits and not limits[0] <= edits[name] <= limits[1]:
                 logger.warning("%s=%g is outside its calibrated range [%g, %g].", name, edits[name], *limits)
-        images = to_pil(self._draw(out.generators, w_plus))
-        w_inverted = out.w_plus if out.w_inverted is None else out.w_inverted
-        return dataclasses.replace(out, images=images, w_plus=w_plus, w_inverted=w_inverted, edits=edits)
+        images = to_pil(draw(out.generators, w_plus))
+        return dataclasses.replace(out, images=images, w_plus=w_plus, w_inverted=out.w_unedited, edits=edits)
 
     def paste_back(self, out: InversionOutput, *, keep_detail: bool = True, feather: float = 0.08) -> list[Image.Image]:
-        """Put the faces back into their photos; nothing outside the crop changes.
+        """Put the faces back into their photos, at their own sizes; nothing outside the crop changes.
 
         Args:
             out: An inversion, usually edited.
             keep_detail: Add only what the edit changed, so the photo keeps detail that the generator cannot draw; an
                 unedited face gives the photo itself. False replaces the face by the generator's picture.
             feather: Width of the soft seam inside the crop, relative to its side.
-
-        Returns:
-            One photo for each photo, at its own size.
         """
         return [
             paste_back(crop, image, reference=reference if keep_detail else None, feather=feather)
@@ -202,16 +181,12 @@ class InversionPipeline(abc.ABC):
 
     @property
     def generator(self) -> Generator:
-        """The StyleGAN2 generator.
-
-        One that `torch.compile` wraps is unwrapped, since pipelines call its parts, which the wrapper does not compile:
-        `pipe.generator.synthesis = torch.compile(pipe.generator.synthesis)` does.
-        """
-        return cast(Generator, vars(self)["generator"])
+        """The StyleGAN2 generator. `pipe.generator.synthesis = torch.compile(pipe.generator.synthesis)` compiles it."""
+        return self._generator
 
     @generator.setter
     def generator(self, generator: Generator) -> None:
-        vars(self)["generator"] = hub.uncompiled(generator)  # among the others, as a plain attribute would be
+        self._generator = hub.uncompiled(generator)  # pipelines call its parts, which the wrapper does not compile
 
     @property
     def detector(self) -> LandmarkDetector:
@@ -223,14 +198,14 @@ class InversionPipeline(abc.ABC):
     @property
     def components(self) -> dict[str, Any]:
         """The parts by the constructor's names: `type(pipe)(**pipe.components)` shares them."""
-        own = {"directions": self.directions, "crop_scale": self.crop_scale, "detector": self._detector}
-        return {"generator": self.generator, **own}
+        settings = {"directions": self.directions, "crop_scale": self.crop_scale, "detector": self._detector}
+        return {"generator": self.generator, **settings}
 
     @property
     def networks(self) -> list[nn.Module]:
         """Every network that is loaded."""
         components = self.components
-        parts = [*components.values(), *components.get("encoders", {}).values()]
+        parts = (*components.values(), *components.get("encoders", {}).values())
         return [part for part in parts if isinstance(part, nn.Module)]
 
     @property
@@ -250,13 +225,10 @@ class InversionPipeline(abc.ABC):
         return self.generator.w_avg.device
 
     def __repr__(self) -> str:
-        size = self.generator.config.resolution
-        names = [type(network).__name__ for network in self.networks]
+        size, names = self.generator.config.resolution, [type(network).__name__ for network in self.networks]
+        directions = ", ".join(self.directions) or "none"
         place = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
-        return (
-            f"{type(self).__name__}({', '.join(names)}; {size} x {size} px; directions: "
-            f"{', '.join(self.directions) or 'none'}; {place})"
-        )
+        return f"{type(self).__name__}({', '.join(names)}; {size} x {size} px; directions: {directions}; {place})"
 
     def to(
         self,
@@ -264,15 +236,12 @@ class InversionPipeline(abc.ABC):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """Move every network to a device, a floating-point type or both, in place.
+        """Move every network to a device, a floating-point type or both, and return the pipeline itself.
 
         Args:
             *args: A device, a dtype, or both: `to("cuda")`, `to(torch.float64)`, `to("cuda", torch.float64)`.
             device: Where to put them: "cpu", "cuda", "mps", or "auto" for the best there is. `None` leaves them.
             dtype: As in `from_pretrained`. `None` leaves it.
-
-        Returns:
-            The pipeline itself.
 
         Raises:
             TypeError: If an argument is neither a device nor a dtype, or one is given twice.
@@ -299,17 +268,10 @@ class InversionPipeline(abc.ABC):
 
     @classmethod
     def check_dtype(cls, dtype: torch.dtype | None) -> None:
-        """Check that the pipeline runs in a floating-point type.
-
-        Raises:
-            ValueError: If it does not.
-        """
-        if dtype is None or dtype in cls.dtypes:
-            return
-        if dtype in InversionPipeline.dtypes:
-            takes = " or ".join(map(str, cls.dtypes))
-            raise ValueError(f"`dtype` must be {takes}, got {dtype}: tuning needs the precision.")
-        raise ValueError(f"`dtype` must be a floating-point type such as torch.bfloat16, got {dtype}.")
+        """Check that the pipeline runs in a floating-point type. Raises `ValueError` if it does not."""
+        if dtype is not None and dtype not in cls.dtypes:
+            known = ", ".join(map(str, cls.dtypes))
+            raise ValueError(f"`dtype` of {cls.__name__} must be one of {known}, got {dtype}.")
 
     # From a model, and back
 
@@ -356,12 +318,11 @@ class InversionPipeline(abc.ABC):
             ValueError: If this machine has no such device, `dtype` or `variant` is out of range, or `perceptual` is
                 unknown, or given to a pipeline that does not optimise.
         """
+        cls.check_dtype(dtype)
+        device = loading.find_device(device)
         access = hub.Access(revision, subfolder, token, cache_dir, local_files_only, force_download)
-        pipeline = loading.from_pretrained(
-            cls, name_or_path, access, dtype=dtype, variant=variant, device=device, perceptual=perceptual
-        )
-        pipeline._detector = detector
-        return pipeline
+        model = loading.read_model(name_or_path, access, variant=variant)
+        return cls._of(model, detector, perceptual).to(device, dtype or torch.float32)
 
     @classmethod
     def from_single_file(
@@ -387,15 +348,15 @@ class InversionPipeline(abc.ABC):
         Args:
             source: A path; "hf://organisation/repository/file"; or an "https://" address, with its `sha256`.
             sha256: Expected hash of the file.
-            token: As in `from_pretrained`.
-            cache_dir: As in `from_pretrained`.
-            local_files_only: As in `from_pretrained`.
-            force_download: As in `from_pretrained`.
-            dtype: As in `from_pretrained`.
+            token: As in `from_pretrained`, and so are all that follow but `crop_scale`.
+            cache_dir: Where downloads are kept.
+            local_files_only: Never use the network.
+            force_download: Download again.
+            dtype: Floating-point type of the networks.
             crop_scale: Side of the face crop relative to FFHQ's, which the file does not say.
-            device: As in `from_pretrained`.
-            detector: As in `from_pretrained`.
-            perceptual: As in `from_pretrained`.
+            device: Where to put it.
+            detector: Finds faces.
+            perceptual: Perceptual network of a pipeline that optimises.
 
         Raises:
             ModelNotFoundError: If there is no such file, or it cannot be fetched.
@@ -403,29 +364,25 @@ class InversionPipeline(abc.ABC):
             MissingDependencyError: As in `from_pretrained`.
             ValueError: If the address, the device, the dtype or the perceptual network is invalid.
         """
+        cls.check_dtype(dtype)
+        device = loading.find_device(device)
         access = hub.Access(None, None, token, cache_dir, local_files_only, force_download)
-        pipeline = loading.from_single_file(
-            cls, source, access, sha256=sha256, dtype=dtype, device=device, perceptual=perceptual
-        )
-        pipeline.crop_scale, pipeline._detector = crop_scale, detector
+        model = loading.read_file(source, access, sha256=sha256, encoder=cls.encoder_kind, crop_scale=crop_scale)
+        return cls._of(model, detector, perceptual).to(device, dtype or torch.float32)
+
+    @classmethod
+    def _of(cls, model: loading.LoadedModel, detector: Detector, perceptual: PerceptualDistance | str | None) -> Self:
+        pipeline = cls._build(model, perceptual)
+        settings, own = model.config, ("crop_scale", "source")  # `config` writes its own anew
+        pipeline.other_settings = {k: v for k, v in settings.items() if k not in own and not k.startswith("_")}
+        pipeline.directions, pipeline.crop_scale = dict(model.directions), float(settings["crop_scale"])
+        pipeline.base_name, pipeline._detector = model.base_name, detector
         return pipeline
 
     @classmethod
     @abc.abstractmethod
-    def _from_folder(
-        cls,
-        folder: Path,
-        config: Mapping[str, Any],
-        generator: Generator,
-        load: Callable[..., Any],
-        perceptual: PerceptualDistance | str | None,
-    ) -> Self:
-        """Build the pipeline around a loaded generator; `load` is `hub.load_module` with the dtype and the variant."""
-
-    @classmethod
-    @abc.abstractmethod
-    def _from_file(cls, file: SingleFile, generator: Generator, perceptual: PerceptualDistance | str | None) -> Self:
-        """Build the pipeline around the generator of a foreign file."""
+    def _build(cls, model: loading.LoadedModel, perceptual: PerceptualDistance | str | None) -> Self:
+        """Put a pipeline together from the networks and the settings of a model."""
 
     @abc.abstractmethod
     def saved_networks(self) -> dict[str, nn.Module]:

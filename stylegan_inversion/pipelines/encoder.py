@@ -1,10 +1,8 @@
 """pSp, e4e and ReStyle: an encoder gives the code, the generator is shared (arXiv:2008.00951, 2102.02766)."""
 
-import dataclasses
-import math
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -12,8 +10,6 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
-from stylegan_inversion import hub
-from stylegan_inversion.checkpoints.recognise import SingleFile, source_of
 from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
@@ -21,23 +17,32 @@ from stylegan_inversion.latents import broadcast, random_source
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator
-from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
-from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
+from stylegan_inversion.models.psp_encoder import EncoderConfig
+from stylegan_inversion.models.restyle_encoder import ReStyleEncoder
 from stylegan_inversion.pipelines.base import Detector, ImageLike, InversionPipeline, Inverted
+from stylegan_inversion.pipelines.loading import LoadedModel
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.preprocessing.align import Crop, recrop, uncropped
 from stylegan_inversion.preprocessing.image import to_pil, to_tensor
 from stylegan_inversion.preprocessing.sources import PhotoSource, Source, source_from_config, to_config
 
 BATCH_SIZE = 16  # photos that go through an encoder at once
+_PHOTO = to_config(PhotoSource())
 
 
 class EncoderPipeline(InversionPipeline):
     """The encoder gives w_plus, the pipeline's own generator draws it.
 
-    Attributes:
+    Args:
+        generator: The StyleGAN2 generator.
         encoder: Images -> w_plus.
-        source: What the encoder reads: photos, sketches or label maps.
+        source: What the encoder reads: photos, sketches or label maps. `None` means photos.
+        directions: As in `InversionPipeline`.
+        crop_scale: As in `InversionPipeline`.
+        detector: As in `InversionPipeline`.
+
+    Raises:
+        ValueError: If the encoder reads another number of channels than the source has.
     """
 
     encoder_kind: ClassVar[str]
@@ -52,31 +57,16 @@ class EncoderPipeline(InversionPipeline):
         crop_scale: float = 1.0,
         detector: Detector = "auto",
     ) -> None:
-        """Put the parts together; `from_pretrained` is the usual way.
-
-        Args:
-            generator: The StyleGAN2 generator.
-            encoder: Images -> w_plus.
-            source: What the encoder reads. `None` means photos.
-            directions: As in `InversionPipeline`, and so are the next two.
-            crop_scale: Side of the face crop relative to FFHQ's.
-            detector: Finds faces.
-
-        Raises:
-            ValueError: If the encoder reads another number of channels than the source has.
-        """
         super().__init__(generator, directions=directions, crop_scale=crop_scale, detector=detector)
         self.source = source or PhotoSource()
         self.encoder = encoder.eval().requires_grad_(False)
-        if self.source.in_channels != self._sizes.in_channels:
-            raise ValueError(
-                f"`source` has {self.source.in_channels} channels ({self.source}), but the encoder reads "
-                f"{self._sizes.in_channels}; give the source that it was trained on."
-            )
+        if (found := self._sizes.in_channels) != self.source.in_channels:
+            wanted = f"`source` has {self.source.in_channels} channels ({self.source})"
+            raise ValueError(f"{wanted}, but the encoder reads {found}; give the source that it was trained on.")
 
     @property
-    def _sizes(self) -> PyramidEncoderConfig | ReStyleConfig:
-        return cast(PyramidEncoderConfig | ReStyleConfig, self.encoder.config)
+    def _sizes(self) -> EncoderConfig:
+        return cast(EncoderConfig, self.encoder.config)
 
     def encode(self, x: Tensor) -> Tensor:
         """Images of the encoder's side, (B, C, S, S), in the range of `source` -> w_plus, (B, num_ws, w_dim)."""
@@ -86,13 +76,12 @@ class EncoderPipeline(InversionPipeline):
         """Aligned faces as the encoder reads them, (B, 3, S, S), in [-1, 1]."""
         return torch.cat([to_tensor(recrop(crop, self._sizes.input_resolution)) for crop in crops])
 
-    def invert(self, crops: Sequence[Crop], *, progress: bool = False) -> Inverted:
-        """Find the codes of aligned faces in one pass; the generator is the pipeline's own."""
-        return self._encode_all(crops, self.encode, progress=progress)
-
     @torch.no_grad()
-    def _encode_all(self, crops: Sequence[Crop], encode: Callable[[Tensor], Tensor], *, progress: bool) -> Inverted:
-        start = time.perf_counter()
+    def invert(
+        self, crops: Sequence[Crop], *, progress: bool = False, encode: Callable[[Tensor], Tensor] | None = None
+    ) -> Inverted:
+        """Find the codes of aligned faces, by `self.encode` or `encode`; the generator is the pipeline's own."""
+        start, encode = time.perf_counter(), encode or self.encode
         batches = self.inputs(crops).split(BATCH_SIZE)
         bar = tqdm(batches, disable=not progress, unit="batch", leave=False)
         w_plus = torch.cat([encode(x.to(self.device, self.dtype)) for x in bar])
@@ -100,15 +89,10 @@ class EncoderPipeline(InversionPipeline):
         return w_plus, [self.generator] * len(crops), [{"seconds": seconds} for _ in crops]
 
     def align(self, image: ImageLike, *, align: bool = True, face: int = 0) -> Crop:
-        """Load one photo and cut the face out of it, as `InversionPipeline.align` does.
-
-        Raises:
-            ValueError: Also if the encoder reads sketches or label maps: use `translate`.
-        """
+        """Cut a face out, as `InversionPipeline.align`; a `ValueError` if the encoder reads sketches or label maps."""
         if not isinstance(self.source, PhotoSource):
-            raise ValueError(
-                f"This encoder reads {self.source}, in which no face can be found; use `translate(image)` instead."
-            )
+            what = f"This encoder reads {self.source}, in which no face can be found"
+            raise ValueError(f"{what}; use `translate(image)` instead.")
         return super().align(image, align=align, face=face)
 
     @torch.no_grad()
@@ -123,109 +107,72 @@ class EncoderPipeline(InversionPipeline):
     ) -> InversionOutput:
         """Turn a picture of the kind the encoder was trained on into one or more faces (pSp, section 4).
 
-        Nothing is aligned. Style mixing gives several faces for one sketch: the layers in `latent_mask`, such as the
-        fine ones, get a random w, another one for each output.
-
         Args:
             image: A photo that is an aligned crop, a sketch, or a label map (path, PIL image, bytes, array). Of a
                 picture that is not square the central square is taken.
-            num_outputs: How many faces.
+            num_outputs: How many faces: each has another random w in the layers of `latent_mask`.
             latent_mask: The layers that get a random w, each in [0, num_ws - 1]; pSp's are 8 to 17 at 1024 px. `None`
                 mixes nothing.
-            mix_alpha: Weight of the random w in these layers, in [0, 1]; the rest is the picture's own w. `None`
-                means 1.
+            mix_alpha: Weight of the random w in these layers, in [0, 1]; the rest is the picture's. `None` means 1.
             seed: Seed of the random w. Output i does not depend on `num_outputs`.
 
         Returns:
-            `num_outputs` outputs. Their crops show the picture itself; a label map in one colour a label. Unless it is
-            a photo, the reports have no "l2": a face is not compared with a drawing.
+            The faces. Their crops show the picture, a label map in one colour a label. Only the reports of a photo have
+            an "l2": a face is not compared with a drawing.
 
         Raises:
             InvalidImageError: If the picture cannot be read, or a label map holds a number that is no label.
             ValueError: If an argument is out of range, or `num_outputs` or `mix_alpha` is given without `latent_mask`.
         """
-        mask = self._latent_mask(num_outputs, latent_mask, mix_alpha)
-        picture, resolution = self.source.load(image), self.generator.config.resolution
-        is_photo = isinstance(self.source, PhotoSource)
+        num_ws, resolution = self._sizes.num_ws, self.generator.config.resolution
+        layers = None if latent_mask is None else list(latent_mask)
+        alpha = 1.0 if mix_alpha is None else mix_alpha
+        if num_outputs < 1:
+            raise ValueError(f"`num_outputs` must be at least 1, got {num_outputs}.")
+        if layers is None and (num_outputs > 1 or mix_alpha is not None):
+            raise ValueError(
+                f"`num_outputs` is {num_outputs} and `mix_alpha` is {mix_alpha}, but without `latent_mask` nothing is "
+                "mixed and all outputs would be the same; name the layers that get a random w, such as "
+                f"latent_mask=range({num_ws // 2}, {num_ws})."
+            )
+        if layers is not None and not (layers and all(0 <= layer < num_ws for layer in layers)):
+            raise ValueError(f"`latent_mask` must name layers in [0, {num_ws - 1}], at least one, got {layers}.")
+        if not 0 <= alpha <= 1:  # NaN is not
+            raise ValueError(f"`mix_alpha` must be in [0, 1], got {mix_alpha}.")
+        picture, is_photo = self.source.load(image), isinstance(self.source, PhotoSource)
         preview = picture if is_photo else to_pil(self.source.preview(self.source(picture, resolution)[None]))[0]
         crop = uncropped(preview, resolution)
         start = time.perf_counter()
         x = self.source(picture, self._sizes.input_resolution)[None]
         w_plus = self.encode(x.to(self.device, self.dtype)).repeat(num_outputs, 1, 1)
-        if mask is not None:
-            rng = random_source(seed)
-            size = self.generator.config.z_dim
+        if layers is not None:
+            rng, size = random_source(seed), self.generator.config.z_dim
             z = [torch.randn(size, generator=rng, device="cpu", dtype=torch.float32) for _ in range(num_outputs)]
             w = self.generator.mapping(torch.stack(z).to(self.device, self.dtype))
-            alpha = 1.0 if mix_alpha is None else mix_alpha
-            w_plus = mix_styles(w_plus, broadcast(w, w_plus.shape[1]), layers=mask, alpha=alpha)
+            mask = torch.zeros(num_ws, device="cpu", dtype=torch.bool)
+            mask[layers] = True
+            w_plus = mix_styles(w_plus, broadcast(w, num_ws), layers=mask, alpha=alpha)
         report = {"seconds": round((time.perf_counter() - start) / num_outputs, 4)}
         out = self._output([crop] * num_outputs, w_plus, [self.generator] * num_outputs, [report] * num_outputs)
-        if is_photo:
-            return out
-        reports = [{name: value for name, value in full.items() if name != "l2"} for full in out.reports]
-        return dataclasses.replace(out, reports=reports)
-
-    def _latent_mask(
-        self, num_outputs: int, latent_mask: Sequence[int] | None, mix_alpha: float | None
-    ) -> Tensor | None:
-        """Check the arguments of `translate`; the layers as a mask (num_ws,)."""
-        num_ws = self._sizes.num_ws
-        if num_outputs < 1:
-            raise ValueError(f"`num_outputs` must be at least 1, got {num_outputs}.")
-        if latent_mask is None:
-            if num_outputs > 1:
-                raise ValueError(
-                    f"`num_outputs` is {num_outputs}, but without `latent_mask` all outputs would be the same; name "
-                    f"the layers that get a random w, such as latent_mask=range({num_ws // 2}, {num_ws})."
-                )
-            if mix_alpha is not None:
-                raise ValueError(f"`mix_alpha` is {mix_alpha}, but there is no `latent_mask` for it to work on.")
-            return None
-        if mix_alpha is not None and not (math.isfinite(mix_alpha) and 0 <= mix_alpha <= 1):
-            raise ValueError(f"`mix_alpha` must be in [0, 1], got {mix_alpha}.")
-        layers = list(latent_mask)
-        if not layers or not all(0 <= layer < num_ws for layer in layers):
-            raise ValueError(f"`latent_mask` must name layers in [0, {num_ws - 1}], at least one, got {layers}.")
-        mask = torch.zeros(num_ws, device="cpu", dtype=torch.bool)
-        mask[layers] = True
-        return mask
+        for full in out.reports if not is_photo else []:
+            del full["l2"]
+        return out
 
     @classmethod
-    def _from_folder(
-        cls,
-        folder: Path,
-        config: Mapping[str, Any],
-        generator: Generator,
-        load: Callable[..., Any],
-        perceptual: PerceptualDistance | str | None,
-    ) -> Self:
-        cls._refuse(perceptual)
-        kind = ENCODERS[cls.encoder_kind]
-        if not (folder / kind.folder).is_dir():
-            raise ModelNotFoundError(
-                f"{folder.name!r} holds no {kind.network.__name__} (folder {kind.folder!r}). PTIPipeline needs only "
-                "the generator."
-            )
-        encoder = load(kind.network, kind.config, folder / kind.folder)
-        try:
-            source = source_from_config(config["source"]) if "source" in config else PhotoSource()
-            return cls(generator, encoder, source=source)
-        except (TypeError, ValueError) as e:
-            raise CheckpointError(f"{folder / hub.CONFIG_NAME}: bad settings under `source`: {e}") from e
-
-    @classmethod
-    def _from_file(cls, file: SingleFile, generator: Generator, perceptual: PerceptualDistance | str | None) -> Self:
-        cls._refuse(perceptual)
-        encoder, wanted = file.parts["encoder"].build(), ENCODERS[cls.encoder_kind].network
-        if not isinstance(encoder, wanted):
-            raise CheckpointError(f"The file's encoder is a {type(encoder).__name__}, not a {wanted.__name__}.")
-        return cls(generator, encoder, source=source_of(encoder))
-
-    @classmethod
-    def _refuse(cls, perceptual: PerceptualDistance | str | None) -> None:
+    def _build(cls, model: LoadedModel, perceptual: PerceptualDistance | str | None) -> Self:
         if perceptual is not None:
             raise ValueError(f"`perceptual` is for PTI; {cls.__name__} optimises nothing. Leave it out.")
+        if cls.encoder_kind not in model.encoders:
+            kind = ENCODERS[cls.encoder_kind]
+            raise ModelNotFoundError(
+                f"{model.where.parent.name!r} holds no {kind.network.__name__} (folder {kind.folder!r}). PTIPipeline "
+                "needs only the generator."
+            )
+        encoder = model.encoders[cls.encoder_kind]()
+        try:
+            return cls(model.generator, encoder, source=source_from_config(model.config.get("source", _PHOTO)))
+        except (TypeError, ValueError) as e:
+            raise CheckpointError(f"{model.where}: bad settings under `source`: {e}") from e
 
     def saved_networks(self) -> dict[str, nn.Module]:
         """The networks of a saved model, by folder."""
@@ -288,5 +235,5 @@ class ReStylePipeline(EncoderPipeline):
         if num_iterations is not None and num_iterations < 1:
             raise ValueError(f"`num_iterations` must be at least 1, got {num_iterations}.")
         crops = self._crops(image, align, face)
-        inverted = self._encode_all(crops, lambda x: self.encode(x, num_iterations=num_iterations), progress=progress)
-        return self._output(crops, *inverted)
+        encode = functools.partial(self.encode, num_iterations=num_iterations)
+        return self._output(crops, *self.invert(crops, progress=progress, encode=encode))

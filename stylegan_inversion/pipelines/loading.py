@@ -1,47 +1,48 @@
-"""A pipeline from a folder, the Hub or an official file, and back: functions of its class, or of the pipeline."""
+"""A model from a folder, the Hub or an official file, and back: a folder, the Hub, and the card.
+
+`save_pretrained`, `push_to_hub`, `load_direction` and `load_components` are methods of `InversionPipeline`.
+"""
 
 import functools
+import json
 import logging
 import operator
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 from stylegan_inversion import hub
-from stylegan_inversion.checkpoints.direction import direction_from_official
+from stylegan_inversion.checkpoints.direction import vector_from_official
 from stylegan_inversion.checkpoints.find import find_file, find_folder, known_entry, with_directions
-from stylegan_inversion.checkpoints.recognise import read_single_file
-from stylegan_inversion.editing.directions import Direction, layer_slice, save_directions
+from stylegan_inversion.checkpoints.recognise import read_single_file, source_of
+from stylegan_inversion.editing.directions import Direction, layer_slice, load_directions, save_directions
 from stylegan_inversion.editing.ganspace import name_components
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.pipelines import publish
 from stylegan_inversion.pipelines.output import BaseName
+from stylegan_inversion.preprocessing.sources import PhotoSource, to_config
+from stylegan_inversion.remote import model_card, upload_folder
 
 if TYPE_CHECKING:
     from stylegan_inversion.pipelines.base import InversionPipeline
 
 logger = logging.getLogger(__name__)
 
-Pipeline = TypeVar("Pipeline", bound="InversionPipeline")
-
+CARD_NAME = "README.md"
 _PIPELINE_KINDS = ("generator", *ENCODERS, "unread")  # of the catalogue; of what is unread, fetching says why
-_OWN_SETTINGS = ("crop_scale", "source")  # of a model's config, which each pipeline writes itself
 _VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def find_device(name: torch.device | str | int | None) -> torch.device:
-    """Check a device. "auto" is the best there is, `None` the CPU.
-
-    Raises:
-        ValueError: If this machine, or this build of PyTorch, has no such device.
-    """
+    """Check a device. "auto" is the best there is, `None` the CPU. Raises `ValueError` if there is no such device."""
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, available in here.items() if available)
@@ -54,81 +55,78 @@ def find_device(name: torch.device | str | int | None) -> torch.device:
     return device
 
 
-def from_pretrained(
-    cls: type[Pipeline],
-    name_or_path: str | os.PathLike[str],
-    access: hub.Access,
-    *,
-    dtype: torch.dtype | None,
-    variant: str | None,
-    device: torch.device | str | None,
-    perceptual: PerceptualDistance | str | None,
-) -> Pipeline:
-    """Load a pipeline; see `InversionPipeline.from_pretrained`."""
-    cls.check_dtype(dtype)
-    device, entry = find_device(device), known_entry(name_or_path)
+# --- from a folder, the Hub or an official file
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """The parts of a model that a pipeline is made of, wherever they came from: in float32, on the CPU."""
+
+    where: Path  # for messages
+    generator: Generator
+    encoders: Mapping[str, Callable[[], nn.Module]]  # by the names of `ENCODERS`; each loads its network
+    directions: Mapping[str, Direction]
+    config: Mapping[str, Any]  # as in `config.json`, with `crop_scale`
+    base_name: BaseName | None = None  # where the generator came from, if that has the same numbers
+
+
+def read_model(name_or_path: str | os.PathLike[str], access: hub.Access, *, variant: str | None) -> LoadedModel:
+    """Find a model and read it; see `InversionPipeline.from_pretrained`. Any pipeline takes any model."""
+    from stylegan_inversion.pipelines.methods import METHODS  # it imports this file
+
+    entry = known_entry(name_or_path)
     if entry is not None and entry.kind not in _PIPELINE_KINDS:  # before it is fetched
         raise ModelNotFoundError(f"{entry.name!r} is no model that a pipeline can be built of: {entry.description}.")
     folder = find_folder(name_or_path, access, variant=variant)
-    config = hub.read_config(folder)
-    scale = _check_root(config, folder)
-    load = functools.partial(hub.load_module, dtype=dtype, variant=variant)
-    generator = load(Generator, GeneratorConfig, folder / "generator", device=device)
-    directions = publish.directions_in(folder)
-    pipeline = cls._from_folder(folder, config, generator, load, perceptual)
-    pipeline.directions, pipeline.crop_scale = directions, scale
-    pipeline.other_settings = {k: v for k, v in config.items() if k not in _OWN_SETTINGS and not k.startswith("_")}
-    if dtype in (None, torch.float32, torch.float64) and variant is None:  # else the name gives other numbers
-        pipeline.base_name = BaseName.of(name_or_path, folder, subfolder=access.subfolder)
-    return pipeline.to(device)
-
-
-def _check_root(config: Mapping[str, Any], folder: Path) -> float:
-    """Check that a model's config is one of ours; returns its `crop_scale`. Any pipeline takes any model's."""
-    from stylegan_inversion.pipelines.methods import METHODS  # it imports this file
-
-    found, path = config.get("_class_name"), folder / hub.CONFIG_NAME
+    config, path = hub.read_config(folder), folder / hub.CONFIG_NAME
+    found, scale = config.get("_class_name"), config.get("crop_scale", 1.0)
     ours = [method.pipeline.__name__ for method in METHODS.values()]
     if found is not None and found not in (*ours, "InversionPipeline", *hub.builtin_models()):
         raise CheckpointError(f"{path} is of a {str(found)[:100]!r}, not of a pipeline of this package.")
-    scale = config.get("crop_scale", 1.0)
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 100:
         raise CheckpointError(f"{path}: `crop_scale` must be a number in (0, 100), got {str(scale)[:100]!r}.")
-    return float(scale)
+    load = functools.partial(hub.load_module, variant=variant)
+    encoders = {
+        name: functools.partial(load, kind.network, kind.config, folder / kind.folder)
+        for name, kind in ENCODERS.items()
+        if (folder / kind.folder).is_dir()
+    }
+    generator = load(Generator, GeneratorConfig, folder / "generator")
+    name = BaseName.of(name_or_path, folder, subfolder=access.subfolder) if variant is None else None
+    return LoadedModel(path, generator, encoders, directions_in(folder), {**config, "crop_scale": scale}, name)
 
 
-def from_single_file(
-    cls: type[Pipeline],
-    source: str | os.PathLike[str],
-    access: hub.Access,
-    *,
-    sha256: str | None,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-    perceptual: PerceptualDistance | str | None,
-) -> Pipeline:
-    """Load a pipeline from a foreign file; see `InversionPipeline.from_single_file`."""
-    cls.check_dtype(dtype)
-    device = find_device(device)
+def read_file(
+    source: str | os.PathLike[str], access: hub.Access, *, sha256: str | None, encoder: str | None, crop_scale: float
+) -> LoadedModel:
+    """Find a foreign file and read it; see `InversionPipeline.from_single_file`. `encoder` is the one that it needs."""
     path = find_file(source, access, sha256=sha256)
-    file = read_single_file(path, encoder=cls.encoder_kind)
-    if file.kind in ("direction", "ganspace"):
+    file = read_single_file(path, encoder=encoder)
+    if file.vectors or file.components is not None:
         way = "`pipeline.load_direction` or `pipeline.load_components` reads it"
         raise CheckpointError(f"{path} holds a {file.kind}, of which no pipeline can be built: {way}.")
-    for part, needed in (("generator", True), ("encoder", cls.encoder_kind is not None)):
-        if needed and part not in file.parts:
-            raise CheckpointError(
-                f"{path} holds no {part} (found: {file.kind}; {', '.join(file.parts) or 'nothing'})."
-                + (" PTIPipeline needs the generator alone." if part == "encoder" else "")
-            )
+    missing = [part for part in ("generator", "encoder" if encoder else "generator") if part not in file.parts]
+    if missing:
+        found = f"found: {file.kind}; {', '.join(file.parts) or 'nothing'}"
+        raise CheckpointError(f"{path} holds no {missing[0]} ({found}). PTIPipeline needs the generator alone.")
     file = with_directions(file, path, access, source=source)
     for note in file.notes:
         logger.warning("%s: %s", path.name, note)
-    generator = file.parts["generator"].build()
-    assert isinstance(generator, Generator)
-    pipeline = cls._from_file(file, generator, perceptual)
-    pipeline.directions = dict(file.directions)
-    return pipeline.to(device, dtype)
+    config: dict[str, Any] = {"crop_scale": crop_scale}
+    encoders = {}
+    if "encoder" in file.parts:
+        encoders[file.kind] = file.parts["encoder"].build
+        config["source"] = to_config(source_of(file.parts["encoder"]))
+    generator = cast(Generator, file.parts["generator"].build())
+    return LoadedModel(path, generator, encoders, file.directions, config)
+
+
+def directions_in(folder: Path) -> dict[str, Direction]:
+    """The directions of a model's folder, by name."""
+    return dict(load_directions(folder / "directions")) if (folder / "directions").is_dir() else {}
+
+
+# --- directions of the field
 
 
 def load_direction(
@@ -157,26 +155,19 @@ def load_direction(
         CheckpointError: If it is no direction, or none of this generator's W.
         ValueError: If `name` is no identifier, or `unit` is not positive.
     """
-    file = read_single_file(find_file(path))
+    file, entry = read_single_file(find_file(path)), known_entry(path)
     vectors = {name: file.vectors[name]} if name in file.vectors else file.vectors
-    if file.kind != "direction" or len(vectors) != 1:
-        way = " `load_components` takes GANSpace's files." if file.kind == "ganspace" else ""
-        if vectors:
-            way = f" It holds {', '.join(vectors)}: say which by `name`."
-        raise CheckpointError(f"{path} holds no single direction (found: {file.kind}).{way}")
+    if len(vectors) != 1:
+        way = f"It holds {', '.join(vectors)}: say which by `name`." if vectors else "Is it for `load_components`?"
+        raise CheckpointError(f"{path} holds no single direction (found: {file.kind}). {way}")
     (vector,) = vectors.values()
-    w_dim, entry = pipeline.generator.config.w_dim, known_entry(path)
-    direction = direction_from_official(
-        vector,
-        name=name,
-        description=description or (entry.description if entry is not None else ""),
-        strength_range=entry.strength_range if entry is not None and unit is None else None,
-        unit=unit,
-        w_dim=w_dim,
-    )
-    one, all_layers = (w_dim,), (pipeline.generator.num_ws, w_dim)
-    if tuple(direction.vector.shape) not in (one, all_layers):
-        found = tuple(direction.vector.shape)
+    w_dim, limits = pipeline.generator.config.w_dim, None
+    if entry is not None:
+        description, limits = description or entry.description, entry.strength_range if unit is None else None
+    vector = vector_from_official(vector, w_dim=w_dim)
+    direction = Direction.from_vector(name, vector, strength_range=limits, description=description, unit=unit)
+    one, all_layers, found = (w_dim,), (pipeline.generator.num_ws, w_dim), tuple(direction.vector.shape)
+    if found not in (one, all_layers):
         raise CheckpointError(f"{path} holds a direction of shape {found}; it must be {one} or {all_layers}.")
     pipeline.directions[name] = direction
     return direction
@@ -193,7 +184,7 @@ def load_components(
     """Add GANSpace's components from a `.pt` file, as e4e and PTI ship them, as directions. Nothing in it is executed.
 
     `edit(out, ganspace_1=...)` steps along one, in units of the unit-norm direction, and its range is two standard
-    deviations. GANSpace's own edit, which sets a coordinate, is `editing.ganspace.set_coordinate`.
+    deviations.
 
     Args:
         pipeline: Gets the directions.
@@ -219,6 +210,9 @@ def load_components(
     directions = name_components(file.components.first(operator.index(count)), name=name, layers=layers)
     pipeline.directions |= {direction.name: direction for direction in directions}
     return directions
+
+
+# --- to a folder and the Hub
 
 
 def save_pretrained(
@@ -251,7 +245,7 @@ def save_pretrained(
     folder = Path(folder)
     with hub.write_together(folder) as stage:
         _write(pipeline, stage, variant, dtype)
-    publish.write_card(folder, metrics=metrics, license=license, overwrite=overwrite_card)
+    write_card(folder, metrics=metrics, license=license, overwrite=overwrite_card)
     return folder
 
 
@@ -265,7 +259,7 @@ def _write(pipeline: "InversionPipeline", folder: Path, variant: str | None, dty
 
 
 def push_to_hub(
-    pipeline: "InversionPipeline",
+    pipeline: "InversionPipeline | Path",
     repo_id: str,
     *,
     private: bool | None = None,
@@ -281,7 +275,7 @@ def push_to_hub(
     """Save the pipeline and upload it to the Hugging Face Hub, in one commit.
 
     Args:
-        pipeline: What to upload.
+        pipeline: What to upload: a pipeline; or the folder of a model, which is checked, and stays as it is.
         repo_id: "organisation/repository"; created if it is not there.
         private: Create the repository as private. `None` means the organisation's default.
         token: Access token with the right to write. `None` takes the one that is logged in.
@@ -291,25 +285,160 @@ def push_to_hub(
         dtype: As in `save_pretrained`.
         metrics: As in `save_pretrained`.
         license: As in `save_pretrained`.
-        overwrite_card: Also replace a README.md that is in the repository.
+        overwrite_card: Also replace a README.md that is in the folder or the repository.
 
     Returns:
         Address of the commit.
 
     Raises:
         ValueError: If an argument is out of range.
+        CheckpointError: If a part of the folder is missing, damaged or does not fit; then nothing is sent.
         UploadError: If the Hub refuses, or cannot be reached.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        _write(pipeline, Path(scratch), variant, dtype)
-        return publish.push_folder(
-            Path(scratch),
+        copy = Path(scratch) / "model"
+        if isinstance(pipeline, Path):
+            check_folder(pipeline)
+            link: Any = shutil.copyfile if os.name == "nt" else os.symlink  # which takes no room
+            shutil.copytree(pipeline.resolve(), copy, copy_function=link, ignore=shutil.ignore_patterns(".*"))
+        else:
+            _write(pipeline, copy, variant, dtype)
+        card = copy / CARD_NAME
+        if card.is_file() and not overwrite_card:
+            hub.write_text(_renamed(card.read_text("utf-8", errors="replace"), cast(Path, pipeline), repo_id), card)
+        else:
+            write_card(copy, name=repo_id, metrics=metrics, license=license, overwrite=True)
+        return upload_folder(
+            copy,
             repo_id,
             private=private,
             token=token,
             revision=revision,
             commit_message=commit_message,
-            metrics=metrics,
-            license=license,
             overwrite_card=overwrite_card,
         )
+
+
+def _renamed(card: str, folder: Path, repo_id: str) -> str:
+    """A card that says how to load the folder must say how to load the repository."""
+    for name in (str(folder), str(folder.resolve()), os.path.relpath(folder)):
+        card = card.replace(_load_call(name), _load_call(repo_id))
+    return card
+
+
+def check_folder(folder: Path) -> None:
+    """Load every part of a model's folder, each variant of it, as a user of it would."""
+    hub.read_config(folder)
+    networks: dict[str, tuple[type[nn.Module], type[Any]]] = {"generator": (Generator, GeneratorConfig)}
+    networks |= {k.folder: (k.network, k.config) for k in ENCODERS.values() if (folder / k.folder).is_dir()}
+    for name, (cls, config_cls) in networks.items():
+        part = folder / name
+        variants = [file.name.split(".")[1] for file in sorted(part.glob("model.*.safetensors"))]
+        for variant in [None, *variants] if (part / hub.WEIGHTS_NAME).is_file() or not variants else variants:
+            hub.load_module(cls, config_cls, part, variant=variant)
+    directions_in(folder)
+
+
+# --- the model card
+
+
+def write_card(
+    folder: Path,
+    *,
+    name: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+    license: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write the model card, `README.md`, from what the folder of a model holds. One that is there stays.
+
+    Args:
+        folder: What `save_pretrained` wrote.
+        name: What users type to load the model, such as "organisation/repository". `None` takes the folder itself.
+        metrics: Measured figures, by name.
+        license: Identifier of the Hub's for the weights. `None` says that it is not stated.
+        overwrite: Also replace a card that is there.
+    """
+    from stylegan_inversion.pipelines.methods import METHODS  # it imports this file
+
+    path, config = folder / CARD_NAME, hub.read_config(folder)
+    if path.is_file() and not overwrite:
+        return path
+    name, metrics = name or str(folder), metrics or {}
+    title, directions, sizes = Path(name).name, directions_in(folder), hub.read_config(folder / "generator")
+    folders = {m: folder / (ENCODERS[m.encoder].folder if m.encoder else "generator") for m in METHODS.values()}
+    methods = [method for method, part in folders.items() if (part / hub.CONFIG_NAME).is_file()]
+    classes = [method.pipeline.__name__ for method in methods]
+    main = config["_class_name"] if config.get("_class_name") in classes else classes[-1]  # which takes any generator
+    papers = [f"{m.label} ([arXiv:{m.paper}](https://arxiv.org/abs/{m.paper}))" for m in methods]
+    parts = [(folders[m], f"{m.label}'s encoder" if m.encoder else "StyleGAN2 generator") for m in methods]
+    terms = (
+        f"Weights: {license}."
+        if license
+        else "The licence of these weights is not stated. Weights have the terms of what they descend from: NVIDIA's "
+        "StyleGAN2 generators are for non-commercial use, and so are many data sets of faces."
+    )
+    body = f"""# {title}
+
+A StyleGAN2 generator at {sizes.get("resolution")} x {sizes.get("resolution")} pixels. The Python package \
+`stylegan_inversion` brings a photo into its latent space, edits it there and puts it back: {", ".join(papers)}.
+
+## Use
+
+```python
+from stylegan_inversion import {main}
+
+pipe = {main}.{_load_call(name)}
+{_example(directions, config)}
+```
+
+Face crops have {config.get("crop_scale", 1.0):g} times the side of FFHQ's.
+{_section("Parts", ("folder", "what", "files"), (_part(*part) for part in parts))}\
+{_section("Directions", ("name", "strength", "what"), map(_direction, directions.values()))}\
+{_section("Measured", ("figure", "value"), ((key, f"{value:.4g}") for key, value in metrics.items()))}
+## Limits
+
+- It draws what its generator was trained to draw; a photo of anything else comes out as the nearest to that.
+- An inversion is a likeness. An edit moves what goes together in the training data, perhaps more than asked.
+- Edit only photos of people who agree, and say that a picture was edited.
+
+## Licence
+
+{terms} The code of `stylegan_inversion` is MIT.
+"""
+    tags = ["gan-inversion", "stylegan2", "image-editing", *(method.name for method in methods)]
+    hub.write_text(model_card(body, title=title, tags=tags, license=license, metrics=metrics), path)
+    return path
+
+
+def _load_call(name: str) -> str:
+    return f"from_pretrained({json.dumps(name)})"
+
+
+def _example(directions: Mapping[str, Direction], config: Mapping[str, Any]) -> str:
+    if config.get("source") not in (None, to_config(PhotoSource())):
+        return 'out = pipe.translate("picture.png")\nout.images[0].save("face.png")'
+    if not directions:
+        return 'out = pipe("photo.jpg")\nout.images[0].save("inverted.png")'
+    name, direction = next(iter(directions.items()))
+    strength = direction.strength_range[1] / 2 if direction.strength_range else 1.0
+    edit = f'edited = pipe.edit(pipe("photo.jpg"), {name}={strength:.3g})'
+    return f'{edit}\npipe.paste_back(edited)[0].save("edited.png")'
+
+
+def _section(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A section with a table; nothing without rows."""
+    lines = [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
+    return "\n".join(["", f"## {title}", "", *lines, ""]) if len(lines) > 2 else ""
+
+
+def _part(folder: Path, what: str) -> tuple[str, ...]:
+    files = sorted(folder.glob("*.safetensors"))
+    sizes = ", ".join(f"`{file.name}` {file.stat().st_size / 1e6:.1f} MB" for file in files)
+    return f"`{folder.name}/`", what, sizes
+
+
+def _direction(direction: Direction) -> tuple[str, ...]:
+    limits = direction.strength_range
+    span = f"{limits[0]:+.3g} to {limits[1]:+.3g}" if limits else "not measured"
+    return f"`{direction.name}`", span, " ".join(direction.description.replace("|", "/").split())

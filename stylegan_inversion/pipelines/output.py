@@ -8,7 +8,7 @@ without a name are kept whole.
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -57,17 +57,22 @@ class BaseName:
     @property
     def is_local(self) -> bool:
         """Whether it is a folder on this machine, which nobody else has."""
-        if _ELSEWHERE.match(self.name_or_path):
-            return True  # without a look there, which would be a call
-        named = self.name_or_path in hub.builtin_models() or is_known(self.name_or_path)
-        return self.revision is None and not named
+        name = self.name_or_path  # of another machine's folder nothing is asked, which would be a call
+        return bool(_ELSEWHERE.match(name)) or not (self.revision or name in hub.builtin_models() or is_known(name))
 
     def load(self, *, allow_download: bool, device: torch.device | str | None = None) -> Generator:
         """Load the generator; from the Hub or another machine only if that is allowed or it is in the cache."""
-        if not allow_download and any(_ELSEWHERE.match(each) for each in (self.name_or_path, self.revision or "")):
-            raise ModelNotFoundError("It is in a folder of another machine.")
-        access = hub.Access(self.revision, self.subfolder, local_files_only=not allow_download)
-        folder = find_folder(self.name_or_path, access)
+        try:
+            if not allow_download and any(_ELSEWHERE.match(each) for each in (self.name_or_path, self.revision or "")):
+                raise ModelNotFoundError("It is in a folder of another machine.")
+            access = hub.Access(self.revision, self.subfolder, local_files_only=not allow_download)
+            folder = find_folder(self.name_or_path, access)
+        except ModelNotFoundError as e:
+            fetch = "" if allow_download else ", or let it be fetched: load(folder, allow_download=True)"
+            raise ModelNotFoundError(
+                f"The folder holds only what differs from the base model {self.name_or_path!r}, which is not there: "
+                f"{e} If you have it elsewhere, give its generator: load(folder, base=pipe.generator){fetch}."
+            ) from e
         return hub.load_module(Generator, GeneratorConfig, folder / "generator", device=device)
 
 
@@ -77,6 +82,13 @@ class Base:
 
     generator: Generator
     name: BaseName | None = None
+
+
+@torch.no_grad()
+def draw(generators: Sequence[Generator], w_plus: Tensor) -> Tensor:
+    """Draw each code with its own generator: (B, num_ws, w_dim) -> (B, 3, R, R), RGB, about [-1, 1], on the CPU."""
+    pairs = zip(generators, w_plus, strict=True)
+    return torch.cat([generator.synthesis(w[None].to(generator.w_avg)).cpu().float() for generator, w in pairs])
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,17 +124,9 @@ class InversionOutput:
     def __getitem__(self, index: int) -> "InversionOutput":
         """One photo as an output of its own."""
         index = range(len(self))[index]
-        one = slice(index, index + 1)
-        return replace(
-            self,
-            images=self.images[one],
-            reconstructions=self.reconstructions[one],
-            w_plus=self.w_plus[one],
-            w_inverted=None if self.w_inverted is None else self.w_inverted[one],
-            generators=self.generators[one],
-            crops=self.crops[one],
-            reports=self.reports[one],
-        )
+        names = ("images", "reconstructions", "w_plus", "w_inverted", "generators", "crops", "reports")
+        one = {name: value[index : index + 1] for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **one)
 
     def __iter__(self) -> Iterator["InversionOutput"]:
         """The photos, one by one."""
@@ -130,14 +134,15 @@ class InversionOutput:
 
     @property
     def generator(self) -> Generator:
-        """The generator that draws the photos.
-
-        Raises:
-            ValueError: If each photo has a tuned generator of its own: take `out[i].generator`.
-        """
+        """The generator that draws the photos. Raises `ValueError` if they have several: take `out[i].generator`."""
         if any(generator is not self.generators[0] for generator in self.generators):
             raise ValueError(f"Each of the {len(self)} photos has its own generator: take `out[i].generator`.")
         return self.generators[0]
+
+    @property
+    def w_unedited(self) -> Float[Tensor, "batch num_ws w_dim"]:
+        """The codes of `reconstructions`: those before any edit."""
+        return self.w_plus if self.w_inverted is None else self.w_inverted
 
     def save(
         self,
@@ -164,7 +169,61 @@ class InversionOutput:
             ValueError: If an option is out of range, or given for a pipeline without a name or with `whole`.
             CheckpointError: If the folder cannot be written.
         """
-        return _write(self, Path(folder), {"rank": rank, "energy": energy, "dtype": dtype}, whole)
+        base = None if whole or self.base is None or self.base.name is None else self.base
+        if base is None and (rank, energy, dtype) != (None, None, None):
+            raise ValueError(
+                "`rank`, `energy` and `dtype` are for the change from a base model, so not with `whole`, nor where "
+                "that has no name: save the pipeline with `save_pretrained`, and load it with `from_pretrained`."
+            )
+        unique = list({id(generator): generator for generator in self.generators}.values())
+        numbers = [next(k for k, one in enumerate(unique) if one is generator) for generator in self.generators]
+        tensors: dict[str, Tensor] = {"w_plus": self.w_plus}
+        if self.w_inverted is not None:
+            tensors["w_inverted"] = self.w_inverted
+        header, generators = dict[str, str](), list[dict[str, Any]]()
+        images, reconstructions = self.images, self.reconstructions
+        for k, generator in enumerate(unique):
+            if base is None:
+                parts, texts = hub.plain_state_dict(generator), dict[str, str]()
+                generators.append({"kind": "whole", "config": asdict(generator.config)})
+            else:
+                delta = GeneratorDelta.between(base.generator, generator, rank=rank, energy=energy, dtype=dtype)
+                if delta.relative_error or any(delta.errors.values()):  # the pictures must fit what is loaded again
+                    kept, mine = delta.apply(base.generator), [number == k for number in numbers]
+                    images = _redrawn(images, self.w_plus, kept, mine)
+                    reconstructions = _redrawn(reconstructions, self.w_unedited, kept, mine)
+                parts, texts = delta.to_tensors()
+                generators.append({"kind": "delta", "relative_error": delta.relative_error})
+            tensors |= {f"generator.{k}.{name}": tensor for name, tensor in parts.items()}
+            header |= {f"generator.{k}.{name}": text for name, text in texts.items()}
+        photos, pictures = list[dict[str, Any]](), dict[bytes, int]()
+        for i, crop in enumerate(self.crops):
+            entry = {
+                "generator": numbers[i],
+                "quad": None if crop.quad is None else crop.quad.tolist(),
+                "face_count": crop.face_count,
+                "face_index": crop.face_index,
+                "report": self.reports[i] if self.reports else {},
+            }
+            # What the generators draw is kept too: on another machine they may draw it a shade differently.
+            for kind, picture in zip(_KINDS, (images[i], reconstructions[i], crop.image, crop.photo), strict=True):
+                buffer = io.BytesIO()
+                picture.save(buffer, "PNG")
+                entry[kind] = pictures.setdefault(buffer.getvalue(), len(pictures))  # faces of one photo share it
+            photos.append(entry)
+        tensors |= {f"picture.{k}": torch.frombuffer(bytearray(png), dtype=torch.uint8) for png, k in pictures.items()}
+        config = {
+            "_class_name": "InversionOutput",
+            "_format": FORMAT,
+            "base": None if base is None or base.name is None else asdict(base.name),
+            "edits": self.edits,
+            "generators": generators,
+            "photos": photos,
+        }
+        with hub.write_together(Path(folder)) as stage:
+            hub.write_tensors(tensors, stage / hub.WEIGHTS_NAME, metadata=header)
+            hub.write_config(config, stage)
+        return Path(folder)
 
     @classmethod
     def load(
@@ -196,133 +255,62 @@ class InversionOutput:
         try:
             name = None if config["base"] is None else BaseName(**config["base"])
             if base is None and name is not None:
-                base = _find_base(folder, name, allow_download, device)
-            return _read(folder, config, None if base is None else Base(base, name), device)
+                base = name.load(allow_download=allow_download, device=device)
+            out = _read(folder / hub.WEIGHTS_NAME, config, base, device)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as e:
             raise CheckpointError(f"{folder} is damaged or incomplete: {type(e).__name__}: {e}") from e
+        return out if base is None or name is None else replace(out, base=Base(base, name))
 
 
-def _write(out: InversionOutput, folder: Path, options: Mapping[str, Any], whole: bool) -> Path:
-    """Write an output; `options` of `GeneratorDelta.between`."""
-    base = None if whole or out.base is None or out.base.name is None else out.base
-    if base is None and any(value is not None for value in options.values()):
-        raise ValueError(
-            "`rank`, `energy` and `dtype` are for the change from a base model, so not with `whole`, nor where that "
-            "has no name: save the pipeline with `save_pretrained`, and load it with `from_pretrained`."
-        )
-    unique = list({id(generator): generator for generator in out.generators}.values())
-    tensors: dict[str, Tensor] = {"w_plus": out.w_plus}
-    if out.w_inverted is not None:
-        tensors["w_inverted"] = out.w_inverted
-    header: dict[str, str] = {}
-    generators: list[dict[str, Any]] = []
-    for k, generator in enumerate(unique):
-        if base is None:
-            parts, texts = hub.plain_state_dict(generator), dict[str, str]()
-            generators.append({"kind": "whole", "config": asdict(generator.config)})
-        else:
-            delta = GeneratorDelta.between(base.generator, generator, **options)
-            if delta.relative_error or any(delta.errors.values()):
-                out = _redrawn(out, generator, delta.apply(base.generator))
-            parts, texts = delta.to_tensors()
-            generators.append({"kind": "delta", "relative_error": delta.relative_error})
-        tensors |= {f"generator.{k}.{name}": tensor for name, tensor in parts.items()}
-        header |= {f"generator.{k}.{name}": text for name, text in texts.items()}
-    photos: list[dict[str, Any]] = []
-    pictures: dict[bytes, int] = {}
-    for i, crop in enumerate(out.crops):
-        entry = {
-            "generator": next(k for k, generator in enumerate(unique) if generator is out.generators[i]),
-            "quad": None if crop.quad is None else crop.quad.tolist(),
-            "face_count": crop.face_count,
-            "face_index": crop.face_index,
-            "report": out.reports[i] if out.reports else {},
-        }
-        # What the generators draw is kept too: on another machine they may draw it a shade differently.
-        of_photo = (out.images[i], out.reconstructions[i], crop.image, crop.photo)
-        for kind, picture in zip(_KINDS, of_photo, strict=True):
-            buffer = io.BytesIO()
-            picture.save(buffer, "PNG")
-            entry[kind] = pictures.setdefault(buffer.getvalue(), len(pictures))  # several faces of one photo share it
-        photos.append(entry)
-    tensors |= {f"picture.{k}": torch.frombuffer(bytearray(png), dtype=torch.uint8) for png, k in pictures.items()}
-    config = {
-        "_class_name": "InversionOutput",
-        "_format": FORMAT,
-        "base": None if base is None or base.name is None else asdict(base.name),
-        "edits": out.edits,
-        "generators": generators,
-        "photos": photos,
-    }
-    with hub.write_together(folder) as stage:
-        hub.write_tensors(tensors, stage / hub.WEIGHTS_NAME, metadata=header)
-        hub.write_config(config, stage)
-    return folder
-
-
-@torch.no_grad()
-def _redrawn(out: InversionOutput, generator: Generator, kept: Generator) -> InversionOutput:
-    """The output with the pictures that `kept` draws in place of `generator`: what is loaded again must fit."""
-    pictures = [list(out.images), list(out.reconstructions)]
-    codes = (out.w_plus, out.w_plus if out.w_inverted is None else out.w_inverted)
-    for drawn, w_plus in zip(pictures, codes):
-        for i, (own, w) in enumerate(zip(out.generators, w_plus)):
-            if own is generator:
-                drawn[i] = to_pil(kept.synthesis(w[None].to(kept.w_avg)).float().cpu())[0]
-    return replace(out, images=pictures[0], reconstructions=pictures[1])
-
-
-def _find_base(folder: Path, name: BaseName, allow_download: bool, device: torch.device | str | None) -> Generator:
-    """The generator that an inversion names. Who wrote the folder chose the name, so nothing is fetched unasked."""
-    try:
-        return name.load(allow_download=allow_download, device=device)
-    except ModelNotFoundError as e:
-        ways = "give its generator: load(folder, base=pipe.generator)"
-        if not allow_download:
-            ways += ", or let it be fetched: load(folder, allow_download=True)"
-        raise ModelNotFoundError(
-            f"{folder} holds only what differs from the base model {name.name_or_path!r}, which is not there: {e} "
-            f"If you have it elsewhere, {ways}."
-        ) from e
+def _redrawn(pictures: list[Image.Image], w_plus: Tensor, kept: Generator, mine: Sequence[bool]) -> list[Image.Image]:
+    """The pictures, with what `kept` draws in place of those that are marked."""
+    return [
+        to_pil(draw([kept], w[None]))[0] if redraw else picture for picture, w, redraw in zip(pictures, w_plus, mine)
+    ]
 
 
 def _read(
-    folder: Path, config: Mapping[str, Any], base: Base | None, device: torch.device | str | None
+    weights: Path, config: Mapping[str, Any], base: Generator | None, device: torch.device | str | None
 ) -> InversionOutput:
-    weights, photos = folder / hub.WEIGHTS_NAME, config["photos"]
-    tensors = hub.read_tensors(weights)
-    own = _read_generators(weights, config, tensors, None if base is None else base.generator, device)
+    tensors, photos = hub.read_tensors(weights), config["photos"]
+    own = _read_generators(weights, config, tensors, base, device)
     generators = [own[int(entry["generator"])] for entry in photos]
-    w_plus, w_inverted = tensors["w_plus"], tensors.get("w_inverted")
     shapes = {(len(photos), generator.num_ws, generator.config.w_dim) for generator in generators}
-    for name, code in (("w_plus", w_plus), ("w_inverted", w_inverted)):
-        if code is not None and {tuple(code.shape)} != shapes:
-            raise ValueError(f"`{name}` is {tuple(code.shape)}, and the photos and their generators need {shapes}")
-    edits = {str(name): float(strength) for name, strength in config["edits"].items()}
+    for name in {"w_plus", *tensors} & {"w_plus", "w_inverted"}:
+        if {tuple(tensors[name].shape)} != shapes:
+            found = tuple(tensors[name].shape)
+            raise ValueError(f"`{name}` is {found}, and the photos and their generators need {shapes}")
+    edits = {name: float(strength) for name, strength in config["edits"].items()}
     if not all(math.isfinite(strength) for strength in edits.values()):
         raise ValueError(f"`edits` must be finite, got {edits}")
-    numbers = sorted({entry[kind] for kind in _KINDS for entry in photos})  # several faces of one photo share it
-    decoded = dict(zip(numbers, _decode(tensors[f"picture.{number}"].numpy().tobytes() for number in numbers)))
-    crops = [
-        Crop(
-            decoded[entry["crop"]],
-            None if entry["quad"] is None else _quad(entry["quad"]),
-            decoded[entry["photo"]],
-            face_count=int(entry["face_count"]),
-            face_index=int(entry["face_index"]),
-        )
-        for entry in photos
-    ]
+    pictures: dict[Any, Image.Image] = {}
+    unpacked = packed = 0
+    for number in sorted({entry[kind] for kind in _KINDS for entry in photos}):
+        png = tensors[f"picture.{number}"].numpy().tobytes()
+        with open_image(io.BytesIO(png), "A picture") as image:
+            packed += len(png)
+            unpacked += 3 * image.width * image.height  # as the header announces, before any of it is decoded
+            if unpacked > _SLACK + _MAX_GROWTH * packed:
+                raise ValueError(f"its pictures would take more than {unpacked / 1e9:.1f} GB")
+            pictures[number] = load_image(image)
     return InversionOutput(
-        images=[decoded[entry["image"]] for entry in photos],
-        reconstructions=[decoded[entry["reconstruction"]] for entry in photos],
-        w_plus=w_plus,
+        images=[pictures[entry["image"]] for entry in photos],
+        reconstructions=[pictures[entry["reconstruction"]] for entry in photos],
+        w_plus=tensors["w_plus"],
         generators=generators,
-        crops=crops,
+        crops=[
+            Crop(
+                pictures[entry["crop"]],
+                None if entry["quad"] is None else _quad(entry["quad"]),
+                pictures[entry["photo"]],
+                face_count=int(entry["face_count"]),
+                face_index=int(entry["face_index"]),
+            )
+            for entry in photos
+        ],
         edits=edits,
         reports=[dict(entry["report"]) for entry in photos],
-        base=None if base is None or base.name is None else base,
-        w_inverted=w_inverted,
+        w_inverted=tensors.get("w_inverted"),
     )
 
 
@@ -333,14 +321,11 @@ def _read_generators(
     base: Generator | None,
     device: torch.device | str | None,
 ) -> list[Generator]:
-    entries = config["generators"]
-    if len(entries) > len(config["photos"]):
-        raise ValueError(f"it has {len(entries)} generators for {len(config['photos'])} photos")
-    tensors_of, texts_of = _by_generator(tensors), _by_generator(hub.read_metadata(weights))
+    tensors_of, texts_of = _by_generator(tensors), _by_generator(hub.read_header(weights)[1])
     fingerprint = cache(generator_sha256)
     generators: list[Generator] = []
     copies, packed = 0, sum(tensor.nbytes for tensor in tensors.values())
-    for k, entry in enumerate(entries):
+    for k, entry in enumerate(config["generators"]):
         parts = tensors_of.get(str(k), {})
         if entry["kind"] == "whole":
             source = f"{weights}, generator {k},"
@@ -350,13 +335,13 @@ def _read_generators(
         if base is None:
             raise KeyError("base")
         delta = GeneratorDelta.from_tensors(parts, texts_of.get(str(k), {}))
-        copies += sum(tensor.nbytes for tensor in base.state_dict().values()) if delta.tensors else 0
+        if not delta.tensors and delta.base_sha256 == fingerprint(base):
+            generators.append(base)  # an encoder's: nothing was tuned
+            continue
+        copies += sum(tensor.nbytes for tensor in base.state_dict().values())
         if copies > _SLACK + _MAX_GROWTH * packed:
             raise ValueError(f"its generators would take {copies / 1e9:.1f} GB")
-        if delta.tensors or delta.base_sha256 != fingerprint(base):
-            generators.append(delta.apply(base).to(device=device))
-        else:
-            generators.append(base)  # an encoder's: nothing was tuned
+        generators.append(delta.apply(base).to(device=device))
     return generators
 
 
@@ -374,16 +359,3 @@ def _quad(corners: Any) -> np.ndarray:
     if quad.shape != (4, 2) or not (np.abs(quad) <= _FARTHEST).all():  # NaN is not
         raise ValueError(f"`quad` must be 4 corners (x, y) within {_FARTHEST} pixels, got {str(corners)[:100]}")
     return quad
-
-
-def _decode(pngs: Iterable[bytes]) -> list[Image.Image]:
-    """Decode pictures; refuse those whose headers announce far more memory than their files have."""
-    pictures, decoded, packed = [], 0, 0
-    for png in pngs:
-        with open_image(io.BytesIO(png), "A picture") as image:
-            packed += len(png)
-            decoded += 3 * image.width * image.height
-            if decoded > _SLACK + _MAX_GROWTH * packed:
-                raise ValueError(f"its pictures would take more than {decoded / 1e9:.1f} GB")
-            pictures.append(load_image(image))
-    return pictures

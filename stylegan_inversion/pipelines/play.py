@@ -21,7 +21,7 @@ from stylegan_inversion.editing.sefa import factorize
 from stylegan_inversion.latents import broadcast, random_source, truncate
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines.base import InversionPipeline
-from stylegan_inversion.pipelines.output import Base, InversionOutput
+from stylegan_inversion.pipelines.output import Base, InversionOutput, draw
 from stylegan_inversion.preprocessing.align import uncropped
 from stylegan_inversion.preprocessing.image import to_pil
 
@@ -57,16 +57,10 @@ def sample_face(pipeline: InversionPipeline, *, seed: int = 0, truncation: float
     z = torch.randn(1, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
     w = broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws)
     w_plus = truncate(w, generator.w_avg, truncation_psi=float(truncation)).cpu().float()
-    image = _draw(generator, w_plus)
-    return InversionOutput(
-        images=[image],
-        reconstructions=[image],
-        w_plus=w_plus,
-        generators=[generator],
-        crops=[uncropped(image, image.width)],
-        reports=[{"seed": int(seed), "truncation": float(truncation)}],
-        base=Base(generator, pipeline.base_name),
-    )
+    (image,) = images = to_pil(draw([generator], w_plus))
+    report = {"seed": int(seed), "truncation": float(truncation)}
+    base, crop = Base(generator, pipeline.base_name), uncropped(image, image.width)
+    return InversionOutput(images, images, w_plus, [generator], [crop], {}, [report], base)
 
 
 def mix_outputs(
@@ -86,10 +80,10 @@ def mix_outputs(
     Raises:
         ValueError: If `a` or `b` is not one photo, they are of different models, or `layers` or `alpha` do not fit.
     """
-    _check_pair(a, b)
+    _check(a=a, b=b)
     w_plus = mix_styles(a.w_plus, b.w_plus, layers=layers, alpha=alpha)
-    w_inverted = a.w_plus if a.w_inverted is None else a.w_inverted
-    return dataclasses.replace(a, images=[_draw(a.generator, w_plus)], w_plus=w_plus, w_inverted=w_inverted)
+    images = to_pil(draw(a.generators, w_plus))
+    return dataclasses.replace(a, images=images, w_plus=w_plus, w_inverted=a.w_unedited)
 
 
 @torch.no_grad()
@@ -109,17 +103,16 @@ def interpolate_outputs(a: InversionOutput, b: InversionOutput, *, steps: int) -
     Raises:
         ValueError: If `a` or `b` is not one photo, they are of different models, or there are too few steps.
     """
-    _check_steps(steps)
-    _check_pair(a, b)
-    ends = a.generator, b.generator
-    between = ends[0] if ends[0] is ends[1] else copy.deepcopy(ends[0])
-    here, there = (hub.plain_state_dict(generator) for generator in ends)
+    _check(steps, a=a, b=b)
+    first, last = a.generator, b.generator
+    between = first if first is last else copy.deepcopy(first)
+    here, there = hub.plain_state_dict(first), hub.plain_state_dict(last)
     frames = []
     for share in (step / (steps - 1) for step in range(steps)):
-        if between is not ends[0]:
+        if between is not first:
             for name, tensor in hub.plain_state_dict(between).items():
                 torch.lerp(here[name], there[name].to(here[name]), share, out=tensor)
-        frames.append(_draw(between, a.w_plus.lerp(b.w_plus, share)))
+        frames += to_pil(draw([between], a.w_plus.lerp(b.w_plus, share)))
     return frames
 
 
@@ -141,40 +134,23 @@ def edit_frames(
         ValueError: If `out` is not one photo, a direction is unknown or a strength not finite, or there are too few
             steps.
     """
-    _check_steps(steps)
-    _check_single("out", out)
+    _check(steps, out=out)
     last = apply_directions(out.w_plus, pipeline.directions, strengths=strengths)
-    return [_draw(out.generator, out.w_plus.lerp(last, step / (steps - 1))) for step in range(steps)]
+    shares = (step / (steps - 1) for step in range(steps))
+    return [to_pil(draw(out.generators, out.w_plus.lerp(last, share)))[0] for share in shares]
 
 
-@torch.no_grad()
-def _draw(generator: Generator, w_plus: Tensor) -> Image.Image:
-    """The picture of one code, (1, num_ws, w_dim), on any device."""
-    return to_pil(generator.synthesis(w_plus.to(generator.w_avg)).cpu().float())[0]
-
-
-def _check_steps(steps: int) -> None:
+def _check(steps: int = 2, **outputs: InversionOutput) -> None:
     if steps < 2:
         raise ValueError(f"`steps` must be >= 2, the first and the last frame, got {steps}.")
-
-
-def _check_single(name: str, out: InversionOutput) -> None:
-    if len(out) != 1:
-        raise ValueError(f"`{name}` must be one photo, got {len(out)}: take one of them, such as `{name}[0]`.")
-
-
-def _check_pair(a: InversionOutput, b: InversionOutput) -> None:
-    _check_single("a", a)
-    _check_single("b", b)
-    mine, other = a.generator, b.generator
-    if mine.config != other.config:
+    for name, out in outputs.items():
+        if len(out) != 1:
+            raise ValueError(f"`{name}` must be one photo, got {len(out)}: take one of them, such as `{name}[0]`.")
+    first, *others = outputs.values()
+    if not all(first.generator.has_the_w_of(out.generator) for out in others):
         raise ValueError(
-            f"`a` and `b` must be of the same model, but the generators' sizes differ: {mine.config} and "
-            f"{other.config}. Invert both photos with one model."
-        )
-    if not mine.has_the_w_of(other):
-        raise ValueError(
-            "`a` and `b` must be of the same model, but their average w differ. Invert both with one model."
+            "`a` and `b` must be of the same model, but the sizes of their generators or their average w differ: "
+            f"{[out.generator.config for out in outputs.values()]}. Invert both photos with one model."
         )
 
 

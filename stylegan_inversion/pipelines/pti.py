@@ -5,44 +5,41 @@ import functools
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
-from stylegan_inversion import hub
-from stylegan_inversion.checkpoints.recognise import SingleFile, source_of
 from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.pivotal_tuning import TuningConfig, tune_generator
-from stylegan_inversion.inversion.projector import Callback, Projection, ProjectorConfig, project_w, project_w_plus
+from stylegan_inversion.inversion.projector import Callback, Projection, ProjectorConfig, project_w
 from stylegan_inversion.losses.lpips import PERCEPTUAL_NETWORKS, PerceptualDistance, load_perceptual
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines.base import Detector, ImageLike, InversionPipeline, Inverted
-from stylegan_inversion.pipelines.encoder import E4EPipeline, EncoderPipeline, PSPPipeline, ReStylePipeline
+from stylegan_inversion.pipelines.encoder import EncoderPipeline
+from stylegan_inversion.pipelines.loading import LoadedModel
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.preprocessing.sources import PhotoSource, to_config
 
-Pivot = Literal["w", "w_plus", "e4e", "psp", "restyle"]
 PresetName = Literal["fast", "balanced", "best"]
-_PROJECTORS = {"w": project_w, "w_plus": project_w_plus}
-_ENCODED: dict[str, type[EncoderPipeline]] = {
-    pipeline.encoder_kind: pipeline for pipeline in (E4EPipeline, PSPPipeline, ReStylePipeline)
+_PROJECTORS: dict[str, Callable[..., Projection]] = {
+    "w": project_w,
+    "w_plus": functools.partial(project_w, per_layer=True),
 }
-PIVOTS = (*_PROJECTORS, *_ENCODED)
+PIVOTS = (*_PROJECTORS, *ENCODERS)
 
 
 class Preset(NamedTuple):
     """How much time a call takes: the first of the pivots that the model has, and the steps of both stages at most."""
 
-    pivots: tuple[Pivot, ...]
+    pivots: tuple[str, ...]
     num_w_steps: int
     num_tuning_steps: int
 
@@ -59,7 +56,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 class Plan(NamedTuple):
     """What a call does: its pivot, the steps of a projection, and those of the tuning at most."""
 
-    pivot: Pivot | InversionOutput
+    pivot: str | InversionOutput
     num_w_steps: int
     num_tuning_steps: int
 
@@ -67,11 +64,19 @@ class Plan(NamedTuple):
 class PTIPipeline(InversionPipeline):
     """Inversion by optimisation: a w near the photo, then a copy of the generator tuned to draw the photo at that w.
 
-    Attributes:
+    Args:
+        generator: The StyleGAN2 generator.
         perceptual: Perceptual distance of both stages.
-        projector: Settings of the first stage.
-        tuning: Settings of the second stage.
-        encoders: Encoders that can give the pivot, by name; those of a model are loaded when first needed.
+        projector: Settings of the first stage. `None` means PTI's.
+        tuning: Settings of the second stage. `None` means PTI's.
+        encoders: Encoders that can give the pivot, by the names of `models.encoders.ENCODERS`. Those of a model that
+            `from_pretrained` finds are loaded when first needed.
+        directions: As in `InversionPipeline`.
+        crop_scale: As in `InversionPipeline`.
+        detector: As in `InversionPipeline`.
+
+    Raises:
+        ValueError: If an encoder has another name.
     """
 
     dtypes = (torch.float32, torch.float64)
@@ -88,27 +93,12 @@ class PTIPipeline(InversionPipeline):
         crop_scale: float = 1.0,
         detector: Detector = "auto",
     ) -> None:
-        """Put the parts together; `from_pretrained` is the usual way.
-
-        Args:
-            generator: The StyleGAN2 generator.
-            perceptual: Perceptual distance of both stages.
-            projector: Settings of the first stage. `None` means PTI's.
-            tuning: Settings of the second stage. `None` means PTI's.
-            encoders: Networks of `models.encoders.ENCODERS`, by its names.
-            directions: As in `InversionPipeline`, and so are the next two.
-            crop_scale: Side of the face crop relative to FFHQ's.
-            detector: Finds faces.
-
-        Raises:
-            ValueError: If an encoder has another name.
-        """
         super().__init__(generator, directions=directions, crop_scale=crop_scale, detector=detector)
-        unknown = [name for name in encoders or {} if name not in _ENCODED]
+        unknown = [name for name in encoders or {} if name not in ENCODERS]
         if unknown:
-            raise ValueError(f"`encoders` must be named {', '.join(_ENCODED)}, got {unknown[0]!r}.")
+            raise ValueError(f"`encoders` must be named {', '.join(ENCODERS)}, got {unknown[0]!r}.")
         self.encoders = {name: encoder.eval().requires_grad_(False) for name, encoder in (encoders or {}).items()}
-        self._encoder_loaders: dict[str, Callable[..., nn.Module]] = {}  # of the model's that nobody needed yet
+        self._loaders: Mapping[str, Callable[[], nn.Module]] = {}  # of the model's encoders
         self.perceptual = perceptual
         self.projector = projector or ProjectorConfig()
         self.tuning = tuning or TuningConfig()
@@ -120,7 +110,7 @@ class PTIPipeline(InversionPipeline):
         align: bool = True,
         face: int = 0,
         preset: PresetName | None = None,
-        pivot: Pivot | InversionOutput | None = None,
+        pivot: str | InversionOutput | None = None,
         num_w_steps: int | None = None,
         num_tuning_steps: int | None = None,
         batch_size: int = 1,
@@ -168,13 +158,11 @@ class PTIPipeline(InversionPipeline):
             DivergedError: If the optimisation gives NaN at its first step.
         """
         batch_size, seed = operator.index(batch_size), operator.index(seed)  # NumPy's integers too
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be >= 1, got {batch_size}.")
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"`seed` must be in [0, 2**63), got {seed}.")
+        if batch_size < 1 or not 0 <= seed < 2**63:
+            raise ValueError(f"`batch_size` must be >= 1, got {batch_size}; `seed` in [0, 2**63), got {seed}.")
         plan = self.plan(preset, pivot, num_w_steps, num_tuning_steps)
-        if isinstance(plan.pivot, str) and plan.pivot in _ENCODED:
-            self._encoder(plan.pivot)  # what is missing is said before faces are looked for
+        if plan.pivot in ENCODERS:
+            self._encoder(plan.pivot)  # an error comes before the search for faces
         crops = self._crops(image, align, face)
         inverted = self.invert(crops, plan=plan, batch_size=batch_size, seed=seed, callback=callback, progress=progress)
         return self._output(crops, *inverted)
@@ -182,27 +170,22 @@ class PTIPipeline(InversionPipeline):
     def plan(
         self,
         preset: PresetName | None = None,
-        pivot: Pivot | InversionOutput | None = None,
+        pivot: str | InversionOutput | None = None,
         num_w_steps: int | None = None,
         num_tuning_steps: int | None = None,
     ) -> Plan:
-        """Say what a call with these arguments does.
-
-        Raises:
-            ValueError: If one of them is out of range.
-        """
-        if preset is not None and not (isinstance(preset, str) and preset in PRESETS):
+        """Say what a call with these arguments does. Raises `ValueError` if one of them is out of range."""
+        if preset not in (None, *PRESETS):
             raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}.")
         chosen = Preset(("w",), self.projector.num_steps, self.tuning.num_steps) if preset is None else PRESETS[preset]
         if pivot is None:
             pivot = next(name for name in chosen.pivots if name in self.pivots)
-        if not isinstance(pivot, InversionOutput) and not (isinstance(pivot, str) and pivot in PIVOTS):
+        if not isinstance(pivot, InversionOutput) and pivot not in PIVOTS:
             raise ValueError(f"`pivot` must be one of {', '.join(PIVOTS)}, or an earlier inversion, got {pivot!r}.")
         w_steps = operator.index(chosen.num_w_steps if num_w_steps is None else num_w_steps)
         tuning_steps = operator.index(chosen.num_tuning_steps if num_tuning_steps is None else num_tuning_steps)
-        for name, value, least in (("num_w_steps", w_steps, 1), ("num_tuning_steps", tuning_steps, 0)):
-            if value < least:
-                raise ValueError(f"`{name}` must be >= {least}, got {value}.")
+        if w_steps < 1 or tuning_steps < 0:
+            raise ValueError(f"`num_w_steps` must be >= 1, got {w_steps}; `num_tuning_steps` >= 0, got {tuning_steps}.")
         return Plan(pivot, w_steps, tuning_steps)
 
     def invert(
@@ -224,13 +207,10 @@ class PTIPipeline(InversionPipeline):
             if not all(generator.has_the_w_of(self.generator) for generator in pivot.generators):
                 raise ValueError("`pivot` is of another model: its generator has other sizes, or another average w.")
             if [crop.image.tobytes() for crop in pivot.crops] != [crop.image.tobytes() for crop in crops]:
-                raise ValueError(
-                    "`pivot` must be of the photos in `image`, in the same order, cut out in the same way."
-                )
+                raise ValueError("`pivot` must be of the photos in `image`, in the same order and cut out alike.")
         codes, generators, reports = list[Tensor](), list[Generator](), list[dict[str, Any]]()
-        with tqdm(
-            total=len(crops) * (w_steps + tuning.num_steps), disable=not progress, unit="step", leave=False
-        ) as bar:
+        total = len(crops) * (w_steps + tuning.num_steps)
+        with tqdm(total=total, disable=not progress, unit="step", leave=False) as bar:
             for first in range(0, len(crops), batch_size):
                 start, group = time.perf_counter(), crops[first : first + batch_size]
                 target = torch.cat([to_tensor(crop.image) for crop in group]).to(self.device, self.dtype)
@@ -238,17 +218,10 @@ class PTIPipeline(InversionPipeline):
                 if isinstance(pivot, InversionOutput):
                     found = _given_pivots(pivot, first, target)
                 elif pivot in _PROJECTORS:
-                    found = _PROJECTORS[pivot](
-                        self.generator,
-                        target,
-                        perceptual=self.perceptual,
-                        config=projector,
-                        seed=seed,
-                        callback=on_step,
-                    )
+                    options: dict[str, Any] = {"config": projector, "seed": seed, "callback": on_step}
+                    found = _PROJECTORS[pivot](self.generator, target, perceptual=self.perceptual, **options)
                 else:
-                    encoder = _ENCODED[pivot](self.generator, self._encoder(pivot))
-                    found = _encoded_pivots(encoder, group, target)
+                    found = _encoded_pivots(_pipeline_of(pivot)(self.generator, self._encoder(pivot)), group, target)
                 seconds = (time.perf_counter() - start) / len(group)
                 for i in range(len(group)):
                     start = time.perf_counter()
@@ -271,16 +244,8 @@ class PTIPipeline(InversionPipeline):
             y_hat = self.generator.synthesis(found.w_plus, noise=found.noise).clamp(-1, 1)
         if found.stopped_by != "steps":  # a stopped projection stops the run
             tuning = dataclasses.replace(tuning, num_steps=0)
-        tuned = tune_generator(
-            self.generator,
-            target,
-            found.w_plus,
-            perceptual=self.perceptual,
-            config=tuning,
-            noise=found.noise,
-            seed=seed,
-            callback=callback,
-        )
+        options: dict[str, Any] = {"config": tuning, "noise": found.noise, "seed": seed, "callback": callback}
+        tuned = tune_generator(self.generator, target, found.w_plus, perceptual=self.perceptual, **options)
         return tuned.generator, {
             "l2_pivot": (y_hat - target).square().mean().item(),
             "w_steps": len(found.losses),
@@ -295,7 +260,7 @@ class PTIPipeline(InversionPipeline):
     @property
     def pivots(self) -> tuple[str, ...]:
         """What a call can take as `pivot`: both projections, and the encoders that the model has."""
-        return (*_PROJECTORS, *(name for name in _ENCODED if name in {**self.encoders, **self._encoder_loaders}))
+        return (*_PROJECTORS, *(name for name in ENCODERS if name in self.encoders or name in self._loaders))
 
     @torch.inference_mode(False)  # an encoder that is loaded in a caller's inference mode is used outside it too
     def _encoder(self, name: str) -> nn.Module:
@@ -305,24 +270,24 @@ class PTIPipeline(InversionPipeline):
                 f"for pivot={name!r}. Take one of {', '.join(self.pivots)}."
             )
         if name not in self.encoders:
-            self.encoders[name] = self._encoder_loaders[name](device=self.device).to(self.dtype)
+            self.encoders[name] = self._loaders[name]().to(self.device, self.dtype)
         return self.encoders[name]
 
     def encoder_pipeline(self, name: str) -> EncoderPipeline:
         """The model's encoder as a pipeline of its own; it shares this one's networks, directions and detector.
 
         Args:
-            name: "e4e", "psp" or "restyle"; `pivots` says which of them the model holds.
+            name: A name of `models.encoders.ENCODERS` such as "e4e"; `pivots` says which of them the model holds.
 
         Raises:
             ValueError: If it has another name.
             ModelNotFoundError: If the model does not hold it.
             CheckpointError: If the encoder's files are damaged.
         """
-        if not isinstance(name, str) or name not in _ENCODED:
-            raise ValueError(f"`name` must be one of {', '.join(_ENCODED)}, got {name!r}.")
+        if not isinstance(name, str) or name not in ENCODERS:
+            raise ValueError(f"`name` must be one of {', '.join(ENCODERS)}, got {name!r}.")
         encoder = self._encoder(name)
-        pipeline = _ENCODED[name](self.generator, encoder, crop_scale=self.crop_scale, detector=self.detector)
+        pipeline = _pipeline_of(name)(self.generator, encoder, crop_scale=self.crop_scale, detector=self.detector)
         pipeline.directions, pipeline.base_name = self.directions, self.base_name
         if self.perceptual.name is not None:
             pipeline.other_settings = {**self.other_settings, "pti": self.config["pti"]}
@@ -331,15 +296,8 @@ class PTIPipeline(InversionPipeline):
     # From a model, and back
 
     @classmethod
-    def _from_folder(
-        cls,
-        folder: Path,
-        config: Mapping[str, Any],
-        generator: Generator,
-        load: Callable[..., Any],
-        perceptual: PerceptualDistance | str | None,
-    ) -> Self:
-        settings = config.get("pti", {})
+    def _build(cls, model: LoadedModel, perceptual: PerceptualDistance | str | None) -> Self:
+        settings = model.config.get("pti", {})
         try:
             projector = ProjectorConfig(**settings.get("projector", {}))
             tuning = TuningConfig(**settings.get("tuning", {}))
@@ -348,30 +306,16 @@ class PTIPipeline(InversionPipeline):
                 names = ", ".join(PERCEPTUAL_NETWORKS)
                 raise ValueError(f"`perceptual` must be one of {names}, got {str(name)[:100]!r}")
         except (TypeError, ValueError, AttributeError) as e:
-            raise CheckpointError(f"{folder / hub.CONFIG_NAME}: bad settings under `pti`: {e}") from e
-        network = _perceptual(perceptual or name).to(generator.w_avg.dtype)
-        pipeline = cls(generator, perceptual=network, projector=projector, tuning=tuning)
-        if config.get("source") in (None, to_config(PhotoSource())):  # encoders of sketches and labels give no pivot
-            for name in _ENCODED:
-                kind = ENCODERS[name]
-                if (folder / kind.folder).is_dir():
-                    loader = functools.partial(load, kind.network, kind.config, folder / kind.folder)
-                    pipeline._encoder_loaders[name] = loader
-        return pipeline
-
-    @classmethod
-    def _from_file(cls, file: SingleFile, generator: Generator, perceptual: PerceptualDistance | str | None) -> Self:
-        pipeline = cls(generator, perceptual=_perceptual(perceptual or "alex"))
-        if "encoder" in file.parts and file.kind in _ENCODED:
-            encoder = file.parts["encoder"].build()
-            # pSp's encoder into W, and encoders of sketches and labels, give no pivot
-            if isinstance(encoder, ENCODERS[file.kind].network) and isinstance(source_of(encoder), PhotoSource):
-                pipeline.encoders[file.kind] = encoder
+            raise CheckpointError(f"{model.where}: bad settings under `pti`: {e}") from e
+        network = perceptual if isinstance(perceptual, PerceptualDistance) else load_perceptual(perceptual or name)
+        pipeline = cls(model.generator, perceptual=network, projector=projector, tuning=tuning)
+        if model.config.get("source") in (None, to_config(PhotoSource())):  # of sketches and labels there are no pivots
+            pipeline._loaders = model.encoders
         return pipeline
 
     def saved_networks(self) -> dict[str, nn.Module]:
         """The networks of a saved model, by folder."""
-        encoders = {ENCODERS[name].folder: self._encoder(name) for name in _ENCODED if name in self.pivots}
+        encoders = {kind.folder: self._encoder(name) for name, kind in ENCODERS.items() if name in self.pivots}
         return {"generator": self.generator, **encoders}
 
     @property
@@ -389,8 +333,10 @@ class PTIPipeline(InversionPipeline):
         return {**super().components, "perceptual": self.perceptual, **settings, "encoders": self.encoders}
 
 
-def _perceptual(network: PerceptualDistance | str) -> PerceptualDistance:
-    return network if isinstance(network, PerceptualDistance) else load_perceptual(network)
+def _pipeline_of(encoder: str) -> type[EncoderPipeline]:
+    from stylegan_inversion.pipelines.methods import METHODS  # it imports this file
+
+    return next(cast(type[EncoderPipeline], row.pipeline) for row in METHODS.values() if row.encoder == encoder)
 
 
 def _on_step(
@@ -405,15 +351,13 @@ def _on_step(
 @torch.no_grad()
 def _encoded_pivots(pipeline: EncoderPipeline, crops: Sequence[Crop], target: Tensor) -> Projection:
     """What an encoder gives. Encoders are made for the generator as it is, with its own noise."""
-    w_plus = pipeline.encode(pipeline.inputs(crops).to(target))
-    return Projection(
-        w_plus, [conv.noise_const.expand(len(crops), 1, -1, -1) for conv in pipeline.generator.synthesis.convs]
-    )
+    noise = [conv.noise_const.expand(len(crops), 1, -1, -1) for conv in pipeline.generator.synthesis.convs]
+    return Projection(pipeline.encode(pipeline.inputs(crops).to(target)), noise)
 
 
 def _given_pivots(out: InversionOutput, first: int, target: Tensor) -> Projection:
     """What an earlier inversion found for the photos from `first` on, as many as there are targets."""
     these = slice(first, first + len(target))
-    codes = out.w_plus if out.w_inverted is None else out.w_inverted
     noises = [[conv.noise_const for conv in generator.synthesis.convs] for generator in out.generators[these]]
-    return Projection(codes[these].to(target), [torch.stack(layer)[:, None].to(target) for layer in zip(*noises)])
+    noise = [torch.stack(layer)[:, None].to(target) for layer in zip(*noises)]
+    return Projection(out.w_unedited[these].to(target), noise)

@@ -75,7 +75,7 @@ def crop_quad(photo: Image.Image, quad: np.ndarray, size: int) -> Image.Image:
     LANCZOS.
 
     Raises:
-        ValueError: If `photo` is not RGB, `quad` is not a finite parallelogram, or `size` is not positive.
+        ValueError: If `photo` is not RGB, or `quad` is not a parallelogram.
         FaceNotFoundError: If the quad lies outside the photo, is too small, or many times as large as the photo.
     """
     return _crop(photo, quad, size)[0]
@@ -110,7 +110,7 @@ def recrop(crop: Crop, size: int) -> Image.Image:
 
 def uncropped(photo: Image.Image, size: int) -> Crop:
     """Take the central square of a photo, such as one that is already an aligned crop, as a crop of this size."""
-    _check_photo(photo, size)
+    _check_photo(photo)
     quad = _central_square(photo)
     left, top = (quad[0] + 0.5).astype(int).tolist()
     side = min(photo.size)
@@ -128,8 +128,8 @@ def _central_square(photo: Image.Image) -> np.ndarray:
 
 def _crop(photo: Image.Image, quad: np.ndarray, size: int) -> tuple[Image.Image, np.ndarray]:
     """Cut out the crop, and find the quad that it shows."""
-    _check_photo(photo, size)
-    quad = _check_quad(quad, photo)
+    _check_photo(photo)
+    _check_quad(quad, photo)
     side = float(np.hypot(*(quad[3] - quad[0])))
 
     # Shrink. `corners` are the quad's in the shrunken photo, `sampling` is the size before the last reduction
@@ -200,17 +200,12 @@ def rectangle(left: int, top: int, width: int, height: int) -> np.ndarray:
     return np.array([[left, top], [left, bottom], [right, bottom], [right, top]], dtype=np.float64) - 0.5
 
 
-def _check_photo(photo: Image.Image, size: int) -> None:
+def _check_photo(photo: Image.Image) -> None:
     if photo.mode != "RGB":
         raise ValueError(f"`photo` must be of mode RGB, got {photo.mode}; pass it through `load_image` first.")
-    if size < 1:
-        raise ValueError(f"`size` must be at least 1, got {size}.")
 
 
-def _check_quad(quad: np.ndarray, photo: Image.Image) -> np.ndarray:
-    quad = np.asarray(quad, dtype=np.float64)
-    if quad.shape != (4, 2) or not np.isfinite(quad).all():
-        raise ValueError(f"`quad` must be (4, 2) and finite, got shape {quad.shape}: {quad.ravel().tolist()}.")
+def _check_quad(quad: np.ndarray, photo: Image.Image) -> None:
     sides = np.hypot(*(quad[[3, 1]] - quad[0]).T)
     if np.hypot(*(quad[0] + quad[2] - quad[1] - quad[3])) > 1e-3 * max(sides.max(), 1.0):
         raise ValueError(f"`quad` must be a square or a parallelogram, got {quad.tolist()}; see `face_quad`.")
@@ -226,4 +221,3 @@ def _check_quad(quad: np.ndarray, photo: Image.Image) -> np.ndarray:
             f"The crop from {quad.min(0).round(1).tolist()} to {quad.max(0).round(1).tolist()} does not fit the photo "
             f"of {photo.width} x {photo.height} pixels; the landmarks must be in its pixels."
         )
-    return quad

@@ -47,6 +47,10 @@ _FIRST_CROP = (1.1, 0.05)
 _NEXT_CROPS = ((1.2, 0.04), (1.4, 0.04))
 
 
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels of the photo."""
+
+
 class BuiltinLandmarkDetector:
     """The networks that ship with the package, on the CPU.
 
@@ -69,15 +73,14 @@ class BuiltinLandmarkDetector:
         for views in _stages(photo.width, photo.height):
             faces = self._find(photo, views)
             if faces:
-                return sorted(faces, key=lambda face: _side(face.box), reverse=True)
+                return sorted(faces, key=lambda face: face.side, reverse=True)
         return []
 
     def _find(self, photo: Image.Image, views: list["_Square"]) -> list[Face]:
         """Find the faces in any of the views, each once, best first."""
         candidates = [candidate for view in views for candidate in self._detect(photo, view)]
-        candidates.sort(key=lambda candidate: candidate[1], reverse=True)
         faces: list[Face] = []
-        for square, score, box in candidates:
+        for square, score, box in sorted(candidates, key=lambda candidate: candidate[1], reverse=True):
             if any(_same(box, face.box) for face in faces):
                 continue
             landmarks, disagreement = self._refine(photo, square)
@@ -86,21 +89,16 @@ class BuiltinLandmarkDetector:
                 faces.append(Face(landmarks, box, score))
         return faces
 
-    def _detect(
-        self, photo: Image.Image, view: "_Square"
-    ) -> list[tuple["_Square", float, tuple[float, float, float, float]]]:
+    def _detect(self, photo: Image.Image, view: "_Square") -> Iterator[tuple["_Square", float, Box]]:
         """Run the detector on one view: squares around the faces, turned like the view, with scores and boxes."""
         size = self._detector.config.resolution
-        candidates = []
         for x0, y0, x1, y1, score in self._detector.detect(to_tensor(_brighten(view.crop(photo, size)))).tolist():
             if view.cuts((x0 / size, y0 / size, x1 / size, y1 / size), photo.width, photo.height):
                 continue  # a neighbouring view shows more of this face
-            centre = view.to_photo(np.array([[(x0 + x1) / 2, (y0 + y1) / 2]]) / size)[0]
+            ((x, y),) = view.to_photo(np.array([[(x0 + x1) / 2, (y0 + y1) / 2]]) / size).tolist()
             width, height = (x1 - x0) * view.side / size, (y1 - y0) * view.side / size
-            x, y = float(centre[0]), float(centre[1])
             box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-            candidates.append((_Square(x, y, max(width, height), view.angle), score, box))
-        return candidates
+            yield _Square(x, y, max(width, height), view.angle), score, box
 
     def _refine(self, photo: Image.Image, box: "_Square") -> tuple[Float[np.ndarray, "68 2"], float]:
         """Find the landmarks in a box, crop upright around them, and find them again. If in doubt, turn the box.
@@ -108,18 +106,15 @@ class BuiltinLandmarkDetector:
         Returns:
             The landmarks in pixels of the photo, and by how many eye distances the mirror image disagrees.
         """
-        best: tuple[np.ndarray, float] | None = None
+        found = []
         for turn in (0, *_TURNS):
             turned = replace(box, angle=box.angle + math.radians(turn))
             landmarks, _ = self._averaged(photo, [turned.scaled(*_FIRST_CROP)])
             around = _Square.around(landmarks)
-            refined = self._averaged(photo, [around.scaled(*crop) for crop in _NEXT_CROPS])
-            if best is None or refined[1] < best[1]:
-                best = refined
-            if turn == 0 and best[1] < _DOUBTFUL:
+            found.append(self._averaged(photo, [around.scaled(*crop) for crop in _NEXT_CROPS]))
+            if found[0][1] < _DOUBTFUL:
                 break
-        assert best is not None
-        return best
+        return min(found, key=lambda each: each[1])
 
     def _averaged(self, photo: Image.Image, squares: list["_Square"]) -> tuple[Float[np.ndarray, "68 2"], float]:
         """Average the landmarks over crops and their mirror images, and measure how far the mirror images disagree."""
@@ -248,10 +243,7 @@ def _brighten(crop: Image.Image) -> Image.Image:
     return crop.point([round(255 * min(level * gain / 255, 1) ** gamma) for level in range(256)] * 3)
 
 
-def _side(box: tuple[float, float, float, float]) -> float:
-    return max(box[2] - box[0], box[3] - box[1])
-
-
-def _same(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+def _same(a: Box, b: Box) -> bool:
+    """Tell whether two boxes are of one face."""
     distance = math.hypot(a[0] + a[2] - b[0] - b[2], a[1] + a[3] - b[1] - b[3]) / 2
-    return distance < _SAME_FACE * max(_side(a), _side(b))
+    return distance < _SAME_FACE * max(*(each[k + 2] - each[k] for each in (a, b) for k in (0, 1)))

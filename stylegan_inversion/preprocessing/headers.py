@@ -8,8 +8,6 @@ import re
 import struct
 from dataclasses import dataclass
 
-from stylegan_inversion.errors import InvalidImageError
-
 MAX_SCANS = 100  # of a JPEG; programs write about 10
 MAX_PARTS = 10_000  # segments of a JPEG, chunks of a PNG or a WebP
 _MIN_DATA = 1024  # smaller chunks of pixels of a PNG count as parts; libpng writes 8 kB each
@@ -27,14 +25,6 @@ _RARE_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF)
 _SCAN, _END = 0xDA, 0xD9
 _HEADER = (*_FRAMES, 0xC4, 0xDB, 0xDD, 0xFE, _SCAN, *range(0xE0, 0xF0))  # what may stand before the first scan
 
-_SIGNATURES = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"BM", "BMP"),
-    (b"GIF8", "GIF"),
-    *((start, "TIFF") for start in (b"II*\0", b"MM\0*", b"II\0*", b"MM*\0", b"II+\0", b"MM\0+")),
-)
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -46,26 +36,19 @@ class Cost:
     size: tuple[int, int] | None = None  # width and height; `None` leaves them to Pillow
 
 
-def format_of(head: bytes) -> str | None:
-    """Recognise a format by the first bytes of a file, and give Pillow's name; `None` if it is unknown."""
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return "WEBP"
-    return next((name for start, name in _SIGNATURES if head.startswith(start)), None)
-
-
-def cost_of(data: bytes, file_format: str, name: str) -> Cost:
-    """Read the cost of decoding a file, of a format that `format_of` gave. `name` is for messages.
+def cost_of(data: bytes, file_format: str) -> Cost:
+    """Read the cost of decoding a file of a format, by Pillow's name.
 
     Raises:
-        InvalidImageError: If it declares more than any honest picture, is of a kind that few programs write, or is
-            damaged.
+        ValueError: If it declares more than any honest picture, is of a kind that few programs write, or is damaged.
+            The message says what the file does, to follow its name.
     """
     if file_format == "JPEG":
-        return _cost_of_jpeg(data, name)
+        return _cost_of_jpeg(data)
     if file_format == "PNG":
-        _check_png(data, name)
+        _check_png(data)
     elif file_format == "WEBP":
-        return _cost_of_webp(data, name)
+        return _cost_of_webp(data)
     return Cost()
 
 
@@ -82,7 +65,7 @@ def exif_fault(block: bytes) -> str:
     return f"{count} entries, and at most {MAX_EXIF_ENTRIES} are read" if count > MAX_EXIF_ENTRIES else ""
 
 
-def _cost_of_jpeg(data: bytes, name: str) -> Cost:
+def _cost_of_jpeg(data: bytes) -> Cost:
     """Read the segments as libjpeg does, to the end of the first picture."""
     frame, exif, whole, progressive = b"", b"", True, False
     position, scans, junk, photoshop = 2, 0, 0, 0
@@ -94,11 +77,11 @@ def _cost_of_jpeg(data: bytes, name: str) -> Cost:
         if not scans:
             junk += found.start() - position
             if junk > _MAX_JUNK:
-                raise InvalidImageError(f"{name} is damaged: it has other data between the parts of a JPEG.")
+                raise ValueError("is damaged: it has other data between the parts of a JPEG.")
             if marker in _RARE_FRAMES:
-                raise InvalidImageError(f"{name} is a lossless or arithmetic JPEG; save it as an ordinary JPEG.")
+                raise ValueError("is a lossless or arithmetic JPEG; save it as an ordinary JPEG.")
             if marker not in _HEADER:
-                raise InvalidImageError(f"{name} is not an image, or damaged: a JPEG has no part {marker:#x} there.")
+                raise ValueError(f"is not an image, or damaged: a JPEG has no part {marker:#x} there.")
         if marker == _END:
             break
         if marker in (0x01, 0xD8):  # without a length; libjpeg skips the first and refuses the second
@@ -111,28 +94,26 @@ def _cost_of_jpeg(data: bytes, name: str) -> Cost:
                 whole = bool(frame) and body[:1] == frame[5:6]
             scans += 1
             if scans > MAX_SCANS:
-                raise InvalidImageError(
-                    f"{name} is a progressive JPEG of more than {MAX_SCANS} scans; save it as an ordinary JPEG."
-                )
+                raise ValueError(f"is a progressive JPEG of more than {MAX_SCANS} scans; save it as an ordinary JPEG.")
         elif scans:
             continue
         elif marker in _FRAMES:
             if frame or len(body) < 6 or len(body) < 6 + 3 * body[5]:
-                raise InvalidImageError(f"{name} is damaged: its JPEG has two frames, or an incomplete one.")
+                raise ValueError("is damaged: its JPEG has two frames, or an incomplete one.")
             frame, progressive = body, marker == 0xC2
         elif marker == 0xE1 and body.startswith(b"Exif\0\0"):
             exif += body[6 if exif else 0 :]
-            _check_block(exif, "EXIF block", name)
+            _check_block(exif, "EXIF block")
         elif marker == 0xE2 and body.startswith(b"MPF\0"):
-            _check_block(body[4:], "MPF block", name)
+            _check_block(body[4:], "MPF block")
         elif marker == 0xED:
             photoshop += 1
             if photoshop > _MAX_PHOTOSHOP:
-                raise InvalidImageError(f"{name} has too much metadata of Photoshop. Save the photo again without it.")
+                raise ValueError("has too much metadata of Photoshop. Save the photo again without it.")
     else:
-        raise InvalidImageError(f"{name} has more than {MAX_PARTS:,} parts; save it as an ordinary JPEG.")
+        raise ValueError(f"has more than {MAX_PARTS:,} parts; save it as an ordinary JPEG.")
     if not frame:
-        raise InvalidImageError(f"{name} is not an image, or damaged: it starts like a JPEG, but holds no picture.")
+        raise ValueError("is not an image, or damaged: it starts like a JPEG, but holds no picture.")
     height, width, count = struct.unpack_from(">HHB", frame, 1)
     factors = [(each >> 4, each & 15) for each in frame[7 : 6 + 3 * count : 3]]
     full = max((h for h, _ in factors), default=1) * max((v for _, v in factors), default=1)
@@ -143,7 +124,7 @@ def _cost_of_jpeg(data: bytes, name: str) -> Cost:
     return Cost("JPEG", scans=scans, size=(width, height))
 
 
-def _check_png(data: bytes, name: str) -> None:
+def _check_png(data: bytes) -> None:
     position, texts, parts = 8, 0, 0
     while parts < MAX_PARTS:
         if position + 8 > len(data):
@@ -152,16 +133,14 @@ def _check_png(data: bytes, name: str) -> None:
         parts += kind != b"IDAT" or length < _MIN_DATA
         texts += kind in (b"zTXt", b"iTXt")
         if texts > _MAX_TEXTS:
-            raise InvalidImageError(
-                f"{name} holds more than {_MAX_TEXTS} compressed texts; save it as a PNG without metadata."
-            )
+            raise ValueError(f"holds more than {_MAX_TEXTS} compressed texts; save it as a PNG without metadata.")
         if kind == b"IEND":
             return
         position += 12 + length
-    raise InvalidImageError(f"{name} has more than {MAX_PARTS:,} parts; save it as an ordinary PNG.")
+    raise ValueError(f"has more than {MAX_PARTS:,} parts; save it as an ordinary PNG.")
 
 
-def _cost_of_webp(data: bytes, name: str) -> Cost:
+def _cost_of_webp(data: bytes) -> Cost:
     position, lossless = 12, False
     for _ in range(MAX_PARTS):
         if position + 8 > len(data):
@@ -171,9 +150,7 @@ def _cost_of_webp(data: bytes, name: str) -> Cost:
         lossless |= inner in (b"VP8L", b"ALPH")
         position += 8 + length + length % 2
     else:
-        raise InvalidImageError(
-            f"{name} has more than {MAX_PARTS:,} parts; save it as a WebP without animation, or a PNG."
-        )
+        raise ValueError(f"has more than {MAX_PARTS:,} parts; save it as a WebP without animation, or a PNG.")
     start, bits = data[12:16], int.from_bytes(data[21:25], "little")
     if start == b"VP8X":
         width, height = (1 + int.from_bytes(data[k : k + 3], "little") for k in (24, 27))
@@ -187,6 +164,6 @@ def _cost_of_webp(data: bytes, name: str) -> Cost:
     return Cost("lossless or transparent WebP" if lossless else "WebP", memory, size=(width, height))
 
 
-def _check_block(block: bytes, what: str, name: str) -> None:
+def _check_block(block: bytes, what: str) -> None:
     if fault := exif_fault(block):
-        raise InvalidImageError(f"{name} has an {what} of {fault}. Save the photo again without its metadata.")
+        raise ValueError(f"has an {what} of {fault}. Save the photo again without its metadata.")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stylegan_inversion import hub
 from stylegan_inversion.errors import InvalidImageError
-from stylegan_inversion.preprocessing.headers import Cost, cost_of, exif_fault, format_of
+from stylegan_inversion.preprocessing.headers import cost_of, exif_fault
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,7 @@ MIN_SIDE = 16
 MAX_SIDE = 16384
 MAX_PIXELS = 64_000_000
 
-# The first Pillow whose decoder of a format has no known hole; all versions in pyproject.toml suit the other formats
-_SOUND_SINCE = {"TIFF": (13, 0)}
+_TIFF_SINCE = (13, 0)  # the first Pillow whose decoder of TIFF has no known hole
 _PILLOW = tuple(int(number) for number in re.findall(r"\d+", PIL.__version__)[:2])
 _USUAL_SCANS = 20  # this many scans of the largest picture take a second or two
 _MAX_PROFILE_BYTES = 4_000_000
@@ -63,6 +62,17 @@ _UPRIGHT = {  # EXIF orientation -> what makes the photo upright
 }
 _LIBRARY = ImageLimits()
 _ELSEWHERE = "; convert it to JPEG or PNG first."
+_KNOWN = (  # well-known formats that are not supported: how they start, what they are, how to convert them
+    (rb".{4}ftypavi[fs]", "an AVIF image", ""),
+    (
+        rb".{4}ftyp",
+        "a HEIC image or a video",
+        "On an iPhone: Settings, Camera, Formats, Most Compatible. In Python: the package `pillow-heif`, and pass the "
+        "PIL image.",
+    ),
+    (rb"[\xef\xbb\xbf\s]*(<svg|<(\?xml|!).*<svg)", "an SVG drawing", "Any browser or Inkscape exports PNG."),
+    (rb"[\xef\xbb\xbf\s]*(%pdf|%!ps|\xc5\xd0\xd3\xc6)", "a PDF or PostScript document", ""),
+)
 
 
 def load_image(source: Any, *, limits: ImageLimits = _LIBRARY) -> Image.Image:
@@ -105,16 +115,13 @@ def to_tensor(image: Image.Image, size: int | None = None) -> Float[Tensor, "1 3
     """
     if image.mode != "RGB":
         raise ValueError(f"`image` must be of mode RGB, got {image.mode}; pass it through `load_image` first.")
-    if size is not None:
-        if size < 1:
-            raise ValueError(f"`size` must be at least 1, got {size}.")
+    if size is not None and image.size != (size, size):
         if image.width != image.height:
             raise ValueError(
-                f"`image` must be square when `size` is given, got {image.width} x {image.height}; "
-                "crop it with `align_face` or `uncropped` first."
+                f"`image` must be square when `size` is given, got {image.width} x {image.height}; crop it with "
+                "`align_face` or `uncropped` first."
             )
-        if image.width != size:
-            image = image.resize((size, size), Image.Resampling.LANCZOS)
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, H, W), uint8
     return pixels.to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1
 
@@ -157,12 +164,8 @@ def list_images(folder: Path) -> list[str]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(root).relative_to(folder)
-        names += [
-            (inside / name).as_posix()
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
-        ]
+        found = [Path(root, name) for name in files if not name.startswith(".")]
+        names += [path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in suffixes]
     if not names:
         raise ValueError(f"{folder} holds no picture ({', '.join(sorted(suffixes))}).")
     return sorted(names)
@@ -199,64 +202,63 @@ def open_image(file: io.BytesIO | io.BufferedReader, name: str, limits: ImageLim
     head = file.read(1024)
     if not head:
         raise InvalidImageError(f"{name} is empty (0 bytes).")
-    _refuse_known(head, name, limits)
-    file_format = format_of(head)
+    for start, what, hint in _KNOWN:
+        if re.match(start, head, re.DOTALL | re.IGNORECASE):
+            raise InvalidImageError(f"{name} is {what}{_ELSEWHERE} {hint or _supported(limits)}")
+    unknown = InvalidImageError(f"{name} is not an image, or damaged. {_supported(limits)}")
+    Image.init()  # loads the formats
+    file_format = next((kind for kind in FORMATS if (accept := Image.OPEN[kind][1]) and accept(head[:16])), None)
     if file_format is None:
-        raise InvalidImageError(f"{name} is not an image, or damaged. {_supported(limits)}")
+        raise unknown
     _check_format(file_format, name, limits)
     file.seek(0)
     data = file.read()
-    cost = cost_of(data, file_format, name)
+    try:
+        cost = cost_of(data, file_format)
+    except ValueError as e:
+        raise InvalidImageError(f"{name} {e}") from e
     if cost.size is not None:
         _check_size(*cost.size, name, limits)
-        _check_cost(cost, cost.size[0] * cost.size[1], name, limits)
+        pixels = cost.size[0] * cost.size[1]
+        if cost.memory > limits.max_memory:
+            raise InvalidImageError(
+                f"{name} is a {cost.kind} of {pixels / 1e6:.1f} megapixels, which may take {cost.memory / 1e6:,.0f} "
+                f"MB of memory, and at most {limits.max_memory / 1e6:,.0f} MB are allowed; save it as an ordinary JPEG "
+                "or PNG."
+            )
+        if pixels * cost.scans > _USUAL_SCANS * limits.max_pixels:
+            raise InvalidImageError(
+                f"{name} is a {cost.kind} of {cost.scans} scans, too many for {pixels / 1e6:.0f} megapixels; save it "
+                "as an ordinary JPEG."
+            )
     try:
         with _pillow_quiet():
             image = Image.open(io.BytesIO(data), formats=[file_format])
     except Image.DecompressionBombError as e:  # Pillow noticed before `_check_size`
         raise InvalidImageError(f"{name} is too large: {_at_most(limits)}") from e
     except Exception as e:  # decoders of untrusted files raise nearly anything: SyntaxError, struct.error, ...
-        raise InvalidImageError(f"{name} is not an image, or damaged. {_supported(limits)}") from e
+        raise unknown from e
     if cost.size not in (None, image.size):
         raise InvalidImageError(f"{name} is damaged: its header gives two sizes, {cost.size} and {image.size}.")
     return image
-
-
-def _refuse_known(head: bytes, name: str, limits: ImageLimits) -> None:
-    """Refuse well-known formats that are not supported, and say how to convert them."""
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
-        raise InvalidImageError(f"{name} is an AVIF image{_ELSEWHERE} {_supported(limits)}")
-    if head[4:8] == b"ftyp":
-        raise InvalidImageError(
-            f"{name} is a HEIC image or a video{_ELSEWHERE} On an iPhone: Settings, Camera, Formats, Most Compatible. "
-            "In Python: the package `pillow-heif`, and pass the PIL image."
-        )
-    if text.startswith(b"<svg") or (text.startswith((b"<?xml", b"<!")) and b"<svg" in text):
-        raise InvalidImageError(f"{name} is an SVG drawing{_ELSEWHERE} Any browser or Inkscape exports PNG.")
-    if text.startswith((b"%pdf", b"%!ps", b"\xc5\xd0\xd3\xc6")):
-        raise InvalidImageError(f"{name} is a PDF or PostScript document{_ELSEWHERE} {_supported(limits)}")
 
 
 def _check_format(file_format: str | None, name: str, limits: ImageLimits) -> None:
     """Refuse formats outside the limits, and those that the installed Pillow does not decode safely."""
     if file_format in FORMATS and file_format not in limits.formats:
         raise InvalidImageError(f"{name} is a {file_format} image{_ELSEWHERE} {_supported(limits)}")
-    needed = _SOUND_SINCE.get(file_format or "", (0,))
-    if needed > _PILLOW:
-        version = ".".join(map(str, needed))
+    if file_format == "TIFF" and _PILLOW < _TIFF_SINCE:
+        installed, needed = (".".join(map(str, version)) for version in (_PILLOW, _TIFF_SINCE))
         raise InvalidImageError(
-            f"{name} is a {file_format} image, and Pillow {'.'.join(map(str, _PILLOW))} may put pieces of memory into "
-            f"those; Pillow {version} is needed. Convert it to PNG, or, if the web app is not installed: "
-            f"pip install 'pillow>={version}'"
+            f"{name} is a TIFF image, and Pillow {installed} may put pieces of memory into those; Pillow {needed} is "
+            f"needed. Convert it to PNG, or, if the web app is not installed: pip install 'pillow>={needed}'"
         )
 
 
 def _supported(limits: ImageLimits) -> str:
     """List the formats that are read, as a sentence."""
-    *names, last = (
-        {"WEBP": "WebP"}.get(each, each) for each in limits.formats if _SOUND_SINCE.get(each, (0,)) <= _PILLOW
-    )
+    sound = [each for each in limits.formats if each != "TIFF" or _PILLOW >= _TIFF_SINCE]
+    *names, last = ({"WEBP": "WebP"}.get(each, each) for each in sound)
     return f"Supported are {', '.join(names)} and {last}."
 
 
@@ -392,19 +394,6 @@ def _check_size(width: int, height: int, name: str, limits: ImageLimits) -> None
         raise InvalidImageError(f"{name} is too small: {width} x {height} pixels, at least {MIN_SIDE} a side needed.")
     if max(width, height) > MAX_SIDE or width * height > limits.max_pixels:
         raise InvalidImageError(f"{name} is too large: {width} x {height} pixels, {_at_most(limits)}")
-
-
-def _check_cost(cost: Cost, pixels: int, name: str, limits: ImageLimits) -> None:
-    if cost.memory > limits.max_memory:
-        raise InvalidImageError(
-            f"{name} is a {cost.kind} of {pixels / 1e6:.1f} megapixels, which may take {cost.memory / 1e6:,.0f} MB of "
-            f"memory, and at most {limits.max_memory / 1e6:,.0f} MB are allowed; save it as an ordinary JPEG or PNG."
-        )
-    if pixels * cost.scans > _USUAL_SCANS * limits.max_pixels:
-        raise InvalidImageError(
-            f"{name} is a {cost.kind} of {cost.scans} scans, too many for {pixels / 1e6:.0f} megapixels; save it as an "
-            "ordinary JPEG."
-        )
 
 
 def _at_most(limits: ImageLimits) -> str:

@@ -37,6 +37,11 @@ class Face:
     box: tuple[float, float, float, float]  # x0, y0, x1, y1
     score: float  # how sure the detector is, in [0, 1]
 
+    @property
+    def side(self) -> float:
+        """The longer side of the box."""
+        return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
+
 
 @runtime_checkable
 class LandmarkDetector(Protocol):
@@ -79,8 +84,8 @@ def get_landmark_detector(
 class FacexlibLandmarkDetector:
     """RetinaFace (Deng et al. 2020, arXiv:1905.00641) of facexlib (https://github.com/xinntao/facexlib, MIT).
 
-    It measures five points, which are what the FFHQ crop needs: the centres of the eyes, the tip of the nose and the
-    corners of the mouth. The other landmarks are placed on these or between them.
+    It measures the five points that the FFHQ crop needs: the centres of the eyes, the tip of the nose and the corners
+    of the mouth. The other landmarks are placed on these or between them.
     """
 
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
@@ -135,7 +140,7 @@ class FacexlibLandmarkDetector:
         for row in found:
             x0, y0, x1, y1 = (row[:4].reshape(2, 2) * scale).ravel().tolist()
             faces.append(Face(_spread_five_points(row[5:].reshape(5, 2) * scale), (x0, y0, x1, y1), float(row[4])))
-        return sorted(faces, key=lambda face: max(face.box[2] - face.box[0], face.box[3] - face.box[1]), reverse=True)
+        return sorted(faces, key=lambda face: face.side, reverse=True)
 
 
 def _spread_five_points(points: Float[np.ndarray, "5 2"]) -> Float[np.ndarray, "68 2"]:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from stylegan_inversion.bounds import BoundedConfig, number
 from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.preprocessing.align import uncropped
 from stylegan_inversion.preprocessing.image import MAX_PIXELS, MAX_SIDE, load_image, open_source, to_tensor
@@ -66,15 +67,11 @@ class SketchSource:
 
 
 @dataclass(frozen=True)
-class LabelSource:
+class LabelSource(BoundedConfig):
     """A label map, one whole number for each pixel: one channel for each label, 0 or 1. CelebAMask-HQ has 19 labels."""
 
     kind: ClassVar[str] = "labels"
-    num_labels: int = 19
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.num_labels, int) or not 1 <= self.num_labels <= 256:
-            raise ValueError(f"`num_labels` must be a whole number in [1, 256], got {self.num_labels!r}.")
+    num_labels: int = number(19, 1, 256)
 
     @property
     def in_channels(self) -> int:
@@ -113,8 +110,6 @@ class LabelSource:
         Raises:
             InvalidImageError: If `image` is not a label map, or holds a number that is not a label.
         """
-        if resolution < 1:
-            raise ValueError(f"`resolution` must be at least 1, got {resolution}.")
         labels = np.asarray(_check_labels(image, "The label map")).astype(np.int64)
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.num_labels:
@@ -157,12 +152,8 @@ def source_from_config(config: Mapping[str, Any]) -> Source:
     kind = options.pop("kind", None)
     if kind not in SOURCES:
         raise ValueError(f"`kind` of a source must be one of {', '.join(SOURCES)}, got {kind!r}.")
-    allowed = [field.name for field in fields(SOURCES[kind])]
-    for name in options:
-        if name not in allowed:
-            raise ValueError(
-                f"A source of kind {kind!r} has no option {name!r}; it has {', '.join(allowed) or 'none'}."
-            )
+    if unknown := options.keys() - {field.name for field in fields(SOURCES[kind])}:
+        raise ValueError(f"A source of kind {kind!r} has no option {', '.join(map(repr, sorted(unknown)))}.")
     return SOURCES[kind](**options)
 
 

@@ -203,15 +203,12 @@ def _where_drawn(images: Tensor, draws: Tensor, changed: Tensor, change: Callabl
 
 
 class AdaptiveProbability:
-    """The probability p that keeps the discriminator from overfitting: it follows r_t = E[sign(D(real))]."""
+    """The probability p that keeps the discriminator from overfitting: it follows r_t = E[sign(D(real))].
+
+    r_t is an average over at least `every` real pictures, after which p moves; the paper takes 4 batches of 64.
+    """
 
     def __init__(self, options: AdaptiveOptions, *, every: int = 256) -> None:
-        """Start it.
-
-        Args:
-            options: p at the start, the r_t that is held, and how fast p moves.
-            every: Real images between two moves of p, at least: r_t is their average. The paper: 4 batches of 64.
-        """
         self.target, self.kimg, self.p, self.every = options.target, options.kimg, options.p, every
         self.r_t = 0.0  # at the last move of p
         self._signs, self._images = 0.0, 0

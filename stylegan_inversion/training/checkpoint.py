@@ -39,7 +39,7 @@ def write_checkpoint(state: Mapping[str, Any], folder: Path, *, step: int, keep:
             raise CheckpointError(f"The state at step {step} is not saved: {key} holds NaN or infinity.")
     path = folder / f"step-{step:08d}.safetensors"
     hub.write_tensors(tensors, path, metadata={_STATE: json.dumps(tree)})
-    for old in _checkpoints(folder)[keep:]:
+    for old in _newest_first(folder)[keep:]:
         old.unlink(missing_ok=True)
     return path
 
@@ -56,7 +56,7 @@ def read_latest(folder: Path, *, sweep: bool = True) -> dict[str, Any] | None:
         hub.sweep(folder)
         for orphan in folder.glob(".tmp??????"):  # safetensors' own
             orphan.unlink(missing_ok=True)
-    paths = _checkpoints(folder)
+    paths = _newest_first(folder)
     for path in paths:
         try:
             return read_checkpoint(path)
@@ -75,17 +75,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is missing or damaged, or is not a checkpoint of a training run.
     """
-    texts = hub.read_metadata(path)
-    if _STATE not in texts:
-        raise CheckpointError(f"{path} holds tensors, but it is not a checkpoint of a training run.")
-    tensors = hub.read_tensors(path)
+    tensors, texts = hub.read_tensors(path), hub.read_header(path)[1]
     try:
         return dict(_unflatten(json.loads(texts[_STATE]), tensors))
     except (ValueError, KeyError, TypeError) as e:
-        raise CheckpointError(f"{path} does not describe its own tensors: {e}") from e
+        raise CheckpointError(f"{path} is not a checkpoint of a training run, or damaged: {e!r}.") from e
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.safetensors"), reverse=True)
 
 
@@ -95,11 +92,7 @@ def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
         tensors[name] = value.detach().clone()  # safetensors refuses tensors that share memory
         return {"tensor": name}
     if isinstance(value, Mapping):  # keys of an optimizer's state are numbers, which JSON has not
-        return {
-            "dict": [
-                [key, _flatten(item, f"{name}/{key}" if name else str(key), tensors)] for key, item in value.items()
-            ]
-        }
+        return {"dict": [[key, _flatten(item, f"{name}/{key}".lstrip("/"), tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
         items = [_flatten(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
         return {"tuple": items} if isinstance(value, tuple) else items

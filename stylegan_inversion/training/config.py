@@ -5,12 +5,11 @@ The comment beside a field is its text in `stylegan-inversion train --help`. No 
 
 import argparse
 import dataclasses
-import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from stylegan_inversion.bounds import check_bounds, number
 from stylegan_inversion.errors import MissingDependencyError
@@ -122,9 +121,8 @@ class E4EOptions:
 class EncoderRunConfig(RunConfig):
     """A training run of a pSp or e4e encoder."""
 
-    method: Literal["psp", "e4e"] = (
-        "psp"  # what is trained; `--method gan --help` lists the options of a generator's run
-    )
+    # what is trained; `--method gan --help` lists the options of a generator's run
+    method: Literal["psp", "e4e"] = "psp"
     output: str = "runs/encoder"  # folder of the run
     model: str = "faces64"  # whose generator: built-in model, folder, or repository on the Hub
     sources: str | None = None  # folder of sketches or label maps, for tasks that pair two pictures
@@ -160,7 +158,9 @@ class EncoderRunConfig(RunConfig):
     @property
     def extendable(self) -> bool:
         """Whether a stopped run may go on with more `steps`: e4e's stages are shares of its length."""
-        return self.method != "e4e" and super().extendable
+        from stylegan_inversion.models.encoders import ENCODERS  # needs PyTorch, which `--help` does without
+
+        return not ENCODERS[self.method].progressive and super().extendable
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ class GANConfig(RunConfig):
     ada: AdaptiveOptions = field(default_factory=AdaptiveOptions)
 
 
-CONFIGS: dict[str, type[RunConfig]] = {"psp": EncoderRunConfig, "e4e": EncoderRunConfig, "gan": GANConfig}
+CONFIGS: tuple[type[RunConfig], ...] = (EncoderRunConfig, GANConfig)
 
 
 def check(config: Any, prefix: str = "") -> None:
@@ -272,16 +272,16 @@ def check(config: Any, prefix: str = "") -> None:
             check(value, f"{prefix}{each.name}.")
 
 
-def load_config(arguments: Sequence[str] = (), configs: Mapping[str, type[RunConfig]] = CONFIGS) -> RunConfig:
+def load_config(arguments: Sequence[str] = (), configs: Sequence[type[RunConfig]] = CONFIGS) -> RunConfig:
     """Read the config of a run from the command line; `--help` and wrong options end the program, as usual there.
 
     Args:
         arguments: `--config FILE`, a YAML file with the fields of the config; then `--method NAME` and fields such as
             `--optimizer.lr 1e-4`, which win over the file.
-        configs: Config classes by method; the first one is the default.
+        configs: Config classes. The methods are the choices of their fields `method`; the first one is the default.
 
     Raises:
-        ValueError: If the file cannot be read, or holds a field or a method that does not exist.
+        ValueError: If the file cannot be read, or the method does not exist.
         MissingDependencyError: If tyro is not installed.
     """
     try:
@@ -290,49 +290,36 @@ def load_config(arguments: Sequence[str] = (), configs: Mapping[str, type[RunCon
     except ImportError as e:
         raise MissingDependencyError.of_extra(f"Training needs tyro, which cannot be imported ({e}).", "train") from e
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config")
+    parser.add_argument("--config", type=Path)
     parser.add_argument("--method")
     chosen, others = parser.parse_known_args(arguments)
-    path = chosen.config
     values: Any = {}
-    if path is not None:
+    if chosen.config is not None:
         try:
-            values = yaml.load(Path(path).read_text("utf-8"), yaml.BaseLoader) or {}  # texts as they are typed
-        except OSError as e:
-            raise ValueError(f"The config cannot be read: {e}") from e
-        except (yaml.YAMLError, UnicodeDecodeError) as e:
-            raise ValueError(f"{path} is not YAML: {e}") from e
+            values = yaml.load(chosen.config.read_text("utf-8"), yaml.BaseLoader) or {}  # texts as they are typed
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+            raise ValueError(f"The config cannot be read: {chosen.config}: {e}") from e
         if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold NAME: VALUE lines.")
-    method = str(chosen.method or values.get("method") or next(iter(configs)))
-    if method not in configs:
-        raise ValueError(f"`method` must be one of {', '.join(configs)}, got {method!r}.")
-    given = _as_arguments(configs[method], values | {"method": method}, source=str(path))
-    return tyro.cli(configs[method], prog="stylegan-inversion train", args=[*given, *others])
+            raise ValueError(f"{chosen.config} must hold NAME: VALUE lines.")
+    methods = {name: cls for cls in configs for name in get_args(get_type_hints(cls)["method"])}
+    method = str(chosen.method or values.get("method") or next(iter(methods)))
+    if method not in methods:
+        raise ValueError(f"`method` must be one of {', '.join(methods)}, got {method!r}.")
+    given = _as_arguments(values | {"method": method})
+    return tyro.cli(methods[method], prog="stylegan-inversion train", args=[*given, *others])
 
 
-def _as_arguments(cls: type[Any], values: Mapping[str, Any], *, source: str, prefix: str = "") -> Iterator[str]:
-    """The values of a YAML file as command line arguments, so that one parser reads both."""
-    types = {each.name: each.type for each in dataclasses.fields(cls)}
+def _as_arguments(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The values of a YAML file as command line arguments, so that one parser reads and checks both."""
     for name, value in values.items():
-        if name not in types:
-            near = difflib.get_close_matches(str(name), types, n=1)
-            known = f"Did you mean '{prefix}{near[0]}'?" if near else f"It has {', '.join(types)}."
-            raise ValueError(f"{source} has no field '{prefix}{name}'. {known}")
-        nested = types[name]
-        option = f"--{prefix}{name}"
-        if isinstance(nested, type) and dataclasses.is_dataclass(nested):
-            if not isinstance(value, dict):
-                raise ValueError(f"{source}: `{prefix}{name}` must hold NAME: VALUE lines, got {value!r}.")
-            yield from _as_arguments(nested, value, source=source, prefix=f"{prefix}{name}.")
-        elif nested is bool:
-            if value not in ("true", "false"):
-                raise ValueError(f"{source}: `{prefix}{name}` must be true or false, got {value!r}.")
-            yield option if value == "true" else f"--{prefix}no-{name}"
+        if isinstance(value, dict):
+            yield from _as_arguments(value, f"{prefix}{name}.")
         elif isinstance(value, list):
-            yield from (option, *map(str, value))
+            yield from (f"--{prefix}{name}", *map(str, value))
+        elif value in ("true", "false"):
+            yield f"--{prefix}{name}" if value == "true" else f"--{prefix}no-{name}"
         else:
-            yield f"{option}={'None' if value in ('null', '') else value}"
+            yield from (f"--{prefix}{name}", "None" if value in ("null", "") else value)
 
 
 def config_dict(config: RunConfig) -> dict[str, Any]:

@@ -5,15 +5,14 @@ the number of processes or workers changes nothing.
 """
 
 import os
-import zlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -23,18 +22,6 @@ from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.models.generator import Generator as StyleGAN
 from stylegan_inversion.preprocessing.image import list_images, load_image
 from stylegan_inversion.training.tasks import Task
-
-if TYPE_CHECKING:  # evaluation draws by `seeded`, and needs no Accelerate
-    from accelerate import Accelerator
-
-
-def seeded(seed: int, purpose: str, number: int, *, device: torch.device | str | None = None) -> torch.Generator:
-    """Give a random source for a purpose and a number, such as a step: two purposes share no draws.
-
-    `device` is where it draws, `None` the CPU; another kind of device draws other numbers.
-    """
-    words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), number]).generate_state(2, np.uint32)
-    return torch.Generator(device or "cpu").manual_seed((int(words[0]) << 31) ^ int(words[1]))
 
 
 @contextmanager
@@ -73,18 +60,20 @@ class FaceFolder(Dataset[dict[str, Any]]):
             seed: Seed of the order and of the random changes, >= 0.
             training: Shuffle and augment. False takes each picture as it is, in the order of the names.
             sources: Folder of the sources, for paired tasks: the same relative names, but for the suffix.
+
+        Raises:
+            ValueError: If a folder holds no picture, or the sources do not fit the task or the targets.
         """
         if task.paired and sources is None:
             raise ValueError(f"Task {task.name!r} needs a folder of sources beside the targets: give `sources`.")
         if not task.paired and sources is not None:
             raise ValueError(f"Task {task.name!r} makes its sources from the targets: leave out `sources`.")
         self.task, self.seed, self.training = task, seed, training
-        self.input_resolution, self.output_resolution = input_resolution, output_resolution
-        self.targets = Path(targets)
+        self.sides = {"input_resolution": input_resolution, "output_resolution": output_resolution}
+        self.targets, self.sources = Path(targets), Path(sources or targets)
         self.names = list_images(self.targets)  # relative to the folder, in order of the index
-        self.sources = Path(sources or targets)
-        self.source_names = self._match(list_images(self.sources)) if task.paired else []
-        self._orders: dict[int, list[int]] = {}
+        self.source_names = match_sources(self.names, self.sources) if task.paired else []
+        self._epoch, self._order = -1, list[int]()
 
     def __len__(self) -> int:
         """How many pictures: examples of an epoch."""
@@ -99,7 +88,7 @@ class FaceFolder(Dataset[dict[str, Any]]):
         index, rng = position, None
         if self.training:
             epoch, place = divmod(position, len(self))
-            index, rng = self._order(epoch)[place], seeded(self.seed, "augmentation", position)
+            index, rng = self._shuffled(epoch)[place], latents.seeded(self.seed, "augmentation", position)
         path = self.targets / self.names[index]
         try:
             target = load_image(path)
@@ -107,35 +96,35 @@ class FaceFolder(Dataset[dict[str, Any]]):
             if self.task.paired:
                 path = self.sources / self.source_names[index]
                 source = self.task.source.load(path)
-            sides = {"input_resolution": self.input_resolution, "output_resolution": self.output_resolution}
-            x, y = self.task.pair(source, target, **sides, rng=rng)
+            x, y = self.task.pair(source, target, **self.sides, rng=rng)
         except Exception as e:  # decoders raise nearly anything
             reason = str(e) if isinstance(e, InvalidImageError) else f"it cannot be used: {_one_line(e)}."
             raise InvalidImageError(f"{path}: {reason} Replace the file, then resume.") from e
         return {"x": x, "y": y, "index": index}
 
-    def _order(self, epoch: int) -> list[int]:
-        """The pictures of an epoch, shuffled; the last two epochs are kept."""
-        if epoch not in self._orders:
-            order = torch.randperm(len(self), generator=seeded(self.seed, "order", epoch)).tolist()
-            self._orders = {**dict(list(self._orders.items())[-1:]), epoch: order}
-        return self._orders[epoch]
+    def _shuffled(self, epoch: int) -> list[int]:
+        """The pictures of an epoch in its order; the last one that was asked for is kept."""
+        if epoch != self._epoch:
+            order = torch.randperm(len(self), generator=latents.seeded(self.seed, "order", epoch))
+            self._epoch, self._order = epoch, order.tolist()
+        return self._order
 
-    def _match(self, sources: list[str]) -> list[str]:
-        """The source of each target: the same relative path, but for the suffix."""
-        by_stem: dict[PurePath, str] = {}
-        for name in sources:
-            if (stem := PurePath(name).with_suffix("")) in by_stem:
-                raise ValueError(f"{self.sources} holds two sources of one name: {by_stem[stem]} and {name}.")
-            by_stem[stem] = name
-        stems = [PurePath(name).with_suffix("") for name in self.names]
-        missing = [name for name, stem in zip(self.names, stems) if stem not in by_stem]
-        if missing:
-            raise ValueError(
-                f"{len(missing)} of {len(self)} targets have no source in {self.sources}: {', '.join(missing[:5])}"
-                f"{', ...' if len(missing) > 5 else ''}. A source has its target's path, but for the suffix."
-            )
-        return [by_stem[stem] for stem in stems]
+
+def match_sources(targets: list[str], folder: Path) -> list[str]:
+    """Find the source of each target in a folder: the same relative path, but for the suffix."""
+    by_stem: dict[PurePath, str] = {}
+    for name in list_images(folder):
+        if (stem := PurePath(name).with_suffix("")) in by_stem:
+            raise ValueError(f"{folder} holds two sources of one name: {by_stem[stem]} and {name}.")
+        by_stem[stem] = name
+    stems = [PurePath(name).with_suffix("") for name in targets]
+    missing = [name for name, stem in zip(targets, stems) if stem not in by_stem]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(targets)} targets have no source in {folder}: {', '.join(missing[:5])}"
+            f"{', ...' if len(missing) > 5 else ''}. A source has its target's path, but for the suffix."
+        )
+    return [by_stem[stem] for stem in stems]
 
 
 def positions(
@@ -166,10 +155,11 @@ def load_batches(
         InvalidImageError: If a picture cannot be used; the message names the file.
     """
     loader = DataLoader(
-        _ErrorsAsValues(dataset),
-        batch_sampler=batches,
+        _Batches(dataset),
+        sampler=batches,
+        batch_size=None,
         num_workers=num_workers,
-        collate_fn=_collate,
+        collate_fn=_unchanged,
         worker_init_fn=_leave_group,
         generator=torch.Generator().manual_seed(0),  # or the loader would draw from the global one
     )
@@ -179,31 +169,29 @@ def load_batches(
         yield batch
 
 
-class _ErrorsAsValues(Dataset[Any]):
-    """Give errors back as values: raised in a worker, they would come wrapped in its traceback."""
+class _Batches(Dataset[Any]):
+    """Whole batches, with errors as values: raised in a worker, they would come wrapped in its traceback."""
 
     def __init__(self, dataset: FaceFolder) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, position: int) -> dict[str, Any] | InvalidImageError:
+    def __getitem__(self, batch: list[int]) -> dict[str, Any] | InvalidImageError:
         try:
-            return self.dataset[position]
+            return dict(default_collate([self.dataset[position] for position in batch]))
         except InvalidImageError as e:
             return InvalidImageError(str(e))
+        except Exception as e:  # as on a full /dev/shm
+            return InvalidImageError(f"A batch failed: {_one_line(e)}. Lower `num_workers` or `batch_size`.")
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 def _leave_group(_: int) -> None:
     """Put a worker out of reach of Ctrl-C and of signals to the group: the run ends its step, saves, then ends it."""
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
-
-
-def _collate(examples: list[Any]) -> Any:
-    errors = [example for example in examples if isinstance(example, InvalidImageError)]
-    try:
-        return errors[0] if errors else default_collate(examples)
-    except Exception as e:  # as on a full /dev/shm
-        return InvalidImageError(f"A batch failed: {_one_line(e)}. Lower `num_workers` or `batch_size`.")
 
 
 def _one_line(error: Exception) -> str:
@@ -218,13 +206,13 @@ class SeededDraws:
     micro-batch in this process, and `count` how many examples it has.
     """
 
-    def __init__(self, generator: StyleGAN, accelerator: "Accelerator", *, seed: int) -> None:
+    def __init__(self, generator: StyleGAN, accelerator: Accelerator, *, seed: int) -> None:
         self.generator, self.seed = generator, seed
         self.device, self.rank, self.world = accelerator.device, accelerator.process_index, accelerator.num_processes
 
     def w(self, step: int, count: int) -> tuple[Tensor, torch.Generator]:
         """Codes of the mapping network, (count, w_dim), and the source to draw on from; the same in each process."""
-        rng = seeded(self.seed, "w", step)
+        rng = latents.seeded(self.seed, "w", step)
         z = torch.randn(count, self.generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
         with torch.no_grad():
             return self.generator.mapping(z.to(self.device)), rng
@@ -235,18 +223,13 @@ class SeededDraws:
 
     def normal(self, purpose: str, serial: int, shape: tuple[int, ...]) -> Tensor:
         """Standard normal numbers of a shape, whose first axis counts the examples."""
-        sources = self.sources(purpose, serial, shape[0], device=self.device)
-        return torch.stack(
-            [torch.randn(shape[1:], generator=rng, device=self.device, dtype=torch.float32) for rng in sources]
-        )
+        return latents.seeded_normal(self.sources(purpose, serial, shape[0], device=self.device), *shape[1:])
 
     def numbered(self, purpose: str, numbers: Sequence[int], size: int) -> Tensor:
         """Standard normal vectors, (len(numbers), size), that belong to numbers, the same in each process."""
-        rows = [
-            torch.randn(size, generator=seeded(self.seed, purpose, number), device="cpu", dtype=torch.float32)
-            for number in numbers
-        ]
-        return torch.stack(rows).to(self.device)
+        return latents.seeded_normal([latents.seeded(self.seed, purpose, number) for number in numbers], size).to(
+            self.device
+        )
 
     def styles(self, purpose: str, serial: int, count: int, *, mixing: float) -> tuple[Tensor, Tensor]:
         """Codes of samples, (count, num_ws, w_dim), with gradients into the mapping network, and the first w of each.
@@ -274,27 +257,18 @@ class SeededDraws:
         if count == 0:
             return torch.empty(0, 3, side, side, device=self.device), torch.empty(0, sizes.w_dim, device=self.device)
         sources = self.sources("synthetic", serial, count, device=self.device)
-        z = torch.cat(
-            [torch.randn(1, sizes.z_dim, generator=rng, device=self.device, dtype=torch.float32) for rng in sources]
-        )
-        w = self.generator.mapping(z)
-        w_plus = latents.broadcast(w, self.generator.num_ws)
-        images = self.generator.synthesis(w_plus, noise=self._noise(sources))
+        w = self.generator.mapping(latents.seeded_normal(sources, sizes.z_dim))
+        images = self.generator.synthesis(latents.broadcast(w, self.generator.num_ws), noise=self._noise(sources))
         if side != sizes.resolution:
             images = F.interpolate(images, size=side, mode="bilinear", antialias=True, align_corners=False)
         return images.clamp(-1, 1), w
 
     def sources(
-        self, purpose: str, serial: int, count: int, *, device: torch.device | None = None
+        self, purpose: str, serial: int, count: int, *, device: torch.device | str = "cpu"
     ) -> list[torch.Generator]:
         """A random source for each example of a micro-batch, by its place among those of all processes."""
         first = (serial * self.world + self.rank) * count
-        return [seeded(self.seed, purpose, first + i, device=device) for i in range(count)]
+        return [latents.seeded(self.seed, purpose, first + i, device=device) for i in range(count)]
 
     def _noise(self, sources: list[torch.Generator]) -> list[Tensor]:
-        sides = [conv.noise_const.shape for conv in self.generator.synthesis.convs]
-        sizes = [side.numel() for side in sides]
-        flat = torch.stack(
-            [torch.randn(sum(sizes), generator=rng, device=self.device, dtype=torch.float32) for rng in sources]
-        )
-        return [part.view(len(sources), 1, *side) for part, side in zip(flat.split(sizes, dim=1), sides)]
+        return latents.seeded_noise([conv.noise_const.shape for conv in self.generator.synthesis.convs], sources)

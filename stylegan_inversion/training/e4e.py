@@ -7,7 +7,6 @@ draw from a seeded source, so a resumed run is exact.
 """
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,14 +53,10 @@ class WPool:
         for code in w:
             if len(pool) < self.size:
                 pool = torch.cat([pool, code[None]])
-                result.append(code)
             elif float(torch.rand((), generator=rng)) < 0.5:
                 index = int(torch.randint(self.size, (), generator=rng))
-                result.append(pool[index].clone())
-                pool = pool.clone()
-                pool[index] = code
-            else:
-                result.append(code)
+                code, pool[index] = pool[index].clone(), code
+            result.append(code)
         self.w = pool
         return torch.stack(result)
 
@@ -95,44 +90,31 @@ class LatentAdversary:
         Returns:
             The loss, and R1 where it was computed, and whether both were finite. If not, nothing has changed.
         """
-        lazy = step % self.r1_every == 0
-        pools = self.real_pool.w, self.fake_pool.w
-        before = copy.deepcopy(self.state()) if lazy else None  # two updates are undone together
+        before = copy.deepcopy(self.state())
         layers = torch.randint(stage + 1, (len(w_plus),), generator=rng).to(w_plus.device)
         fake_w = self.fake_pool.query(w_plus[torch.arange(len(w_plus), device=w_plus.device), layers], rng)
         real_w = self.real_pool.query(real_w, rng)
-
-        def logistic() -> Tensor:
-            return discriminator_loss(self.network(real_w), self.network(fake_w))
-
-        def penalty() -> Tensor:
+        self.network.requires_grad_(True)
+        loss = discriminator_loss(self.network(real_w), self.network(fake_w))
+        terms, finite = {"discriminator": loss.detach()}, self._descend(loss)
+        if finite and step % self.r1_every == 0:
             w = real_w.detach().requires_grad_()
-            return r1_penalty(self.network(w), w) * (self.r1 / 2 * self.r1_every)
-
-        terms = {}
-        terms["discriminator"], finite = self._descend(logistic)
-        if lazy and finite:
-            terms["r1"], finite = self._descend(penalty)
-        if not finite:
-            if before is not None:
-                self.load_state(before)
-            self.real_pool.w, self.fake_pool.w = pools
+            penalty = r1_penalty(self.network(w), w) * (self.r1 / 2 * self.r1_every)
+            terms["r1"], finite = penalty.detach(), self._descend(penalty)
+        self.network.requires_grad_(False)
+        if not finite:  # two updates are undone together, and the pools with them
+            self.load_state(before)
         return terms, finite
 
-    def _descend(self, loss_of: Callable[[], Tensor]) -> tuple[Tensor, bool]:
-        self.network.requires_grad_(True)
-        try:
-            loss = loss_of()
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-            finite = bool(torch.isfinite(torch.stack([g.sum() for g in gradients])).all())
-            if finite:
-                self.optimizer.step()
-        finally:
-            self.optimizer.zero_grad(set_to_none=True)
-            self.network.requires_grad_(False)
-        return loss.detach(), finite
+    def _descend(self, loss: Tensor) -> bool:
+        """Follow the gradient of a loss if it is finite."""
+        loss.backward()
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        finite = bool(torch.isfinite(torch.stack([g.sum() for g in gradients])).all())
+        if finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return finite
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs."""

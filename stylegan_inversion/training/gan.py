@@ -1,13 +1,14 @@
 """The training of a StyleGAN2 generator against a discriminator: what a run starts from, one step of it, its score.
 
 Papers: Karras et al. 2020, arXiv:1912.04958 (losses, lazy regularisation, path length), and arXiv:2006.06676 (adaptive
-augmentation); Heusel et al. 2017, arXiv:1706.08500 (Frechet distance). Original code: NVlabs/stylegan2-ada-pytorch
-(NVIDIA Source Code Licence; not used). Own code. Departures: R1 is taken of the augmented pictures, as the
-discriminator sees them; the mean path length is that of all processes.
+augmentation). Original code: NVlabs/stylegan2-ada-pytorch (NVIDIA Source Code Licence; not used). Own code.
+Departures: R1 is taken of the augmented pictures, as the discriminator sees them; the mean path length is that of all
+processes.
 """
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from stylegan_inversion import hub, latents
 from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
+from stylegan_inversion.losses.frechet import frechet_distance, pool_features
 from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.losses.path_length import path_length, path_length_penalty
 from stylegan_inversion.models.discriminator import Discriminator, DiscriminatorConfig
@@ -29,7 +31,7 @@ from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.training.augment import AdaptiveProbability, augment
 from stylegan_inversion.training.config import GANConfig, GeneratorOptions
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
-from stylegan_inversion.training.objective import check_side
+from stylegan_inversion.training.objective import Terms, add_terms, check_side
 from stylegan_inversion.training.ranger import apply_gradients, lazy_options, make_optimizer, update_ema
 from stylegan_inversion.training.tasks import Pictures
 
@@ -39,7 +41,6 @@ PIPELINE = {"_class_name": "PTIPipeline", "crop_scale": 1.0}  # the pipeline tha
 STATEFUL = ("generator", "average", "discriminator", "optimizer", "discriminator_optimizer")
 
 Batches = Sequence[dict[str, Tensor]]
-Terms = dict[str, Tensor]
 
 
 class GANLearner:
@@ -108,30 +109,28 @@ class GANLearner:
             )
         return discriminator
 
-    def open_data(self, *, training: bool = True) -> FaceFolder | None:
-        """The pictures that are trained on, or the same unchanged."""
-        return self._folder(self.config.data, training=training)
-
-    def open_validation_data(self) -> FaceFolder | None:
-        """The pictures that are held out; `None` if there are none."""
-        folder = self._folder(self.config.validation_data, training=False)
+    def open_data(self, *, held_out: bool = False, training: bool = True) -> FaceFolder | None:
+        """The pictures of the run; `None` if there are no held-out ones."""
+        config, side = self.config, self.generator.config.resolution
+        folder = config.validation_data if held_out else config.data
         if folder is None:
             return None
-        if (count := min(len(folder), self.config.validation_images)) < 2:
+        pictures = FaceFolder(
+            folder,
+            Pictures(mirror=config.mirror),
+            input_resolution=side,
+            output_resolution=side,
+            seed=config.seed,
+            training=training and not held_out,
+        )
+        if held_out and (count := min(len(pictures), config.validation_images)) < 2:
             raise ValueError(
                 f"A Frechet distance needs at least 2 pictures in `validation_data`, and `validation_images` >= 2, "
                 f"got {count}."
             )
-        check_side(self.perceptual, self.generator.config.resolution, otherwise="leave out validation_data")
-        return folder
-
-    def _folder(self, folder: str | None, *, training: bool) -> FaceFolder | None:
-        if folder is None:
-            return None
-        side, task = self.generator.config.resolution, Pictures(mirror=self.config.mirror)
-        return FaceFolder(
-            folder, task, input_resolution=side, output_resolution=side, seed=self.config.seed, training=training
-        )
+        if held_out:
+            check_side(self.perceptual, side, otherwise="leave out validation_data")
+        return pictures
 
     def step(self, batches: Batches, step: int) -> tuple[Terms, bool]:
         """Train for one step: the generator, its path length, the discriminator, its R1; the second and last are lazy.
@@ -145,31 +144,19 @@ class GANLearner:
         if options.path_length and options.path_length_every and step % options.path_length_every == 0:
             more, fine = self._path_length_step(batches, step)
             terms, finite = terms | more, finite and fine
-            self._remember(more if fine else {})
         images = len(batches) * self.config.batch_size * self.accelerator.num_processes
         if finite:
-            update_ema(self.average, self.generator, self._decay((step + 1) * images, images))
+            half_life = options.ema_kimg * 1000
+            if options.ema_rampup:
+                half_life = min(half_life, (step + 1) * images * options.ema_rampup)
+            update_ema(self.average, self.generator, 0.5 ** (images / max(half_life, 1e-8)))
         more, fine = self._discriminator_step(batches, step)
         terms, finite = terms | more, finite and fine
         if options.r1 and options.r1_every and step % options.r1_every == 0:
             more, fine = self._r1_step(batches, step)
             terms, finite = terms | more, finite and fine
-            self._remember(more if fine else {})
         terms["augmentation"] = torch.tensor(self.ada.p, device=self.accelerator.device)
         return self.lazy | terms, finite
-
-    def _remember(self, lazy: Terms) -> None:
-        """Keep means over the processes: a resumed run gets the main one's state."""
-        for name, term in lazy.items():
-            self.lazy[name] = cast(Tensor, self.accelerator.reduce(term, reduction="mean"))
-
-    def _decay(self, seen: int, images: int) -> float:
-        """Decay of the average generator for a step of `images` pictures, when `seen` have been seen."""
-        options = self.config.adversarial
-        half_life = options.ema_kimg * 1000
-        if options.ema_rampup:
-            half_life = min(half_life, seen * options.ema_rampup)
-        return 0.5 ** (images / max(half_life, 1e-8))
 
     def fakes(self, batch: dict[str, Tensor], serial: int, purpose: str) -> tuple[Tensor, Tensor]:
         """Draw pictures of the generator, (B, 3, R, R); and the first w of the samples, (count, w_dim)."""
@@ -200,19 +187,17 @@ class GANLearner:
         terms: Terms = {}
         self.drawn = []
         mean_w = torch.zeros_like(self.generator.w_avg)
-        for micro, batch in enumerate(batches):
-            serial = step * len(batches) + micro
+        for serial, batch in enumerate(batches, step * len(batches)):
             with self.accelerator.autocast():
                 images, w = self.fakes(batch, serial, "generator")
                 self.drawn.append(images.detach())
                 parts = self.generator_terms(images, batch, serial)
             self.accelerator.backward(parts["loss"] / len(batches))
-            _add(terms, parts, len(batches))
+            add_terms(terms, parts, len(batches))
             mean_w += w.detach().float().mean(dim=0) / len(batches)
         finite = self._apply(self.optimizer, terms["loss"])
         if finite:
-            mean_w = cast(Tensor, self.accelerator.reduce(mean_w, reduction="mean"))
-            self.generator.w_avg.lerp_(mean_w, 1 - self.config.adversarial.w_avg_decay)
+            self.generator.w_avg.lerp_(self._mean(mean_w), 1 - self.config.adversarial.w_avg_decay)
         return terms, finite
 
     def _path_length_step(self, batches: Batches, step: int) -> tuple[Terms, bool]:
@@ -221,8 +206,7 @@ class GANLearner:
         side = self.generator.config.resolution
         terms: Terms = {}
         new_mean = torch.zeros_like(self.mean_length)
-        for micro in range(len(batches)):
-            serial = step * len(batches) + micro
+        for serial, _ in enumerate(batches, step * len(batches)):
             w_plus, _ = self.draws.styles("path length", serial, count, mixing=options.style_mixing)
             noise = self.noise(serial, count, "path length noise")
             with torch.compiler.set_stance("force_eager"):  # its gradients are differentiated again
@@ -230,23 +214,21 @@ class GANLearner:
             lengths = path_length(images, w_plus, self.draws.normal("direction", serial, (count, 3, side, side)))
             penalty, mean = path_length_penalty(lengths, self.mean_length)
             self.accelerator.backward(penalty * (options.path_length * options.path_length_every / len(batches)))
-            _add(terms, {"path length": lengths.mean(), "path length penalty": penalty}, len(batches))
+            add_terms(terms, {"path length": lengths.mean(), "path length penalty": penalty}, len(batches))
             new_mean += mean / len(batches)
         finite = self._apply(self.optimizer, terms["path length penalty"])
         if finite:
-            self.mean_length = cast(Tensor, self.accelerator.reduce(new_mean, reduction="mean"))
+            self.mean_length = self._mean(new_mean)
+            self._remember(terms)
         return terms, finite
 
     def _discriminator_step(self, batches: Batches, step: int) -> tuple[Terms, bool]:
         terms: Terms = {}
         signs = torch.zeros((), device=self.accelerator.device)
-        reuse = self.config.adversarial.reuse_samples
         self.discriminator.requires_grad_(True)
-        for micro, batch in enumerate(batches):
-            serial = step * len(batches) + micro
+        for serial, (batch, images) in enumerate(zip(batches, self.drawn), step * len(batches)):
             with self.accelerator.autocast():
-                images = self.drawn[micro]
-                if not reuse:
+                if not self.config.adversarial.reuse_samples:
                     with torch.no_grad():
                         images, _ = self.fakes(batch, serial, "discriminator")
                 fake = self.discriminator(self._augment(images, serial, "fake"))
@@ -255,7 +237,7 @@ class GANLearner:
             self.accelerator.backward(loss / len(batches))
             signs += real.detach().float().sign().sum()
             scores = {"discriminator": loss, "real score": real.mean(), "fake score": fake.mean()}
-            _add(terms, scores, len(batches))
+            add_terms(terms, scores, len(batches))
         finite = self._apply(self.discriminator_optimizer, terms["discriminator"])
         self.discriminator.requires_grad_(False)
         if finite:
@@ -267,13 +249,15 @@ class GANLearner:
         options = self.config.adversarial
         terms: Terms = {}
         self.discriminator.requires_grad_(True)
-        for micro, batch in enumerate(batches):
-            real = self._augment(batch["y"], step * len(batches) + micro, "real").detach().requires_grad_()
+        for serial, batch in enumerate(batches, step * len(batches)):
+            real = self._augment(batch["y"], serial, "real").detach().requires_grad_()
             penalty = r1_penalty(self.discriminator(real), real)
             self.accelerator.backward(penalty * (options.r1 / 2 * options.r1_every / len(batches)))
-            _add(terms, {"r1": penalty}, len(batches))
+            add_terms(terms, {"r1": penalty}, len(batches))
         finite = self._apply(self.discriminator_optimizer, terms["r1"])
         self.discriminator.requires_grad_(False)
+        if finite:
+            self._remember(terms)
         return terms, finite
 
     def _apply(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> bool:
@@ -281,6 +265,14 @@ class GANLearner:
         finite = apply_gradients(self.accelerator, optimizer, loss, max_norm=self.config.optimizer.max_grad_norm)
         optimizer.zero_grad(set_to_none=True)
         return finite
+
+    def _mean(self, value: Tensor) -> Tensor:
+        """The mean over all processes."""
+        return cast(Tensor, self.accelerator.reduce(value, reduction="mean"))
+
+    def _remember(self, terms: Terms) -> None:
+        """Keep the terms of a regulariser for the log of the steps without it, as means over all processes."""
+        self.lazy |= {name: self._mean(term) for name, term in terms.items()}
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[dict[str, Tensor]], *, score: bool) -> tuple[dict[str, float], list[Tensor]]:
@@ -293,7 +285,8 @@ class GANLearner:
         real: dict[str, list[Tensor]] = {name: [] for name in self.score_features}
         fake: dict[str, list[Tensor]] = {name: [] for name in self.score_features}
         columns: list[Tensor] = []
-        for y, index in (piece for batch in batches for piece in _split(batch)):
+        pieces = (zip(batch["y"].split(SCORED_AT_ONCE), batch["index"].split(SCORED_AT_ONCE)) for batch in batches)
+        for y, index in itertools.chain.from_iterable(pieces):
             w = self.average.mapping(draws.numbered("progress", index.tolist(), self.average.config.z_dim))
             w_plus = latents.broadcast(w, self.average.num_ws)
             images = self.average.synthesis(w_plus).clamp(-1, 1)
@@ -303,8 +296,8 @@ class GANLearner:
             if not score:
                 break
             for name, features in self.score_features.items():
-                real[name].append(_pool(features(y)))
-                fake[name].append(_pool(features(images)))
+                real[name].append(pool_features(features(y)).cpu().double())
+                fake[name].append(pool_features(features(images)).cpu().double())
         if not score:
             return {}, columns
         values = {name: frechet_distance(_everyone(real[name]), _everyone(fake[name])) for name in real}
@@ -369,41 +362,6 @@ def grow_generator(generator: Generator, resolution: int) -> Generator:
     return grown
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Squared Frechet distance between Gaussians fitted to two sets of features, (N, D), float64, on the CPU.
-
-    |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)); the last trace is the sum of the singular values of A^(1/2) B^(1/2).
-    Figures of different N are not comparable.
-    """
-    cov_a, cov_b = a.T.cov(), b.T.cov()
-    cross = torch.linalg.svdvals(_root(cov_a).T @ _root(cov_b)).sum()
-    return max(0.0, ((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross).item())
-
-
-def _root(cov: Tensor) -> Tensor:
-    """L, (D, rank), with L L^T = `cov`; axes that are only rounding are left out."""
-    values, vectors = torch.linalg.eigh(cov)
-    kept = values > values[-1].clamp_min(0) * len(cov) * torch.finfo(cov.dtype).eps
-    return vectors[:, kept] * values[kept].sqrt()
-
-
-def _pool(layers: Sequence[Tensor]) -> Tensor:
-    """One vector a picture, (B, D): each layer averaged over its pixels, at a scale of about unit mean square."""
-    pooled = torch.cat([layer.flatten(2).mean(dim=2) if layer.ndim > 2 else layer for layer in layers], dim=1)
-    return (pooled * (pooled.shape[1] / len(layers)) ** 0.5).cpu().double()
-
-
 def _everyone(features: list[Tensor]) -> Tensor:
     """Features of the pictures of all processes, (N, D)."""
     return torch.cat([part for parts in gather_object([features]) for part in parts])
-
-
-def _split(batch: dict[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pictures and their numbers, a few at once: the batch of a run may be large."""
-    return zip(batch["y"].split(SCORED_AT_ONCE), batch["index"].split(SCORED_AT_ONCE))
-
-
-def _add(sums: Terms, terms: Terms, micro_batches: int) -> None:
-    """Add the terms of a micro-batch to their means."""
-    for name, term in terms.items():
-        sums[name] = sums.get(name, torch.zeros_like(term)) + term.detach() / micro_batches

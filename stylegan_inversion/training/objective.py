@@ -4,24 +4,30 @@ Papers: Richardson et al. 2021 (pSp), arXiv:2008.00951, section 3.2; Tov et al. 
 section 3.3.
 """
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
-from stylegan_inversion.losses.crop import inner_face
+from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.losses.delta import delta_loss
-from stylegan_inversion.losses.identity import IdentityLoss
+from stylegan_inversion.losses.identity import IdentityLoss, inner_face, load_identity
 from stylegan_inversion.losses.l2 import l2_loss
-from stylegan_inversion.losses.lpips import PerceptualDistance
-from stylegan_inversion.losses.moco import MoCoLoss
+from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
+from stylegan_inversion.losses.moco import load_moco
 from stylegan_inversion.losses.w_norm import w_norm_loss
+from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.training.config import EncoderRunConfig
 from stylegan_inversion.training.tasks import Task
 
+logger = logging.getLogger(__name__)
+
 IMAGE_TERMS = ("l2", "lpips", "lpips_crop", "identity", "moco", "l2_crop")  # the terms that compare pictures
 E4E_WEIGHTS = {"delta": 2e-4, "adversarial": 0.1}  # beside the task's; the paper's
+
+Terms = dict[str, Tensor]
 
 
 def loss_weights(task: Task, config: EncoderRunConfig, *, knows_w: bool = False) -> dict[str, float]:
@@ -35,21 +41,21 @@ def loss_weights(task: Task, config: EncoderRunConfig, *, knows_w: bool = False)
     Raises:
         ValueError: If weights exclude each other, or the run has nothing that a term could be computed from.
     """
+    progressive = ENCODERS[config.method].progressive
     chosen = {name: value for name, value in asdict(config.loss).items() if value is not None}
-    weights = task.loss | (E4E_WEIGHTS if config.method == "e4e" else {}) | chosen
+    weights = task.loss | (E4E_WEIGHTS if progressive else {}) | chosen
     weights = {name: float(weights[name]) for name in asdict(config.loss) if weights.get(name)}
     if "identity" in weights and "moco" in weights:
         raise ValueError(
             "`loss.identity` (faces) and `loss.moco` (everything else) cannot be used together, got "
             f"{weights['identity']:g} and {weights['moco']:g}; set one of them to 0."
         )
-    if "moco" in weights and config.moco is None:
-        raise ValueError(f"`loss.moco` is {weights['moco']:g}, but there is no network for it: give `moco`.")
-    if config.moco is not None and "moco" not in weights:
+    if ("moco" in weights) != (config.moco is not None):
         raise ValueError(
-            f"`moco` is {config.moco!r}, but `loss.moco` is 0: weigh it, such as --loss.moco 0.5 --loss.identity 0."
+            f"`loss.moco` is {weights.get('moco', 0):g} and its network `moco` is {config.moco}: give both, such as "
+            "--moco FOLDER --loss.moco 0.5 --loss.identity 0, or neither."
         )
-    if "adversarial" in weights and config.method != "e4e":
+    if "adversarial" in weights and not progressive:
         raise ValueError(
             f"`loss.adversarial` is {weights['adversarial']:g}, but only --method e4e has a latent discriminator."
         )
@@ -69,41 +75,42 @@ class EncoderObjective:
     """The weighted sum of what an encoder is trained for; a term of weight 0 is not computed."""
 
     def __init__(
-        self,
-        weights: Mapping[str, float],
-        *,
-        perceptual: PerceptualDistance | None = None,
-        identity: IdentityLoss | None = None,
-        moco: MoCoLoss | None = None,
+        self, weights: Mapping[str, float], config: EncoderRunConfig, *, resolution: int, device: torch.device
     ) -> None:
-        """Put the frozen networks together.
-
-        Args:
-            weights: The weight of each term, above 0.
-            perceptual: For `lpips` and `lpips_crop`.
-            identity: For `identity`.
-            moco: For `moco`.
-        """
-        self.weights, self.perceptual, self.identity, self.moco = weights, perceptual, identity, moco
+        """Load the frozen networks that the terms need. Pictures are compared at `resolution`."""
+        self.weights = weights
         self.image_terms = [name for name in IMAGE_TERMS if name in weights]
+        self.compare: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l2": l2_loss}
+        self.perceptual: PerceptualDistance | None = None
+        if "lpips" in weights or "lpips_crop" in weights:
+            perceptual = self.perceptual = load_perceptual(config.perceptual, device=device)
+            if "lpips_crop" in weights:
+                side = inner_face(torch.zeros(1, 1, resolution, resolution)).shape[-1]
+                check_side(perceptual, side, otherwise="set --loss.lpips-crop 0")
+            self.compare["lpips"] = lambda y_hat, y: perceptual(y_hat, y).mean()
+        if "identity" in weights:
+            builtin = config.identity == "builtin"
+            folder = None if builtin else find_folder(config.identity)
+            self.compare["identity"] = IdentityLoss(load_identity(config.identity, folder, device=device))
+            if builtin and not (config.loss.identity and weights["identity"] >= 0.5):
+                logger.warning(
+                    "`loss.identity` is %g with the built-in network, for which strangers differ by only 0.07, so it "
+                    "will hardly count. Weigh it ten times as much, or give ArcFace as `identity`, for which the "
+                    "papers chose their weights.",
+                    weights["identity"],
+                )
+        if "moco" in weights and config.moco is not None:
+            self.compare["moco"] = load_moco(find_folder(config.moco), device=device)
 
-    def images(self, y_hat: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def images(self, y_hat: Tensor, y: Tensor) -> Terms:
         """The terms that compare pictures, (B, 3, R, R) in [-1, 1], unweighted."""
-        terms: dict[str, Callable[[], Tensor]] = {"l2": lambda: l2_loss(y_hat, y)}
-        if self.perceptual is not None:
-            perceptual = self.perceptual
-            terms["lpips"] = lambda: perceptual(y_hat, y).mean()
-            terms["lpips_crop"] = lambda: perceptual(inner_face(y_hat), inner_face(y)).mean()
-        if self.identity is not None:
-            identity = self.identity
-            terms["identity"] = lambda: identity(y_hat, y)
-        if self.moco is not None:
-            moco = self.moco
-            terms["moco"] = lambda: moco(y_hat, y)
-        terms["l2_crop"] = lambda: l2_loss(inner_face(y_hat), inner_face(y))
-        return {name: terms[name]() for name in self.image_terms}
+        terms = {}
+        for name in self.image_terms:
+            pair = (inner_face(y_hat), inner_face(y)) if name.endswith("_crop") else (y_hat, y)
+            terms[name] = self.compare[name.removesuffix("_crop")](*pair)
+        return terms
 
-    def codes(self, w_plus: Tensor, *, w_avg: Tensor, num_deltas: int) -> dict[str, Tensor]:
+    def codes(self, w_plus: Tensor, *, w_avg: Tensor, num_deltas: int) -> Terms:
         """The regularisers of the codes, (B, num_ws, w_dim), unweighted; `num_deltas` offsets are switched on."""
         terms = {}
         if "w_norm" in self.weights:
@@ -115,6 +122,12 @@ class EncoderObjective:
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The weighted sum of terms."""
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+
+
+def add_terms(sums: Terms, terms: Mapping[str, Tensor], micro_batches: int) -> None:
+    """Add the terms of one of so many micro-batches to their means, in place."""
+    for name, term in terms.items():
+        sums[name] = sums.get(name, torch.zeros_like(term, dtype=torch.float32)) + term.detach() / micro_batches
 
 
 @torch.no_grad()

@@ -23,38 +23,19 @@ MIN_SCALE = 2.0**-10  # float16's gradients that overflow below this scale do no
 
 
 class Ranger(torch.optim.Optimizer):
-    """RAdam that pulls its weights back, every `k` steps, half way to where they were `k` steps ago.
+    """RAdam that pulls its weights back, every `K` steps, half way to where they were `K` steps ago.
 
     Its state is all tensors, so a resumed run is exact to the bit. Parameters without a gradient are skipped, and each
-    counts its own steps.
+    counts its own steps. The settings are those of pSp and e4e, which train at a learning rate of 1e-4.
     """
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        *,
-        alpha: float = 0.5,
-        k: int = 6,
-        n_sma_threshold: float = 5.0,
-        betas: tuple[float, float] = (0.95, 0.999),
-        eps: float = 1e-5,
-        weight_decay: float = 0.0,
-    ) -> None:
-        """Set up. The defaults are those of pSp and e4e, but for `lr`: they train at 1e-4.
+    K, ALPHA = 6, 0.5  # Lookahead: steps between two of its steps, from the slow weights towards the fast ones
+    EPS = 1e-5  # added to the root of the second moment; large beside Adam's 1e-8
+    N_SMA_THRESHOLD = 5.0  # RAdam trusts the second moment once its moving average is longer than this
 
-        Args:
-            params: Parameters or groups of them, real and dense.
-            lr: Learning rate, > 0.
-            alpha: Lookahead's step from the slow weights towards the fast ones, in [0, 1]; 1 switches it off.
-            k: Steps between two steps of Lookahead.
-            n_sma_threshold: RAdam trusts the second moment once its moving average is longer than this, >= 4.
-            betas: Decay of the two moments, each in [0, 1).
-            eps: Added to the root of the second moment. Large beside Adam's 1e-8.
-            weight_decay: Share of the weights, times `lr`, that is taken away at each step (decoupled).
-        """
-        defaults = {"lr": lr, "alpha": alpha, "k": k, "n_sma_threshold": n_sma_threshold, "betas": betas, "eps": eps}
-        super().__init__(params, defaults | {"weight_decay": weight_decay})
+    def __init__(self, params: ParamsT, lr: float = 1e-3, *, betas: tuple[float, float] = (0.95, 0.999)) -> None:
+        """Set up; `betas` are the decays of the two moments, each in [0, 1)."""
+        super().__init__(params, {"lr": lr, "betas": betas})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -69,24 +50,18 @@ class Ranger(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                state = self._state_of(p)
+                if not (state := self.state[p]):
+                    state["step"] = torch.zeros((), dtype=torch.float32)
+                    state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                    state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+                    state["slow"] = p.detach().clone(memory_format=torch.preserve_format)
                 state["step"] += 1
                 by_step.setdefault(int(state["step"]), []).append(p)
             for step, params in by_step.items():  # one round, unless some parameters joined late
-                self._update(params, step, group)
+                self._update(params, step, group["lr"], *group["betas"])
 
-    def _state_of(self, p: Tensor) -> dict[str, Tensor]:
-        state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-            state["slow"] = p.detach().clone(memory_format=torch.preserve_format)
-        return state
-
-    def _update(self, params: list[Tensor], step: int, group: dict[str, Any]) -> None:
+    def _update(self, params: list[Tensor], step: int, lr: float, beta1: float, beta2: float) -> None:
         """One step of parameters that are all at the same step, counted from 1."""
-        lr, (beta1, beta2) = group["lr"], group["betas"]
         exp_avg, exp_avg_sq, slow = ([self.state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq", "slow"))
         gradients = [_centralised(p.grad) for p in params if p.grad is not None]
 
@@ -94,18 +69,16 @@ class Ranger(torch.optim.Optimizer):
         torch._foreach_add_(exp_avg, gradients, alpha=1 - beta1)
         torch._foreach_mul_(exp_avg_sq, beta2)
         torch._foreach_addcmul_(exp_avg_sq, gradients, gradients, 1 - beta2)
-        if group["weight_decay"]:
-            torch._foreach_mul_(params, 1 - lr * group["weight_decay"])
-        rectification = _rectification(step, beta2, group["n_sma_threshold"])
+        rectification = _rectification(step, beta2, self.N_SMA_THRESHOLD)
         size = lr / (1 - beta1**step)
         if rectification is None:
             torch._foreach_add_(params, exp_avg, alpha=-size)
         else:
             denominator = torch._foreach_sqrt(exp_avg_sq)
-            torch._foreach_add_(denominator, group["eps"])
+            torch._foreach_add_(denominator, self.EPS)
             torch._foreach_addcdiv_(params, exp_avg, denominator, -size * rectification)
-        if step % group["k"] == 0:
-            torch._foreach_lerp_(slow, params, group["alpha"])
+        if step % self.K == 0:
+            torch._foreach_lerp_(slow, params, self.ALPHA)
             torch._foreach_copy_(params, slow)
 
 
@@ -132,6 +105,7 @@ class Schedule:
 
     def __init__(self, optimizer: torch.optim.Optimizer, options: OptimizerOptions, *, steps: int) -> None:
         self.optimizer, self.options, self.steps = optimizer, options, steps
+        self.step(0)
 
     def step(self, step: int) -> None:
         """Set the learning rate for a step, counted from 0."""
@@ -150,13 +124,12 @@ def make_optimizer(
 ) -> tuple[torch.optim.Optimizer, Schedule]:
     """Build the optimizer and its learning rate, set for step 0."""
     settings: dict[str, Any] = {} if options.betas is None else {"betas": options.betas}
+    optimizer: torch.optim.Optimizer
     if options.name == "adam":
-        settings["fused"] = True  # one pass over the memory instead of ten
-    cls = {"ranger": Ranger, "adam": torch.optim.Adam}[options.name]
-    optimizer = cls(parameters, lr=options.lr, **settings)
-    schedule = Schedule(optimizer, options, steps=steps)
-    schedule.step(0)
-    return optimizer, schedule
+        optimizer = torch.optim.Adam(parameters, fused=True, **settings)  # one pass over the memory instead of ten
+    else:
+        optimizer = Ranger(parameters, **settings)
+    return optimizer, Schedule(optimizer, options, steps=steps)
 
 
 def lazy_options(options: OptimizerOptions, every: int) -> OptimizerOptions:
@@ -168,10 +141,8 @@ def lazy_options(options: OptimizerOptions, every: int) -> OptimizerOptions:
     if every == 0:
         return options
     c = every / (every + 1)
-    if options.betas is None:
-        return dataclasses.replace(options, lr=options.lr * c)
-    first, second = options.betas
-    return dataclasses.replace(options, lr=options.lr * c, betas=(first**c, second**c))
+    betas = options.betas and (options.betas[0] ** c, options.betas[1] ** c)
+    return dataclasses.replace(options, lr=options.lr * c, betas=betas)
 
 
 def apply_gradients(

@@ -5,7 +5,7 @@ transforms and weights these are. Own code. Departure: pictures that are not squ
 squeezed (see `preprocessing.sources`).
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -50,12 +50,9 @@ class Task:
         Args:
             source: As `task.source.load` gives it; the same as `target` unless the task is paired.
             target: RGB, as `load_image` gives it.
-            input_resolution: Side S of the encoder's input.
-            output_resolution: Side R of the target.
+            input_resolution: Side S of x.
+            output_resolution: Side R of y.
             rng: Source of the random changes. `None` means validation: no changes.
-
-        Returns:
-            x, (C, S, S), and y, (3, R, R), RGB, in [-1, 1].
         """
         return self.change(self.source(source, input_resolution), PhotoSource()(target, output_resolution), rng)
 
@@ -111,9 +108,9 @@ class Pictures(Task):
         source: Image.Image,
         target: Image.Image,
         *,
-        input_resolution: int,
         output_resolution: int,
         rng: torch.Generator | None,
+        **others: int,
     ) -> Pair:
         """Make one example; with `mirror`, in training every second one is mirrored."""
         y = PhotoSource()(target, output_resolution)
@@ -139,14 +136,10 @@ TASKS: dict[str, Task] = {
 
 
 def make_task(name: str, options: TaskOptions | None = None) -> Task:
-    """Build a task by name.
-
-    Args:
-        name: One of `TASKS`.
-        options: Options of the task; `None`, of each too, takes the task's own.
+    """Build a task by name; an option of `None` takes the task's own.
 
     Raises:
-        ValueError: If the name is unknown, or an option belongs to another task.
+        ValueError: If the name is not one of `TASKS`, or an option belongs to another task.
     """
     if name not in TASKS:
         raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {name!r}.")
@@ -157,7 +150,7 @@ def make_task(name: str, options: TaskOptions | None = None) -> Task:
     if options.factors is not None:
         return SuperResolution(name, task.loss, factors=options.factors)
     if options.num_labels is not None:
-        return Task(name, task.loss, LabelSource(options.num_labels), paired=True)
+        return replace(task, source=LabelSource(options.num_labels))
     return task
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -9,7 +10,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -30,7 +31,7 @@ except ImportError as e:
 
 from stylegan_inversion.preprocessing.image import save_image, to_pil
 from stylegan_inversion.training.checkpoint import compare_configs, read_latest, write_checkpoint
-from stylegan_inversion.training.config import RunConfig, config_dict
+from stylegan_inversion.training.config import GANConfig, RunConfig, config_dict
 from stylegan_inversion.training.data import FaceFolder, load_batches, positions
 from stylegan_inversion.training.encoder import EncoderLearner
 from stylegan_inversion.training.gan import GANLearner
@@ -56,12 +57,8 @@ class Learner(Protocol):
 
     optimizer: torch.optim.Optimizer  # the one whose learning rate is logged
 
-    def open_data(self, *, training: bool = True) -> FaceFolder | None:
-        """The pictures that are trained on, augmented if for `training`; `None` if the run needs none."""
-        ...
-
-    def open_validation_data(self) -> FaceFolder | None:
-        """The pictures that are held out; `None` if there are none."""
+    def open_data(self, *, held_out: bool = False, training: bool = True) -> FaceFolder | None:
+        """The pictures that are trained on or held out, augmented if for `training`; `None` if there are none."""
         ...
 
     def step(self, batches: Sequence[dict[str, Tensor]], step: int) -> tuple[dict[str, Tensor], bool]:
@@ -93,8 +90,6 @@ class Learner(Protocol):
 
 
 MakeLearner = Callable[[Any, Accelerator], Learner]
-
-LEARNERS: dict[str, MakeLearner] = {"psp": EncoderLearner, "e4e": EncoderLearner, "gan": GANLearner}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,20 +159,21 @@ def train(
     if config.mixed_precision == "fp16" and on_cpu:  # Accelerate would silently train in fp32
         raise ValueError("`mixed_precision` is fp16, which needs a GPU. On the CPU take bf16 or no.")
     if config.compile and on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), *COMPILERS))):
-        raise ValueError(
-            f"`compile` needs a C++ compiler on a CPU, and none of {', '.join(COMPILERS)} was found. Install one, or "
-            "add --no-compile."
-        )
-    learner = (make_learner or LEARNERS[cast(Any, config).method])(config, accelerator)
+        raise ValueError("`compile` needs a C++ compiler on a CPU, such as g++. Install one, or add --no-compile.")
+    default: MakeLearner = GANLearner if isinstance(config, GANConfig) else EncoderLearner
+    learner = (make_learner or default)(config, accelerator)
     try:
         return Trainer(config, accelerator, learner, callback).run()
-    except RuntimeError as e:
-        if not str(e).startswith("DataLoader worker"):  # PyTorch's handler of SIGCHLD raises it anywhere
+    except (RuntimeError, EOFError, ConnectionError) as e:
+        # PyTorch's handler of SIGCHLD raises the first anywhere; the others come from its queue
+        if isinstance(e, RuntimeError) and not str(e).startswith("DataLoader worker"):
             raise
         raise ChildProcessError(
-            f"A process that loads pictures was killed ({' '.join(str(e).split()).rstrip('. ')}), as happens when the "
-            "memory is full. Lower `num_workers` or `batch_size` and start the same command again: it resumes."
+            "A process that loads pictures was killed, as happens when the memory is full. Lower `num_workers` or "
+            "`batch_size` and start the same command again: it resumes."
         ) from e
+    finally:
+        accelerator.end_training()
 
 
 class Trainer:
@@ -190,14 +186,18 @@ class Trainer:
         self.config, self.accelerator, self.learner, self.callback = config, accelerator, learner, callback
         self.output = Path(config.output)
         self.log_path = self.output / "log.jsonl"
-        self.step, self.best, self.bad_steps = 0, math.inf, 0
+        self.step, self.bad_steps = 0, 0
+        self.best: float | None = None
         self.examples = config.examples * config.accumulation * accelerator.num_processes  # a step
         self.data = learner.open_data()
-        self.validation = learner.open_validation_data()
-        self.pictures = learner.open_data(training=False) if self.validation is None else self.validation
+        self.validation = learner.open_data(held_out=True)
+        self.pictures = self.validation or learner.open_data(training=False)
+        names = [] if self.data is None else [*self.data.names, *self.data.source_names]
+        self.fingerprint = hashlib.sha256("\n".join(names).encode()).hexdigest()  # the order follows from the names
         self._resume()
 
     def _resume(self) -> None:
+        """Go on from the last checkpoint of the folder; refuse the folder of another run."""
         ours = config_dict(self.config)
         state = read_latest(self.output / "checkpoints", sweep=self.accelerator.is_main_process)
         begun = state is not None or (self.output / hub.CONFIG_NAME).exists()
@@ -206,7 +206,7 @@ class Trainer:
             raise ValueError(f"{self.output} holds something other than a training run. Give another `output`.")
         if state is not None:
             compare_configs(self.output, ours, theirs, extendable=self.config.extendable)
-            if state["data"] != self._fingerprint():
+            if state["data"] != self.fingerprint:
                 raise ValueError(
                     f"The pictures in {self.config.data} are not those that the run in {self.output} began with: their "
                     "names differ. Put them back, or begin another run (another `output`, with `init` if you like)."
@@ -219,8 +219,7 @@ class Trainer:
             self.learner.load_state(state["learner"])
             if self.accelerator.scaler is not None and state["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.step, self.bad_steps = state["step"], state["bad_steps"]
-            self.best = math.inf if state["best"] is None else state["best"]
+            self.step, self.bad_steps, self.best = state["step"], state["bad_steps"], state["best"]
             logger.info("Going on from step %d of %s.", self.step, self.output)
             if (before := state.get("processes")) != (now := self.accelerator.num_processes):
                 logger.warning("The run had %s processes and now has %d: its batches differ from here on.", before, now)
@@ -233,65 +232,60 @@ class Trainer:
             hub.write_config(ours, self.output)
             self._cut_log()
 
-    def _fingerprint(self) -> str:
-        """What tells one folder of pictures from another, since their order follows from their names."""
-        names = "\n".join([] if self.data is None else [*self.data.names, *self.data.source_names])
-        return hashlib.sha256(names.encode()).hexdigest()
-
     def run(self) -> TrainResult:
         """Train to the end, or until a signal."""
-        config, accelerator = self.config, self.accelerator
+        config = self.config
         interrupted = False
         bar = tqdm(  # counts examples, so that it shows how many a second
             total=config.steps * self.examples,
             initial=self.step * self.examples,
-            disable=not accelerator.is_main_process,
+            disable=not self.accelerator.is_main_process,
             unit="img",
             unit_scale=True,
             mininterval=1,
         )
-        with _signals() as stop, bar, self._trackers(), closing(self._batches()) as steps:
+        if config.trackers:
+            self.accelerator.init_trackers("stylegan_inversion")
+        with _signals() as stop, bar, closing(self._batches()) as steps:
             for batches in steps:
                 terms, finite = self.learner.step(batches, self.step)
                 self._count_bad(finite)
                 self.step += 1
-                self._after_step(terms, bar)
-                interrupted = self._any(bool(stop))
-                if interrupted or self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                last = self.step == config.steps
+                bar.update(self.examples)
+                self._report(terms, bar)
+                self._look(score=last or self.step % config.validate_every == 0, show=last)
+                flag = torch.tensor(float(bool(stop)), device=self.accelerator.device)
+                interrupted = bool(cast(Tensor, self.accelerator.reduce(flag)) > 0)  # in any process
+                if interrupted or last or self.step % config.checkpoint_every == 0:
                     self._save()
                 if interrupted:
                     break
-        best = None if math.isinf(self.best) else self.best
-        return TrainResult(self.step, best, interrupted and self.step < config.steps, accelerator.is_main_process)
+        return TrainResult(
+            self.step, self.best, interrupted and self.step < config.steps, self.accelerator.is_main_process
+        )
 
     def _batches(self) -> Generator[list[dict[str, Tensor]], None, None]:
         """The micro-batches of each step from the present one on."""
-        config, accelerator = self.config, self.accelerator
-        k = config.accumulation
+        config, k = self.config, self.config.accumulation
         if self.data is None:
             for _ in range(self.step, config.steps):
                 yield [{} for _ in range(k)]
             return
-        numbers = positions(
-            config.batch_size,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            start=self.step * k,
-            end=config.steps * k,
-        )
-        micro: list[dict[str, Tensor]] = []
+        numbers = self._positions(config.batch_size, start=self.step * k, end=config.steps * k)
         with closing(load_batches(self.data, numbers, num_workers=config.num_workers)) as batches:
-            for batch in batches:
-                micro.append(self._move(batch))
-                if len(micro) == k:
-                    yield micro
-                    micro = []
+            while micro := [self._move(batch) for batch in itertools.islice(batches, k)]:
+                yield micro
+
+    def _positions(self, batch_size: int, **options: Any) -> Iterator[list[int]]:
+        accelerator = self.accelerator
+        return positions(batch_size, rank=accelerator.process_index, world_size=accelerator.num_processes, **options)
 
     def _move(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        device = self.accelerator.device
-        return {key: value.to(device) if key in ("x", "y") else value for key, value in batch.items()}
+        return {key: value.to(self.accelerator.device) if key in "xy" else value for key, value in batch.items()}
 
     def _count_bad(self, finite: bool) -> None:
+        """Warn of a step that was not finite, and end the run after some of them in a row."""
         self.bad_steps = 0 if finite else self.bad_steps + 1
         if finite:
             return
@@ -306,39 +300,29 @@ class Trainer:
                 "--mixed-precision bf16."
             )
 
-    def _after_step(self, terms: dict[str, Tensor], bar: Any) -> None:
-        config = self.config
-        bar.update(self.examples)
-        if self.step % config.log_every == 0 or self.callback is not None:
-            values = self._mean(terms)
-            if self.callback is not None:
-                self.callback(self.step, values)
-            if self.step % config.log_every == 0:
-                texts = {"step": str(self.step)} | {name: f"{value:.3g}" for name, value in values.items()}
-                bar.set_postfix(texts, refresh=False)
-                self._write("train", values | {"lr": self.learner.optimizer.param_groups[0]["lr"]})
-        last = self.step == config.steps
-        validates = self.validation is not None and (last or self.step % config.validate_every == 0)
-        if self.pictures is not None and (validates or last or self.step % config.image_every == 0):
-            self._evaluate(self.pictures, score=validates)
-
-    def _mean(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        """Means over the processes, in one reduction."""
+    def _report(self, terms: dict[str, Tensor], bar: Any) -> None:
+        """Log the terms of a step, as means over the processes, when it is time, and hand them to the callback."""
+        due = self.step % self.config.log_every == 0
+        if not due and self.callback is None:
+            return
         names = sorted(terms)
         stacked = torch.stack([terms[name].float() for name in names])
-        return dict(zip(names, cast(Tensor, self.accelerator.reduce(stacked, reduction="mean")).tolist()))
+        values = dict(zip(names, cast(Tensor, self.accelerator.reduce(stacked, reduction="mean")).tolist()))
+        if self.callback is not None:
+            self.callback(self.step, values)
+        if due:
+            texts = {"step": str(self.step)} | {name: f"{value:.3g}" for name, value in values.items()}
+            bar.set_postfix(texts, refresh=False)
+            self._write("train", values | {"lr": self.learner.optimizer.param_groups[0]["lr"]})
 
-    def _evaluate(self, pictures: FaceFolder, *, score: bool) -> None:
-        """Draw the first pictures of a folder; with `score` judge all of them, and keep the best model."""
-        accelerator = self.accelerator
-        count = min(len(pictures), self.config.validation_images if score else MAX_GRID_ROWS)
-        numbers = positions(
-            max(8, self.config.batch_size),
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            end=count,
-            limit=count,
-        )
+    def _look(self, *, score: bool, show: bool) -> None:
+        """Draw the first pictures when it is time; with `score` judge all held-out ones, and keep the best model."""
+        config, pictures = self.config, self.pictures
+        score = score and self.validation is not None
+        if pictures is None or not (score or show or self.step % config.image_every == 0):
+            return
+        count = min(len(pictures), config.validation_images if score else MAX_GRID_ROWS)
+        numbers = self._positions(max(8, config.batch_size), end=count, limit=count)
         batches = (self._move(batch) for batch in load_batches(pictures, numbers, num_workers=0))
         values, columns = self.learner.evaluate(batches, score=score)
         if columns:
@@ -346,26 +330,20 @@ class Trainer:
         if not score:
             return
         self._write("validation", values)
-        if values["loss"] < self.best:
+        if values["loss"] < (math.inf if self.best is None else self.best):
             self.best = values["loss"]
-            if accelerator.is_main_process:
+            if self.accelerator.is_main_process:
                 self.learner.export(self.output / "best")
-
-    @contextmanager
-    def _trackers(self) -> Iterator[None]:
-        """Start the trackers, and end them: for Weights & Biases a project of this name, for TensorBoard a folder."""
-        try:
-            if self.config.trackers:
-                self.accelerator.init_trackers("stylegan_inversion")
-            yield
-        finally:
-            self.accelerator.end_training()
 
     def _cut_log(self) -> None:
         """Drop the lines that a killed run wrote after its last checkpoint: they are written again."""
-        if self.log_path.exists():
-            kept = [line for line in self.log_path.read_text("utf-8").splitlines() if _step_of(line) <= self.step]
-            hub.write_text("".join(f"{line}\n" for line in kept), self.log_path)
+        if not self.log_path.exists():
+            return
+        kept = []
+        for line in self.log_path.read_text("utf-8").splitlines():
+            with suppress(ValueError):  # cut off by the kill
+                kept += [line] if json.loads(line)["step"] <= self.step else []
+        hub.write_text("".join(f"{line}\n" for line in kept), self.log_path)
 
     def _write(self, kind: str, values: dict[str, float]) -> None:
         """Log a line, "train" or "validation". What is not finite becomes null, since JSON has no NaN."""
@@ -399,23 +377,16 @@ class Trainer:
         if self.accelerator.is_main_process:
             state = {
                 "learner": self.learner.state(),
-                "best": None if math.isinf(self.best) else self.best,
+                "best": self.best,
                 "scaler": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
                 "bad_steps": self.bad_steps % MAX_BAD_STEPS,  # a run that goes on after a divergence has five again
                 "processes": self.accelerator.num_processes,
-                "data": self._fingerprint(),
+                "data": self.fingerprint,
             }
             self.learner.export(self.output / "last")
             # The checkpoint is last: a kill before it costs steps only
             write_checkpoint(state, self.output / "checkpoints", step=self.step)
         self.accelerator.wait_for_everyone()
-
-    def _any(self, here: bool) -> bool:
-        """Whether it is so in any process."""
-        if self.accelerator.num_processes == 1:
-            return here
-        flag = torch.tensor(float(here), device=self.accelerator.device)
-        return bool(cast(Tensor, self.accelerator.reduce(flag)) > 0)
 
 
 @contextmanager
@@ -429,20 +400,11 @@ def _signals() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    try:
+    with suppress(ValueError):
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, note)
-    except ValueError:
-        pass
     try:
         yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # cut off by a kill
-        return math.inf

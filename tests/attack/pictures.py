@@ -44,25 +44,21 @@ def seeds(photo: Image.Image) -> list[tuple[str, bytes]]:
         ("TIFF", "RGB", {}),
         ("BMP", "RGB", {}),
     ]
-    return [
-        (
-            name,
-            encode((photo.convert("L") if mode == "I;16" else photo).convert(mode), name.removeprefix("A"), **options),
-        )
-        for name, mode, options in kinds
-    ]
+    files = []
+    for name, mode, options in kinds:
+        image = photo.convert("L") if mode == "I;16" else photo
+        files.append((name, encode(image.convert(mode), name.removeprefix("A"), **options)))
+    return files
 
 
-def broken(files: list[tuple[str, bytes]], count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Broken copies of sound files: the format, and the bytes."""
+def broken(files: list[tuple[str, bytes]], count: int, seed: int = 0) -> Iterator[bytes]:
+    """Broken copies of sound files."""
     drawn = random.Random(seed)
     for k in range(count):
-        name, data = files[k % len(files)]
+        data = files[k % len(files)][1]
         for _ in range(drawn.randint(1, 3)):
-            data = drawn.choice((_flip, _flip_header, _cut, _remove, _insert, _number, _shuffle))(
-                bytearray(data), drawn
-            )
-        yield name, data
+            data = drawn.choice((_flip, _flip_header, _cut, _replace, _number))(bytearray(data), drawn)
+        yield data
 
 
 def _flip(data: bytearray, drawn: random.Random, most: int = 12, size: int | None = None) -> bytes:
@@ -79,16 +75,11 @@ def _cut(data: bytearray, drawn: random.Random) -> bytes:
     return bytes(data[: drawn.randrange(1, len(data))])
 
 
-def _remove(data: bytearray, drawn: random.Random) -> bytes:
-    start = drawn.randrange(len(data))
-    del data[start : start + drawn.randint(1, 64)]
+def _replace(data: bytearray, drawn: random.Random) -> bytes:
+    """Remove, double or insert bytes."""
+    start, size = drawn.randrange(len(data)), drawn.randint(0, 64)
+    data[start : start + size] = drawn.choice((b"", drawn.randbytes(size), data[start : start + 200], bytes(300)))
     return bytes(data) or b"\0"
-
-
-def _insert(data: bytearray, drawn: random.Random) -> bytes:
-    start = drawn.randrange(len(data))
-    data[start:start] = drawn.choice((drawn.randbytes(drawn.randint(1, 64)), data[start : start + 200], bytes(300)))
-    return bytes(data)
 
 
 def _number(data: bytearray, drawn: random.Random) -> bytes:
@@ -97,51 +88,25 @@ def _number(data: bytearray, drawn: random.Random) -> bytes:
     value = drawn.choice((0, 1, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)) & (256**width - 1)
     start = drawn.randrange(max(1, min(len(data) - width, 400)))
     data[start : start + width] = value.to_bytes(width, drawn.choice(("big", "little")))
-    return _repaired(data)
+    return _repaired(bytes(data))
 
 
-def _shuffle(data: bytearray, drawn: random.Random) -> bytes:
-    """Double, drop or exchange chunks of a PNG, or stretches of any other file."""
-    parts = _chunks(data)
-    if len(parts) < 3:
-        step = max(1, len(data) // 8)
-        parts = [bytes(data[k : k + step]) for k in range(0, len(data), step)]
-    a, b, how = drawn.randrange(len(parts)), drawn.randrange(len(parts)), drawn.randrange(3)
-    if how == 0:
-        parts[a], parts[b] = parts[b], parts[a]
-    elif how == 1:
-        parts.insert(b, parts[a])
-    elif len(parts) > 1:
-        del parts[a]
-    return b"".join(parts)
-
-
-def _chunks(data: bytes | bytearray) -> list[bytes]:
-    """The signature of a PNG, then its chunks; nothing for another file."""
-    if data[:4] != b"\x89PNG":
-        return []
-    parts, position = [bytes(data[:8])], 8
-    while position + 12 <= len(data):
-        length = int.from_bytes(data[position : position + 4], "big")
-        parts.append(bytes(data[position : position + 12 + length]))
-        position += 12 + length
-    return parts
-
-
-def _repaired(data: bytes | bytearray) -> bytes:
+def _repaired(data: bytes) -> bytes:
     """Put the check sums of a PNG right, so that what is wrong with it goes farther in."""
-    parts = _chunks(data)
-    for k, part in enumerate(parts[1:], start=1):
-        parts[k] = part[:-4] + struct.pack(">I", zlib.crc32(part[4:-4]))
-    return b"".join(parts) if len(parts) > 1 else bytes(data)
+    if data[:4] != b"\x89PNG":
+        return data
+    whole, position = data[:8], 8
+    while position + 12 <= len(data):
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        whole += data[position:end] + struct.pack(">I", zlib.crc32(data[position + 4 : end]))
+        position = end + 4
+    return whole
 
 
 def bombs() -> dict[str, Callable[[], bytes]]:
     """What each does, and how to build it. All are sound files of at most 20 MB."""
     return {
         "PNG with a palette and transparency, 64 Mpx": lambda: png(8000, 8000, 3, 8, before=_PALETTE),
-        "PNG with a palette and transparency, 40 Mpx": lambda: png(8000, 5000, 3, 8, before=_PALETTE),
-        "PNG of 16 bits, grey, 40 Mpx": lambda: png(8000, 5000, 0, 16),
         "PNG of 16 bits with alpha, 40 Mpx": lambda: png(8000, 5000, 6, 16),
         "PNG, interlaced, with alpha, 40 Mpx": lambda: png(8000, 5000, 6, 8, interlaced=True),
         "PNG with 1.6 million chunks": lambda: png(64, 64, 2, 8, before=chunk(b"prVt", b"") * 1_600_000),
@@ -152,23 +117,10 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         "PNG with EXIF entries that share 1 MB": lambda: png(
             64, 64, 2, 8, before=chunk(b"eXIf", directory(60_000, 10**6))
         ),
-        "PNG under a profile, 40 Mpx": lambda: png(8000, 5000, 2, 8, before=_profile()),
-        "APNG with 150,000 frames": lambda: png(
-            64, 64, 2, 8, before=chunk(b"acTL", struct.pack(">II", 150_000, 0)), after=_frames(150_000)
-        ),
         "JPEG of 20,000 scans": lambda: jpeg_of_scans(2000, 2000, 20_000),
         "JPEG of 100 scans, 40 Mpx": lambda: jpeg_of_scans(8000, 5000, 100),
-        "JPEG of 20 scans, 40 Mpx": lambda: jpeg_of_scans(8000, 5000, 20),
-        "JPEG, progressive, 4:4:4, 40 Mpx": lambda: jpeg(8000, 5000, progressive=True, subsampling=0),
         "JPEG, CMYK, turned, 40 Mpx": lambda: jpeg(8000, 5000, "CMYK", exif=_TURNED),
-        "JPEG, turned, restarts everywhere, 40 Mpx": lambda: jpeg(
-            8000, 5000, exif=_TURNED, subsampling=0, restart_marker_blocks=1
-        ),
-        "JPEG with 4.9 million comments": lambda: after_start(jpeg(64, 64), b"\xff\xfe\0\2" * 4_900_000),
         "JPEG with 19 MB of fill bytes": lambda: after_start(jpeg(64, 64), b"\xff" * 19_000_000),
-        "JPEG with a list of 2,000 pictures' entries": lambda: after_start(
-            jpeg(64, 64), segment(0xE2, b"MPF\0" + directory(2000, 32_000, kind=3))
-        ),
         "JPEG with EXIF entries that share 30 kB": lambda: after_start(
             jpeg(64, 64), segment(0xE1, b"Exif\0\0" + directory(2000, 30_000))
         ),
@@ -177,16 +129,12 @@ def bombs() -> dict[str, Callable[[], bytes]]:
         ),
         "WebP, lossless, 268 Mpx": lambda: webp(16383, 16383),
         "WebP, lossless, 40 Mpx": lambda: webp(8000, 5000),
-        "WebP, lossless, 15 Mpx": lambda: webp(5000, 3000),
-        "WebP, 15 Mpx": lambda: encode(Image.new("RGB", (5000, 3000)), "WEBP"),
         "WebP with 65,536 Huffman codes": lambda: webp_of_codes(1024, 1024),
         "WebP with 300,000 frames": lambda: webp_animation(300_000),
     }
 
 
-def png(
-    width: int, height: int, colour: int, depth: int, before: bytes = b"", after: bytes = b"", interlaced: bool = False
-) -> bytes:
+def png(width: int, height: int, colour: int, depth: int, before: bytes = b"", interlaced: bool = False) -> bytes:
     """A PNG, all of it zero; `colour` is PNG's own number."""
     bits = {0: 1, 2: 3, 3: 1, 6: 4}[colour] * depth
     passes = [(width, height)]
@@ -197,7 +145,7 @@ def png(
     rows = [(1 + -(-across * bits // 8), down) for across, down in passes]
     data = b"".join(packer.compress(bytes(row)) for row, count in rows for _ in range(count)) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced))
-    parts = chunk(b"IHDR", header) + before + chunk(b"IDAT", data) + after + chunk(b"IEND", b"")
+    parts = chunk(b"IHDR", header) + before + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
@@ -208,26 +156,10 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 _PALETTE = chunk(b"PLTE", bytes(range(256)) * 3) + chunk(b"tRNS", bytes(range(256)))
 
 
-def _profile() -> bytes:
-    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    other = lab.replace("sRGB built-in".encode("utf-16-be"), "RGBs built-in".encode("utf-16-be"))
-    return chunk(b"iCCP", b"p\0\0" + zlib.compress(other))
-
-
-def _frames(count: int) -> bytes:
-    control = struct.pack(">IIIIHHBB", 64, 64, 0, 0, 1, 10, 0, 0)
-    one = zlib.compress(bytes(193 * 64), 9)
-    return b"".join(
-        chunk(b"fcTL", struct.pack(">I", 2 * k) + control) + chunk(b"fdAT", struct.pack(">I", 2 * k + 1) + one)
-        for k in range(count)
-    )
-
-
-def directory(entries: int, size: int, *, kind: int = 1) -> bytes:
-    """An EXIF block whose entries all point to the same bytes; of kind 3 they are numbers of two bytes."""
+def directory(entries: int, size: int) -> bytes:
+    """An EXIF block whose entries all point to the same bytes."""
     start = 8 + 2 + 12 * entries + 4
-    count = size if kind == 1 else size // 2
-    rows = b"".join(struct.pack("<HHII", k, kind, count, start) for k in range(entries))
+    rows = b"".join(struct.pack("<HHII", k, 1, size, start) for k in range(entries))
     return b"II*\0\x08\0\0\0" + struct.pack("<H", entries) + rows + bytes(4) + bytes(size)
 
 

@@ -9,7 +9,6 @@ import pickle
 import random
 import re
 import struct
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -32,10 +31,12 @@ from tests.checkpoints.hostile_files import (
     SENTINEL,
     named,
     nested,
+    npy,
     payloads,
     storage_stream,
     text,
     whole,
+    zip_of,
     zipped,
 )
 from tests.checkpoints.official_files import nvidia, nvidia_pickle, saved
@@ -44,11 +45,8 @@ COUNT = 500
 HANGS = 60  # seconds after which a file counts as one that hangs
 MEMORY = 700  # MB that a small file may take
 READERS: list[Callable[[Path], Any]] = [
-    read_checkpoint,
-    read_checkpoint,
-    read_checkpoint,
-    PTIPipeline.from_single_file,
-    E4EPipeline.from_single_file,
+    *[read_checkpoint] * 3,
+    *(PTIPipeline.from_single_file, E4EPipeline.from_single_file),
 ]
 
 
@@ -60,10 +58,11 @@ class Hostile(NamedTuple):
     may_be_read: bool = False
 
 
-def tar(**members: bytes) -> bytes:
+def tar(data: bytes) -> bytes:
+    """The first format of PyTorch, each of whose members is a pickle."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as file:
-        for name, data in members.items():
+        for name in ("pickle", "storages", "tensors", "sys_info"):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             file.addfile(info, io.BytesIO(data))
@@ -71,16 +70,7 @@ def tar(**members: bytes) -> bytes:
 
 
 def deflated(**members: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, data in members.items():
-            file.writestr(name.replace("__", "/"), data)
-    return buffer.getvalue()
-
-
-def npy(descr: str, shape: str, data: bytes = b"") -> bytes:
-    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".ljust(117).encode() + b"\n"
-    return b"\x93NUMPY\x01\x00v\x00" + header + data
+    return zip_of(zipfile.ZIP_DEFLATED, **members)
 
 
 def bombs() -> dict[str, bytes]:
@@ -141,7 +131,7 @@ def build(sentinel: Path) -> list[Hostile]:
             files.append(Hostile(f"{name} in a storage", whole(nested(data)), not pattern))
     for name in ("posix_system", "exec", "popen", "new_object", "inst", "nested"):
         data = plain[name][0]
-        files.append(Hostile(f"{name} in a tar", tar(pickle=data, storages=data, tensors=data, sys_info=data)))
+        files.append(Hostile(f"{name} in a tar", tar(data)))
         files.append(Hostile(f"{name} in an npy", npy("'|O'", "(1,)", data)))
         files.append(Hostile(f"{name} in an npz", deflated(**{"a.npy": npy("'|O'", "(1,)", data)})))
         files.append(Hostile(f"{name} in a deflated zip", deflated(**{"archive__data.pkl": data})))
@@ -167,8 +157,7 @@ def build(sentinel: Path) -> list[Hostile]:
         *(data for data, _ in plain.values()),
     ]
     while len(files) < COUNT:
-        # half of the mutations are of sound files, half of hostile ones
-        original = originals[rng.randrange(5)] if len(files) % 2 else rng.choice(originals)
+        original = rng.choice(originals[:5] if len(files) % 2 else originals)  # half of them sound
         files.append(Hostile(f"mutation {len(files)}", mutate(original, rng), may_be_read=True))
     rng.shuffle(files)
     return files
@@ -177,15 +166,14 @@ def build(sentinel: Path) -> list[Hostile]:
 def mutate(data: bytes, rng: random.Random) -> bytes:
     changed = bytearray(data)
     for _ in range(rng.randint(1, 8)):
-        place = rng.randrange(len(changed))
-        how = rng.randrange(5)
+        place, how, long = rng.randrange(len(changed)), rng.randrange(5), len(changed) > 20
         if how == 0:
             changed[place] = rng.randrange(256)
         elif how == 1:
             changed[place:place] = rng.randbytes(rng.randint(1, 8))
-        elif how == 2 and len(changed) > 20:
+        elif how == 2 and long:
             del changed[place : place + rng.randint(1, 8)]
-        elif how == 3 and len(changed) > 20:
+        elif how == 3 and long:
             del changed[max(place, 10) :]
         else:
             changed[place : place + 8] = struct.pack("<q", rng.choice((-1, 2**31, 2**62, 0)))
@@ -260,17 +248,6 @@ def test_hostile_checkpoints(every: int, tmp_path: Path) -> None:
     assert len(files) == COUNT and len({data for _, data, _ in files}) > COUNT - 20
     counts = attack(files[::every], tmp_path, sentinel)
     assert not any(counts.values()), counts
-
-
-def test_they_do_run_elsewhere(tmp_path: Path) -> None:
-    """The positive control: Python's own reader runs what they hold."""
-    sentinel = tmp_path / SENTINEL
-    for name in ("posix_system", "exec", "eval", "protocol_5"):
-        (tmp_path / "file").write_bytes(payloads(sentinel)[name][0])
-        code = f"import pickle; print(pickle.load(open({str(tmp_path / 'file')!r}, 'rb')))"
-        subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
-        assert sentinel.exists(), name
-        sentinel.unlink()
 
 
 def run_by_pickle(path: Path) -> Any:

@@ -39,14 +39,24 @@ def whole(body: bytes, protocol: int = 2) -> bytes:
     return b"\x80" + bytes([protocol]) + body + b"."
 
 
-def zipped(pickled: bytes, *, root: str = "archive", **members: bytes) -> bytes:
+def zip_of(compression: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
+    """A zip of members; two underscores in a name stand for a slash."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        file.writestr(f"{root}/data.pkl", pickled)
-        file.writestr(f"{root}/byteorder", "little")
+    with zipfile.ZipFile(buffer, "w", compression) as file:
         for name, data in members.items():
-            file.writestr(f"{root}/{name.replace('__', '/')}", data)
+            file.writestr(name.replace("__", "/"), data)
     return buffer.getvalue()
+
+
+def zipped(pickled: bytes, **members: bytes) -> bytes:
+    """A zip as PyTorch writes it."""
+    inside = {"data.pkl": pickled, "byteorder": b"little", **members}
+    return zip_of(**{f"archive__{name}": data for name, data in inside.items()})
+
+
+def npy(descr: str, shape: str, data: bytes = b"") -> bytes:
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + data
 
 
 def nested(stream: bytes) -> bytes:
@@ -57,13 +67,8 @@ def nested(stream: bytes) -> bytes:
 def storage_stream(numel: int) -> bytes:
     """A storage of floats as PyTorch's old format stores it."""
     persistent = arguments("storage", named("torch", "FloatStorage"), "0", "cpu", b"J" + struct.pack("<i", numel))
-    return (
-        PREAMBLE
-        + whole(persistent + b"Q")
-        + whole(b"]" + text("0") + b"a")
-        + struct.pack("<q", numel)
-        + bytes(4 * numel)
-    )
+    keys = whole(b"]" + text("0") + b"a")
+    return PREAMBLE + whole(persistent + b"Q") + keys + struct.pack("<q", numel) + bytes(4 * numel)
 
 
 def persistent_object(source: str) -> bytes:
@@ -77,7 +82,7 @@ def payloads(sentinel: Path) -> dict[str, tuple[bytes, str]]:
     shell = f"touch {sentinel}"
     system = call("posix", "system", shell)
     exec_ = call("builtins", "exec", code)
-    asks = "asks for `{}`"
+    asks, unwritten = "asks for `{}`", "an operation that PyTorch does not write"
     called = {
         "os_system": ("os", "system", shell),
         "posix_system": ("posix", "system", shell),
@@ -90,7 +95,7 @@ def payloads(sentinel: Path) -> dict[str, tuple[bytes, str]]:
         "compile": ("builtins", "compile", code, "x", "exec"),
         "import": ("builtins", "__import__", "antigravity"),
         "importlib": ("importlib", "import_module", "antigravity"),
-        "getattr": ("builtins", "getattr", named("builtins", "set"), "__class__"),
+        "getattr": ("builtins", "getattr", "x", "y"),
         "popen": ("subprocess", "Popen", shell),
         "check_output": ("subprocess", "check_output", shell),
         "pty": ("pty", "spawn", shell),
@@ -106,49 +111,39 @@ def payloads(sentinel: Path) -> dict[str, tuple[bytes, str]]:
         "numpy_runstring": ("numpy.testing._private.utils", "runstring", code, b"}"),
         "marshal": ("marshal", "loads", "x"),
         "function_type": ("types", "FunctionType", "x"),
-        "partial": ("functools", "partial", named("builtins", "set")),
+        "partial": ("functools", "partial", "x"),
+        "decode": ("_codecs", "decode", "x", "latin1"),
         "attrgetter": ("operator", "attrgetter", "system"),
         "ctypes": ("ctypes", "CDLL", "libc.so.6"),
         "webbrowser": ("webbrowser", "open", "http://127.0.0.1"),
         "rmtree": ("shutil", "rmtree", str(sentinel)),
         "dill": ("dill._dill", "_load_type", "FunctionType"),
-        "copyreg": ("copyreg", "_reconstructor", named("builtins", "set"), named("builtins", "set"), b"N"),
+        "copyreg": ("copyreg", "_reconstructor"),
         "lambda_layer": ("torch.nn.modules.container", "Sequential", code),
     }
-    bad: dict[str, tuple[bytes, str]] = {}
-    for name, (module, function, *values) in called.items():
-        try:
-            bad[name] = whole(call(module, function, *values)), asks.format(f"{module}.{function}")
-        except TypeError as e:
-            raise AssertionError(name) from e
-    bad["torch_jit"] = bad["torch_jit"][0], r"It is TorchScript \(torch.jit.load\)"
-    bad["copyreg"] = whole(call("copyreg", "_reconstructor")), asks.format("copyreg._reconstructor")
-    bad |= {
-        "getattr": (whole(call("builtins", "getattr", "x", "y")), asks.format("builtins.getattr")),
+    bad = {
+        name: (whole(call(module, function, *values)), asks.format(f"{module}.{function}"))
+        for name, (module, function, *values) in called.items()
+    }
+    tensor = named("torch._utils", "_rebuild_tensor_v2")
+    storage = arguments("storage", named("posix", "system"), "0", "cpu", b"K\1") + b"Q"
+    rebuild = call("numpy.core.multiarray", "_reconstruct", named("subprocess", "Popen"), b")")
+    return bad | {
         "protocol_4": (whole(call("posix", "system", shell, stack=True), 4), asks.format("posix.system")),
         "protocol_5": (whole(call("posix", "system", shell, stack=True), 5), asks.format("posix.system")),
-        "dotted": (
-            whole(call("torch", "serialization.load", "x", stack=True), 4),
-            asks.format("torch.serialization.load"),
-        ),
-        "dotted_class": (
-            whole(call("collections", "OrderedDict.__init__.__globals__", stack=True), 4),
-            "OrderedDict.__init",
-        ),
+        "dotted": (whole(call("torch", "serialization.load", "x", stack=True), 4), "torch.serialization.load"),
+        "dotted_class": (whole(call("collections", "OrderedDict.__init__", stack=True), 4), "OrderedDict.__init"),
         "dotted_module": (whole(call("torch._utils.os", "system", shell)), asks.format("torch._utils.os.system")),
         "name_as_number": (whole(b"K\1K\2\x93"), "STACK_GLOBAL requires str"),
         "new_object": (whole(call("subprocess", "Popen", shell, how=b"\x81")), asks.format("subprocess.Popen")),
-        "new_object_ex": (whole(named("builtins", "set") + b")}\x92"), "an operation that PyTorch does not write"),
-        "inst": (whole(b"(" + text(shell) + b"iposix\nsystem\n"), "an operation that PyTorch does not write"),
-        "obj": (
-            whole(b"(" + named("builtins", "set") + text(shell) + b"o"),
-            "an operation that PyTorch does not write",
-        ),
-        "extension": (whole(b"\x82\x01"), "an operation that PyTorch does not write"),
-        "text_protocol": (whole(b"S'x'\n"), "an operation that PyTorch does not write"),
-        "persistent_text": (whole(b"Px\n"), "an operation that PyTorch does not write"),
+        "new_object_ex": (whole(named("builtins", "set") + b")}\x92"), unwritten),
+        "inst": (whole(b"(" + text(shell) + b"iposix\nsystem\n"), unwritten),
+        "obj": (whole(b"(" + named("builtins", "set") + text(shell) + b"o"), unwritten),
+        "extension": (whole(b"\x82\x01"), unwritten),
+        "text_protocol": (whole(b"S'x'\n"), unwritten),
+        "persistent_text": (whole(b"Px\n"), unwritten),
         "persistent_in_pkl": (whole(text("x") + b"Q"), "data outside of the pickle"),
-        "out_of_band": (whole(b"\x97", 5), "an operation that PyTorch does not write"),
+        "out_of_band": (whole(b"\x97", 5), unwritten),
         "build_on_a_name": (whole(named("builtins", "set") + b"}b"), "a state for a Name"),
         "setstate": (whole(b"](" + text("__setstate__") + system + b"eN0}b"), asks.format("posix.system")),
         "build_a_list": (whole(b"]}b"), "a state for a list"),
@@ -156,42 +151,20 @@ def payloads(sentinel: Path) -> dict[str, tuple[bytes, str]]:
         "call_a_class": (whole(named("numpy", "ndarray") + b")R"), "a call of numpy.ndarray"),
         "call_a_storage_class": (whole(named("torch", "FloatStorage") + b")R"), "a call of torch.FloatStorage"),
         "codec": (whole(call("_codecs", "encode", "x", "zlib_codec")), "another encoding than latin1: zlib_codec"),
-        "decode": (whole(call("_codecs", "decode", "x", "latin1")), asks.format("_codecs.decode")),
-        "hooks": (
-            whole(
-                named("torch._utils", "_rebuild_tensor_v2")
-                + b"(NK\0))\x89}("
-                + text("hook")
-                + named("posix", "system")
-                + b"utR"
-            ),
-            asks.format("posix.system"),
-        ),
-        "namespace": (
-            whole(named("argparse", "Namespace") + b")\x81}" + text("f") + named("os", "system") + b"sb"),
-            asks.format("os.system"),
-        ),
-        "numpy_class": (
-            whole(call("numpy.core.multiarray", "_reconstruct", named("subprocess", "Popen"), b")")),
-            asks.format("subprocess.Popen"),
-        ),
+        "hooks": (whole(tensor + b"(NK\0))\x89}(" + text("hook") + named("posix", "system") + b"utR"), "posix.system"),
+        "namespace": (whole(named("argparse", "Namespace") + b")\x81}" + text("f") + system + b"sb"), "posix.system"),
+        "numpy_class": (whole(rebuild), asks.format("subprocess.Popen")),
         "tensorflow": (
             whole(call("dnnlib.tflib.network", "Network", code)),
             "TensorFlow network of the first StyleGAN",
         ),
-        "nested": (
-            whole(nested(LEGACY_MAGIC + PREAMBLE[len(LEGACY_MAGIC) :] + whole(system))),
-            asks.format("posix.system"),
-        ),
+        "nested": (whole(nested(PREAMBLE + whole(system))), asks.format("posix.system")),
         "nested_bare": (whole(nested(whole(exec_))), asks.format("builtins.exec")),
         "nested_twice": (whole(nested(whole(nested(whole(system))))), asks.format("torch.storage._load_from_bytes")),
         "nested_in_zip": (zipped(whole(nested(whole(system)))), asks.format("torch.storage._load_from_bytes")),
-        "nested_zip": (whole(nested(zipped(whole(system)))), "an operation that PyTorch does not write"),
+        "nested_zip": (whole(nested(zipped(whole(system)))), unwritten),
         "zip": (zipped(whole(system)), asks.format("posix.system")),
-        "zip_persistent_class": (
-            zipped(whole(arguments("storage", named("posix", "system"), "0", "cpu", b"K\1") + b"Q")),
-            asks.format("posix.system"),
-        ),
+        "zip_persistent_class": (zipped(whole(storage)), asks.format("posix.system")),
         "zip_persistent_other": (zipped(whole(system + b"Q")), asks.format("posix.system")),
         "legacy_version": (LEGACY_MAGIC + whole(system), asks.format("posix.system")),
         "legacy_system": (LEGACY_MAGIC + b"\x80\x02M\xe9\x03." + whole(exec_), asks.format("builtins.exec")),
@@ -199,24 +172,14 @@ def payloads(sentinel: Path) -> dict[str, tuple[bytes, str]]:
         "legacy_keys": (PREAMBLE + whole(b"}") + whole(system), asks.format("posix.system")),
         "torchscript": (zipped(whole(b"}"), constants__x=b"", code__x=code.encode()), "It is TorchScript"),
         "torchscript_constants": (zipped(whole(b"}"), **{"constants.pkl": whole(system)}), "It is TorchScript"),
-        "npy_objects": (
-            b"\x93NUMPY\x01\x00v\x00"
-            + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117)
-            + b"\n"
-            + whole(system),
-            "Python objects in dtype",
-        ),
-        "npy_header": (
-            b"\x93NUMPY\x01\x00v\x00" + f"{{'descr': {code}, 'shape': ()}}".ljust(117).encode() + b"\n",
-            "holds no array of numbers",
-        ),
+        "npy_objects": (npy("'|O'", "(1,)", whole(system)), "Python objects in dtype"),
+        "npy_header": (npy(code, "()"), "malformed node"),
         "protocol_0": (pickle.dumps({"x": 1}, 0), "It is a text that begins"),
         "source_is_kept_unread": (whole(persistent_object(code)), ""),
         "long_source": (whole(persistent_object(code + "#" * 100_000)), ""),
         "class_as_a_value": (whole(named("argparse", "Namespace")), ""),
         "name_of_a_key": (whole(b"}" + text("__reduce__") + text(shell) + b"s"), ""),
     }
-    return bad
 
 
 def main(folder: Path) -> None:

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stylegan_inversion.checkpoints.encoder import encoder_to_official
 from stylegan_inversion.checkpoints.export import checkpoint_to_official
-from stylegan_inversion.checkpoints.generator import generator_to_nvidia
-from stylegan_inversion.editing.ganspace import PrincipalComponents
+from stylegan_inversion.checkpoints.generator import generator_to_nvidia, generator_to_rosinality
 from stylegan_inversion.models.discriminator import Discriminator, DiscriminatorConfig
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
+from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
 from stylegan_inversion.ops import blur_kernel
-from tests.conformance import relative_error
 
 TINY = GeneratorConfig(resolution=64, z_dim=6, w_dim=8, mapping_layers=3, channel_base=256, channel_max=8)
 SMALL = GeneratorConfig(resolution=128, z_dim=8, w_dim=8, mapping_layers=2, channel_base=1024, channel_max=12)
@@ -32,14 +32,11 @@ ENCODER_SIZES = {
     SMALL: PyramidEncoderConfig(128, 32, 8, widths=WIDTHS, units=(2, 1, 1, 2), reduction=4),
 }
 ARCFACE = ArcFaceConfig(widths=WIDTHS, units=UNITS, reduction=2, resolution=32, embedding_dim=5)
+RESTYLE = ReStyleConfig(64, 64, 8, widths=WIDTHS, units=UNITS, reduction=2)
 D_TINY = DiscriminatorConfig(resolution=16, channel_base=64, channel_max=8)
+PARTS = ("weight", "bias")
 BUFFERS = ("w_avg", "noise_const", "resample_filter")
-CLASSES = {
-    "": "Generator",
-    "mapping": "MappingNetwork",
-    "synthesis": "SynthesisNetwork",
-    "affine": "FullyConnectedLayer",
-}
+CLASSES = {"": "Generator", "mapping": "MappingNetwork", "synthesis": "SynthesisNetwork"}
 
 
 def draw(module: nn.Module, seed: int = 2) -> dict[str, Tensor]:
@@ -58,12 +55,6 @@ def assert_same(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Non
         assert tensor.dtype == theirs[key].dtype and torch.equal(tensor, theirs[key]), key
 
 
-def check(name: str, ours: Tensor, theirs: Tensor) -> None:
-    error = relative_error(ours, theirs)
-    print(f"{name}: relative error {error:.1e}")  # `pytest -rP` shows it
-    assert error <= 1e-4, f"{name}: {error:.2e}"
-
-
 def encoder(kind: str, config: GeneratorConfig = TINY) -> tuple[PyramidEncoderConfig, dict[str, Tensor]]:
     """An encoder, with the generator's average w in it, as an official file has one for both."""
     sizes = ENCODER_SIZES[config]
@@ -78,44 +69,59 @@ def official(kind: Any, config: GeneratorConfig = TINY, **changes: Any) -> dict[
     return {key: value for key, value in {**checkpoint, **changes}.items() if value is not None}
 
 
-def components_to_ganspace(principal: PrincipalComponents) -> dict[str, Tensor]:
-    """Components as e4e's `.pt` holds them."""
-    return {"mean": principal.mean[None], "comp": principal.components[:, None], "std": principal.std.clone()}
+def lively(cls: type[Any], config: Any) -> nn.Module:
+    """A network that gives small numbers, with statistics in its batch norms as after a training."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        module = cls(config)
+        for name, buffer in module.named_buffers():
+            if name.endswith(("running_var", "running_mean", "w_avg", "noise_const")):
+                buffer.copy_(torch.rand_like(buffer) + 0.5 if name.endswith("var") else 0.3 * torch.randn_like(buffer))
+        for name, parameter in module.named_parameters():
+            if name.endswith(("noise_strength", "bias")):
+                parameter.data.normal_(0, 0.3)
+    return module.eval().requires_grad_(False)
 
 
-def backbone_name(key: str) -> str:
-    """Our backbone's name -> InsightFace_Pytorch's: one list of units, counted through all stages."""
-    top, _, rest = key.partition(".")
-    if top == "stem":
-        return f"input_layer.{rest}"
-    stage, unit, branch, rest = rest.split(".", 3)
-    index = sum(UNITS[: int(stage)]) + int(unit)
-    return f"body.{index}.{ {'residual': 'res_layer', 'shortcut': 'shortcut_layer'}[branch] }.{rest}"
+def restyle(*, offsets: bool, **options: Any) -> dict[str, Any]:
+    """A checkpoint of ReStyle, the generator beside the encoder."""
+    encoder = encoder_to_official("restyle", RESTYLE, lively(ReStyleEncoder, RESTYLE).state_dict())[0]
+    decoder, w_avg = generator_to_rosinality(TINY, lively(Generator, TINY).state_dict())
+    form = "ProgressiveBackboneEncoder" if offsets else "BackboneEncoder"
+    opts = {"encoder_type": form, "input_nc": 6, "n_iters_per_batch": 3, "output_size": 64, **options}
+    tensors = prefixed(encoder, "encoder.") | prefixed(decoder, "decoder.")
+    return {"state_dict": tensors, "opts": opts, "latent_avg": w_avg.repeat(TINY.num_ws, 1)}
+
+
+def checkpoint_to_rosinality(config: GeneratorConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A generator as rosinality's `.pt` holds it."""
+    return dict(zip(("g_ema", "latent_avg"), generator_to_rosinality(config, state_dict)))
+
+
+def nvidia(config: GeneratorConfig = TINY) -> dict[str, Tensor]:
+    """A state dict of NVIDIA's generator."""
+    return generator_to_nvidia(*generator(config))
 
 
 def official_arcface() -> dict[str, Tensor]:
-    official = {}
-    for key, tensor in draw(ArcFace(ARCFACE)).items():
-        top, _, rest = key.partition(".")
-        official[backbone_name(rest) if top == "backbone" else f"output_layer.{rest}"] = tensor
-    return official
+    """The identity network: the backbone of a pSp encoder under a head of its own."""
+    backbone = encoder_to_official("psp", *encoder("psp"))[0]
+    head = {key.replace("head.", "output_layer."): v for key, v in draw(ArcFace(ARCFACE)).items() if "head." in key}
+    return {key: v for key, v in backbone.items() if key.startswith(("input_layer.", "body."))} | head
 
 
 def rosinality_discriminator(config: DiscriminatorConfig = D_TINY) -> dict[str, Tensor]:
     """Our state dict in the names of rosinality's `Discriminator`, written down independently."""
-    official = {}
     sides = [str(2**k) for k in range(config.resolution.bit_length() - 1, 2, -1)]
-    inner = {"conv0.weight": "conv1.0.weight", "conv0.bias": "conv1.1.bias", "conv1.weight": "conv2.1.weight"}
-    inner |= {"conv1.bias": "conv2.2.bias", "skip.weight": "skip.1.weight"}
-    outer = {"from_rgb.weight": "convs.0.0.weight", "from_rgb.bias": "convs.0.1.bias"}
-    outer |= {"conv.weight": "final_conv.0.weight", "conv.bias": "final_conv.1.bias"}
+    names = {"conv0.weight": "conv1.0.weight", "conv0.bias": "conv1.1.bias", "conv1.weight": "conv2.1.weight"}
+    names |= {"conv1.bias": "conv2.2.bias", "skip.weight": "skip.1.weight"}
+    names |= {"from_rgb.weight": "convs.0.0.weight", "from_rgb.bias": "convs.0.1.bias"}
+    names |= {"conv.weight": "final_conv.0.weight", "conv.bias": "final_conv.1.bias"}
+    names |= {f"{ours}.{part}": f"final_linear.{k}.{part}" for k, ours in enumerate(("fc", "out")) for part in PARTS}
+    official = {f"convs.{k + 1}.conv2.0.kernel": blur_kernel() for k in range(len(sides))}
     for key, tensor in draw(Discriminator(config)).items():
-        if key.startswith("blocks."):
-            _, side, rest = key.split(".", 2)
-            key = f"convs.{sides.index(side) + 1}.{inner[rest]}"
-        key = outer.get(key, key.replace("fc.", "final_linear.0.").replace("out.", "final_linear.1."))
-        official[key] = tensor
-    official |= {f"convs.{k + 1}.conv2.0.kernel": blur_kernel() for k in range(len(sides))}
+        block, side, rest = key.split(".", 2) if key.startswith("blocks.") else ("", "", key)
+        official[f"convs.{sides.index(side) + 1}.{names[rest]}" if block else names[rest]] = tensor
     return official
 
 
@@ -135,13 +141,7 @@ class Persistent:
     """What `torch_utils.persistence` makes of a module: a call of `_reconstruct_persistent_obj` with its source."""
 
     def __init__(self, class_name: str, source: str, **state: Any) -> None:
-        empty = (
-            "_backward_hooks",
-            "_forward_hooks",
-            "_forward_pre_hooks",
-            "_state_dict_hooks",
-            "_load_state_dict_pre_hooks",
-        )
+        hooks = "_backward_hooks _forward_hooks _forward_pre_hooks _state_dict_hooks _load_state_dict_pre_hooks"
         self.meta = EasyDict(
             type="class",
             version=6,
@@ -153,7 +153,7 @@ class Persistent:
                 "_non_persistent_buffers_set": set(),
                 "_init_args": (),
                 "_init_kwargs": EasyDict(),
-                **{name: OrderedDict() for name in empty},
+                **{name: OrderedDict() for name in hooks.split()},
                 **state,
             },
         )
@@ -166,11 +166,7 @@ def network(
     state_dict: Mapping[str, Tensor], *, source: str = "raise SystemExit", prefix: str = "", **state: Any
 ) -> Persistent:
     """A tree of persistent modules with these tensors."""
-    parts: dict[str, dict[str, Any]] = {
-        "_parameters": OrderedDict(),
-        "_buffers": OrderedDict(),
-        "_modules": OrderedDict(),
-    }
+    parts: dict[str, Any] = {name: OrderedDict() for name in ("_parameters", "_buffers", "_modules")}
     inside: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state_dict.items():
         top, _, rest = key.partition(".")
@@ -236,8 +232,3 @@ def saved(value: Any, *, legacy: bool = False) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer, _use_new_zipfile_serialization=not legacy)
     return buffer.getvalue()
-
-
-def nvidia(config: GeneratorConfig = TINY) -> dict[str, Tensor]:
-    """A state dict of NVIDIA's generator."""
-    return generator_to_nvidia(*generator(config))

@@ -3,9 +3,11 @@
 import hashlib
 import io
 from dataclasses import replace
+from email.message import Message
 from pathlib import Path
 from typing import Any, Literal
 from urllib.error import URLError
+from urllib.response import addinfourl
 
 import numpy as np
 import pytest
@@ -49,18 +51,21 @@ def save_direction(tensor: Tensor, path: Path, dtype: str) -> Path:
 
 
 class FakeGitHub:
-    """Raw files by address. `down` is a network that is not there."""
+    """Raw files by address. `down` is a network that is not there, `leads_to` is where redirects end."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.down = False
+        self.leads_to = "https://"
 
-    def open(self, request: Any, timeout: float) -> io.BytesIO:
+    def open(self, request: Any, timeout: float) -> Any:
         self.asked.append(request.full_url)
         if self.down:
             raise URLError("no route to host")
-        return io.BytesIO(self.files[request.full_url])
+        answer: Any = addinfourl(io.BytesIO(self.files[request.full_url]), Message(), self.leads_to)
+        answer.read1 = answer.read
+        return answer
 
 
 def publish(
@@ -93,5 +98,5 @@ def publish(
     for module in (catalogue, find):
         monkeypatch.setattr(module, "catalogue", lambda: tuple(entries))
     monkeypatch.setattr(find, "_failed", [])  # as in a new process
-    monkeypatch.setattr(find, "build_opener", lambda *handlers: server)
+    monkeypatch.setattr(find, "urlopen", server.open)
     return server

@@ -1,6 +1,5 @@
 """Reading foreign files: what is sound is read to the bit, what is hostile runs nothing, what is damaged says so."""
 
-import io
 import json
 import os
 import pickle
@@ -9,7 +8,6 @@ import re
 import struct
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save
 
 from stylegan_inversion.checkpoints import unpickle
@@ -32,11 +28,13 @@ from tests.checkpoints.hostile_files import (
     call,
     named,
     nested,
+    npy,
     payloads,
     persistent_object,
     storage_stream,
     text,
     whole,
+    zip_of,
     zipped,
 )
 from tests.checkpoints.official_files import nvidia, nvidia_pickle, saved
@@ -106,17 +104,20 @@ def test_every_kind_of_number(tmp_path: Path) -> None:
         "noise": torch.ones(1, 1, 1024, 1024),
     }
     views = {"part": tensors["float32"][1:, 1:], "turned": tensors["int64"].t(), "wide": torch.ones(1).expand(4)}
-    (tmp_path / "safetensors").write_bytes(save({**tensors}))
-    (tmp_path / "zip").write_bytes(saved({**tensors, **views}))
-    (tmp_path / "legacy").write_bytes(saved({**tensors, **views}, legacy=True))
-    for name, expected in (("safetensors", tensors), ("zip", {**tensors, **views}), ("legacy", {**tensors, **views})):
-        read = read_checkpoint(tmp_path / name)
-        assert read.keys() == expected.keys()
-        for key, tensor in expected.items():
-            assert read[key].dtype == tensor.dtype and torch.equal(read[key], tensor), (name, key)
-        for tensor in read.values():
-            tensor.zero_()  # views of its own: the file stays
-        assert all(torch.equal(read_checkpoint(tmp_path / name)[key], tensor) for key, tensor in expected.items())
+    files = {
+        "safetensors": (save({**tensors}), tensors),
+        "zip": (saved({**tensors, **views}), {**tensors, **views}),
+        "legacy": (saved({**tensors, **views}, legacy=True), {**tensors, **views}),
+    }
+    for name, (data, expected) in files.items():
+        (tmp_path / name).write_bytes(data)
+        for _ in range(2):
+            read = read_checkpoint(tmp_path / name)
+            assert read.keys() == expected.keys()
+            for key, tensor in expected.items():
+                assert read[key].dtype == tensor.dtype and torch.equal(read[key], tensor), (name, key)
+            for tensor in read.values():
+                tensor.zero_()  # views of its own: the file stays
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -145,37 +146,36 @@ def test_values_of_python_and_numpy(protocol: int, read: Any) -> None:
 
 
 def test_values_of_python_2_and_classes(read: Any) -> None:
-    assert read(whole(b"U\x03abcT\x01\x00\x00\x00d\x86")) == ["abc", "d"]
-    assert read(whole(named("pathlib", "PosixPath") + arguments("/", "a") + b"R")) == "/a"
-    assert read(whole(named("torch", "device") + arguments("cuda", b"K\1") + b"R")) == "cuda:1"
-    assert read(whole(named("torch", "float32"))) == "torch.float32"
     items = b"]" + arguments("a", b"K\1") + b"a\x85R"
-    assert read(whole(named("collections", "OrderedDict") + items)) == {"a": 1}
+    for body, expected in (
+        (b"U\x03abcT\x01\x00\x00\x00d\x86", ["abc", "d"]),
+        (named("pathlib", "PosixPath") + arguments("/", "a") + b"R", "/a"),
+        (named("torch", "device") + arguments("cuda", b"K\1") + b"R", "cuda:1"),
+        (named("torch", "float32"), "torch.float32"),
+        (named("collections", "OrderedDict") + items, {"a": 1}),
+        (b"Nr\xff\xff\xff\x7f", None),  # a large index of the memo
+        (call("numpy.core.multiarray", "_reconstruct"), "(_NumPy)"),
+    ):
+        assert read(whole(body)) == expected
+    assert len(read(many_views(10))) == 10
 
 
 @pytest.mark.parametrize("dtype", ["f8", "f4", "i8", "u1", "?"])
 def test_npy(dtype: str, tmp_path: Path) -> None:
     for array in (np.arange(6).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3)), np.asarray(1)):
         np.save(tmp_path / "x.npy", array.astype(dtype))
-        assert torch.equal(
-            read_checkpoint(tmp_path / "x.npy"), torch.from_numpy(np.array(array.astype(dtype), order="C"))
-        )
+        expected = torch.from_numpy(np.array(array.astype(dtype), order="C"))
+        assert torch.equal(read_checkpoint(tmp_path / "x.npy"), expected)
 
 
-def test_a_zip_without_checksums(tmp_path: Path) -> None:
+def test_a_zip_without_checksums_and_an_odd_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     torch.serialization.set_crc32_options(False)
     try:
-        torch.save({"a": torch.ones(2)}, tmp_path / "x.pt")
+        torch.save({"a": torch.ones(2)}, "-c ä;$(x)'\".pt")
     finally:
         torch.serialization.set_crc32_options(True)
-    assert torch.equal(read_checkpoint(tmp_path / "x.pt")["a"], torch.ones(2))
-
-
-def test_odd_names_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("-c", "a b;$(x)'\".pt", "ä.pt"):
-        Path(name).write_bytes(saved({"b": "x"}))
-        assert read_checkpoint(Path(name)) == {"b": "x"}
+    assert torch.equal(read_checkpoint(Path("-c ä;$(x)'\".pt"))["a"], torch.ones(2))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
@@ -195,27 +195,6 @@ def test_the_memory_that_reading_takes(tmp_path: Path) -> None:
 # What is refused.
 
 
-def tar() -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as file:
-        file.addfile(tarfile.TarInfo("x.pt"))
-    return buffer.getvalue()
-
-
-def zip_of(compression: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as file:
-        for name, data in members.items():
-            file.writestr(name.replace("__", "/"), data)
-    return buffer.getvalue()
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=True)
-    return buffer.getvalue()
-
-
 def safetensors(**entry: Any) -> bytes:
     header = json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **entry}}).encode()
     return struct.pack("<Q", len(header)) + header + bytes(8)
@@ -225,11 +204,21 @@ def storage(numel: bytes = b"K\2", key: str = "0", kind: str = "FloatStorage", e
     return arguments("storage", named("torch", kind), key, "cpu", numel + extra) + b"Q"
 
 
+DTYPE = named("numpy", "dtype") + arguments("f4") + b"R"
 TENSOR = named("torch._utils", "_rebuild_tensor_v2")
 
 
 def tensor(offset: int = 0, shape: bytes = b"K\2\x85", stride: bytes = b"K\1\x85", **changes: Any) -> bytes:
     return TENSOR + b"(" + storage(**changes) + b"K" + bytes([offset]) + shape + stride + b"\x89}tR"
+
+
+def in_zip(**changes: Any) -> bytes:
+    return zipped(whole(tensor(**changes)), data__0=bytes(8))
+
+
+def from_buffer(size: int, shape: bytes) -> bytes:
+    data = b"C" + bytes([size]) + bytes(size)
+    return whole(named("numpy._core.numeric", "_frombuffer") + b"(" + data + DTYPE + shape + text("C") + b"tR")
 
 
 def overlapping() -> bytes:
@@ -247,121 +236,97 @@ def many_views(count: int) -> bytes:
 
 QUOTA = b"<!DOCTYPE html><html><head><title>Google Drive - Quota exceeded</title></head><body>Sorry</body></html>"
 GOOD = saved({"a": torch.ones(2, 3)})
-DTYPE = named("numpy", "dtype") + arguments("f4") + b"R"
 OBJECT = named("torch_utils.persistence", "_reconstruct_persistent_obj")
-FROM_BUFFER = named("numpy._core.numeric", "_frombuffer")
-REFUSED: dict[str, tuple[bytes, str]] = {
+STREAM = PREAMBLE + whole(tensor()) + whole(b"]X\1\0\0\x000a")
+REFUSED = [
     # other kinds of file
-    "empty": (b"", r"It is empty \(0 bytes\)\. The download did not begin"),
-    "web page": (QUOTA, r"It is a web page \(HTML\), not a checkpoint\. .*quota is spent"),
-    "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid", r"It is a pointer of Git LFS.*git lfs pull"),
-    "tar": (tar(), r"It is a tar archive\. Unpack it and give the checkpoint inside\."),
-    "gzip": (b"\x1f\x8b\x08\0rest", r"It is a gzip archive"),
-    "HDF5": (b"\x89HDF\r\n\x1a\n", r"It is an HDF5 or GGUF file, which is not read\. Expected a PyTorch \.pt or \.pth"),
-    "text": (b'{"error": "not found"}', r"It is a text that begins '\{\"error\": \"not found\"\}'"),
-    "zeros": (bytes(5000), r"begins with thousands of zeros.*fetch it again"),
-    "unknown": (b"\x01\x02\x03\x04\xff\xfe", r"begins with the bytes 01 02 03 04 ff fe, which is no known format"),
-    "protocol 1": (b"\x80\x01K\x01.", r"It is a pickle of protocol 0 or 1, which is not read"),
+    (b"", r"It is empty \(0 bytes\)\. The download did not begin"),
+    (QUOTA, r"It is a web page \(HTML\), not a checkpoint\. .*quota is spent"),
+    (b"version https://git-lfs.github.com/spec/v1\noid", r"It is a pointer of Git LFS.*git lfs pull"),
+    (bytes(257) + b"ustar", r"It is an archive .*\. Unpack it and give the checkpoint inside\."),
+    (b"\x1f\x8b\x08\0rest", r"It is an archive \(gzip"),
+    (b'{"error": "not found"}', r"It is a text that begins '\{\"error\": \"not found\"\}'"),
+    (bytes(5000), r"begins with thousands of zeros.*fetch it again"),
+    (b"\x01\x02\x03\x04\xff\xfe", r"begins with the bytes 01 02 .* no known format\. Expected a PyTorch"),
+    (b"\x80\x01K\x01.", r"It is a pickle of protocol 0 or 1, which is not read"),
     # zip
-    "half a zip": (GOOD[: len(GOOD) // 2], r"a zip archive that is damaged or cut short"),
-    "another zip": (zip_of(x=b"1", y=b"2"), r"not one of PyTorch's: it holds x, y\. Unpack it"),
-    "two roots": (zip_of(**{"a__data.pkl": whole(b"}"), "b__data.pkl": whole(b"}")}), r"not one of PyTorch's"),
-    "compressed": (zip_of(zipfile.ZIP_DEFLATED, archive__data=b"0" * 99), r"Its member 'archive/data' is compressed"),
-    "one name twice": (
+    (GOOD[: len(GOOD) // 2], r"cannot be read \(BadZipFile: .*Fetch it again"),
+    (zip_of(x=b"1", y=b"2"), r"none of PyTorch's\. Unpack it and give a file inside: x, y\."),
+    (zip_of(**{"a__data.pkl": whole(b"}"), "b__data.pkl": whole(b"}")}), r"none of PyTorch's"),
+    (zip_of(zipfile.ZIP_DEFLATED, archive__data=b"0" * 99), r"Its member 'archive/data' is compressed"),
+    (
         zipped(whole(b"}"), data__0=b"", data__1=b"").replace(b"/data/1", b"/data/0"),
         r"Its member 'archive/data/0' is damaged",
     ),
-    "overlapping": (overlapping(), r"Its member 'archive/data/1' is damaged: its size or checksum differs"),
-    "big-endian": (zip_of(**{"a__data.pkl": whole(b"}"), "a__byteorder": b"big"}), r"saved on a big-endian machine"),
-    "damaged list": (GOOD.replace(b"PK\1\2", b"PK\1\3"), r"a zip archive that is damaged or cut short"),
+    (overlapping(), r"Its member 'archive/data/1' is damaged: its size or checksum differs"),
+    (zip_of(**{"a__data.pkl": whole(b"}"), "a__byteorder": b"big"}), r"saved on a big-endian machine"),
+    (GOOD.replace(b"PK\1\2", b"PK\1\3"), r"cannot be read \(BadZipFile: .*Fetch it again"),
     # NumPy and safetensors
-    "npy of a new version": (b"\x93NUMPY\x09\0" + bytes(20), r"holds no array of numbers, or damaged"),
-    "npy, big-endian": (npy(np.zeros(2, ">f4")), r"only little-endian numbers are read, not >f4"),
-    "npy of texts": (npy(np.zeros(2, "<U3")), r"only little-endian numbers are read, not <U3"),
-    "npy of objects": (npy(np.array([{}])), r"Python objects in dtype"),
-    "npy cut short": (npy(np.zeros(99))[:300], r"mmap length is greater than file size"),
-    "safetensors cut short": (safetensors()[:50], r"cannot be read as safetensors"),
-    "safetensors, offsets": (safetensors(data_offsets=[0, 99]), r"cannot be read as safetensors"),
-    "safetensors, shape": (safetensors(shape=[2**61, 8]), r"cannot be read as safetensors"),
+    (b"\x93NUMPY\x09\0" + bytes(20), r"cannot be read \(ValueError: "),
+    (npy("'>f4'", "(2,)", bytes(8)), r"NumPy file of >f4; only little-endian numbers"),
+    (npy("'<U3'", "(2,)", bytes(24)), r"NumPy file of <U3; only little-endian numbers"),
+    (npy("'|O'", "(1,)"), r"Python objects in dtype"),
+    (npy("'<f4'", "(99,)", bytes(40)), r"mmap length is greater than file size"),
+    (safetensors()[:50], r"cannot be read as safetensors"),
+    (safetensors(data_offsets=[0, 99]), r"cannot be read as safetensors"),
+    (safetensors(shape=[2**61, 8]), r"cannot be read as safetensors"),
     # pickles
-    "nothing in it": (whole(b""), r"damaged or made to do harm near byte 3: IndexError"),
-    "a key without a value": (whole(b"}(K\1u"), r"damaged or made to do harm near byte 7: a key without a value"),
-    "a list as a key": (whole(b"}]K\1s"), r"a key of a dict that is a list"),
-    "cut short": (whole(b"B\xff\xff\xff\x7f"), r"cut short: 2147483647 bytes are announced at byte 7 of 8\. Fetch it"),
-    "a long integer": (whole(b"\x8a\xff" + bytes(255)), r"an integer of 255 bytes"),
-    "an endless name": (whole(b"c" + b"x" * 400), r"a name without an end"),
-    "protocol 6": (whole(b"\x80\x06"), r"unsupported pickle protocol: 6"),
-    "no storage": (whole(TENSOR + arguments("x", b"K\0", b")", b")") + b"R"), r"a tensor with an invalid storage"),
-    "no class": (whole(OBJECT + b"}\x85R"), r"without the name of its class, or a state"),
-    "not latin1": (whole(named("_codecs", "encode") + arguments("λ", "latin1") + b"R"), r"UnicodeEncodeError"),
-    "objects in NumPy": (whole(named("numpy", "dtype") + arguments("O8") + b"R"), r"an array of NumPy of type O8"),
-    "records": (whole(DTYPE + arguments(b"K\3", "<", b"K\1", b"N", b"N") + b"b"), r"big-endian numbers, or of records"),
-    "two numbers in one": (
+    (whole(b""), r"damaged or made to do harm near byte 3: IndexError"),
+    (whole(b"}(K\1u"), r"damaged or made to do harm near byte 7: a key without a value"),
+    (whole(b"}]K\1s"), r"a key of a dict that is a list"),
+    (whole(b"B\xff\xff\xff\x7f"), r"cut short: 2147483647 bytes are announced at byte 7 of 8\. Fetch it"),
+    (whole(b"\x8a\xff" + bytes(255)), r"an integer of 255 bytes"),
+    (whole(b"c" + b"x" * 400), r"a name without an end"),
+    (whole(b"\x80\x06"), r"unsupported pickle protocol: 6"),
+    (whole(TENSOR + arguments("x", b"K\0", b")", b")") + b"R"), r"a tensor with an invalid storage"),
+    (whole(OBJECT + b"}\x85R"), r"without the name of its class, or a state"),
+    (whole(named("_codecs", "encode") + arguments("λ", "latin1") + b"R"), r"UnicodeEncodeError"),
+    (whole(named("numpy", "dtype") + arguments("O8") + b"R"), r"an array of NumPy of type O8"),
+    (whole(DTYPE + arguments(b"K\3", "<", b"K\1", b"N", b"N") + b"b"), r"big-endian numbers, or of records"),
+    (
         whole(named("numpy.core.multiarray", "scalar") + b"(" + DTYPE + b"C\x08" + bytes(8) + b"tR"),
-        r"RuntimeError: a Tensor with 2 elements",
+        r"a Tensor with 2 elements",
     ),
-    "an array that is too long": (
-        whole(FROM_BUFFER + b"(C\x04" + bytes(4) + DTYPE + b"K\2\x85" + text("C") + b"tR"),
-        r"reaches to 2 of 1 numbers",
-    ),
-    "half a number": (
-        whole(FROM_BUFFER + b"(C\x05" + bytes(5) + DTYPE + b")" + text("C") + b"tR"),
-        r"5 bytes that are no numbers of type torch.float32",
-    ),
-    "no nested storage": (whole(nested(b"\x80\x02K\1.")), r"not stored as PyTorch stores it"),
-    "hooks": (whole(TENSOR + b"(NK\0))\x89}" + text("a") + b"K\1stR"), r"a tensor with backward hooks"),
+    (from_buffer(4, b"K\2\x85"), r"reaches to 2 of 1 numbers"),
+    (from_buffer(5, b")"), r"5 bytes that are no numbers of type torch.float32"),
+    (whole(nested(b"\x80\x02K\1.")), r"not stored as PyTorch stores it"),
+    (whole(TENSOR + b"(NK\0))\x89}" + text("a") + b"K\1stR"), r"a tensor with backward hooks"),
     # tensors in a zip
-    "no data": (zipped(whole(tensor())), r"KeyError: 'archive/data/0'"),
-    "other data": (zipped(whole(tensor()), data__0=bytes(12)), r"2 numbers of type torch.float32 where there are 3"),
-    "beyond": (zipped(whole(tensor(offset=1)), data__0=bytes(8)), r"shape \(2,\) that reaches to 3 of 2 numbers"),
-    "stride": (zipped(whole(tensor(stride=b"K\7\x85")), data__0=bytes(8)), r"reaches to 8 of 2 numbers"),
-    "negative": (zipped(whole(tensor(shape=b"J\xff\xff\xff\xff\x85")), data__0=bytes(8)), r"an invalid size or stride"),
-    "huge, of stride 0": (
-        zipped(whole(tensor(shape=b"J\0\0\0\x40\x85", stride=b"K\0\x85")), data__0=bytes(8)),
-        r"many times the bytes of a checkpoint of its size",
+    (zipped(whole(tensor())), r"KeyError: 'archive/data/0'"),
+    (zipped(whole(tensor()), data__0=bytes(12)), r"2 numbers of type torch.float32 where there are 3"),
+    (in_zip(offset=1), r"shape \(2,\) that reaches to 3 of 2 numbers"),
+    (in_zip(stride=b"K\7\x85"), r"reaches to 8 of 2 numbers"),
+    (in_zip(shape=b"J\xff\xff\xff\xff\x85"), r"an invalid size or stride"),
+    (in_zip(shape=b"J\0\0\0\x40\x85", stride=b"K\0\x85"), r"many times the bytes of a checkpoint of its size"),
+    (
+        zipped(whole(storage() + storage(kind="IntStorage") + b"\x86"), data__0=bytes(8)),
+        r"torch.int32 where there are 2 of type torch.float32",
     ),
-    "two kinds": (
-        zipped(whole(b"(" + storage() + storage(kind="IntStorage") + b"t"), data__0=bytes(8)),
-        r"numbers of type torch.int32 where there are 2 of type torch.float32",
-    ),
-    "PyTorch 0.3": (zipped(whole(storage(extra=b")")), data__0=bytes(8)), r"a tensor of PyTorch 0\.3 or older"),
-    "no bools": (zipped(whole(tensor(kind="BoolStorage")), data__0=b"\0\x02"), r"no numbers of type torch.bool"),
+    (zipped(whole(storage(extra=b")")), data__0=bytes(8)), r"a tensor of PyTorch 0\.3 or older"),
+    (zipped(whole(tensor(kind="BoolStorage")), data__0=b"\0\x02"), r"no numbers of type torch.bool"),
     # streams of old PyTorch
-    "version 7": (PREAMBLE[:15] + whole(b"K\7") + whole(b"}"), r"an unknown version of PyTorch's old format"),
-    "other keys": (PREAMBLE + whole(tensor()) + whole(b"]"), r"list of tensors differs from what its pickle describes"),
-    "other length": (
-        PREAMBLE + whole(tensor()) + whole(b"]X\1\0\0\x000a") + struct.pack("<q", 3),
-        r"A tensor of 2 numbers is stored as 3",
-    ),
-    "stream cut short": (
-        PREAMBLE + whole(tensor()) + whole(b"]X\1\0\0\x000a") + struct.pack("<q", 2),
-        r"cut short: 8 bytes are announced",
-    ),
+    (PREAMBLE[:15] + whole(b"K\7") + whole(b"}"), r"an unknown version of PyTorch's old format"),
+    (PREAMBLE + whole(tensor()) + whole(b"]"), r"list of tensors differs from what its pickle describes"),
+    (STREAM + struct.pack("<q", 3), r"A tensor of 2 numbers is stored as 3"),
+    (STREAM + struct.pack("<q", 2), r"cut short: 8 bytes are announced"),
     # bombs; more of them are in tests/attack
-    "steps": (whole(b"]" * 200_000), r"many times the steps of a checkpoint"),
-    "depth": (whole(b"]" * 100 + b"a" * 99), r"nested deeper than 64"),
-    "laughs": (
+    (whole(b"]" * 200_000), r"many times the steps of a checkpoint"),
+    (whole(b"]" * 100 + b"a" * 99), r"nested deeper than 64"),
+    (
         whole(b"]q\0" + b"".join(b"](" + (b"h" + bytes([i])) * 9 + b"eq" + bytes([i + 1]) for i in range(30))),
-        r"many times the values of a checkpoint|nested deeper",
+        r"many times the values of a checkpoint",
     ),
-    "views": (many_views(1_000), r"many times the bytes of a checkpoint"),
-}
+    (many_views(1_000), r"many times the bytes of a checkpoint"),
+]
 
 
-@pytest.mark.parametrize("kind", REFUSED)
-def test_refused(kind: str, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("data", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_refused(data: bytes, message: str, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpickle, "MAX_STEPS", 100_000)  # so that bombs end at once
     monkeypatch.setattr(unpickle, "MAX_VALUES", 20_000)
-    data, message = REFUSED[kind]
     with pytest.raises(CheckpointError, match=message) as caught:
         read(data)
     assert "file" in str(caught.value).split(":")[0] and len(str(caught.value)) < 700
-
-
-def test_what_a_small_pickle_may_do(read: Any) -> None:
-    assert len(read(many_views(10))) == 10
-    assert read(whole(b"Nr\xff\xff\xff\x7f")) is None  # a large index of the memo
-    assert read(whole(call("numpy.core.multiarray", "_reconstruct"))) == "(_NumPy)"
 
 
 def test_no_file(tmp_path: Path) -> None:
@@ -375,48 +340,12 @@ def test_no_file(tmp_path: Path) -> None:
             read_checkpoint(tmp_path / "pipe")
 
 
-MUTATED = {
-    "zip": saved({"a": torch.arange(6.0).reshape(2, 3), "b": [1, "x", torch.ones(2, dtype=torch.int64)]}),
-    "legacy": saved({"a": torch.arange(6.0).reshape(2, 3), "b": {"c": 1.5}}, legacy=True),
-    "nvidia": nvidia_pickle({key: nvidia()[key] for key in ("mapping.fc0.weight", "mapping.w_avg")}),
-    "protocol_2": nvidia_pickle({key: nvidia()[key] for key in ("mapping.fc0.weight",)}, protocol=2),
-    "protocol_5": pickle.dumps({"a": np.arange(6.0), "b": {1, 2}}, 5),
-    "source": whole(persistent_object("x")),
-    "safetensors": save({"a": torch.ones(2, 3)}),
-    "npy": npy(np.arange(6.0)),
-}
-
-
-@pytest.mark.parametrize("kind", MUTATED)
-@pytest.mark.filterwarnings("ignore")  # NumPy warns of odd headers
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_mutated_files_are_read_or_refused(kind: str, read: Any, data: st.DataObject) -> None:
-    mutated = bytearray(MUTATED[kind])
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, len(mutated) - 1))
-        action = data.draw(st.sampled_from(["flip", "cut", "drop", "insert"]))
-        if action == "flip":
-            mutated[at] ^= data.draw(st.integers(1, 255))
-        elif action == "drop":
-            del mutated[at : at + data.draw(st.integers(1, 8))]
-        elif action == "insert":
-            mutated[at:at] = data.draw(st.binary(min_size=1, max_size=8))
-        else:
-            del mutated[max(at, 1) :]
-        mutated = mutated or bytearray(b"x")
-    try:
-        read(bytes(mutated))
-    except CheckpointError as e:
-        assert 10 < len(str(e)) < 700
-
-
 def test_a_flipped_bit_of_a_zip_is_found(read: Any) -> None:
     """Where members have a checksum, every flipped bit of the numbers is found."""
-    rng = random.Random(0)
-    numbers = MUTATED["zip"].index(np.arange(6, dtype=np.float32).tobytes())
+    rng, sound = random.Random(0), saved({"a": torch.arange(6.0).reshape(2, 3), "b": [1, "x"]})
+    numbers = sound.index(np.arange(6, dtype=np.float32).tobytes())
     for _ in range(24):
-        mutated = bytearray(MUTATED["zip"])
+        mutated = bytearray(sound)
         mutated[numbers + rng.randrange(24)] ^= 1 << rng.randrange(8)
         with pytest.raises(CheckpointError, match=r"Its member 'archive/data/\d' is damaged: its size or checksum"):
             read(bytes(mutated))

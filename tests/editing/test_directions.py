@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from stylegan_inversion.editing.directions import Direction, apply_directions, load_directions, save_directions
@@ -51,14 +49,6 @@ def test_apply_follows_the_dtype_of_the_codes_and_lets_gradients_through() -> No
     assert moved.dtype == torch.float64
     moved.sum().backward()
     assert w_plus.grad is not None and torch.equal(w_plus.grad, torch.ones_like(w_plus))
-
-
-@given(first=st.floats(-30, 30), second=st.floats(-30, 30))
-def test_steps_add_up_and_can_be_undone(first: float, second: float) -> None:
-    w_plus, direction = codes().double(), Direction("smile", unit(0), layers=(1, 5))
-    twice = direction.apply(direction.apply(w_plus, first), second)
-    torch.testing.assert_close(twice, direction.apply(w_plus, first + second))
-    torch.testing.assert_close(direction.apply(twice, -first - second), w_plus)
 
 
 def test_from_vector_normalises_and_keeps_the_proportions_between_layers() -> None:

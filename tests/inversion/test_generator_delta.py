@@ -1,7 +1,5 @@
 import copy
 import dataclasses
-import json
-from typing import Any
 
 import pytest
 import torch
@@ -73,29 +71,19 @@ def test_low_rank_is_the_best_there_is(
     assert min(delta.errors.values()) < delta.relative_error <= max(delta.errors.values())
 
 
-def test_a_tall_matrix(generator: Generator) -> None:
-    tuned = copy.deepcopy(generator)
-    affine = tuned.mapping.layers[0].weight
-    assert affine.shape == (16, 8)
-    affine.add_(torch.randn(16, 1) @ torch.randn(1, 8))
-    delta = GeneratorDelta.between(generator, tuned, rank=1)
-    assert delta.tensors["mapping.layers.0.weight.left"].shape == (16, 1)
-    assert delta.relative_error < 1e-4  # float32
-    torch.testing.assert_close(delta.apply(generator).mapping.layers[0].weight, affine, atol=1e-4, rtol=1e-4)
-
-
-def test_energy(generator: Generator, tuned: Generator) -> None:
-    energy = 0.5
-    delta = GeneratorDelta.between(generator, tuned, energy=energy)
-    factors = [key.removesuffix(".left") for key in delta.tensors if key.endswith(".left")]
-    assert factors
-    for name in factors:
-        assert delta.errors[name] ** 2 <= 1 - energy + 1e-6
-        rank = delta.tensors[f"{name}.left"].shape[1]
-        if rank > 1:  # one less would not have done
-            fewer = GeneratorDelta.between(generator, tuned, rank=rank - 1)
-            assert fewer.errors[name] ** 2 > 1 - energy - 1e-6
+def test_energy_and_tall_matrices(generator: Generator, tuned: Generator) -> None:
+    delta = GeneratorDelta.between(generator, tuned, energy=0.5)
+    assert delta.errors[WEIGHT] ** 2 <= 0.5 + 1e-6
+    rank = delta.tensors[f"{WEIGHT}.left"].shape[1]
+    fewer = GeneratorDelta.between(generator, tuned, rank=rank - 1)  # one less would not have done
+    assert rank > 1 and fewer.errors[WEIGHT] ** 2 > 0.5 - 1e-6
     assert GeneratorDelta.between(generator, tuned, energy=1.0).relative_error < 1e-6
+    tall = copy.deepcopy(generator)
+    affine = tall.mapping.layers[0].weight  # (16, 8)
+    affine.add_(torch.randn(16, 1) @ torch.randn(1, 8))
+    delta = GeneratorDelta.between(generator, tall, rank=1)
+    assert delta.tensors["mapping.layers.0.weight.left"].shape == (16, 1) and delta.relative_error < 1e-4
+    torch.testing.assert_close(delta.apply(generator).mapping.layers[0].weight, affine, atol=1e-4, rtol=1e-4)
 
 
 def test_half_precision(generator: Generator, tuned: Generator) -> None:
@@ -107,16 +95,6 @@ def test_half_precision(generator: Generator, tuned: Generator) -> None:
     noisy = copy.deepcopy(generator)  # the error of noise counts if nothing else changed
     noisy.synthesis.convs[0].noise_const.add_(0.1)
     assert 0 < GeneratorDelta.between(generator, noisy, dtype=torch.float16).relative_error < 1e-3
-
-
-@pytest.mark.parametrize("options", [{}, {"rank": 2, "dtype": torch.float16}])
-def test_round_trip_through_tensors_and_texts(generator: Generator, tuned: Generator, options: dict[str, Any]) -> None:
-    delta = GeneratorDelta.between(generator, tuned, **options)
-    tensors, texts = delta.to_tensors()
-    assert all(isinstance(text, str) for text in texts.values())
-    again = GeneratorDelta.from_tensors(tensors, texts)
-    assert again.relative_error == delta.relative_error and again.errors == delta.errors
-    assert generator_sha256(again.apply(generator)) == generator_sha256(delta.apply(generator))
 
 
 def test_another_base_is_refused(generator: Generator, tuned: Generator) -> None:
@@ -153,13 +131,16 @@ def test_options_out_of_range(generator: Generator, tuned: Generator) -> None:
         GeneratorDelta.between(generator, tuned)
 
 
-def test_damaged_tensors_and_texts(generator: Generator, tuned: Generator) -> None:
-    tensors, texts = GeneratorDelta.between(generator, tuned, rank=2).to_tensors()
+def test_tensors_and_texts(generator: Generator, tuned: Generator) -> None:
+    delta = GeneratorDelta.between(generator, tuned, rank=2)
+    tensors, texts = delta.to_tensors()
+    again = GeneratorDelta.from_tensors(tensors, texts)
+    assert again.relative_error == delta.relative_error and again.errors == delta.errors
+    assert generator_sha256(again.apply(generator)) == generator_sha256(delta.apply(generator))
     for change, message in (
         ({"format": "other"}, f"must say format {FORMAT} and a sha256"),
         ({"base_sha256": "123"}, "the header must say"),
         ({"errors": "{"}, "The header of the change is damaged: JSONDecodeError"),
-        ({"errors": json.dumps([1])}, "The header of the change is damaged: AttributeError"),
         ({"relative_error": "much"}, "The header of the change is damaged: ValueError"),
     ):
         with pytest.raises(CheckpointError, match=message):
@@ -182,7 +163,6 @@ def test_a_change_that_does_not_fit_leaves_the_base_alone(generator: Generator, 
         ({"x.value": torch.ones(1)}, r"The change holds 'x', which the generator does not have\."),
         ({"w_avg.value": torch.ones(1)}, r"The change of 'w_avg' does not fit its shape \(16,\): it is \(1,\)"),
         ({f"{WEIGHT}.left": torch.ones(3, 2)}, rf"The change of '{WEIGHT}' does not fit its shape"),
-        ({f"{WEIGHT}.left": torch.ones(3, 3)}, rf"The change of '{WEIGHT}' does not fit its shape"),
         (  # 400 kB that would become 40 GB
             {f"{WEIGHT}.left": torch.ones(100_000, 1), f"{WEIGHT}.right": torch.ones(1, 100_000)},
             rf"The change of '{WEIGHT}' does not fit its shape .*: its factors are \(100000, 1\) and \(1, 100000\)",

@@ -10,24 +10,12 @@ from stylegan_inversion.inversion.projector import (
     ProjectorConfig,
     noise_regularization,
     project_w,
-    project_w_plus,
     w_statistics,
 )
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
 
 SHORT = ProjectorConfig(num_steps=40, learning_rate=0.08)
-
-
-def test_schedules() -> None:
-    config = ProjectorConfig(num_steps=100, learning_rate=2.0)
-    assert config.learning_rate_at(0) == 0
-    assert config.learning_rate_at(5) == pytest.approx(2.0)  # the end of the rise
-    assert config.learning_rate_at(50) == pytest.approx(2.0)
-    assert config.learning_rate_at(90) == pytest.approx(2 * (0.5 - 0.5 * math.cos(0.4 * math.pi)))
-    assert config.w_noise_at(0) == pytest.approx(0.05)
-    assert config.w_noise_at(50) == pytest.approx(0.05 / 9)
-    assert config.w_noise_at(75) == 0 == config.w_noise_at(99)
 
 
 def test_noise_regularization_prefers_white_noise() -> None:
@@ -55,7 +43,7 @@ def test_w_plus_frees_the_layers_and_a_seed_fixes_the_result(
     generator: Generator, perceptual: PerceptualDistance, target: Tensor
 ) -> None:
     config = ProjectorConfig(num_steps=4)
-    found = project_w_plus(generator, target, perceptual=perceptual, config=SHORT)
+    found = project_w(generator, target, perceptual=perceptual, config=SHORT, per_layer=True)
     assert not torch.equal(found.w_plus[:, 0], found.w_plus[:, 1])
     results = [project_w(generator, target, perceptual=perceptual, config=config, seed=s).w_plus for s in (1, 1, 2)]
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])

@@ -56,21 +56,13 @@ def test_the_gradient_of_the_norm_at_zero_is_finite() -> None:
 
 
 def test_refusals(alex: PerceptualDistance) -> None:
+    assert (alex.name, alex.threshold) == ("alex", 0.06)  # PTI's LPIPS_value_threshold
     assert alex(torch.zeros(1, 3, 31, 31), torch.ones(1, 3, 31, 31)).item() > 0  # the smallest image
     for height, width in ((30, 64), (64, 30)):
         with pytest.raises(ValueError, match=rf"Images must be at least 31 px a side, got {height} x {width}\."):
             alex(torch.zeros(1, 3, height, width), torch.zeros(1, 3, height, width))
     with pytest.raises(ValueError, match=r"`perceptual` must be one of alex, vgg, got 'squeeze'\."):
         load_perceptual("squeeze")
-    with pytest.raises(ValueError, match=r"'st-alex' was removed; take 'alex'.*halve a weight"):
-        load_perceptual("st-alex")
-
-
-def test_each_network_brings_its_threshold(alex: PerceptualDistance, monkeypatch: pytest.MonkeyPatch) -> None:
-    install_lpips(monkeypatch, fake_network())
-    assert (alex.name, alex.threshold) == ("alex", 0.06)  # PTI's LPIPS_value_threshold
-    vgg = load_perceptual("vgg")
-    assert (vgg.name, vgg.threshold) == ("vgg", 0.12)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +142,7 @@ def test_lpips_is_its_own_formula(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = install_lpips(monkeypatch, network)
     model = load_perceptual("vgg")
     assert isinstance(model, LPIPS) and not model.training
+    assert (model.name, model.threshold) == ("vgg", 0.12)
     assert calls == [{"net": "vgg", "verbose": False}]
     assert not any(parameter.requires_grad for parameter in model.parameters())
 

@@ -10,11 +10,11 @@ from stylegan_inversion import latents
 from stylegan_inversion.checkpoints import encoder as convert_encoder
 from stylegan_inversion.checkpoints import generator as convert_generator
 from stylegan_inversion.hub import fill_module
+from stylegan_inversion.losses.identity import crop_face
 from stylegan_inversion.models.discriminator import Discriminator
-from stylegan_inversion.models.e4e_encoder import Encoder4Editing
+from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator
-from stylegan_inversion.models.irse import ArcFace, crop_face
-from stylegan_inversion.models.psp_encoder import GradualStyleEncoder
+from stylegan_inversion.models.irse import ArcFace
 from tests.conformance import draw_state_dict, load_case, relative_error
 
 TOLERANCE = 1e-4
@@ -46,9 +46,10 @@ def test_encoder_and_its_generator(name: str) -> None:
     del whole
     inputs = draw_state_dict({"input": case["input"], "latent_avg": case["latent_avg"]}, case["seed"])
     x, latent_avg = inputs["input"], inputs["latent_avg"]
-    cls = {"GradualStyleEncoder": GradualStyleEncoder, "Encoder4Editing": Encoder4Editing}[case["encoder_type"]]
+    kind = name.partition("_")[0]
 
-    encoder = build(cls, convert_encoder.pyramid_encoder_from_official(encoder_part, latent_avg=latent_avg))
+    converted = convert_encoder.encoder_from_official(kind, encoder_part, latent_avg=latent_avg)
+    encoder = build(ENCODERS[kind].network, converted)
     w_plus = encoder(x)
     check("latents", w_plus, expected["latents"])
     check("codes", w_plus - encoder.w_avg, expected["codes"])
@@ -57,7 +58,7 @@ def test_encoder_and_its_generator(name: str) -> None:
         check(key, encoder(x) - encoder.w_avg, expected[key])
     del encoder, encoder_part
 
-    generator = build(Generator, convert_generator.generator_from_rosinality(decoder_part))
+    generator = build(Generator, convert_generator.generator_from_official(decoder_part))
     image = generator.synthesis(expected["latents"])
     middle = image.shape[-1] // 2
     check("image_patch", image[..., middle - 16 : middle + 16, middle - 16 : middle + 16], expected["image_patch"])
@@ -82,9 +83,7 @@ def test_rosinality() -> None:
     inputs = draw_state_dict(case["inputs"], case["seed"])
     part = case["generator"]
     official = draw_state_dict(dict(part["state_dict"]), part["seed"])
-    generator = build(
-        Generator, convert_generator.generator_from_rosinality(official, latent_avg=inputs["mean_latent"])
-    )
+    generator = build(Generator, convert_generator.generator_from_official(official, latent_avg=inputs["mean_latent"]))
     w, w2 = generator.mapping(inputs["z"]), generator.mapping(inputs["z2"])
     check("w", w, expected["w"])
     check("image", generator(inputs["z"]), expected["image"])
@@ -105,7 +104,7 @@ def test_nvidia() -> None:
     case, expected = load_case("stylegan2_ada_64")
     inputs = draw_state_dict(case["inputs"], case["seed"])
     official = draw_state_dict(case["state_dict"], case["seed"])
-    generator = build(Generator, convert_generator.generator_from_nvidia(official))
+    generator = build(Generator, convert_generator.generator_from_official(official))
     ws = latents.broadcast(generator.mapping(inputs["z"]), generator.num_ws)
     check("ws", ws, expected["ws"])
     truncated = latents.truncate(ws, generator.w_avg, truncation_psi=0.7)

@@ -27,7 +27,7 @@ def seeded(module: Any) -> Any:
 
 
 @both
-@pytest.mark.parametrize(("output", "side", "num_ws"), [(16, 64, 6), (64, 32, 10), (1024, 64, 18)])
+@pytest.mark.parametrize(("output", "side", "num_ws"), [(16, 64, 6), (1024, 32, 18)])
 def test_shapes_and_a_gradient_for_every_parameter(cls: type[Any], output: int, side: int, num_ws: int) -> None:
     encoder = seeded(cls(replace(TINY, output_resolution=output, input_resolution=side)))
     w_plus = encoder(images(side=side))

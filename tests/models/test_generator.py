@@ -1,6 +1,3 @@
-from dataclasses import replace
-
-import pytest
 import torch
 from torch import Tensor
 
@@ -25,25 +22,6 @@ def build(config: GeneratorConfig = TINY) -> Generator:
 
 def codes(generator: Generator, batch: int = 2) -> Tensor:
     return torch.randn(batch, generator.num_ws, generator.config.w_dim, generator=rng(3))
-
-
-def test_default_config_is_config_f() -> None:
-    config = GeneratorConfig()
-    assert config.num_ws == 18
-    assert config.resolutions == [4, 8, 16, 32, 64, 128, 256, 512, 1024]
-    assert [config.channels(r) for r in config.resolutions] == [512, 512, 512, 512, 512, 256, 128, 64, 32]
-
-
-@pytest.mark.parametrize("resolution", [16, 64])
-@torch.no_grad()
-def test_shapes(resolution: int) -> None:
-    generator = build(replace(TINY, resolution=resolution))
-    z = torch.randn(2, 6, generator=rng())
-    assert generator.mapping(z).shape == (2, 8)
-    assert generator(z).shape == (2, 3, resolution, resolution)
-    sides = [conv.noise_const.shape[0] for conv in generator.synthesis.convs]
-    assert len(sides) == generator.num_ws - 1
-    assert sides == [4] + [r for r in generator.config.resolutions[1:] for _ in range(2)]
 
 
 @torch.no_grad()

@@ -1,4 +1,3 @@
-import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,10 +41,9 @@ def by_names(weights: dict[str, Tensor], x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("side", [1, 33, 64])
-def test_features(side: int) -> None:
+def test_features() -> None:
     network = tiny()
-    x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x = torch.randn(2, 3, 33, 33, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     features = network(x)
     assert features.shape == (2, 20)
     torch.testing.assert_close(features, by_names(dict(network.state_dict()), x))

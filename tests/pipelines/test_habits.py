@@ -21,87 +21,55 @@ PHOTO = hub.builtin_path("samples/sample1.jpg")
 CROP = np.asarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)), np.uint8)
 
 
-# Parts that torch.compile made.
-
-
 @pytest.fixture
 def compiled() -> Iterator[Callable[[Any], Any]]:
-    """The wrapper that `torch.compile` gives; nothing is compiled, since it cannot read the tests' checks of types."""
+    """The wrapper of `torch.compile`; nothing is compiled, since it cannot read the tests' checks of types."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own, when its compiler is first imported
         with torch.compiler.set_stance("force_eager"):
             yield torch.compile
 
 
-def test_compiled_parts_are_saved_under_plain_names(compiled: Callable[[Any], Any], tmp_path: Path) -> None:
+def test_compiled_parts(compiled: Callable[[Any], Any], tmp_path: Path) -> None:
     pipe = E4EPipeline.from_pretrained("faces64")
     expected = pipe(CROP, align=False)
-    names = {"generator": pipe.generator.state_dict().keys(), "encoder": pipe.encoder.state_dict().keys()}
+    names = {"generator": pipe.generator.state_dict().keys(), "e4e_encoder": pipe.encoder.state_dict().keys()}
     pipe.generator, pipe.encoder = compiled(pipe.generator), compiled(pipe.encoder)
     pipe.generator.synthesis = compiled(pipe.generator.synthesis)
-    assert any("_orig_mod." in key for key in pipe.encoder.state_dict())  # else nothing is tried
-    assert any("_orig_mod." in key for key in pipe.generator.state_dict())
+    assert all("_orig_mod." in str(network.state_dict().keys()) for network in (pipe.encoder, pipe.generator))
     out = pipe.edit(pipe(CROP, align=False), smile=1.0)
     folder = pipe.save_pretrained(tmp_path / "model")
-    for part, inside in (("generator", "generator"), ("encoder", "e4e_encoder")):
-        assert hub.read_tensors(folder / inside / hub.WEIGHTS_NAME).keys() == names[part]
+    for part, keys in names.items():
+        assert hub.read_tensors(folder / part / hub.WEIGHTS_NAME).keys() == keys
     assert hub.read_config(folder / "e4e_encoder")["_class_name"] == "Encoder4Editing"
     assert torch.equal(E4EPipeline.from_pretrained(folder)(CROP, align=False).w_plus, expected.w_plus)
     for name, whole in (("change", False), ("whole", True)):
         again = InversionOutput.load(out.save(tmp_path / name, whole=whole))
-        assert np.array_equal(np.asarray(again.images[0]), np.asarray(out.images[0]))
+        assert again.images[0].tobytes() == out.images[0].tobytes()
     assert len(interpolate_outputs(out, InversionOutput.load(tmp_path / "whole"), steps=3)) == 3
 
-
-def test_tuning_a_compiled_generator(compiled: Callable[[Any], Any], tmp_path: Path) -> None:
-    pipe = PTIPipeline.from_pretrained("faces64")
-    expected = pipe(CROP, align=False, num_w_steps=1, num_tuning_steps=1)
-    pipe.generator = compiled(pipe.generator)
-    out = pipe(CROP, align=False, num_w_steps=1, num_tuning_steps=1)
-    pipe.generator.synthesis = compiled(pipe.generator.synthesis)
-    for made in (out, pipe(CROP, align=False, num_w_steps=1, num_tuning_steps=1)):
-        again = InversionOutput.load(made.save(tmp_path / "out"))
-        tensors = hub.plain_state_dict(expected.generator)
-        assert again.generator.state_dict().keys() == tensors.keys()
-        assert all(torch.equal(tensor, tensors[key]) for key, tensor in again.generator.state_dict().items())
-
-
-# NumPy's numbers.
+    pti = PTIPipeline.from_pretrained("faces64")
+    tuned = pti(CROP, align=False, num_w_steps=1, num_tuning_steps=1).generator.state_dict()
+    pti.generator = compiled(pti.generator)
+    pti.generator.synthesis = compiled(pti.generator.synthesis)
+    again = InversionOutput.load(pti(CROP, align=False, num_w_steps=1, num_tuning_steps=1).save(tmp_path / "out"))
+    assert again.generator.state_dict().keys() == tuned.keys()
+    assert all(torch.equal(tensor, tuned[key]) for key, tensor in again.generator.state_dict().items())
 
 
 def test_integers_of_numpy(tmp_path: Path) -> None:
-    n = np.int64
     pti, e4e = PTIPipeline.from_pretrained("faces64"), E4EPipeline.from_pretrained("faces64")
-    calls: dict[str, Callable[[Callable[[int], Any]], InversionOutput]] = {
-        "pti": lambda i: pti(PHOTO, face=i(0), num_w_steps=i(1), num_tuning_steps=i(1), batch_size=i(1), seed=i(3)),
-        "e4e": lambda i: e4e(PHOTO, face=i(0)),
-        "translate": lambda i: e4e.translate(CROP, num_outputs=i(2), latent_mask=[i(5)], seed=i(2)),
-        "sample": lambda i: sample_face(e4e, seed=i(1), truncation=0.5),
-    }
-    for name, call in calls.items():
-        folder = call(n).save(tmp_path / name)
-        assert torch.equal(InversionOutput.load(folder).w_plus, call(int).w_plus), name
-    assert find_components(e4e.generator, count=n(2), seed=n(0))["SeFa"][1].name == "sefa_2"
+    calls: tuple[Callable[[Any], InversionOutput], ...] = (
+        lambda i: pti(PHOTO, face=i(0), num_w_steps=i(1), num_tuning_steps=i(1), batch_size=i(1), seed=i(3)),
+        lambda i: e4e.translate(CROP, num_outputs=i(2), latent_mask=[i(5)], seed=i(2)),
+        lambda i: sample_face(e4e, seed=i(1), truncation=0.5),
+    )
+    for call in calls:
+        folder = call(np.int64).save(tmp_path / "out")
+        assert torch.equal(InversionOutput.load(folder).w_plus, call(int).w_plus)
+    assert find_components(e4e.generator, count=np.int64(2), seed=np.int64(0))["SeFa"][1].name == "sefa_2"
     e4e.crop_scale = np.float32(0.5)  # type: ignore[assignment]
     assert E4EPipeline.from_pretrained(e4e.save_pretrained(tmp_path / "model")).crop_scale == 0.5
-
-
-# A caller's defaults.
-
-
-@pytest.fixture(params=["float64", "meta"])
-def defaults(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
-    """Sets a default type or device, under which whatever does not name its own is wrong, or has no numbers."""
-
-    def change() -> None:
-        if request.param == "meta":
-            torch.set_default_device("meta")
-        else:
-            torch.set_default_dtype(torch.float64)
-
-    yield change
-    torch.set_default_dtype(torch.float32)
-    torch.set_default_device(None)
 
 
 def walk(folder: Path) -> dict[str, Tensor]:
@@ -135,10 +103,17 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Te
     return folder, walk(folder)
 
 
-def test_a_callers_defaults_change_nothing(
-    walked: tuple[Path, dict[str, Tensor]], defaults: Callable[[], None]
-) -> None:
+@pytest.mark.parametrize(
+    "change", [lambda: torch.set_default_dtype(torch.float64), lambda: torch.set_default_device("meta")]
+)
+def test_a_callers_defaults_change_nothing(walked: tuple[Path, dict[str, Tensor]], change: Callable[[], None]) -> None:
+    """Under another default type or device, what does not name its own is wrong, or has no numbers."""
     folder, expected = walked
-    defaults()
-    for name, tensor in walk(folder).items():
+    try:
+        change()
+        found = walk(folder)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    for name, tensor in found.items():
         assert tensor.dtype == expected[name].dtype and torch.equal(tensor, expected[name]), name

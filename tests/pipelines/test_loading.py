@@ -1,8 +1,6 @@
 """Roads to a model and back: folders, variants, the Hub, official files, directions of the field."""
 
 import functools
-import hashlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +12,15 @@ from PIL import Image
 from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, hub
 from stylegan_inversion.checkpoints.export import write_model, write_official
 from stylegan_inversion.checkpoints.find import find_file
-from stylegan_inversion.checkpoints.recognise import SingleFile, read_single_file
+from stylegan_inversion.checkpoints.recognise import read_single_file
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.editing.ganspace import PrincipalComponents, fit_pca
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, UploadError
-from tests.fake_hub import FakeHub, hub_client, serve
+from stylegan_inversion.pipelines.methods import METHODS
+from stylegan_inversion.remote import file_sha256
+from tests.fake_hub import FakeHub
 
 GREY = Image.new("RGB", (64, 64), (120, 100, 90))
-CLASSES: dict[str, Any] = {"psp": PSPPipeline, "e4e": E4EPipeline}
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@pytest.fixture
-def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
-    with serve() as hub, hub_client(hub, tmp_path / "cache"):
-        yield hub
 
 
 # Folders
@@ -45,13 +34,16 @@ def test_dtype(e4e: E4EPipeline, dtype: torch.dtype, tmp_path: Path) -> None:
     assert out.w_plus.dtype == torch.float32 and not torch.equal(out.w_plus, expected.w_plus)
     assert (out.w_plus - expected.w_plus).norm() / expected.w_plus.norm() < 0.05
     assert pipe.edit(out, smile=1.0).images[0].size == (32, 32)
+    moved = E4EPipeline.from_pretrained(tmp_path / "model")
+    assert moved.base_name is not None and moved.to(dtype).dtype == dtype
+    assert (moved.base_name is None) == (dtype != torch.float64)  # whether its generator has other numbers now
+    assert torch.equal(moved(GREY, align=False).w_plus, out.w_plus)
 
 
 @pytest.mark.parametrize("args", [(torch.float64,), ("cpu", torch.float64), (torch.device("cpu"), torch.float64), ()])
-def test_to(e4e: E4EPipeline, pti: PTIPipeline, tmp_path: Path, args: tuple[Any, ...]) -> None:
+def test_to(both: PTIPipeline, tmp_path: Path, args: tuple[Any, ...]) -> None:
     """As PyTorch's and diffusers': every network goes along, and those that are loaded later."""
-    parts: Any = {**pti.components, "encoders": {"e4e": e4e.encoder}}
-    folder = PTIPipeline(**parts).save_pretrained(tmp_path / "model")
+    folder = both.save_pretrained(tmp_path / "model")
     options = {} if args else {"device": "cpu", "dtype": torch.float64}
     for cls in (E4EPipeline, PTIPipeline):
         pipe: Any = cls.from_pretrained(folder)
@@ -63,14 +55,6 @@ def test_to(e4e: E4EPipeline, pti: PTIPipeline, tmp_path: Path, args: tuple[Any,
         pipe.to(torch.float32)  # an encoder of PTI's that is there already
         assert call().w_plus.shape == (1, 8, 16)
         assert {p.dtype for network in pipe.networks for p in network.parameters()} == {torch.float32}
-
-
-def test_to_a_half_type(e4e: E4EPipeline, tmp_path: Path) -> None:
-    pipe = E4EPipeline.from_pretrained(e4e.save_pretrained(tmp_path / "model"))
-    assert pipe.base_name is not None
-    assert pipe.to(torch.bfloat16).dtype == torch.bfloat16
-    assert pipe.base_name is None  # its generator has other numbers now
-    assert pipe(GREY, align=False).images[0].size == (32, 32)
 
 
 def test_parts_are_shared_and_shown(e4e: E4EPipeline, pti: PTIPipeline) -> None:
@@ -118,6 +102,9 @@ def test_inversions_of_other_numbers_can_be_loaded(options: dict[str, Any], tmp_
 
 @pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub's client
 def test_through_the_hub_and_back(e4e: E4EPipeline, fake_hub: FakeHub, photo: Image.Image, detector: Any) -> None:
+    with pytest.raises(UploadError, match="'org/mine' could not be uploaded"):
+        e4e.push_to_hub("org/mine", token="wrong")
+    assert not fake_hub.repositories
     address = e4e.push_to_hub("org/mine", token="write", private=True, license="mit", metrics={"l2": 0.25})
     assert address.startswith(fake_hub.url)
     e4e.push_to_hub("org/mine", token="write", variant="fp16")
@@ -139,27 +126,20 @@ def test_each_argument_of_a_download(e4e: E4EPipeline, fake_hub: FakeHub, tmp_pa
     e4e.save_pretrained(tmp_path / "source" / "inner")
     fake_hub.add("org/mine", tmp_path / "source")
     fake_hub.tokens["org/mine"] = "read"
+    fake_hub.branches.add("v2")
     load = functools.partial(E4EPipeline.from_pretrained, "org/mine", subfolder="inner")
     weights = "inner/generator/model.safetensors"
-
-    with pytest.raises(ModelNotFoundError, match=r"org/mine"):
-        load(token=False)
+    for options in ({"token": False}, {"token": "read", "subfolder": None}, {"token": "read", "revision": "v1"}):
+        with pytest.raises(ModelNotFoundError, match=r"org/mine|config\.json"):
+            load(**options)
     pipe = load(token="read", device="cpu")
     assert torch.equal(pipe.generator.w_avg, e4e.generator.w_avg) and pipe.device.type == "cpu"
-    assert pipe.directions.keys() == e4e.directions.keys() and fake_hub.gets(weights) == 1
-    with pytest.raises(ModelNotFoundError, match=r"config\.json"):
-        E4EPipeline.from_pretrained("org/mine", token="read")  # nothing at the root
-
     load(token="read")
-    assert fake_hub.gets(weights) == 1
+    assert pipe.directions.keys() == e4e.directions.keys() and fake_hub.gets(weights) == 1
     load(token="read", force_download=True)
     assert fake_hub.gets(weights) == 2
     load(token="read", cache_dir=tmp_path / "elsewhere")
     assert fake_hub.gets(weights) == 3 and list((tmp_path / "elsewhere").rglob("inner/generator/model.safetensors"))
-
-    with pytest.raises(ModelNotFoundError, match="v2"):
-        load(token="read", revision="v2")
-    fake_hub.branches.add("v2")
     load(token="read", revision="v2")
     assert any("/revision/v2" in path or "/tree/v2" in path for _, path in fake_hub.log)
 
@@ -168,12 +148,6 @@ def test_each_argument_of_a_download(e4e: E4EPipeline, fake_hub: FakeHub, tmp_pa
     with pytest.raises(ModelNotFoundError, match="org/mine"):
         load(local_files_only=True, cache_dir=tmp_path / "empty")
     assert len(fake_hub.log) == asked
-
-
-def test_an_upload_that_fails(e4e: E4EPipeline, fake_hub: FakeHub) -> None:
-    with pytest.raises(UploadError, match="'org/mine' could not be uploaded"):
-        e4e.push_to_hub("org/mine", token="wrong")
-    assert not fake_hub.repositories
 
 
 # Official files
@@ -189,9 +163,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", ["psp", "e4e"])
 def test_there_and_back(kind: str, files: dict[str, Path], tmp_path: Path) -> None:
-    cls = CLASSES[kind]
+    cls: Any = METHODS[kind].pipeline
     theirs, ours = cls.from_single_file(files[kind], crop_scale=0.74), cls.from_pretrained("faces64")
-    assert isinstance(theirs, cls) and theirs.crop_scale == 0.74
+    assert theirs.crop_scale == 0.74
     for a, b in ((theirs.generator, ours.generator), (theirs.encoder, ours.encoder)):
         assert a.state_dict().keys() == b.state_dict().keys()
         assert all(torch.equal(a.state_dict()[key], value) for key, value in b.state_dict().items())
@@ -200,25 +174,11 @@ def test_there_and_back(kind: str, files: dict[str, Path], tmp_path: Path) -> No
     assert torch.equal(theirs(photo, align=False).w_plus, expected)
     again = cls.from_pretrained(theirs.save_pretrained(tmp_path / "saved"))
     assert torch.equal(again(photo, align=False).w_plus, expected)
+    half = cls.from_single_file(files[kind], dtype=torch.bfloat16)
+    assert {p.dtype for network in half.networks for p in network.parameters()} == {torch.bfloat16}
     converted = write_model(read_single_file(files[kind]), tmp_path / "converted")
     assert hub.read_config(converted)["_class_name"] == cls.__name__
     assert torch.equal(cls.from_pretrained(converted)(photo, align=False).w_plus, expected)
-
-
-@pytest.mark.parametrize("kind", ["psp", "e4e", "rosinality", "nvidia"])
-def test_pti_takes_the_generator_and_what_encoder_there_is(kind: str, files: dict[str, Path]) -> None:
-    pipeline = PTIPipeline.from_single_file(files[kind])
-    w = torch.randn(1, 10, 512, generator=torch.Generator().manual_seed(0))
-    expected = PTIPipeline.from_pretrained("faces64").generator.synthesis(w)
-    assert torch.equal(pipeline.generator.synthesis(w), expected)
-    assert pipeline.pivots == ("w", "w_plus", *((kind,) if kind in CLASSES else ()))
-
-
-def test_dtype_of_a_single_file(files: dict[str, Path]) -> None:
-    pipeline = PSPPipeline.from_single_file(files["psp"], dtype=torch.bfloat16)
-    assert {p.dtype for network in pipeline.networks for p in network.parameters()} == {torch.bfloat16}
-    with pytest.raises(ValueError, match=r"torch.float32 or torch.float64"):
-        PTIPipeline.from_single_file(files["psp"], dtype=torch.bfloat16)
 
 
 def test_what_a_pipeline_cannot_take(files: dict[str, Path], tmp_path: Path) -> None:
@@ -229,42 +189,28 @@ def test_what_a_pipeline_cannot_take(files: dict[str, Path], tmp_path: Path) -> 
     np.save(tmp_path / "smile.npy", np.eye(1, 512))
     with pytest.raises(CheckpointError, match=r"holds a direction, .* `pipeline.load_direction` or"):
         PTIPipeline.from_single_file(tmp_path / "smile.npy")
-    with pytest.raises(CheckpointError, match="A file of kind ganspace has no form in a folder"):
-        write_model(SingleFile("ganspace"), tmp_path / "model")
-    assert not (tmp_path / "model").exists()
 
 
-def test_a_layout_of_an_encoder_that_is_not_there(e4e: E4EPipeline, tmp_path: Path) -> None:
-    folder = e4e.save_pretrained(tmp_path / "m")
-    with pytest.raises(ModelNotFoundError, match=r"holds no encoder of psp \(folder 'psp_encoder'\)"):
-        write_official(folder, tmp_path / "x.pt", layout="psp")
-    assert not (tmp_path / "x.pt").exists()
-
-
-def test_finding_a_file(files: dict[str, Path], tmp_path: Path) -> None:
+def test_finding_a_file(files: dict[str, Path], fake_hub: FakeHub, tmp_path: Path) -> None:
     path = files["rosinality"]
-    assert find_file(path, sha256=sha256(path)) == path
-    cases: tuple[tuple[Any, dict[str, Any], type[Exception], str], ...] = (
-        (path, {"sha256": "0" * 64}, CheckpointError, r"has not the sha256 0000.*another file, or damaged"),
-        (tmp_path / "gone.pt", {}, ModelNotFoundError, r"no file '.*gone.pt'"),
-        (tmp_path, {}, ModelNotFoundError, r"a folder: use from_pretrained"),
-        ("hf://a/b", {}, ValueError, r"'hf://a/b' is neither a path nor hf://organisation/repository/file"),
-        ("https://example.org/e4e.pt", {}, ValueError, r"give the `sha256` of the file too"),
-        ("ftp://example.org/e4e.pt", {}, ValueError, r"'ftp://.*' is neither a path nor hf://"),
-    )
-    for source, options, error, message in cases:
-        with pytest.raises(error, match=message):
-            find_file(source, **options)
-
-
-def test_an_address_of_the_hub(files: dict[str, Path], fake_hub: FakeHub, tmp_path: Path) -> None:
+    assert find_file(path, sha256=file_sha256(path)) == path
     fake_hub.repositories["org/repo"] = {"folder/e4e.pt": files["e4e"].read_bytes()}
     fake_hub.branches.add("v1")
-    pipe = E4EPipeline.from_single_file("hf://org/repo@v1/folder/e4e.pt", sha256=sha256(files["e4e"]))
+    pipe = E4EPipeline.from_single_file("hf://org/repo@v1/folder/e4e.pt", sha256=file_sha256(files["e4e"]))
     assert pipe.generator.config.resolution == 64
     assert any("v1" in path for _, path in fake_hub.log)
-    with pytest.raises(ModelNotFoundError, match=r"other\.pt"):
-        find_file("hf://org/repo/folder/other.pt")
+    cases: tuple[tuple[Any, str | None, type[Exception], str], ...] = (
+        (path, "0" * 64, CheckpointError, r"has not the sha256 0000.*another file, or damaged"),
+        (tmp_path / "gone.pt", None, ModelNotFoundError, r"no file '.*gone.pt'"),
+        (tmp_path, None, ModelNotFoundError, r"a folder: use from_pretrained"),
+        ("hf://org/repo/folder/other.pt", None, ModelNotFoundError, r"other\.pt"),
+        ("hf://a/b", None, ValueError, r"'hf://a/b' is neither a path nor hf://organisation/repository/file"),
+        ("https://example.org/e4e.pt", None, ValueError, r"give the `sha256` of the file too"),
+        ("ftp://example.org/e4e.pt", None, ValueError, r"'ftp://.*' is neither a path nor hf://"),
+    )
+    for source, sha256, error, message in cases:
+        with pytest.raises(error, match=message):
+            find_file(source, sha256=sha256)
 
 
 # Directions of the field
@@ -275,17 +221,12 @@ def pipeline() -> PTIPipeline:
     return PTIPipeline.from_pretrained("faces64")
 
 
-@pytest.fixture
-def write_components(tmp_path: Path) -> Callable[[int, int], tuple[Path, PrincipalComponents]]:
-    """A GANSpace file as e4e ships it."""
-
-    def write(w_dim: int, count: int) -> tuple[Path, PrincipalComponents]:
-        found = fit_pca(torch.randn(200, w_dim, generator=torch.Generator().manual_seed(0)), count)
-        tensors = {"mean": found.mean[None], "comp": found.components[:, None], "std": found.std}
-        torch.save({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / "pca.pt")
-        return tmp_path / "pca.pt", found
-
-    return write
+def write_components(path: Path, w_dim: int = 512, count: int = 12) -> PrincipalComponents:
+    """Write a GANSpace file as e4e ships it."""
+    found = fit_pca(torch.randn(200, w_dim, generator=torch.Generator().manual_seed(0)), count)
+    tensors = {"mean": found.mean[None], "comp": found.components[:, None], "std": found.std}
+    torch.save({name: tensor.clone() for name, tensor in tensors.items()}, path)
+    return found
 
 
 @pytest.mark.parametrize("shape", [(1, 512), (1, 10, 512)])
@@ -299,13 +240,9 @@ def test_a_direction_of_the_field(shape: tuple[int, ...], pipeline: PTIPipeline,
     assert torch.allclose(moved, vector.reshape(-1, 512).expand(10, 512), atol=1e-6)
 
 
-def test_components(
-    pipeline: PTIPipeline, write_components: Callable[[int, int], tuple[Path, PrincipalComponents]], tmp_path: Path
-) -> None:
-    path, principal = write_components(512, 12)
-    before = list(pipeline.directions)
-    with pytest.raises(CheckpointError, match=r"\(found: ganspace\)\. `load_components` takes GANSpace's files"):
-        pipeline.load_direction(path, "x")
+def test_components(pipeline: PTIPipeline, tmp_path: Path) -> None:
+    path, before = tmp_path / "pca.pt", list(pipeline.directions)
+    principal = write_components(path)
     found = pipeline.load_components(path, layers=(2, 6))
     assert [direction.name for direction in found] == [f"ganspace_{k}" for k in range(1, 11)]
     assert list(pipeline.directions) == before + [direction.name for direction in found]
@@ -321,20 +258,17 @@ def test_components(
     assert list(load_directions(saved / "directions")) == list(pipeline.directions)
 
 
-def test_none_of_this_generator(
-    pipeline: PTIPipeline,
-    write_components: Callable[[int, int], tuple[Path, PrincipalComponents]],
-    files: dict[str, Path],
-    tmp_path: Path,
-) -> None:
+def test_none_of_this_generator(pipeline: PTIPipeline, files: dict[str, Path], tmp_path: Path) -> None:
     before = list(pipeline.directions)
     np.save(tmp_path / "small.npy", np.eye(1, 16))
-    with pytest.raises(CheckpointError, match=r"shape \(16,\); it must be \(512,\) or \(10, 512\)"):
-        pipeline.load_direction(tmp_path / "small.npy", "small")
-    with pytest.raises(CheckpointError, match=r"holds no single direction \(found: rosinality\)"):
-        pipeline.load_direction(files["rosinality"], "smile")
-    with pytest.raises(CheckpointError, match=r"components of 8 numbers; this generator's w have 512"):
-        pipeline.load_components(write_components(8, 3)[0])
-    with pytest.raises(CheckpointError, match=r"holds no components of GANSpace \(found: rosinality\)"):
-        pipeline.load_components(files["rosinality"])
+    write_components(tmp_path / "small.pt", 8, 3)
+    for load, path, message in (
+        (pipeline.load_direction, tmp_path / "small.npy", r"shape \(16,\); it must be \(512,\) or \(10, 512\)"),
+        (pipeline.load_direction, files["rosinality"], r"holds no single direction \(found: rosinality\)"),
+        (pipeline.load_direction, tmp_path / "small.pt", r"\(found: ganspace\)\. Is it for `load_components`\?"),
+        (pipeline.load_components, tmp_path / "small.pt", "components of 8 numbers; this generator's w have 512"),
+        (pipeline.load_components, files["rosinality"], r"holds no components of GANSpace \(found: rosinality\)"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load(path, name="smile")  # type: ignore[operator]
     assert list(pipeline.directions) == before

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -27,8 +26,8 @@ from tests.pipelines.conftest import small_encoder, small_pipeline
 Case = tuple[str, type[Exception], Callable[[Any], object], str]
 
 DEVICES = "`device` must be auto, cuda, mps, cpu or such as cuda:1, got 'gpu'"
-FLOATS = "`dtype` must be a floating-point type such as torch.bfloat16, got "
-PRECISE = "`dtype` must be torch.float32 or torch.float64, got torch.bfloat16: tuning needs the precision"
+FLOATS = "`dtype` of E4EPipeline must be one of torch.float16, torch.bfloat16, torch.float32, torch.float64, got "
+PRECISE = "`dtype` of PTIPipeline must be one of torch.float32, torch.float64, got torch.bfloat16"
 PIVOTS = "`pivot` must be one of w, w_plus, e4e, psp, restyle, or an earlier inversion, got "
 PRESETS = r"`preset` must be one of fast, balanced, best, got "
 TO = '`to` takes a device such as "cuda" and a dtype such as torch.float64, got '
@@ -53,28 +52,21 @@ CALLS: list[Case] = [
     ("face 2 of 2", FaceNotFoundError, lambda g: g.pti(g.photo, face=2), "2"),
     ("edit", ValueError, lambda g: g.pti.edit(face(g), smle=1.0), r"(?s)smle.*smile"),
     ("w steps", ValueError, lambda g: g.pti(g.photo, num_w_steps=0), "`num_w_steps` must be >= 1, got 0"),
-    ("tuning steps", ValueError, lambda g: g.pti(g.photo, num_tuning_steps=-1), "`num_tuning_steps` must be >= 0, got"),
+    ("tuning steps", ValueError, lambda g: g.pti(g.photo, num_tuning_steps=-1), "`num_tuning_steps` >= 0, got -1"),
     ("batch", ValueError, lambda g: g.pti(g.photo, batch_size=0), "`batch_size` must be >= 1, got 0"),
-    ("seed", ValueError, lambda g: g.pti(g.photo, seed=-1), r"`seed` must be in \[0, 2\*\*63\), got -1"),
-    ("seed 1.5", TypeError, lambda g: g.pti(g.photo, seed=1.5), "'float' object cannot be interpreted as an integer"),
+    ("seed", ValueError, lambda g: g.pti(g.photo, seed=-1), r"`seed` in \[0, 2\*\*63\), got -1"),
     ("pivot", ValueError, lambda g: g.pti(g.photo, pivot="z"), f"{PIVOTS}'z'"),
     ("pivot list", ValueError, lambda g: g.pti.plan(pivot=["w"]), PIVOTS),
-    ("pivot array", ValueError, lambda g: g.pti.plan(pivot=np.array(["w", "w"])), PIVOTS),
     ("preset", ValueError, lambda g: g.pti(g.photo, preset="good"), rf"{PRESETS}'good'\."),
-    ("preset list", ValueError, lambda g: g.pti.plan(["fast"]), rf"{PRESETS}\['fast'\]\."),
     ("no encoder", ModelNotFoundError, lambda g: g.pti(g.photo, pivot="psp"), r"'psp_encoder'\) for pivot='psp'"),
     ("name", ValueError, lambda g: g.pti.encoder_pipeline("w"), "`name` must be one of e4e, psp, restyle, got 'w'"),
     ("name list", ValueError, lambda g: g.pti.encoder_pipeline(["e4e"]), r"got \['e4e'\]"),
     ("crop", ValueError, lambda g: g.e4e(PTIPipeline.from_pretrained("faces64").align(g.photo, align=False)), "64 x"),
     ("dtype of PTI", ValueError, lambda g: g.pti.to(torch.bfloat16), PRECISE),
     ("dtype int8", ValueError, lambda g: g.e4e.to(dtype=torch.int8), FLOATS),
-    ("dtype text", ValueError, lambda g: g.e4e.to(dtype="float64"), FLOATS),
     ("device", ValueError, lambda g: g.e4e.to("gpu"), DEVICES),
     ("device True", TypeError, lambda g: g.e4e.to(True), TO),
-    ("device tensor", TypeError, lambda g: g.e4e.to(torch.ones(1)), TO),
     ("two devices", TypeError, lambda g: g.e4e.to("cpu", "cuda"), "one device and one dtype, got 'cuda' as well"),
-    ("two dtypes", TypeError, lambda g: g.e4e.to(torch.float64, torch.float32), "got torch.float32 as well"),
-    ("load int8", ValueError, lambda g: E4EPipeline.from_pretrained("faces64", dtype=torch.int8), FLOATS),
     ("load PTI half", ValueError, lambda g: PTIPipeline.from_pretrained("faces64", dtype=torch.bfloat16), PRECISE),
     ("no such model", ModelNotFoundError, lambda g: PTIPipeline.from_pretrained("faces46"), "faces64"),
     ("push", ValueError, lambda g: g.e4e.push_to_hub("mine"), "`repo_id` must be organisation/repository, got 'mine'"),
@@ -82,11 +74,10 @@ CALLS: list[Case] = [
      encoders={"w": small_encoder("psp")}), "`encoders` must be named e4e, psp, restyle, got 'w'"),
     ("components", ValueError, lambda g: g.pti.load_components("x.pt", count=0), "`count` must be at least 1, got 0"),
     ("layers", ValueError, lambda g: g.pti.load_components("x.pt", layers=(2, 18)), r"0 <= start < stop <= 8, got \(2"),
-    ("rank", ValueError, lambda g: face(g).save("x", rank=1), "`rank`, `energy` and `dtype` are for the change from"),
     # translate
     ("outputs", ValueError, lambda g: labels(g).translate(g.photo, num_outputs=0), "`num_outputs` must be at least 1"),
     ("same outputs", ValueError, lambda g: labels(g).translate(g.photo, num_outputs=2), r"latent_mask=range\(4, 8\)"),
-    ("no mask", ValueError, lambda g: labels(g).translate(g.photo, mix_alpha=0.5), "`mix_alpha` is 0.5, but there"),
+    ("no mask", ValueError, lambda g: labels(g).translate(g.photo, mix_alpha=0.5), "`mix_alpha` is 0.5, but without"),
     ("alpha", ValueError, lambda g: labels(g).translate(g.photo, latent_mask=[0], mix_alpha=math.nan),
      r"`mix_alpha` must be in \[0, 1\], got nan"),
     ("mask", ValueError, lambda g: labels(g).translate(g.photo, latent_mask=[8]), r"layers in \[0, 7\], at least one"),
@@ -95,15 +86,12 @@ CALLS: list[Case] = [
     ("source", ValueError, lambda g: PSPPipeline(g.pti.generator, labels(g).encoder), "`source` has 3 channels .* 5"),
     # play
     ("sample seed", ValueError, lambda g: sample_face(g.pti, seed=-1), r"`seed` must be in \[0, 2\*\*63\), got -1"),
-    ("sample 1.5", TypeError, lambda g: sample_face(g.pti, seed=1.5), "interpreted as an integer|SupportsIndex"),
     ("truncation", ValueError, lambda g: sample_face(g.pti, truncation=math.nan), r"in \[0, 2\], got nan; 0\.7 is"),
     ("mix layers", ValueError, lambda g: mix_outputs(face(g), face(g, 1), layers=(4, 9)), r"<= 8, got \(4, 9\)"),
     ("mix alpha", ValueError, lambda g: mix_outputs(face(g), face(g, 1), alpha=math.inf), "`alpha` must be finite"),
     ("one frame", ValueError, lambda g: interpolate_outputs(face(g), face(g, 1), steps=1), "`steps` must be >= 2"),
-    ("one edit", ValueError, lambda g: edit_frames(g.pti, face(g), {"smile": 1.0}, steps=1), "`steps` must be >= 2"),
     ("animate", ValueError, lambda g: edit_frames(g.pti, face(g), {"smlie": 1.0}, steps=2), "Did you mean 'smile'"),
     ("two faces a", ValueError, lambda g: mix_outputs(two(g), face(g)), r"`a` must be one photo, got 2.* `a\[0\]`"),
-    ("two faces b", ValueError, lambda g: interpolate_outputs(face(g), two(g), steps=2), "`b` must be one photo, got"),
     ("two faces out", ValueError, lambda g: edit_frames(g.pti, two(g), {}, steps=2), "`out` must be one photo, got 2"),
 ]  # fmt: skip
 
@@ -120,10 +108,14 @@ def test_a_call(given: SimpleNamespace, error: type[Exception], call: Callable[[
         ("", {"_class_name": "os.system"}, r"config\.json is of a 'os\.system', not of a pipeline of this package"),
         ("", {"_class_name": ["E4EPipeline"]}, r"not of a pipeline of this package"),
         ("", {"crop_scale": "../x"}, r"`crop_scale` must be a number in \(0, 100\), got '\.\./x'"),
-        ("", {"crop_scale": float("nan")}, r"`crop_scale` must be a number in \(0, 100\), got 'nan'"),
+        ("", {"crop_scale": math.nan}, r"`crop_scale` must be a number in \(0, 100\), got 'nan'"),
         ("", {"source": {"kind": "../x"}}, r"bad settings under `source`: `kind` of a source must be one of photo"),
         ("", {"source": {"kind": "labels", "num_labels": 4}}, "bad settings under `source`"),
         ("", {"source": 3}, "bad settings under `source`"),
+        ("", {"pti": {"tuning": {"num_stps": 3}}}, "bad settings under `pti`.*num_stps"),
+        ("", {"pti": {"tuning": {"learning_rate": math.nan}}}, "under `pti`: `learning_rate` must be a number in"),
+        ("", {"pti": {"perceptual": 4096}}, "under `pti`: `perceptual` must be one of alex, vgg, got '4096'"),
+        ("", {"pti": ["alex"]}, "bad settings under `pti`: 'list' object"),
         ("generator", {"_class_name": "subprocess.Popen"}, r"is of a 'subprocess\.Popen', not of a Generator"),
         ("e4e_encoder", {"_class_name": "Generator"}, r"is of a 'Generator', not of a Encoder4Editing"),
         ("generator", {"w_dim": "../x"}, r"does not describe a Generator"),
@@ -133,35 +125,15 @@ def test_a_config(part: str, change: dict[str, Any], message: str, e4e: E4EPipel
     folder = e4e.save_pretrained(tmp_path / "model")
     hub.write_config({**hub.read_config(folder / part), **change}, folder / part)
     with pytest.raises(CheckpointError, match=message):
-        E4EPipeline.from_pretrained(folder)
+        (PTIPipeline if "pti" in change else E4EPipeline).from_pretrained(folder)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"tuning": {"num_stps": 3}}, "num_stps"),
-        ({"tuning": {"learning_rate": float("nan")}}, "`learning_rate` must be a number in"),
-        ({"perceptual": 4096}, "`perceptual` must be one of alex, vgg, got '4096'"),
-        ({"perceptual": "st-alex"}, "`perceptual` must be one of alex, vgg, got 'st-alex'"),
-        (["alex"], "'list' object"),
-    ],
-)
-def test_settings_of_pti(settings: Any, message: str, pti: PTIPipeline, tmp_path: Path) -> None:
-    folder = pti.save_pretrained(tmp_path / "model")
-    hub.write_config({**hub.read_config(folder), "pti": settings}, folder)
-    with pytest.raises(CheckpointError, match=f"bad settings under `pti`.*{message}"):
-        PTIPipeline.from_pretrained(folder)
-
-
-def test_a_photo_that_is_none_or_has_no_face(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+def test_what_only_some_pipelines_are_given(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no picture")
     with pytest.raises(InvalidImageError, match=r"text\.jpg"):
         pti(tmp_path / "text.jpg")
     with pytest.raises(FaceNotFoundError, match="align=False"):
         PTIPipeline(pti.generator, perceptual=pti.perceptual, detector=lambda photo: [])(photo)
-
-
-def test_a_perceptual_network_without_a_name_is_not_saved(pti: PTIPipeline, tmp_path: Path) -> None:
     own = AlexLPIPS(AlexLPIPSConfig((4, 4, 4, 4, 4)))
     with pytest.raises(ValueError, match="`perceptual` has no name"):
         PTIPipeline(pti.generator, perceptual=own).save_pretrained(tmp_path)
@@ -179,7 +151,7 @@ def test_faces_of_two_models(given: SimpleNamespace) -> None:
     larger = Generator(GeneratorConfig(64, z_dim=8, w_dim=16, mapping_layers=2, channel_base=256, channel_max=8))
     other = Generator(one.generator.config)
     other.w_avg += 1.0
-    for generator, message in ((larger, r"sizes differ: .*resolution=32.*resolution=64"), (other, "average w differ")):
+    for generator, message in ((larger, r"sizes .*resolution=32.*resolution=64"), (other, "average w differ")):
         elsewhere = InversionOutput(one.images, one.images, one.w_plus, [generator], one.crops)
         with pytest.raises(ValueError, match=f"must be of the same model.*{message}"):
             mix_outputs(one, elsewhere)

@@ -114,17 +114,11 @@ CROP = crop_at(PHOTO, square(320, 256, 256), 64)
         (lambda: face_quad(landmarks_at(9, 9, 9), 0.0), "`scale` must be positive and finite, got 0"),
         (lambda: face_quad(np.full((68, 2), np.nan)), "NaN or infinity"),
         (lambda: face_quad(np.ones((68, 2))), "lie on one point"),
-        (lambda: crop_quad(PHOTO, np.zeros((3, 2)), 64), r"\(4, 2\) and finite, got shape \(3, 2\)"),
-        (lambda: crop_quad(PHOTO, np.full((4, 2), np.nan), 64), "finite"),
         (lambda: crop_quad(PHOTO, np.array([[0, 0], [0, 50], [60, 60], [50, 0.0]]), 64), "square or a parallelogram"),
         (lambda: crop_quad(PHOTO, square(50, 50, 5), 64), "its crop is 5.0 pixels wide, at least 16"),
         (lambda: crop_quad(PHOTO, square(-500, 50, 100), 64), "does not fit the photo of 640 x 512"),
         (lambda: crop_quad(PHOTO, square(300, 300, 5000), 64), "does not fit the photo"),
-        (
-            lambda: crop_quad(PHOTO.convert("L"), square(99, 99, 64), 64),
-            "mode RGB, got L; pass it through `load_image`",
-        ),
-        (lambda: uncropped(PHOTO, 0), "`size` must be at least 1, got 0"),
+        (lambda: crop_quad(PHOTO.convert("L"), square(99, 99, 64), 64), "mode RGB, got L; pass it through"),
         (lambda: align_face(PHOTO, [], size=64), r"No face was found.*pass `align=False`"),
         (lambda: align_face(PHOTO, [landmarks_at(9, 9, 9)] * 2, size=64, face=2), r"in \[0, 1\], got 2: 2 found"),
         (lambda: paste_back(CROP, PHOTO.convert("L")), "`image` must be RGB and square, got L"),
@@ -139,9 +133,7 @@ def test_refusals(call: Callable[[], object], message: str) -> None:
         call()
 
 
-@pytest.mark.parametrize(
-    ("side", "period", "degrees"), [(256, 2, 0), (512, 4, 30), (700, 3, 45), (700, 5, 0), (1000, 4, 30)]
-)
+@pytest.mark.parametrize(("side", "period", "degrees"), [(256, 2, 0), (700, 3, 45), (1000, 4, 30)])
 def test_small_crops_and_small_faces_do_not_alias(period: int, side: int, degrees: float) -> None:
     """Stripes of at most half a pixel of the crop must become an even grey. The official way gives up to 127."""
     stripes = (np.arange(1200) % period < period / 2).astype(np.uint8) * 255
@@ -161,8 +153,7 @@ def test_align_face_chooses_the_face(photo: Image.Image) -> None:
     assert np.array_equal(np.asarray(crop.image), np.asarray(crop_quad(photo, face_quad(faces[1], 0.74), 64)))
 
 
-@pytest.mark.parametrize(("width", "height"), [(140, 100), (101, 140), (96, 96)])
-@pytest.mark.parametrize("size", [64, 300])
+@pytest.mark.parametrize(("width", "height", "size"), [(140, 100, 64), (101, 140, 300), (96, 96, 64)])
 def test_uncropped_takes_the_central_square(width: int, height: int, size: int) -> None:
     """Resized, and nothing else: its rims are those of the photo."""
     photo, side = textured(width, height), min(width, height)

@@ -11,123 +11,119 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from stylegan_inversion.preprocessing.image import load_image, to_pil, to_tensor
-from tests.preprocessing.image_parts import HEIGHT, WIDTH, difference, encode
+from stylegan_inversion.preprocessing import image as module
+from stylegan_inversion.preprocessing.image import list_images, load_image, to_pil, to_tensor
+from tests.attack.pictures import chunk, encode, png
+from tests.preprocessing.conftest import HEIGHT, WIDTH, difference, table_profile
 
 pytestmark = pytest.mark.usefixtures("sound_tiff")
-TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # EXIF orientation -> what the camera did (PIL's Transpose)
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+TURNS = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # EXIF orientation -> what the camera did, as Transpose
 
 
 def test_every_kind_of_source_gives_the_same_image(photo: Image.Image, tmp_path: Path) -> None:
-    data = encode(photo, "PNG")
+    data, array = encode(photo, "PNG"), np.asarray(photo)
     (tmp_path / "photo.png").write_bytes(data)
-    array = np.asarray(photo)
     opaque = np.dstack([array, np.full((HEIGHT, WIDTH), 255, np.uint8)])
-    sources = [
-        tmp_path / "photo.png",
-        str(tmp_path / "photo.png"),
-        data,
-        bytearray(data),
-        photo,
-        array,
-        opaque,
-        array.astype(np.uint16) * 257,
-        array.astype(np.float32) / 255,
-        array.astype(np.float64) / 255,
-    ]
-    for source in sources:
+    files = [tmp_path / "photo.png", str(tmp_path / "photo.png"), data, bytearray(data)]
+    for source in (*files, photo, array, opaque, array.astype(np.uint16) * 257, array.astype(np.float32) / 255):
         assert difference(load_image(source), photo) == 0
     grey = photo.convert("L")
-    for array in (np.asarray(grey), np.asarray(grey)[..., None]):
-        assert difference(load_image(array), grey.convert("RGB")) == 0
+    for levels in (np.asarray(grey), np.asarray(grey)[..., None]):
+        assert difference(load_image(levels), grey.convert("RGB")) == 0
 
 
-@pytest.mark.parametrize(
-    ("file_format", "orientation", "mode"),
-    [
-        *(("JPEG", orientation, "RGB") for orientation in range(2, 9)),
-        *((file_format, 6, "L") for file_format in ("JPEG", "PNG", "WEBP", "TIFF")),
-        *((file_format, 1, "RGB") for file_format in ("PNG", "WEBP", "TIFF", "BMP")),
-    ],
-)
-def test_formats_and_exif_orientation(photo: Image.Image, orientation: int, file_format: str, mode: str) -> None:
-    upright = photo.convert(mode)
-    stored = upright.transpose(Image.Transpose(TURNS[orientation])) if orientation > 1 else upright
-    exif = Image.Exif()
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_formats_and_exif_orientation(photo: Image.Image, orientation: int, file_format: str) -> None:
+    turn, exif = TURNS[orientation], Image.Exif()
+    stored = photo if turn is None else photo.transpose(Image.Transpose(turn))
     exif[0x0112] = orientation
     options = {"quality": 100, "subsampling": 0} if file_format == "JPEG" else {"lossless": True}
     loaded = load_image(encode(stored, file_format, exif=exif, **options))
-    assert difference(loaded, upright.convert("RGB")) <= (6 if file_format == "JPEG" else 0)
+    assert difference(loaded, photo) <= (6 if file_format == "JPEG" else 0)
 
 
-def test_cmyk_and_mpo_jpegs(photo: Image.Image, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_files(photo: Image.Image, caplog: pytest.LogCaptureFixture) -> None:
+    assert difference(load_image(encode(photo, "BMP")), photo) == 0
     assert difference(load_image(encode(photo.convert("CMYK"), "JPEG", quality=100, subsampling=0)), photo) <= 6
     data = encode(photo, "MPO", save_all=True, append_images=[photo.rotate(180)], quality=100, subsampling=0)
     assert Image.open(io.BytesIO(data)).format == "MPO"  # a phone's photo with a depth map, not an animation
-    assert difference(load_image(data), photo) <= 6
-    assert caplog.text == ""
+    assert difference(load_image(data), photo) <= 6 and caplog.text == ""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    text = f"\nexif\n{len(exif.tobytes()):8d}\n{exif.tobytes().hex()}"  # as ImageMagick writes it
+    data = png(32, 48, 2, 8, before=chunk(b"tEXt", b"Raw profile type exif\0" + text.encode()))
+    assert load_image(data).size == (48, 32)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-def test_transparency_is_laid_over_white(photo: Image.Image, mode: str) -> None:
-    image = photo.convert(mode)
-    if mode == "P":
-        data = encode(image, "PNG", transparency=bytes(256))
-    else:
-        image.putalpha(Image.new("L", image.size, 0))
-        data = encode(image, "PNG")
-    assert difference(load_image(data), Image.new("RGB", photo.size, "white")) == 0
-    loaded = load_image(Image.new("RGBA", (20, 20), (0, 100, 200, 128)))
-    assert loaded.getpixel((3, 3)) == pytest.approx((127, 177, 227), abs=1)
+def straight(source: Image.Image) -> Image.Image:
+    """The whole picture at once, by Pillow's own conversions."""
+    profile = source.info.get("icc_profile")
+    if source.mode == "F":
+        source = Image.fromarray(np.rint(np.asarray(source) * 255).astype(np.uint8))
+    elif source.mode.startswith("I"):
+        source = Image.fromarray((np.asarray(source).astype(int) * 255 + 32767).__floordiv__(65535).astype(np.uint8))
+    if source.mode in ("La", "RGBa"):
+        source = source.convert(source.mode.upper())
+    rgba = source.convert("RGBA") if source.has_transparency_data else None
+    rgb = source if profile else (rgba or source).convert("RGB")
+    if profile:
+        made = ImageCms.profileToProfile(rgb, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB")
+        assert made is not None
+        rgb = made
+    white = Image.new("RGB", source.size, "white")
+    white.paste(rgb, mask=rgba.getchannel("A") if rgba else None)
+    return white
 
 
-def test_sixteen_bits_are_scaled_not_clipped() -> None:
-    levels = np.linspace(0, 65535, 32 * 32).round().astype(np.uint16).reshape(32, 32)
-    expected = np.rint(levels / 257).astype(np.uint8)
-    big_endian = Image.frombytes("I;16B", (32, 32), levels.astype(">u2").tobytes())
-    for source in (
-        Image.fromarray(levels),
-        encode(Image.fromarray(levels), "PNG"),
-        encode(Image.fromarray(levels), "TIFF"),
-        Image.fromarray(levels.astype(np.int32)),
-        big_endian,
-        levels,
-    ):
-        assert np.array_equal(np.asarray(load_image(source))[..., 0], expected)
-    ramp = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
-    loaded = load_image(encode(Image.fromarray(ramp), "TIFF"))
-    assert np.array_equal(np.asarray(loaded)[..., 1], np.rint(ramp * 255))
+def test_every_mode(photo: Image.Image) -> None:
+    """Upright and turned, in several strips: 16 bits are scaled, and transparency is laid over white."""
+    photo = photo.resize((613, 499))
+    assert module._STRIP_PIXELS < photo.width * photo.height
+    grey = photo.convert("L")
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 250)
+    big_endian = Image.frombytes("I;16B", photo.size, np.asarray(deep).astype(">u2").tobytes())
+    clear = [photo.convert("RGBA"), grey.convert("LA")]
+    for each in clear:
+        each.putalpha(grey.rotate(180))
+    palette, holes, tagged = photo.convert("P"), photo.copy(), photo.copy()
+    palette.info["transparency"], holes.info["transparency"] = bytes(range(256)), (0, 0, 0)
+    tagged.info["icc_profile"] = table_profile()
+    sources = [photo.convert(mode) for mode in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")]
+    sources += [
+        *clear,
+        clear[0].convert("RGBa"),
+        clear[1].convert("La"),
+        clear[0].convert("PA"),
+        palette,
+        holes,
+        tagged,
+    ]
+    sources += [deep, big_endian, Image.fromarray(np.asarray(deep).astype(np.int32))]
+    sources += [Image.fromarray(np.asarray(grey).astype(np.float32) / 255)]
+    for source in sources:
+        assert difference(load_image(source), straight(source)) == 0, source.mode
+        source.getexif()[0x0112] = 6
+        turned = straight(source).transpose(Image.Transpose.ROTATE_270)
+        assert difference(load_image(source), turned) == 0, source.mode
 
 
-def swapped_profile() -> bytes:
-    """An sRGB profile whose red and green primaries changed places, under a name that does not say sRGB."""
-    data = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    tags = {
-        data[132 + 12 * i : 136 + 12 * i].decode(): 132 + 12 * i for i in range(struct.unpack(">I", data[128:132])[0])
-    }
-    red, green = (bytes(data[tags[t] + 4 : tags[t] + 12]) for t in ("rXYZ", "gXYZ"))
-    data[tags["rXYZ"] + 4 : tags["rXYZ"] + 12], data[tags["gXYZ"] + 4 : tags["gXYZ"] + 12] = green, red
-    return bytes(data).replace("sRGB built-in".encode("utf-16-be"), "swap built-in".encode("utf-16-be"))
-
-
-def test_colour_profile_is_applied(photo: Image.Image) -> None:
-    red = Image.new("RGB", (20, 20), (255, 0, 0))
-    loaded = load_image(encode(red, "PNG", icc_profile=swapped_profile()))
+def test_profiles(photo: Image.Image, caplog: pytest.LogCaptureFixture) -> None:
+    swapped = bytearray(SRGB)  # red and green change places, under a name that does not say sRGB
+    starts = range(132, 132 + 12 * struct.unpack(">I", SRGB[128:132])[0], 12)
+    tags = {SRGB[start : start + 4]: start for start in starts}
+    red, green = (slice(tags[tag] + 4, tags[tag] + 12) for tag in (b"rXYZ", b"gXYZ"))
+    swapped[red], swapped[green] = swapped[green], swapped[red]
+    profile = bytes(swapped).replace("sRGB built-in".encode("utf-16-be"), "swap built-in".encode("utf-16-be"))
+    loaded = load_image(encode(Image.new("RGB", (20, 20), "red"), "PNG", icc_profile=profile))
     assert loaded.getpixel((0, 0)) == pytest.approx((0, 255, 0), abs=2)
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert difference(load_image(encode(photo, "PNG", icc_profile=profile)), photo) == 0
-
-
-@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L", "P"])
-def test_broken_or_unfitting_profile_is_ignored(
-    photo: Image.Image, mode: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    grey_only = mode == "L"  # an RGB profile on a grey image
-    profile = swapped_profile() if grey_only else b"no profile at all"
-    image = photo.convert(mode)
-    loaded = load_image(encode(image, "TIFF", icc_profile=profile))
-    assert difference(loaded, image.convert("RGB")) == 0
-    assert "profile" in caplog.text
+    assert difference(load_image(encode(photo, "PNG", icc_profile=SRGB)), photo) == 0 and caplog.text == ""
+    for mode, unfitting in (("RGB", b"no profile"), ("P", b"no profile"), ("L", profile)):
+        caplog.clear()
+        image = photo.convert(mode)
+        assert difference(load_image(encode(image, "TIFF", icc_profile=unfitting)), image.convert("RGB")) == 0
+        assert "The colour profile of the image cannot be used and is ignored" in caplog.text
 
 
 def test_no_metadata_survives_and_the_source_is_left_alone(photo: Image.Image) -> None:
@@ -141,21 +137,16 @@ def test_no_metadata_survives_and_the_source_is_left_alone(photo: Image.Image) -
     exif = Image.Exif()
     exif[0x010F] = "a camera"
     exif.get_ifd(0x8825)[1] = "N"
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    loaded = load_image(encode(photo, "JPEG", exif=exif, icc_profile=profile, comment=b"secret", dpi=(300, 300)))
+    loaded = load_image(encode(photo, "JPEG", exif=exif, icc_profile=SRGB, comment=b"secret", dpi=(300, 300)))
     assert loaded.info == {} and len(loaded.getexif()) == 0
-    again = Image.open(io.BytesIO(encode(loaded, "JPEG")))
-    assert "exif" not in again.info and "icc_profile" not in again.info and len(again.getexif()) == 0
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_animation_is_its_first_frame(photo: Image.Image, file_format: str, caplog: pytest.LogCaptureFixture) -> None:
     frames = [photo.rotate(90 * i).convert("P" if file_format == "GIF" else "RGB") for i in range(4)]
     more = {} if file_format == "TIFF" else {"duration": 50, "lossless": True}
-    data = encode(frames[0], file_format, save_all=True, append_images=frames[1:], **more)
-    assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 4
     with caplog.at_level(logging.WARNING):
-        loaded = load_image(data)
+        loaded = load_image(encode(frames[0], file_format, save_all=True, append_images=frames[1:], **more))
     assert difference(loaded, frames[0].convert("RGB")) == 0
     assert "several frames" in caplog.text
 
@@ -169,25 +160,24 @@ def test_tensor_and_image_are_exact_inverses() -> None:
     assert tensor[0, 0, 0, 5].item() == pytest.approx(5 / 127.5 - 1)
     [back] = to_pil(tensor)
     assert np.array_equal(np.asarray(back), np.asarray(image))
-    assert to_tensor(Image.new("RGB", (20, 30))).shape == (1, 3, 30, 20)
     stripes = np.tile(np.array([0, 255], np.uint8), (128, 64))
     tensor = to_tensor(Image.fromarray(stripes).convert("RGB"), 16)  # resized with antialiasing
     assert tensor.shape == (1, 3, 16, 16) and tensor[..., 2:-2].abs().max() < 0.02
-
-
-def test_to_pil_clamps_and_rounds() -> None:
     values = torch.tensor([-7.0, -1.0, 1.0, 9.0, 100.6 / 127.5 - 1, 100.4 / 127.5 - 1])
     [image] = to_pil(values.reshape(1, 1, 1, 6).repeat(1, 3, 1, 1).requires_grad_())
-    assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 255, 255, 101, 100]
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 255, 255, 101, 100]  # clamped and rounded
     assert len(to_pil(torch.zeros(3, 3, 8, 8, dtype=torch.bfloat16))) == 3
 
 
-def test_tensor_arguments() -> None:
-    with pytest.raises(ValueError, match="mode RGB, got L; pass it through `load_image`"):
-        to_tensor(Image.new("L", (20, 20)))
-    with pytest.raises(ValueError, match="square when `size` is given, got 20 x 30"):
-        to_tensor(Image.new("RGB", (20, 30)), 16)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        to_tensor(Image.new("RGB", (20, 20)), 0)
-    with pytest.raises(ValueError, match="holds NaN"):
-        to_pil(torch.full((1, 3, 4, 4), torch.nan))
+def test_pictures_of_a_folder(tmp_path: Path) -> None:
+    names = ["a/photo.PNG", "b.jpg", "c/d/e.webp"]
+    for name in (*names, ".hidden.png", ".cache/a.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "up").symlink_to(tmp_path)  # back to where it came from
+    (tmp_path / "none").mkdir()
+    assert list_images(tmp_path) == names
+    with pytest.raises(ValueError, match=r"holds no picture \(.*\.jpg, .*\.png"):
+        list_images(tmp_path / "none")
+    with pytest.raises(ValueError, match="is not a folder; give a folder of pictures"):
+        list_images(tmp_path / "b.jpg")

@@ -16,6 +16,8 @@ from PIL import Image
 from stylegan_inversion import hub
 from stylegan_inversion.training import trainer
 from stylegan_inversion.training.config import RunConfig
+from stylegan_inversion.training.encoder import EncoderLearner
+from stylegan_inversion.training.gan import GANLearner
 
 Image.init()
 CRASHED = 9
@@ -46,64 +48,45 @@ def _quietly(function: Callable[..., None], args: tuple[Any, ...]) -> None:
 
 
 def train(config: RunConfig) -> None:
-    trainer.train(config)
-
-
-def train_in_a_group(config: RunConfig) -> None:
-    """As the head of a group of processes of its own, to which a signal can be sent."""
+    """Train, as the head of a group of processes of its own, to which a signal can be sent."""
     os.setpgid(0, 0)
     trainer.train(config)
 
 
-def train_twofold(config: RunConfig, processes: int = 2) -> None:
+def train_twofold(config: RunConfig) -> None:
     """The same run in two processes that exchange gradients."""
-    debug_launcher(trainer.train, (config,), num_processes=processes)
-
-
-def train_and_crash_twofold(config: RunConfig, step: int) -> None:
-    """Both die once a step is done."""
-    debug_launcher(_train_until, (config, step), num_processes=2)
-
-
-def _train_until(config: RunConfig, last: int) -> None:
-    trainer.train(config, callback=lambda step, _: os._exit(CRASHED) if step == last else None)
+    debug_launcher(trainer.train, (config,), num_processes=2)
 
 
 def train_and_crash(config: Any, where: str) -> None:
-    """Die of a power cut, so to speak, at a place in the first checkpoint."""
-    learner: Any = trainer.LEARNERS[config.method]
-    save_file, export = hub.save_file, learner.export
+    """Die of a power cut, so to speak, at a place in a checkpoint."""
+    learner: Any = GANLearner if config.method == "gan" else EncoderLearner
+    save_file, export, unlink = hub.save_file, learner.export, Path.unlink
+
+    def halve(path: Path) -> None:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
     def writes_half(tensors: Any, path: Path, **options: Any) -> None:
         save_file(tensors, path, **options)
-        if not path.name.startswith(".step-"):
-            return
-        with path.open("r+b") as file:
-            file.truncate(path.stat().st_size // 2)
-        os._exit(CRASHED)
+        if path.name.startswith(".step-"):
+            halve(path)
+            os._exit(CRASHED)
 
-    def dies_on_checkpoint(method: str, prefix: str) -> Any:
-        real = getattr(Path, method)
-
-        def wrapped(self: Path, *args: Any, **options: Any) -> Any:
-            if self.name.startswith(prefix) and self.parent.name == "checkpoints":
-                os._exit(CRASHED)
-            return real(self, *args, **options)
-
-        return wrapped
+    def keeps_the_old(self: Path, *args: Any, **options: Any) -> None:
+        if self.name.startswith("step-"):
+            os._exit(CRASHED)
+        unlink(self, *args, **options)
 
     def exports_half(self: Any, folder: Path) -> None:
         export(self, folder)
         for path in folder.rglob("*.safetensors"):
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+            halve(path)
         os._exit(CRASHED)
 
     if where == "half written":
         hub.save_file = writes_half  # type: ignore[assignment]
-    elif where == "written":
-        Path.replace = dies_on_checkpoint("replace", ".step-")  # type: ignore[method-assign]
     elif where == "in place":  # the third checkpoint is the first that has an old one to remove
-        Path.unlink = dies_on_checkpoint("unlink", "step-")  # type: ignore[method-assign]
+        Path.unlink = keeps_the_old  # type: ignore[method-assign]
     elif where == "half exported":
         learner.export = exports_half
     trainer.train(config)

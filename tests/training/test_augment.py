@@ -1,4 +1,3 @@
-import json
 import math
 from collections.abc import Iterator
 
@@ -8,6 +7,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from stylegan_inversion.latents import seeded
 from stylegan_inversion.training.augment import (
     NUM_DRAWS,
     AdaptiveProbability,
@@ -19,7 +19,6 @@ from stylegan_inversion.training.augment import (
     warp_matrices,
 )
 from stylegan_inversion.training.config import AdaptiveOptions, AugmentOptions
-from stylegan_inversion.training.data import seeded
 
 OFF = {"flip": False, "blit": False, "geometric": False, "color": False}
 
@@ -164,14 +163,3 @@ def test_p_rises_over_kimg_and_falls_again() -> None:
     for _ in range(20):
         adaptive.observe(-64.0, 64)
     assert adaptive.p == 0
-
-
-def test_p_goes_on_from_its_state() -> None:
-    signs = [8.0, 3.0, 6.0, 7.0, 7.0, 6.0, 8.0, -8.0, -8.0]
-    whole, first = (AdaptiveProbability(AdaptiveOptions(kimg=1, p=0.2), every=16) for _ in range(2))
-    expected = [whole.observe(value, 8) for value in signs]
-    begun = [first.observe(value, 8) for value in signs[:3]]  # stops between two moves
-    second = AdaptiveProbability(AdaptiveOptions(kimg=1), every=16)
-    second.load_state(json.loads(json.dumps(first.state())))
-    assert begun + [second.observe(value, 8) for value in signs[3:]] == expected
-    assert second.state() == whole.state() and len(set(expected)) > 2

@@ -1,7 +1,6 @@
-import errno
 import logging
+import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -9,17 +8,7 @@ import torch
 from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.training.checkpoint import read_checkpoint, read_latest, write_checkpoint
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two nested states are equal, to the bit and to the type."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return type(a) is type(b) and len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
-    return type(a) is type(b) and a == b
+from tests.training.conftest import same
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -62,10 +51,11 @@ def test_two_are_kept(tmp_path: Path) -> None:
 
 def test_orphans_are_removed(tmp_path: Path) -> None:
     write_checkpoint({"x": torch.ones(1)}, tmp_path, step=1)
-    ours = f".step-00000002.safetensors.{2**22 + 1}.ab12cd34.partial"  # of a process that cannot be
-    orphans = [tmp_path / ours, tmp_path / ".tmpKvrlkD"]  # the other one is of safetensors
+    names = ".step-00000002.safetensors.ab12cd34.partial", ".tmpKvrlkD"  # the second one is of safetensors
+    orphans = [tmp_path / name for name in names]
     for orphan in orphans:
         orphan.write_bytes(b"half")
+        os.utime(orphan, (0, 0))
     (tmp_path / ".keep").touch()
     assert read_latest(tmp_path, sweep=False) is not None and all(orphan.exists() for orphan in orphans)
     assert read_latest(tmp_path) is not None
@@ -90,15 +80,12 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, caplog
 
 
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"none\.safetensors cannot be read"):
-        read_checkpoint(tmp_path / "none.safetensors")
     path = tmp_path / "model.safetensors"
-    hub.write_tensors({"x": torch.ones(1)}, path)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors holds tensors, but it is not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
         read_checkpoint(path)
-    for tree in ('{"dict": [["x", {"tensor": "y"}]]}', "not JSON", '{"list": 1}', '{"dict": 3}', "3"):
-        hub.write_tensors({"x": torch.ones(1)}, path, metadata={"state": tree})
-        with pytest.raises(CheckpointError, match="does not describe its own tensors"):
+    for tree in (None, '{"dict": [["x", {"tensor": "y"}]]}', "not JSON", '{"list": 1}', '{"dict": 3}', "3"):
+        hub.write_tensors({"x": torch.ones(1)}, path, metadata={} if tree is None else {"state": tree})
+        with pytest.raises(CheckpointError, match=r"model\.safetensors is not a checkpoint of a training run, or"):
             read_checkpoint(path)
 
 
@@ -107,17 +94,4 @@ def test_nan_is_not_saved(tmp_path: Path, bad: float) -> None:
     good = write_checkpoint({"x": torch.ones(2)}, tmp_path, step=1).read_bytes()
     with pytest.raises(CheckpointError, match="The state at step 2 is not saved: net/w holds NaN or infinity"):
         write_checkpoint({"net": {"w": torch.tensor([1.0, bad])}}, tmp_path, step=2)
-    assert [p.read_bytes() for p in tmp_path.iterdir()] == [good]
-
-
-def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good = write_checkpoint({"x": torch.ones(2)}, tmp_path, step=1).read_bytes()
-
-    def full(tensors: Any, path: Path, **options: Any) -> None:
-        path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(hub, "save_file", full)
-    with pytest.raises(CheckpointError, match=r"step-00000002.* could not be written: .*No space left.*make room"):
-        write_checkpoint({"x": torch.ones(2)}, tmp_path, step=2)
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [good]

@@ -5,7 +5,7 @@ import torch
 
 from stylegan_inversion.training.config import E4EOptions
 from stylegan_inversion.training.e4e import LatentAdversary, WPool, progressive_stage
-from tests.training.test_checkpoint import same
+from tests.training.conftest import same
 
 PAPER = {"open_from": 0.1, "open_until": 0.26}
 

@@ -16,33 +16,38 @@ from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.training import data
 from stylegan_inversion.training.config import EncoderRunConfig, config_dict
 from stylegan_inversion.training.data import FaceFolder, load_batches, positions
-from stylegan_inversion.training.tasks import Inversion, Task, make_task
-from tests.training.conftest import MakeConfig
-from tests.training.runs import saved
+from stylegan_inversion.training.tasks import Inversion
+from tests.training.children import wait_for
+from tests.training.conftest import MakeConfig, saved
 
 PATIENCE = 120  # a run that hangs is no success
 
 
-def start(config: EncoderRunConfig, tmp_path: Path, *launcher: str) -> "subprocess.Popen[str]":
+class Run:
     """`stylegan-inversion train`, in a session of its own."""
-    (tmp_path / "run.yaml").write_text(json.dumps(config_dict(config)))
-    command = [sys.executable, *launcher, "-m", "stylegan_inversion", "train", "--config", str(tmp_path / "run.yaml")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
 
+    def __init__(self, config: EncoderRunConfig, tmp_path: Path, *launcher: str) -> None:
+        path = tmp_path / "run.yaml"
+        path.write_text(json.dumps(config_dict(config)))
+        command = [sys.executable, *launcher, "-m", "stylegan_inversion", "train", "--config", str(path)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        self.process = subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
 
-def end(run: "subprocess.Popen[str]") -> tuple[int, str]:
-    """The exit code and what was said, once the run has ended and nothing of it is left."""
-    try:
-        _, said = run.communicate(timeout=PATIENCE)
-        with pytest.raises(ProcessLookupError):
-            os.killpg(run.pid, 0)
-    finally:
-        if run.poll() is None:
-            os.killpg(run.pid, signal.SIGKILL)
-    return run.returncode, said
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def end(self) -> tuple[int, str]:
+        """The exit code and what was said, once the run has ended and nothing of it is left."""
+        try:
+            _, said = self.process.communicate(timeout=PATIENCE)
+            with pytest.raises(ProcessLookupError):
+                os.killpg(self.process.pid, 0)
+        finally:
+            if self.is_alive():
+                os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.returncode, said
 
 
 def break_link(path: Path) -> None:
@@ -55,7 +60,7 @@ def test_a_file_that_cannot_be_read_ends_the_run(
 ) -> None:
     (pictures / "03.png").unlink()
     spoil(pictures / "03.png")
-    code, said = end(start(make_config(num_workers=num_workers, steps=50), tmp_path))
+    code, said = Run(make_config(num_workers=num_workers, steps=50), tmp_path).end()
     (line,) = [line for line in said.splitlines() if "03.png" in line]
     assert code == 2 and "Traceback" not in said and line == said.splitlines()[-1]
     assert line.startswith(f"stylegan-inversion: {pictures / '03.png'}: ")
@@ -65,36 +70,43 @@ def test_a_file_that_cannot_be_read_ends_the_run(
 def test_a_sound_folder_is_trained_on(make_config: MakeConfig, tmp_path: Path) -> None:
     """The positive control."""
     config = make_config(num_workers=2, steps=3)
-    code, said = end(start(config, tmp_path))
+    code, said = Run(config, tmp_path).end()
     assert code == 0 and "Traceback" not in said and saved(config)["step"] == 3
 
 
-def test_a_file_of_the_validation(make_config: MakeConfig, pictures: Path, tmp_path: Path) -> None:
+def test_a_file_of_the_validation(make_config: MakeConfig, tmp_path: Path) -> None:
     held_out = tmp_path / "held out"
     held_out.mkdir()
     break_link(held_out / "x.png")
     options = {"validation_data": str(held_out), "validate_every": 2, "num_workers": 2, "steps": 50}
-    code, said = end(start(make_config(**options), tmp_path))
+    code, said = Run(make_config(**options), tmp_path).end()
     assert code == 2 and "Traceback" not in said
     assert f"{held_out / 'x.png'}: it cannot be used: No such file or directory. Replace" in said.splitlines()[-1]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="children are looked up in /proc")
-def test_a_killed_worker(make_config: MakeConfig, pictures: Path, tmp_path: Path) -> None:
+def test_a_killed_worker(make_config: MakeConfig, tmp_path: Path) -> None:
     """As the kernel does when the memory is full."""
     config = make_config(num_workers=2, steps=100_000)
-    run = start(config, tmp_path)
-    log = Path(config.output, "log.jsonl")
-    until = time.monotonic() + PATIENCE
-    while not (log.exists() and log.stat().st_size) and run.poll() is None and time.monotonic() < until:
-        time.sleep(0.05)
-    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    assert len(children) == 2, "each loads pictures"
-    os.kill(int(children[0]), signal.SIGKILL)
-    code, said = end(run)
+    run = Run(config, tmp_path)
+    wait_for(run, Path(config.output, "log.jsonl"), 5)
+    time.sleep(0.1)  # both have filled their queues
+    workers = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children").read_text().split()
+    assert len(workers) == 2, "each loads pictures"
+    os.kill(int(workers[0]), signal.SIGKILL)
+    code, said = run.end()
     assert code == 2 and "Traceback" not in said
-    assert "A process that loads pictures was killed (DataLoader worker" in said.splitlines()[-1]
+    assert "A process that loads pictures was killed, as happens" in said.splitlines()[-1]
     assert "Lower `num_workers` or `batch_size` and start the same command again" in said.splitlines()[-1]
+
+
+def test_with_several_processes(make_config: MakeConfig, pictures: Path, tmp_path: Path) -> None:
+    """The other process does not wait for ever."""
+    (pictures / "03.png").unlink()
+    break_link(pictures / "03.png")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    code, said = Run(make_config(num_workers=1, steps=50, batch_size=1), tmp_path, *launcher).end()
+    assert code != 0 and f"stylegan-inversion: {pictures / '03.png'}: it cannot be used: No such file" in said
 
 
 class Broken(Inversion):
@@ -104,41 +116,21 @@ class Broken(Inversion):
         raise ZeroDivisionError("of\nthe task")
 
 
-class Hungry(Inversion):
-    def pair(self, *args: Any, **options: Any) -> Any:
-        raise MemoryError
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.parametrize(
-    ("task", "said"), [(Broken("broken", {}), "ZeroDivisionError: of the task"), (Hungry("hungry", {}), "MemoryError")]
-)
-def test_an_error_of_a_task(pictures: Path, task: Task, said: str, num_workers: int) -> None:
-    folder = FaceFolder(pictures, task, input_resolution=8, output_resolution=8, seed=0, training=False)
-    batches = load_batches(folder, positions(2, end=2), num_workers=num_workers)
-    with pytest.raises(InvalidImageError, match=rf"00\.png: it cannot be used: {said}\. Replace the file, then resume"):
-        next(batches)
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_batch_that_cannot_be_put_together(pictures: Path, num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_a_worker_is_one_line(pictures: Path, num_workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(examples: list[Any]) -> None:
         raise RuntimeError("unable to allocate shared memory")
 
-    monkeypatch.setattr(data, "default_collate", full)
-    folder = FaceFolder(
-        pictures, make_task("inversion"), input_resolution=8, output_resolution=8, seed=0, training=False
-    )
+    def first(task: Inversion) -> Any:
+        folder = FaceFolder(pictures, task, input_resolution=8, output_resolution=8, seed=0, training=False)
+        return next(load_batches(folder, positions(2, end=2), num_workers=num_workers))
+
     with pytest.raises(
-        InvalidImageError, match=r"A batch failed: RuntimeError: unable .* memory\. Lower `num_workers` or"
+        InvalidImageError, match=r"00\.png: it cannot be used: ZeroDivisionError: of the task\. Replace"
     ):
-        next(load_batches(folder, positions(2, end=2), num_workers=num_workers))
-
-
-def test_with_several_processes(make_config: MakeConfig, pictures: Path, tmp_path: Path) -> None:
-    """The other process does not wait for ever."""
-    (pictures / "03.png").unlink()
-    break_link(pictures / "03.png")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    code, said = end(start(make_config(num_workers=1, steps=50, batch_size=1), tmp_path, *launcher))
-    assert code != 0 and f"stylegan-inversion: {pictures / '03.png'}: it cannot be used: No such file" in said
+        first(Broken("broken", {}))
+    monkeypatch.setattr(data, "default_collate", full)
+    with pytest.raises(
+        InvalidImageError, match=r"A batch failed: RuntimeError: unable .* memory\. Lower `num_workers`"
+    ):
+        first(Inversion("inversion", {}))
