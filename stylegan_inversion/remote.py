@@ -68,7 +68,12 @@ def download(
         raise ValueError(f"`revision` must be a branch, a tag or a commit, got {access.revision!r}.")
     offline, why = is_offline(access), f"The network may not be used for {repo_id!r}: connect once{otherwise}."
     timeout = constants.HF_HUB_ETAG_TIMEOUT
-    odd: tuple[type[Exception], ...] = *_client_errors(), LookupError, TypeError, AttributeError  # the last three: other JSON
+    odd: tuple[type[Exception], ...] = (
+        *_client_errors(),
+        LookupError,
+        TypeError,
+        AttributeError,
+    )  # the last three: other JSON
     if not offline:
         try:  # `snapshot_download` would wait for its own first answer without a limit
             HfApi(**_LIBRARY, token=access.token).model_info(repo_id, revision=access.revision, timeout=timeout)

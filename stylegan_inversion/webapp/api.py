@@ -12,6 +12,7 @@ import gradio as gr
 from gradio.components.api_component import Api as Value
 from gradio.context import get_blocks_context
 from gradio.data_classes import FileData, ImageData
+from gradio.exceptions import InvalidPathError
 from gradio.state_holder import SessionState
 from PIL import Image
 from pydantic import Field, TypeAdapter, ValidationError, WithJsonSchema
@@ -21,7 +22,7 @@ from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
 from stylegan_inversion.webapp import marking
 from stylegan_inversion.webapp.models import TUNED
-from stylegan_inversion.webapp.photos import NO_ADDRESS, NOT_UPLOADED, is_web_address, names_other_files
+from stylegan_inversion.webapp.photos import NO_ADDRESS, NOT_UPLOADED, is_web_address
 from stylegan_inversion.webapp.studio import (
     FAILED,
     PLACES,
@@ -434,13 +435,13 @@ class Page(gr.Blocks):
         """As Gradio does, but nothing is fetched, no other file is named, and what is left out has its default."""
         if any(isinstance(each, dict) and is_web_address(str(each.get("path") or "")) for each in inputs):
             raise gr.Error(NO_ADDRESS, print_exception=False)
-        if names_other_files(inputs):
-            raise gr.Error(NOT_UPLOADED, print_exception=False)
         given = [*inputs, *(getattr(block, "value", None) for block in block_fn.inputs[len(inputs) :])]
         try:
             return await super().preprocess_data(block_fn, given, *args, **named)
         except gr.Error:
             raise
+        except InvalidPathError as e:
+            raise gr.Error(NOT_UPLOADED, print_exception=False) from e
         except Exception as e:
             words = "An argument is missing or of the wrong kind; `/gradio_api/info` says what each endpoint takes."
             raise gr.Error(words, print_exception=False) from e

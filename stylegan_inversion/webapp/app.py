@@ -226,4 +226,5 @@ def launch(
             start(demo, server_name=host, server_port=port, share=share, **options)
             demo.block_thread()  # as `launch` does not in a REPL or a notebook, whose files would go at once
         finally:
+            studio.close()
             demo.close(verbose=False)

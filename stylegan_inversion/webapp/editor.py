@@ -100,9 +100,6 @@ class Editor:
                     self.chips = [gr.Button(size="sm", visible=False) for _ in range(2 * MAIN)]
                     self.reset = gr.Button("Reset", size="sm")
                 self.sliders = [_slider() for _ in range(MAIN)]
-                with gr.Accordion("More", open=False):
-                    gr.Markdown("Changes that the model's own weights know (GANSpace, SeFa); nobody named them.")
-                    self.sliders += [_slider() for _ in range(MORE)]
                 with gr.Row(elem_classes="chips"):
                     self.save = {
                         kind: gr.Button(words, size="sm", variant="primary" if kind == "jpeg" else "secondary")
@@ -116,6 +113,9 @@ class Editor:
                         info="PTI: how long the model is tuned until it draws this very face.",
                     )
                     self.again = gr.Button("Sharpen", size="sm")
+                with gr.Accordion("More", open=False):
+                    gr.Markdown("Changes that the model's own weights know (GANSpace, SeFa); nobody named them.")
+                    self.sliders += [_slider() for _ in range(MORE)]
         self.whole = gr.Image(
             label="The whole photo",
             elem_id="whole",
@@ -364,7 +364,9 @@ class Editor:
         for k, (part, name) in enumerate(zip(self.sliders, self._names(model))):
             label, *ends = WORDS.get(name or "", (_plain(name or ""), "", ""))
             reach = range_of(model, name)[1] if name else 1.0
-            about = model.directions[name].description if name and name not in WORDS else None
+            about = (
+                model.directions[name].description if name in model.groups.get(OWN, []) and name not in WORDS else None
+            )
             news[part] = gr.update(
                 visible=name is not None,
                 label=label,

@@ -23,7 +23,6 @@ from stylegan_inversion.preprocessing.image import ImageLimits, load_image
 logger = logging.getLogger(__name__)
 
 MAX_PHOTO_BYTES = 20_000_000
-MAX_PATHS = 64  # in one request
 # No photo takes more than 300 MB and 3 seconds, so a JPEG has at most about 100 scans
 PHOTOS = ImageLimits(
     ("JPEG", "PNG", "WEBP"), max_pixels=40_000_000, max_memory=300_000_000, max_table_pixels=20_000_000
@@ -102,28 +101,6 @@ def _address(value: Any) -> str:
 def is_web_address(address: str) -> bool:
     """Whether Gradio would fetch it."""
     return address.lower().lstrip().startswith(("http:", "https:"))
-
-
-def names_other_files(content: Any) -> bool:
-    """Whether a {"path": ...} in the JSON of a request is neither that of an upload nor a `data:` address."""
-    waiting, paths = [content], []
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, (list, tuple)):
-            waiting += each
-        elif isinstance(each, dict):
-            if isinstance(each.get("path"), str):
-                paths.append(each["path"])
-            waiting += each.values()
-    folder = os.environ.get("GRADIO_TEMP_DIR", "")
-    return len(paths) > MAX_PATHS or not all(_DATA.match(path) or _is_inside(path, folder) for path in paths)
-
-
-def _is_inside(path: str, folder: str) -> bool:
-    try:
-        return bool(folder) and Path(folder).resolve() in Path(path).resolve().parent.parents and Path(path).is_file()
-    except (OSError, ValueError, RuntimeError):
-        return False
 
 
 # In front of the app

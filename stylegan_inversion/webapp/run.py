@@ -12,6 +12,7 @@ from PIL import Image
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.preprocessing.image import to_pil
 
+RUN = "inversion"  # name of the threads
 REPORT_SECONDS = 0.4  # between two reports
 TUNING_COST = 2.8  # how many times longer a step of the tuning takes than one of the projection, before one was timed
 
@@ -85,7 +86,7 @@ def run(
         if stop.is_set():
             return
     try:
-        threading.Thread(target=thread, name="inversion", daemon=True).start()
+        threading.Thread(target=thread, name=RUN, daemon=True).start()
     except BaseException:
         slots.release()
         raise

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import tempfile
 import threading
+import weakref
 import zipfile
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.marking import Kind, encode, encode_gif, encode_mp4
 from stylegan_inversion.webapp.models import DEMONSTRATION, Model, Models
 from stylegan_inversion.webapp.photos import NO_PHOTO, Photo, read_photo, read_upload
-from stylegan_inversion.webapp.run import TUNING_COST, OnStep, Progress, run
+from stylegan_inversion.webapp.run import RUN, TUNING_COST, OnStep, Progress, run
 from stylegan_inversion.webapp.zerogpu import BorrowedGPU, in_request
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class Example(NamedTuple):
 
 
 EXAMPLES = (
-    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"age": 0.8}),
+    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"smile": -1.0}),
     Example("portraits/portrait2.jpg", "A rear admiral, 1984", {"smile": 1.0}),
     Example("portraits/portrait3.jpg", "A scientist", {"smile": 0.9}),
     Example("sample6.jpg", "Four friends", {"smile": 0.8}),
@@ -77,6 +78,7 @@ class Visit:
         stop: Ends the run that goes on.
         turn: Counts photos, faces and models: what an earlier one began is dropped.
         tuned: The turn whose photo was tuned, or is.
+        example: Model and photo of an example that is open, whose result is kept for others.
         files: What was written for it.
     """
 
@@ -90,12 +92,13 @@ class Visit:
     stop: threading.Event | None = None
     turn: int = 0
     tuned: int = -1
+    example: tuple[str, str] | None = None
     files: list[str] = field(default_factory=list)
 
     def begin(self) -> int:
         """Drop what is there: something new begins, whose number this is."""
         self.turn += 1
-        self.out = None
+        self.out = self.example = None
         self.end()
         return self.turn
 
@@ -147,8 +150,17 @@ class Studio:
         self.gpu = gpu
         self._slots = threading.Semaphore(tuning_slots)
         self._pace: dict[str, float] = {}  # seconds of a step of the projection, by model
-        self._examples: dict[tuple[str, str, int], InversionOutput] = {}
+        self._examples: dict[tuple[str, str], InversionOutput] = {}  # by model and photo
+        self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
         self._decoding = threading.Lock()  # many photos take the memory of one
+
+    def close(self) -> None:
+        """End all runs: a thread that still computes when Python ends would abort it."""
+        for stop in list(self._stops):
+            stop.set()
+        for thread in threading.enumerate():
+            if thread.name == RUN:
+                thread.join(60)
 
     def model(self, visit: Visit) -> Model:
         """The visitor's model, loaded if needed."""
@@ -207,6 +219,7 @@ class Studio:
         steps = _steps(model, **options)
         visit.end()
         stop = visit.stop = threading.Event()
+        self._stops.add(stop)
 
         def work(on_step: OnStep) -> InversionOutput:
             if self.gpu:
@@ -219,11 +232,13 @@ class Studio:
                 if turn != visit.turn:
                     return
                 if report.output is not None:
-                    found = report.output.reports[0]
-                    self._pace[model.name] = found["seconds"] / max(_cost(report.step, steps), 1)
-                    if visit.out is not None and found["l2"] > visit.out.reports[0]["l2"]:
-                        report = dataclasses.replace(report, output=visit.out)
-                    visit.out = report.output
+                    best, before = report.output, visit.out
+                    self._pace[model.name] = best.reports[0]["seconds"] / max(_cost(report.step, steps), 1)
+                    if before is not None and best.reports[0]["l2"] > before.reports[0]["l2"]:
+                        best = before
+                    visit.out, report = best, dataclasses.replace(report, output=best)
+                    if visit.example:
+                        self._examples[visit.example] = best
                 yield report
         finally:
             reports.close()  # ends the work
@@ -265,11 +280,14 @@ class Studio:
             for name, share in example.edit.items()
             if name in model.directions
         }
-        key = (model.name, example.name, visit.face)
-        if model.quick and key not in self._examples:
-            self._examples[key] = self.invert(visit, self.crop(visit), model.quick)
+        visit.example = (model.name, example.name)
+        found = self._examples.get(visit.example)
+        if found is None and model.quick:
+            found = self._examples[visit.example] = self.invert(visit, self.crop(visit), model.quick)
         if turn == visit.turn:
-            visit.out = self._examples.get(key)
+            visit.out = found
+            if found is not None and found.generator is not model.tuner.generator:
+                visit.tuned = turn  # by an earlier visitor
 
     # Pictures and files
 

@@ -17,7 +17,6 @@ from stylegan_inversion.webapp.photos import (  # noqa: E402
     LOOPBACK,
     NOT_UPLOADED,
     is_loopback,
-    names_other_files,
     read_photo,
     read_upload,
     sweep,
@@ -81,10 +80,8 @@ def test_only_uploads_are_opened(folder: Path, photo: Image.Image, tmp_path: Pat
     for path in [*map(str, refused), f"{upload.parent}/../../x", "x\0y", "/dev/zero", "a" * 5000, "no such file"]:
         with pytest.raises(ValueError, match=NOT_UPLOADED[:30]):
             read_upload(path, max_bytes=10**6)
-        assert names_other_files([{"path": path}]) or Path(path).is_file()
     with pytest.raises(ValueError, match="is too large"):
         read_upload(str(upload), max_bytes=10)
-    assert not names_other_files([{"a": [{"path": str(upload)}]}, "x"]) and names_other_files([{"path": "x"}] * 99)
 
 
 def test_old_files_go_and_the_folder_with_the_app(folder: Path) -> None:
