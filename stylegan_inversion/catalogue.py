@@ -29,9 +29,8 @@ class CatalogueEntry:
     """One file of the field."""
 
     name: str  # what users type
-    kind: (
-        str  # a key of `ENCODERS`, "generator", "identity", "moco", "direction", "ganspace", or "unread": not read here
-    )
+    # a key of `ENCODERS`, "generator", "identity", "moco", "direction", "ganspace", or "unread": not read here
+    kind: str
     description: str
     licence: str  # what the copy and its origin say, in words; no legal advice
     source: str  # where it was published first
@@ -42,9 +41,8 @@ class CatalogueEntry:
     size: int | None = None  # in bytes, if exactly known
     about: str | None = None  # the size in words
     sha256: str | None = None  # of the file, if known
-    domain: str | None = (
-        None  # what its generator draws, and how large: "ffhq-1024"; directions are for such generators
-    )
+    # what its generator draws, and how large: "ffhq-1024"; directions are for such generators
+    domain: str | None = None
     edit: str | None = None  # every generator of the domain gets this direction by this name; None: only if asked for
     strength_range: tuple[float, float] | None = None  # of a direction, in the unit of its file
     note: str | None = None  # what else to know

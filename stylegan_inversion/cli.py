@@ -97,13 +97,13 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
 
 def _add_invert(parser: argparse.ArgumentParser) -> None:
     from stylegan_inversion.losses.lpips import PERCEPTUAL_NETWORKS
-    from stylegan_inversion.pipelines.methods import METHODS
+    from stylegan_inversion.pipelines.methods import DEFAULT_METHOD, METHODS
     from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
 
     add = parser.add_argument
     add("photos", nargs="+", metavar="PHOTO", help="photos to invert")
     _add_model(parser)
-    add("--method", default="pti", choices=METHODS, help="how to invert [%(default)s]")
+    add("--method", default=DEFAULT_METHOD, choices=METHODS, help="how to invert [%(default)s]")
     edits = "direction and strength, such as smile=2; `stylegan-inversion directions` lists them"
     edit = _pair(float, "NAME=STRENGTH, such as smile=2")
     add("--edit", nargs="+", action="extend", default=[], type=edit, metavar="NAME=STRENGTH", help=edits)
@@ -250,14 +250,14 @@ def _train(arguments: list[str]) -> int:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    from stylegan_inversion.evaluation.benchmark import NAMES
+    from stylegan_inversion.evaluation.benchmark import DEFAULTS, NAMES
     from stylegan_inversion.losses.lpips import PERCEPTUAL_NETWORKS
 
     add = parser.add_argument
     add("data", metavar="DATA_FOLDER", help="aligned face crops, or photos with --align")
     _add_model(parser)
-    names, default = f"methods to compare: {', '.join(NAMES)} [w e4e psp pti]", ["w", "e4e", "psp", "pti"]
-    add("--methods", nargs="+", default=default, metavar="NAME", help=names)
+    names = f"methods to compare: {', '.join(NAMES)} [{' '.join(DEFAULTS)}]"
+    add("--methods", nargs="+", default=DEFAULTS, metavar="NAME", help=names)
     add("--output", default="evaluation", metavar="DIR", help="a stopped run goes on in its folder [%(default)s]")
     add("--limit", type=_at_least(1), metavar="N", help="use only the first N images by name")
     only = "limit one method, such as pti=50; a second table then compares the images that all methods did"

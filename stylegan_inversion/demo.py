@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from stylegan_inversion import hub
 from stylegan_inversion.batch import Record, invert_photos
 from stylegan_inversion.pipelines.pti import PTIPipeline
+from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.preprocessing.image import save_image
 
-CELL = 160  # pixels a side of one picture in the sheet
+CELL = 200  # pixels a side of one picture in the sheet
 MARGIN = 6
 LABEL = 22
 
@@ -29,6 +31,8 @@ def run_demo(
 ) -> list[Record]:
     """Invert photos by PTI, move each along every direction to both ends of its range, paste back, draw a sheet.
 
+    The sheet shows the photos around the face, and below each row what the generator drew.
+
     Args:
         output: Folder, made if needed; gets a folder for each photo, and `sheet.png`.
         photos: Paths. `None` means the bundled photos.
@@ -46,18 +50,30 @@ def run_demo(
         records.append(record)
         if out is None or record.folder is None:
             continue
-        row = [("crop", out.crops[0].image), ("inverted", out.images[0])]
+        crop = out.crops[0]
+        pasted, drawn = [("photo", around(crop, crop.photo))], [("inverted", out.images[0])]
         for name, direction in pipeline.directions.items():
             for strength in direction.strength_range or (-3.0, 3.0):
                 edited = pipeline.edit(out, **{name: strength})
                 label = f"{name}{strength:+g}"
                 save_image(edited.images[0], Path(record.folder) / f"{label}.png")
-                save_image(pipeline.paste_back(edited)[0], Path(record.folder) / f"photo_{label}.jpg", quality=92)
-                row.append((label, edited.images[0]))
-        rows.append(row)
+                photo = pipeline.paste_back(edited)[0]
+                save_image(photo, Path(record.folder) / f"photo_{label}.jpg", quality=92)
+                pasted.append((label, around(crop, photo)))
+                drawn.append((label, edited.images[0]))
+        rows += [pasted, drawn]
     if rows:
         save_image(draw_sheet(rows), output / "sheet.png")
     return records
+
+
+def around(crop: Crop, photo: Image.Image) -> Image.Image:
+    """Cut an upright square around the face out of a photo, somewhat larger than the crop."""
+    assert crop.quad is not None
+    x, y = crop.quad.mean(0)
+    reach = 0.65 * float(np.hypot(*(crop.quad[3] - crop.quad[0])))
+    box = (round(x - reach), round(y - reach), round(x + reach), round(y + reach))
+    return photo.crop(box)
 
 
 def draw_sheet(rows: Sequence[Sequence[tuple[str, Image.Image]]]) -> Image.Image:
@@ -70,5 +86,5 @@ def draw_sheet(rows: Sequence[Sequence[tuple[str, Image.Image]]]) -> Image.Image
         for x, (label, picture) in enumerate(row):
             left, top = MARGIN + x * step_x, MARGIN + y * step_y
             pen.text((left + CELL // 2, top + LABEL // 2), label, fill="black", font=font, anchor="mm")
-            sheet.paste(picture.resize((CELL, CELL), Image.Resampling.BICUBIC), (left, top + LABEL))
+            sheet.paste(picture.resize((CELL, CELL), Image.Resampling.LANCZOS), (left, top + LABEL))
     return sheet

@@ -1,5 +1,9 @@
 """Errors that a caller may want to catch. Wrong arguments raise `ValueError` or `TypeError` instead."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class StyleGANInversionError(Exception):
     """Base of every error below."""
@@ -30,14 +34,20 @@ class MissingDependencyError(StyleGANInversionError, ImportError):
         commands = f"pip install '.[{extra}]' in a checkout, or pip install 'stylegan-inversion[{extra}]'"
         return cls(f"{what} Install it with: {commands}. {otherwise}".rstrip())
 
-    @classmethod
-    def of_import(cls, package: str, error: Exception, extra: str, *, otherwise: str = "") -> "MissingDependencyError":
-        """Make the error for an import that raised `error`: it is missing, or torchvision does not fit torch."""
-        what = f"{package} cannot be imported ({error})."
-        if isinstance(error, ModuleNotFoundError):
-            return cls.of_extra(what, extra, otherwise=otherwise)
+
+@contextmanager
+def importing(package: str, extra: str, *, otherwise: str) -> Iterator[None]:
+    """Import an optional package: say how to install it if it is missing, or that torchvision does not fit torch."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision's, about readers of files that it lacks
+            yield
+    except Exception as e:  # a torchvision that does not fit torch raises RuntimeError, then AttributeError
+        what = f"{package} cannot be imported ({e})."
+        if isinstance(e, ModuleNotFoundError):
+            raise MissingDependencyError.of_extra(what, extra, otherwise=otherwise) from e
         cause = "torch and torchvision do not fit each other: install both from one index, see pytorch.org."
-        return cls(f"{what} Here {cause} {otherwise}".rstrip())
+        raise MissingDependencyError(f"{what} Here {cause} {otherwise}") from e
 
 
 class DivergedError(StyleGANInversionError):

@@ -33,7 +33,7 @@ def random_source(seed: SupportsIndex) -> torch.Generator:
 def seeded(seed: int, purpose: str, number: int, *, device: torch.device | str = "cpu") -> torch.Generator:
     """Make a random source for a purpose and a number, such as a step: two purposes share no draws.
 
-    `device` is where it draws; another kind of device draws other numbers.
+    `seed` and `number` are >= 0. `device` is where it draws; another kind of device draws other numbers.
     """
     words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), number]).generate_state(2, np.uint32)
     return torch.Generator(device).manual_seed((int(words[0]) << 31) ^ int(words[1]))

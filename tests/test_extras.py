@@ -12,7 +12,7 @@ EXTRAS = {
     "train": ("accelerate", "tyro", "yaml", "sklearn", "tensorboard", "wandb"),
     "evaluate": ("matplotlib",),
     "fid": ("torch_fidelity",),
-    "faces": ("facexlib", "lpips", "torchvision", "cv2"),
+    "faces": ("facexlib", "lpips", "torchvision"),
     "distributed": ("ray",),
 }
 RUN = """

@@ -152,7 +152,10 @@ def encoder_from_official(
 
 
 def encoder_to_official(kind: str, config: Any, state_dict: Mapping[str, Tensor]) -> tuple[StateDict, Tensor]:
-    """Write an encoder in the official names, without the prefix `encoder.`, and `latent_avg`; exact to the bit."""
+    """Write an encoder in the official names, without the prefix `encoder.`; exact to the bit.
+
+    Returns its state dict and `latent_avg`, (num_ws, w_dim), which lies beside it in a checkpoint.
+    """
     names = _official_names(ENCODERS[kind].network, config)
     official = {theirs: state_dict[ours] for ours, theirs in names.items()}
     return official, official.pop("latent_avg")

@@ -111,42 +111,56 @@ def generator_from_official(
         CheckpointError: If it is another network, architecture or shape of image, or its blur filter is another one.
     """
     own = {key: tensor for key, tensor in official.items() if key != "mapping.w_avg"}
-    if nvidia := MARKS[1] in own:
-        const, first, layer, block = "synthesis.b4.const", "mapping.fc0", r"mapping\.fc\d+", r"synthesis\.b\d+\.conv1"
-    else:
-        const, first, layer, block = "input.input", "style.1", r"style\.\d+", r"to_rgb(1|s\.\d+)\.conv"
-    layers, blocks = (sum(bool(re.fullmatch(rf"{name}\.weight", key)) for key in own) for name in (layer, block))
-    sides = [4 * 2**k for k in range(blocks)]
-    height, width = own[const].shape[-2:]
-    if (height, width) != (4, 4):
-        drawn = f"{height * 2**blocks // 2} x {width * 2**blocks // 2} pixels (height x width)"
-        raise CheckpointError(
-            f"It is a generator that draws {drawn}; only square ones that begin with 4 x 4 pixels are supported."
-        )
-    if nvidia:
-        convs = [f"synthesis.b{r}.conv1.weight" for r in sides]
-    else:
-        convs = ["conv1.conv.weight", *(f"convs.{2 * k + 1}.conv.weight" for k in range(blocks - 1))]
-    widths = {r: own[conv].shape[-4] for r, conv in zip(sides, convs)}
-    w_dim, z_dim = own[f"{first}.weight"].shape
-    base, limit = max(r * width for r, width in widths.items()), max(widths.values())
-    config = GeneratorConfig(sides[-1], z_dim, w_dim, layers, channel_base=base, channel_max=limit)
-    if any(config.channels(r) != width for r, width in widths.items()):
-        raise CheckpointError(f"The generator's widths {widths} are not min(base / side, max) for any base and max.")
-    noise = {} if has_noise(own) else _draw_noise(config)
-    if nvidia:
-        own[const] = own[const].reshape(1, -1, 4, 4)
-        if noise and not any(key.endswith(".noise_strength") for key in own):  # `use_noise=False`: it gets no noise
-            noise |= {key.replace("_const", "_strength"): tensor.new_zeros(()) for key, tensor in noise.items()}
-        converted = _rename(own, _nvidia_table(config), "NVIDIA's StyleGAN2 generator", noise)
-    else:
-        what = "a StyleGAN2 generator in rosinality's format"
-        converted = _rename(own, _rosinality_table(config), what, noise)
+    read = _from_nvidia if MARKS[1] in own else _from_rosinality
+    config, converted = read(own)
+    w_dim = config.w_dim
     w_avg = official.get("mapping.w_avg", latent_avg)
     w_avg = torch.zeros(w_dim, device="cpu", dtype=torch.float32) if w_avg is None else w_avg
     if w_avg.ndim not in (1, 2) or not len(w_avg) or w_avg.shape[-1] != w_dim:
         raise CheckpointError(f"`latent_avg` must be ({w_dim},) or (num_ws, {w_dim}), got {tuple(w_avg.shape)}.")
     return config, {**converted, "w_avg": w_avg.reshape(-1, w_dim)[0]}
+
+
+def _from_rosinality(official: StateDict) -> tuple[GeneratorConfig, StateDict]:
+    blocks = _count(official, r"to_rgb(1|s\.\d+)\.conv\.weight")
+    convs = ["conv1.conv.weight", *(f"convs.{2 * k + 1}.conv.weight" for k in range(blocks - 1))]
+    layers = _count(official, r"style\.\d+\.weight")
+    config = _config(official["input.input"], official["style.1.weight"], layers, [official[conv] for conv in convs])
+    noise = {} if has_noise(official) else _draw_noise(config)
+    return config, _rename(official, _rosinality_table(config), "a StyleGAN2 generator in rosinality's format", noise)
+
+
+def _from_nvidia(official: StateDict) -> tuple[GeneratorConfig, StateDict]:
+    const = "synthesis.b4.const"
+    convs = [f"synthesis.b{4 * 2**k}.conv1.weight" for k in range(_count(official, r"synthesis\.b\d+\.conv1\.weight"))]
+    layers = _count(official, r"mapping\.fc\d+\.weight")
+    config = _config(official[const], official["mapping.fc0.weight"], layers, [official[conv] for conv in convs])
+    noise = {} if has_noise(official) else _draw_noise(config)
+    if noise and not any(key.endswith(".noise_strength") for key in official):  # `use_noise=False`: it gets no noise
+        noise |= {key.replace("_const", "_strength"): tensor.new_zeros(()) for key, tensor in noise.items()}
+    official = official | {const: official[const].reshape(1, -1, 4, 4)}
+    return config, _rename(official, _nvidia_table(config), "NVIDIA's StyleGAN2 generator", noise)
+
+
+def _count(official: StateDict, pattern: str) -> int:
+    return sum(bool(re.fullmatch(pattern, key)) for key in official)
+
+
+def _config(const: Tensor, mapping: Tensor, mapping_layers: int, convs: list[Tensor]) -> GeneratorConfig:
+    """Read the sizes from the constant, the mapping network's first layer and the last convolution of each side."""
+    height, width = const.shape[-2:]
+    if (height, width) != (4, 4):
+        drawn = f"{height * 2 ** len(convs) // 2} x {width * 2 ** len(convs) // 2} pixels (height x width)"
+        raise CheckpointError(
+            f"It is a generator that draws {drawn}; only square ones that begin with 4 x 4 pixels are supported."
+        )
+    widths = {4 * 2**k: conv.shape[-4] for k, conv in enumerate(convs)}
+    w_dim, z_dim = mapping.shape
+    base, limit = max(r * width for r, width in widths.items()), max(widths.values())
+    config = GeneratorConfig(max(widths), z_dim, w_dim, mapping_layers, channel_base=base, channel_max=limit)
+    if any(config.channels(r) != width for r, width in widths.items()):
+        raise CheckpointError(f"The generator's widths {widths} are not min(base / side, max) for any base and max.")
+    return config
 
 
 def generator_to_rosinality(config: GeneratorConfig, state_dict: Mapping[str, Tensor]) -> tuple[StateDict, Tensor]:

@@ -60,7 +60,7 @@ class Limits:
         """Count what was taken, and refuse what is too much."""
         self.left[what] -= amount
         if self.left[what] < 0:
-            raise CheckpointError(f"It takes many times the {what} of a checkpoint of its size: it is made to do harm.")
+            raise CheckpointError(f"It takes many times the {what} of a checkpoint of its size; it looks malicious.")
 
     def spend_arguments(self, *arguments: Any) -> None:
         """Count what a call may copy: a small pickle can pass one long list or text many times."""
@@ -213,7 +213,7 @@ def resolve(value: Any, limits: Limits, depth: int = 0) -> Any:
     """Turn what a pickle gave into plain values, and bound how much they are."""
     limits.spend("values", 1)
     if depth > _MAX_DEPTH:
-        raise CheckpointError(f"Its values are nested deeper than {_MAX_DEPTH}, which those of no checkpoint are.")
+        raise CheckpointError(f"Its values are nested deeper than {_MAX_DEPTH}, deeper than any checkpoint's.")
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):

@@ -61,6 +61,8 @@ def _variants() -> dict[str, tuple[str, Method, dict[str, Any]]]:
 _VARIANTS = _variants()
 NAMES = tuple(_VARIANTS)
 """What can be compared."""
+DEFAULTS = ("w", "e4e", "psp", "pti")
+"""What is compared unless other names are given."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def evaluate(
     output: str | Path,
     *,
     model: str,
-    methods: Sequence[str] = ("w", "e4e", "psp", "pti"),
+    methods: Sequence[str] = DEFAULTS,
     limit: int | None = None,
     limits: Mapping[str, int] | None = None,
     edits: Sequence[str] | None = None,
@@ -265,9 +267,11 @@ def _open_rows(output: Path, settings: dict[str, Any]) -> dict[tuple[str, str], 
     if path.exists() or lines.exists():
         try:
             earlier = json.loads(path.read_text("utf-8"))
-            methods = {**earlier["methods"], **methods}
-            now, then = ({**each, **each["methods"], "methods": None} for each in (settings, earlier))
-            changed = [name for name in now if then.get(name, now[name]) != now[name]]
+            before = earlier.pop("methods")
+            changed = [name for name in methods if name in before and before[name] != methods[name]]
+            now = {name: value for name, value in settings.items() if name != "methods"}
+            changed += [name for name in now if name not in earlier or earlier[name] != now[name]]
+            methods = {**before, **methods}
             reason = f"with other settings: {', '.join(changed)}; see settings.json there" if changed else ""
         except (OSError, ValueError, LookupError, TypeError):
             reason = "without a settings.json that can be read"

@@ -109,13 +109,7 @@ def sample_w_plus(
     generator: Generator, numbers: Sequence[int], *, seed: int, truncation_psi: float = 1.0, purpose: str = "sample"
 ) -> Tensor:
     """Draw the codes of samples, (n, num_ws, w_dim); each follows from the seed, the purpose and its number."""
-    size = generator.config.z_dim
-    z = torch.stack(
-        [
-            torch.randn(size, generator=latents.seeded(seed, purpose, i), device="cpu", dtype=torch.float32)
-            for i in numbers
-        ]
-    )
+    z = latents.seeded_normal([latents.seeded(seed, purpose, i) for i in numbers], generator.config.z_dim)
     w_plus = latents.broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws)
     return latents.truncate(w_plus, generator.w_avg, truncation_psi=truncation_psi)
 

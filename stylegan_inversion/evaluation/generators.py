@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from stylegan_inversion import __version__, hub, latents
 from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.editing.mixing import mix_styles
-from stylegan_inversion.errors import CheckpointError, InvalidImageError, MissingDependencyError
+from stylegan_inversion.errors import CheckpointError, InvalidImageError, importing
 from stylegan_inversion.evaluation import report
 from stylegan_inversion.evaluation.distribution import draw_samples, measure, perceptual_path_length, sample_w_plus
 from stylegan_inversion.losses.frechet import pool_features
@@ -195,11 +195,9 @@ def _load_networks(
 
 def _load_inception(device: torch.device) -> Callable[[Tensor], Tensor]:
     """Load torch-fidelity's copy of the Inception network of the first FID."""
-    try:
+    otherwise = "The Fréchet and kernel distances in the built-in networks need nothing: leave out `fid`."
+    with importing("torch-fidelity", "fid", otherwise=otherwise):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except (ImportError, RuntimeError) as e:  # torchvision raises RuntimeError beside a torch it was not built for
-        otherwise = "The Fréchet and kernel distances in the built-in networks need nothing: leave out `fid`."
-        raise MissingDependencyError.of_import("torch-fidelity", e, "fid", otherwise=otherwise) from e
     try:
         network: Any = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"]).to(device)
     except (OSError, RuntimeError) as e:

@@ -24,6 +24,8 @@ def pool_features(layers: Sequence[Tensor]) -> Tensor:
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Squared Frechet distance of features, (N, D) and (M, D), as Gaussians: |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)).
 
+    N and M are >= 2, since one sample has no covariance. The distance is >= 0.
+
     The last trace is the sum of the singular values of A^(1/2) B^(1/2), from symmetric eigen-decompositions, so
     singular covariances (fewer samples than dimensions) need no care. The estimate is too large by a term of order
     1 / n: figures of different n are not comparable. Computed in float64 on the CPU.

@@ -5,7 +5,6 @@ Original code: richzhang/PerceptualSimilarity (BSD-2). Own code; `builtin/percep
 """
 
 import abc
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from stylegan_inversion import hub
 from stylegan_inversion.bounds import BoundedConfig, number
-from stylegan_inversion.errors import CheckpointError, MissingDependencyError
+from stylegan_inversion.errors import CheckpointError, importing
 
 PERCEPTUAL_NETWORKS = ("alex", "vgg")
 # Where pivotal tuning stops. alex: PTI's `LPIPS_value_threshold`. vgg, for which PTI has none: about what it gives
@@ -143,13 +142,8 @@ def load_perceptual(name: str = "alex", *, device: torch.device | str | None = N
 
 
 def _lpips(name: str) -> nn.Module:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchvision's, about readers of files that it lacks
-            import lpips
-    except Exception as e:  # a torchvision that does not fit torch raises RuntimeError, then AttributeError
-        otherwise = f"`perceptual` {name!r} needs it; the built-in 'alex' needs nothing."
-        raise MissingDependencyError.of_import("lpips", e, "faces", otherwise=otherwise) from e
+    with importing("lpips", "faces", otherwise=f"`perceptual` {name!r} needs it; the built-in 'alex' needs nothing."):
+        import lpips
     try:
         with torch.device("cpu"):  # whatever the caller's defaults
             return lpips.LPIPS(net=name, verbose=False).to(torch.float32)

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import operator
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -23,7 +24,7 @@ from stylegan_inversion.pipelines.output import Base, BaseName, InversionOutput,
 from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
 from stylegan_inversion.preprocessing.image import load_image, to_pil, to_tensor
 from stylegan_inversion.preprocessing.landmarks import FacexlibLandmarkDetector, LandmarkDetector, get_landmark_detector
-from stylegan_inversion.preprocessing.paste import paste_back
+from stylegan_inversion.preprocessing.paste import Detail, paste_back
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +83,11 @@ class InversionPipeline(abc.ABC):
         Args:
             image: A photo (path, PIL image, bytes, array), or a list of them.
             align: Find the face and cut it out. False takes the photo as an aligned crop.
-            face: Which face of the photo, by size: 0 is the largest.
+            face: Which face of the photo, by size: 0 is the largest. It must be below the number of faces found.
             progress: Show a progress bar.
 
         Raises:
+            ValueError: If the list is empty, or a crop was made for another resolution.
             InvalidImageError: If a photo cannot be read.
             FaceNotFoundError: If there is no face, or not that many.
         """
@@ -95,7 +97,12 @@ class InversionPipeline(abc.ABC):
 
     @abc.abstractmethod
     def invert(self, crops: Sequence[Crop], *, progress: bool = False) -> Inverted:
-        """Find codes, and the generators that draw them, for aligned faces."""
+        """Find codes, and the generators that draw them, for aligned faces.
+
+        Args:
+            crops: Aligned faces at the generator's resolution, as `align` gives them.
+            progress: Show a progress bar.
+        """
 
     def align(self, image: ImageLike, *, align: bool = True, face: int = 0) -> Crop:
         """Load one photo and cut the face out of it.
@@ -163,17 +170,28 @@ class InversionPipeline(abc.ABC):
         images = to_pil(draw(out.generators, w_plus))
         return dataclasses.replace(out, images=images, w_plus=w_plus, w_inverted=out.w_unedited, edits=edits)
 
-    def paste_back(self, out: InversionOutput, *, keep_detail: bool = True, feather: float = 0.08) -> list[Image.Image]:
+    def paste_back(
+        self, out: InversionOutput, *, detail: Detail = "move", feather: float = 0.08, keep_detail: bool | None = None
+    ) -> list[Image.Image]:
         """Put the faces back into their photos, at their own sizes; nothing outside the crop changes.
 
         Args:
             out: An inversion, usually edited.
-            keep_detail: Add only what the edit changed, so the photo keeps detail that the generator cannot draw; an
-                unedited face gives the photo itself. False replaces the face by the generator's picture.
-            feather: Width of the soft seam inside the crop, relative to its side.
+            detail: What becomes of the photo's own detail, which the generator cannot draw: `"move"` lets it follow the
+                motion of the edit, `"add"` leaves it where it is; either way an unedited face gives the photo itself.
+                `"none"` replaces the face by the generator's picture.
+            feather: Width of the soft seam inside the crop, relative to its side, in [0, 0.5].
+            keep_detail: Deprecated: True is `detail="move"`, False is `detail="none"`.
+
+        Raises:
+            ValueError: If `detail` or `feather` is out of range.
+            MissingDependencyError: If OpenCV is not installed.
         """
+        if keep_detail is not None:
+            detail = "move" if keep_detail else "none"
+            warnings.warn(f"`keep_detail` is deprecated: use `detail={detail!r}`.", DeprecationWarning, stacklevel=2)
         return [
-            paste_back(crop, image, reference=reference if keep_detail else None, feather=feather)
+            paste_back(crop, image, reference=reference, detail=detail, feather=feather)
             for crop, image, reference in zip(out.crops, out.images, out.reconstructions)
         ]
 

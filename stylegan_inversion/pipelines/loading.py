@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CARD_NAME = "README.md"
-_PIPELINE_KINDS = ("generator", *ENCODERS, "unread")  # of the catalogue; of what is unread, fetching says why
+_PIPELINE_KINDS = ("generator", *ENCODERS, "unread")  # of the catalogue; fetching an unread one says why it is not read
 _VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -229,8 +229,8 @@ def save_pretrained(
 
     Args:
         pipeline: What to write.
-        folder: Made if needed. It changes as a whole or not at all. Other variants and encoders of a model that it
-            holds stay if they belong to the same generator.
+        folder: Made if needed. It changes as a whole or not at all. If it holds a model of another generator, that
+            model's networks and directions are deleted; otherwise its other variants and encoders stay.
         variant: Word in the names of the weights: "fp16" writes `model.fp16.safetensors`, in float16.
         dtype: Floating-point type in the files. `None` means that of a variant "fp16", "bf16" or "fp32", or else the
             networks' own.
@@ -332,10 +332,9 @@ def check_folder(folder: Path) -> None:
     networks: dict[str, tuple[type[nn.Module], type[Any]]] = {"generator": (Generator, GeneratorConfig)}
     networks |= {k.folder: (k.network, k.config) for k in ENCODERS.values() if (folder / k.folder).is_dir()}
     for name, (cls, config_cls) in networks.items():
-        part = folder / name
-        variants = [file.name.split(".")[1] for file in sorted(part.glob("model.*.safetensors"))]
-        for variant in [None, *variants] if (part / hub.WEIGHTS_NAME).is_file() or not variants else variants:
-            hub.load_module(cls, config_cls, part, variant=variant)
+        files = sorted((folder / name).glob("model*.safetensors")) or [folder / name / hub.WEIGHTS_NAME]
+        for file in files:  # model.safetensors, model.fp16.safetensors
+            hub.load_module(cls, config_cls, folder / name, variant=".".join(file.name.split(".")[1:-1]) or None)
     directions_in(folder)
 
 
@@ -365,11 +364,13 @@ def write_card(
     if path.is_file() and not overwrite:
         return path
     name, metrics = name or str(folder), metrics or {}
-    title, directions, sizes = Path(name).name, directions_in(folder), hub.read_config(folder / "generator")
+    title = Path(name).name or folder.resolve().name
+    directions, sizes = directions_in(folder), hub.read_config(folder / "generator")
     folders = {m: folder / (ENCODERS[m.encoder].folder if m.encoder else "generator") for m in METHODS.values()}
     methods = [method for method, part in folders.items() if (part / hub.CONFIG_NAME).is_file()]
     classes = [method.pipeline.__name__ for method in methods]
-    main = config["_class_name"] if config.get("_class_name") in classes else classes[-1]  # which takes any generator
+    any_generator = next(method.pipeline.__name__ for method in methods if method.encoder is None)
+    main = config["_class_name"] if config.get("_class_name") in classes else any_generator
     papers = [f"{m.label} ([arXiv:{m.paper}](https://arxiv.org/abs/{m.paper}))" for m in methods]
     parts = [(folders[m], f"{m.label}'s encoder" if m.encoder else "StyleGAN2 generator") for m in methods]
     terms = (

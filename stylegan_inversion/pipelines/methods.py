@@ -11,20 +11,12 @@ from stylegan_inversion.pipelines.pti import PTIPipeline
 
 @dataclass(frozen=True)
 class Method:
-    """One way to invert a photo.
+    """One way to invert a photo."""
 
-    Attributes:
-        name: What users type.
-        label: How its authors write it.
-        title: What a page shows.
-        paper: Its number at arXiv.
-        pipeline: Class of the pipeline.
-    """
-
-    name: str
-    label: str
-    title: str
-    paper: str
+    name: str  # what users type
+    label: str  # how its authors write it
+    title: str  # what a page shows
+    paper: str  # its number at arXiv
     pipeline: type[InversionPipeline]
 
     @property
@@ -40,3 +32,4 @@ _ROWS = (
     Method("pti", "PTI", "PTI · nearest to the photo, takes a while", "2106.05744", PTIPipeline),
 )
 METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ROWS})
+DEFAULT_METHOD = "pti"  # of the command line

@@ -57,22 +57,15 @@ class BaseName:
     @property
     def is_local(self) -> bool:
         """Whether it is a folder on this machine, which nobody else has."""
-        name = self.name_or_path  # of another machine's folder nothing is asked, which would be a call
+        name = self.name_or_path  # another machine's folder is not touched: that would contact the machine
         return bool(_ELSEWHERE.match(name)) or not (self.revision or name in hub.builtin_models() or is_known(name))
 
     def load(self, *, allow_download: bool, device: torch.device | str | None = None) -> Generator:
         """Load the generator; from the Hub or another machine only if that is allowed or it is in the cache."""
-        try:
-            if not allow_download and any(_ELSEWHERE.match(each) for each in (self.name_or_path, self.revision or "")):
-                raise ModelNotFoundError("It is in a folder of another machine.")
-            access = hub.Access(self.revision, self.subfolder, local_files_only=not allow_download)
-            folder = find_folder(self.name_or_path, access)
-        except ModelNotFoundError as e:
-            fetch = "" if allow_download else ", or let it be fetched: load(folder, allow_download=True)"
-            raise ModelNotFoundError(
-                f"The folder holds only what differs from the base model {self.name_or_path!r}, which is not there: "
-                f"{e} If you have it elsewhere, give its generator: load(folder, base=pipe.generator){fetch}."
-            ) from e
+        if not allow_download and any(_ELSEWHERE.match(each) for each in (self.name_or_path, self.revision or "")):
+            raise ModelNotFoundError("It is in a folder of another machine.")
+        access = hub.Access(self.revision, self.subfolder, local_files_only=not allow_download)
+        folder = find_folder(self.name_or_path, access)
         return hub.load_module(Generator, GeneratorConfig, folder / "generator", device=device)
 
 
@@ -257,6 +250,13 @@ class InversionOutput:
             if base is None and name is not None:
                 base = name.load(allow_download=allow_download, device=device)
             out = _read(folder / hub.WEIGHTS_NAME, config, base, device)
+        except ModelNotFoundError as e:
+            fetch = "" if allow_download else ", or let it be fetched: load(folder, allow_download=True)"
+            raise ModelNotFoundError(
+                f"{folder} holds only what differs from the base model {config['base']['name_or_path']!r}, which is "
+                f"not there: {e} If you have it elsewhere, give its generator: "
+                f"load(folder, base=pipe.generator){fetch}."
+            ) from e
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as e:
             raise CheckpointError(f"{folder} is damaged or incomplete: {type(e).__name__}: {e}") from e
         return out if base is None or name is None else replace(out, base=Base(base, name))

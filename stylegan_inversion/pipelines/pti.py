@@ -158,8 +158,10 @@ class PTIPipeline(InversionPipeline):
             DivergedError: If the optimisation gives NaN at its first step.
         """
         batch_size, seed = operator.index(batch_size), operator.index(seed)  # NumPy's integers too
-        if batch_size < 1 or not 0 <= seed < 2**63:
-            raise ValueError(f"`batch_size` must be >= 1, got {batch_size}; `seed` in [0, 2**63), got {seed}.")
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be >= 1, got {batch_size}.")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"`seed` must be in [0, 2**63), got {seed}.")
         plan = self.plan(preset, pivot, num_w_steps, num_tuning_steps)
         if plan.pivot in ENCODERS:
             self._encoder(plan.pivot)  # an error comes before the search for faces
@@ -184,8 +186,10 @@ class PTIPipeline(InversionPipeline):
             raise ValueError(f"`pivot` must be one of {', '.join(PIVOTS)}, or an earlier inversion, got {pivot!r}.")
         w_steps = operator.index(chosen.num_w_steps if num_w_steps is None else num_w_steps)
         tuning_steps = operator.index(chosen.num_tuning_steps if num_tuning_steps is None else num_tuning_steps)
-        if w_steps < 1 or tuning_steps < 0:
-            raise ValueError(f"`num_w_steps` must be >= 1, got {w_steps}; `num_tuning_steps` >= 0, got {tuning_steps}.")
+        if w_steps < 1:
+            raise ValueError(f"`num_w_steps` must be >= 1, got {w_steps}.")
+        if tuning_steps < 0:
+            raise ValueError(f"`num_tuning_steps` must be >= 0, got {tuning_steps}.")
         return Plan(pivot, w_steps, tuning_steps)
 
     def invert(
@@ -309,8 +313,8 @@ class PTIPipeline(InversionPipeline):
             raise CheckpointError(f"{model.where}: bad settings under `pti`: {e}") from e
         network = perceptual if isinstance(perceptual, PerceptualDistance) else load_perceptual(perceptual or name)
         pipeline = cls(model.generator, perceptual=network, projector=projector, tuning=tuning)
-        if model.config.get("source") in (None, to_config(PhotoSource())):  # of sketches and labels there are no pivots
-            pipeline._loaders = model.encoders
+        if model.config.get("source") in (None, to_config(PhotoSource())):
+            pipeline._loaders = model.encoders  # encoders of sketches and label maps give no pivots
         return pipeline
 
     def saved_networks(self) -> dict[str, nn.Module]:

@@ -75,9 +75,14 @@ def crop_quad(photo: Image.Image, quad: np.ndarray, size: int) -> Image.Image:
     LANCZOS.
 
     Raises:
-        ValueError: If `photo` is not RGB, or `quad` is not a parallelogram.
+        ValueError: If `photo` is not RGB, `quad` is not a finite parallelogram, or `size` is not positive.
         FaceNotFoundError: If the quad lies outside the photo, is too small, or many times as large as the photo.
     """
+    quad = np.asarray(quad, dtype=np.float64)
+    if quad.shape != (4, 2) or not np.isfinite(quad).all():
+        raise ValueError(f"`quad` must be (4, 2) and finite, got shape {quad.shape}: {quad.ravel().tolist()}.")
+    if size < 1:
+        raise ValueError(f"`size` must be >= 1, got {size}.")
     return _crop(photo, quad, size)[0]
 
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
-from stylegan_inversion.errors import CheckpointError, MissingDependencyError
+from stylegan_inversion.errors import CheckpointError, MissingDependencyError, importing
 
 logger = logging.getLogger(__name__)
 
@@ -90,17 +90,13 @@ class FacexlibLandmarkDetector:
 
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
         """Load the network, and fetch its weights (109 MB) if they are not there; see `get_landmark_detector`."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torchvision's, about readers of files that it lacks
-                from facexlib.detection import init_detection_model
+        otherwise = 'The built-in detector needs nothing: get_landmark_detector("builtin").'
+        with importing("facexlib", "faces", otherwise=otherwise):
+            from facexlib.detection import init_detection_model
 
-                if "torchvision" in sys.modules:  # without its compiled part it fails only at the first photo
-                    boxes = torch.zeros(1, 4, dtype=torch.float32, device="cpu")
-                    sys.modules["torchvision"].ops.nms(boxes, boxes[:, 0], 0.5)
-        except Exception as e:  # a torchvision that does not fit torch raises RuntimeError, then AttributeError
-            otherwise = 'The built-in detector needs nothing: get_landmark_detector("builtin").'
-            raise MissingDependencyError.of_import("facexlib", e, "faces", otherwise=otherwise) from e
+            if "torchvision" in sys.modules:  # without its compiled part it fails only at the first photo
+                boxes = torch.zeros(1, 4, dtype=torch.float32, device="cpu")
+                sys.modules["torchvision"].ops.nms(boxes, boxes[:, 0], 0.5)
         weights = _facexlib_weights()
         before = socket.getdefaulttimeout()
         try:

@@ -1,30 +1,69 @@
-"""Put an edited face back into the photo it was cut from: the inverse of `align`, with a soft seam."""
+"""Put an edited face back into the photo it was cut from: the inverse of `align`, with a soft seam.
+
+The photo has detail that the generator cannot draw, and an edit moves it. Where it goes is seen in the generator's own
+two pictures, before and after the edit: dense inverse search (Kroeger et al. 2016, arXiv:1603.03590) finds the motion
+between them. Only motion that explains the change is believed; it is spread smoothly over the face, the photo moves
+along, and what the motion does not explain is added. Lengths are in pixels of the generator or fractions of the crop.
+"""
+
+import itertools
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 
+from stylegan_inversion.errors import MissingDependencyError
 from stylegan_inversion.preprocessing.align import Crop, rectangle, shrink_factor
 
-_BAND_PIXELS = 2**20  # rows are pasted in bands, so that a large photo needs no more memory
+Detail = Literal["move", "add", "none"]
+"""What becomes of the photo's own detail, see `paste_back`."""
+
+_TILE = 256  # pixels of the photo; tiles fit into the processor's cache, and bound the memory for a large photo
 _MAX_RESIZED = 2048  # pixels a side
+
+# Motion; lengths are fractions of the crop.
+_FLOW_SIZE = 320  # pixels a side of the two pictures between which it is searched
+_SMOOTH = 6 / 320  # standard deviation of its smoothing
+_RIM = 0.12  # width of the border in which it fades to 0
+_MISMATCH = 6 / 320  # a point that goes forth and back may end so far from its start
+_NOISE = 2.0  # grey levels; changes as small as this are no sign of motion
+_DOUBT = 0.1  # weight of "no motion", where that of a motion that explains everything is 1
+
+# What is added to the moved photo; lengths are pixels of the generator.
+_FINE = 0.8  # standard deviation of the low-pass that splits off the generator's finest detail
+_WINDOW = 1.5  # standard deviation of the window in which that detail is compared with the photo's
+_FAINT = 1.0  # grey levels; fainter detail counts as equal
+
+# Where the generator's picture replaces the photo; lengths are fractions of the crop.
+_STRUCTURE = 1.5 / 64  # standard deviation of the window in which the pictures before and after are compared
+_CONTRAST = 4.0  # grey levels; structures of less contrast count as equal
+_SOFT = 2 / 320  # standard deviation of the soft transition
 
 
 def paste_back(
-    crop: Crop, image: Image.Image, *, reference: Image.Image | None = None, feather: float = 0.08
+    crop: Crop,
+    image: Image.Image,
+    *,
+    reference: Image.Image | None = None,
+    detail: Detail = "move",
+    feather: float = 0.08,
 ) -> Image.Image:
     """Put an edited face back where its crop came from. Every pixel outside the quad keeps its exact value.
 
     Args:
         crop: Where the face came from.
         image: The edited face: RGB, square, any size.
-        reference: The face before the edit as the same generator draws it, same size as `image`. If given, only the
-            change (`image - reference`) is added to the photo, so the photo keeps its own detail. `None` replaces the
-            face, except near an edge of the photo that the crop crosses: the crop is blurred there.
+        reference: The face before the edit as the same generator draws it, same size as `image`. If it equals `image`,
+            the photo comes back unchanged. `None` replaces the face, as `detail="none"` does.
+        detail: `"move"` lets the photo's own detail follow the motion of the edit, and adds the rest of the change.
+            `"add"` adds the change (`image - reference`) to the photo, whose detail stays where it is. `"none"`
+            replaces the face, except near an edge of the photo that the crop crosses: the crop is blurred there.
         feather: Width of the soft seam, which lies inside the quad, relative to its side, in [0, 0.5]. 0 is a hard
             edge. A crop that is the whole photo has no seam.
 
     Raises:
-        ValueError: If `image` is not RGB and square, `reference` does not match it, or `feather` is out of range.
+        ValueError: If `image` is not RGB and square, `reference` does not match it, or `detail` or `feather` is bad.
+        MissingDependencyError: If OpenCV is not installed.
     """
     if image.mode != "RGB" or image.width != image.height:
         raise ValueError(f"`image` must be RGB and square, got {image.mode}, {image.width} x {image.height}.")
@@ -33,60 +72,182 @@ def paste_back(
             f"`reference` must be RGB and as large as `image`, got {reference.mode}, {reference.width} x "
             f"{reference.height} for {image.width} x {image.height}."
         )
+    if detail not in get_args(Detail):
+        raise ValueError(f"`detail` must be one of {', '.join(get_args(Detail))}, got {detail!r}.")
     if not 0 <= feather <= 0.5:
         raise ValueError(f"`feather` must be in [0, 0.5], got {feather}.")
+    cv2 = _opencv()
     photo, quad = crop.photo.copy(), crop.quad
     if quad is None:
         quad, feather = rectangle(0, 0, photo.width, photo.height), 0.0
-    sharp_x, sharp_y = np.ones(photo.width), np.ones((photo.height, 1))
-    if reference is None and not crop.is_central:
-        sharp_x, sharp_y = _sharpness(crop, quad)
-    planes, plane_size = _fit(image, reference, quad)
+    sharp_x, sharp_y = np.ones(photo.width, np.float32), np.ones((photo.height, 1), np.float32)
+    axes = np.stack([quad[3] - quad[0], quad[1] - quad[0]], axis=1)  # (u, v), 0 to 1 across the face -> photo (x, y)
+    sides = np.maximum(np.rint(np.hypot(*axes)), 1).astype(int)
+    edited = np.asarray(image, dtype=np.float32)
+    # The pasted picture is keep * photo + drawn, in which the photo has moved by the flow.
+    flow, method = np.zeros((1, 1, 2), np.float32), cv2.INTER_CUBIC
+    if reference is None or detail == "none":
+        keep, drawn = np.zeros(edited.shape[:2], np.float32), edited
+        if not crop.is_central:
+            sharp_x, sharp_y = _sharpness(crop, quad)
+    elif np.array_equal(before := np.asarray(reference, dtype=np.float32), edited):
+        return photo
+    elif detail == "add":
+        keep, drawn = np.ones(edited.shape[:2], np.float32), edited - before
+    else:
+        flow = _motion(cv2, edited, before)
+        keep, drawn = _follow(cv2, edited, before, np.asarray(crop.image, dtype=np.float32), flow)
+        flow, method = flow @ axes.T.astype(np.float32), cv2.INTER_LINEAR  # faster, and `drawn` is fine enough
+    moves = flow.any()
+    layers = np.dstack([drawn, keep])
+    layers = _fit(layers, np.minimum(sides, len(layers) if moves else max(len(layers), _MAX_RESIZED)))
+    reach = 3 + int(np.ceil(np.abs(flow).max()))  # pixels of the photo around a tile that may move into it
 
-    low = np.maximum(np.ceil(quad.min(0)), 0).astype(int)
-    high = np.minimum(np.floor(quad.max(0)) + 1, photo.size).astype(int)
-    # photo (x, y) -> (u, v), 0 to 1 across the face
-    to_face = np.linalg.inv(np.stack([quad[3] - quad[0], quad[1] - quad[0]], axis=1))
-    rows = max(1, _BAND_PIXELS // max(1, high[0] - low[0]))
-    for top in range(low[1], high[1], rows):
-        box = (int(low[0]), top, int(high[0]), min(top + rows, int(high[1])))
-        width, height = box[2] - box[0], box[3] - box[1]
-        x, y = np.arange(width) + box[0] - quad[0, 0], np.arange(height)[:, None] + box[1] - quad[0, 1]
+    to_face = np.linalg.inv(axes)
+    low = np.maximum(np.ceil(quad.min(0)), 0).astype(int).tolist()
+    high = np.minimum(np.floor(quad.max(0)) + 1, photo.size).astype(int).tolist()
+    for left, top in itertools.product(range(low[0], high[0], _TILE), range(low[1], high[1], _TILE)):
+        right, bottom = min(left + _TILE, high[0]), min(top + _TILE, high[1])
+        x, y = np.arange(left, right) - quad[0, 0], np.arange(top, bottom)[:, None] - quad[0, 1]
         u, v = to_face[0, 0] * x + to_face[0, 1] * y, to_face[1, 0] * x + to_face[1, 1] * y
         inside = np.minimum(np.minimum(u, 1 - u), np.minimum(v, 1 - v))  # (H, W), distance from the edge
-        ramp = np.clip(inside / feather, 0, 1) if feather > 0 else (inside >= 0).astype(np.float64)
-        ramp = np.minimum(ramp, np.minimum(sharp_x[box[0] : box[2]], sharp_y[box[1] : box[3]]))
-        mask = (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
-        # Pillow wants the place of (0, 0), a corner of the first pixel: half a pixel before its centre
-        origin = to_face @ (np.array(box[:2]) - 0.5 - quad[0])
-        affine = np.column_stack([to_face, origin]) * np.array(plane_size)[:, None]
-        affine[:, 2] += 2  # the rim of `_fit`
-        band = np.array(photo.crop(box), dtype=np.float32)
-        for channel, plane in enumerate(planes):
-            values = np.asarray(
-                plane.transform(
-                    (width, height), Image.Transform.AFFINE, tuple(affine.ravel()), Image.Resampling.BICUBIC
-                )
-            )
-            change = values if reference is not None else values - band[..., channel]
-            band[..., channel] += mask * change
-        photo.paste(Image.fromarray(np.clip(np.rint(band), 0, 255).astype(np.uint8)), box[:2])
+        if inside.max() < 0:
+            continue
+        ramp = np.clip((inside / feather).astype(np.float32), 0, 1) if feather else (inside >= 0)
+        ramp = np.minimum(ramp, np.minimum(sharp_x[left:right], sharp_y[top:bottom]), dtype=np.float32)
+        mask = (ramp * ramp * (3 - 2 * ramp))[..., None]
+        origin = to_face @ (np.array([left, top]) - quad[0])
+        size = (right - left, bottom - top)
+        sampled = _sample(cv2, layers, to_face, origin, size, method)
+        x0, y0 = max(left - reach, 0), max(top - reach, 0)
+        around = crop.photo.crop((x0, y0, min(right + reach, photo.width), min(bottom + reach, photo.height)))
+        source = np.asarray(around)
+        kept = band = source[top - y0 : bottom - y0, left - x0 : right - x0].astype(np.float32)
+        if moves:
+            move = _sample(cv2, flow, to_face, origin, size, cv2.INTER_LINEAR)
+            move[..., 0] += np.arange(left - x0, right - x0, dtype=np.float32)
+            move[..., 1] += np.arange(top - y0, bottom - y0, dtype=np.float32)[:, None]
+            kept = cv2.remap(source, move, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+        pasted = sampled[..., 3:] * kept
+        pasted += sampled[..., :3]
+        pasted -= band
+        band += mask * pasted
+        photo.paste(Image.fromarray(np.clip(np.rint(band), 0, 255).astype(np.uint8)), (left, top))
     return photo
 
 
-def _fit(
-    image: Image.Image, reference: Image.Image | None, quad: np.ndarray
-) -> tuple[list[Image.Image], tuple[int, int]]:
-    """Resize to about the quad's size: three float planes with a rim of 2 pixels, and their size without it."""
-    limit = max(_MAX_RESIZED, image.width)
-    sides = np.hypot(*(quad[[3, 1]] - quad[0]).T)
-    width, height = (int(side) for side in np.clip(np.rint(sides), 1, limit))
-    method = Image.Resampling.LANCZOS if width < image.width else Image.Resampling.BICUBIC
-    pixels = np.asarray(image, dtype=np.float32)
-    if reference is not None:
-        pixels = pixels - np.asarray(reference, dtype=np.float32)
-    planes = [Image.fromarray(np.ascontiguousarray(pixels[..., i])).resize((width, height), method) for i in range(3)]
-    return [Image.fromarray(np.pad(np.asarray(plane), 2, mode="edge")) for plane in planes], (width, height)
+def _opencv() -> Any:
+    try:
+        import cv2
+    except ImportError as e:
+        raise MissingDependencyError(
+            f"`paste_back` needs OpenCV, which cannot be imported ({e}). "
+            "Install it with: pip install opencv-python-headless"
+        ) from e
+    return cv2
+
+
+def _fit(layers: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Resize a picture of the face to (width, height) without aliasing."""
+    width, height = size.tolist()
+    if (height, width) == layers.shape[:2]:
+        return layers
+    method = Image.Resampling.LANCZOS if width < layers.shape[1] else Image.Resampling.BICUBIC
+    planes = [Image.fromarray(layers[..., i]).resize((width, height), method) for i in range(layers.shape[2])]
+    return np.dstack([np.asarray(plane) for plane in planes])
+
+
+def _sample(
+    cv2: Any, plane: np.ndarray, to_face: np.ndarray, origin: np.ndarray, size: tuple[int, int], method: int
+) -> np.ndarray:
+    """Sample a picture of the face at `size` pixels of the photo, of which the first lies at `origin` in the face."""
+    affine = np.column_stack([to_face, origin]) * np.array(plane.shape[1::-1])[:, None]
+    affine[:, 2] -= 0.5  # the centre of the face's first pixel
+    return cv2.warpAffine(plane, affine, size, flags=method | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _blur(cv2: Any, x: np.ndarray, sigma: float) -> np.ndarray:
+    return cv2.GaussianBlur(x, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+
+
+def _resize(cv2: Any, x: np.ndarray, size: int) -> np.ndarray:
+    if len(x) == size:
+        return x
+    return cv2.resize(x, (size, size), interpolation=cv2.INTER_CUBIC if len(x) < size else cv2.INTER_AREA)
+
+
+def _grey(cv2: Any, x: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)
+
+
+def _places(cv2: Any, flow: np.ndarray, size: int) -> np.ndarray:
+    """Say in pixels of a picture where each pixel comes from; the flow is in fractions of it."""
+    line = np.arange(size, dtype=np.float32)
+    places = cv2.resize(flow, (size, size)) * np.float32(size)
+    places[..., 0] += line
+    places[..., 1] += line[:, None]
+    return places
+
+
+def _moved(cv2: Any, x: np.ndarray, places: np.ndarray) -> np.ndarray:
+    return cv2.remap(x, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _motion(cv2: Any, edited: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Find for each place of the edited face where it was before, (S, S, 2), (x, y) in fractions of the crop."""
+    size, sigma = _FLOW_SIZE, _SMOOTH * _FLOW_SIZE
+    after, then = (_resize(cv2, x, size) for x in (edited, before))
+    grey = [_grey(cv2, np.clip(x, 0, 255).astype(np.uint8)) for x in (after, then)]
+    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    flow, back = (search.calc(a, b, None) / size for a, b in (grey, grey[::-1]))
+    # Believe motion that leads back to where it began, and as far as it explains the change.
+    places = _places(cv2, flow, size)
+    error = np.square(flow + _moved(cv2, back, places)).sum(2)
+    weight = np.exp(-error / (2 * _MISMATCH**2))
+    change, left = (_blur(cv2, np.square(after - x).mean(2), sigma) for x in (then, _moved(cv2, then, places)))
+    weight *= np.clip((change - left) / (change + _NOISE**2), 0, 1)
+    flow = _blur(cv2, flow * weight[..., None], sigma) / (_blur(cv2, weight, sigma) + _DOUBT)[..., None]
+    place = (np.arange(size, dtype=np.float32) + 0.5) / size
+    ramp = np.clip(np.minimum(place, 1 - place) / _RIM, 0, 1)
+    ramp = ramp * ramp * (3 - 2 * ramp)
+    return flow * (ramp[:, None] * ramp)[..., None]
+
+
+def _follow(
+    cv2: Any, edited: np.ndarray, before: np.ndarray, target: np.ndarray, flow: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find how much of the moved photo is kept, (T, T), and what is added to it, (T, T, 3)."""
+    size = max(len(edited), len(flow))
+    pixel = size / len(edited)
+    after, then, photo = (_resize(cv2, x, size) for x in (edited, before, target))
+    places = _places(cv2, flow, size)
+    moved = _moved(cv2, then, places)
+    # The generator's finest detail counts as far as it is the photo's: the structure of SSIM, in small windows.
+    fine = [x - _blur(cv2, x, _FINE * pixel) for x in (_grey(cv2, photo), _grey(cv2, then))]
+    both, power = (_blur(cv2, x, _WINDOW * pixel) for x in (2 * fine[0] * fine[1], fine[0] ** 2 + fine[1] ** 2))
+    trust = _moved(cv2, np.clip((both + _FAINT**2) / (power + _FAINT**2), 0, 1), places)[..., None]
+    change = after - moved
+    drawn = _blur(cv2, change, _FINE * pixel)
+    change -= drawn  # in place from here on, which takes half the time
+    change *= trust
+    drawn += change
+    # Where the edited face has another structure than the moved one, such as teeth, the photo's detail has no place.
+    # There the generator's picture replaces it, in the photo's colours, if it draws this photo well.
+    small = len(flow)
+    new, old, tone = (_resize(cv2, x, small) for x in (after, moved, photo - then))
+    a, b = _grey(cv2, new), _grey(cv2, old)
+    mean_a, mean_b, aa, bb, ab = (_blur(cv2, x, _STRUCTURE * small) for x in (a, b, a * a, b * b, a * b))
+    spread = np.sqrt(np.maximum(aa - mean_a**2, 0) * np.maximum(bb - mean_b**2, 0))
+    alike = (ab - mean_a * mean_b + _CONTRAST**2) / (spread + _CONTRAST**2)
+    lost = cv2.resize(_blur(cv2, np.clip((0.7 - alike) / 0.4, 0, 1), _SOFT * small), (size, size))[..., None]
+    lost = lost * np.clip((trust - 0.3) / 0.4, 0, 1)
+    tone = _moved(cv2, _blur(cv2, tone, _WINDOW * small / len(edited)), _places(cv2, flow, small))
+    replaced = cv2.resize(tone, (size, size))
+    replaced += after
+    replaced -= drawn
+    replaced *= lost
+    drawn += replaced
+    return 1 - lost, drawn
 
 
 def _sharpness(crop: Crop, quad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

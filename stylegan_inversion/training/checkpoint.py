@@ -91,7 +91,7 @@ def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors[name] = value.detach().clone()  # safetensors refuses tensors that share memory
         return {"tensor": name}
-    if isinstance(value, Mapping):  # keys of an optimizer's state are numbers, which JSON has not
+    if isinstance(value, Mapping):  # keys of an optimizer's state are numbers; JSON's keys are texts
         return {"dict": [[key, _flatten(item, f"{name}/{key}".lstrip("/"), tensors)] for key, item in value.items()]}
     if isinstance(value, (list, tuple)):
         items = [_flatten(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]

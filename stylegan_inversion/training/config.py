@@ -305,21 +305,32 @@ def load_config(arguments: Sequence[str] = (), configs: Sequence[type[RunConfig]
     method = str(chosen.method or values.get("method") or next(iter(methods)))
     if method not in methods:
         raise ValueError(f"`method` must be one of {', '.join(methods)}, got {method!r}.")
-    given = _as_arguments(values | {"method": method})
+    try:
+        given = list(_as_arguments(methods[method], values | {"method": method}))
+    except ValueError as e:
+        raise ValueError(f"{chosen.config}: {e}") from e
     return tyro.cli(methods[method], prog="stylegan-inversion train", args=[*given, *others])
 
 
-def _as_arguments(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The values of a YAML file as command line arguments, so that one parser reads and checks both."""
+def _as_arguments(cls: type[Any], values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The values of a YAML file as command line arguments, so that one parser reads both."""
+    types = {each.name: each.type for each in dataclasses.fields(cls)}
     for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _as_arguments(value, f"{prefix}{name}.")
+        option, kind = f"--{prefix}{name}", types.get(name)
+        if kind is None:
+            raise ValueError(f"there is no `{prefix}{name}`; there are {', '.join(types)}.")
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, dict):
+                raise ValueError(f"`{prefix}{name}` must hold NAME: VALUE lines, got {value!r}.")
+            yield from _as_arguments(cast(Any, kind), value, f"{prefix}{name}.")
+        elif kind is bool:
+            if str(value).lower() not in ("true", "false"):
+                raise ValueError(f"`{prefix}{name}` must be true or false, got {value!r}.")
+            yield option if value.lower() == "true" else f"--{prefix}no-{name}"
         elif isinstance(value, list):
-            yield from (f"--{prefix}{name}", *map(str, value))
-        elif value in ("true", "false"):
-            yield f"--{prefix}{name}" if value == "true" else f"--{prefix}no-{name}"
+            yield from (option, *map(str, value))
         else:
-            yield from (f"--{prefix}{name}", "None" if value in ("null", "") else value)
+            yield f"{option}={'None' if value in ('null', '') else value}"
 
 
 def config_dict(config: RunConfig) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from stylegan_inversion.training.config import GANConfig, GeneratorOptions
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
 from stylegan_inversion.training.objective import Terms, add_terms, check_side
 from stylegan_inversion.training.ranger import apply_gradients, lazy_options, make_optimizer, update_ema
-from stylegan_inversion.training.tasks import Pictures
+from stylegan_inversion.training.tasks import Inversion, Task
 
 DEFAULT_RESOLUTION = 256
 SCORED_AT_ONCE = 64  # pictures that go through the networks when a generator is scored
@@ -117,7 +117,7 @@ class GANLearner:
             return None
         pictures = FaceFolder(
             folder,
-            Pictures(mirror=config.mirror),
+            (Inversion if config.mirror else Task)("pictures", {}),
             input_resolution=side,
             output_resolution=side,
             seed=config.seed,

@@ -54,7 +54,9 @@ class Task:
             output_resolution: Side R of y.
             rng: Source of the random changes. `None` means validation: no changes.
         """
-        return self.change(self.source(source, input_resolution), PhotoSource()(target, output_resolution), rng)
+        y = PhotoSource()(target, output_resolution)
+        alike = source is target and self.source == PhotoSource() and input_resolution == output_resolution
+        return self.change(y if alike else self.source(source, input_resolution), y, rng)
 
     def change(self, x: Tensor, y: Tensor, rng: torch.Generator | None) -> Pair:
         """Change a pair. Label maps and drawings stay: left and right are different labels."""
@@ -93,29 +95,6 @@ class SuperResolution(Task):
         # The original's kernels: bicubic (a = -0.5), antialiased, down to 8 bits; bilinear up
         reduced = image.resize((small, small), Image.Resampling.BICUBIC)
         return to_tensor(reduced.resize(image.size, Image.Resampling.BILINEAR))[0], y
-
-
-@dataclass(frozen=True)
-class Pictures(Task):
-    """Pictures alone, as a generator is trained on: the source is the target. Not a task of the encoders."""
-
-    name: str = "pictures"
-    loss: dict[str, float] = field(default_factory=dict)
-    mirror: bool = True
-
-    def pair(
-        self,
-        source: Image.Image,
-        target: Image.Image,
-        *,
-        output_resolution: int,
-        rng: torch.Generator | None,
-        **others: int,
-    ) -> Pair:
-        """Make one example; with `mirror`, in training every second one is mirrored."""
-        y = PhotoSource()(target, output_resolution)
-        y = y.flip(-1) if self.mirror and _toss(rng) else y
-        return y, y
 
 
 TASKS: dict[str, Task] = {

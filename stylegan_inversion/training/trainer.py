@@ -165,12 +165,13 @@ def train(
     try:
         return Trainer(config, accelerator, learner, callback).run()
     except (RuntimeError, EOFError, ConnectionError) as e:
-        # PyTorch's handler of SIGCHLD raises the first anywhere; the others come from its queue
-        if isinstance(e, RuntimeError) and not str(e).startswith("DataLoader worker"):
+        # PyTorch's handler of SIGCHLD raises the first anywhere; the others come from its queue, if there is one
+        if not config.num_workers or (isinstance(e, RuntimeError) and not str(e).startswith("DataLoader worker")):
             raise
+        reason = " ".join(f"{type(e).__name__}: {e}".split()).rstrip(". ")
         raise ChildProcessError(
-            "A process that loads pictures was killed, as happens when the memory is full. Lower `num_workers` or "
-            "`batch_size` and start the same command again: it resumes."
+            f"A process that loads pictures was killed ({reason}), as happens when the memory is full. Lower "
+            "`num_workers` or `batch_size` and start the same command again: it resumes."
         ) from e
     finally:
         accelerator.end_training()
@@ -282,7 +283,7 @@ class Trainer:
         return positions(batch_size, rank=accelerator.process_index, world_size=accelerator.num_processes, **options)
 
     def _move(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {key: value.to(self.accelerator.device) if key in "xy" else value for key, value in batch.items()}
+        return {key: value.to(self.accelerator.device) if key in ("x", "y") else value for key, value in batch.items()}
 
     def _count_bad(self, finite: bool) -> None:
         """Warn of a step that was not finite, and end the run after some of them in a row."""
@@ -342,7 +343,8 @@ class Trainer:
         kept = []
         for line in self.log_path.read_text("utf-8").splitlines():
             with suppress(ValueError):  # cut off by the kill
-                kept += [line] if json.loads(line)["step"] <= self.step else []
+                if json.loads(line)["step"] <= self.step:
+                    kept.append(line)
         hub.write_text("".join(f"{line}\n" for line in kept), self.log_path)
 
     def _write(self, kind: str, values: dict[str, float]) -> None:

@@ -198,7 +198,8 @@ def test_an_encoder_that_does_not_start_from_the_average() -> None:
 
 
 def test_which_encoder_it_is() -> None:
-    for kind, options in (("e4e", {"stylegan_size": 64}), ("psp", {"output_size": 64}), ("psp", {"learn_in_w": False})):
+    sizes, learn_in_w = ({"stylegan_size": 64}, {"output_size": 64}), {"learn_in_w": False}
+    for kind, options in zip(("e4e", "psp", "psp", "e4e"), (*sizes, learn_in_w, sizes[0] | learn_in_w)):
         file = recognise(official(kind, opts=options))
         assert (file.kind, file.parts["encoder"].module_class) == (kind, ENCODERS[kind].network)
     for kind in ("psp", "e4e"):

@@ -144,7 +144,9 @@ def test_another_base_is_refused(named: PTIPipeline, photo: Image.Image, tmp_pat
     with pytest.raises(CheckpointError, match="This change belongs to the generator with sha256"):
         InversionOutput.load(folder)
     shutil.rmtree(tmp_path / "model")
-    with pytest.raises(ModelNotFoundError, match=r"holds only what differs from the base model .*load\(folder, base="):
+    with pytest.raises(
+        ModelNotFoundError, match=r"out holds only what differs from the base model .*load\(folder, base="
+    ):
         InversionOutput.load(folder)
     assert generators(InversionOutput.load(folder, base=named.generator))
 

@@ -51,7 +51,11 @@ def test_photo_in_edited_photo_out(pti: PTIPipeline, photo: Image.Image, caplog:
     assert len(changed) and (changed >= quad.min(0) - 1).all() and (changed <= quad.max(0) + 1).all()
     # An inversion that is not edited changes nothing; one that replaces the face does.
     assert ImageChops.difference(pti.paste_back(out)[0], photo).getbbox() is None
-    assert ImageChops.difference(pti.paste_back(out, keep_detail=False)[0], photo).getbbox() is not None
+    assert ImageChops.difference(pti.paste_back(out, detail="none")[0], photo).getbbox() is not None
+    for keep_detail, detail in ((True, "move"), (False, "none")):
+        with pytest.warns(DeprecationWarning, match=f"use `detail='{detail}'`"):
+            old = pti.paste_back(edited, keep_detail=keep_detail)
+        assert old[0].tobytes() == pti.paste_back(edited, detail=detail)[0].tobytes()
 
 
 def test_crops(pti: PTIPipeline, photo: Image.Image) -> None:
@@ -61,7 +65,7 @@ def test_crops(pti: PTIPipeline, photo: Image.Image) -> None:
         np.testing.assert_allclose(crop.quad, face_quad(found.landmarks, 0.8), atol=1.0)
     out = pti(photo.resize((64, 64)), align=False)
     assert out.crops[0].quad is None and out.crops[0].face_count == 1
-    assert pti.paste_back(out, keep_detail=False)[0].size == (64, 64)
+    assert pti.paste_back(out, detail="none")[0].size == (64, 64)
 
 
 def test_several_photos(pti: PTIPipeline, photo: Image.Image) -> None:

@@ -80,7 +80,7 @@ def test_what_is_given(pti: PTIPipeline, folder: Path) -> None:
     assert "| l2 | 0.5 |" in card.read_text()
 
 
-def test_other_snippets(pti: PTIPipeline, tmp_path: Path) -> None:
+def test_other_snippets(pti: PTIPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pti.directions = {}
     folder = pti.save_pretrained(tmp_path / "model")
     text = (folder / "README.md").read_text("utf-8")
@@ -89,6 +89,8 @@ def test_other_snippets(pti: PTIPipeline, tmp_path: Path) -> None:
     assert 'pipe.translate("picture.png")' in write_card(folder, overwrite=True).read_text("utf-8")
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         write_card(tmp_path)
+    monkeypatch.chdir(folder)
+    assert "\n# model\n" in write_card(Path(), overwrite=True).read_text("utf-8")
 
 
 def test_push(

@@ -115,6 +115,12 @@ CROP = crop_at(PHOTO, square(320, 256, 256), 64)
         (lambda: face_quad(np.full((68, 2), np.nan)), "NaN or infinity"),
         (lambda: face_quad(np.ones((68, 2))), "lie on one point"),
         (lambda: crop_quad(PHOTO, np.array([[0, 0], [0, 50], [60, 60], [50, 0.0]]), 64), "square or a parallelogram"),
+        (
+            lambda: crop_quad(PHOTO, np.full((4, 2), np.nan), 64),
+            r"`quad` must be \(4, 2\) and finite, got shape \(4, 2",
+        ),
+        (lambda: crop_quad(PHOTO, np.zeros((2, 4)), 64), r"must be \(4, 2\) and finite, got shape \(2, 4\)"),
+        (lambda: crop_quad(PHOTO, square(50, 50, 99), 0), "`size` must be >= 1, got 0"),
         (lambda: crop_quad(PHOTO, square(50, 50, 5), 64), "its crop is 5.0 pixels wide, at least 16"),
         (lambda: crop_quad(PHOTO, square(-500, 50, 100), 64), "does not fit the photo of 640 x 512"),
         (lambda: crop_quad(PHOTO, square(300, 300, 5000), 64), "does not fit the photo"),

@@ -29,13 +29,14 @@ def test_yaml_and_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
         "method: e4e\ndata: 010\nsteps: 1000\nloss: {identity: 0.5}\noptimizer: {name: adam, lr: 1e-3}\n"
-        "encoder:\n  widths: [32, 64, 128, 256]\ntask: labels_to_face\ntask_options: {num_labels: 7}\ncpu: true\n"
-        "trackers: []\ninit: null\n"
+        "encoder:\n  widths: [32, 64, 128, 256]\ntask: labels_to_face\ntask_options: {num_labels: 7}\ncpu: True\n"
+        "trackers: []\ninit: null\nmodel: -run\n"
     )
     typed = ["--steps=2000", "--optimizer.lr", "2e-4", "--loss.lpips", "0", "--encoder.units", "2", "2", "2", "2"]
     config: Any = load_config(["--config", str(path), *typed, "--output", "010", "--no-cpu"])
     assert (config.method, config.steps, config.init, config.cpu) == ("e4e", 2000, None, False)
-    assert (config.data, config.output, config.trackers) == ("010", "010", ())  # as they are typed
+    assert (config.data, config.output, config.model) == ("010", "010", "-run")  # as they are typed
+    assert config.trackers == ()
     assert config.loss == LossOptions(identity=0.5, lpips=0.0)
     assert config.optimizer == OptimizerOptions(name="adam", lr=2e-4)
     assert config.encoder == EncoderOptions(widths=(32, 64, 128, 256), units=(2, 2, 2, 2))
