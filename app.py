@@ -9,6 +9,4 @@ with contextlib.suppress(ImportError):
 from stylegan_inversion.webapp import launch
 
 if __name__ == "__main__":
-    launch(
-        os.environ.get("STYLEGAN_INVERSION_MODEL", "faces64"), host=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
-    )
+    launch(os.environ.get("STYLEGAN_INVERSION_MODEL"), host=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))

@@ -330,12 +330,18 @@ def _evaluate_generator(models: list[str], data: str, output: str, *, identity: 
 
 def _add_app(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    _add_model(parser)
+    names = "as in `invert` [a full-size one that is in the cache, if there is a GPU, or else faces64]"
+    add("--model", help=names)
     add("--host", default="127.0.0.1", help="address to listen on [%(default)s]")
     add("--port", type=int, help="port to listen on [the first free one from 7860]")
     add("--share", action="store_true", help="also make a public link")
     _add_device(parser)
-    add("--any-model", dest="open_choice", action="store_true", help="let visitors load models of the Hub and folders")
+    add(
+        "--any-model",
+        dest="open_choice",
+        action="store_true",
+        help="let visitors load models of the Hub and upload some",
+    )
     proxy = "name by which a proxy on this machine reaches the app; repeatable [localhost only]"
     add("--allow-host", dest="allowed_hosts", action="append", default=[], metavar="NAME", help=proxy)
     add("--tuning-slots", type=_at_least(1), default=1, metavar="N", help="PTI runs at a time [%(default)s]")

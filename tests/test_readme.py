@@ -32,26 +32,23 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_api_of_the_readme_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The block as it stands, but for the port."""
     pytest.importorskip("gradio")
-    from stylegan_inversion.webapp.app import build_app, launch_options
     from stylegan_inversion.webapp.models import load_model
+    from tests.webapp.tiny_app import serve
 
     (block,) = [block for block in BLOCKS if "gradio_client" in block]
     shutil.copy(sample_photos()[0], tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    demo = build_app(load_model("faces64"))
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, **launch_options())
     names: dict[str, Any] = {}
-    try:
-        assert "http://127.0.0.1:7860" in block
-        exec(block.replace("http://127.0.0.1:7860", url), names)
-        assert load_image(names["photo"]).size == load_image("photo.jpg").size
-        assert load_image(names["face"]).size == (64, 64) and names["report"]["face_count"] >= 1
-    finally:
-        if "client" in names:
-            names["client"].close()
-        demo.close(verbose=False)
-        demo.janitor.close()
+    assert "http://127.0.0.1:7860" in block
+    with serve(load_model("faces64")) as app:
+        try:
+            exec(block.replace("http://127.0.0.1:7860", app.url), names)
+            assert load_image(names["photo"]).size == load_image("photo.jpg").size
+            assert load_image(names["drawn"]).size == (64, 64) and names["report"]["face_count"] >= 1
+        finally:
+            if "client" in names:
+                names["client"].close()
 
 
 def test_the_model_card_says_the_same() -> None:

@@ -3,10 +3,8 @@
 from stylegan_inversion.errors import MissingDependencyError
 
 try:
-    import gradio  # noqa: F401  # with Starlette and the others that the modules below need
+    import gradio  # noqa: F401  # with Starlette, pydantic and the others that the modules below need
 except ImportError as e:
     raise MissingDependencyError.of_extra(f"The web app needs Gradio, which cannot be imported ({e}).", "app") from e
 
-from stylegan_inversion.webapp.app import build_app as build_app
 from stylegan_inversion.webapp.app import launch as launch
-from stylegan_inversion.webapp.app import launch_options as launch_options

@@ -1,413 +1,447 @@
 """The named endpoints, for programs: `gradio_client`, plain HTTP, and tools of language models (MCP).
 
-A result lives under a token that the program is given and gives back; whoever has it can use it, nobody can guess it.
+What `/invert` made is kept for the same client (the same `session_hash` of plain HTTP) for half an hour; an inversion
+file can be sent instead. Over MCP nothing is kept between two calls, since all its callers share one client.
 """
 
-import threading
-from collections import OrderedDict
-from collections.abc import Generator, Iterator
-from contextlib import closing
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, get_args
 
+import gradio as gr
+from gradio.components.api_component import Api as Value
+from gradio.context import get_blocks_context
+from gradio.data_classes import FileData, ImageData
+from gradio.exceptions import InvalidPathError
+from gradio.state_holder import SessionState
 from PIL import Image
+from pydantic import Field, TypeAdapter, ValidationError, WithJsonSchema
 
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
-from stylegan_inversion.preprocessing.align import Crop
-from stylegan_inversion.preprocessing.paste import Detail
-from stylegan_inversion.webapp.actions import Actions, methods_of
-from stylegan_inversion.webapp.messages import gr
-from stylegan_inversion.webapp.photos import photo_input
-from stylegan_inversion.webapp.running import Progress
-from stylegan_inversion.webapp.shown import kind_of
+from stylegan_inversion.webapp import marking
+from stylegan_inversion.webapp.models import TUNED
+from stylegan_inversion.webapp.photos import NO_ADDRESS, NOT_UPLOADED, is_web_address
+from stylegan_inversion.webapp.studio import (
+    FAILED,
+    PLACES,
+    Download,
+    Studio,
+    Visit,
+    around,
+    kind_of,
+    logger,
+    range_of,
+    sentences,
+)
 
-REMEMBERED_TOKENS = 1000  # whose files can be deleted at once
+MAX_STEPS = 1000  # of each stage
+
+
+def _file_schema(about: str) -> WithJsonSchema:
+    return WithJsonSchema({**ImageData.model_json_schema(), "description": about})
+
+
+# The arguments; a type says all that a program has to know
+Photo = Annotated[
+    Any, _file_schema("JPEG, PNG or WebP, up to 20 MB and 40 megapixels, as a file or a `data:` address.")
+]
+Face = Annotated[int, Field(ge=0, le=1000, description="Which face, by size: 0 is the largest.")]
+Align = Annotated[bool, Field(description="Find the face. False takes the photo as an aligned crop.")]
+Name = Annotated[str, Field(description="Name of the model, from /models; nothing means the first.")]
+Strength = Annotated[float, Field(allow_inf_nan=False)]
+Strengths = Annotated[
+    dict[str, Strength],
+    Field(description='How far to edit, such as {"smile": 2.0}, each within its range from /models.'),
+]
+Inversion = Annotated[Any, _file_schema("A zip from /download to take instead of what /invert made.")]
+Other = Annotated[Any, _file_schema("A zip from /download: the other face.")]
+Method = Annotated[str, Field(json_schema_extra={"enum": list(METHODS)}, description="How to invert, from /models.")]
+Preset = Annotated[
+    str | None,
+    Field(json_schema_extra={"enum": [*PRESETS, None]}, description="How long the tuning of pti may take."),
+]
+Pivot = Annotated[
+    str | None,
+    Field(json_schema_extra={"enum": [*PIVOTS, None]}, description="Where the tuning begins; nothing: the preset's."),
+]
+WSteps = Annotated[
+    int | None, Field(ge=1, le=MAX_STEPS, description="Steps of the pivot's projection; nothing means the preset's.")
+]
+TuningSteps = Annotated[
+    int | None, Field(ge=0, le=MAX_STEPS, description="Steps of the tuning at most; nothing means the preset's.")
+]
+Frames = Annotated[int, Field(ge=2, le=60, description="How many from one end to the other.")]
+Film = Annotated[Literal["gif", "mp4"], Field(description="The format.")]
+Kind = Annotated[
+    Download,
+    Field(
+        description='The edited photo ("jpeg", "png"), the face in it, the face as the model draws it, an animation, '
+        'or "inversion": a zip that `InversionOutput.load` reads once it is unpacked, and other endpoints take.'
+    ),
+]
+Seed = Annotated[int, Field(ge=0, lt=2**63, description="The same seed gives the same face.")]
+Truncation = Annotated[
+    float, Field(ge=0, le=2, description="0 is the average face, 1 the generator's own variety; up to 2.")
+]
+Place = Annotated[str, Field(json_schema_extra={"enum": list(PLACES)}, description="What to take of the other face.")]
+Share = Annotated[float, Field(ge=0, le=1, description="How much of it.")]
+Picture = Annotated[dict[str, Any], _file_schema("A picture.")]
+File = Annotated[dict[str, Any], _file_schema("A file.")]
+
+_FIRST = next(iter(METHODS))
 
 
 class Api:
     """One method an endpoint; its docstring is the documentation that programs see."""
 
-    def __init__(self, actions: Actions) -> None:
-        self.actions = actions
-        self._files: OrderedDict[str, list[str]] = OrderedDict()  # what was drawn of each token's result
-        self._lock = threading.Lock()
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
 
-    def models(self) -> list[dict[str, Any]]:
+    def models(self, visit: Visit) -> list[dict[str, Any]]:
         """What models there are, and what each can do.
 
         Returns:
-            Name and label of each, and of those that are loaded the methods, the resolution and the directions with
-            their ranges
+            Name, size and licence of each, and of those that are loaded the methods and the directions with their
+            ranges
         """
-        loaded = {model.name: model for model in self.actions.models.loaded()}
+        loaded = {model.name: model for model in self.studio.models.loaded()}
         listed: list[dict[str, Any]] = []
-        for label, name in self.actions.models.choices():
-            about: dict[str, Any] = {"label": label}
-            if name in loaded:
-                model = loaded[name]
-                directions = {key: one.strength_range for key, one in model.directions.items()}
-                about |= {"methods": methods_of(model), "resolution": model.resolution, "directions": directions}
-            listed.append({"name": name, **about})
+        for known in self.studio.models.known():
+            about: dict[str, Any] = {key: getattr(known, key) for key in ("name", "about", "where", "size", "licence")}
+            if known.name in loaded:
+                model = loaded[known.name]
+                ranges = {name: list(range_of(model, name)) for name in model.directions}
+                about |= {"methods": list(model.pipelines), "resolution": model.resolution, "directions": ranges}
+            listed.append(about)
         return listed
 
-    def faces(self, photo: bytes | None) -> list[dict[str, Any]]:
+    def faces(self, visit: Visit, photo: Photo) -> list[dict[str, Any]]:
         """Find the faces in a photo.
-
-        Args:
-            photo: Up to 20 MB; JPEG or PNG 40 megapixels, progressive 25, WebP 15, lossless or transparent 0.38.
 
         Returns:
             Box (x0, y0, x1, y1) in pixels and score of each face, the largest first
         """
-        return [{"box": [round(v, 1) for v in one.box], "score": one.score} for one in self.actions.faces(photo)[1]]
-
-    def align(
-        self, photo: bytes | None, face: float = 0, align: bool = True, model: str = ""
-    ) -> tuple[Image.Image, int]:
-        """Find the faces in a photo and cut one out, the way the model's training photos were cut.
-
-        Args:
-            photo: Up to 20 MB; JPEG or PNG 40 megapixels, progressive 25, WebP 15, lossless or transparent 0.38.
-            face: Which face, by size: 0 is the largest.
-            align: Find the face. False takes the photo as an aligned crop.
-            model: From /models; nothing means the first.
-
-        Returns:
-            Aligned face
-            How many faces were found
-        """
-        crop = self.actions.crop(photo, face, align, model)
-        return crop.image, crop.face_count
+        self.studio.take(visit, photo)
+        return [{"box": [round(v, 1) for v in face.box], "score": face.score} for face in visit.faces]
 
     def invert(
         self,
-        photo: bytes | None,
-        face: float = 0,
-        align: bool = True,
-        method: str = "e4e",
-        num_w_steps: float | None = None,
-        num_tuning_steps: float | None = None,
-        pivot: str | None = None,
-        model: str = "",
-        preset: str | None = None,
+        visit: Visit,
+        photo: Photo,
+        face: Face = 0,
+        align: Align = True,
+        method: Method = _FIRST,
+        model: Name = "",
+        preset: Preset = None,
+        pivot: Pivot = None,
+        num_w_steps: WSteps = None,
+        num_tuning_steps: TuningSteps = None,
         progress: Any = gr.Progress(),  # noqa: B008
-    ) -> Iterator[tuple[Any, Any, Any, Any]]:
-        """Invert the face of a photo: find its place in latent space. PTI also tunes a copy of the generator.
-
-        For PTI the token comes with an early message, so that `/stop` can end the run; the best state is kept.
-
-        Args:
-            photo: Up to 20 MB; JPEG or PNG 40 megapixels, progressive 25, WebP 15, lossless or transparent 0.38.
-            face: Which face, by size: 0 is the largest.
-            align: Find the face. False takes the photo as an aligned crop.
-            method: "e4e", "psp", "restyle" or "pti".
-            num_w_steps: Of PTI: steps of the projection, 1 to 1000.
-            num_tuning_steps: Of PTI: steps of the tuning at most, 0 to 1000.
-            pivot: Of PTI: "w", "w_plus", "e4e", "psp" or "restyle"; nothing means the preset's, or "w".
-            model: From /models; nothing means the first.
-            preset: Of PTI: "fast", "balanced" or "best"; the steps and the pivot win over it.
-            progress: Gradio's own.
+    ) -> Iterator[tuple[Picture, dict[str, Any]] | None]:
+        """Invert the face of a photo: find its place in latent space. The result is kept for this client.
 
         Returns:
-            The face as the generator draws it
-            The photo with that face in place
-            Token for the other endpoints, valid for 30 minutes after its last use; whoever has it can use the result
-            Figures: mean squared error in [-1, 1], seconds, steps, why PTI stopped, number of faces
+            The face as the model draws it
+            Figures: mean squared error in [-1, 1], seconds, steps, why the tuning stopped, number of faces
         """
-        crop = self.actions.crop(photo, face, align, model)
-        steps: dict[str, Any] = {"num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
-        steps |= {"pivot": pivot, "preset": preset}
-        for report in self.actions.run(crop, method, owner=None, model=model, **steps):
-            _show(progress, report)
-            if report.output is None:
-                yield gr.skip(), gr.skip(), report.token or gr.skip(), gr.skip()
-            else:
-                pictures = self._pictures(report.output, report.token, detail="none")
-                yield *pictures, report.token, report.output.reports[0]
+        self._take(visit, photo, face, align, model)
+        crop = self.studio.crop(visit, align=align)
+        options = {"preset": preset, "pivot": pivot, "num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
+        out = None
+        if method == TUNED:
+            for report in self.studio.tune(visit, crop, **options):
+                progress((report.step, report.total), desc=report.words, unit="steps")
+                out = report.output
+                if out is None:
+                    yield None
+        else:
+            out = self.studio.invert(visit, crop, method)
+        if out is None:
+            raise ValueError("The run was stopped before it began.")
+        yield self._picture(visit, out.images[0], "drawn", kind_of(out)), out.reports[0]
 
-    def edit(self, token: str, strengths: dict[str, float] | None = None) -> tuple[str, str]:
-        """Edit an inverted face. Strengths count from the unedited face, not from the last edit.
-
-        Args:
-            token: From /invert, /random_face or /mix.
-            strengths: How far to go, such as {"smile": 2.0}, each in its direction's unit.
+    def edit(
+        self, visit: Visit, strengths: Strengths, inversion: Inversion = None, model: Name = ""
+    ) -> tuple[Picture, Picture, Picture]:
+        """Edit the inverted face. Strengths count from the unedited face, not from the last edit.
 
         Returns:
-            The edited face
             The photo with the edited face in place
+            The face in it
+            The face as the model draws it
         """
-        return self._pictures(self.actions.edited(token, strengths, owner=None), token)
+        return self._pictures(visit, self._out(visit, inversion, model, strengths))
 
     def invert_and_edit(
         self,
-        photo: bytes | None,
-        strengths: dict[str, float] | None = None,
-        face: float = 0,
-        align: bool = True,
-        method: str = "e4e",
-        model: str = "",
+        visit: Visit,
+        photo: Photo,
+        strengths: Strengths,
+        face: Face = 0,
+        align: Align = True,
+        method: Method = _FIRST,
+        model: Name = "",
+        preset: Preset = None,
+        pivot: Pivot = None,
+        num_w_steps: WSteps = None,
+        num_tuning_steps: TuningSteps = None,
         progress: Any = gr.Progress(),  # noqa: B008
-    ) -> Iterator[Any]:
-        """Invert and edit in one call; nothing is kept.
-
-        Args:
-            photo: Up to 20 MB; JPEG or PNG 40 megapixels, progressive 25, WebP 15, lossless or transparent 0.38.
-            strengths: How far to go, such as {"smile": 2.0}, each in its direction's unit.
-            face: Which face, by size: 0 is the largest.
-            align: Find the face. False takes the photo as an aligned crop.
-            method: "e4e", "psp", "restyle" or "pti".
-            model: From /models; nothing means the first.
-            progress: Gradio's own.
+    ) -> Iterator[tuple[Picture, Picture, Picture, dict[str, Any]] | None]:
+        """Invert and edit in one call.
 
         Returns:
-            The edited face
             The photo with the edited face in place
+            The face in it
+            The face as the model draws it
+            Figures, as of /invert
         """
-        crop = self.actions.crop(photo, face, align, model)
-        token = ""
-        try:
-            with closing(self._reports(crop, method, model)) as reports:
-                for report in reports:  # whoever cancels ends it at one of these
-                    token = report.token
-                    _show(progress, report)
-                    if report.output is None:
-                        yield gr.skip(), gr.skip()
-            yield self.edit(token, strengths)
-        finally:
-            self.actions.sessions.drop(token, owner=None)
+        steps = (preset, pivot, num_w_steps, num_tuning_steps)
+        for done in self.invert(visit, photo, face, align, method, model, *steps, progress=progress):
+            if done is None:
+                yield None
+            else:
+                yield *self._pictures(visit, self.studio.edit(visit, visit.out, strengths)), done[1]
 
-    def compare(
-        self,
-        photo: bytes | None,
-        strengths: dict[str, float] | None = None,
-        face: float = 0,
-        align: bool = True,
-        progress: Any = gr.Progress(),  # noqa: B008
-    ) -> Iterator[Any]:
-        """Put one photo through all methods of the first model, with the same edit on each. PTI takes a while.
-
-        Args:
-            photo: Up to 20 MB; JPEG or PNG 40 megapixels, progressive 25, WebP 15, lossless or transparent 0.38.
-            strengths: The edit, such as {"smile": 2.0}.
-            face: Which face, by size: 0 is the largest.
-            align: Find the face. False takes the photo as an aligned crop.
-            progress: Gradio's own.
-
-        Returns:
-            Pictures of each method: the inversion and its edit
-            Method, mean squared error, identity similarity, seconds and token of each
-        """
-        crop = self.actions.crop(photo, face, align)
-        gallery: list[tuple[str, str]] = []
-        rows: list[dict[str, Any]] = []
-        is_done = False
-        try:
-            for method in methods_of(self.actions.models.first):
-                with closing(self._reports(crop, method, "")) as reports:
-                    for report in reports:
-                        _show(progress, report, before=f"{method}: ")
-                        if report.output is None:
-                            yield gr.skip(), gr.skip()
-                out = report.output
-                assert out is not None  # the last report has it
-                figures = {"l2": out.reports[0]["l2"], "identity_similarity": self.actions.similarity(out)}
-                seconds = out.reports[0]["seconds"]
-                rows.append({"method": method, **figures, "seconds": seconds, "token": report.token})
-                edited = self.actions.edited(report.token, strengths, owner=None)
-                gallery += [
-                    (self._face(out, report.token), method),
-                    (self._face(edited, report.token), f"{method}, edited"),
-                ]
-            is_done = True
-            yield gallery, rows
-        finally:
-            for row in rows if not is_done else []:
-                self.actions.sessions.drop(row["token"], owner=None)
-
-    def random_face(self, seed: float = 0, truncation: float | None = 0.7, model: str = "") -> tuple[str, str]:
-        """Draw a face of nobody.
-
-        Args:
-            seed: The same seed gives the same face.
-            truncation: 0 is the average face, 1 the generator's own variety; up to 2.
-            model: From /models; nothing means the first.
+    def random_face(self, visit: Visit, seed: Seed = 0, truncation: Truncation = 0.7, model: Name = "") -> Picture:
+        """Draw a face of nobody, which is kept for this client as an inversion is.
 
         Returns:
             The face
-            Its token
         """
-        truncation = 0.7 if truncation is None else truncation
-        token = self.actions.random_face(owner=None, model=model, seed=seed, truncation=truncation)
-        return self._face(self.actions.kept(token, owner=None).output, token), token
+        self._empty(visit, model)
+        visit.out = self.studio.random_face(visit, seed, truncation)
+        return self._picture(visit, visit.out.images[0], "face", "generated")
 
     def mix(
-        self, token_a: str, token_b: str, start: float = 0, end: float | None = None, alpha: float | None = 1.0
-    ) -> tuple[str, str]:
-        """Give one face the styles of another in some layers.
-
-        Args:
-            token_a: The face that keeps the other layers; its generator draws.
-            token_b: The face that gives styles.
-            start: First layer; coarse layers, for pose and shape, come first.
-            end: The layer after the last; nothing means to the end.
-            alpha: How much of the other, in [0, 1].
-
-        Returns:
-            The new face
-            Its token
-        """
-        num_ws = self.actions.kept(token_a, owner=None).output.w_plus.shape[1]
-        layers = (start or 0, num_ws if end is None else end)
-        token = self.actions.mix(token_a, token_b, owner=None, layers=layers, alpha=1.0 if alpha is None else alpha)
-        return self._face(self.actions.kept(token, owner=None).output, token), token
-
-    def interpolate(self, token_a: str, token_b: str, frames: float = 24) -> str:
-        """Animate the way from one face to another and back.
-
-        Args:
-            token_a: The first face.
-            token_b: The last face.
-            frames: How many from one to the other, 2 to 60.
+        self,
+        visit: Visit,
+        other: Other,
+        what: Place = "colours",
+        amount: Share = 1.0,
+        inversion: Inversion = None,
+        model: Name = "",
+    ) -> Picture:
+        """Give the kept face the pose, the features or the colours of another one.
 
         Returns:
-            An animated GIF
+            The new face, as the model draws it
         """
-        path = self.actions.interpolate(token_a, token_b, owner=None, frames=frames)
-        return self._note(token_b, self._note(token_a, path))
+        a = self._out(visit, inversion, model, {})
+        visit.out = self.studio.mix(a, self.studio.open_inversion(visit, other), what, amount)
+        return self._picture(visit, visit.out.images[0], "mix", kind_of(visit.out))
 
-    def animate(self, token: str, strengths: dict[str, float] | None = None, frames: float = 24) -> str:
-        """Animate an edit: from the unedited face to the edited one and back.
-
-        Args:
-            token: From /invert.
-            strengths: Where to go, such as {"smile": 2.0}.
-            frames: How many from one to the other, 2 to 60.
+    def interpolate(
+        self,
+        visit: Visit,
+        other: Other,
+        frames: Frames = 24,
+        kind: Film = "gif",
+        inversion: Inversion = None,
+        model: Name = "",
+    ) -> File:
+        """Animate the way from the kept face to another one and back.
 
         Returns:
-            An animated GIF
+            The animation
         """
-        return self._note(token, self.actions.animate(token, strengths, owner=None, frames=frames))
+        a = self._out(visit, inversion, model, {})
+        return _file(self.studio.between(visit, a, self.studio.open_inversion(visit, other), kind, frames))
 
-    def download(self, token: str, kind: str = "photo", strengths: dict[str, float] | None = None) -> str:
+    def animate(
+        self,
+        visit: Visit,
+        strengths: Strengths,
+        frames: Frames = 24,
+        kind: Film = "gif",
+        inversion: Inversion = None,
+        model: Name = "",
+    ) -> File:
+        """Animate an edit in the photo: from the unedited face to the edited one and back.
+
+        Returns:
+            The animation
+        """
+        return _file(self.studio.animation(visit, self._out(visit, inversion, model, strengths), kind, frames))
+
+    def download(
+        self,
+        visit: Visit,
+        kind: Kind = "png",
+        strengths: Strengths = {},  # noqa: B006
+        inversion: Inversion = None,
+        model: Name = "",
+    ) -> File:
         """Write a result to a file.
-
-        Args:
-            token: From /invert.
-            kind: "photo" or "face" (PNG), "latents" or PTI's "delta" (safetensors), "animation" (GIF), or "inversion"
-                (a zip that `InversionOutput.load` reads, with all of it).
-            strengths: The edit, such as {"smile": 2.0}.
 
         Returns:
             The file
         """
-        return self._note(token, self.actions.download(kind, token, strengths, owner=None))
+        return _file(self.studio.file(visit, self._out(visit, inversion, model, strengths), kind))
 
-    def stop(self, token: str) -> bool:
-        """End a running PTI inversion; its best state so far becomes the result of /invert.
-
-        Args:
-            token: From an early message of /invert.
+    def stop(self, visit: Visit) -> bool:
+        """End this client's running tuning; its best state so far becomes the result of /invert.
 
         Returns:
-            Whether an inversion with this token was running
+            Whether one was running
         """
-        return self.actions.sessions.stop(token or "", owner=None)
+        return visit.end()
 
-    def delete(self, token: str) -> bool:
-        """Delete a result and its files, which also happens 30 minutes after their last use.
-
-        Args:
-            token: From /invert.
+    def delete(self, visit: Visit) -> int:
+        """Delete this client's photo, results and files, which also happens half an hour after their last use.
 
         Returns:
-            Whether there was one
+            How many files there were
         """
-        there = self.actions.sessions.get(token or "", owner=None) is not None
-        self.actions.sessions.drop(token or "", owner=None)
-        with self._lock:
-            paths = self._files.pop(token, []) if there else []
-        self.actions.janitor.forget(paths)
-        return there
+        return visit.forget()
 
-    def _reports(self, crop: Crop, method: str, model: str) -> Generator[Progress, None, None]:
-        yield from self.actions.run(crop, method, owner=None, model=model)
+    def _take(self, visit: Visit, photo: Any, face: int, align: bool, model: str) -> None:
+        visit.model = self.studio.models.get(model).name
+        self.studio.take(visit, photo, align=align)
+        visit.face = face
 
-    def _pictures(self, out: InversionOutput, token: str, *, detail: Detail = "move") -> tuple[str, str]:
-        photo = self.actions.photo_of(out, detail=detail)
-        path = self.actions.files.picture(photo, owner=None, name="photo", kind=kind_of(out))
-        return self._face(out, token), self._note(token, path)
+    def _empty(self, visit: Visit, model: str) -> None:
+        visit.begin()
+        visit.model, visit.photo = self.studio.models.get(model).name, None
 
-    def _face(self, out: InversionOutput, token: str) -> str:
-        return self._note(token, self.actions.files.picture(out.images[0], owner=None, name="face", kind=kind_of(out)))
+    def _out(self, visit: Visit, inversion: Any, model: str, strengths: Strengths) -> InversionOutput:
+        if inversion is not None:
+            self._empty(visit, model)
+            visit.out = self.studio.open_inversion(visit, inversion)
+        return self.studio.edit(visit, visit.out, strengths)
 
-    def _note(self, token: str, path: str) -> str:
-        """Remember what `delete` has to remove; what is forgotten here goes after 30 minutes."""
-        with self._lock:
-            self._files.setdefault(token, []).append(path)
-            self._files.move_to_end(token)
-            while len(self._files) > REMEMBERED_TOKENS:
-                self._files.popitem(last=False)
-        return path
+    def _pictures(self, visit: Visit, out: InversionOutput) -> tuple[Picture, Picture, Picture]:
+        face = self.studio.pasted(out, around(out.crops[0], 0.25))
+        pictures = {"photo": self.studio.pasted(out), "face": face, "drawn": out.images[0]}
+        photo, face_, drawn = (self._picture(visit, each, name, kind_of(out)) for name, each in pictures.items())
+        return photo, face_, drawn
 
-
-def _show(progress: Any, report: Progress, *, before: str = "") -> None:
-    """Tell a program how far a run is; while it waits, `step` is how many are ahead."""
-    if report.stage == "waiting":
-        progress(None, desc=f"{before}waiting, {report.step} before you")
-    else:
-        progress((report.step, report.total), desc=f"{before}{report.stage}", unit="steps")
+    def _picture(self, visit: Visit, image: Image.Image, name: str, kind: marking.Kind) -> Picture:
+        is_large = image.width * image.height > 1_000_000  # a photo's PNG is many times its JPEG
+        return _file(
+            visit.publish(marking.encode(image, kind, png=not is_large), f"{name}.{'jpg' if is_large else 'png'}")
+        )
 
 
-def name_endpoints(api: Api) -> None:
-    """Name the endpoints, within `gr.Blocks`; hidden components say what goes in and out."""
-    first = api.actions.models.first
-    with gr.Row(visible=False):
-        photo = photo_input()
-        face = gr.Number(0, label="Face, by size: 0 is the largest", precision=0, minimum=0)
-        align = gr.Checkbox(True, label="Find the face")
-        method = gr.Dropdown(list(METHODS), value=methods_of(first)[0], label="Method")
-        preset = gr.Dropdown(list(PRESETS), value=None, label="Preset")
-        pivot = gr.Dropdown(list(PIVOTS), value=None, label="Pivot")
-        model = gr.Textbox("", label="Model")
-        w_steps = gr.Number(None, label="Projection steps", precision=0)  # nothing: the preset's or the model's
-        tuning_steps = gr.Number(None, label="Tuning steps", precision=0)
-        strengths = gr.JSON({}, label="Strengths")
-        token, token_b, token_out = (gr.Textbox(label=label) for label in ("Token", "Token of B", "Token"))
-        seed = gr.Number(0, label="Seed", precision=0)
-        truncation = gr.Number(0.7, label="Truncation")
-        start, end = gr.Number(0, label="From layer", precision=0), gr.Number(None, label="To layer", precision=0)
-        alpha = gr.Number(1.0, label="How much of B")
-        frames = gr.Number(24, label="Frames", precision=0)
-        kind = gr.Dropdown(["photo", "face", "latents", "delta", "animation", "inversion"], value="photo", label="Kind")
-        aligned = gr.Image(label="Aligned face", format="png")
-        count = gr.Number(label="Faces found", precision=0)
-        face_out, photo_out = gr.Image(label="Face", format="png"), gr.Image(label="Photo", format="png")
-        listed, rows, figures = gr.JSON(label="Models"), gr.JSON(label="Faces"), gr.JSON(label="Figures")
-        gallery, file, done = gr.Gallery(label="Pictures"), gr.File(label="File"), gr.Checkbox(label="Done")
-    go = gr.Button(visible=False)
-    quick: dict[str, Any] = {"concurrency_id": "api", "concurrency_limit": 2}
-    slow: dict[str, Any] = {"concurrency_id": "api-slow", "concurrency_limit": 12}
-    source = [photo, face, align]
-    steps = [w_steps, tuning_steps, pivot]
-    go.click(api.models, None, listed, api_name="models", **quick)
-    go.click(api.faces, photo, rows, api_name="faces", **quick)
-    go.click(api.align, [*source, model], [aligned, count], api_name="align", **quick)
-    go.click(
-        api.invert,
-        [*source, method, *steps, model, preset],
-        [face_out, photo_out, token_out, figures],
-        api_name="invert",
-        **slow,
-    )
-    go.click(api.edit, [token, strengths], [face_out, photo_out], api_name="edit", **quick)
-    one_call = [photo, strengths, face, align, method, model]
-    go.click(api.invert_and_edit, one_call, [face_out, photo_out], api_name="invert_and_edit", **slow)
-    go.click(api.compare, [photo, strengths, face, align], [gallery, figures], api_name="compare", **slow)
-    go.click(api.random_face, [seed, truncation, model], [face_out, token_out], api_name="random_face", **quick)
-    go.click(api.mix, [token, token_b, start, end, alpha], [face_out, token_out], api_name="mix", **quick)
-    go.click(api.interpolate, [token, token_b, frames], file, api_name="interpolate", **quick)
-    go.click(api.animate, [token, strengths, frames], file, api_name="animate", **quick)
-    go.click(api.download, [token, kind, strengths], file, api_name="download", **quick)
-    go.click(api.stop, token, done, api_name="stop", queue=False)
-    go.click(api.delete, token, done, api_name="delete", queue=False)
+SLOW = ("invert", "invert_and_edit")
+UNQUEUED = ("stop", "delete")
+
+
+def name_endpoints(api: Api, visit: Any) -> None:
+    """Name the endpoints, within `gr.Blocks`; `visit` is the `gr.State` of what is kept."""
+    config: Any = get_blocks_context()
+    for name, method in inspect.getmembers(api, inspect.ismethod):
+        if name.startswith("_"):
+            continue
+        given = {
+            key: each for key, each in inspect.signature(method).parameters.items() if key not in ("visit", "progress")
+        }
+        inputs = [
+            Value(None if each.default is each.empty else each.default, _schema(each.annotation), key)
+            for key, each in given.items()
+        ]
+        outputs = [Value(None, _schema(each), f"Output {k + 1}") for k, each in enumerate(_returned(method))]
+        config.set_event_trigger(
+            [],
+            _endpoint(method, given, len(outputs)),
+            [*inputs, visit],
+            [*outputs, visit],
+            preprocess=False,
+            postprocess=False,
+            api_name=name,
+            queue=name not in UNQUEUED,
+            concurrency_id="api-slow" if name in SLOW else "api",
+            concurrency_limit=12 if name in SLOW else 2,
+        )
+
+
+def _schema(hint: Any) -> dict[str, Any]:
+    return TypeAdapter(hint).json_schema()
+
+
+def _returned(method: Callable[..., Any]) -> list[Any]:
+    """The types of what an endpoint gives back, one by one."""
+    hint = inspect.signature(method).return_annotation
+    if inspect.isgeneratorfunction(method):
+        hint = get_args(get_args(hint)[0])[0]
+    return list(get_args(hint)) if getattr(hint, "__origin__", None) is tuple else [hint]
+
+
+def _endpoint(method: Callable[..., Any], given: dict[str, inspect.Parameter], count: int) -> Callable[..., Any]:
+    """The function that Gradio calls: it checks the arguments, and puts what is kept in and out."""
+    adapters = {key: TypeAdapter(each.annotation) for key, each in given.items()}
+    has_progress = "progress" in inspect.signature(method).parameters
+
+    def checked(values: tuple[Any, ...]) -> tuple[dict[str, Any], Visit]:
+        arguments: dict[str, Any] = {}
+        for (key, adapter), value in zip(adapters.items(), values):
+            try:
+                arguments[key] = adapter.validate_python(value)
+            except ValidationError as e:
+                fault = e.errors(include_url=False)[0]
+                raise ValueError(f"`{key}`: {fault['msg']}, got {str(value)[:80]!r}.") from e
+        if has_progress:
+            arguments["progress"] = values[-1]
+        return arguments, values[len(adapters)] or Visit()
+
+    def stream(*values: Any) -> Iterator[tuple[Any, ...]]:
+        with sentences():
+            arguments, visit = checked(values)
+            for done in method(visit, **arguments):
+                yield (*(done or [None] * count), visit)
+
+    def call(*values: Any) -> tuple[Any, ...]:
+        with sentences():
+            arguments, visit = checked(values)
+            done = method(visit, **arguments)
+        return (*(done if count > 1 else [done]), visit)
+
+    function: Any = stream if inspect.isgeneratorfunction(method) else call
+    about, returns = str(inspect.getdoc(method)).split("\n\nReturns:")
+    arguments = "".join(f"\n    {key}: {_schema(each.annotation)['description']}" for key, each in given.items())
+    function.__name__ = method.__name__
+    function.__doc__ = f"{about}\n\nArgs:{arguments}\n\nReturns:{returns}"
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    own = [inspect.Parameter("visit", kind, default=None)]
+    own += [inspect.Parameter("progress", kind, default=gr.Progress())] if has_progress else []
+    function.__signature__ = inspect.Signature([*given.values(), *own])
+    return function
+
+
+def _file(path: str) -> dict[str, Any]:
+    return FileData(path=path).model_dump()
+
+
+class Page(gr.Blocks):
+    """Blocks that answer every error with a sentence, for which Gradio has `{"error": null}`, and fill in defaults."""
+
+    async def process_api(
+        self, block_fn: Any, inputs: Any, state: Any = None, request: Any = None, *args: Any, **named: Any
+    ) -> Any:
+        """As Gradio does, whatever happens in it."""
+        if request is not None and getattr(request, "headers", {}).get("x-gradio-user") == "mcp":
+            state = SessionState(self)  # one client of Gradio's own serves all who call tools: nothing of one may stay
+        try:
+            return await super().process_api(block_fn, inputs, state, request, *args, **named)
+        except gr.Error as e:
+            e.print_exception = False
+            raise
+        except Exception as e:
+            logger.exception("The web app failed.")
+            raise gr.Error(FAILED, print_exception=False) from e
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **named: Any) -> list[Any]:
+        """As Gradio does, but nothing is fetched, no other file is named, and what is left out has its default."""
+        if any(isinstance(each, dict) and is_web_address(str(each.get("path") or "")) for each in inputs):
+            raise gr.Error(NO_ADDRESS, print_exception=False)
+        given = [*inputs, *(getattr(block, "value", None) for block in block_fn.inputs[len(inputs) :])]
+        try:
+            return await super().preprocess_data(block_fn, given, *args, **named)
+        except gr.Error:
+            raise
+        except InvalidPathError as e:
+            raise gr.Error(NOT_UPLOADED, print_exception=False) from e
+        except Exception as e:
+            words = "An argument is missing or of the wrong kind; `/gradio_api/info` says what each endpoint takes."
+            raise gr.Error(words, print_exception=False) from e

@@ -1,112 +1,80 @@
-"""The web app: upload a photo, invert the face, edit, compare, play, download; and the API. Gradio, no maths."""
+"""The page and its API put together, and served."""
 
 import contextlib
-import functools
 import importlib.util
+import os
 import signal
 import sys
+import tempfile
+import threading
+import types
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import gradio as gr
+import gradio.mcp
+from anyio.to_thread import run_sync
 from starlette.middleware import Middleware
 
-from stylegan_inversion.webapp.actions import Actions
-from stylegan_inversion.webapp.api import Api, name_endpoints
-from stylegan_inversion.webapp.compare_tab import CompareTab
-from stylegan_inversion.webapp.edit_tab import EditTab
-from stylegan_inversion.webapp.guard import (
-    LOOPBACK,
-    Inspect,
-    Janitor,
-    KnownHosts,
-    LimitBody,
-    SecurityHeaders,
-    VisitorCookie,
-    is_loopback,
-    owner_of,
-)
-from stylegan_inversion.webapp.janitor import forget_lost
-from stylegan_inversion.webapp.memory import give_back
-from stylegan_inversion.webapp.messages import Page, gr
-from stylegan_inversion.webapp.model_picker import ModelPicker
-from stylegan_inversion.webapp.models import Model, Models, load_model
-from stylegan_inversion.webapp.photo_column import HIDDEN, PhotoColumn
-from stylegan_inversion.webapp.play_tab import PlayTab
-from stylegan_inversion.webapp.sessions import Sessions
-from stylegan_inversion.webapp.theme import CSS, SCRIPT, make_theme
-from stylegan_inversion.webapp.words import FOOTNOTE, TITLE, note_html
-from stylegan_inversion.webapp.zerogpu import own_device
+from stylegan_inversion import hub
+from stylegan_inversion.pipelines.methods import METHODS
+from stylegan_inversion.webapp.api import Api, Page, name_endpoints
+from stylegan_inversion.webapp.editor import TIME_TO_LIVE, Editor, visit_state
+from stylegan_inversion.webapp.models import Models, best_cached, load_model
+from stylegan_inversion.webapp.photos import LOOPBACK, Door, is_loopback, sweep
+from stylegan_inversion.webapp.play import CompareTab, PlayTab
+from stylegan_inversion.webapp.studio import Studio
+from stylegan_inversion.webapp.zerogpu import find_gpu
 
 MODEL_BYTES = 2_000_000_000  # of an uploaded model at most
-TIME_TO_LIVE = 1800.0  # seconds that results and files are kept after their last use
+PAPERS = " · ".join(f"[{each.label}](https://arxiv.org/abs/{each.paper})" for each in METHODS.values())
+TITLE = f"""# Edit a face, keep the photo
+Drop a photo: the face is found, redrawn by StyleGAN2, edited with the sliders and put back where it was. The papers:
+{PAPERS}"""
+FOOTNOTE = """Use photos of people who agreed to it, and say that a result is AI-edited when you share it: every picture
+says so in its metadata. Photos and results stay in memory or in a private folder of this app, and are deleted half an
+hour after their last use (an hour after the page is closed), or at once with the button below. Programs and language
+models can use the app, too: see [the API](?view=api)."""
+SCRIPT = """() => {
+    document.documentElement.lang = "en";
+    const tidy = () => {
+        document.querySelectorAll("input[type=file][accept^='image/*']").forEach(input => {
+            input.accept = "image/jpeg,image/png,image/webp";  // so that an iPhone hands over a JPEG
+        });
+        document.querySelectorAll("img:not([alt]), img[alt='']").forEach(img => {
+            const label = img.closest(".block")?.querySelector("[data-testid='block-label'], label");
+            if (!img.closest("button")?.ariaLabel) img.alt = label?.textContent.trim() || "Picture";
+        });
+        document.querySelectorAll("div.empty[aria-label]:not([role])").forEach(div => div.setAttribute("role", "img"));
+    };
+    new MutationObserver(tidy).observe(document.body, {childList: true, subtree: true});
+    tidy();
+}"""
 
 
-def build_app(
-    models: Models | Model, *, sessions: Sessions | None = None, janitor: Janitor | None = None, tuning_slots: int = 1
-) -> Any:
-    """Build the page and its API.
-
-    Args:
-        models: What can be run; the first is shown first. They are shared by all visitors and never changed.
-        sessions: Keeps the results. `None` keeps the newest 64, at most 12 of a visitor, for 30 minutes after their
-            last use.
-        janitor: Owns the folder for files. `None` makes a private one that is emptied.
-        tuning_slots: How many generators are tuned at the same time.
-
-    Returns:
-        `gr.Blocks`; start it with `.launch(**launch_options())`.
-    """
-    models = Models(models) if isinstance(models, Model) else models
-    janitor = janitor or Janitor(time_to_live=TIME_TO_LIVE)
-    sessions = Sessions(time_to_live=TIME_TO_LIVE) if sessions is None else sessions  # an empty one is false
-    actions = Actions(models, sessions, janitor, tuning_slots=tuning_slots)
-    first = models.first
-    with Page(title="StyleGAN inversion", analytics_enabled=False, delete_cache=(300, 1800)) as demo:
+def build_app(studio: Studio) -> Any:
+    """Build the page and its API: a `gr.Blocks`, to be started with `launch_options`."""
+    gr.set_static_paths([hub.builtin_path("samples")])  # not copied to where old files are deleted
+    with Page(title="Edit a face, keep the photo", analytics_enabled=False, delete_cache=(300, TIME_TO_LIVE)) as demo:
         gr.Markdown(TITLE, elem_id="title")
-        with gr.Row(equal_height=False):
-            with gr.Column(min_width=320, scale=9):
-                picker = ModelPicker(actions)
-                column = PhotoColumn(actions, first)
-            with gr.Column(min_width=320, scale=14), gr.Tabs(selected="edit") as tabs:
-                with gr.Tab("Edit a photo", id="edit"):
-                    edit_tab = EditTab(actions, first, open_choice=models.open)
-                with gr.Tab("Compare the methods", id="compare"):
-                    compare_tab = CompareTab(actions, first)
-                with gr.Tab("Play", id="play"):
-                    play_tab = PlayTab(actions, first)
-        gr.Markdown(FOOTNOTE, elem_classes="footnote")
-        with gr.Row():
-            delete = gr.Button("Delete my data now", size="md", min_width=200, scale=0)
-        deleted = gr.HTML(note_html(""))
-        name_endpoints(Api(actions))
-        column.connect(picker.name)
-        edit_tab.connect(column, picker.name)
-        compare_tab.connect(column, picker.name)
-        play_tab.connect(edit_tab, picker.name, tabs)
-        picker.connect([edit_tab, compare_tab, play_tab], column)
-
-        def forget(request: gr.Request) -> dict[Any, Any]:
-            owner = owner_of(request)
-            if owner is None:
-                raise gr.Error(
-                    "Your browser sends no cookie, so your files cannot be told from those of others. They are deleted "
-                    "after 30 minutes without use.",
-                    print_exception=False,
-                )
-            count = actions.forget(owner)
-            shut = {k: v for tab in (edit_tab, compare_tab, play_tab) for k, v in tab.take(first).items()}
-            words = f"Deleted: your photo, {count} result{'' if count == 1 else 's'} and all files."
-            return {**shut, **picker.shows(first), column.photo: None, deleted: note_html(words)}
-
-        shown = [part for tab in (edit_tab, compare_tab, play_tab) for part in tab.takes]
-        changed = list(dict.fromkeys([*shown, picker.note, picker.name, picker.current, column.photo, deleted]))
-        delete.click(forget, None, changed, queue=False, **HIDDEN)  # what runs or waits for its turn then ends
-    janitor.keep()  # the examples
-    demo.janitor, demo.sessions = janitor, sessions  # live as long as the app
-    janitor.also(functools.partial(forget_lost, demo.temp_file_sets))
-    janitor.also(give_back)
-    # `/run`, which passes the queue by, is for what needs no queue
-    return demo.queue(max_size=32, default_concurrency_limit=4, api_open=False)
+        with gr.Tabs() as tabs:
+            with gr.Tab("Edit a photo", id="edit"):
+                editor = Editor(studio)
+            with gr.Tab("Compare the methods", id="compare"):
+                compare = CompareTab(editor)
+            with gr.Tab("Play with faces", id="play"):
+                play = PlayTab(editor)
+        gr.Markdown(FOOTNOTE, elem_classes="quiet")
+        delete = gr.Button("Delete my data now", size="sm", min_width=180, scale=0)
+        editor.tabs = tabs
+        editor.file = gr.DownloadButton("Download", elem_classes="fetch")
+        editor.connect(demo, delete)
+        compare.connect()
+        play.connect()
+        name_endpoints(Api(studio), visit_state())
+    return demo.queue(max_size=64, default_concurrency_limit=4, api_open=False)
 
 
 def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> dict[str, Any]:
@@ -116,13 +84,42 @@ def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> d
         open_choice: Whether visitors may upload models, which are larger than photos.
         hosts: Names by which the app is reached, without a port. Empty means any.
     """
-    limits = {"max_bytes": MODEL_BYTES, "max_parts": 64} if open_choice else {}
-    guards = [Middleware(each) for each in (Inspect, VisitorCookie, SecurityHeaders)]
-    known = [Middleware(KnownHosts, names=hosts)] if hosts else []
-    middleware = [*known, Middleware(LimitBody, **limits), *guards]
+    teal, slate = gr.themes.colors.teal, gr.themes.colors.slate
+    fonts: dict[str, Any] = {
+        "font": ["system-ui", "sans-serif"],
+        "font_mono": ["ui-monospace", "monospace"],
+    }  # not fetched
+    theme = gr.themes.Soft(primary_hue=teal, secondary_hue=teal, neutral_hue=slate, **fonts).set(
+        block_shadow="none",
+        block_title_background_fill="none",
+        block_title_background_fill_dark="none",
+        block_title_text_color="*neutral_800",
+        block_title_text_color_dark="*neutral_100",
+        block_title_padding="0",
+        block_label_background_fill="*neutral_100",
+        block_label_background_fill_dark="*neutral_800",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_text_color="white",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        checkbox_label_background_fill_selected="*primary_700",
+        checkbox_label_background_fill_selected_dark="*primary_700",
+        checkbox_label_text_color_selected="white",
+        slider_color="*primary_600",
+        link_text_color="*primary_700",
+        link_text_color_hover="*primary_800",
+        link_text_color_visited="*primary_700",
+        link_text_color_dark="*primary_300",
+        link_text_color_hover_dark="*primary_200",
+        link_text_color_visited_dark="*primary_300",
+    )
     return {
-        "theme": make_theme(),
-        "css": CSS,
+        "theme": theme,
+        "css": (Path(__file__).parent / "style.css").read_text("utf-8"),
         "js": SCRIPT,
         "ssr_mode": False,
         "show_error": False,  # `gr.Error` is shown all the same; other errors may hold paths
@@ -133,12 +130,52 @@ def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> d
         "run_history": False,
         "mcp_server": importlib.util.find_spec("mcp") is not None,
         "footer_links": ["api", "gradio", "settings"],
-        "app_kwargs": {"middleware": middleware},
+        "app_kwargs": {
+            "middleware": [Middleware(Door, hosts=hosts, max_bytes=MODEL_BYTES if open_choice else 24_000_000)]
+        },
     }
 
 
+@contextlib.contextmanager
+def private_folder() -> Any:
+    """Gradio's folder for what passes through the disk: private, emptied of what is old, and removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="stylegan-inversion-app-", ignore_cleanup_errors=True) as folder:
+        before, ended = os.environ.get("GRADIO_TEMP_DIR"), threading.Event()
+        os.environ["GRADIO_TEMP_DIR"] = folder
+
+        def tidy() -> None:
+            while not ended.wait(60):
+                sweep(Path(folder), older_than=2 * TIME_TO_LIVE)
+
+        threading.Thread(target=tidy, name="tidy", daemon=True).start()
+        try:
+            yield folder
+        finally:
+            ended.set()
+            os.environ.pop("GRADIO_TEMP_DIR")
+            if before is not None:
+                os.environ["GRADIO_TEMP_DIR"] = before
+
+
+def start(demo: Any, **options: Any) -> str:
+    """Start the server in threads of its own; its address."""
+    gradio.mcp.DEFAULT_TEMP_DIR = os.environ["GRADIO_TEMP_DIR"]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This MCP server includes a tool that has a gr.State")  # as `api.py` says
+        _, url, _ = demo.launch(prevent_thread_lock=True, **options)
+    tools = demo.mcp_server_obj
+    if tools is not None:  # Gradio's own gives several outputs as one text
+
+        async def outputs(self: Any, job: Any) -> list[Any]:
+            result = await run_sync(job.result)
+            return list(result) if isinstance(result, (list, tuple)) else [result]
+
+        tools._execute_tool_without_progress = types.MethodType(outputs, tools)
+    return str(url).rstrip("/")
+
+
 def launch(
-    model: str = "faces64",
+    model: str | None = None,
     *,
     host: str = "127.0.0.1",
     port: int | None = None,
@@ -151,12 +188,13 @@ def launch(
     """Serve the app until it is interrupted.
 
     Args:
-        model: A built-in model, a folder, a repository on the Hugging Face Hub, or a name of the catalogue.
+        model: A built-in model, a folder, a repository on the Hugging Face Hub, or a name of the catalogue. `None`
+            takes a full-size one that is in the cache, if there is a GPU for it, or else the built-in one.
         host: Address to listen on. "0.0.0.0" is everyone who can reach this machine.
         port: Port to listen on. `None` means the first free one from 7860.
         share: Also open a public link through Gradio's servers.
         device: Where to run; "auto" is the best there is.
-        open_choice: Whether visitors may load other models and upload folders.
+        open_choice: Whether visitors may load other models and upload their own.
         allowed_hosts: Names by which a proxy on this machine, such as nginx or a notebook's, passes visitors on, such
             as "demo.example.org". An app that only this machine reaches answers no other name but "localhost"; one
             that listens on other addresses or is shared answers any.
@@ -165,24 +203,28 @@ def launch(
     Raises:
         ModelNotFoundError: If there is no such model.
         CheckpointError: If a file of the model is damaged.
+        ValueError: If `port` is no port.
     """
+    if port is not None and not 0 < port < 65536:
+        raise ValueError(f"`port` must be in [1, 65535], got {port}.")
     hosts = [*LOOPBACK, host, *allowed_hosts] if is_loopback(host) and not share else []
-    device = own_device(device)
-    demo = build_app(
-        Models(load_model(model, device=device), open=open_choice, device=device), tuning_slots=tuning_slots
-    )
+    gpu = find_gpu()
+    device = "cpu" if gpu and device == "auto" else device  # only what `gpu` runs has one
+    first = load_model(model or best_cached(device), device=device)
+    if gpu:
+        gpu.hold(first)
     for name in ("SIGTERM", "SIGHUP", "SIGQUIT"):  # an order to end, a closed terminal, Ctrl-\; Windows has the first
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores the second
             with contextlib.suppress(ValueError):  # only the main thread may
                 signal.signal(number, lambda *_: sys.exit(0))  # so that the files are removed
-    try:
-        options = launch_options(open_choice=open_choice, hosts=hosts)
-        demo.launch(server_name=host, server_port=port, share=share, prevent_thread_lock=True, **options)
-        demo.block_thread()  # as `launch` does not in a REPL or a notebook, whose files would go at once
-    finally:
+    with private_folder():
+        studio = Studio(Models(first, open=open_choice, device=device), tuning_slots=tuning_slots, gpu=gpu)
+        demo = build_app(studio)
         try:
-            demo.sessions.close()  # first: a thread that still computes when Python ends would abort it
-            demo.close(verbose=False)
+            options = launch_options(open_choice=open_choice, hosts=hosts)
+            start(demo, server_name=host, server_port=port, share=share, **options)
+            demo.block_thread()  # as `launch` does not in a REPL or a notebook, whose files would go at once
         finally:
-            demo.janitor.close()
+            studio.close()
+            demo.close(verbose=False)

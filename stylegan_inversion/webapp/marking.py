@@ -1,32 +1,35 @@
 """Pictures that say what they are: made or changed by an AI model, in the words that photo software and the web read.
 
-The mark is IPTC's `DigitalSourceType` (cv.iptc.org/newscodes/digitalsourcetype) in an XMP packet, beside a plain
-sentence. It is metadata: it survives copying, not a screenshot.
+The mark is IPTC's `DigitalSourceType` (cv.iptc.org/newscodes/digitalsourcetype) in an XMP packet. It is metadata: it
+survives copying, not a screenshot. No other metadata is written.
 """
 
 import io
 import math
-import re
 from collections.abc import Sequence
-from pathlib import Path
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-Kind = Literal["edited", "generated"]
+from stylegan_inversion.errors import MissingDependencyError
 
-MAX_BYTES = 5_000_000  # of an animation; it is made smaller until it fits
+Kind = Literal["photo", "edited", "generated"]  # as it came; a photo with an edited face; a face of nobody
+
+MAX_GIF_BYTES = 5_000_000  # an animation is made smaller until it fits
 SOFTWARE = "stylegan-inversion"
 
 _VOCABULARY = "http://cv.iptc.org/newscodes/digitalsourcetype/"
-_SOURCES = {
-    "edited": f"{_VOCABULARY}compositeWithTrainedAlgorithmicMedia",
-    "generated": f"{_VOCABULARY}trainedAlgorithmicMedia",
-}
-_SENTENCES = {
-    "edited": "AI-edited: the face in this picture was changed with a StyleGAN2 model.",
-    "generated": "AI-generated: this face was drawn by a StyleGAN2 model and belongs to nobody.",
+_MARKS = {
+    "edited": (
+        f"{_VOCABULARY}compositeWithTrainedAlgorithmicMedia",
+        "AI-edited: the face in this picture was changed with a StyleGAN2 model.",
+    ),
+    "generated": (
+        f"{_VOCABULARY}trainedAlgorithmicMedia",
+        "AI-generated: this face was drawn by a StyleGAN2 model and belongs to nobody.",
+    ),
 }
 _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
@@ -37,120 +40,77 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <xmp:CreatorTool>{software}</xmp:CreatorTool>
 </rdf:Description></rdf:RDF></x:xmpmeta>
 <?xpacket end="w"?>"""
-_SOURCE_TYPE = re.compile(rb"<Iptc4xmpExt:DigitalSourceType>([^<]+)</")
 
 # XMP in GIF (XMP specification part 3, 1.1.2): the packet stands bare, where blocks with lengths should be; the trailer
 # of 258 bytes leads a reader that takes any of its bytes for a length to the end, a zero.
 _GIF_XMP = b"\x21\xff\x0bXMP DataXMP"
 _GIF_TRAILER = b"\x01" + bytes(range(255, -1, -1)) + b"\x00"
+_MP4_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # the uuid of XMP's box, part 3, 2.3
 
 _BAYER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]])
 _DITHER = (_BAYER * 0.75 - 5.6).round().astype(np.int16)  # 12 of 255 levels, about the distance of two colours
 
 
-def save_marked(image: Image.Image, folder: Path, *, name: str, kind: Kind, lossy: bool = False) -> Path:
-    """Write a PNG or a JPEG that says it is AI's work and carries no other metadata.
-
-    Args:
-        image: The picture.
-        folder: Where to write it; made if needed. Nothing in there is overwritten.
-        name: Name of the file, with or without ".png": letters, digits, "-" and "_".
-        kind: "edited" is a photo with an edited face, "generated" a face of nobody.
-        lossy: Write a JPEG, which is quicker and smaller, to be looked at.
-
-    Returns:
-        Path of the file.
-
-    Raises:
-        ValueError: If `name` or `kind` is not as above.
-        FileExistsError: If there is such a file.
-    """
-    path = _path(folder, name, kind, "jpg" if lossy else "png")
-    if lossy:
-        with path.open("xb") as file:
-            _bare(image).save(file, "JPEG", quality=92, subsampling=0, xmp=_xmp(kind).encode())
-        return path
+def encode(image: Image.Image, kind: Kind, *, png: bool = False) -> bytes:
+    """Write a PNG or a JPEG that says it is AI's work; a "photo" that nothing changed has no mark."""
+    buffer, bare = io.BytesIO(), _bare(image)
+    if not png:
+        bare.save(buffer, "JPEG", quality=92, subsampling=0, **({} if kind == "photo" else {"xmp": _xmp(kind)}))
+        return buffer.getvalue()
     info = PngImagePlugin.PngInfo()
-    info.add_itxt("XML:com.adobe.xmp", _xmp(kind))
-    info.add_text("Software", SOFTWARE)
-    info.add_text("Description", _SENTENCES[kind])
-    with path.open("xb") as file:
-        _bare(image).save(file, "PNG", pnginfo=info)
-    return path
+    if kind != "photo":
+        info.add_itxt("XML:com.adobe.xmp", _xmp(kind).decode())
+        info.add_text("Software", SOFTWARE)
+        info.add_text("Description", _MARKS[kind][1])
+    bare.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
 
 
-def save_animation(
-    frames: Sequence[Image.Image], folder: Path, *, name: str, kind: Kind, seconds: float = 2.0, boomerang: bool = True
-) -> Path:
-    """Write a GIF that loops, says it is AI's work, and has at most 5 MB; it is made smaller for that if needed.
-
-    Args:
-        frames: The pictures, of one size.
-        folder: Where to write it; made if needed. Nothing in there is overwritten.
-        name: Name of the file, with or without ".gif": letters, digits, "-" and "_".
-        kind: As in `save_marked`.
-        seconds: From the first frame to the last; a frame stays for 0.02 s at least.
-        boomerang: Also go back from the last frame to the first.
-
-    Returns:
-        Path of the file.
-
-    Raises:
-        ValueError: If `name`, `kind` or `seconds` is not as above, or there are no frames, or of several sizes.
-        FileExistsError: If there is such a file.
-    """
-    if not frames:
-        raise ValueError("`frames` must hold at least one picture, got none.")
-    sizes = sorted({frame.size for frame in frames})
-    if len(sizes) > 1:
-        raise ValueError(f"`frames` must be of one size, got {sizes}: resize them first.")
-    if not 0 < seconds < 60:
-        raise ValueError(f"`seconds` must be in (0, 60), got {seconds}.")
-    path = _path(folder, name, kind, "gif")
+def encode_gif(frames: Sequence[Image.Image], kind: Kind, *, seconds: float = 2.0) -> bytes:
+    """Write a GIF that goes there and back for ever, at most 5 MB; it is made smaller for that if needed."""
     pictures = [_bare(frame) for frame in frames]
     duration = max(20, 10 * round(100 * seconds / len(frames)))  # milliseconds; GIF counts hundredths of a second
     while True:
-        data = _gif(pictures, kind, duration, boomerang)
-        if len(data) <= MAX_BYTES or max(pictures[0].size) <= 64:
-            break
-        smaller = min(0.9, 0.95 * math.sqrt(MAX_BYTES / len(data)))
+        data = _gif(pictures, kind, duration)
+        if len(data) <= MAX_GIF_BYTES or max(pictures[0].size) <= 64:
+            return data
+        smaller = min(0.9, 0.95 * math.sqrt(MAX_GIF_BYTES / len(data)))
         width, height = (max(1, round(side * smaller)) for side in pictures[0].size)
         pictures = [_bare(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in frames]
-    with path.open("xb") as file:
-        file.write(data)
-    return path
 
 
-def read_mark(path: Path) -> str | None:
-    """The `DigitalSourceType` that a PNG, JPEG or GIF carries, from IPTC's vocabulary; `None` if it has none."""
-    data = Path(path).read_bytes()
-    if data.startswith(b"GIF8"):
-        start = data.find(_GIF_XMP)
-        packet = data[start : data.find(_GIF_TRAILER, start)] if start >= 0 else b""
-    elif data.startswith(b"\x89PNG"):
-        with Image.open(path, formats=["PNG"]) as image:
-            packet = str(image.info.get("XML:com.adobe.xmp", "")).encode()
-    elif data.startswith(b"\xff\xd8"):
-        with Image.open(path, formats=["JPEG"]) as image:
-            packet = bytes(image.info.get("xmp", b""))
-    else:
-        return None
-    found = _SOURCE_TYPE.search(packet)
-    return found[1].decode("utf-8", "replace") if found else None
+def encode_mp4(frames: Sequence[Image.Image], kind: Kind, *, seconds: float = 2.0) -> bytes:
+    """Write an MP4 (H.264) that goes there and back three times.
 
-
-def _gif(pictures: Sequence[Image.Image], kind: Kind, duration: int, boomerang: bool) -> bytes:
-    """All frames in one palette, and the mark."""
-    palette = _shared_palette(pictures)
-    indexed = [_dithered(picture).quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
-    if boomerang:
-        indexed += indexed[-2:0:-1]
-    first, *others = indexed
-    options = {"comment": _SENTENCES[kind].encode(), "duration": duration, "loop": 0, "optimize": True}
+    Raises:
+        MissingDependencyError: If PyAV is not installed.
+    """
+    try:
+        import av
+    except ImportError as e:
+        raise MissingDependencyError.of_extra("MP4 needs PyAV (`av`).", "app") from e
+    width, height = (side - side % 2 for side in frames[0].size)  # H.264's colours go in pairs
     buffer = io.BytesIO()
-    first.save(buffer, "GIF", save_all=True, append_images=others, **options)
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(len(frames) / seconds).limit_denominator(1000))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.options = {"crf": "18"}
+        for frame in [*frames, *frames[-2:0:-1]] * 3:
+            container.mux(stream.encode(av.VideoFrame.from_image(_bare(frame).crop((0, 0, width, height)))))
+        container.mux(stream.encode())
+    packet = _MP4_XMP + _xmp(kind)
+    return buffer.getvalue() + (8 + len(packet)).to_bytes(4, "big") + b"uuid" + packet
+
+
+def _gif(pictures: Sequence[Image.Image], kind: Kind, duration: int) -> bytes:
+    """All frames in one palette, there and back, and the mark."""
+    palette = _shared_palette(pictures)
+    first, *others = [_dithered(picture).quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    buffer = io.BytesIO()
+    options = {"duration": duration, "loop": 0, "optimize": True, "comment": _MARKS[kind][1].encode()}
+    first.save(buffer, "GIF", save_all=True, append_images=[*others, *others[-2::-1]], **options)
     data = buffer.getvalue()
-    return data[:-1] + _GIF_XMP + _xmp(kind).encode() + _GIF_TRAILER + data[-1:]  # the last byte ends a GIF
+    return data[:-1] + _GIF_XMP + _xmp(kind) + _GIF_TRAILER + data[-1:]  # the last byte ends a GIF
 
 
 def _shared_palette(pictures: Sequence[Image.Image], *, count: int = 5, side: int = 64) -> Image.Image:
@@ -176,15 +136,6 @@ def _bare(image: Image.Image) -> Image.Image:
     return copy
 
 
-def _xmp(kind: Kind) -> str:
-    return _XMP.format(source=_SOURCES[kind], sentence=_SENTENCES[kind], software=SOFTWARE)
-
-
-def _path(folder: Path, name: str, kind: Kind, suffix: str) -> Path:
-    stem = name.removesuffix(f".{suffix}")
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", stem):
-        raise ValueError(f"`name` must be letters, digits, '-' and '_', got {name!r}.")
-    if kind not in _SOURCES:
-        raise ValueError(f"`kind` must be one of {list(_SOURCES)}, got {kind!r}.")
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return Path(folder) / f"{stem}.{suffix}"
+def _xmp(kind: Kind) -> bytes:
+    source, sentence = _MARKS[kind]
+    return _XMP.format(source=source, sentence=sentence, software=SOFTWARE).encode()

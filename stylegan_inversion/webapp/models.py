@@ -1,152 +1,247 @@
-"""The models that visitors choose from: loaded once, shared by all, never changed. Knows no user interface."""
+"""The models that visitors choose from: loaded once, shared by all, never changed."""
 
 import dataclasses
-import logging
-import os
+import io
 import re
 import secrets
 import tempfile
 import threading
+import zipfile
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from concurrent.futures import Future, wait
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, cast
+
+import torch
 
 from stylegan_inversion import hub
-from stylegan_inversion.catalogue import catalogue, list_models
+from stylegan_inversion.catalogue import KnownModel, catalogue, list_models, read_licence
 from stylegan_inversion.checkpoints.find import is_known
+from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, StyleGANInversionError
 from stylegan_inversion.models.encoders import ENCODERS
+from stylegan_inversion.pipelines.base import InversionPipeline
+from stylegan_inversion.pipelines.methods import METHODS
+from stylegan_inversion.pipelines.play import find_components
+from stylegan_inversion.pipelines.pti import PTIPipeline
+from stylegan_inversion.preprocessing.landmarks import LandmarkDetector
 from stylegan_inversion.remote import cache_root, report_downloads
-from stylegan_inversion.webapp.model import Model as Model
-from stylegan_inversion.webapp.model import in_words
-from stylegan_inversion.webapp.model import load_model as load_model
-from stylegan_inversion.webapp.model import make_model as make_model
-from stylegan_inversion.webapp.uploads import rebuild_folder
+from stylegan_inversion.webapp.photos import read_upload
 
-logger = logging.getLogger(__name__)
-
+OWN = "Directions"  # title of the group of a model's own
+DEMONSTRATION = 128  # pixels a side, up to which a model only shows how the methods work
+MAX_FILES, MAX_BYTES = 32, 2 * 2**30  # of an uploaded model
 REPORT_SECONDS = 0.3  # between two reports of a load at most
 UPLOAD = "upload-"  # how the names of uploaded models begin
+TUNED = next(name for name, method in METHODS.items() if method.encoder is None)  # needs a generator only
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SNAPSHOT = re.compile(r"[^\s`'\"(]*snapshots[\\/]+\w+")  # where the Hub's client keeps a repository
 _FOLDERS = re.compile(r"(?<![\w:/\\.-])(?:[A-Za-z]:)?[\\/]+(?:[\w.~+@%-]+[\\/]+)+")  # of an absolute path, not of a URL
-_KINDS = ("generator", *ENCODERS)  # of the catalogue, of which a pipeline can be built
+_LICENCES = {"non-commercial-research": "non-commercial research", "mit": "MIT", "apache-2.0": "Apache 2.0"}
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """One model and all that can be done with it.
+
+    Attributes:
+        name: What `Models.get` knows it by.
+        pipelines: By method, in the order of `METHODS`. They share networks and directions.
+        groups: Titles of groups of directions with their names. The first are the model's own.
+        licence: Of the weights, in words.
+    """
+
+    name: str
+    pipelines: dict[str, InversionPipeline]
+    groups: dict[str, list[str]]
+    licence: str = "not stated"
+
+    @property
+    def tuner(self) -> PTIPipeline:
+        """The pipeline that every model has."""
+        return cast(PTIPipeline, self.pipelines[TUNED])
+
+    @property
+    def quick(self) -> str | None:
+        """The method that answers at once, if there is one."""
+        return next((name for name in self.pipelines if name != TUNED), None)
+
+    @property
+    def directions(self) -> dict[str, Direction]:
+        """All directions by name, found ones too."""
+        return self.tuner.directions
+
+    @property
+    def resolution(self) -> int:
+        """Side of its pictures in pixels."""
+        return self.tuner.generator.config.resolution
+
+    @property
+    def note(self) -> str:
+        """What it is, in plain sentences."""
+        device = self.tuner.device
+        name = "The uploaded model" if self.name.startswith(UPLOAD) else self.name
+        place = (
+            f"the GPU ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"the {device.type} here"
+        )
+        words = (
+            f"{name} draws faces of {self.resolution} x {self.resolution} pixels, on {place}. Licence: {self.licence}."
+        )
+        if self.resolution <= DEMONSTRATION:
+            words += " This small model shows how the methods work, not how sharp their pictures can be."
+        return words
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    device: str = "auto",
+    detector: LandmarkDetector | Literal["auto", "builtin", "facexlib"] = "auto",
+) -> Model:
+    """Load a model with all its networks, each once, and find GANSpace's and SeFa's directions.
+
+    Args:
+        name_or_path: As in `PTIPipeline.from_pretrained`.
+        device: Where to run; "auto" is the best there is.
+        detector: Finds faces.
+
+    Raises:
+        ModelNotFoundError: If there is no such model.
+        CheckpointError: If a file is damaged or does not fit.
+        ValueError: If this machine has no such device.
+    """
+    tuner = PTIPipeline.from_pretrained(name_or_path, device=device, detector=detector)
+    if tuner.base_name is not None and tuner.base_name.is_local:
+        tuner.base_name = None  # a download would say where this machine keeps the model; it is saved whole instead
+    name = str(name_or_path)
+    if (Path(name) / hub.CONFIG_NAME).is_file():  # as for the loader, a folder wins
+        return make_model(tuner, name=Path(name).resolve().name, licence=read_licence(Path(name)))
+    licence = next((known.licence for known in list_models() if known.name == name), "see its page")
+    return make_model(tuner, name=name, licence=licence)
+
+
+def make_model(tuner: PTIPipeline, *, name: str, licence: str = "not stated") -> Model:
+    """Add the directions that a generator's weights give, and a pipeline for each encoder that the model has."""
+    groups = {OWN: list(tuner.directions)}
+    for title, found in find_components(tuner.generator).items():
+        new = {direction.name: direction for direction in found if direction.name not in tuner.directions}
+        tuner.directions.update(new)
+        groups[title] = list(new)
+    pipelines: dict[str, InversionPipeline] = {
+        method: tuner if method == TUNED else tuner.encoder_pipeline(method)
+        for method in METHODS
+        if method == TUNED or method in tuner.pivots
+    }
+    return Model(name, pipelines, {title: names for title, names in groups.items() if names}, in_words(licence))
+
+
+def best_cached(device: str) -> str:
+    """The model to start with: a full-size one with an encoder that is in the cache, if there is a GPU for it."""
+    has_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    kinds = {entry.name: entry.kind for entry in catalogue()}
+    cached = {known.name for known in list_models() if known.where == "cached"}
+    full = [name for method in METHODS for name, kind in kinds.items() if kind == method and name in cached]
+    return full[0] if has_gpu and full else hub.builtin_models()[0]
+
+
+def in_words(licence: str) -> str:
+    """A licence as a page shows it."""
+    return _LICENCES.get(licence, licence)
+
+
+def sentence(known: KnownModel) -> str:
+    """One line about a model that can be chosen."""
+    size = "" if known.size is None else f" · {known.size / 1e6:.0f} MB"
+    how = {"to fetch": ", to download once", "cached": ", on this disk"}.get(known.where, "")
+    about = f" · {known.about}" if known.about else ""
+    return f"{known.name}{about}{size}{how} · {in_words(known.licence)}"
 
 
 class LoadReport(NamedTuple):
-    """How far a model is; `share` is in [0, 1], `None` where nobody can tell. The last report has the model."""
+    """How far a model is. The last report has the model."""
 
-    share: float | None
     text: str
     model: Model | None = None
 
 
 class Models:
-    """The models that visitors can choose: the first one stays, of the others the last used ones do."""
+    """The models that visitors can choose: the first one stays, of the others the last used one does."""
 
-    def __init__(self, first: Model, *, open: bool = False, device: str = "auto", capacity: int = 2) -> None:
-        """Start with one model.
-
-        Args:
-            first: Shown first, never dropped; its detector finds the faces for all.
-            open: Whether visitors may also have models fetched from the Hub and upload their own. If not, there are
-                the first one and those that are built in.
-            device: Where to run the others.
-            capacity: How many to keep loaded, the first among them.
-
-        Raises:
-            ValueError: If `capacity` is below 2.
-        """
-        if capacity < 2:
-            raise ValueError(f"`capacity` must be >= 2, the first model and one more, got {capacity}.")
+    def __init__(self, first: Model, *, open: bool = False, device: str = "auto") -> None:
+        """Start with one model; `open` lets visitors have others fetched from the Hub, and upload their own."""
         self.first, self.open = first, open
-        self._device, self._capacity = device, capacity
+        self._device = device
         self._others: OrderedDict[str, _Load] = OrderedDict()  # loaded or being loaded; the last used one is the last
         self._lock, self._fetching = threading.Lock(), threading.Lock()
 
-    def choices(self) -> list[tuple[str, str]]:
-        """What can be chosen: pairs of a label and a name. Uploaded models are not shown. Uses no network."""
-        found = {self.first.name: _label(self.first.name, f"{self.first.resolution} px", None, self.first.licence)}
-        listed = {entry.name for entry in catalogue()}  # directions among them
-        fetched = {entry.name for entry in catalogue() if entry.fetchable and entry.kind in _KINDS}
-        for known in list_models():
-            mine = known.where == "cached" and known.name not in listed
-            if known.where == "built in" or (self.open and (mine or known.name in fetched)):
-                how = "to download once" if known.where == "to fetch" else known.where
-                found.setdefault(known.name, _label(known.name, how, known.size, known.licence))
-        return [(label, name) for name, label in found.items()]
+    def known(self) -> list[KnownModel]:
+        """What can be chosen, the first model first. Uses no network."""
+        kinds = {entry.name: entry.kind for entry in catalogue()}
+        fit = {name for name, kind in kinds.items() if kind in ("generator", *ENCODERS)}
+        listed = [
+            each
+            for each in list_models()
+            if each.where == "built in"
+            or (self.open and each.where in ("cached", "to fetch") and (each.name in fit or each.name not in kinds))
+        ]
+        first = next((each for each in listed if each.name == self.first.name), None)
+        first = first or KnownModel(self.first.name, "loaded", None, self.first.licence, "")
+        return [first, *(each for each in listed if each.name != first.name)]
 
     def loaded(self) -> list[Model]:
         """The models that are there now, but for uploaded ones."""
         with self._lock:
-            others = [(name, load) for name, load in self._others.items() if not name.startswith(UPLOAD)]
-            done = [load.future for _, load in others if load.future.done() and load.future.exception() is None]
-        return [self.first, *(future.result() for future in done)]
+            others = [load.future for name, load in self._others.items() if not name.startswith(UPLOAD)]
+        return [self.first, *(each.result() for each in others if each.done() and each.exception() is None)]
 
     def get(self, name: str) -> Model:
-        """The model of a name, loaded if needed, once for all who ask.
+        """The model of a name, loaded if needed, once for all who ask; the first one for "".
 
         Raises:
             ModelNotFoundError: If visitors may not choose it, there is no such model, or an uploaded one is gone.
             CheckpointError: If a file is damaged or does not fit.
         """
-        return self.first if name == self.first.name else self._find(name).future.result()
+        return self.first if name in ("", self.first.name) else self._find(name).future.result()
 
     def load(self, name: str) -> Generator[LoadReport, None, None]:
-        """`get`, with reports of how far it is. Whoever leaves it early loses nothing: the load goes on.
-
-        Raises:
-            ModelNotFoundError: As `get`, and so are the others.
-            CheckpointError: "
-        """
+        """`get`, with reports of how far it is. Closing it early loses nothing: the load goes on."""
         model = self.first
         if name != model.name:
             loading = self._find(name)
             while not wait([loading.future], timeout=REPORT_SECONDS).done:
-                yield loading.report(name)
+                yield LoadReport(loading.words(name))
             model = loading.future.result()
-        yield LoadReport(1.0, model.note, model)
+        yield LoadReport(model.note, model)
 
-    def add_folder(self, files: Sequence[str | Path]) -> str:
-        """Take a model that a visitor uploads: the files of a folder that `save_pretrained` wrote.
+    def add_zip(self, path: str | None) -> str:
+        """Take a model that a visitor uploads: a zip of a folder that `save_pretrained` wrote.
 
-        It is loaded at once and then lives in memory only, until others push it out.
-
-        Args:
-            files: As Gradio gives them: with their names, without their folders.
+        It is loaded at once and then lives in memory only, until another model pushes it out.
 
         Returns:
             A name for `get`, which nobody can guess.
 
         Raises:
             ModelNotFoundError: If visitors may not upload models.
-            ValueError: If a file does not belong into such a folder, one is missing, or they are too large.
+            ValueError: If it is no such zip.
             CheckpointError: If a file is damaged or does not fit.
         """
         if not self.open:
-            raise ModelNotFoundError(f"Models cannot be uploaded here. {self._offer()}")
-        # where the app's own files lie, if it has such a place: what a killed app leaves is removed there
-        with tempfile.TemporaryDirectory(dir=os.environ.get("GRADIO_TEMP_DIR")) as scratch:
-            folder = Path(scratch).resolve() / "model"
-            rebuild_folder(files, folder)
+            raise ModelNotFoundError("Models cannot be uploaded here: run the app yourself, with `--any-model`.")
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = _unpack(io.BytesIO(read_upload(path, max_bytes=MAX_BYTES)[0]), Path(scratch).resolve())
             try:
-                model = load_model(folder, device=self._device, detector=self.first.pti.detector)
+                model = load_model(folder, device=self._device, detector=self.first.tuner.detector)
             except (CheckpointError, ModelNotFoundError, TypeError, ValueError) as e:
-                text = _without_folders(str(e).replace(f"{folder}{os.sep}", ""))
-                raise CheckpointError(f"The folder is no model: {text}") from e
-        name = f"{UPLOAD}{secrets.token_hex(16)}"
-        loaded = _Load()
+                raise CheckpointError(f"The zip holds no model: {_FOLDERS.sub('', str(e))}") from e
+        name, loaded = f"{UPLOAD}{secrets.token_hex(16)}", _Load()
         with self._lock:
             self._others[name] = loaded
-        self._keep(name, dataclasses.replace(model, name=name, title="The uploaded model"))
+        self._keep(name, dataclasses.replace(model, name=name))
         return name
-
-    def _offer(self) -> str:
-        names = [name for _, name in self.choices()]
-        return f"There is {' and '.join(names)}; for others, run the app yourself."
 
     def _find(self, name: str) -> "_Load":
         with self._lock:
@@ -160,23 +255,25 @@ class Models:
     def _check(self, name: str) -> None:
         """Whether a visitor may have a model loaded that is not there yet: never one from a folder of this machine."""
         if name.startswith(UPLOAD):
-            raise ModelNotFoundError("The uploaded model is gone, others took its place. Upload it again.")
-        if name in (known for _, known in self.choices()):
+            raise ModelNotFoundError("The uploaded model is gone, another took its place. Upload it again.")
+        names = [known.name for known in self.known()]
+        if name in names:
             return
         if not self.open:
-            raise ModelNotFoundError(f"The model {name!r} cannot be chosen here. {self._offer()}")
+            there = " and ".join(names)
+            raise ModelNotFoundError(f"The model {name[:80]!r} cannot be chosen here. There is {there}.")
         if not (_REPOSITORY.fullmatch(name) or is_known(name)) or Path(name).exists():
-            raise ModelNotFoundError(f"{name!r} is no repository on the Hub, which is written organisation/repository.")
+            raise ModelNotFoundError(f"{name[:80]!r} is no repository on the Hub: write organisation/repository.")
 
     def _fetch(self, name: str, loading: "_Load") -> None:
         try:
             # one large download at a time; what is built in need not wait for it
             with nullcontext() if name in hub.builtin_models() else self._fetching, report_downloads(loading.hear):
-                model = load_model(name, device=self._device, detector=self.first.pti.detector)
+                model = load_model(name, device=self._device, detector=self.first.tuner.detector)
         except BaseException as e:
             if isinstance(e, (StyleGANInversionError, ValueError)):  # whose words visitors see
                 text = str(e).replace(str(cache_root()), "")
-                e.args = (_without_folders(_SNAPSHOT.sub(lambda _: name, text)),)
+                e.args = (_FOLDERS.sub("", _SNAPSHOT.sub(lambda _: name, text)),)
             with self._lock:
                 self._others.pop(name, None)
             loading.future.set_exception(e)
@@ -187,8 +284,7 @@ class Models:
         with self._lock:
             self._others[name].future.set_result(model)
             self._others.move_to_end(name)
-            loaded = [other for other, load in self._others.items() if load.future.done()]
-            for old in loaded[: 1 - self._capacity]:
+            for old in [other for other, load in self._others.items() if load.future.done()][:-1]:
                 del self._others[old]
 
 
@@ -200,22 +296,27 @@ class _Load:
         self._done, self._total = 0, 0
 
     def hear(self, done: int, total: int) -> None:
-        """Take note of a download's bytes."""
         self._done, self._total = done, total
 
-    def report(self, name: str) -> LoadReport:
-        """How far it is."""
+    def words(self, name: str) -> str:
         if not 0 < self._done < self._total:
-            return LoadReport(None, f"Loading {name} …")
-        text = f"Downloading {name}: {self._done / 1e6:.0f} of {self._total / 1e6:.0f} MB"
-        return LoadReport(self._done / self._total, text)
+            return f"Loading {name} …"
+        return f"Downloading {name}: {self._done / 1e6:.0f} of {self._total / 1e6:.0f} MB"
 
 
-def _without_folders(text: str) -> str:
-    """An error's sentence without the folders of this machine, which are no visitor's business."""
-    return _FOLDERS.sub("", text)
-
-
-def _label(name: str, how: str, size: int | None, licence: str) -> str:
-    amount = "" if size is None else f"{size / 1e6:.0f} MB "
-    return f"{name} · {amount}{how} · {in_words(licence)}"
+def _unpack(file: io.BytesIO, folder: Path) -> Path:
+    """Unpack JSON, safetensors and Markdown of a zip, and find the model's folder in it."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            parts = [each for each in archive.infolist() if not each.is_dir()]
+            if len(parts) > MAX_FILES or sum(each.file_size for each in parts) > MAX_BYTES:
+                raise ValueError(f"A model has {MAX_FILES} files and 2 GB at most.")
+            for each in parts:
+                if Path(each.filename).suffix in (".json", ".safetensors", ".md"):
+                    archive.extract(each, folder)  # never outside of it
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as e:
+        raise ValueError("This is no zip that can be read: zip a folder that `save_pretrained` wrote.") from e
+    roots = sorted(folder.rglob(hub.CONFIG_NAME), key=lambda path: len(path.parts))
+    if not roots:
+        raise ValueError(f"There is no {hub.CONFIG_NAME} in the zip: zip a folder that `save_pretrained` wrote.")
+    return roots[0].parent

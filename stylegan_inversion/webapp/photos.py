@@ -1,116 +1,172 @@
 """What a visitor may send: the one door for every file whose path stands in a request."""
 
+import base64
 import contextlib
+import ipaddress
+import logging
 import os
+import re
+import socket
 import stat
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from stylegan_inversion.webapp.messages import gr
+from PIL import Image
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+
+from stylegan_inversion.preprocessing.image import ImageLimits, load_image
+
+logger = logging.getLogger(__name__)
 
 MAX_PHOTO_BYTES = 20_000_000
-MAX_PATHS = 64  # in one request
+# No photo takes more than 300 MB and 3 seconds, so a JPEG has at most about 100 scans
+PHOTOS = ImageLimits(
+    ("JPEG", "PNG", "WEBP"), max_pixels=40_000_000, max_memory=300_000_000, max_table_pixels=20_000_000
+)
 NOT_UPLOADED = "This file was not uploaded here, is too large, or has expired. Upload it again."
+NO_PHOTO = "Choose a photo first: an uploaded file (`handle_file` in Python), or a `data:` address."
+NO_ADDRESS = "The app fetches nothing from the web: upload the photo itself, or send it as a `data:` address."
 
 _NEVER_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)  # Windows has neither
+_DATA = re.compile(r"data:[\w/+.-]*;base64,")
 
 
-class NotUploadedError(ValueError):
-    """A path is not that of an upload. The sentence is the same whether there is such a file or not."""
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A photo as a visitor sent it.
 
-    def __init__(self) -> None:
-        super().__init__(NOT_UPLOADED)
+    Attributes:
+        image: RGB, upright, without metadata.
+        name: Of its file, without the suffix: letters, digits, "-" and "_".
+        path: Where the upload lies; `None` for a `data:` address.
+    """
+
+    image: Image.Image
+    name: str
+    path: Path | None = None
 
 
-class Upload(bytes):
-    """A photo's file as it came, and where it lies."""
-
-    path: Path
-
-
-def open_upload(path: str, *, max_bytes: int | None = None) -> BinaryIO:
-    """Open a file that was uploaded to this app. Nothing else on the machine is opened, waited for or touched.
-
-    Opening counts as use: the file's time to be deleted begins anew.
-
-    Args:
-        path: As a visitor sends it.
-        max_bytes: How large it may be. `None` leaves that to the limit on uploads.
+def read_photo(value: Any) -> Photo:
+    """Open the picture that a request names.
 
     Raises:
-        NotUploadedError: If it is larger, or no regular file in a folder inside `GRADIO_TEMP_DIR`, `Janitor`'s own.
+        ValueError: If it is nothing that was sent here.
+        InvalidImageError: If it is no JPEG, PNG or WebP, damaged, or too large.
     """
+    if not _address(value):
+        raise ValueError(NO_PHOTO)
+    data, path = read_upload(value, max_bytes=MAX_PHOTO_BYTES)
+    name = "photo" if path is None else re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem)[:60]
+    return Photo(load_image(data, limits=PHOTOS), name or "photo", path)
+
+
+def read_upload(value: Any, *, max_bytes: int) -> tuple[bytes, Path | None]:
+    """Read a file that was sent to this app: {"path": ...}, {"url": "data:..."} or such an address alone.
+
+    Returns:
+        Its bytes, and where an upload lies. Nothing else on the machine is opened, waited for or touched.
+
+    Raises:
+        ValueError: If it is larger, or no regular file in a folder inside `GRADIO_TEMP_DIR`.
+    """
+    address = _address(value)
+    if is_web_address(address):
+        raise ValueError(NO_ADDRESS)
     try:
-        real = Path(path).resolve(strict=True)
+        found = _DATA.match(address)
+        if found and len(address) < 4 / 3 * max_bytes + 100:
+            return base64.b64decode(address[found.end() :], validate=True), None
+        real = Path(address).resolve(strict=True)
         folder = Path(os.environ["GRADIO_TEMP_DIR"]).resolve(strict=True)
         if folder not in real.parent.parents:  # directly in it lie uploads that are not whole yet
-            raise NotUploadedError
-        file = open(real, "rb", opener=lambda name, flags: os.open(name, flags | _NEVER_WAIT))
-        with contextlib.ExitStack() as refused:
-            refused.enter_context(file)
+            raise ValueError
+        with open(real, "rb", opener=lambda name, flags: os.open(name, flags | _NEVER_WAIT)) as file:
             status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or (max_bytes is not None and status.st_size > max_bytes):
-                raise NotUploadedError
-            os.utime(real)
-            refused.pop_all()
-        return file
+            if not stat.S_ISREG(status.st_mode) or status.st_size > max_bytes:
+                raise ValueError
+            return file.read(), real
     except (OSError, ValueError, RuntimeError, KeyError):  # KeyError: the app has ended; RuntimeError: a loop of links
-        raise NotUploadedError from None
+        raise ValueError(NOT_UPLOADED) from None
 
 
-def names_other_files(content: Any) -> bool:
-    """Whether any `{"path": ...}` in the JSON of a request is not that of an upload, whatever it is sent for."""
-    waiting, paths = [content], set()
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, list):
-            waiting += each
-        elif isinstance(each, dict):
-            if isinstance(each.get("path"), str):
-                paths.add(each["path"])
-            waiting += each.values()
-    if len(paths) > MAX_PATHS:
+def _address(value: Any) -> str:
+    address = (value.get("path") or value.get("url")) if isinstance(value, dict) else value
+    return address if isinstance(address, str) else ""
+
+
+def is_web_address(address: str) -> bool:
+    """Whether Gradio would fetch it."""
+    return address.lower().lstrip().startswith(("http:", "https:"))
+
+
+# In front of the app
+
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server that listens on a name or an address is reached from this machine only."""
+    if host.lower().rstrip(".") in LOOPBACK:
         return True
     try:
-        for path in paths:
-            open_upload(path).close()
-    except NotUploadedError:
-        return True
-    return False
+        found = {str(each[4][0]) for each in socket.getaddrinfo(host, None)}  # as the server's own socket reads it
+    except (OSError, UnicodeError):
+        return False
+    return all(ipaddress.ip_address(address).is_loopback for address in found)
 
 
-def photo_input(**settings: Any) -> Any:
-    """A `gr.Image` that gives the file as it came: `load_image` knows more formats, limits and ways out than Gradio."""
+class Door:
+    """Refuses requests for another host name, and those that are too large, with one sentence.
 
-    def read(payload: Any) -> Upload | None:
-        if payload is None or not payload.path:
-            return None
+    Any web site can give its own name the address of this machine (DNS rebinding); the browser then lets its scripts
+    read what an app answers here.
+    """
+
+    def __init__(self, app: Any, *, hosts: Sequence[str] = (), max_bytes: int) -> None:
+        """Wrap an app. `hosts` are its names without a port, none means any; `max_bytes` is an upload's limit."""
+        self.app, self.hosts, self.max_bytes = app, {name.lower().rstrip(".") for name in hosts}, max_bytes
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Look at the head of a request."""
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            host = re.sub(r":\d*$", "", headers.get("host", "").strip().lower()).strip("[]").rstrip(".")
+            if self.hosts and host not in self.hosts:
+                words = (
+                    f"This app answers only as {' or '.join(sorted(self.hosts))}, not as {host[:80]!r}. If the name is "
+                    "a proxy's, start the app with it: `stylegan-inversion app --allow-host NAME`."
+                )
+                return await JSONResponse({"detail": words}, 403)(scope, receive, send)
+            limit = self.max_bytes if scope["path"].endswith("/upload") else 30_000_000  # a `data:` address is JSON
+            length = headers.get("content-length", "0")
+            if not length.isdecimal() or int(length[:15]) > limit:
+                words = f"The request is larger than {limit / 1e6:g} MB. Send a smaller file."
+                return await JSONResponse({"detail": words}, 413)(scope, receive, send)
+        begun = False
+
+        async def answer(message: Any) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         try:
-            with open_upload(payload.path, max_bytes=MAX_PHOTO_BYTES) as file:
-                upload = Upload(file.read())
-        except NotUploadedError as e:
-            raise gr.Error(str(e), print_exception=False) from e
-        upload.path = Path(file.name)
-        return upload
-
-    photo: Any = gr.Image(label="Photo", type="filepath", format="png", **settings)
-    photo.preprocess = read
-    return photo
+            await self.app(scope, receive, answer)
+        except Exception as e:  # such as arguments with other names, for which Gradio has no answer
+            if begun or scope["type"] != "http":
+                raise
+            logger.warning("A request could not be read: %s", type(e).__name__)
+            words = "The request cannot be read; `/gradio_api/info` says what each endpoint takes."
+            await JSONResponse({"detail": words}, 422)(scope, receive, send)
 
 
-def folder_input(**settings: Any) -> Any:
-    """A `gr.File` that gives the paths of the files of one folder."""
-
-    def read(payload: Any) -> list[Path]:
-        paths = []
-        try:
-            for each in payload or []:
-                with open_upload(each.path) as file:
-                    paths.append(Path(file.name))
-        except NotUploadedError as e:
-            raise gr.Error(str(e), print_exception=False) from e
-        return paths
-
-    files: Any = gr.File(file_count="directory", **settings)
-    files.preprocess = read
-    return files
+def sweep(folder: Path, *, older_than: float) -> None:
+    """Delete what Gradio forgets: uploads that broke off, and what language models sent."""
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            if path.is_file() and time.time() - path.stat().st_ctime > older_than:
+                path.unlink()

@@ -18,7 +18,7 @@ httpx = pytest.importorskip("httpx")
 from PIL import Image  # noqa: E402
 
 from stylegan_inversion.hub import builtin_path  # noqa: E402
-from stylegan_inversion.webapp.messages import FAILED  # noqa: E402
+from stylegan_inversion.webapp.studio import FAILED  # noqa: E402
 from tests.attack.pictures import bombs, broken, seeds  # noqa: E402
 
 DEADLINE = 120.0  # seconds; an answer takes a fraction of a second
@@ -46,7 +46,7 @@ class App:
     idle: int = 0
 
     def ask(self, name: str, data: bytes) -> str:
-        """Send a picture as a visitor does, and ask for a crop; "answered", or the sentence that refuses it."""
+        """Send a picture as a visitor does, and ask for its faces; "answered", or the sentence that refuses it."""
         start = time.monotonic()
         try:
             said = self._ask(name, data)
@@ -66,10 +66,10 @@ class App:
         if upload.status_code != 200:
             return f"status {upload.status_code}"
         photo = {"path": upload.json()[0], "meta": {"_type": "gradio.FileData"}}
-        call = self.http.post("/gradio_api/call/align", json={"data": [photo, 0, False, ""]})
+        call = self.http.post("/gradio_api/call/faces", json={"data": [photo]})
         if call.status_code != 200:
             return f"status {call.status_code}"
-        stream = self.http.get(f"/gradio_api/call/align/{call.json()['event_id']}")
+        stream = self.http.get(f"/gradio_api/call/faces/{call.json()['event_id']}")
         if stream.status_code != 200:
             return f"status {stream.status_code}"
         event, _, words = stream.text.strip().rpartition("data: ")

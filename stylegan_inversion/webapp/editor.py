@@ -1,0 +1,475 @@
+"""The first tab: a photo in, the face found, the sliders, the photo out."""
+
+import base64
+import contextlib
+import dataclasses
+import html
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+from PIL import Image, ImageDraw
+
+from stylegan_inversion import hub
+from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.pipelines.pti import PRESETS
+from stylegan_inversion.webapp.marking import encode
+from stylegan_inversion.webapp.models import OWN, Model, sentence
+from stylegan_inversion.webapp.studio import EXAMPLES, SHOWN, Studio, Visit, around, kind_of, range_of, sentences
+
+TIME_TO_LIVE = 1800  # seconds that a result and its files are kept after their last use
+MAIN, MORE = 5, 22  # sliders of the model's own directions, and of those that its weights give
+MARGIN = 0.3  # of the photo around the face in the large picture, relative to the face
+CHIP = 0.75  # of a direction's range that a chip goes to
+
+# A direction in plain words: its slider, and what its two ends are called
+WORDS = {
+    "smile": ("Smile", "Smile", "Serious"),
+    "age": ("Younger / older", "Older", "Younger"),
+    "yaw": ("Turn head", "Look right", "Look left"),
+    "pose": ("Turn head", "Turn one way", "Turn the other"),
+    "gender": ("Female / male", "More male", "More female"),
+}
+LABELS = {
+    "jpeg": "Save the photo",
+    "png": "PNG",
+    "face": "Face",
+    "mp4": "Video",
+    "gif": "GIF",
+    "inversion": "All (zip)",
+}
+
+HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+DIRECT: dict[str, Any] = {"queue": False, **HIDDEN}
+QUICK: dict[str, Any] = {"concurrency_id": "quick", "concurrency_limit": 4, **HIDDEN}
+LONG: dict[str, Any] = {"concurrency_id": "long", "concurrency_limit": 12, **HIDDEN}
+TO_RESULT = "() => { if (innerWidth <= 700) document.querySelector('#sticky').scrollIntoView({behavior: 'smooth'}); }"
+FETCH = "() => setTimeout(() => document.querySelector('.fetch').click(), 150)"
+
+
+def visit_state() -> Any:
+    """The `gr.State` that keeps a `Visit`; its run ends with it."""
+    return gr.State(None, time_to_live=TIME_TO_LIVE, delete_callback=lambda visit: visit and visit.end())
+
+
+class Editor:
+    """The components, and what happens when one is used. A handler gives a dict: component -> its news."""
+
+    file: Any  # the hidden button that hands a file over
+    tabs: Any
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self.visits: weakref.WeakValueDictionary[str, Visit] = weakref.WeakValueDictionary()  # while a state holds it
+        self.visit, self.key = visit_state(), gr.BrowserState("", storage_key="stylegan-inversion")
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        first = self.studio.models.first
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=5, min_width=250):
+                photo = gr.Image(
+                    label="Your photo",
+                    type="filepath",
+                    height=230,
+                    sources=["upload", "webcam", "clipboard"],
+                    elem_id="photos",
+                )
+                self.photo = _raw(photo, lambda payload: payload and payload.model_dump())  # `photos.py` opens it
+                self.hint = gr.Markdown(elem_classes="quiet")
+                self.examples = gr.Gallery(
+                    [(str(hub.builtin_path(f"samples/{each.name}")), each.caption) for each in EXAMPLES],
+                    label="Or one of these",
+                    elem_id="examples",
+                    columns=4,
+                    height=None,
+                    object_fit="cover",
+                    allow_preview=False,
+                    interactive=False,
+                    buttons=[],
+                )
+                with gr.Accordion("Model", open=False):
+                    self._lay_out_models(first)
+            with gr.Column(scale=11, min_width=320, elem_id="sticky"):
+                self.result = _pair("Before | after", 560, elem_id="result")
+                self.status = gr.HTML(status("Opening an example …"))
+                self.stop = gr.Button("Stop, keep the best so far", size="sm", visible=False)
+            with gr.Column(scale=7, min_width=280, elem_classes="result"):
+                with gr.Row(elem_classes="chips"):
+                    self.chips = [gr.Button(size="sm", visible=False) for _ in range(2 * MAIN)]
+                    self.reset = gr.Button("Reset", size="sm")
+                self.sliders = [_slider() for _ in range(MAIN)]
+                with gr.Row(elem_classes="chips"):
+                    self.save = {
+                        kind: gr.Button(words, size="sm", variant="primary" if kind == "jpeg" else "secondary")
+                        for kind, words in LABELS.items()
+                    }
+                with gr.Row(elem_classes="chips"):
+                    self.effort = gr.Radio(
+                        [(name.capitalize(), name) for name in PRESETS],
+                        value=next(iter(PRESETS)),
+                        label="How long to sharpen",
+                        info="PTI: how long the model is tuned until it draws this very face.",
+                    )
+                    self.again = gr.Button("Sharpen", size="sm")
+                with gr.Accordion("More", open=False):
+                    gr.Markdown("Changes that the model's own weights know (GANSpace, SeFa); nobody named them.")
+                    self.sliders += [_slider() for _ in range(MORE)]
+        self.whole = gr.Image(
+            label="The whole photo",
+            elem_id="whole",
+            elem_classes="result",
+            height=440,
+            interactive=False,
+            buttons=["fullscreen"],
+        )
+        with gr.Accordion("What the model draws", open=False):
+            gr.Markdown("Your photo keeps its own detail. The model's drawing only says what changes.")
+            self.drawn = _pair("Photo | the model's drawing", 420)
+        self.shown = [self.visit, self.key, self.result, self.status, self.whole, self.drawn, self.hint, self.stop]
+        self.shown += [*self.save.values(), self.again, *self.sliders]
+        self.model_parts = [self.note, self.name, self.leave, *self.chips, *self.sliders]
+
+    def _lay_out_models(self, first: Model) -> None:
+        models = self.studio.models
+        self.note = gr.Markdown(first.note, elem_classes="quiet")
+        self.name = gr.Dropdown(
+            [(sentence(each), each.name) for each in models.known()],
+            value=first.name,
+            label="Another model",
+            allow_custom_value=models.open,
+            info="Or organisation/repository of the Hub." if models.open else None,
+        )
+        with gr.Row(elem_classes="chips"):
+            self.use = gr.Button("Use this model", size="sm")
+            self.leave = gr.Button("Cancel", size="sm", visible=False)
+        folder = gr.File(
+            label="Or upload a zip of a folder that `save_pretrained` wrote", file_types=[".zip"], visible=models.open
+        )
+        self.folder = _raw(folder, lambda payload: payload and payload.path)
+
+    def connect(self, demo: Any, delete: Any) -> None:
+        """What happens when something is used."""
+        fresh = [*dict.fromkeys([*self.shown, *self.model_parts, self.photo])]
+        demo.load(self._open, self.key, fresh, **QUICK)
+        tuned = {"fn": self._tune, "inputs": [self.visit, self.effort], "outputs": [*self.shown, self.effort], **LONG}
+        new = self.photo.input(self._new, self.visit, [self.visit, self.status], **DIRECT)
+        chosen = new.then(self._take, [self.visit, self.photo], self.shown, **QUICK)
+        chosen.success(None, js=TO_RESULT, **HIDDEN)
+        chosen.failure(self._failed, self.visit, self.shown, **DIRECT)
+        runs = [chosen.success(**tuned)]
+        example = self.examples.select(self._example, self.visit, [*self.shown, self.photo], **QUICK)
+        example.success(None, js=TO_RESULT, **HIDDEN)
+        runs.append(example.success(**tuned))
+        face = gr.on([self.whole.select, self.photo.select], self._face, self.visit, self.shown, **QUICK)
+        anew = self.again.click(self._anew, self.visit, self.visit, **DIRECT)
+        runs += [face.success(**tuned), anew.then(**tuned)]
+        self.photo.clear(self._clear, self.visit, fresh, **DIRECT)
+        self.stop.click(lambda visit: visit and visit.end() and None, self.visit, None, **DIRECT)
+        editing: dict[str, Any] = {"trigger_mode": "always_last", **QUICK}
+        outputs = [self.visit, self.result, self.whole, self.drawn, self.status]
+        gr.on([each.input for each in self.sliders], self._edit, [self.visit, *self.sliders], outputs, **editing)
+        for k, chip in enumerate(self.chips):
+            chip.click(lambda visit, k=k: self._chip(visit, k), self.visit, [*outputs, *self.sliders], **editing)
+        self.reset.click(lambda visit: self._chip(visit, None), self.visit, [*outputs, *self.sliders], **editing)
+        for kind, button in self.save.items():
+            words = status(f"{LABELS[kind]}: being written …", busy=True)
+            writing = button.click(lambda words=words: words, None, self.status, **DIRECT)
+            written = [self.visit, self.file, self.status]
+            saved = writing.then(lambda visit, kind=kind: self._save(visit, kind), self.visit, written, **QUICK)
+            saved.success(None, js=FETCH, **HIDDEN)
+        loading = self.use.click(self._load, [self.visit, self.name], fresh, **LONG)
+        self.leave.click(lambda: gr.update(visible=False), None, self.leave, cancels=loading, **DIRECT)
+        self.folder.upload(self._upload, [self.visit, self.folder], fresh, **LONG)
+        delete.click(self._forget, self.visit, fresh, cancels=runs, **DIRECT)
+
+    def _open(self, key: str) -> dict[Any, Any]:
+        """A new page: the last result of this browser, or the first example, edited."""
+        old = self.visits.get(key or "")
+        if old is not None and old.out is not None:
+            visit = dataclasses.replace(old, files=[*old.files], stop=None)
+            words = "Your last result is back."
+        else:
+            visit = Visit()
+            with sentences():
+                self.studio.example(visit, EXAMPLES[0])
+            words = "An example. Drag the line in the picture, move a slider, or drop a photo of your own."
+            words = f"Your last result has expired. {words}" if key else words
+        self.visits[visit.key] = visit
+        model = self.studio.model(visit)
+        return {**self.show(visit, words), **self.modelled(model, visit), self.key: visit.key if old else ""}
+
+    def _new(self, visit: Visit | None) -> dict[Any, Any]:
+        """At once, before anything is computed: the old result is marked as such, and its run ends."""
+        visit = visit or Visit()
+        visit.begin()
+        return {self.visit: visit, self.status: status("Finding the face …", stale=True, busy=True)}
+
+    def _take(self, visit: Visit, photo: Any) -> dict[Any, Any]:
+        if not photo:
+            return {self.visit: visit}
+        with sentences():
+            self.studio.take(visit, photo)
+            visit.strengths = {}
+            return self._invert(visit)
+
+    def _failed(self, visit: Visit | None) -> dict[Any, Any]:
+        return self.show(visit or Visit(), "No result for this photo. Try another one.")
+
+    def _invert(self, visit: Visit) -> dict[Any, Any]:
+        """The quick inversion of the chosen face, ready to be edited."""
+        model = self.studio.model(visit)
+        crop = self.studio.crop(visit)
+        self.visits[visit.key] = visit
+        if model.quick:
+            self.studio.invert(visit, crop, model.quick)
+        return {**self.show(visit, "Ready to edit. A sharper version is on its way …"), self.key: visit.key}
+
+    def _example(self, visit: Visit | None, event: gr.SelectData) -> dict[Any, Any]:
+        visit = visit or Visit()
+        with sentences():
+            self.studio.example(visit, EXAMPLES[event.index])
+            return {**self.show(visit, "An example, edited. A sharper version is on its way …"), self.photo: None}
+
+    def _face(self, visit: Visit | None, event: gr.SelectData) -> dict[Any, Any]:
+        """A click in the photo chooses the face there."""
+        if visit is None or visit.photo is None or visit.out is None:
+            return {self.visit: visit}
+        is_whole = getattr(event.target, "_id", None) == self.whole._id  # shown smaller than the photo is
+        scale = max(max(visit.photo.image.size) / SHOWN, 1.0) if is_whole else 1.0
+        found = self.studio.face_at(visit, event.index[0] * scale, event.index[1] * scale)
+        if found is None or found == visit.face:
+            return {self.visit: visit}
+        visit.begin()
+        visit.face, visit.strengths = found, {}
+        with sentences():
+            return self._invert(visit)
+
+    def _tune(self, visit: Visit | None, preset: str) -> Iterator[dict[Any, Any]]:
+        """The better method, behind the page: previews, then its result in the place of the quick one."""
+        if visit is None or visit.photo is None or visit.tuned == visit.turn:
+            return
+        turn = visit.tuned = visit.turn
+        with sentences():
+            crop = self.studio.crop(visit)
+            reports = self.studio.tune(visit, crop, preset=preset)
+            with contextlib.closing(reports):
+                for report in reports:
+                    if report.output is None:
+                        share = report.step / max(report.total, 1)
+                        yield {
+                            self.status: status(report.words, share=share, preview=report.preview),
+                            self.stop: gr.update(visible=True),
+                        }
+                    elif turn == visit.turn:
+                        seconds = report.output.reports[0]["seconds"]
+                        choices = [
+                            (f"{name.capitalize()} (about {self.studio.seconds(visit, name):.0f} s)", name)
+                            for name in PRESETS
+                        ]
+                        news = self.show(visit, f"Sharper version ready ({seconds:.0f} s).")
+                        yield {**news, self.effort: gr.update(choices=choices)}
+
+    def _anew(self, visit: Visit | None) -> Visit | None:
+        if visit is not None:
+            visit.tuned = -1
+        return visit
+
+    def _edit(self, visit: Visit | None, *values: float) -> dict[Any, Any]:
+        if visit is None or visit.out is None:
+            return {self.status: status("Choose a photo or an example first.", stale=True)}
+        names = self._names(self.studio.model(visit))
+        visit.strengths = {name: value for name, value in zip(names, values) if name and value}
+        return self._edited(visit)
+
+    def _chip(self, visit: Visit | None, k: int | None) -> dict[Any, Any]:
+        """Go to one end of a direction; `None` goes back to the unedited face."""
+        if visit is None or visit.out is None:
+            return {self.status: status("Choose a photo or an example first.", stale=True)}
+        model = self.studio.model(visit)
+        if k is None:
+            visit.strengths = {}
+        else:
+            name = self._names(model)[k // 2]
+            assert name is not None
+            low, high = range_of(model, name)
+            visit.strengths |= {name: round(CHIP * (low if k % 2 else high), 2)}
+        values = {part: visit.strengths.get(name or "", 0) for part, name in zip(self.sliders, self._names(model))}
+        return {**self._edited(visit), **values}
+
+    def _edited(self, visit: Visit) -> dict[Any, Any]:
+        with sentences():
+            return {self.visit: visit, **self._pictures(visit)}
+
+    def _pictures(self, visit: Visit) -> dict[Any, Any]:
+        """What the sliders change, as the page shows it."""
+        out = self.studio.edit(visit, visit.out, visit.strengths)
+        crop = out.crops[0]
+        face, whole = around(crop, MARGIN, SHOWN), around(crop, 1e4, SHOWN)
+        return {
+            self.result: self._pair(visit, out, face.photo, self.studio.pasted(out, face), "face"),
+            self.whole: self.picture(
+                visit, self._outlined(visit, self.studio.pasted(out, whole)), "photo", kind_of(out)
+            ),
+            self.drawn: self._pair(visit, out, large(crop.image), large(out.images[0]), "drawn"),
+        }
+
+    def show(self, visit: Visit, words: str) -> dict[Any, Any]:
+        """Everything of a visit, on a page where nothing is stale."""
+        news: dict[Any, Any] = {self.visit: visit, self.stop: gr.update(visible=False)}
+        if visit.out is not None:
+            news |= self._pictures(visit)
+        ready = visit.out is not None
+        several = f"{len(visit.faces)} faces: click one in the whole photo." if len(visit.faces) > 1 else ""
+        names = self._names(self.studio.model(visit))
+        news |= {part: gr.update(interactive=ready) for part in [*self.save.values(), self.again]}
+        news |= {part: visit.strengths.get(name or "", 0) for part, name in zip(self.sliders, names)}
+        return {**news, self.status: status(f"{several} {words}".strip(), stale=not ready), self.hint: several}
+
+    def adopt(self, visit: Visit, out: InversionOutput, words: str) -> dict[Any, Any]:
+        """Go on with a result of another tab."""
+        visit.begin()
+        visit.out, visit.tuned = out, visit.turn
+        return {**self.show(visit, words), self.tabs: gr.update(selected="edit")}
+
+    def _outlined(self, visit: Visit, photo: Image.Image) -> Image.Image:
+        """The photo with a frame around the other faces, if there are several."""
+        if len(visit.faces) < 2 or visit.photo is None:
+            return photo
+        draw, scale = ImageDraw.Draw(photo), photo.width / visit.photo.image.width
+        for k, face in enumerate(visit.faces):
+            box = tuple(v * scale for v in face.box)
+            draw.rounded_rectangle(box, 8, outline="#14b8a6" if k == visit.face else "#ffffff", width=3)
+        return photo
+
+    def _pair(self, visit: Visit, out: InversionOutput, before: Image.Image, after: Image.Image, name: str) -> Any:
+        mark = "generated" if kind_of(out) == "generated" else "photo"
+        return self.picture(visit, before, f"{name}-before", mark), self.picture(visit, after, name, kind_of(out))
+
+    def picture(self, visit: Visit, image: Image.Image, name: str, kind: Any) -> str:
+        """A file for the page."""
+        return visit.publish(encode(image, kind), f"{name}-{visit.key[:8]}.jpg")
+
+    def _names(self, model: Model) -> list[str | None]:
+        """The direction of each slider."""
+        own = model.groups.get(OWN, [])
+        found = [name for title, group in model.groups.items() if title != OWN for name in group]
+        spare = [*own[MAIN:], *found][:MORE]
+        return [*own[:MAIN], *[None] * (MAIN - len(own)), *spare, *[None] * (MORE - len(spare))]
+
+    def modelled(self, model: Model, visit: Visit) -> dict[Any, Any]:
+        """Sliders and chips of a model."""
+        news: dict[Any, Any] = {self.note: model.note, self.leave: gr.update(visible=False)}
+        for k, (part, name) in enumerate(zip(self.sliders, self._names(model))):
+            label, *ends = WORDS.get(name or "", (_plain(name or ""), "", ""))
+            reach = range_of(model, name)[1] if name else 1.0
+            about = (
+                model.directions[name].description if name in model.groups.get(OWN, []) and name not in WORDS else None
+            )
+            news[part] = gr.update(
+                visible=name is not None,
+                label=label,
+                minimum=-reach,
+                maximum=reach,
+                value=visit.strengths.get(name or "", 0),
+                step=reach / 100,
+                info=about or None,
+            )
+            if k < MAIN:
+                for chip, end in zip(self.chips[2 * k : 2 * k + 2], ends):
+                    news[chip] = gr.update(value=end or label, visible=bool(end))
+        return news
+
+    def _load(self, visit: Visit | None, name: str) -> Iterator[dict[Any, Any]]:
+        """Another model: the photo is inverted anew with it."""
+        visit = visit or Visit()
+        with sentences():
+            for report in self.studio.models.load(str(name or "").strip()):
+                if report.model is None:
+                    yield {self.note: report.text, self.leave: gr.update(visible=True)}
+                else:
+                    yield self._changed(visit, report.model)
+
+    def _changed(self, visit: Visit, model: Model) -> dict[Any, Any]:
+        visit.begin()
+        visit.model, visit.strengths = model.name, {}
+        news = self._invert(visit) if visit.photo is not None else {self.visit: visit}
+        return {**news, **self.modelled(model, visit)}
+
+    def _upload(self, visit: Visit | None, path: str | None) -> dict[Any, Any]:
+        visit = visit or Visit()
+        with sentences():
+            name = self.studio.models.add_zip(path)
+            return self._changed(visit, self.studio.models.get(name))
+
+    def _save(self, visit: Visit | None, kind: Any) -> tuple[Any, Any, Any]:
+        with sentences():
+            visit = visit or Visit()
+            out = self.studio.edit(visit, visit.out, visit.strengths)
+            return visit, self.studio.file(visit, out, kind), status(f"{LABELS[kind]}: written.")
+
+    def _clear(self, visit: Visit | None) -> dict[Any, Any]:
+        """The photo is taken away: what was made of it is shown as such, and cannot be used."""
+        visit = visit or Visit()
+        visit.begin()
+        visit.photo, visit.faces = None, []
+        return self.show(visit, "The photo is gone. Drop another one, or take an example.")
+
+    def _forget(self, visit: Visit | None) -> dict[Any, Any]:
+        count = visit.forget() if visit else 0
+        self.visits.pop(visit.key if visit else "", None)
+        fresh = Visit()
+        words = f"Deleted: your photo, your results and {count} files. Drop a photo, or take an example."
+        gone = {self.result: None, self.whole: None, self.drawn: None, self.photo: None, self.key: ""}
+        return {**self.show(fresh, words), **gone}
+
+
+def _raw(component: Any, read: Callable[[Any], Any]) -> Any:
+    """A component whose handler gets what `read` makes of the request."""
+    component.preprocess = read
+    return component
+
+
+def _pair(label: str, height: int, **settings: Any) -> Any:
+    return gr.ImageSlider(
+        label=label,
+        max_height=height,
+        interactive=False,
+        type="filepath",
+        buttons=["fullscreen"],
+        elem_classes="result",
+        **settings,
+    )
+
+
+def _slider() -> Any:
+    return gr.Slider(-1, 1, 0, visible=False, buttons=[], elem_classes="slider")
+
+
+def large(image: Image.Image) -> Image.Image:
+    """A small face as large as the page shows it."""
+    return image if image.width >= 512 else image.resize((512, 512), Image.Resampling.BICUBIC)
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").capitalize().replace("Ganspace", "GANSpace").replace("Sefa", "SeFa")
+
+
+def status(
+    words: str,
+    *,
+    share: float | None = None,
+    preview: Image.Image | None = None,
+    stale: bool = False,
+    busy: bool = False,
+) -> str:
+    """The line under the result: what is going on, with a bar and a small picture if there are some."""
+    picture = bar = ""
+    if preview is not None:
+        data = base64.b64encode(encode(preview.resize((128, 128)), "photo")).decode()
+        picture = f'<img alt="What the model draws now" src="data:image/jpeg;base64,{data}">'
+    if share is not None or busy:
+        bar = f'<div class="bar"><div style="width: {100 * (0.3 if share is None else share):.0f}%"></div></div>'
+    text = f'<div class="words"><span>{html.escape(words)}</span>{bar}</div>'
+    return f'<div class="status{" stale" if stale else ""}" role="status">{picture}{text}</div>'

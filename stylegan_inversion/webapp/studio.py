@@ -1,0 +1,428 @@
+"""What a visitor or a program can do with one photo: the work behind the page and the API, without components."""
+
+import dataclasses
+import io
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+import weakref
+import zipfile
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import gradio as gr
+import numpy as np
+import torch
+from gradio.processing_utils import save_bytes_to_cache
+from PIL import Image
+
+from stylegan_inversion import hub
+from stylegan_inversion.errors import StyleGANInversionError
+from stylegan_inversion.latents import layer_ranges
+from stylegan_inversion.pipelines.methods import METHODS
+from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.pipelines.play import interpolate_outputs, mix_outputs, sample_face
+from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
+from stylegan_inversion.preprocessing.landmarks import Face
+from stylegan_inversion.webapp.marking import Kind, encode, encode_gif, encode_mp4
+from stylegan_inversion.webapp.models import DEMONSTRATION, Model, Models
+from stylegan_inversion.webapp.photos import NO_PHOTO, Photo, read_photo, read_upload
+from stylegan_inversion.webapp.run import RUN, TUNING_COST, OnStep, Progress, run
+from stylegan_inversion.webapp.zerogpu import BorrowedGPU, in_request
+
+logger = logging.getLogger(__name__)
+
+FAILED = "Something went wrong on the server. Try again, or another photo."
+NOTHING = "There is no inverted face here, or it has expired. Invert a photo first."
+SHOWN, ANIMATED = 1280, 640  # pixels of the longer side, on the page and in an animation
+MAX_INVERSION_BYTES = 300_000_000
+PLACES = {"pose": "coarse", "features": "middle", "colours": "fine"}  # what one face gives another -> its layers
+
+Download = Literal["jpeg", "png", "face", "drawn", "mp4", "gif", "inversion"]
+
+
+class Example(NamedTuple):
+    """A photo of the package, with the edit that shows what it is for."""
+
+    name: str
+    caption: str
+    edit: dict[str, float]  # by direction, in shares of its range
+
+
+EXAMPLES = (
+    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"smile": -1.0}),
+    Example("portraits/portrait2.jpg", "A rear admiral, 1984", {"smile": 1.0}),
+    Example("portraits/portrait3.jpg", "A scientist", {"smile": 0.9}),
+    Example("sample6.jpg", "Four friends", {"smile": 0.8}),
+)
+
+
+@dataclass(eq=False)
+class Visit:
+    """What is kept of one visitor, or of one client of the API, until its time to live is over.
+
+    Attributes:
+        key: Its name, 256 random bits; the visitor's browser keeps it over a reload.
+        model: Name of the model.
+        photo: The last photo; `None` before the first.
+        faces: Found in it, the largest first.
+        face: Which of them.
+        out: The inversion, unedited; `None` while there is none of this photo.
+        strengths: Where the sliders stand.
+        stop: Ends the run that goes on.
+        turn: Counts photos, faces and models: what an earlier one began is dropped.
+        tuned: The turn whose photo was tuned, or is.
+        example: Model and photo of an example that is open, whose result is kept for others.
+        files: What was written for it.
+    """
+
+    key: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    model: str = ""
+    photo: Photo | None = None
+    faces: list[Face] = field(default_factory=list)
+    face: int = 0
+    out: InversionOutput | None = None
+    strengths: dict[str, float] = field(default_factory=dict)
+    stop: threading.Event | None = None
+    turn: int = 0
+    tuned: int = -1
+    example: tuple[str, str] | None = None
+    files: list[str] = field(default_factory=list)
+
+    def begin(self) -> int:
+        """Drop what is there: something new begins, whose number this is."""
+        self.turn += 1
+        self.out = self.example = None
+        self.end()
+        return self.turn
+
+    def end(self) -> bool:
+        """End the run that goes on, with the best so far; whether there was one."""
+        stop, self.stop = self.stop, None
+        if stop is not None:
+            stop.set()
+        return stop is not None
+
+    def publish(self, data: bytes, name: str) -> str:
+        """Write a file for this visitor, where Gradio serves it from."""
+        self.files.append(save_bytes_to_cache(data, name, os.environ["GRADIO_TEMP_DIR"]))
+        return self.files[-1]
+
+    def forget(self) -> int:
+        """Delete everything; how many files there were."""
+        self.begin()
+        files = {*self.files, *([str(self.photo.path)] if self.photo and self.photo.path else [])}
+        for path in files:
+            Path(path).unlink(missing_ok=True)
+        self.photo, self.faces, self.files = None, [], []
+        return len(files)
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """Errors a visitor can act on are shown in their own words; of others only the log knows more."""
+    try:
+        yield
+    except gr.Error:
+        raise
+    except (StyleGANInversionError, ValueError) as e:
+        raise gr.Error(str(e).split(" In Python:")[0], print_exception=False) from e
+    except torch.OutOfMemoryError as e:
+        logger.warning("Out of memory", exc_info=True)
+        raise gr.Error("The GPU has no memory left for this. Try again in a moment.", print_exception=False) from e
+    except Exception as e:
+        logger.exception("The web app failed.")
+        raise gr.Error(FAILED, print_exception=False) from e
+
+
+class Studio:
+    """The work. Models are shared by all visitors and never changed."""
+
+    def __init__(self, models: Models, *, tuning_slots: int = 1, gpu: BorrowedGPU | None = None) -> None:
+        """Share models; `tuning_slots` generators are tuned at a time, on the borrowed GPU if there is one."""
+        self.models = models
+        self.gpu = gpu
+        self._slots = threading.Semaphore(tuning_slots)
+        self._pace: dict[str, float] = {}  # seconds of a step of the projection, by model
+        self._examples: dict[tuple[str, str], InversionOutput] = {}  # by model and photo
+        self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
+        self._decoding = threading.Lock()  # many photos take the memory of one
+
+    def close(self) -> None:
+        """End all runs: a thread that still computes when Python ends would abort it."""
+        for stop in list(self._stops):
+            stop.set()
+        for thread in threading.enumerate():
+            if thread.name == RUN:
+                thread.join(60)
+
+    def model(self, visit: Visit) -> Model:
+        """The visitor's model, loaded if needed."""
+        return self.models.get(visit.model)
+
+    # A photo, and the face in it
+
+    def take(self, visit: Visit, value: Any, *, align: bool = True) -> None:
+        """Take a photo and find its faces; the largest one is chosen."""
+        visit.begin()
+        with self._decoding:
+            visit.photo = read_photo(value)
+        visit.faces = self.models.first.tuner.detector(visit.photo.image) if align else []
+        visit.face = 0
+
+    def crop(self, visit: Visit, *, align: bool = True) -> Crop:
+        """The chosen face, cut out as the model wants it."""
+        if visit.photo is None:
+            raise ValueError(NO_PHOTO)
+        tuner = self.model(visit).tuner
+        size = tuner.generator.config.resolution
+        if not align:
+            return uncropped(visit.photo.image, size)
+        landmarks = [face.landmarks for face in visit.faces]
+        return align_face(visit.photo.image, landmarks, size=size, scale=tuner.crop_scale, face=visit.face)
+
+    def face_at(self, visit: Visit, x: float, y: float) -> int | None:
+        """The face at a place of the photo, in pixels: the one whose box is nearest, not farther than its size."""
+
+        def distance(face: Face) -> float:
+            x0, y0, x1, y1 = face.box
+            return max(abs(x - (x0 + x1) / 2) / (x1 - x0), abs(y - (y0 + y1) / 2) / (y1 - y0))
+
+        best = min(range(len(visit.faces)), key=lambda i: distance(visit.faces[i]), default=None)
+        return None if best is None or distance(visit.faces[best]) > 1 else best
+
+    # Inversions
+
+    def invert(self, visit: Visit, crop: Crop, method: str) -> InversionOutput:
+        """Invert with an encoder, at once."""
+        model = self.model(visit)
+        if method not in model.pipelines:
+            raise ValueError(f"This model has no {method!r}; it has {', '.join(model.pipelines)}.")
+        turn = visit.turn
+        if self.gpu and model.resolution > DEMONSTRATION:
+            out = self.gpu.invert(model, method, crop)
+        else:
+            out = model.pipelines[method](crop)
+        if turn == visit.turn:
+            visit.out = out
+        return out
+
+    def tune(self, visit: Visit, crop: Crop, **options: Any) -> Generator[Progress, None, None]:
+        """Invert by optimisation; what is worse than what is there already, as after a stop, does not replace it."""
+        model, turn = self.model(visit), visit.turn
+        steps = _steps(model, **options)
+        visit.end()
+        stop = visit.stop = threading.Event()
+        self._stops.add(stop)
+
+        def work(on_step: OnStep) -> InversionOutput:
+            if self.gpu:
+                return self.gpu.tune(model, crop, on_step, steps=sum(steps), **options)
+            return model.tuner(crop, callback=on_step, **options)
+
+        reports = run(in_request(work) if self.gpu else work, steps=steps, stop=stop, slots=self._slots)
+        try:
+            for report in reports:
+                if turn != visit.turn:
+                    return
+                if report.output is not None:
+                    best, before = report.output, visit.out
+                    self._pace[model.name] = best.reports[0]["seconds"] / max(_cost(report.step, steps), 1)
+                    if before is not None and best.reports[0]["l2"] > before.reports[0]["l2"]:
+                        best = before
+                    visit.out, report = best, dataclasses.replace(report, output=best)
+                    if visit.example:
+                        self._examples[visit.example] = best
+                yield report
+        finally:
+            reports.close()  # ends the work
+            if visit.stop is stop:
+                visit.stop = None
+
+    def seconds(self, visit: Visit, preset: str) -> float:
+        """How long a run takes here, as the last one of this model did; 0 before it."""
+        steps = _steps(self.model(visit), preset=preset)
+        return self._pace.get(self.model(visit).name, 0.0) * _cost(sum(steps), steps)
+
+    def edit(self, visit: Visit, out: InversionOutput | None, strengths: Mapping[str, float]) -> InversionOutput:
+        """Edit an inversion; strengths count from the unedited face."""
+        model = self.model(visit)
+        strengths = {name: value for name, value in strengths.items() if value}
+        for name, value in strengths.items():
+            low, high = range_of(model, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name!r} must be in [{low:g}, {high:g}], got {value:g}.")
+        if out is None:
+            raise ValueError(NOTHING)
+        if not strengths:
+            return out
+        if self.gpu and model.resolution > DEMONSTRATION:
+            return self.gpu.edit(model, out, strengths)
+        return model.tuner.edit(out, **strengths)
+
+    def example(self, visit: Visit, example: Example) -> None:
+        """Open a photo of the package, whose inversion is kept for the next visitor."""
+        turn = visit.begin()
+        path = hub.builtin_path(f"samples/{example.name}")
+        with Image.open(path) as image:
+            visit.photo = Photo(image.convert("RGB"), path.stem)
+        visit.faces = self.models.first.tuner.detector(visit.photo.image)
+        visit.face = 0
+        model = self.model(visit)
+        visit.strengths = {
+            name: round(share * range_of(model, name)[1], 2)
+            for name, share in example.edit.items()
+            if name in model.directions
+        }
+        visit.example = (model.name, example.name)
+        found = self._examples.get(visit.example)
+        if found is None and model.quick:
+            found = self._examples[visit.example] = self.invert(visit, self.crop(visit), model.quick)
+        if turn == visit.turn:
+            visit.out = found
+            if found is not None and found.generator is not model.tuner.generator:
+                visit.tuned = turn  # by an earlier visitor
+
+    # Pictures and files
+
+    def pasted(self, out: InversionOutput, crop: Crop | None = None) -> Image.Image:
+        """The photo, or a part of it that `around` cut out, with the face in place."""
+        out = out if crop is None else dataclasses.replace(out, crops=[crop])
+        return self.models.first.tuner.paste_back(out)[0]
+
+    def file(self, visit: Visit, out: InversionOutput, kind: Download) -> str:
+        """Write a result to a file."""
+        name, mark = f"{visit.photo.name if visit.photo else 'face'}-edited", kind_of(out)
+        if kind in ("jpeg", "png"):
+            suffix = "jpg" if kind == "jpeg" else "png"
+            return visit.publish(encode(self.pasted(out), mark, png=kind == "png"), f"{name}.{suffix}")
+        if kind == "face":
+            return visit.publish(
+                encode(self.pasted(out, around(out.crops[0], 0.25)), mark, png=True), f"{name}-face.png"
+            )
+        if kind == "drawn":
+            return visit.publish(encode(out.images[0], mark, png=True), f"{name}-drawn.png")
+        if kind in ("mp4", "gif"):
+            return self.animation(visit, out, kind, 24)
+        return visit.publish(self._inversion(out, mark), f"{name}.zip")
+
+    def animation(self, visit: Visit, out: InversionOutput, kind: Literal["mp4", "gif"], frames: int) -> str:
+        """Write the photo around the face, from the unedited face to the edited one and back."""
+        crop = around(out.crops[0], 1.0, ANIMATED)
+        start = dataclasses.replace(out, w_plus=out.w_plus if out.w_inverted is None else out.w_inverted)
+        drawn = interpolate_outputs(start, out, steps=frames)
+        pictures = [
+            self.models.first.tuner.paste_back(dataclasses.replace(out, images=[each], crops=[crop]))[0]
+            for each in drawn
+        ]
+        return self._animated(visit, pictures, kind, kind_of(out))
+
+    def _animated(self, visit: Visit, pictures: list[Image.Image], kind: Literal["mp4", "gif"], mark: Kind) -> str:
+        data = encode_mp4(pictures, mark) if kind == "mp4" else encode_gif(pictures, mark)
+        return visit.publish(data, f"{visit.photo.name if visit.photo else 'face'}-animated.{kind}")
+
+    def between(
+        self, visit: Visit, a: InversionOutput, b: InversionOutput, kind: Literal["mp4", "gif"], frames: int
+    ) -> str:
+        """Write the way from one face to another and back, as the generator draws it."""
+        mark: Kind = "generated" if kind_of(a) == kind_of(b) == "generated" else "edited"
+        drawn = interpolate_outputs(a, b, steps=frames)
+        side = max(drawn[0].width, 512)
+        return self._animated(
+            visit, [each.resize((side, side), Image.Resampling.BICUBIC) for each in drawn], kind, mark
+        )
+
+    def _inversion(self, out: InversionOutput, mark: Kind) -> bytes:
+        """A zip that `InversionOutput.load` reads once it is unpacked, with pictures to look at."""
+        buffer, name = io.BytesIO(), None if out.base is None else out.base.name
+        with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(buffer, "w") as archive:
+            out.save(scratch, whole=name is None or name.is_local)  # the server's folders are not the visitor's
+            for path in sorted(Path(scratch).iterdir()):
+                archive.write(path, path.name)
+            archive.writestr("photo.jpg", encode(self.pasted(out), mark))
+            archive.writestr("drawn.png", encode(out.images[0], mark, png=True))
+        return buffer.getvalue()
+
+    def open_inversion(self, visit: Visit, value: Any) -> InversionOutput:
+        """Read such a zip that a program sends back."""
+        data, _ = read_upload(value, max_bytes=MAX_INVERSION_BYTES)
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                    for name in (hub.CONFIG_NAME, hub.WEIGHTS_NAME):
+                        if archive.getinfo(name).file_size > MAX_INVERSION_BYTES:
+                            raise ValueError("too large")
+                        with archive.open(name) as source, (Path(scratch) / name).open("wb") as target:
+                            shutil.copyfileobj(source, target)
+            except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, RuntimeError, EOFError) as e:
+                raise ValueError("`inversion` must be a zip that /download gave for kind='inversion'.") from e
+            try:
+                return InversionOutput.load(scratch, base=self.model(visit).tuner.generator)[0]
+            except StyleGANInversionError as e:
+                raise ValueError(f"The inversion cannot be read: {str(e).replace(scratch, 'it')}") from e
+
+    # Play
+
+    def random_face(self, visit: Visit, seed: int, truncation: float) -> InversionOutput:
+        """Draw a face of nobody."""
+        return sample_face(self.model(visit).tuner, seed=seed, truncation=truncation)
+
+    def mix(self, a: InversionOutput, b: InversionOutput, what: str, amount: float) -> InversionOutput:
+        """Give face a the pose, the features or the colours of face b."""
+        if what not in PLACES:
+            raise ValueError(f"`what` must be one of {', '.join(PLACES)}, got {what[:80]!r}.")
+        layers = layer_ranges(a.generator.config.resolution)[PLACES[what]]
+        out = mix_outputs(a, b, layers=layers, alpha=amount)
+        if kind_of(a) != kind_of(b):  # no longer a face of nobody
+            out = dataclasses.replace(out, reports=[{k: v for k, v in out.reports[0].items() if k != "truncation"}])
+        return out
+
+
+def _steps(model: Model, **options: Any) -> tuple[int, int]:
+    """The steps of the projection and of the tuning, at most."""
+    plan = model.tuner.plan(**options)
+    return 0 if plan.pivot in METHODS else plan.num_w_steps, plan.num_tuning_steps
+
+
+def _cost(done: int, steps: tuple[int, int]) -> float:
+    """What so many steps cost, in steps of the projection."""
+    return min(done, steps[0]) + TUNING_COST * max(done - steps[0], 0)
+
+
+def range_of(model: Model, name: str) -> tuple[float, float]:
+    """The strengths that a direction takes: as far as its calibrated range goes, both ways."""
+    if name not in model.directions:
+        raise ValueError(f"There is no direction {name[:80]!r}; there are {', '.join(model.directions)}.")
+    low, high = model.directions[name].strength_range or (-5.0, 5.0)
+    return -max(-low, high), max(-low, high)
+
+
+def around(crop: Crop, margin: float, side: int = 4096) -> Crop:
+    """The part of the photo around a face, as a crop of its own.
+
+    Args:
+        crop: The face.
+        margin: How much of the photo to keep on each side, relative to the face.
+        side: Pixels of the longer side at most.
+    """
+    width, height = crop.photo.size
+    quad = np.array([[0, 0], [0, height], [width, height], [width, 0]]) - 0.5 if crop.quad is None else crop.quad
+    reach = margin * (quad.max(0) - quad.min(0))
+    x0, y0 = np.maximum(np.floor(quad.min(0) - reach), 0).astype(int).tolist()
+    x1, y1 = np.minimum(np.ceil(quad.max(0) + reach), (width, height)).astype(int).tolist()
+    scale = min(side / max(x1 - x0, y1 - y0), 1.0)
+    size = (max(round((x1 - x0) * scale), 1), max(round((y1 - y0) * scale), 1))
+    photo = crop.photo.resize(size, Image.Resampling.LANCZOS, box=(x0, y0, x1, y1), reducing_gap=2.0)
+    moved = (quad - (x0, y0) + 0.5) * (size[0] / (x1 - x0), size[1] / (y1 - y0)) - 0.5
+    return dataclasses.replace(crop, photo=photo, quad=None if crop.quad is None else moved)
+
+
+def kind_of(out: InversionOutput) -> Kind:
+    """How a picture has to be marked."""
+    return "generated" if "truncation" in out.reports[0] else "edited"

@@ -1,0 +1,24 @@
+"""Reads the mark of AI's work in a file, as other software does."""
+
+import re
+from pathlib import Path
+
+from PIL import Image
+
+EDITED = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+MP4_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+
+
+def read_mark(path: Path) -> str | None:
+    """IPTC's `DigitalSourceType` in a PNG, JPEG, GIF or MP4; `None` if it has none."""
+    data = Path(path).read_bytes()
+    if data.startswith(b"GIF8"):
+        packet = data.partition(b"\x21\xff\x0bXMP DataXMP")[2]
+    elif data[4:8] == b"ftyp":
+        packet = data.rpartition(b"uuid" + MP4_XMP)[2]
+    else:
+        with Image.open(path, formats=["PNG", "JPEG"]) as image:
+            packet = image.info.get("xmp") or str(image.info.get("XML:com.adobe.xmp", "")).encode()
+    found = re.search(rb"<Iptc4xmpExt:DigitalSourceType>([^<]+)</", packet)
+    return found[1].decode() if found else None

@@ -1,0 +1,160 @@
+"""What the page's handlers answer, without a browser; `test_browser.py` has the rest."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+gr = pytest.importorskip("gradio")
+from stylegan_inversion.webapp.app import launch_options, private_folder  # noqa: E402
+from stylegan_inversion.webapp.editor import WORDS, Editor  # noqa: E402
+from stylegan_inversion.webapp.models import Model, Models  # noqa: E402
+from stylegan_inversion.webapp.studio import EXAMPLES, Studio, Visit, around  # noqa: E402
+from tests.webapp.tiny_app import tiny_model  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model()
+
+
+@pytest.fixture
+def editor(model: Model) -> Iterator[Editor]:
+    with private_folder(), gr.Blocks():
+        yield Editor(Studio(Models(model)))
+
+
+@pytest.fixture
+def upload(editor: Editor, photo: Image.Image) -> dict[str, Any]:
+    import os
+
+    path = Path(os.environ["GRADIO_TEMP_DIR"]) / "hash" / "me.png"
+    path.parent.mkdir()
+    photo.save(path)
+    return {"path": str(path)}
+
+
+def size(path: Any) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_a_page_opens_filled_and_a_reload_brings_the_result_back(editor: Editor, upload: dict[str, Any]) -> None:
+    page = editor._open("")
+    visit = page[editor.visit]
+    assert visit.out is not None and page[editor.key] == "" and "An example." in page[editor.status]
+    before, after = page[editor.result]
+    assert size(before) == size(after)  # in register
+    assert page[editor.sliders[0]]["label"] == WORDS[editor._names(editor.studio.model(visit))[0] or ""][0]
+    news = editor._take(visit, upload)
+    again = editor._open(news[editor.key])
+    assert "Your last result is back." in again[editor.status] and again[editor.visit].out is visit.out
+    del visit, page, news, again  # as when its time to live is over
+    assert "has expired" in editor._open("x" * 43)[editor.status]
+
+
+def test_a_photo_is_inverted_at_once_then_tuned(editor: Editor, upload: dict[str, Any], photo: Image.Image) -> None:
+    stale = editor._new(None)
+    visit = stale[editor.visit]
+    assert "stale" in stale[editor.status] and visit.out is None
+    assert "stale" in editor._edit(visit, 1.0)[editor.status]  # nothing to move yet
+    news = editor._take(visit, upload)
+    assert visit.strengths == {} and "2 faces: click one" in news[editor.hint] and "stale" not in news[editor.status]
+    assert news[editor.save["jpeg"]]["interactive"] and size(news[editor.whole]) == photo.size
+    quick = visit.out
+    *_, last = editor._tune(visit, "fast")
+    assert "Sharper version ready" in last[editor.status] and visit.out is not quick
+    assert list(editor._tune(visit, "fast")) == []  # only once by itself
+    editor._anew(visit)
+    assert list(editor._tune(visit, "fast"))
+    smile = editor._chip(visit, 0)
+    assert smile[editor.sliders[0]] > 0 and smile[editor.result][1] != last[editor.result][1]
+    edited = editor._edit(visit, *[0.0] * len(editor.sliders))
+    assert size(edited[editor.result][0]) == size(edited[editor.result][1]) and visit.strengths == {}
+    for kind, suffix in (("jpeg", "me-edited.jpg"), ("png", "me-edited.png"), ("gif", "me-animated.gif")):
+        assert Path(editor._save(visit, kind)[1]).name == suffix
+    files = visit.files
+    assert "Deleted: your photo" in editor._forget(visit)[editor.status]
+    assert not any(Path(file).exists() for file in [*files, upload["path"]])
+
+
+def test_a_click_in_the_photo_chooses_a_face(editor: Editor, upload: dict[str, Any]) -> None:
+    visit = Visit()
+    editor._take(visit, upload)
+    first = visit.out
+    for x, y, face in ((250.0, 100.0, 1), (5.0, 235.0, 1), (120.0, 120.0, 0)):
+        editor._face(visit, SimpleNamespace(index=(x, y), target=editor.photo))
+        assert visit.face == face
+    assert visit.out is not first
+
+
+def test_what_cannot_be_done_is_said(editor: Editor, upload: dict[str, Any]) -> None:
+    visit = editor._new(None)[editor.visit]
+    Path(upload["path"]).write_bytes(b"no picture")
+    with pytest.raises(gr.Error, match="not an image"):
+        editor._take(visit, upload)
+    news = editor._failed(visit)
+    assert "stale" in news[editor.status] and news[editor.save["png"]]["interactive"] is False
+    with pytest.raises(gr.Error, match="There is no inverted face here"):
+        editor._save(visit, "jpeg")
+    with pytest.raises(gr.Error, match="cannot be chosen here"):
+        list(editor._load(visit, "org/model"))
+
+
+def test_another_model_inverts_the_photo_anew(editor: Editor, upload: dict[str, Any]) -> None:
+    visit = Visit()
+    editor._take(visit, upload)
+    *_, news = editor._load(visit, "faces64")
+    assert visit.model == "faces64" and visit.out is not None and visit.out.images[0].size == (64, 64)
+    assert news[editor.sliders[1]]["label"] == "Younger / older" and "64 x 64 pixels" in news[editor.note]
+
+
+def test_a_new_photo_ends_the_run_of_the_old_one(editor: Editor, upload: dict[str, Any]) -> None:
+    visit = Visit()
+    editor._take(visit, upload)
+    reports = editor.studio.tune(visit, editor.studio.crop(visit), num_tuning_steps=10**5, pivot="e4e")
+    next(reports)
+    editor._new(visit)
+    assert list(reports) == [] and visit.out is None
+    for thread in threading.enumerate():
+        if thread.name == "inversion":
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def test_a_stop_keeps_the_better_result_and_frees_the_place(editor: Editor, upload: dict[str, Any]) -> None:
+    visit, other = Visit(), Visit()
+    editor._take(visit, upload)
+    editor._take(other, upload)
+    reports = editor.studio.tune(visit, editor.studio.crop(visit), num_tuning_steps=10**5, pivot="e4e")
+    next(reports)
+    waiting = editor.studio.tune(other, editor.studio.crop(other), preset="fast")
+    assert next(waiting).stage == "waiting" and "somebody else" in next(waiting).words
+    assert visit.end() and not visit.end()
+    *_, last = reports
+    assert last.output is visit.out and visit.out is not None
+    *_, last = waiting
+    assert last.output is not None
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.3, 1e4])
+def test_the_part_around_a_face(margin: float, model: Model, photo: Image.Image) -> None:
+    crop = model.tuner.align(photo)
+    part = around(crop, margin, 100)
+    assert max(part.photo.size) <= 100 and part.quad is not None and crop.quad is not None
+    scale = part.photo.width / (photo.width if margin > 1 else part.photo.width)
+    if margin > 1:
+        assert abs((part.quad[2] - part.quad[0]) - scale * (crop.quad[2] - crop.quad[0])).max() < 1
+
+
+def test_examples_are_there_and_the_options_record_nothing(editor: Editor) -> None:
+    visit = Visit()
+    for example in EXAMPLES:
+        editor.studio.example(visit, example)
+        assert visit.out is not None
+    options = launch_options()
+    assert not options["enable_monitoring"] and not options["run_history"] and not options["show_error"]
