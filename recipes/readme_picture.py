@@ -1,4 +1,4 @@
-"""The row of pictures on top of the README: a bundled photo and three edits, each pasted back.
+"""The row of pictures on top of the README: a bundled portrait and four edits, each pasted back.
 
 usage: python recipes/readme_picture.py [docs/edits.jpg]
 """
@@ -8,13 +8,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from stylegan_inversion import PTIPipeline
-from stylegan_inversion.demo import sample_photos
+from stylegan_inversion import PTIPipeline, hub
 from stylegan_inversion.preprocessing.image import save_image
 
-PHOTO, FACE = 2, 2  # of the bundled photos, and of the faces in it
-EDITS = ({}, {"smile": 4.0}, {"age": 5.0}, {"yaw": -6.0})
-SIDE = 280  # pixels of the photo, and of the picture: nothing is resized
+PHOTO = "samples/portraits/portrait1.jpg"
+EDITS = ({}, {"smile": -4.0}, {"age": 5.0}, {"yaw": 4.0}, {"yaw": -5.0})
+SIDE = 206  # pixels of the photo, and of the picture: nothing is resized
 
 
 def main() -> None:
@@ -23,7 +22,7 @@ def main() -> None:
     parser.add_argument("path", nargs="?", type=Path, default=Path("docs/edits.jpg"))
     args = parser.parse_args()
     pipeline = PTIPipeline.from_pretrained("faces64", device="cpu", detector="builtin")
-    out = pipeline(sample_photos()[PHOTO], face=FACE, preset="fast", seed=0)
+    out = pipeline(hub.builtin_path(PHOTO), preset="fast", seed=0)
     x, y = out.crops[0].quad.mean(0)
     left, top = round(x - SIDE / 2), round(y - SIDE / 2)
     row = Image.new("RGB", (len(EDITS) * (SIDE + 4) - 4, SIDE), "white")
