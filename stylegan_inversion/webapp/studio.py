@@ -56,7 +56,7 @@ class Example(NamedTuple):
 
 
 EXAMPLES = (
-    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"smile": -1.0}),
+    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"yaw": 0.9, "pose": 0.9}),
     Example("portraits/portrait2.jpg", "A rear admiral, 1984", {"smile": 1.0}),
     Example("portraits/portrait3.jpg", "A scientist", {"smile": 0.9}),
     Example("sample6.jpg", "Four friends", {"smile": 0.8}),
