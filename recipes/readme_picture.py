@@ -13,8 +13,8 @@ from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.preprocessing.image import save_image
 
 PHOTO, FACE = 2, 2  # of the bundled photos, and of the faces in it
-EDITS = ({}, {"smile": 4.0}, {"age": 4.0}, {"yaw": -5.0})
-SIDE = 360  # pixels of the photo, and of the picture: nothing is resized
+EDITS = ({}, {"smile": 4.0}, {"age": 5.0}, {"yaw": -6.0})
+SIDE = 280  # pixels of the photo, and of the picture: nothing is resized
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("path", nargs="?", type=Path, default=Path("docs/edits.jpg"))
     args = parser.parse_args()
     pipeline = PTIPipeline.from_pretrained("faces64", device="cpu", detector="builtin")
-    out = pipeline(sample_photos()[PHOTO], face=FACE, seed=0, progress=True)
+    out = pipeline(sample_photos()[PHOTO], face=FACE, preset="fast", seed=0)
     x, y = out.crops[0].quad.mean(0)
     left, top = round(x - SIDE / 2), round(y - SIDE / 2)
     row = Image.new("RGB", (len(EDITS) * (SIDE + 4) - 4, SIDE), "white")

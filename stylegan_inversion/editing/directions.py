@@ -226,11 +226,9 @@ def load_directions(folder: Path) -> dict[str, Direction]:
         )
     directions = {}
     for name, entry in entries.items():
-        if not isinstance(entry, dict) or set(entry) - {"unit"} != set(ENTRY_FIELDS):
-            raise CheckpointError(
-                f"The entry of direction {name!r} in {folder} must have the keys {list(ENTRY_FIELDS)}."
-            )
         try:
+            if not isinstance(entry, dict) or set(entry) - {"unit"} != set(ENTRY_FIELDS):
+                raise ValueError(f"its entry must have the keys {list(ENTRY_FIELDS)}")
             directions[name] = Direction(
                 name,
                 vectors[name].float(),

@@ -169,22 +169,21 @@ def _cell(key: str, statistics: Mapping[str, Any] | None) -> str:
 
 
 def _moved(move: Mapping[str, Any] | None) -> str:
-    if move is None:
-        return "-"
-    error = move["standard_error"]
-    return _number(move["mean"]) + ("" if error is None else f" ± {error:.2g}")
+    return "-" if move is None else _number(move["mean"], move["standard_error"])
 
 
 def _measure(found: Any, figure: str) -> str:
     if found is not None and figure == "kernel":
-        return f"{_number(1000 * found['kernel'])} ± {1000 * found['kernel_std']:.2g}"
+        return _number(1000 * found["kernel"], 1000 * found["kernel_std"])
     return _number(found[figure] if found is not None and figure else found)
 
 
-def _number(value: float | None) -> str:
-    """Enough digits to tell methods apart: four decimals below 1, fewer above."""
+def _number(value: float | None, error: float | None = None) -> str:
+    """Enough digits to tell methods apart, four decimals below 1 and fewer above, and "± error" if there is one."""
     if value is None:
         return "-"
+    if error is not None:
+        return f"{_number(value)} ± {error:.2g}"
     if abs(value) >= 1:
         return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
     return f"{value:.4f}" if abs(value) >= 0.001 else f"{value:.2g}"

@@ -114,7 +114,7 @@ def test_load_names_the_file_that_is_missing(tmp_path: Path, name: str) -> None:
     [
         ({"directions": ["smile"]}, {}, r'must hold \{"directions": \{NAME: ...\}\}'),
         ({"directions": {"smile": ENTRY}}, {"age": unit(0)}, r"the directions \['smile'\], model.* holds \['age'\]"),
-        ({"directions": {"smile": None}}, {"smile": unit(0)}, r"entry of direction 'smile' .* must have the keys"),
+        ({"directions": {"smile": None}}, {"smile": unit(0)}, r"'smile' .* is not valid: its entry must have the keys"),
         ({"directions": {"smile": {**ENTRY, "x": 1}}}, {"smile": unit(0)}, r"'smile' .* must have the keys"),
         ({"directions": {"smile": {**ENTRY, "layers": [1]}}}, {"smile": unit(0)}, "'smile' in .* is not valid"),
         ({"directions": {"smile": {**ENTRY, "layers": [0, math.inf]}}}, {"smile": unit(0)}, "is not valid"),
