@@ -426,3 +426,8 @@ def around(crop: Crop, margin: float, side: int = 4096) -> Crop:
 def kind_of(out: InversionOutput) -> Kind:
     """How a picture has to be marked."""
     return "generated" if "truncation" in out.reports[0] else "edited"
+
+
+def large(image: Image.Image) -> Image.Image:
+    """A small face as large as the page shows it."""
+    return image if image.width >= 512 else image.resize((512, 512), Image.Resampling.BICUBIC)
