@@ -12,8 +12,6 @@ import gradio as gr
 from gradio.components.api_component import Api as Value
 from gradio.context import get_blocks_context
 from gradio.data_classes import FileData, ImageData
-from gradio.exceptions import InvalidPathError
-from gradio.state_holder import SessionState
 from PIL import Image
 from pydantic import Field, TypeAdapter, ValidationError, WithJsonSchema
 
@@ -22,16 +20,13 @@ from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
 from stylegan_inversion.webapp import marking
 from stylegan_inversion.webapp.models import TUNED
-from stylegan_inversion.webapp.photos import NO_ADDRESS, NOT_UPLOADED, is_web_address
 from stylegan_inversion.webapp.studio import (
-    FAILED,
     PLACES,
     Download,
     Studio,
     Visit,
     around,
     kind_of,
-    logger,
     range_of,
     sentences,
 )
@@ -411,37 +406,3 @@ def _endpoint(method: Callable[..., Any], given: dict[str, inspect.Parameter], c
 
 def _file(path: str) -> dict[str, Any]:
     return FileData(path=path).model_dump()
-
-
-class Page(gr.Blocks):
-    """Blocks that answer every error with a sentence, for which Gradio has `{"error": null}`, and fill in defaults."""
-
-    async def process_api(
-        self, block_fn: Any, inputs: Any, state: Any = None, request: Any = None, *args: Any, **named: Any
-    ) -> Any:
-        """As Gradio does, whatever happens in it."""
-        if request is not None and getattr(request, "headers", {}).get("x-gradio-user") == "mcp":
-            state = SessionState(self)  # one client of Gradio's own serves all who call tools: nothing of one may stay
-        try:
-            return await super().process_api(block_fn, inputs, state, request, *args, **named)
-        except gr.Error as e:
-            e.print_exception = False
-            raise
-        except Exception as e:
-            logger.exception("The web app failed.")
-            raise gr.Error(FAILED, print_exception=False) from e
-
-    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **named: Any) -> list[Any]:
-        """As Gradio does, but nothing is fetched, no other file is named, and what is left out has its default."""
-        if any(isinstance(each, dict) and is_web_address(str(each.get("path") or "")) for each in inputs):
-            raise gr.Error(NO_ADDRESS, print_exception=False)
-        given = [*inputs, *(getattr(block, "value", None) for block in block_fn.inputs[len(inputs) :])]
-        try:
-            return await super().preprocess_data(block_fn, given, *args, **named)
-        except gr.Error:
-            raise
-        except InvalidPathError as e:
-            raise gr.Error(NOT_UPLOADED, print_exception=False) from e
-        except Exception as e:
-            words = "An argument is missing or of the wrong kind; `/gradio_api/info` says what each endpoint takes."
-            raise gr.Error(words, print_exception=False) from e

@@ -16,16 +16,26 @@ from typing import Any
 import gradio as gr
 import gradio.mcp
 from anyio.to_thread import run_sync
+from gradio.exceptions import InvalidPathError
+from gradio.state_holder import SessionState
 from starlette.middleware import Middleware
 
 from stylegan_inversion import hub
 from stylegan_inversion.pipelines.methods import METHODS
-from stylegan_inversion.webapp.api import Api, Page, name_endpoints
+from stylegan_inversion.webapp.api import Api, name_endpoints
 from stylegan_inversion.webapp.editor import TIME_TO_LIVE, Editor, visit_state
 from stylegan_inversion.webapp.models import Models, best_cached, load_model
-from stylegan_inversion.webapp.photos import LOOPBACK, Door, is_loopback, sweep
+from stylegan_inversion.webapp.photos import (
+    LOOPBACK,
+    NO_ADDRESS,
+    NOT_UPLOADED,
+    Door,
+    is_loopback,
+    is_web_address,
+    sweep,
+)
 from stylegan_inversion.webapp.play import CompareTab, PlayTab
-from stylegan_inversion.webapp.studio import Studio
+from stylegan_inversion.webapp.studio import FAILED, Studio, logger
 from stylegan_inversion.webapp.zerogpu import find_gpu
 
 MODEL_BYTES = 2_000_000_000  # of an uploaded model at most
@@ -52,6 +62,40 @@ SCRIPT = """() => {
     new MutationObserver(tidy).observe(document.body, {childList: true, subtree: true});
     tidy();
 }"""
+
+
+class Page(gr.Blocks):
+    """Blocks that answer every error with a sentence, for which Gradio has `{"error": null}`, and fill in defaults."""
+
+    async def process_api(
+        self, block_fn: Any, inputs: Any, state: Any = None, request: Any = None, *args: Any, **named: Any
+    ) -> Any:
+        """As Gradio does, whatever happens in it."""
+        if request is not None and getattr(request, "headers", {}).get("x-gradio-user") == "mcp":
+            state = SessionState(self)  # one client of Gradio's own serves all who call tools: nothing of one may stay
+        try:
+            return await super().process_api(block_fn, inputs, state, request, *args, **named)
+        except gr.Error as e:
+            e.print_exception = False
+            raise
+        except Exception as e:
+            logger.exception("The web app failed.")
+            raise gr.Error(FAILED, print_exception=False) from e
+
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **named: Any) -> list[Any]:
+        """As Gradio does, but nothing is fetched, no other file is named, and what is left out has its default."""
+        if any(isinstance(each, dict) and is_web_address(str(each.get("path") or "")) for each in inputs):
+            raise gr.Error(NO_ADDRESS, print_exception=False)
+        given = [*inputs, *(getattr(block, "value", None) for block in block_fn.inputs[len(inputs) :])]
+        try:
+            return await super().preprocess_data(block_fn, given, *args, **named)
+        except gr.Error:
+            raise
+        except InvalidPathError as e:
+            raise gr.Error(NOT_UPLOADED, print_exception=False) from e
+        except Exception as e:
+            words = "An argument is missing or of the wrong kind; `/gradio_api/info` says what each endpoint takes."
+            raise gr.Error(words, print_exception=False) from e
 
 
 def build_app(studio: Studio) -> Any:

@@ -1,9 +1,7 @@
 """The first tab: a photo in, the face found, the sliders, the photo out."""
 
-import base64
 import contextlib
 import dataclasses
-import html
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,7 +14,8 @@ from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PRESETS
 from stylegan_inversion.webapp.marking import encode
 from stylegan_inversion.webapp.models import OWN, Model, sentence
-from stylegan_inversion.webapp.studio import EXAMPLES, SHOWN, Studio, Visit, around, kind_of, range_of, sentences
+from stylegan_inversion.webapp.run import status
+from stylegan_inversion.webapp.studio import EXAMPLES, SHOWN, Studio, Visit, around, kind_of, large, range_of, sentences
 
 TIME_TO_LIVE = 1800  # seconds that a result and its files are kept after their last use
 MAIN, MORE = 5, 22  # sliders of the model's own directions, and of those that its weights give
@@ -447,29 +446,5 @@ def _slider() -> Any:
     return gr.Slider(-1, 1, 0, visible=False, buttons=[], elem_classes="slider")
 
 
-def large(image: Image.Image) -> Image.Image:
-    """A small face as large as the page shows it."""
-    return image if image.width >= 512 else image.resize((512, 512), Image.Resampling.BICUBIC)
-
-
 def _plain(name: str) -> str:
     return name.replace("_", " ").capitalize().replace("Ganspace", "GANSpace").replace("Sefa", "SeFa")
-
-
-def status(
-    words: str,
-    *,
-    share: float | None = None,
-    preview: Image.Image | None = None,
-    stale: bool = False,
-    busy: bool = False,
-) -> str:
-    """The line under the result: what is going on, with a bar and a small picture if there are some."""
-    picture = bar = ""
-    if preview is not None:
-        data = base64.b64encode(encode(preview.resize((128, 128)), "photo")).decode()
-        picture = f'<img alt="What the model draws now" src="data:image/jpeg;base64,{data}">'
-    if share is not None or busy:
-        bar = f'<div class="bar"><div style="width: {100 * (0.3 if share is None else share):.0f}%"></div></div>'
-    text = f'<div class="words"><span>{html.escape(words)}</span>{bar}</div>'
-    return f'<div class="status{" stale" if stale else ""}" role="status">{picture}{text}</div>'

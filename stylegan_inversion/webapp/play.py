@@ -9,9 +9,10 @@ import gradio as gr
 
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.webapp.editor import FETCH, HIDDEN, LONG, MARGIN, QUICK, TIME_TO_LIVE, Editor, large, status
+from stylegan_inversion.webapp.editor import FETCH, HIDDEN, LONG, MARGIN, QUICK, TIME_TO_LIVE, Editor
 from stylegan_inversion.webapp.models import TUNED
-from stylegan_inversion.webapp.studio import PLACES, Visit, around, kind_of, sentences
+from stylegan_inversion.webapp.run import status
+from stylegan_inversion.webapp.studio import PLACES, Visit, around, kind_of, large, sentences
 
 
 class CompareTab:

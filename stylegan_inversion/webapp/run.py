@@ -1,5 +1,7 @@
 """One inversion in a thread of its own: it says how far it is, shows a preview, and ends early when it is told to."""
 
+import base64
+import html
 import queue
 import threading
 import time
@@ -11,6 +13,7 @@ from PIL import Image
 
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.preprocessing.image import to_pil
+from stylegan_inversion.webapp.marking import encode
 
 RUN = "inversion"  # name of the threads
 REPORT_SECONDS = 0.4  # between two reports
@@ -130,3 +133,22 @@ def _listener(steps: tuple[int, int], stop: threading.Event, send: Callable[[Pro
         return stop.is_set()
 
     return on_step
+
+
+def status(
+    words: str,
+    *,
+    share: float | None = None,
+    preview: Image.Image | None = None,
+    stale: bool = False,
+    busy: bool = False,
+) -> str:
+    """The line under the result: what is going on, with a bar and a small picture if there are some."""
+    picture = bar = ""
+    if preview is not None:
+        data = base64.b64encode(encode(preview.resize((128, 128)), "photo")).decode()
+        picture = f'<img alt="What the model draws now" src="data:image/jpeg;base64,{data}">'
+    if share is not None or busy:
+        bar = f'<div class="bar"><div style="width: {100 * (0.3 if share is None else share):.0f}%"></div></div>'
+    text = f'<div class="words"><span>{html.escape(words)}</span>{bar}</div>'
+    return f'<div class="status{" stale" if stale else ""}" role="status">{picture}{text}</div>'

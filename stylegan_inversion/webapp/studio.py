@@ -56,7 +56,7 @@ class Example(NamedTuple):
 
 
 EXAMPLES = (
-    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"smile": -1.0}),
+    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"yaw": 0.9, "pose": 0.9}),
     Example("portraits/portrait2.jpg", "A rear admiral, 1984", {"smile": 1.0}),
     Example("portraits/portrait3.jpg", "A scientist", {"smile": 0.9}),
     Example("sample6.jpg", "Four friends", {"smile": 0.8}),
@@ -426,3 +426,8 @@ def around(crop: Crop, margin: float, side: int = 4096) -> Crop:
 def kind_of(out: InversionOutput) -> Kind:
     """How a picture has to be marked."""
     return "generated" if "truncation" in out.reports[0] else "edited"
+
+
+def large(image: Image.Image) -> Image.Image:
+    """A small face as large as the page shows it."""
+    return image if image.width >= 512 else image.resize((512, 512), Image.Resampling.BICUBIC)
