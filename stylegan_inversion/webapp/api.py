@@ -4,6 +4,7 @@ What `/invert` made is kept for the same client (the same `session_hash` of plai
 file can be sent instead. Over MCP nothing is kept between two calls, since all its callers share one client.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal, get_args
@@ -141,21 +142,12 @@ class Api:
             The face as the model draws it
             Figures: mean squared error in [-1, 1], seconds, steps, why the tuning stopped, number of faces
         """
-        self._take(visit, photo, face, align, model)
-        crop = self.studio.crop(visit, align=align)
         options = {"preset": preset, "pivot": pivot, "num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
-        out = None
-        if method == TUNED:
-            for report in self.studio.tune(visit, crop, **options):
-                progress((report.step, report.total), desc=report.words, unit="steps")
-                out = report.output
-                if out is None:
-                    yield None
-        else:
-            out = self.studio.invert(visit, crop, method)
-        if out is None:
-            raise ValueError("The run was stopped before it began.")
-        yield self._picture(visit, out.images[0], "drawn", kind_of(out)), out.reports[0]
+        for own in self._invert(visit, photo, face, align, method, model, options, progress):
+            if own is None or own.out is None:
+                yield None
+            else:
+                yield self._picture(visit, own.out.images[0], "drawn", kind_of(own.out)), own.out.reports[0]
 
     def edit(
         self, visit: Visit, strengths: Strengths, inversion: Inversion = None, model: Name = ""
@@ -192,12 +184,12 @@ class Api:
             The face as the model draws it
             Figures, as of /invert
         """
-        steps = (preset, pivot, num_w_steps, num_tuning_steps)
-        for done in self.invert(visit, photo, face, align, method, model, *steps, progress=progress):
-            if done is None:
+        options = {"preset": preset, "pivot": pivot, "num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
+        for own in self._invert(visit, photo, face, align, method, model, options, progress):
+            if own is None or own.out is None:
                 yield None
             else:
-                yield *self._pictures(visit, self.studio.edit(visit, visit.out, strengths)), done[1]
+                yield *self._pictures(visit, self.studio.edit(own, own.out, strengths)), own.out.reports[0]
 
     def random_face(self, visit: Visit, seed: Seed = 0, truncation: Truncation = 0.7, model: Name = "") -> Picture:
         """Draw a face of nobody, which is kept for this client as an inversion is.
@@ -291,20 +283,48 @@ class Api:
         """
         return visit.forget()
 
-    def _take(self, visit: Visit, photo: Any, face: int, align: bool, model: str) -> None:
-        visit.model = self.studio.models.get(model).name
-        self.studio.take(visit, photo, align=align)
-        visit.face = face
+    def _invert(
+        self,
+        visit: Visit,
+        photo: Any,
+        face: int,
+        align: bool,
+        method: str,
+        model: str,
+        options: dict[str, Any],
+        progress: Any,
+    ) -> Iterator[Visit | None]:
+        """Invert apart from the client's other calls, which may go on at the same time; keep the result at the end."""
+        own, turn = Visit(model=self.studio.models.get(model).name), visit.turn
+        self.studio.take(own, photo, align=align)
+        own.face = face
+        crop = self.studio.crop(own, align=align)
+        if method == TUNED:
+            for report in self.studio.tune(own, crop, **options):
+                visit.stop = own.stop  # for /stop
+                progress((report.step, report.total), desc=report.words, unit="steps")
+                if report.output is None:
+                    yield None
+            visit.stop = None
+        else:
+            self.studio.invert(own, crop, method)
+        if own.out is None:
+            raise ValueError("The run was stopped before it began.")
+        if turn == visit.turn:  # nothing was deleted meanwhile
+            visit.keep(own)
+        yield own
 
     def _empty(self, visit: Visit, model: str) -> None:
         visit.begin()
         visit.model, visit.photo = self.studio.models.get(model).name, None
 
     def _out(self, visit: Visit, inversion: Any, model: str, strengths: Strengths) -> InversionOutput:
+        own = dataclasses.replace(visit, stop=None)
         if inversion is not None:
-            self._empty(visit, model)
-            visit.out = self.studio.open_inversion(visit, inversion)
-        return self.studio.edit(visit, visit.out, strengths)
+            self._empty(own, model)
+            own.out = self.studio.open_inversion(own, inversion)
+            visit.keep(own)
+        return self.studio.edit(own, own.out, strengths)
 
     def _pictures(self, visit: Visit, out: InversionOutput) -> tuple[Picture, Picture, Picture]:
         face = self.studio.pasted(out, around(out.crops[0], 0.25))

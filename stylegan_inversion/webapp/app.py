@@ -31,7 +31,7 @@ from stylegan_inversion.webapp.photos import (
     NOT_UPLOADED,
     Door,
     is_loopback,
-    is_web_address,
+    names_web_address,
     sweep,
 )
 from stylegan_inversion.webapp.play import CompareTab, PlayTab
@@ -84,7 +84,7 @@ class Page(gr.Blocks):
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **named: Any) -> list[Any]:
         """As Gradio does, but nothing is fetched, no other file is named, and what is left out has its default."""
-        if any(isinstance(each, dict) and is_web_address(str(each.get("path") or "")) for each in inputs):
+        if names_web_address(inputs):
             raise gr.Error(NO_ADDRESS, print_exception=False)
         given = [*inputs, *(getattr(block, "value", None) for block in block_fn.inputs[len(inputs) :])]
         try:
@@ -115,8 +115,8 @@ def build_app(studio: Studio) -> Any:
         editor.tabs = tabs
         editor.file = gr.DownloadButton("Download", elem_classes="fetch")
         editor.connect(demo, delete)
-        compare.connect()
-        play.connect()
+        compare.connect(delete)
+        play.connect(delete)
         name_endpoints(Api(studio), visit_state())
     return demo.queue(max_size=64, default_concurrency_limit=4, api_open=False)
 
@@ -169,7 +169,7 @@ def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> d
         "show_error": False,  # `gr.Error` is shown all the same; other errors may hold paths
         "max_file_size": MODEL_BYTES if open_choice else "20mb",
         "num_workers": 0,  # Gradio's file workers would take uploads without our middleware
-        "state_session_capacity": 200,
+        "state_session_capacity": 64,  # each may hold a photo of 120 MB
         "enable_monitoring": False,
         "run_history": False,
         "mcp_server": importlib.util.find_spec("mcp") is not None,

@@ -348,7 +348,7 @@ class Editor:
 
     def picture(self, visit: Visit, image: Image.Image, name: str, kind: Any) -> str:
         """A file for the page."""
-        return visit.publish(encode(image, kind), f"{name}-{visit.key[:8]}.jpg")
+        return visit.publish(encode(image, kind), f"{name}.jpg")
 
     def _names(self, model: Model) -> list[str | None]:
         """The direction of each slider."""

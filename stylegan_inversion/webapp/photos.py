@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from stylegan_inversion.preprocessing.image import ImageLimits, load_image
@@ -103,6 +104,13 @@ def is_web_address(address: str) -> bool:
     return address.lower().lstrip().startswith(("http:", "https:"))
 
 
+def names_web_address(value: Any) -> bool:
+    """Whether an argument names, at any depth, a file that Gradio would fetch."""
+    if isinstance(value, dict):
+        return is_web_address(str(value.get("path") or "")) or any(map(names_web_address, value.values()))
+    return isinstance(value, (list, tuple)) and any(map(names_web_address, value))
+
+
 # In front of the app
 
 
@@ -143,10 +151,11 @@ class Door:
                 )
                 return await JSONResponse({"detail": words}, 403)(scope, receive, send)
             limit = self.max_bytes if scope["path"].endswith("/upload") else 30_000_000  # a `data:` address is JSON
+            words = f"The request is larger than {limit / 1e6:g} MB. Send a smaller file."
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length[:15]) > limit:
-                words = f"The request is larger than {limit / 1e6:g} MB. Send a smaller file."
                 return await JSONResponse({"detail": words}, 413)(scope, receive, send)
+            receive = _limited(receive, limit, words)
         begun = False
 
         async def answer(message: Any) -> None:
@@ -164,9 +173,24 @@ class Door:
             await JSONResponse({"detail": words}, 422)(scope, receive, send)
 
 
+def _limited(receive: Any, limit: int, words: str) -> Any:
+    """Count what comes of a body that does not tell its length."""
+    came = 0
+
+    async def counted() -> Any:
+        nonlocal came
+        message = await receive()
+        came += len(message.get("body", b""))
+        if came > limit:
+            raise HTTPException(413, words)
+        return message
+
+    return counted
+
+
 def sweep(folder: Path, *, older_than: float) -> None:
-    """Delete what Gradio forgets: uploads that broke off, and what language models sent."""
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            if path.is_file() and time.time() - path.stat().st_ctime > older_than:
-                path.unlink()
+    """Delete what Gradio forgets: uploads that broke off, what language models sent, and empty folders."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        with contextlib.suppress(OSError):  # such as a folder that is not empty
+            if time.time() - path.stat().st_ctime > older_than:
+                path.rmdir() if path.is_dir() else path.unlink()

@@ -9,10 +9,10 @@ import gradio as gr
 
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.webapp.editor import FETCH, HIDDEN, LONG, MARGIN, QUICK, TIME_TO_LIVE, Editor
+from stylegan_inversion.webapp.editor import DIRECT, FETCH, HIDDEN, LONG, MARGIN, QUICK, TIME_TO_LIVE, Editor
 from stylegan_inversion.webapp.models import TUNED
 from stylegan_inversion.webapp.run import status
-from stylegan_inversion.webapp.studio import PLACES, Visit, around, kind_of, large, sentences
+from stylegan_inversion.webapp.studio import NOTHING, PLACES, Visit, around, kind_of, large, sentences
 
 
 class CompareTab:
@@ -36,36 +36,52 @@ class CompareTab:
                     self.places[name] = column
                     self.takers[name] = gr.Button("Use this one", size="sm", interactive=False)
 
-    def connect(self) -> None:
+    def connect(self, delete: Any) -> None:
         """What happens when something is used."""
         parts = [each for pair in self.columns.values() for each in pair]
         outputs = [self.compared, self.outs, *parts, *self.takers.values(), *self.places.values()]
-        self.compare.click(self._compare, [self.editor.visit, self.editor.effort], outputs, **LONG)
+        compared = self.compare.click(self._compare, [self.editor.visit, self.editor.effort], outputs, **LONG)
+        delete.click(self._empty, None, outputs, cancels=compared, **DIRECT)
         for name, button in self.takers.items():
             button.click(
-                lambda visit, outs, name=name: self.editor.adopt(visit, outs[name], "This method's result."),
+                lambda visit, outs, name=name: self._adopt(visit, outs, name),
                 [self.editor.visit, self.outs],
                 [*self.editor.shown, self.editor.tabs],
                 **QUICK,
             )
+
+    def _empty(self) -> dict[Any, Any]:
+        news: dict[Any, Any] = {each: gr.update(interactive=False) for each in self.takers.values()}
+        for picture, words in self.columns.values():
+            news |= {picture: None, words: ""}
+        return {**news, self.outs: {}, self.compared: status("")}
+
+    def _adopt(self, visit: Visit | None, outs: dict[Any, Any] | None, name: str) -> dict[Any, Any]:
+        with sentences():
+            if visit is None or not outs or outs.get("of") != (visit.photo, visit.face, visit.model):
+                raise ValueError("This result is of another photo, face or model, or has expired: compare again.")
+            return self.editor.adopt(visit, outs[name], "This method's result.")
 
     def _compare(self, visit: Visit | None, preset: str) -> Iterator[dict[Any, Any]]:
         with sentences():
             if visit is None or visit.photo is None:
                 raise ValueError("Choose a photo or an example in the first tab.")
             crop, model = self.studio.crop(visit), self.studio.model(visit)
-            outs: dict[str, InversionOutput] = {}
+            turn = visit.turn
+            outs: dict[str, Any] = {"of": (visit.photo, visit.face, visit.model)}
             other = dataclasses.replace(visit, stop=None, files=visit.files)
             yield {self.places[name]: gr.update(visible=name in model.pipelines) for name in METHODS}
             for name in model.pipelines:
                 other.out = None
                 if name == TUNED:
                     for report in self.studio.tune(other, crop, preset=preset):
+                        if turn != visit.turn:  # another photo, or all was deleted
+                            return
                         share = report.step / max(report.total, 1)
                         yield {self.compared: status(report.words, share=share, preview=report.preview)}
                 else:
                     self.studio.invert(other, crop, name)
-                if other.out is None:
+                if other.out is None or turn != visit.turn:
                     return
                 outs[name] = out = other.out
                 face = around(crop, MARGIN, 640)
@@ -77,7 +93,7 @@ class CompareTab:
                     picture: self.editor.picture(visit, self.studio.pasted(edited, face), f"{name}", kind_of(out)),
                     words: f"{report_['seconds']:.1f} s · difference to the photo {report_['l2']:.3f} (0 is none)",
                     self.takers[name]: gr.update(interactive=True),
-                    self.compared: status("Done." if len(outs) == len(model.pipelines) else "Going on …"),
+                    self.compared: status("Done." if len(outs) > len(model.pipelines) else "Going on …"),
                 }
 
 
@@ -110,7 +126,7 @@ class PlayTab:
             self.morph = gr.Button("Video from one to the other", size="sm", interactive=False)
             self.reopen = gr.Button("Edit the result", size="sm", interactive=False)
 
-    def connect(self) -> None:
+    def connect(self, delete: Any) -> None:
         """What happens when something is used."""
         both = [self.mix, self.morph, self.reopen]
         filled = [self.editor.visit, self.a, self.b, self.m, *self.played, *both]
@@ -120,6 +136,8 @@ class PlayTab:
         self.draw_b.click(lambda *given: self._fill(*given, place=1, source="random"), state, filled, **QUICK)
         self.mix.click(self._mix, [*state, self.what, self.amount], filled, **QUICK)
         self.morph.click(self._morph, state, self.editor.file, **QUICK).success(None, js=FETCH, **HIDDEN)
+        emptied = [self.a, self.b, self.m, *self.played, *both]
+        delete.click(lambda: [None] * 6 + [gr.update(interactive=False)] * 3, None, emptied, **DIRECT)
         self.reopen.click(self._use_mix, [self.editor.visit, self.m], [*self.editor.shown, self.editor.tabs], **QUICK)
 
     def _fill(self, visit: Visit | None, a: Any, b: Any, *, place: int, source: str) -> dict[Any, Any]:
@@ -135,8 +153,10 @@ class PlayTab:
         news |= {self.played[place]: self.editor.picture(visit, large(out.images[0]), "face", kind_of(out))}
         return {**news, self.editor.visit: visit, (self.a, self.b)[place]: out}
 
-    def _mix(self, visit: Visit, a: Any, b: Any, what: str, amount: float) -> dict[Any, Any]:
+    def _mix(self, visit: Visit | None, a: Any, b: Any, what: str, amount: float) -> dict[Any, Any]:
         with sentences():
+            if visit is None or a is None or b is None:
+                raise ValueError(NOTHING)
             out = self.studio.mix(a, b, what, float(amount))
         picture = self.editor.picture(visit, large(out.images[0]), "mix", kind_of(out))
         return {
@@ -146,10 +166,15 @@ class PlayTab:
             self.reopen: gr.update(interactive=True),
         }
 
-    def _morph(self, visit: Visit, a: Any, b: Any) -> str:
+    def _morph(self, visit: Visit | None, a: Any, b: Any) -> str:
         with sentences():
+            if visit is None or a is None or b is None:
+                raise ValueError(NOTHING)
             return self.studio.between(visit, a, b, "mp4", 24)
 
-    def _use_mix(self, visit: Visit, out: InversionOutput) -> dict[Any, Any]:
+    def _use_mix(self, visit: Visit | None, out: InversionOutput | None) -> dict[Any, Any]:
+        with sentences():
+            if visit is None or out is None:
+                raise ValueError(NOTHING)
         visit.strengths = {}
         return self.editor.adopt(visit, out, "The mixture, to be edited.")

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import gradio as gr
 import numpy as np
 import torch
-from gradio.processing_utils import save_bytes_to_cache
+from gradio_client.utils import strip_invalid_filename_characters
 from PIL import Image
 
 from stylegan_inversion import hub
@@ -111,8 +111,20 @@ class Visit:
 
     def publish(self, data: bytes, name: str) -> str:
         """Write a file for this visitor, where Gradio serves it from."""
-        self.files.append(save_bytes_to_cache(data, name, os.environ["GRADIO_TEMP_DIR"]))
+        folder = Path(
+            os.environ["GRADIO_TEMP_DIR"], secrets.token_hex(16)
+        )  # what another visitor made is not this file
+        folder.mkdir()
+        path = folder / strip_invalid_filename_characters(Path(name).name)
+        path.write_bytes(data)
+        self.files.append(str(path))
         return self.files[-1]
+
+    def keep(self, other: "Visit") -> None:
+        """Take over what was made apart."""
+        self.model, self.photo, self.faces, self.face, self.out = (
+            *(other.model, other.photo, other.faces, other.face, other.out),
+        )
 
     def forget(self) -> int:
         """Delete everything; how many files there were."""
@@ -120,7 +132,8 @@ class Visit:
         files = {*self.files, *([str(self.photo.path)] if self.photo and self.photo.path else [])}
         for path in files:
             Path(path).unlink(missing_ok=True)
-        self.photo, self.faces, self.files = None, [], []
+        self.photo, self.faces, self.strengths = None, [], {}
+        self.files.clear()  # the list is shared with what is made apart
         return len(files)
 
 
@@ -237,7 +250,7 @@ class Studio:
                     if before is not None and best.reports[0]["l2"] > before.reports[0]["l2"]:
                         best = before
                     visit.out, report = best, dataclasses.replace(report, output=best)
-                    if visit.example:
+                    if visit.example and model is self.models.first:
                         self._examples[visit.example] = best
                 yield report
         finally:

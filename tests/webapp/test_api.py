@@ -78,6 +78,30 @@ def test_every_endpoint(connect: Connect, file: Any, photo: Image.Image, app: Se
     assert all(called.values()), called
 
 
+def test_calls_of_one_client_at_the_same_time(connect: Connect, photo: Image.Image, tmp_path: Path) -> None:
+    client, files, expected = connect(), [], []
+    for k, place in enumerate((Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180)):
+        photo.transpose(place).save(tmp_path / f"{k}.png")
+        files.append(gradio_client.handle_file(tmp_path / f"{k}.png"))
+        about = {"strengths": {"smile": 2.0}, "api_name": "/invert_and_edit"}
+        expected.append(picture(client.predict(photo=files[-1], **about)[2]))
+    assert not same(*expected)
+    jobs = [(k, client.submit(photo=files[k], **about)) for k in (0, 1, 0, 1, 0, 1)]
+    assert all(same(picture(job.result(60)[2]), expected[k]) for k, job in jobs)
+
+
+def test_what_is_deleted_while_a_call_goes_on_does_not_come_back(connect: Connect, file: Any) -> None:
+    client = connect()
+    client.predict(photo=file, api_name="/invert")
+    endless = {"method": "pti", "num_tuning_steps": 1000, "pivot": "e4e"}
+    job = client.submit(photo=file, **endless, api_name="/invert")
+    until(lambda: job.status().progress_data)
+    client.predict(api_name="/delete")
+    job.result(60)  # the deletion has ended it
+    with pytest.raises(gradio_client.exceptions.AppError, match="There is no inverted face here"):
+        client.predict(strengths={}, api_name="/edit")
+
+
 def test_tuning_by_a_program(connect: Connect, file: Any, app: Served) -> None:
     client = connect()
     about = {"photo": file, "method": "pti", "pivot": "w", "num_w_steps": 2, "num_tuning_steps": 3}
