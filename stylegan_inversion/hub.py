@@ -34,7 +34,6 @@ _DTYPES = {
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
 }
 _PART = re.compile(r"generator|directions|discriminator|\w*encoder")  # sub-folders of a model
-_STALE = 3600.0  # seconds after which what is half written is left over from a program that was killed
 _OURS = re.compile(r"\nlibrary_name: stylegan[-_]inversion\n")  # in a model card
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -202,7 +201,7 @@ def write_together(folder: Path) -> Iterator[Path]:
     stage = _partial(folder, "files")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
+        sweep(folder, older_than=0)
         stage.mkdir()
         yield stage
         _replace_files(folder, stage)
@@ -253,10 +252,10 @@ def _partial(folder: Path, name: str) -> Path:
     return folder / f".{name}.{os.urandom(4).hex()}.partial"
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed programs left half written in a folder, but nothing that was touched in the last hour."""
+def sweep(folder: Path, *, older_than: float = 3600.0) -> None:
+    """Remove what killed programs left half written in a folder: what was not touched for so many seconds."""
     for path in folder.glob(f".*.{'[0-9a-f]' * 8}.partial"):
-        if time.time() - path.lstat().st_mtime < _STALE:
+        if time.time() - path.lstat().st_mtime < older_than:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

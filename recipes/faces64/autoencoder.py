@@ -32,7 +32,7 @@ from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_wei
 from stylegan_inversion.training.gan import PIPELINE, make_generator
 from stylegan_inversion.training.objective import add_terms, check_side
 from stylegan_inversion.training.ranger import apply_gradients, make_optimizer, update_ema
-from stylegan_inversion.training.tasks import Pictures
+from stylegan_inversion.training.tasks import Inversion, Task
 from stylegan_inversion.training.trainer import train_main
 
 logger = logging.getLogger("autoencoder")
@@ -116,7 +116,7 @@ class AutoencoderLearner:
             return None
         return FaceFolder(
             folder,
-            Pictures(mirror=self.config.mirror),
+            (Inversion if self.config.mirror else Task)("pictures", {}),
             input_resolution=side,
             output_resolution=side,
             seed=self.config.seed,

@@ -53,7 +53,7 @@ def read_latest(folder: Path, *, sweep: bool = True) -> dict[str, Any] | None:
         CheckpointError: If there are checkpoints and none of them can be read.
     """
     if sweep:
-        hub.sweep(folder)
+        hub.sweep(folder, older_than=0)
         for orphan in folder.glob(".tmp??????"):  # safetensors' own
             orphan.unlink(missing_ok=True)
     paths = _newest_first(folder)

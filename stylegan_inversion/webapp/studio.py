@@ -1,6 +1,7 @@
 """What a visitor or a program can do with one photo: the work behind the page and the API, without components."""
 
 import dataclasses
+import hashlib
 import io
 import logging
 import os
@@ -110,11 +111,9 @@ class Visit:
         return stop is not None
 
     def publish(self, data: bytes, name: str) -> str:
-        """Write a file for this visitor, where Gradio serves it from."""
-        folder = Path(
-            os.environ["GRADIO_TEMP_DIR"], secrets.token_hex(16)
-        )  # what another visitor made is not this file
-        folder.mkdir()
+        """Write a file for this visitor alone, where Gradio serves it from; the same file has the same address."""
+        folder = Path(os.environ["GRADIO_TEMP_DIR"], hashlib.sha256(self.key.encode() + data).hexdigest()[:32])
+        folder.mkdir(exist_ok=True)
         path = folder / strip_invalid_filename_characters(Path(name).name)
         path.write_bytes(data)
         self.files.append(str(path))

@@ -25,11 +25,6 @@ KILLED = 9
 FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
 
 
-@pytest.fixture(autouse=True)
-def what_is_left_over_is_swept_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_STALE", -1.0)
-
-
 def deadly(function: Callable[..., Any], left: Iterator[int], *arguments: Any, **options: Any) -> Any:
     if next(left, None) is None:
         os._exit(KILLED)
