@@ -128,6 +128,7 @@ def test_tuning_by_a_program(connect: Connect, file: Any, app: Served) -> None:
         ("/invert", {"photo": "photo.jpg"}, "This file was not uploaded here"),
         ("/invert", {"photo": None}, "Choose a photo first: an uploaded file"),
         ("/invert", {"photo": {"path": "https://example.org/x.png"}}, "fetches nothing from the web"),
+        ("/invert", {"photo": [{"x": {"path": "https://example.org/x.png"}}]}, "fetches nothing from the web"),
         ("/invert", {"photo": {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}}, "was not uploaded here"),
         ("/invert", {"photo": "data:image/png;base64,AAAA"}, "not an image"),
         ("/invert", {"photo": None, "num_tuning_steps": 10**6}, "`num_tuning_steps`: Input should be less than"),
