@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from stylegan_inversion import PTIPipeline, hub
+from stylegan_inversion import PTIPipeline, storage
 from stylegan_inversion.preprocessing.image import save_image
 
 PHOTO = "samples/portraits/portrait1.jpg"
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("path", nargs="?", type=Path, default=Path("docs/edits.jpg"))
     args = parser.parse_args()
     pipeline = PTIPipeline.from_pretrained("faces64", device="cpu", detector="builtin")
-    out = pipeline(hub.builtin_path(PHOTO), preset="fast", seed=0)
+    out = pipeline(storage.builtin_path(PHOTO), preset="fast", seed=0)
     x, y = out.crops[0].quad.mean(0)
     left, top = round(x - SIDE / 2), round(y - SIDE / 2)
     row = Image.new("RGB", (len(EDITS) * (SIDE + 4) - 4, SIDE), "white")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.editing.directions import apply_directions
 from stylegan_inversion.errors import MissingDependencyError, StyleGANInversionError
 from stylegan_inversion.pipelines.base import InversionPipeline
@@ -93,7 +93,7 @@ def invert_photos(
     apply_directions(nothing, pipeline.directions, strengths=edits)  # raises before the first photo
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    hub.sweep(output)
+    storage.sweep(output)
     records = _read_records(output)
     for photo in photos:
         path, out = os.path.abspath(photo), None
@@ -102,7 +102,7 @@ def invert_photos(
             out = pipeline(photo, **options)
             edited = pipeline.edit(out, **edits) if edits else out
             pasted = pipeline.paste_back(edited)[0] if edits else None
-            hub.sweep(folder)
+            storage.sweep(folder)
             out.save(folder / "inversion")  # in place of the old one, so that an interruption loses nothing
             save_image(out.crops[0].image, folder / "crop.png")
             save_image(out.images[0], folder / "inverted.png")
@@ -119,10 +119,10 @@ def invert_photos(
             logger.debug("%s failed", photo, exc_info=True)
             record, out = Record(str(photo), error=str(e) if expected else f"{type(e).__name__}: {e}", path=path), None
             _remove(folder, "crop", "inverted", "edited", "photo")
-            if (folder / "inversion" / hub.CONFIG_NAME).is_file():
+            if (folder / "inversion" / storage.CONFIG_NAME).is_file():
                 shutil.rmtree(folder / "inversion")
         records[path] = record
-        hub.write_config({"photos": [asdict(r) for r in records.values()], "edits": edits}, output, name=REPORT)
+        storage.write_config({"photos": [asdict(r) for r in records.values()], "edits": edits}, output, name=REPORT)
         yield record, out
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.errors import CheckpointError
-from stylegan_inversion.remote import cache_root, storage_folder
+from stylegan_inversion.hub import cache_root, storage_folder
 
 CONVERTED = 2  # number of the format of converted models in the cache: another one fetches and converts again
 _WIDTH, _NAME, _LICENCE = 100, 27, 14  # columns of the table in text, and of the names and licences in it
@@ -68,7 +68,7 @@ class KnownModel:
 @cache
 def catalogue() -> tuple[CatalogueEntry, ...]:
     """Read all entries, in the order of the table. Raises `CheckpointError` if it is damaged."""
-    path = hub.builtin_path("catalogue.json")
+    path = storage.builtin_path("catalogue.json")
     try:
         table: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["entries"]
         for fields in table:
@@ -87,7 +87,7 @@ def catalogue() -> tuple[CatalogueEntry, ...]:
 
 def suggest(name: str) -> str | None:
     """Ask "Did you mean ...?" with the names that begin with a name, or the most similar one; `None` without any."""
-    names = [*hub.builtin_models(), *(entry.name for entry in catalogue())]
+    names = [*storage.builtin_models(), *(entry.name for entry in catalogue())]
     close = [known for known in names if name and known.startswith(name)][:6]
     close = close or difflib.get_close_matches(name, names, n=1, cutoff=0.8)
     return f"Did you mean {' or '.join(map(repr, close))}?" if close else None
@@ -96,19 +96,19 @@ def suggest(name: str) -> str | None:
 def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[KnownModel]:
     """List the built-in models, the models in the Hub's cache, and the catalogue. Uses no network."""
     models = []
-    for name in hub.builtin_models():
-        folder = hub.builtin_path(name)
+    for name in storage.builtin_models():
+        folder = storage.builtin_path(name)
         size, licence = _bytes(folder), read_licence(folder)
         models.append(KnownModel(name, "built in", size, licence, "nothing to fetch", "faces at 64 px"))
-    for storage in sorted(cache_root(cache_dir).glob("models--*--*")):
-        newest = max(storage.glob("snapshots/*/"), key=lambda path: path.stat().st_mtime, default=None)
-        ours = (hub.CONFIG_NAME, f"generator/{hub.CONFIG_NAME}")
+    for repository in sorted(cache_root(cache_dir).glob("models--*--*")):
+        newest = max(repository.glob("snapshots/*/"), key=lambda path: path.stat().st_mtime, default=None)
+        ours = (storage.CONFIG_NAME, f"generator/{storage.CONFIG_NAME}")
         if newest is not None and all((newest / name).is_file() for name in ours):
-            name = storage.name.removeprefix("models--").replace("--", "/", 1)
+            name = repository.name.removeprefix("models--").replace("--", "/", 1)
             models.append(KnownModel(name, "cached", _bytes(newest), read_licence(newest), str(newest)))
     for entry in catalogue():
         there = converted_folder(entry, cache_dir)
-        found = there if (there / hub.CONFIG_NAME).is_file() else cached_file(entry, cache_dir)
+        found = there if (there / storage.CONFIG_NAME).is_file() else cached_file(entry, cache_dir)
         if entry.kind == "unread":
             where, detail = "not read", entry.note or ""
         elif found is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.batch import Record, invert_photos
 from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.preprocessing.align import Crop
@@ -19,7 +19,7 @@ LABEL = 22
 
 def sample_photos() -> list[Path]:
     """Paths of the photos that ship with the package."""
-    return sorted(hub.builtin_path("samples").glob("*.jpg"))
+    return sorted(storage.builtin_path("samples").glob("*.jpg"))
 
 
 def run_demo(

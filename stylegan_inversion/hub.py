@@ -1,42 +1,29 @@
-"""The one door for weights: a folder, a model inside the package, or a repository on the Hugging Face Hub.
-
-A network is a folder with `config.json` (the fields of its config dataclass) and `model.safetensors`. Nothing here
-executes a file: JSON and safetensors only.
-"""
+"""Files from the Hugging Face Hub, each checked against the hash that the Hub gives; and uploads to the Hub."""
 
 import dataclasses
-import json
+import errno
+import glob
+import hashlib
+import logging
 import os
 import re
-import shutil
-import stat
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from stylegan_inversion import __version__
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, UploadError
 
-from stylegan_inversion.bounds import plain_number
-from stylegan_inversion.errors import CheckpointError
+logger = logging.getLogger(__name__)
 
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "model.safetensors"
-_MAX_CONFIG_BYTES = 1_000_000
-_MAX_HEADER_BYTES = 2_000_000  # of a safetensors file: a model needs a hundredth, and a huge header takes minutes
-_MAX_AXES = 8
-_DTYPES = {
-    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
-}
-_PART = re.compile(r"generator|directions|discriminator|\w*encoder")  # sub-folders of a model
-_OURS = re.compile(r"\nlibrary_name: stylegan[-_]inversion\n")  # in a model card
+MAX_FILE_BYTES = 16 << 30
+UPLOAD_SILENCE = 120.0  # seconds without an answer that end an upload: the client has no limit of its own there
+_LIBRARY: Any = {"library_name": "stylegan-inversion", "library_version": __version__}
+_UPLOADED = ["*.json", "*.safetensors", "*README.md", "*LICENSE*"]
 
-Module = TypeVar("Module", bound=nn.Module)
+_report: ContextVar[Callable[[int, int], object] | None] = ContextVar("report", default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,324 +47,288 @@ class Access:
     force_download: bool = False
 
 
-def builtin_path(name: str) -> Path:
-    """Give the folder of something that ships with the package, such as "faces64" or "faces64/face/landmarks"."""
-    return Path(__file__).parent / "builtin" / name
+@contextmanager
+def report_downloads(report: Callable[[int, int], object]) -> Iterator[None]:
+    """Report the downloads that this thread starts within the block: bytes done, and in all as far as is known.
 
-
-def builtin_models() -> list[str]:
-    """List the models that ship with the package."""
-    return sorted(folder.parent.name for folder in builtin_path("").glob(f"*/{CONFIG_NAME}"))
-
-
-def weights_name(variant: str | None = None) -> str:
-    """Name the file of a network's weights: model.safetensors, or model.fp16.safetensors for the variant "fp16"."""
-    if variant is None:
-        return WEIGHTS_NAME
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", variant):
-        raise ValueError(f"`variant` must be a word such as 'fp16', got {variant!r}.")
-    return f"model.{variant}.safetensors"
-
-
-# --- reading files
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read `config.json` of a folder. Raises `CheckpointError` if it is not a JSON object of at most 1 MB."""
-    path = folder / CONFIG_NAME
-    try:
-        _check_regular(path)
-        if path.stat().st_size > _MAX_CONFIG_BYTES:
-            raise ValueError(f"it is larger than {_MAX_CONFIG_BYTES} bytes")
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError(f"it must hold a JSON object, got {type(config).__name__}")
-    except (OSError, ValueError, RecursionError) as e:
-        raise CheckpointError(f"{path} cannot be read as JSON: {e}. Fetch or save it again.") from e
-    return config
-
-
-def _check_regular(path: Path) -> None:
-    """Refuse a FIFO or a device, which could be read for ever; a link is judged by what it points to."""
-    if path.exists() and not path.is_file():
-        raise ValueError("it is a folder or a device, not a file")
-
-
-def read_header(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """Read the header of a safetensors file: the shapes of its tensors, and the texts that `write_tensors` was given.
-
-    Raises `CheckpointError` if it is damaged or larger than 2 MB.
+    An exception that `report` raises ends the download.
     """
+    token = _report.set(report)
     try:
-        _check_regular(path)
-        with path.open("rb") as binary:
-            length = int.from_bytes(binary.read(8), "little")
-        if length > _MAX_HEADER_BYTES:
-            raise ValueError(
-                f"its header would have {length} bytes, and at most {_MAX_HEADER_BYTES} are read. Perhaps it is a .pt "
-                "or .pkl file, which `from_single_file` reads, a pointer of Git LFS, or a web page"
-            )
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_slice(key).get_shape() for key in file.keys()}, dict(file.metadata() or {})
-    except (OSError, SafetensorError, ValueError) as e:
-        raise CheckpointError(f"{path} cannot be read as safetensors: {e}. Fetch or save it again.") from e
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file into memory; later changes of the file do not matter.
-
-    Raises `CheckpointError` if it is damaged, or holds NaN, infinity or a dtype that no network here has.
-    """
-    read_header(path)
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError, RuntimeError, AttributeError) as e:  # the last: a dtype torch lacks
-        raise CheckpointError(f"{path} cannot be read as safetensors: {e}. Fetch or save it again.") from e
-    for key, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES or tensor.ndim > _MAX_AXES:
-            raise CheckpointError(
-                f"{path}: tensor {key!r} is {tensor.dtype} with {tensor.ndim} axes, which no network here has."
-            )
-        tensors[key] = tensor = tensor.clone()  # `load_file` gives live views of the file
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: tensor {key!r} holds NaN or infinity. Fetch or save the file again.")
-    return tensors
-
-
-# --- writing files
-
-
-def write_file(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` fill a temporary file and put it in place: `path` is written whole, or a `CheckpointError` is raised.
-
-    Its folder is made if needed. A file that was there is untouched after an error, such as a full disk.
-    """
-    temporary = _partial(path.parent, path.name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch(exist_ok=False)
-        mode = stat.S_IMODE(temporary.stat().st_mode)  # what the user's umask gives; safetensors sets its own
-        write(temporary)
-        temporary.chmod(mode)
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as e:
-        raise CheckpointError(
-            f"{path} could not be written: {e}. What was there before is untouched; make room or choose another folder."
-        ) from e
+        yield
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _report.reset(token)
+
+
+def download(
+    repo_id: str, patterns: Sequence[str], access: Access, *, sha256: str | None = None, otherwise: str = ""
+) -> Path:
+    """Make sure that the files of a repository that match a pattern are in the cache and intact.
+
+    If the Hub does not answer, the copy in the cache is used.
+
+    Args:
+        repo_id: "organisation/repository".
+        patterns: Patterns of paths in the repository.
+        access: How to fetch the files.
+        sha256: Expected hash of each file. `None` takes the Hub's.
+        otherwise: What else a user without a network can do, for the message.
+
+    Returns:
+        The folder in the cache.
+
+    Raises:
+        ModelNotFoundError: If a file cannot be fetched; the message says why, and what to do.
+        CheckpointError: If a file is not that of `sha256`, or is damaged, also after it was fetched again.
+    """
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.utils import filter_repo_objects
+
+    where: dict[str, Any] = {"revision": access.revision or "main", "cache_dir": cache_root(access.cache_dir)}
+    if not is_inside(where["revision"]):
+        raise ValueError(f"`revision` must be a branch, a tag or a commit, got {access.revision!r}.")
+    offline, why = is_offline(access), f"The network may not be used for {repo_id!r}: connect once{otherwise}."
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    odd: tuple[type[Exception], ...] = (
+        *_client_errors(),
+        LookupError,
+        TypeError,
+        AttributeError,
+    )  # the last three: other JSON
+    if not offline:
+        try:  # `snapshot_download` would wait for its own first answer without a limit
+            HfApi(**_LIBRARY, token=access.token).model_info(repo_id, revision=access.revision, timeout=timeout)
+        except odd as e:
+            offline, why = True, _explain(e, repo_id, access.revision)
+            if access.force_download or type(e).__name__ == "RevisionNotFoundError":
+                raise ModelNotFoundError(why) from e
+            logger.warning("%s The copy in the cache is used, if there is one.", why)
+    options = where | _LIBRARY | {"etag_timeout": timeout, "token": access.token, "allow_patterns": list(patterns)}
+    options |= {"local_files_only": offline, "force_download": access.force_download, "tqdm_class": _progress_bar()}
+    for again in (False, True):
+        try:
+            folder = Path(snapshot_download(repo_id, **options))
+        except _client_errors() as e:
+            raise ModelNotFoundError(why if offline else _explain(e, repo_id)) from e
+        there = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+        asked = list(filter_repo_objects(there, allow_patterns=options["allow_patterns"]))
+        if offline and (access.force_download or not asked):
+            raise ModelNotFoundError(why)
+        damaged = [name for name in asked if not _is_intact(folder / name)]
+        if not damaged:
+            for name in asked:
+                if sha256 is not None and sha256 not in ((folder / name).resolve().name, file_sha256(folder / name)):
+                    raise CheckpointError(f"{name} of {repo_id!r} is another file: its sha256 is not {sha256}.")
+            return folder
+        text = f"{damaged[0]} of {repo_id!r} is damaged"
+        if offline:
+            raise CheckpointError(f"{text}. Connect and load it again: it is then fetched anew.")
+        for name in damaged:
+            remove(folder / name)
+        if not again:
+            logger.warning("%s. It is fetched again.", text)
+    raise CheckpointError(f"{text}, also after it was fetched again. Nothing of it is kept.")
+
+
+def download_file(repo_id: str, filename: str, access: Access, *, sha256: str | None = None) -> Path:
+    """Fetch one file as `download` does, and give its path in the cache."""
+    path = download(repo_id, [glob.escape(filename)], access, sha256=sha256) / filename
+    if not path.is_file():
+        raise ModelNotFoundError(f"{repo_id!r} has no file {filename!r}, or the cache lacks it.")
     return path
 
 
-def write_text(text: str, path: Path) -> None:
-    """Write a text file in UTF-8, as `write_file` does."""
-    write_file(path, lambda temporary: temporary.write_text(text, "utf-8"))
+def is_inside(path: str) -> bool:
+    """Tell whether a relative path stays in the folder that it is joined to."""
+    windows = PureWindowsPath(path)  # knows both separators, and drives
+    return not windows.anchor and ".." not in windows.parts
 
 
-def write_config(config: dict[str, Any], folder: Path, *, name: str = CONFIG_NAME) -> None:
-    """Write a JSON object to a folder, as `write_file` does; NumPy's numbers become numbers."""
-    write_text(json.dumps(config, indent=2, default=plain_number) + "\n", folder / name)
+def _is_intact(path: Path) -> bool:
+    """Check the hash of a file. The client names the content of a large file by its sha256, others by the git sha1."""
+    known = path.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", known):
+        return file_sha256(path) == known
+    if not re.fullmatch(r"[0-9a-f]{40}", known):  # a cache without links
+        return True
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest() == known
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file, as `write_file` does. `read_header` gives the texts in `metadata` back."""
-    contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    texts = {"format": "pt", **(metadata or {})}
-    write_file(path, lambda temporary: save_file(contiguous, temporary, metadata=texts))
+def _progress_bar() -> Any:
+    """Make a class for the client's `tqdm_class`: its own bar, which also reports, and ends a file without an end."""
+    from huggingface_hub.utils import tqdm
+
+    report = _report.get()  # here, since the client may count in another thread
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            # Others count files, or what is received beside what is written.
+            self.counts = options.get("unit") == "B" and options.get("desc") != "Downloading bytes"
+            self.done = 0
+            super().__init__(*args, **options)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self.done += int(n or 0)
+            if self.done > MAX_FILE_BYTES:
+                raise OSError(f"more than {MAX_FILE_BYTES >> 30} GiB came.")
+            if self.counts and report is not None:
+                report(self.done, int(self.total or 0))
+            return super().update(n)
+
+    return Bar
 
 
-@contextmanager
-def write_together(folder: Path) -> Iterator[Path]:
-    """Replace the files of a model or an inversion together: after an error or a kill, the folder is never a mixture.
+def _client_errors() -> tuple[type[Exception], ...]:
+    from huggingface_hub import errors
 
-    They are written to the folder that this yields, inside `folder`, and moved to their places when the block ends.
-    `config.json` is removed first and written last: if the program is killed between, the folder is refused until it
-    is saved again. Other files stay, except that the parts of another generator than the one that is written are
-    deleted. Only one process may write a folder at a time.
-    """
-    stage = _partial(folder, "files")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder, older_than=0)
-        stage.mkdir()
-        yield stage
-        _replace_files(folder, stage)
-    except (CheckpointError, OSError) as e:
-        text = str(e).replace(str(stage), str(folder))
-        raise CheckpointError(
-            text if isinstance(e, CheckpointError) else f"{folder} could not be written: {text}. Save it again."
-        ) from e
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+    return errors.HTTPError, OSError, ValueError, RuntimeError  # HTTPError: timeouts are no OSErrors
 
 
-def _replace_files(folder: Path, stage: Path) -> None:
-    """Move files to their places; those of a generator leave last and come first, so that a mixture has one."""
-    config, card = folder / CONFIG_NAME, folder / "README.md"
-    files = [path for path in stage.rglob("*") if path.is_file()]
-    foreign = all((each / "generator").is_dir() for each in (stage, folder))
-    foreign = foreign and not (config.is_file() and _is_same_generator(folder, stage))
-    config.unlink(missing_ok=True)
-    if foreign:
-        parts = [path for path in folder.iterdir() if _PART.fullmatch(path.name)]
-        for part in sorted(parts, key=lambda path: path.name == "generator"):
-            part.rename(stage / f".{part.name}")  # deleted with it
-        if card.is_file() and _OURS.search(card.read_text("utf-8", "replace")):
-            card.replace(folder / "README.old.md")  # it describes the other model
-    for file in sorted(files, key=lambda path: (path == stage / CONFIG_NAME, path.parent.name != "generator")):
-        target = folder / file.relative_to(stage)
-        target.parent.mkdir(exist_ok=True)
-        file.replace(target)
+_MESSAGES = {  # by the name of the error's class or of a base of it, the Hub's status, or the system's error
+    "GatedRepoError": "{repo!r} is gated: accept its terms on the Hub and pass `token`.",
+    "RevisionNotFoundError": "{repo!r} has no revision {revision!r}.",
+    "RepositoryNotFoundError": "The Hub has no repository {repo!r}, or it is private: pass `token`.",
+    "401 403": "The Hub refuses access to {repo!r} ({status}): log in with `hf auth login`, or pass a `token` that has "
+    "the right to it.",
+    "429 5xx": "The Hub is out of order or had too many requests ({status}), so {repo!r} could not be reached: try "
+    "again in some minutes, or log in with `hf auth login`.",
+    "ENOSPC EDQUOT": "The disk is full, so {repo!r} could not be kept: make room, or give another `cache_dir`.",
+    "EACCES EROFS": "{repo!r} could not be kept, since the cache may not be written: give another `cache_dir`.",
+    "ConnectError ProxyError": "The Hub cannot be reached for {repo!r}: check the connection, and the proxy if there "
+    "is one.",
+    "FileMetadataError TooManyRedirects JSONDecodeError LookupError TypeError AttributeError": "Something answered at "
+    "{hub} that is not the Hub, perhaps a page that asks for a log-in: open it in a browser, then load {repo!r} again.",
+    "TimeoutException TransportError": "The Hub did not answer in time for {repo!r}, or the connection broke off: try "
+    "again later.",
+    "Exception": "{repo!r} could not be fetched from the Hub: {error}",
+}
 
 
-def _is_same_generator(folder: Path, stage: Path) -> bool:
-    """Tell whether a folder holds the generator that is about to be moved there, in whatever dtype."""
-    try:
-        (new,) = (stage / "generator").glob("model*.safetensors")
-        there = sorted((folder / "generator").glob("model*.safetensors"), key=lambda path: path.name != new.name)
-        ours, theirs = read_tensors(new), read_tensors(there[0])
-    except (CheckpointError, LookupError):
-        return False
-    return ours.keys() == theirs.keys() and all(
-        a.shape == b.shape and torch.allclose(a.float(), b.float(), *((0, 0) if a.dtype == b.dtype else (2**-7, 1e-6)))
-        for a, b in ((tensor, theirs[key]) for key, tensor in ours.items())
-    )
+def _explain(error: BaseException, repo_id: str, revision: str | None = None) -> str:
+    """Say what went wrong and what to do: the first message that fits the error or one of its causes."""
+    from huggingface_hub import constants
+
+    causes: list[Any] = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    status = next((each.response.status_code for each in causes if getattr(each, "response", None) is not None), 0)
+    found = {cls.__name__ for each in causes for cls in type(each).__mro__}
+    found |= {errno.errorcode.get(getattr(each, "errno", None) or 0, "") for each in causes}
+    found |= {"5xx" if status >= 500 else str(status)}
+    message = next(text for names, text in _MESSAGES.items() if found & set(names.split()))
+    said = " ".join(str(error).split())
+    return message.format(repo=repo_id, revision=revision, status=status, error=said, hub=constants.ENDPOINT)
 
 
-def _partial(folder: Path, name: str) -> Path:
-    """Make a hidden name for what is being written, which `sweep` knows."""
-    return folder / f".{name}.{os.urandom(4).hex()}.partial"
+# --- the Hub's cache
 
 
-def sweep(folder: Path, *, older_than: float = 3600.0) -> None:
-    """Remove what killed programs left half written in a folder: what was not touched for so many seconds."""
-    for path in folder.glob(f".*.{'[0-9a-f]' * 8}.partial"):
-        if time.time() - path.lstat().st_mtime < older_than:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+def is_offline(access: Access) -> bool:
+    """Tell whether the network may not be used, because of `local_files_only` or the Hub's `HF_HUB_OFFLINE`."""
+    from huggingface_hub import constants
+
+    return access.local_files_only or constants.HF_HUB_OFFLINE
 
 
-# --- networks
+def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Give the folder of the cache: `cache_dir`, or the Hub's own."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE if cache_dir is None else cache_dir).expanduser()
 
 
-def load_module(
-    cls: type[Module],
-    config_cls: type[Any],
+def storage_folder(repo_id: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Give the folder where the cache keeps a repository."""
+    return cache_root(cache_dir) / f"models--{repo_id.replace('/', '--')}"
+
+
+def remove(path: Path) -> None:
+    """Remove a file from the cache, and its content unless another snapshot there links to that."""
+    content = path.resolve()
+    path.unlink(missing_ok=True)
+    if not any(other.resolve() == content for other in content.parents[1].glob("snapshots/*/**/*")):
+        content.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Compute the sha256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# --- uploads
+
+
+def upload_folder(
     folder: Path,
+    repo_id: str,
     *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    variant: str | None = None,
-) -> Module:
-    """Build a network from the `config.json` of a folder and fill it, strictly, from its `model.safetensors`.
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    overwrite_card: bool = False,
+) -> str:
+    """Upload the folder of a model in one commit, as `push_to_hub` does: JSON, safetensors, cards and licences only.
 
-    It comes in eval mode, frozen, and in float32 if `dtype` is `None`, whatever the file holds.
+    Returns:
+        Address of the commit.
 
     Raises:
-        CheckpointError: If a file is missing or damaged, the config has a bad field or is another network's, or names
-            or shapes differ.
+        ValueError: If `repo_id` is not "organisation/repository".
+        UploadError: If the Hub refuses, or cannot be reached. The files of the repository are as they were.
     """
-    weights = folder / weights_name(variant)
-    if variant is not None and folder.is_dir() and not weights.is_file():
-        raise CheckpointError(f"{folder} has no variant {variant!r} ({weights.name}); leave `variant` out.")
-    config, source = read_config(folder), str(folder / CONFIG_NAME)
-    if config.get("_class_name", cls.__name__) not in [base.__name__ for base in cls.__mro__]:
-        raise CheckpointError(f"{source} is of a {str(config['_class_name'])[:100]!r}, not of a {cls.__name__}.")
-    module = build_module(cls, config_cls, config, read_tensors(weights), source=source, weights=str(weights))
-    return module.to(device=device, dtype=dtype or torch.float32)
+    from huggingface_hub import HfApi, get_session
 
-
-def build_module(
-    cls: type[Module],
-    config_cls: type[Any],
-    config: dict[str, Any],
-    state_dict: dict[str, Tensor],
-    *,
-    source: str,
-    weights: str,
-) -> Module:
-    """Build a network from the fields of its config, without those that begin with an underscore, and fill it.
-
-    `source` and `weights` say in messages where the config and the state dict come from.
-    """
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if not k.startswith("_")}
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise ValueError(f"`repo_id` must be organisation/repository, got {repo_id!r}.")
+    api, session = HfApi(**_LIBRARY, token=token), get_session()
+    before, session.timeout = session.timeout, UPLOAD_SILENCE
     try:
-        with torch.device("meta"):  # first without memory: a config may ask for more than there is
-            outline = cls(config_cls(**fields))
-        check_fit(outline, state_dict, source=weights)
-        module = new_module(cls, config_cls(**fields))
-    except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError) as e:  # a wrong type
-        raise CheckpointError(f"{source} does not describe a {cls.__name__}: {e}") from e
-    module.load_state_dict(state_dict, strict=True)
-    return module.eval().requires_grad_(False)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        kept = not overwrite_card and api.file_exists(repo_id, "README.md", revision=revision)
+        commit: Any = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=str(folder),
+            revision=revision,
+            commit_message=commit_message or "Upload with stylegan-inversion",
+            allow_patterns=_UPLOADED,
+            ignore_patterns=["README.md"] if kept else [],
+        )
+        return str(commit)
+    except _client_errors() as e:
+        detail = _explain(e, repo_id, revision)
+        raise UploadError(f"{repo_id!r} could not be uploaded, its files are as they were: {detail}") from e
+    finally:
+        session.timeout = before
 
 
-def new_module(cls: type[Module], config: Any) -> Module:
-    """Build a network to be filled, on the CPU and in float32, whatever the caller's defaults; draws no randomness."""
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        return cls(config).to(torch.float32)
+def model_card(
+    body: str, *, title: str, tags: list[str], license: str | None = None, metrics: Mapping[str, float] | None = None
+) -> str:
+    """Put the header that the Hub reads on top of a model card's Markdown. No `license` means that it is not stated."""
+    from huggingface_hub import EvalResult, ModelCardData
 
-
-def uncompiled(module: Module) -> Module:
-    """Unwrap a network that `torch.compile` wrapped; any other network stays as it is."""
-    return cast(Module, getattr(module, "_orig_mod", module))
-
-
-def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
-    """Give the state dict of a network by its own names, also where `torch.compile` wraps it or a part of it."""
-    return {plain_name(key): tensor for key, tensor in module.state_dict().items()}
-
-
-def plain_name(key: str) -> str:
-    """Strip what `torch.compile` puts into the name of a parameter."""
-    return key.replace("_orig_mod.", "")
-
-
-def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:
-    """Copy a state dict into a network, which ends frozen in eval mode, or raise `CheckpointError` and change nothing.
-
-    `source` says in messages where the state dict comes from.
-    """
-    check_fit(module, state_dict, source=source)
-    module.load_state_dict(state_dict, strict=True)
-    module.eval().requires_grad_(False)
-
-
-def check_fit(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:
-    """Check that a state dict has the names, shapes and kinds of number of a network, which may be on "meta".
-
-    The `CheckpointError` lists five differences.
-    """
-    ours = module.state_dict()
-    faults = [f"missing {key}" for key in ours if key not in state_dict]
-    faults += [f"unexpected {key}" for key in state_dict if key not in ours]
-    for key, tensor in ours.items():
-        found = state_dict.get(key, tensor)
-        if found.shape != tensor.shape:
-            faults.append(f"{key} is {tuple(found.shape)}, not {tuple(tensor.shape)}")
-        elif found.is_floating_point() != tensor.is_floating_point():
-            faults.append(f"{key} is {found.dtype}, not {tensor.dtype}")
-    if faults:
-        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise CheckpointError(f"{source} does not fit {type(module).__name__}: {'; '.join(faults[:5])}{more}.")
-
-
-def save_module(
-    module: nn.Module, folder: Path, *, dtype: torch.dtype | None = None, variant: str | None = None
-) -> None:
-    """Write a network that has a `config`, the dataclass it was built from, as `config.json` and `model.safetensors`.
-
-    `dtype` is the floating-point type in the file; `None` keeps the network's own.
-    """
-    module = uncompiled(module)
-    state_dict = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in plain_state_dict(module).items()}
-    if dtype is not None and not all(torch.isfinite(v).all() for v in state_dict.values() if v.is_floating_point()):
-        raise ValueError(f"`dtype` {dtype} cannot hold the weights of this {type(module).__name__}.")
-    write_tensors(state_dict, folder / weights_name(variant))
-    write_config({"_class_name": type(module).__name__, **dataclasses.asdict(cast(Any, module.config))}, folder)
+    where: dict[str, Any] = {"task_type": "image-to-image", "task_name": "GAN inversion"}
+    where |= {"dataset_type": "custom", "dataset_name": "the author's"}
+    results = [
+        EvalResult(**where, metric_type=name, metric_name=name, metric_value=float(value))
+        for name, value in (metrics or {}).items()
+    ]
+    header = ModelCardData(
+        library_name="stylegan-inversion",
+        pipeline_tag="image-to-image",
+        tags=tags,
+        license=license or "other",
+        license_name=None if license else "not-stated",
+        metrics=list(metrics) if metrics else None,
+        model_name=title if metrics else None,
+        eval_results=results or None,
+    )
+    return f"---\n{header.to_yaml()}\n---\n\n{body}"

@@ -14,10 +14,10 @@ from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPip
 from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.evaluation.editability import load_face_scorer
 from stylegan_inversion.evaluation.metrics import mean_offset_norm
-from stylegan_inversion.hub import builtin_models, builtin_path, read_tensors
 from stylegan_inversion.latents import broadcast
 from stylegan_inversion.models.face import FaceScorer
 from stylegan_inversion.preprocessing.image import to_tensor
+from stylegan_inversion.storage import builtin_models, builtin_path, read_tensors
 
 ROOT = builtin_path("faces64")
 FILES = json.loads((ROOT / "index.json").read_text())["files"]

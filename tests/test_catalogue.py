@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stylegan_inversion import PTIPipeline, catalogue, cli, hub
+from stylegan_inversion import PTIPipeline, catalogue, cli, storage
 from stylegan_inversion.catalogue import describe_models, list_models
 from stylegan_inversion.checkpoints.find import edits_of, find_folder
 from stylegan_inversion.errors import CheckpointError
@@ -26,7 +26,7 @@ def test_the_table() -> None:
     assert len(set(names)) == len(names) and {"e4e-ffhq-1024", "psp-ffhq-1024", "stylegan2-ffhq-1024"} <= set(names)
     kinds = {*ENCODERS, "generator", "identity", "moco", "direction", "ganspace", "unread"}
     for entry in entries:
-        assert re.fullmatch(r"[a-z0-9-]+", entry.name) and entry.name not in hub.builtin_models()
+        assert re.fullmatch(r"[a-z0-9-]+", entry.name) and entry.name not in storage.builtin_models()
         assert entry.licence and entry.source and entry.description and entry.kind in kinds
         assert (entry.repository is None) == (entry.file is None) and ".." not in (entry.file or "")
         assert entry.size is None or entry.sha256 is not None
@@ -61,7 +61,7 @@ ENTRY = '{"entries": [{"name": "x", "kind": "", "description": "", "licence": ""
 )
 def test_a_damaged_table(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "catalogue.json").write_text(text)
-    monkeypatch.setattr(hub, "builtin_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(storage, "builtin_path", lambda name: tmp_path / name)
     with pytest.raises(CheckpointError, match=message):
         catalogue.catalogue.__wrapped__()
 
@@ -74,7 +74,7 @@ def test_list(fake_hub: FakeHub, pti: PTIPipeline, tmp_path: Path, capsys: pytes
     cache, entries = tmp_path / "cache", {entry.name: entry for entry in catalogue.catalogue()}
     file = cache / "models--public-data--e4e" / "snapshots" / ("1" * 40) / "e4e_ffhq_encode.pt"
     direction = cache / "files--https" / str(entries["direction-ffhq-age"].sha256) / "age.pt"
-    converted = catalogue.converted_folder(entries["psp-ffhq-1024"]) / hub.CONFIG_NAME
+    converted = catalogue.converted_folder(entries["psp-ffhq-1024"]) / storage.CONFIG_NAME
     for path in (file, direction, converted):
         path.parent.mkdir(parents=True)
         path.write_bytes(b"x")

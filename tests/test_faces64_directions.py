@@ -7,9 +7,9 @@ from torch import Tensor
 from stylegan_inversion import latents
 from stylegan_inversion.editing.directions import Direction, load_directions
 from stylegan_inversion.evaluation.editability import load_face_scorer
-from stylegan_inversion.hub import builtin_path, load_module
 from stylegan_inversion.models.face import EXPRESSIONS, FaceScorer, landmark_yaw
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.storage import builtin_path, load_module
 
 NAMES = ["smile", "age", "gender", "yaw"]
 SEED = 20_000_000  # the recipe's seeds are below a million

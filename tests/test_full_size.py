@@ -18,11 +18,11 @@ from huggingface_hub import constants
 from stylegan_inversion import E4EPipeline, InversionOutput, catalogue
 from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.demo import sample_photos
-from stylegan_inversion.hub import builtin_path
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.preprocessing.image import load_image
+from stylegan_inversion.storage import builtin_path
 from tests.checkpoints.public_directions import make_direction, publish
 from tests.fake_hub import hub_client, serve
 

@@ -1,275 +1,267 @@
-"""Configs, weights and networks in files, sound and damaged."""
+"""Downloads from a Hub that is damaged, silent or not there, and uploads to it."""
 
-import json
+import errno
+import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+import shutil
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub import constants, get_session
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
 from stylegan_inversion import hub
-from stylegan_inversion.errors import CheckpointError
-from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, UploadError
+from stylegan_inversion.hub import Access, download_file, report_downloads, storage_folder, upload_folder
+from tests.fake_hub import COMMIT, FakeHub, hub_client, serve
 
-CONFIG = GeneratorConfig(16, z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=4)
-
-
-@dataclass(frozen=True)
-class TinyConfig:
-    width: int = 4
-    sizes: tuple[int, ...] = (1, 2)
-
-    def __post_init__(self) -> None:
-        if self.width < 1:
-            raise ValueError(f"`width` must be >= 1, got {self.width}.")
+WEIGHTS = "encoder/model.safetensors"
+OFFLINE = Access(local_files_only=True)
 
 
-class Tiny(nn.Module):
-    def __init__(self, config: TinyConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.linear = nn.Linear(config.width, len(config.sizes))
-        self.norm = nn.BatchNorm1d(config.width)  # brings an int64 tensor
+@pytest.fixture
+def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
+    """A Hub with one small model, org/tiny, an empty cache in `tmp_path / "cache"`, and the client set to both."""
+    source = tmp_path / "source"
+    (source / "encoder").mkdir(parents=True)
+    (source / "config.json").write_text("{}\n")
+    (source / "code.py").write_text("raise SystemExit\n")
+    save_file({"a": torch.arange(50.0)}, source / WEIGHTS)
+    save_file({"a": torch.arange(50.0).half()}, source / "encoder" / "model.fp16.safetensors")
+    with serve() as hub, hub_client(hub, tmp_path / "cache"):
+        hub.add("org/tiny", source)
+        yield hub
 
 
-def state(module: nn.Module) -> dict[str, Tensor]:
-    return {key: tensor.clone() for key, tensor in module.state_dict().items()}
+def download(access: Access = Access(), repo_id: str = "org/tiny", **options: Any) -> Path:
+    return hub.download(repo_id, ("*.json", "*model.safetensors"), access, **options)
 
 
-def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert a.keys() == b.keys() and all(torch.equal(tensor, b[key]) for key, tensor in a.items())
+def right(hub: FakeHub) -> bytes:
+    return hub.repositories["org/tiny"][WEIGHTS]
 
 
-# --- files
+def flipped(content: bytes) -> bytes:
+    """One bit of the last number is another."""
+    return content[:-2] + bytes([content[-2] ^ 4]) + content[-1:]
 
 
-def test_round_trips(tmp_path: Path) -> None:
-    config = {"a": 1, "b": [1.5, "ü"], "c": None}
-    hub.write_config(config, tmp_path / "new" / "folder")
-    assert hub.read_config(tmp_path / "new" / "folder") == config
-    tensors = {"a": torch.arange(6.0).view(2, 3).t(), "b": torch.tensor(3), "c": torch.ones(2, requires_grad=True)}
-    hub.write_tensors(tensors, tmp_path / "x.safetensors", metadata={"text": "ü"})
-    assert_same(hub.read_tensors(tmp_path / "x.safetensors"), {key: tensor.detach() for key, tensor in tensors.items()})
-    assert hub.read_header(tmp_path / "x.safetensors")[1]["text"] == "ü"
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, r"config.json cannot be read as JSON: .*No such file"),
-        (b"{", r"config.json cannot be read as JSON: "),
-        (b"\xff\xfe{}", r"config.json cannot be read as JSON: .*utf-8"),
-        (b"[" * 100_000, r"config.json cannot be read as JSON: "),
-        (b"[1]", r"config.json cannot be read as JSON: it must hold a JSON object, got list\. Fetch or save it again"),
-        (b"{}" + b" " * 1_000_000, r"config.json cannot be read as JSON: it is larger than 1000000 bytes"),
-    ],
-    ids=["missing", "cut", "not UTF-8", "deep", "list", "large"],
-)
-def test_a_config_that_cannot_be_read(content: bytes | None, message: str, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=message):
-        hub.read_config(tmp_path)
+def test_download_and_without_a_network(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = download()
+    assert folder.name == COMMIT and files_in(folder) == {"config.json", WEIGHTS}  # no code
+    assert (folder / WEIGHTS).read_bytes() == right(fake_hub)
+    assert download() == folder and fake_hub.gets(WEIGHTS) == 1
+    fake_hub.log.clear()
+    assert download(OFFLINE) == download(Access(COMMIT, local_files_only=True)) == folder
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert download() == folder
+    with pytest.raises(ModelNotFoundError, match=r"may not be used for 'org/other': connect once, or give a folder\."):
+        download(repo_id="org/other", otherwise=", or give a folder")
+    assert not fake_hub.log
 
 
-def raw_tensors(dtype: str, size: int, shape: list[int]) -> bytes:
-    header = json.dumps({"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, 2 * size]}}).encode()
-    return len(header).to_bytes(8, "little") + header + bytes(2 * size)
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])  # of one the sha256 is known, of the other the git sha1
+def test_a_file_damaged_on_the_way_or_in_the_cache(
+    name: str, fake_hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = fake_hub.repositories["org/tiny"][name]
+    wrong = flipped(expected)
+    fake_hub.served[name] = [wrong]
+    folder = download()
+    assert (folder / name).read_bytes() == expected and fake_hub.gets(name) == 2
+    assert f"{name} of 'org/tiny' is damaged. It is fetched again." in caplog.messages
+    (folder / name).resolve().write_bytes(wrong)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"is damaged\. Connect and load it again: it is then fetched anew"):
+            download(OFFLINE)
+    fake_hub.served[name] = [wrong, wrong]
+    with pytest.raises(CheckpointError, match=r"is damaged, also after it was fetched again\. Nothing of it is ke"):
+        download()
+    assert not list((tmp_path / "cache").rglob(name))
+    assert (download() / name).read_bytes() == expected
 
 
-def saved(tensors: dict[str, Tensor], folder: Path) -> bytes:
-    save_file(tensors, folder / "saved")
-    return (folder / "saved").read_bytes()
+def test_what_a_cache_without_links_or_that_may_only_be_read_does(fake_hub: FakeHub) -> None:
+    folder = download()
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).write_bytes(content)
+    shutil.rmtree(folder.parents[1] / "refs")
+    (folder.parents[1] / "refs").touch()  # a file where a folder is needed: these tests run as root, too
+    assert download() == download(Access(COMMIT, local_files_only=True)) == folder
 
 
-UNREADABLE: dict[str, tuple[Callable[[Path], bytes | None], str]] = {
-    "missing": (lambda _: None, "cannot be read as safetensors: .*No such file"),
-    "empty": (lambda _: b"", "cannot be read as safetensors: "),
-    "cut": (lambda folder: saved({"a": torch.ones(100)}, folder)[:-10], "cannot be read as safetensors: "),
-    "pickle": (
-        lambda _: b"\x80\2}q\0.    ",
-        r"header would have .* Perhaps it is a .pt or .pkl file, which `from_single",
-    ),
-    "page": (lambda _: b"<!DOCTYPE html><title>Quota exceeded</title>", "or a web page. Fetch or save it again"),
-    "minutes": (
-        lambda folder: saved({f"a{i}": torch.zeros(0) for i in range(40_000)}, folder),
-        r"its header would have \d+ bytes, and at most 2000000 are read",
-    ),
-    "NaN": (lambda folder: saved({"a": torch.full((2,), float("nan"))}, folder), "'a' holds NaN or infinity"),
-    "dtype": (
-        lambda _: raw_tensors("F8_E4M3", 1, [2]),
-        r"tensor 'a' is torch\.float8_e4m3fn with 1 axes, which no",
-    ),
-    "axes": (lambda _: raw_tensors("F32", 4, [1] * 65 + [2]), r"tensor 'a' is torch\.float32 with 66 axes"),
-}
+def test_the_progress_of_this_thread_is_reported(fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[int, int]] = []
+    with report_downloads(lambda done, total: heard.append((done, total))):
+        other = threading.Thread(target=download, args=(Access(cache_dir=constants.HF_HUB_CACHE + "2"),))
+        other.start()
+        other.join()
+        assert not heard
+        folder = download()
+    size = sum(len((folder / name).read_bytes()) for name in files_in(folder))
+    assert heard[-1] == (size, size)
+
+    def leave(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with report_downloads(leave), pytest.raises(KeyboardInterrupt):
+        download(Access(force_download=True))
+    monkeypatch.setattr(hub, "MAX_FILE_BYTES", 5)
+    with pytest.raises(ModelNotFoundError, match=r"'org/tiny' could not be fetched from the Hub: more than 0 GiB came"):
+        download(Access(force_download=True))
 
 
-@pytest.mark.parametrize("kind", UNREADABLE)
-def test_tensors_that_cannot_be_read(kind: str, tmp_path: Path) -> None:
-    make, message = UNREADABLE[kind]
-    content = make(tmp_path)
-    if content is not None:
-        (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"x\.safetensors.*{message}"):
-        hub.read_tensors(tmp_path / "x.safetensors")
+ANSWERS: list[tuple[str | int, str]] = [
+    ("GatedRepo", r"'org/tiny' is gated: accept its terms on the Hub and pass `token`\."),
+    ("private", r"The Hub has no repository 'org/tiny', or it is private: pass `token`\."),
+    (403, r"The Hub refuses access to 'org/tiny' \(403\): log in with `hf auth login`, or pass a `token` that has the"),
+    (429, r"The Hub .* too many requests \(429\), so 'org/tiny' could not be reached: try again in some minutes, or"),
+    (503, r"The Hub is out of order .* \(503\), so 'org/tiny' could not be reached: try again in some minutes"),
+    ("hang", r"The Hub did not answer in time for 'org/tiny', or the connection broke off: try again later\."),
+    ("cut", r"The Hub did not answer in time for 'org/tiny', or the connection broke off: try again later\."),
+    ("html", r"Something answered at http://127.0.0.1:\d+ that is not the Hub, perhaps a page that asks for a log-in"),
+    ("odd", r"that is not the Hub"),
+    ("loop", r"that is not the Hub"),
+    ("unplugged", r"The Hub cannot be reached for 'org/tiny': check the connection"),
+]
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
-def test_devices_are_no_files(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / hub.CONFIG_NAME)
-    (tmp_path / "x.safetensors").symlink_to("/dev/zero")
-    with pytest.raises(CheckpointError, match=r"cannot be read as JSON: it is a folder or a device"):
-        hub.read_config(tmp_path)
-    with pytest.raises(CheckpointError, match=r"read as safetensors: it is a folder or a device"):
-        hub.read_tensors(tmp_path / "x.safetensors")
+@pytest.mark.parametrize(("fault", "message"), ANSWERS)
+def test_each_fault_says_what_it_is_and_a_model_in_the_cache_still_loads(
+    fake_hub: FakeHub, fault: str | int, message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = download()  # positive control
+    if fault == "private":
+        fake_hub.tokens["org/tiny"] = "secret"
+    elif fault == "unplugged":
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    else:
+        fake_hub.faults[""] = fault
+    assert download() == folder
+    (said,) = caplog.messages
+    assert re.search(message, said) and said.endswith("The copy in the cache is used, if there is one.")
+    with pytest.raises(ModelNotFoundError, match=rf"^[^\n]*{message}[^\n]*$"):
+        download(Access(force_download=True))
+    shutil.rmtree(folder.parents[1])
+    with pytest.raises(ModelNotFoundError, match=rf"^[^\n]*{message}[^\n]*$"):
+        download()
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.write_config({"a": 1}, tmp_path)
-    hub.write_tensors({"a": torch.ones(1)}, tmp_path / "model.safetensors")
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-
-    def half(path: Path, *_: Any, **_kwargs: Any) -> None:
-        path.write_bytes(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(hub, "save_file", lambda _, path, **__: half(path))
-    monkeypatch.setattr(Path, "write_text", half)
-    with pytest.raises(CheckpointError, match=r"could not be written: No space left.*before is untouched; make room"):
-        hub.write_tensors({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"config.json could not be written: No space left"):
-        hub.write_config({"a": 2}, tmp_path)
-    with pytest.raises(TypeError, match=r"<object object at .*> is no(t a)? number\."):
-        hub.write_config({"a": object()}, tmp_path)
-    with pytest.raises(CheckpointError, match=r"could not be written: "):
-        hub.write_tensors({}, tmp_path / "config.json" / "below a file")
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_what_a_killed_program_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    kept = [tmp_path / name for name in (hub.CONFIG_NAME, ".env.template", ".vimrc.partial", ".x.0123abcg.partial")]
-    left = [tmp_path / ".files.89abcdef.partial", tmp_path / ".config.json.0123abcd.partial"]
-    (left[0] / "generator").mkdir(parents=True)
-    for path in [*kept, left[1]]:
-        path.write_text("x")
-    hub.sweep(tmp_path)
-    assert sorted(tmp_path.iterdir()) == sorted([*kept, *left]), "another program may be writing them"
-    for path in [*kept, *left]:
-        os.utime(path, (0, 0))
-    hub.sweep(tmp_path)
-    assert sorted(tmp_path.iterdir()) == sorted(kept)
-    hub.sweep(tmp_path / "nothing")
-
-
-@pytest.mark.skipif(os.name == "nt", reason="there is no umask")
-def test_files_are_as_private_as_the_user_wants(tmp_path: Path) -> None:
-    before = os.umask(0o077)
-    try:
-        hub.write_tensors({"a": torch.ones(1)}, tmp_path / "x.safetensors")
-        hub.write_config({}, tmp_path)
-    finally:
-        os.umask(before)
-    hub.write_config({}, tmp_path, name="open.json")
-    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
-    assert modes == {"x.safetensors": 0o600, "config.json": 0o600, "open.json": 0o666 & ~before}
-
-
-# --- networks
-
-
-def test_a_network_comes_back(tmp_path: Path) -> None:
-    generator = Generator(CONFIG)
-    before = state(generator)
-    hub.save_module(generator, tmp_path / "generator")
-    assert_same(state(generator), before)
-    assert generator.training and all(parameter.requires_grad for parameter in generator.parameters())
-    assert sorted(path.name for path in (tmp_path / "generator").iterdir()) == ["config.json", "model.safetensors"]
-    random_state = torch.get_rng_state()
-    loaded = hub.load_module(Generator, GeneratorConfig, tmp_path / "generator")
-    assert torch.equal(torch.get_rng_state(), random_state)
-    assert loaded.config == CONFIG
-    assert_same(state(loaded), before)
-    assert not loaded.training and not any(parameter.requires_grad for parameter in loaded.parameters())
-    w_plus = torch.zeros(1, generator.num_ws, 8)
-    assert torch.equal(loaded.synthesis(w_plus), generator.synthesis(w_plus))
-
-
-def test_types_and_variants(tmp_path: Path) -> None:
-    module = Tiny(TinyConfig(3, (4, 5, 6)))
-    hub.save_module(module, tmp_path, dtype=torch.float16, variant="fp16")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.fp16.safetensors"]
-    stored = hub.read_tensors(tmp_path / "model.fp16.safetensors")
-    assert stored["linear.weight"].dtype == torch.float16 and stored["norm.num_batches_tracked"].dtype == torch.int64
-    loaded = hub.load_module(Tiny, TinyConfig, tmp_path, variant="fp16")
-    assert loaded.config == module.config and loaded.linear.weight.dtype == torch.float32
-    assert torch.equal(loaded.linear.weight, module.linear.weight.half().float())
-    double = hub.load_module(Tiny, TinyConfig, tmp_path, dtype=torch.float64, device="cpu", variant="fp16")
-    assert double.linear.weight.dtype == torch.float64 and double.norm.num_batches_tracked.dtype == torch.int64
-    with pytest.raises(CheckpointError, match=r"has no variant 'bf16' \(model.bf16.safetensors\); leave `variant` out"):
-        hub.load_module(Tiny, TinyConfig, tmp_path, variant="bf16")
-    module.linear.weight.data.fill_(1e9)
-    with pytest.raises(ValueError, match=r"`dtype` torch.float16 cannot hold the weights of this Tiny\."):
-        hub.save_module(module, tmp_path, dtype=torch.float16)
+@pytest.mark.parametrize(("fault", "message"), [(403, "refuses access"), ("cut", "'org/tiny'")])
+def test_a_file_that_does_not_come(fake_hub: FakeHub, fault: str | int, message: str, tmp_path: Path) -> None:
+    fake_hub.faults[WEIGHTS] = fault
+    with pytest.raises(ModelNotFoundError, match=message):
+        download()
+    assert not list((tmp_path / "cache").rglob("model.safetensors"))
+    fake_hub.faults.clear()
+    assert (download() / WEIGHTS).is_file()
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("error", "message"),
     [
-        (
-            {"linear.bias": None, "extra": torch.ones(1)},
-            r"^the file does not fit Tiny: missing linear.bias; unexpec",
-        ),
-        ({"linear.bias": torch.ones(1)}, r"linear.bias is \(1,\), not \(2,\)\.$"),  # would broadcast
-        ({"linear.bias": torch.ones(2, dtype=torch.int64)}, r"linear.bias is torch.int64, not torch.float32\.$"),
-        ({f"extra{i}": torch.ones(1) for i in range(8)}, r"unexpected extra3; unexpected extra4 and 3 more\.$"),
+        (OSError(errno.ENOSPC, "No space left"), "The disk is full, so 'org/tiny' could not be kept: make room"),
+        (PermissionError(errno.EACCES, "denied"), "the cache may not be written: give another `cache_dir`"),
+        (OSError("something\nnew"), r"^'org/tiny' could not be fetched from the Hub: something new$"),
     ],
 )
-def test_weights_that_do_not_fit_leave_the_network_as_it_was(change: dict[str, Any], message: str) -> None:
-    module, other = Tiny(TinyConfig()), Tiny(TinyConfig())
-    before = state(module)
-    weights = {key: tensor for key, tensor in {**state(other), **change}.items() if tensor is not None}
-    with pytest.raises(CheckpointError, match=message):
-        hub.fill_module(module, weights, source="the file")
-    assert_same(state(module), before)
-    assert module.training and all(parameter.requires_grad for parameter in module.parameters())
-    hub.fill_module(module, state(other), source="the file")
-    assert_same(state(module), state(other))
-    assert not module.training and not any(parameter.requires_grad for parameter in module.parameters())
+def test_faults_of_this_machine(
+    fake_hub: FakeHub, error: OSError, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: Any, **_kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(ModelNotFoundError, match=message):
+        download()
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"_class_name": "os.system"}, r"config.json is of a 'os.system', not of a Generator\."),
-        ({"widht": 1}, r"config.json does not describe a Generator: .*widht"),
-        ({"resolution": 10**9}, r"config.json does not describe a Generator: `resolution` must be "),
-        ({"w_dim": 16}, r"model.safetensors does not fit Generator: "),
-    ],
-)
-def test_configs_that_do_not_fit(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    hub.save_module(Generator(CONFIG), tmp_path)
-    hub.write_config(hub.read_config(tmp_path) | change, tmp_path)
-    with pytest.raises(CheckpointError, match=message):
-        hub.load_module(Generator, GeneratorConfig, tmp_path)
+def test_other_refusals(fake_hub: FakeHub, tmp_path: Path) -> None:
+    for repo_id, revision, message in (
+        ("org/absent", None, r"The Hub has no repository 'org/absent', or it is private: pass `token`\."),
+        ("org/tiny", "v9", r"'org/tiny' has no revision 'v9'\."),
+        ("org/tiny--x", None, r"'org/tiny--x' could not be fetched from the Hub: "),
+    ):
+        with pytest.raises(ModelNotFoundError, match=message):
+            download(Access(revision), repo_id)
+    for revision in (str(tmp_path / "x"), "../../x", "..\\x", "C:x", "\\\\host\\x"):
+        with pytest.raises(ValueError, match="`revision` must be a branch, a tag or a commit, got "):
+            download(Access(revision))
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelNotFoundError, match="'org/tiny'"):
+        download(Access(cache_dir=tmp_path / "file"))
+    fake_hub.repositories["org/evil"] = {"../../../../x.json": b"{}"}
+    with pytest.raises(ModelNotFoundError, match="'org/evil' could not be fetched"):
+        download(repo_id="org/evil")
+    assert not list(tmp_path.rglob("x.json"))
 
 
-def test_an_absurd_config_takes_no_memory(tmp_path: Path) -> None:
-    hub.save_module(Generator(CONFIG), tmp_path)
-    hub.write_config(
-        hub.read_config(tmp_path) | {"channel_base": 2**20, "channel_max": 4096, "resolution": 2048}, tmp_path
-    )
-    made: list[torch.device] = []
+def test_one_file(fake_hub: FakeHub) -> None:
+    sha256 = hashlib.sha256(right(fake_hub)).hexdigest()
+    path = download_file("org/tiny", WEIGHTS, Access(), sha256=sha256)
+    assert path.read_bytes() == right(fake_hub)
+    assert download_file("org/tiny", WEIGHTS, OFFLINE, sha256=sha256) == path and fake_hub.gets(WEIGHTS) == 1
+    with pytest.raises(ModelNotFoundError, match=r"'org/tiny' has no file 'absent\.pt', or the cache lacks it"):
+        download_file("org/tiny", "absent.pt", Access(), sha256="0" * 64)
+    with pytest.raises(CheckpointError, match=r"of 'org/tiny' is another file: its sha256 is not 0{64}"):
+        download_file("org/tiny", WEIGHTS, Access(), sha256="0" * 64)
+    assert path.is_file() and fake_hub.gets(WEIGHTS) == 1, "the copy in the cache is the Hub's, and stays"
 
-    class Watched(Generator):
-        def __init__(self, config: GeneratorConfig) -> None:
-            super().__init__(config)
-            made.append(self.w_avg.device)
 
-    with pytest.raises(CheckpointError, match=r"does not fit Watched: "):
-        hub.load_module(Watched, GeneratorConfig, tmp_path)
-    assert [device.type for device in made] == ["meta"]
+def test_a_file_is_removed_and_its_content_with_the_last_link_to_it(tmp_path: Path) -> None:
+    storage = storage_folder("org/repo", tmp_path)
+    (storage / "blobs").mkdir(parents=True)
+    (storage / "blobs" / "0").write_text("x")
+    links = [storage / "snapshots" / "1" / "a.pt", storage / "snapshots" / "2" / "renamed" / "b.pt"]
+    for link in links:
+        link.parent.mkdir(parents=True)
+        link.symlink_to(os.path.relpath(storage / "blobs" / "0", link.parent))
+    hub.remove(links[0])
+    assert files_in(storage) == {"blobs/0", "snapshots/2/renamed/b.pt"}
+    hub.remove(links[1])
+    assert files_in(storage) == set()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub's client
+def test_upload(fake_hub: FakeHub, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "README.md").write_text("# mine\n")
+    (source / "encoder" / "LICENSE").write_text("mine\n")
+    address = upload_folder(source, "org/new", token="write")
+    assert address == f"{fake_hub.url}/org/new/commit/{COMMIT}"
+    files = fake_hub.repositories["org/new"]
+    expected = {"README.md", "config.json", WEIGHTS, "encoder/model.fp16.safetensors", "encoder/LICENSE"}
+    assert set(files) == expected  # and no code
+    assert files[WEIGHTS] == (source / WEIGHTS).read_bytes()
+
+    (source / "README.md").write_text("# another\n")
+    (source / "config.json").write_text('{"a": 1}\n')
+    upload_folder(source, "org/new", token="write")
+    assert files["README.md"] == b"# mine\n" and files["config.json"] == b'{"a": 1}\n'
+    upload_folder(source, "org/new", token="write", overwrite_card=True, revision="v2")
+    assert files["README.md"] == b"# another\n" and fake_hub.branches == {"v2"}
+
+
+def test_an_upload_that_is_refused(fake_hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UploadError, match=r"^'org/new' could not be uploaded, its files are as they were: [^\n]*401"):
+        upload_folder(tmp_path / "source", "org/new", token="wrong")
+    before = get_session().timeout
+    monkeypatch.setattr(hub, "UPLOAD_SILENCE", 0.5)
+    fake_hub.faults[""] = "hang"
+    with pytest.raises(UploadError, match=r"The Hub did not answer in time for 'org/new'"):
+        upload_folder(tmp_path / "source", "org/new", token="write")
+    assert get_session().timeout == before
+    for name in ("repo", "a/b/c", "a b/c", "../x/y"):
+        with pytest.raises(ValueError, match=rf"`repo_id` must be organisation/repository, got '{name}'"):
+            upload_folder(tmp_path, name)

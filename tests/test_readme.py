@@ -7,8 +7,8 @@ import pytest
 
 from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.editing.directions import load_directions
-from stylegan_inversion.hub import builtin_path
 from stylegan_inversion.preprocessing.image import load_image
+from stylegan_inversion.storage import builtin_path
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

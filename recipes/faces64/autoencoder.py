@@ -23,7 +23,7 @@ from normal_prior import fit_prior
 from reconstruction import Reconstruction, ReconstructionOptions
 from torch import Tensor
 
-from stylegan_inversion import hub, latents
+from stylegan_inversion import latents, storage
 from stylegan_inversion.bounds import number
 from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.losses.lpips import load_perceptual
@@ -100,7 +100,7 @@ class AutoencoderLearner:
     def _make_encoder(self) -> ImageEncoder:
         config = self.config
         if self.init is not None and (self.init / "autoencoder").is_dir():
-            return hub.load_module(ImageEncoder, ImageEncoderConfig, self.init / "autoencoder")
+            return storage.load_module(ImageEncoder, ImageEncoderConfig, self.init / "autoencoder")
         encoder = ImageEncoder(ImageEncoderConfig(config.input_resolution, self.generator.config.w_dim))
         if config.components:
             folder = self._folder(config.data, side=config.input_resolution, training=True)
@@ -212,13 +212,13 @@ class AutoencoderLearner:
             fit_prior(generator, encoder, w)
         else:  # a run that has diverged is saved nevertheless
             logger.warning("The mapping network is left as it is: the w of training pictures are not finite.")
-        config = PIPELINE if self.init is None else hub.read_config(self.init)
+        config = PIPELINE if self.init is None else storage.read_config(self.init)
         if self.config.crop_scale is not None:
             config = {**config, "crop_scale": self.config.crop_scale}
-        with hub.write_together(folder) as stage:
-            hub.save_module(generator, stage / "generator")
-            hub.save_module(encoder, stage / "autoencoder")
-            hub.write_config(dict(config), stage)
+        with storage.write_together(folder) as stage:
+            storage.save_module(generator, stage / "generator")
+            storage.save_module(encoder, stage / "autoencoder")
+            storage.write_config(dict(config), stage)
 
 
 if __name__ == "__main__":

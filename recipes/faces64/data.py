@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from stylegan_inversion.hub import builtin_path, load_module
 from stylegan_inversion.models.face import FaceFeaturesConfig, FaceLandmarks68
+from stylegan_inversion.storage import builtin_path, load_module
 
 logger = logging.getLogger("data")
 PACKAGE = "gan-face-generate==1.1.1"

@@ -34,8 +34,8 @@ from stylegan_inversion import latents
 from stylegan_inversion.editing.directions import Direction, save_directions
 from stylegan_inversion.editing.interfacegan import condition_boundary, fit_boundary
 from stylegan_inversion.evaluation.editability import load_face_scorer
-from stylegan_inversion.hub import WEIGHTS_NAME, builtin_path, load_module, read_tensors, write_tensors
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.storage import WEIGHTS_NAME, builtin_path, load_module, read_tensors, write_tensors
 
 logger = logging.getLogger("directions")
 NAMES = ("smile", "age", "gender", "yaw")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 
@@ -37,12 +37,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/faces64"))
     args = parser.parse_args()
     for cls, name, run in ((GradualStyleEncoder, "psp_encoder", "psp"), (Encoder4Editing, "e4e_encoder", "e4e")):
-        encoder = hub.load_module(cls, PyramidEncoderConfig, args.runs / run / "best" / name)
+        encoder = storage.load_module(cls, PyramidEncoderConfig, args.runs / run / "best" / name)
         x = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
         with torch.no_grad():
             full = encoder(x)
             shrink_features(encoder)
-            hub.save_module(encoder, hub.builtin_path("faces64") / name, dtype=torch.float16)
+            storage.save_module(encoder, storage.builtin_path("faces64") / name, dtype=torch.float16)
             half = encoder.half().float()(x)
         parameters = sum(p.numel() for p in encoder.parameters())
         moved = (full - half).norm() / full.norm()

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stylegan_inversion.hub import WEIGHTS_NAME, builtin_path, fill_module, save_module
 from stylegan_inversion.models.face import (
     AgeGenderConfig,
     AgeGenderNet,
@@ -31,6 +30,7 @@ from stylegan_inversion.models.face import (
 )
 from stylegan_inversion.models.face_detector import FaceDetector, FaceDetectorConfig
 from stylegan_inversion.models.face_recognition import FaceRecognitionConfig, FaceRecognitionNet
+from stylegan_inversion.storage import WEIGHTS_NAME, builtin_path, fill_module, save_module
 
 logger = logging.getLogger("face_tools")
 PACKAGE = "@vladmandic/face-api@1.7.15"

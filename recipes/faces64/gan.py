@@ -19,7 +19,7 @@ from image_encoder import ImageEncoder, ImageEncoderConfig
 from reconstruction import Reconstruction, ReconstructionOptions
 from torch import Tensor, nn
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.bounds import number
 from stylegan_inversion.losses.identity import DlibEmbedding, load_identity
 from stylegan_inversion.training.config import GANConfig, load_config
@@ -67,7 +67,7 @@ class WarmGANLearner(GANLearner):
         self.options = config.reconstruction
         super().__init__(config, accelerator)
         assert self.init is not None, "`init` must be a model of autoencoder.py or prior.py"
-        encoder = hub.load_module(ImageEncoder, ImageEncoderConfig, self.init / "autoencoder")
+        encoder = storage.load_module(ImageEncoder, ImageEncoderConfig, self.init / "autoencoder")
         if self.options.lpips:
             side = self.generator.config.resolution
             check_side(self.perceptual, side, otherwise="set --reconstruction.lpips 0")
@@ -99,8 +99,12 @@ class WarmGANLearner(GANLearner):
             return [layer for source in sources for layer in source(x)]
 
         folder = None if self.init is None or options.new else self.init / "discriminator"
-        if folder and folder.is_dir() and hub.read_config(folder).get("_class_name") == FeatureDiscriminator.__name__:
-            heads = hub.load_module(FeatureDiscriminator, FeatureDiscriminatorConfig, folder)
+        if (
+            folder
+            and folder.is_dir()
+            and storage.read_config(folder).get("_class_name") == FeatureDiscriminator.__name__
+        ):
+            heads = storage.load_module(FeatureDiscriminator, FeatureDiscriminatorConfig, folder)
             heads.features = features
             return heads
         with torch.no_grad():

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from stylegan_inversion.hub import builtin_path, load_module, save_module
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.storage import builtin_path, load_module, save_module
 
 
 def main() -> None:

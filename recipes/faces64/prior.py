@@ -16,7 +16,7 @@ from flow import FlowConfig, fit_flow_prior
 from image_encoder import ImageEncoder, ImageEncoderConfig
 from torch import Tensor
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.preprocessing.image import list_images, load_image, to_tensor
 
@@ -45,11 +45,11 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(FlowConfig, name), metavar="N")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if (args.output / hub.CONFIG_NAME).exists():
+    if (args.output / storage.CONFIG_NAME).exists():
         logger.info("%s is there already: nothing to do.", args.output)
         return
-    generator = hub.load_module(Generator, GeneratorConfig, args.model / "generator")
-    encoder = hub.load_module(ImageEncoder, ImageEncoderConfig, args.model / "autoencoder")
+    generator = storage.load_module(Generator, GeneratorConfig, args.model / "generator")
+    encoder = storage.load_module(ImageEncoder, ImageEncoderConfig, args.model / "autoencoder")
     w = encode(encoder, [args.data / name for name in list_images(args.data)])
     config = FlowConfig(
         components=args.components,
@@ -61,9 +61,9 @@ def main() -> None:
     fit_flow_prior(
         generator, encoder, w, config=config, report=lambda *values: logger.info("%s, step %d: %.4f", *values)
     )
-    hub.save_module(generator, args.output / "generator")
-    hub.save_module(encoder, args.output / "autoencoder")
-    hub.write_config(hub.read_config(args.model), args.output)
+    storage.save_module(generator, args.output / "generator")
+    storage.save_module(encoder, args.output / "autoencoder")
+    storage.write_config(storage.read_config(args.model), args.output)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from pathlib import Path
 from face_tools import fetch_package
 from PIL import Image
 
-from stylegan_inversion.hub import builtin_path
 from stylegan_inversion.preprocessing.image import load_image
+from stylegan_inversion.storage import builtin_path
 
 logger = logging.getLogger("samples")
 LONGER_SIDE = 1280

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.checkpoints.encoder import encoder_to_official
 from stylegan_inversion.checkpoints.generator import generator_to_nvidia, generator_to_rosinality
 from stylegan_inversion.checkpoints.recognise import SingleFile, source_of
@@ -43,20 +43,20 @@ def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop
         return folder
     for alone in ("identity", "moco"):
         if alone in file.parts:
-            hub.save_module(file.parts[alone].build(), folder)
+            storage.save_module(file.parts[alone].build(), folder)
             return folder
     if "generator" not in file.parts:
         raise CheckpointError(f"A file of kind {file.kind} has no form in a folder: its parts are read where they are.")
     config: dict[str, Any] = {"_class_name": "PTIPipeline", "crop_scale": crop_scale}
-    with hub.write_together(folder) as stage:
+    with storage.write_together(folder) as stage:
         for part, network in file.parts.items():
             module = network.build()
             if part == "encoder":
                 config |= {"_class_name": ENCODERS[file.kind].pipeline, "source": to_config(source_of(module))}
-            hub.save_module(module, stage / (ENCODERS[file.kind].folder if part == "encoder" else part))
+            storage.save_module(module, stage / (ENCODERS[file.kind].folder if part == "encoder" else part))
         if file.directions:
             save_directions(file.directions, stage / "directions")
-        hub.write_config(config, stage)
+        storage.write_config(config, stage)
     return folder
 
 
@@ -116,7 +116,7 @@ def write_official(folder: Path, path: Path, *, layout: str) -> Path:
     """
     if layout not in LAYOUTS:
         raise ValueError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
-    module = hub.load_module(Generator, GeneratorConfig, folder / "generator")
+    module = storage.load_module(Generator, GeneratorConfig, folder / "generator")
     generator = module.config, module.state_dict()
     checkpoint: Mapping[str, Any]
     if layout == "nvidia":
@@ -127,6 +127,6 @@ def write_official(folder: Path, path: Path, *, layout: str) -> Path:
         row = ENCODERS[layout]
         if not (folder / row.folder).is_dir():
             raise ModelNotFoundError(f"{folder} holds no encoder of {layout} (folder {row.folder!r}).")
-        encoder = hub.load_module(row.network, row.config, folder / row.folder)
+        encoder = storage.load_module(row.network, row.config, folder / row.folder)
         checkpoint = checkpoint_to_official(layout, (cast(Any, encoder).config, encoder.state_dict()), generator)
-    return hub.write_file(path, lambda temporary: torch.save(checkpoint, temporary))
+    return storage.write_file(path, lambda temporary: torch.save(checkpoint, temporary))

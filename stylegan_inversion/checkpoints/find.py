@@ -14,17 +14,16 @@ from urllib.request import Request, urlopen
 
 from filelock import FileLock
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.catalogue import CatalogueEntry, cached_file, cached_url, catalogue, converted_folder, suggest
 from stylegan_inversion.checkpoints.export import write_model
 from stylegan_inversion.checkpoints.recognise import Part, SingleFile, read_single_file
 from stylegan_inversion.editing.directions import Direction, save_directions
 from stylegan_inversion.editing.ganspace import name_components
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.hub import Access
-from stylegan_inversion.models.encoders import ENCODERS
-from stylegan_inversion.remote import (
+from stylegan_inversion.hub import (
     MAX_FILE_BYTES,
+    Access,
     download,
     download_file,
     file_sha256,
@@ -32,6 +31,7 @@ from stylegan_inversion.remote import (
     is_offline,
     remove,
 )
+from stylegan_inversion.models.encoders import ENCODERS
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ _failed: list[str] = []  # why the first file of directions could not be fetched
 
 def known_entry(name: str | os.PathLike[str]) -> CatalogueEntry | None:
     """Look up a name in the catalogue; `None` for a folder, a built-in model, or any other name."""
-    if Path(name).is_dir() or str(name) in hub.builtin_models():
+    if Path(name).is_dir() or str(name) in storage.builtin_models():
         return None
     return next((entry for entry in catalogue() if entry.name == str(name)), None)
 
@@ -75,23 +75,23 @@ def find_folder(name_or_path: str | os.PathLike[str], access: Access = Access(),
         ModelNotFoundError: If nothing of that name exists, or it cannot be fetched.
         CheckpointError: If a file is damaged, or cannot be converted.
     """
-    name, weights = os.fspath(name_or_path), hub.weights_name(variant)
+    name, weights = os.fspath(name_or_path), storage.weights_name(variant)
     if not is_inside(access.subfolder or ""):
         raise ValueError(
             f"`subfolder` must be a relative path inside the model, without '..', got {access.subfolder!r}."
         )
     folder, inside = Path(name), PureWindowsPath(access.subfolder or "").as_posix()  # knows both separators
-    if name in hub.builtin_models() and not (folder / hub.CONFIG_NAME).is_file():
-        folder = hub.builtin_path(name)
+    if name in storage.builtin_models() and not (folder / storage.CONFIG_NAME).is_file():
+        folder = storage.builtin_path(name)
     elif not name or not folder.is_dir():
         folder = _find_elsewhere(name, inside, access, weights)
     folder /= inside
-    if (folder / hub.CONFIG_NAME).is_file():
+    if (folder / storage.CONFIG_NAME).is_file():
         return folder
     if (folder / "model_index.json").is_file():
         raise ModelNotFoundError(f"{folder} is a pipeline of diffusers (model_index.json), not a GAN of this package.")
     raise ModelNotFoundError(
-        f"{folder} holds no {hub.CONFIG_NAME}, so it is not a model saved by this package, or its saving was "
+        f"{folder} holds no {storage.CONFIG_NAME}, so it is not a model saved by this package, or its saving was "
         "interrupted: save it again."
     )
 
@@ -105,12 +105,12 @@ def _find_elsewhere(name: str, inside: str, access: Access, weights: str) -> Pat
             f"{name!r} is not a folder in this package's format. A pipeline's `from_single_file` reads it; or convert "
             f"it once, by `stylegan-inversion convert {name} FOLDER`, and give the folder."
         )
-    builtin = ", ".join(hub.builtin_models())
+    builtin = ", ".join(storage.builtin_models())
     if re.fullmatch(r"[^./~][^/]*/[^/]+", name):
         prefix = "" if inside == "." else f"{inside}/"
         patterns = [f"{prefix}*.json", f"{prefix}*{weights}"]
-        if weights != hub.WEIGHTS_NAME:
-            patterns.append(f"{prefix}*directions/{hub.WEIGHTS_NAME}")
+        if weights != storage.WEIGHTS_NAME:
+            patterns.append(f"{prefix}*directions/{storage.WEIGHTS_NAME}")
         return download(name, patterns, access, otherwise=f", or give a folder, or a built-in model: {builtin}")
     hint = suggest(name) or "A repository on the Hub is written organisation/repository."
     raise ModelNotFoundError(
@@ -226,7 +226,7 @@ def _find_converted(entry: CatalogueEntry, access: Access) -> Path:
             "take such files."
         )
     folder, directions = converted_folder(entry, access.cache_dir), dict[str, Direction]()
-    config = folder / hub.CONFIG_NAME
+    config = folder / storage.CONFIG_NAME
     if there := config.is_file() and not access.force_download:
         if not (folder / "directions").is_dir():  # perhaps it was converted without a network
             directions = fetch_directions(entry.name, entry.domain, access)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.checkpoints.unpickle import NAMES, STORAGES, Limits, Name, Stream, numbers, resolve, unpickle
 from stylegan_inversion.errors import CheckpointError
 
@@ -45,7 +45,7 @@ def read_checkpoint(path: Path) -> Any:
         data = _map(path)
         start, limits = bytes(data[:9]), Limits(len(data))
         if start[8:9] == b"{" and start[6:8] == b"\0\0":
-            return hub.read_tensors(path)
+            return storage.read_tensors(path)
         if start[:6] == b"\x93NUMPY":
             return _read_numpy(path)
         if start[:4] == b"PK\3\4":
@@ -108,8 +108,8 @@ def _read_zip(members: dict[str, memoryview], limits: Limits) -> Any:
         raise CheckpointError(f"It is a zip archive, but none of PyTorch's. Unpack it and give a file inside: {held}.")
     if bytes(members.get(f"{roots[0]}byteorder", b"little")) != b"little":
         raise CheckpointError("It was saved on a big-endian machine; save it again on a usual one.")
-    _, storage = _storages(lambda key, dtype, numel: numbers(members[f"{roots[0]}data/{key}"], dtype))
-    return unpickle(Stream(members[f"{roots[0]}data.pkl"], limits), NAMES, storage)
+    _, persistent = _storages(lambda key, dtype, numel: numbers(members[f"{roots[0]}data/{key}"], dtype))
+    return unpickle(Stream(members[f"{roots[0]}data.pkl"], limits), NAMES, persistent)
 
 
 def _storages(
@@ -118,7 +118,7 @@ def _storages(
     """Return the storages that a pickle asks for, each made once, and the function that it asks."""
     made: dict[str, Tensor] = {}
 
-    def storage(pid: Any) -> Tensor:
+    def persistent(pid: Any) -> Tensor:
         _, kind, key, _, numel, *view = pid
         if not isinstance(kind, Name) or kind.dtype is None or type(key) is not str:
             raise ValueError("a reference to something other than a tensor's data")
@@ -132,7 +132,7 @@ def _storages(
             raise ValueError(f"{numel} numbers of type {kind.dtype} where there are {there}")
         return found
 
-    return made, storage
+    return made, persistent
 
 
 def _read_pickles(data: memoryview, limits: Limits) -> Any:
@@ -146,10 +146,10 @@ def _read_pickles(data: memoryview, limits: Limits) -> Any:
 def _load_from_bytes(limits: Limits, data: Any) -> Tensor:
     """Read the storage that a pickle holds as bytes: a stream of its own."""
     stream = Stream(memoryview(data), limits)
-    storage = _read_stream(stream, STORAGES) if unpickle(stream, STORAGES) == _LEGACY_MAGIC else None
-    if not isinstance(storage, Tensor):
+    found = _read_stream(stream, STORAGES) if unpickle(stream, STORAGES) == _LEGACY_MAGIC else None
+    if not isinstance(found, Tensor):
         raise ValueError("a tensor that is not stored as PyTorch stores it")
-    return storage
+    return found
 
 
 def _read_stream(stream: Stream, names: Mapping[str, Name]) -> Any:
@@ -159,11 +159,11 @@ def _read_stream(stream: Stream, names: Mapping[str, Name]) -> Any:
         stream.limits.spend("bytes", numel * dtype.itemsize)
         return torch.empty(numel, dtype=dtype, device="cpu")
 
-    storages, storage = _storages(empty)
+    storages, persistent = _storages(empty)
     version, system = unpickle(stream, names), unpickle(stream, names)
     if version != 1001 or not system.get("little_endian"):
         raise CheckpointError("It is of an unknown version of PyTorch's old format, or of a big-endian machine.")
-    value, keys = unpickle(stream, names, storage), unpickle(stream, names)
+    value, keys = unpickle(stream, names, persistent), unpickle(stream, names)
     if not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages):
         raise CheckpointError("Its list of tensors differs from what its pickle describes: damaged. Fetch it again.")
     for key in keys:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.checkpoints import encoder as encoders
 from stylegan_inversion.checkpoints import generator as generators
 from stylegan_inversion.checkpoints.direction import components_from_ganspace, vector_from_official
@@ -67,7 +67,7 @@ class Part:
     def __post_init__(self) -> None:
         """Check names, shapes and values without making the network."""
         with torch.device("meta"):
-            hub.check_fit(self.module_class(self.config), self.state_dict, source="It")
+            storage.check_fit(self.module_class(self.config), self.state_dict, source="It")
         for key, tensor in self.state_dict.items():
             # one pass without a copy, unlike `isfinite`: NaN is both, infinity is one of the two
             extremes = tensor.aminmax() if tensor.is_floating_point() and tensor.numel() else ()
@@ -76,8 +76,8 @@ class Part:
 
     def build(self) -> nn.Module:
         """Build the network: in eval mode, frozen, float32."""
-        module = hub.new_module(self.module_class, self.config)
-        hub.fill_module(module, self.state_dict, source="The converted state dict")
+        module = storage.new_module(self.module_class, self.config)
+        storage.fill_module(module, self.state_dict, source="The converted state dict")
         return module
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stylegan_inversion.errors import CheckpointError
-from stylegan_inversion.hub import CONFIG_NAME, WEIGHTS_NAME, read_config, read_tensors, write_config, write_tensors
+from stylegan_inversion.storage import CONFIG_NAME, WEIGHTS_NAME, read_config, read_tensors, write_config, write_tensors
 
 NORM_TOLERANCE = 1e-3
 MIN_UNIT, MAX_UNIT, MAX_STRENGTH = 1e-6, 1e6, 1e6  # farther than any code, yet all products are finite

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from stylegan_inversion import __version__, hub
+from stylegan_inversion import __version__, storage
 from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.editing.directions import apply_directions
 from stylegan_inversion.errors import MissingDependencyError, ModelNotFoundError, StyleGANInversionError
@@ -181,7 +181,7 @@ def evaluate(
                 bar.update()
 
     in_order = {key: rows[key] for key in itertools.product(images, loaded) if key in rows}
-    hub.write_text("".join(map(_line, {**in_order, **rows}.values())), output / "records.jsonl")
+    storage.write_text("".join(map(_line, {**in_order, **rows}.values())), output / "records.jsonl")
     done = {name: [rows[image, name] for image in images[: method.limit]] for name, method in loaded.items()}
     config = {
         **settings,
@@ -194,8 +194,8 @@ def evaluate(
     }
     results = report.summarise_run(done, config, num_images=len(images))
     table = report.write_tables(results)
-    hub.write_config(results, output, name="results.json")
-    hub.write_text(table, output / "table.md")
+    storage.write_config(results, output, name="results.json")
+    storage.write_text(table, output / "table.md")
     for i, edit in enumerate(config["edits"] or [None]):
         report.save_figure(run.columns(edit), output / (f"figure_{edit}.png" if i else "figure.png"))
     if config["edits"]:
@@ -277,7 +277,7 @@ def _open_rows(output: Path, settings: dict[str, Any]) -> dict[tuple[str, str], 
             reason = "without a settings.json that can be read"
         if reason:
             raise ValueError(f"{output} holds a comparison {reason}. Give another output folder, or remove this one.")
-    hub.write_config({**settings, "methods": methods}, output, name=path.name)
+    storage.write_config({**settings, "methods": methods}, output, name=path.name)
     rows = {}
     for number, line in enumerate(lines.read_text("utf-8", errors="replace").splitlines() if lines.exists() else [], 1):
         try:
@@ -285,7 +285,7 @@ def _open_rows(output: Path, settings: dict[str, Any]) -> dict[tuple[str, str], 
             rows[row["image"], row["method"]] = row
         except (ValueError, LookupError, TypeError):
             logger.warning("%s, line %d is incomplete and left out; its image is done again.", lines.name, number)
-    hub.write_text("".join(map(_line, rows.values())), lines)
+    storage.write_text("".join(map(_line, rows.values())), lines)
     return rows
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from stylegan_inversion.editing.directions import Direction
-from stylegan_inversion.hub import builtin_path, load_module
 from stylegan_inversion.models.face import (
     AgeGenderConfig,
     AgeGenderNet,
@@ -16,6 +15,7 @@ from stylegan_inversion.models.face import (
     FaceLandmarks68,
     FaceScorer,
 )
+from stylegan_inversion.storage import builtin_path, load_module
 
 _UNCALIBRATED = (-3.0, 3.0)  # strengths of a direction without a range
 _STEPS = 3  # on each side of 0

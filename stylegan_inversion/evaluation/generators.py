@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from stylegan_inversion import __version__, hub, latents
+from stylegan_inversion import __version__, latents, storage
 from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.errors import CheckpointError, InvalidImageError, importing
@@ -87,7 +87,7 @@ def evaluate_generators(
     """
     device = find_device(device)
     folders = find_generators(models)
-    generators = {n: hub.load_module(Generator, GeneratorConfig, f, device=device) for n, f in folders.items()}
+    generators = {n: storage.load_module(Generator, GeneratorConfig, f, device=device) for n, f in folders.items()}
     sides = {name: generator.config.resolution for name, generator in generators.items()}
     resolution = next(iter(sides.values()))
     if len(set(sides.values())) > 1:
@@ -157,8 +157,8 @@ def evaluate_generators(
         "halves": {each.key: measure(real[each.key][one], real[each.key][other], seed=seed) for each in networks},
     }
     table = report.write_generator_table(results)
-    hub.write_config(results, output, name="generators.json")
-    hub.write_text(table, output / "generators.md")
+    storage.write_config(results, output, name="generators.json")
+    storage.write_text(table, output / "generators.md")
     return results, table
 
 
@@ -174,7 +174,7 @@ def find_generators(models: Sequence[str]) -> dict[str, Path]:
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise ValueError(f"The name of a generator must be letters, digits and . + - only, got {name!r}.")
         folder = find_folder(model)
-        whole = hub.read_config(folder).get("_class_name") != "Generator"
+        whole = storage.read_config(folder).get("_class_name") != "Generator"
         folders[name] = folder / "generator" if whole else folder
     return folders
 

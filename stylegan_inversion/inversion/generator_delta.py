@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stylegan_inversion.errors import CheckpointError
-from stylegan_inversion.hub import plain_name, plain_state_dict
 from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.storage import plain_name, plain_state_dict
 
 FORMAT = "generator-delta-1"
 _KINDS = ("value", "difference", "left", "right")  # the last part of a tensor's name

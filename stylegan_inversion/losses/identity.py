@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.models.face_recognition import FaceRecognitionConfig, FaceRecognitionNet
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 
@@ -128,9 +128,11 @@ def load_identity(
     """
     embedding: IdentityEmbedding
     if folder is None:
-        builtin = hub.builtin_path("faces64/face/recognition")
-        embedding = DlibEmbedding(hub.load_module(FaceRecognitionNet, FaceRecognitionConfig, builtin, device=device))
+        builtin = storage.builtin_path("faces64/face/recognition")
+        embedding = DlibEmbedding(
+            storage.load_module(FaceRecognitionNet, FaceRecognitionConfig, builtin, device=device)
+        )
     else:
-        embedding = ArcFaceEmbedding(hub.load_module(ArcFace, ArcFaceConfig, folder, device=device))
+        embedding = ArcFaceEmbedding(storage.load_module(ArcFace, ArcFaceConfig, folder, device=device))
     embedding.name = name
     return embedding

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.bounds import BoundedConfig, number
 from stylegan_inversion.errors import CheckpointError, importing
 
@@ -134,7 +134,9 @@ def load_perceptual(name: str = "alex", *, device: torch.device | str | None = N
         raise ValueError(f"`perceptual` must be one of {', '.join(PERCEPTUAL_NETWORKS)}, got {name!r}.")
     network: PerceptualDistance
     if name == "alex":
-        network = hub.load_module(AlexLPIPS, AlexLPIPSConfig, hub.builtin_path("perceptual/alex"), device=device)
+        network = storage.load_module(
+            AlexLPIPS, AlexLPIPSConfig, storage.builtin_path("perceptual/alex"), device=device
+        )
     else:
         network = LPIPS(_lpips(name)).eval().requires_grad_(False).to(device)
     network.name, network.threshold = name, THRESHOLDS[name]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.models.resnet import ResNet, ResNetConfig
 
 _SIDE = 224
@@ -55,4 +55,4 @@ def load_moco(folder: Path, *, device: torch.device | str | None = None) -> MoCo
     Raises:
         CheckpointError: If it is another network, or damaged.
     """
-    return MoCoLoss(hub.load_module(ResNet, ResNetConfig, folder, device=device))
+    return MoCoLoss(storage.load_module(ResNet, ResNetConfig, folder, device=device))

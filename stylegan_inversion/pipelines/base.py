@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from stylegan_inversion import __version__, hub
+from stylegan_inversion import __version__, hub, storage
 from stylegan_inversion.editing.directions import Direction, apply_directions
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
@@ -204,7 +204,7 @@ class InversionPipeline(abc.ABC):
 
     @generator.setter
     def generator(self, generator: Generator) -> None:
-        self._generator = hub.uncompiled(generator)  # pipelines call its parts, which the wrapper does not compile
+        self._generator = storage.uncompiled(generator)  # pipelines call its parts, which the wrapper does not compile
 
     @property
     def detector(self) -> LandmarkDetector:

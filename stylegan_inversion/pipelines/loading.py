@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from stylegan_inversion import hub
+from stylegan_inversion import hub, storage
 from stylegan_inversion.checkpoints.direction import vector_from_official
 from stylegan_inversion.checkpoints.find import find_file, find_folder, known_entry, with_directions
 from stylegan_inversion.checkpoints.recognise import read_single_file, source_of
 from stylegan_inversion.editing.directions import Direction, layer_slice, load_directions, save_directions
 from stylegan_inversion.editing.ganspace import name_components
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.hub import model_card, upload_folder
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.pipelines.output import BaseName
 from stylegan_inversion.preprocessing.sources import PhotoSource, to_config
-from stylegan_inversion.remote import model_card, upload_folder
 
 if TYPE_CHECKING:
     from stylegan_inversion.pipelines.base import InversionPipeline
@@ -78,14 +78,14 @@ def read_model(name_or_path: str | os.PathLike[str], access: hub.Access, *, vari
     if entry is not None and entry.kind not in _PIPELINE_KINDS:  # before it is fetched
         raise ModelNotFoundError(f"{entry.name!r} is no model that a pipeline can be built of: {entry.description}.")
     folder = find_folder(name_or_path, access, variant=variant)
-    config, path = hub.read_config(folder), folder / hub.CONFIG_NAME
+    config, path = storage.read_config(folder), folder / storage.CONFIG_NAME
     found, scale = config.get("_class_name"), config.get("crop_scale", 1.0)
     ours = [method.pipeline.__name__ for method in METHODS.values()]
-    if found is not None and found not in (*ours, "InversionPipeline", *hub.builtin_models()):
+    if found is not None and found not in (*ours, "InversionPipeline", *storage.builtin_models()):
         raise CheckpointError(f"{path} is of a {str(found)[:100]!r}, not of a pipeline of this package.")
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 100:
         raise CheckpointError(f"{path}: `crop_scale` must be a number in (0, 100), got {str(scale)[:100]!r}.")
-    load = functools.partial(hub.load_module, variant=variant)
+    load = functools.partial(storage.load_module, variant=variant)
     encoders = {
         name: functools.partial(load, kind.network, kind.config, folder / kind.folder)
         for name, kind in ENCODERS.items()
@@ -243,7 +243,7 @@ def save_pretrained(
         CheckpointError: If a file cannot be written.
     """
     folder = Path(folder)
-    with hub.write_together(folder) as stage:
+    with storage.write_together(folder) as stage:
         _write(pipeline, stage, variant, dtype)
     write_card(folder, metrics=metrics, license=license, overwrite=overwrite_card)
     return folder
@@ -252,10 +252,10 @@ def save_pretrained(
 def _write(pipeline: "InversionPipeline", folder: Path, variant: str | None, dtype: torch.dtype | None) -> None:
     config = pipeline.config
     for name, network in pipeline.saved_networks().items():
-        hub.save_module(network, folder / name, dtype=dtype or _VARIANTS.get(variant or ""), variant=variant)
+        storage.save_module(network, folder / name, dtype=dtype or _VARIANTS.get(variant or ""), variant=variant)
     if pipeline.directions:
         save_directions(pipeline.directions, folder / "directions")
-    hub.write_config(config, folder)
+    storage.write_config(config, folder)
 
 
 def push_to_hub(
@@ -305,7 +305,7 @@ def push_to_hub(
             _write(pipeline, copy, variant, dtype)
         card = copy / CARD_NAME
         if card.is_file() and not overwrite_card:
-            hub.write_text(_renamed(card.read_text("utf-8", errors="replace"), cast(Path, pipeline), repo_id), card)
+            storage.write_text(_renamed(card.read_text("utf-8", errors="replace"), cast(Path, pipeline), repo_id), card)
         else:
             write_card(copy, name=repo_id, metrics=metrics, license=license, overwrite=True)
         return upload_folder(
@@ -328,13 +328,13 @@ def _renamed(card: str, folder: Path, repo_id: str) -> str:
 
 def check_folder(folder: Path) -> None:
     """Load every part of a model's folder, each variant of it, as a user of it would."""
-    hub.read_config(folder)
+    storage.read_config(folder)
     networks: dict[str, tuple[type[nn.Module], type[Any]]] = {"generator": (Generator, GeneratorConfig)}
     networks |= {k.folder: (k.network, k.config) for k in ENCODERS.values() if (folder / k.folder).is_dir()}
     for name, (cls, config_cls) in networks.items():
-        files = sorted((folder / name).glob("model*.safetensors")) or [folder / name / hub.WEIGHTS_NAME]
+        files = sorted((folder / name).glob("model*.safetensors")) or [folder / name / storage.WEIGHTS_NAME]
         for file in files:  # model.safetensors, model.fp16.safetensors
-            hub.load_module(cls, config_cls, folder / name, variant=".".join(file.name.split(".")[1:-1]) or None)
+            storage.load_module(cls, config_cls, folder / name, variant=".".join(file.name.split(".")[1:-1]) or None)
     directions_in(folder)
 
 
@@ -360,14 +360,14 @@ def write_card(
     """
     from stylegan_inversion.pipelines.methods import METHODS  # it imports this file
 
-    path, config = folder / CARD_NAME, hub.read_config(folder)
+    path, config = folder / CARD_NAME, storage.read_config(folder)
     if path.is_file() and not overwrite:
         return path
     name, metrics = name or str(folder), metrics or {}
     title = Path(name).name or folder.resolve().name
-    directions, sizes = directions_in(folder), hub.read_config(folder / "generator")
+    directions, sizes = directions_in(folder), storage.read_config(folder / "generator")
     folders = {m: folder / (ENCODERS[m.encoder].folder if m.encoder else "generator") for m in METHODS.values()}
-    methods = [method for method, part in folders.items() if (part / hub.CONFIG_NAME).is_file()]
+    methods = [method for method, part in folders.items() if (part / storage.CONFIG_NAME).is_file()]
     classes = [method.pipeline.__name__ for method in methods]
     any_generator = next(method.pipeline.__name__ for method in methods if method.encoder is None)
     main = config["_class_name"] if config.get("_class_name") in classes else any_generator
@@ -408,7 +408,7 @@ Face crops have {config.get("crop_scale", 1.0):g} times the side of FFHQ's.
 {terms} The code of `stylegan_inversion` is MIT.
 """
     tags = ["gan-inversion", "stylegan2", "image-editing", *(method.name for method in methods)]
-    hub.write_text(model_card(body, title=title, tags=tags, license=license, metrics=metrics), path)
+    storage.write_text(model_card(body, title=title, tags=tags, license=license, metrics=metrics), path)
     return path
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from stylegan_inversion import hub
+from stylegan_inversion import hub, storage
 from stylegan_inversion.checkpoints.find import find_folder, is_known
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.generator_delta import GeneratorDelta, generator_sha256
@@ -50,7 +50,7 @@ class BaseName:
         """Name a model that was found in `folder`: a folder by its full path, a repository with its commit."""
         commit = re.search(r"[\\/]snapshots[\\/]([0-9a-f]{40})(?:[\\/]|$)", str(folder))
         name = str(name_or_path)
-        if commit is None and not is_known(name) and hub.builtin_path(name) not in (folder, *folder.parents):
+        if commit is None and not is_known(name) and storage.builtin_path(name) not in (folder, *folder.parents):
             name = str(Path(name).resolve())
         return cls(name, commit[1] if commit else None, subfolder)
 
@@ -58,7 +58,7 @@ class BaseName:
     def is_local(self) -> bool:
         """Whether it is a folder on this machine, which nobody else has."""
         name = self.name_or_path  # another machine's folder is not touched: that would contact the machine
-        return bool(_ELSEWHERE.match(name)) or not (self.revision or name in hub.builtin_models() or is_known(name))
+        return bool(_ELSEWHERE.match(name)) or not (self.revision or name in storage.builtin_models() or is_known(name))
 
     def load(self, *, allow_download: bool, device: torch.device | str | None = None) -> Generator:
         """Load the generator; from the Hub or another machine only if that is allowed or it is in the cache."""
@@ -66,7 +66,7 @@ class BaseName:
             raise ModelNotFoundError("It is in a folder of another machine.")
         access = hub.Access(self.revision, self.subfolder, local_files_only=not allow_download)
         folder = find_folder(self.name_or_path, access)
-        return hub.load_module(Generator, GeneratorConfig, folder / "generator", device=device)
+        return storage.load_module(Generator, GeneratorConfig, folder / "generator", device=device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +177,7 @@ class InversionOutput:
         images, reconstructions = self.images, self.reconstructions
         for k, generator in enumerate(unique):
             if base is None:
-                parts, texts = hub.plain_state_dict(generator), dict[str, str]()
+                parts, texts = storage.plain_state_dict(generator), dict[str, str]()
                 generators.append({"kind": "whole", "config": asdict(generator.config)})
             else:
                 delta = GeneratorDelta.between(base.generator, generator, rank=rank, energy=energy, dtype=dtype)
@@ -213,9 +213,9 @@ class InversionOutput:
             "generators": generators,
             "photos": photos,
         }
-        with hub.write_together(Path(folder)) as stage:
-            hub.write_tensors(tensors, stage / hub.WEIGHTS_NAME, metadata=header)
-            hub.write_config(config, stage)
+        with storage.write_together(Path(folder)) as stage:
+            storage.write_tensors(tensors, stage / storage.WEIGHTS_NAME, metadata=header)
+            storage.write_config(config, stage)
         return Path(folder)
 
     @classmethod
@@ -242,14 +242,14 @@ class InversionOutput:
             ModelNotFoundError: If the base model is not found.
         """
         folder = Path(folder)
-        config = hub.read_config(folder)
+        config = storage.read_config(folder)
         if config.get("_class_name") != "InversionOutput" or config.get("_format") != FORMAT:
             raise CheckpointError(f"{folder} was not written by `InversionOutput.save` of this version.")
         try:
             name = None if config["base"] is None else BaseName(**config["base"])
             if base is None and name is not None:
                 base = name.load(allow_download=allow_download, device=device)
-            out = _read(folder / hub.WEIGHTS_NAME, config, base, device)
+            out = _read(folder / storage.WEIGHTS_NAME, config, base, device)
         except ModelNotFoundError as e:
             fetch = "" if allow_download else ", or let it be fetched: load(folder, allow_download=True)"
             raise ModelNotFoundError(
@@ -272,7 +272,7 @@ def _redrawn(pictures: list[Image.Image], w_plus: Tensor, kept: Generator, mine:
 def _read(
     weights: Path, config: Mapping[str, Any], base: Generator | None, device: torch.device | str | None
 ) -> InversionOutput:
-    tensors, photos = hub.read_tensors(weights), config["photos"]
+    tensors, photos = storage.read_tensors(weights), config["photos"]
     own = _read_generators(weights, config, tensors, base, device)
     generators = [own[int(entry["generator"])] for entry in photos]
     shapes = {(len(photos), generator.num_ws, generator.config.w_dim) for generator in generators}
@@ -321,7 +321,7 @@ def _read_generators(
     base: Generator | None,
     device: torch.device | str | None,
 ) -> list[Generator]:
-    tensors_of, texts_of = _by_generator(tensors), _by_generator(hub.read_header(weights)[1])
+    tensors_of, texts_of = _by_generator(tensors), _by_generator(storage.read_header(weights)[1])
     fingerprint = cache(generator_sha256)
     generators: list[Generator] = []
     copies, packed = 0, sum(tensor.nbytes for tensor in tensors.values())
@@ -330,7 +330,9 @@ def _read_generators(
         if entry["kind"] == "whole":
             source = f"{weights}, generator {k},"
             where = {"source": source, "weights": source}
-            generators.append(hub.build_module(Generator, GeneratorConfig, entry["config"], parts, **where).to(device))
+            generators.append(
+                storage.build_module(Generator, GeneratorConfig, entry["config"], parts, **where).to(device)
+            )
             continue
         if base is None:
             raise KeyError("base")

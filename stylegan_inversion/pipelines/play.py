@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.editing.directions import Direction, apply_directions, both_ways
 from stylegan_inversion.editing.ganspace import fit_pca, name_components
 from stylegan_inversion.editing.mixing import mix_styles
@@ -106,11 +106,11 @@ def interpolate_outputs(a: InversionOutput, b: InversionOutput, *, steps: int) -
     _check(steps, a=a, b=b)
     first, last = a.generator, b.generator
     between = first if first is last else copy.deepcopy(first)
-    here, there = hub.plain_state_dict(first), hub.plain_state_dict(last)
+    here, there = storage.plain_state_dict(first), storage.plain_state_dict(last)
     frames = []
     for share in (step / (steps - 1) for step in range(steps)):
         if between is not first:
-            for name, tensor in hub.plain_state_dict(between).items():
+            for name, tensor in storage.plain_state_dict(between).items():
                 torch.lerp(here[name], there[name].to(here[name]), share, out=tensor)
         frames += to_pil(draw([between], a.w_plus.lerp(b.w_plus, share)))
     return frames

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 
-from stylegan_inversion.hub import builtin_path, load_module
 from stylegan_inversion.models.face import FaceFeaturesConfig, FaceLandmarks68
 from stylegan_inversion.models.face_detector import FaceDetector, FaceDetectorConfig
 from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.preprocessing.landmarks import Face
+from stylegan_inversion.storage import builtin_path, load_module
 
 logger = logging.getLogger(__name__)
 

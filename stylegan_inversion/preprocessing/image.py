@@ -18,7 +18,7 @@ from jaxtyping import Float
 from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.preprocessing.headers import cost_of, exif_fault
 
@@ -143,7 +143,7 @@ def save_image(image: Image.Image, path: Path, *, quality: int | None = None) ->
     """
     kind = Image.registered_extensions()[path.suffix.lower()]
     options = {} if quality is None else {"quality": quality}
-    hub.write_file(path, lambda temporary: image.save(temporary, kind, **options))
+    storage.write_file(path, lambda temporary: image.save(temporary, kind, **options))
 
 
 def list_images(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def write_checkpoint(state: Mapping[str, Any], folder: Path, *, step: int, keep:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(f"The state at step {step} is not saved: {key} holds NaN or infinity.")
     path = folder / f"step-{step:08d}.safetensors"
-    hub.write_tensors(tensors, path, metadata={_STATE: json.dumps(tree)})
+    storage.write_tensors(tensors, path, metadata={_STATE: json.dumps(tree)})
     for old in _newest_first(folder)[keep:]:
         old.unlink(missing_ok=True)
     return path
@@ -53,7 +53,7 @@ def read_latest(folder: Path, *, sweep: bool = True) -> dict[str, Any] | None:
         CheckpointError: If there are checkpoints and none of them can be read.
     """
     if sweep:
-        hub.sweep(folder, older_than=0)
+        storage.sweep(folder, older_than=0)
         for orphan in folder.glob(".tmp??????"):  # safetensors' own
             orphan.unlink(missing_ok=True)
     paths = _newest_first(folder)
@@ -75,7 +75,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is missing or damaged, or is not a checkpoint of a training run.
     """
-    tensors, texts = hub.read_tensors(path), hub.read_header(path)[1]
+    tensors, texts = storage.read_tensors(path), storage.read_header(path)[1]
     try:
         return dict(_unflatten(json.loads(texts[_STATE]), tensors))
     except (ValueError, KeyError, TypeError) as e:

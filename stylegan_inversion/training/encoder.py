@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.losses.l2 import l2_loss
@@ -48,7 +48,7 @@ class EncoderLearner:
         self.weights = loss_weights(self.task, config, knows_w=teacher is not None)
         self.kind = ENCODERS[config.method]
         self.model_folder = find_folder(config.model)
-        self.generator = hub.load_module(Generator, GeneratorConfig, self.model_folder / "generator", device=device)
+        self.generator = storage.load_module(Generator, GeneratorConfig, self.model_folder / "generator", device=device)
         self.adversary: LatentAdversary | None = None
         with seeded_weights(config.seed):
             self.encoder = make_encoder(config, self.task, self.generator).to(device)
@@ -215,14 +215,14 @@ class EncoderLearner:
         encoder = copy.deepcopy(self.encoder if self.ema is None else self.ema)
         if self.kind.progressive:
             close_offsets(encoder, encoder.progressive_stage)
-        config = hub.read_config(self.model_folder) | {"source": to_config(self.task.source)}
-        with hub.write_together(folder) as stage:
+        config = storage.read_config(self.model_folder) | {"source": to_config(self.task.source)}
+        with storage.write_together(folder) as stage:
             for part in ("generator", "directions"):
                 for file in sorted((self.model_folder / part).glob("*")):
                     (stage / part).mkdir(exist_ok=True)
                     shutil.copyfile(file, stage / part / file.name)
-            hub.save_module(encoder, stage / self.kind.folder)
-            hub.write_config(config, stage)
+            storage.save_module(encoder, stage / self.kind.folder)
+            storage.write_config(config, stage)
 
 
 def make_encoder(config: EncoderRunConfig, task: Task, generator: Generator) -> Any:
@@ -260,10 +260,10 @@ def _load_encoder(name: str, method: str) -> Any:
     """Load a trained encoder. e4e may go on from a pSp encoder: it takes its first w, and its offsets start from 0."""
     model, kind = find_folder(name), ENCODERS[method]
     if (model / kind.folder).is_dir():
-        return hub.load_module(kind.network, kind.config, model / kind.folder)
+        return storage.load_module(kind.network, kind.config, model / kind.folder)
     for other in ENCODERS.values():  # one with the same weights under the same names
         if kind.progressive and other.config is kind.config and (model / other.folder).is_dir():
-            first = hub.load_module(other.network, other.config, model / other.folder)
+            first = storage.load_module(other.network, other.config, model / other.folder)
             encoder = kind.network(first.config)
             encoder.load_state_dict(first.state_dict())
             close_offsets(encoder, 0)
@@ -280,13 +280,13 @@ def close_offsets(encoder: Any, stage: int) -> None:
 
 def _load_backbone(encoder: Any, name: str) -> None:
     """Start from the backbone of a face recognition network, as pSp does; but for the stem if the channels differ."""
-    arcface = hub.load_module(ArcFace, ArcFaceConfig, find_folder(name))
+    arcface = storage.load_module(ArcFace, ArcFaceConfig, find_folder(name))
     backbone = encoder.pyramid.backbone
     theirs: dict[str, Tensor] = arcface.backbone.state_dict()
     if backbone.config.in_channels != arcface.config.in_channels:
         ours = backbone.state_dict()
         theirs = {key: ours[key] if key.startswith("stem.") else tensor for key, tensor in theirs.items()}
-    hub.fill_module(backbone, theirs, source=name)
+    storage.fill_module(backbone, theirs, source=name)
 
 
 class SynchronizedBatchNorm2d(nn.BatchNorm2d):

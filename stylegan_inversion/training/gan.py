@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from stylegan_inversion import hub, latents
+from stylegan_inversion import latents, storage
 from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
@@ -86,8 +86,8 @@ class GANLearner:
         """Build a discriminator for the generator, or load that of `init`."""
         options, sizes = self.config.discriminator, self.generator.config
         folder = None if self.init is None or options.new else self.init / "discriminator"
-        if folder and folder.is_dir() and hub.read_config(folder).get("_class_name") == Discriminator.__name__:
-            discriminator = hub.load_module(Discriminator, DiscriminatorConfig, folder)
+        if folder and folder.is_dir() and storage.read_config(folder).get("_class_name") == Discriminator.__name__:
+            discriminator = storage.load_module(Discriminator, DiscriminatorConfig, folder)
             if (side := discriminator.config.resolution) != sizes.resolution:
                 raise ValueError(
                     f"`init` brings a discriminator of {side} px; the generator draws {sizes.resolution} px. To begin "
@@ -322,14 +322,14 @@ class GANLearner:
         The settings of the pipeline of `init` stay. Its directions and encoders belong to its generator: left out.
         """
         config = dict(PIPELINE)
-        if self.init is not None and (self.init / hub.CONFIG_NAME).exists():
-            config = hub.read_config(self.init) | {"_class_name": PIPELINE["_class_name"]}
+        if self.init is not None and (self.init / storage.CONFIG_NAME).exists():
+            config = storage.read_config(self.init) | {"_class_name": PIPELINE["_class_name"]}
         if self.config.crop_scale is not None:
             config["crop_scale"] = self.config.crop_scale
-        with hub.write_together(folder) as stage:
+        with storage.write_together(folder) as stage:
             for name, network in self.exported().items():
-                hub.save_module(network, stage / name)
-            hub.write_config(config, stage)
+                storage.save_module(network, stage / name)
+            storage.write_config(config, stage)
 
     def exported(self) -> dict[str, nn.Module]:
         """The networks of the saved model, by the name of their folder."""
@@ -342,7 +342,7 @@ def make_generator(options: GeneratorOptions, model: Path | None) -> Generator:
         return Generator(GeneratorConfig(**{**vars(options), "resolution": options.resolution or DEFAULT_RESOLUTION}))
     if not (model / "generator").is_dir():
         raise ModelNotFoundError(f"`init`: {model} holds no generator (folder 'generator').")
-    generator = hub.load_module(Generator, GeneratorConfig, model / "generator")
+    generator = storage.load_module(Generator, GeneratorConfig, model / "generator")
     side = generator.config.resolution
     if options.resolution is None or options.resolution == side:
         return generator

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.errors import DivergedError, MissingDependencyError
 
 try:
@@ -201,8 +201,8 @@ class Trainer:
         """Go on from the last checkpoint of the folder; refuse the folder of another run."""
         ours = config_dict(self.config)
         state = read_latest(self.output / "checkpoints", sweep=self.accelerator.is_main_process)
-        begun = state is not None or (self.output / hub.CONFIG_NAME).exists()
-        theirs = hub.read_config(self.output) if begun else ours
+        begun = state is not None or (self.output / storage.CONFIG_NAME).exists()
+        theirs = storage.read_config(self.output) if begun else ours
         if "steps" not in theirs:
             raise ValueError(f"{self.output} holds something other than a training run. Give another `output`.")
         if state is not None:
@@ -230,7 +230,7 @@ class Trainer:
                 f"The processes read different checkpoints: `output`, {self.output}, must be a shared folder."
             )
         if self.accelerator.is_main_process:
-            hub.write_config(ours, self.output)
+            storage.write_config(ours, self.output)
             self._cut_log()
 
     def run(self) -> TrainResult:
@@ -345,7 +345,7 @@ class Trainer:
             with suppress(ValueError):  # cut off by the kill
                 if json.loads(line)["step"] <= self.step:
                     kept.append(line)
-        hub.write_text("".join(f"{line}\n" for line in kept), self.log_path)
+        storage.write_text("".join(f"{line}\n" for line in kept), self.log_path)
 
     def _write(self, kind: str, values: dict[str, float]) -> None:
         """Log a line, "train" or "validation". What is not finite becomes null, since JSON has no NaN."""

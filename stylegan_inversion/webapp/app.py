@@ -20,7 +20,7 @@ from gradio.exceptions import InvalidPathError
 from gradio.state_holder import SessionState
 from starlette.middleware import Middleware
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.webapp.api import Api, name_endpoints
 from stylegan_inversion.webapp.editor import TIME_TO_LIVE, Editor, visit_state
@@ -100,7 +100,7 @@ class Page(gr.Blocks):
 
 def build_app(studio: Studio) -> Any:
     """Build the page and its API: a `gr.Blocks`, to be started with `launch_options`."""
-    gr.set_static_paths([hub.builtin_path("samples")])  # not copied to where old files are deleted
+    gr.set_static_paths([storage.builtin_path("samples")])  # not copied to where old files are deleted
     with Page(title="Edit a face, keep the photo", analytics_enabled=False, delete_cache=(300, TIME_TO_LIVE)) as demo:
         gr.Markdown(TITLE, elem_id="title")
         with gr.Tabs() as tabs:

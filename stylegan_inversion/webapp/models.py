@@ -17,18 +17,18 @@ from typing import Literal, NamedTuple, cast
 
 import torch
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.catalogue import KnownModel, catalogue, list_models, read_licence
 from stylegan_inversion.checkpoints.find import is_known
 from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, StyleGANInversionError
+from stylegan_inversion.hub import cache_root, report_downloads
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.play import find_components
 from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector
-from stylegan_inversion.remote import cache_root, report_downloads
 from stylegan_inversion.webapp.photos import read_upload
 
 OWN = "Directions"  # title of the group of a model's own
@@ -117,7 +117,7 @@ def load_model(
     if tuner.base_name is not None and tuner.base_name.is_local:
         tuner.base_name = None  # a download would say where this machine keeps the model; it is saved whole instead
     name = str(name_or_path)
-    if (Path(name) / hub.CONFIG_NAME).is_file():  # as for the loader, a folder wins
+    if (Path(name) / storage.CONFIG_NAME).is_file():  # as for the loader, a folder wins
         return make_model(tuner, name=Path(name).resolve().name, licence=read_licence(Path(name)))
     licence = next((known.licence for known in list_models() if known.name == name), "see its page")
     return make_model(tuner, name=name, licence=licence)
@@ -144,7 +144,7 @@ def best_cached(device: str) -> str:
     kinds = {entry.name: entry.kind for entry in catalogue()}
     cached = {known.name for known in list_models() if known.where == "cached"}
     full = [name for method in METHODS for name, kind in kinds.items() if kind == method and name in cached]
-    return full[0] if has_gpu and full else hub.builtin_models()[0]
+    return full[0] if has_gpu and full else storage.builtin_models()[0]
 
 
 def in_words(licence: str) -> str:
@@ -268,7 +268,7 @@ class Models:
     def _fetch(self, name: str, loading: "_Load") -> None:
         try:
             # one large download at a time; what is built in need not wait for it
-            with nullcontext() if name in hub.builtin_models() else self._fetching, report_downloads(loading.hear):
+            with nullcontext() if name in storage.builtin_models() else self._fetching, report_downloads(loading.hear):
                 model = load_model(name, device=self._device, detector=self.first.tuner.detector)
         except BaseException as e:
             if isinstance(e, (StyleGANInversionError, ValueError)):  # whose words visitors see
@@ -316,7 +316,7 @@ def _unpack(file: io.BytesIO, folder: Path) -> Path:
                     archive.extract(each, folder)  # never outside of it
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as e:
         raise ValueError("This is no zip that can be read: zip a folder that `save_pretrained` wrote.") from e
-    roots = sorted(folder.rglob(hub.CONFIG_NAME), key=lambda path: len(path.parts))
+    roots = sorted(folder.rglob(storage.CONFIG_NAME), key=lambda path: len(path.parts))
     if not roots:
-        raise ValueError(f"There is no {hub.CONFIG_NAME} in the zip: zip a folder that `save_pretrained` wrote.")
+        raise ValueError(f"There is no {storage.CONFIG_NAME} in the zip: zip a folder that `save_pretrained` wrote.")
     return roots[0].parent

@@ -23,7 +23,7 @@ import torch
 from gradio_client.utils import strip_invalid_filename_characters
 from PIL import Image
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.latents import layer_ranges
 from stylegan_inversion.pipelines.methods import METHODS
@@ -281,7 +281,7 @@ class Studio:
     def example(self, visit: Visit, example: Example) -> None:
         """Open a photo of the package, whose inversion is kept for the next visitor."""
         turn = visit.begin()
-        path = hub.builtin_path(f"samples/{example.name}")
+        path = storage.builtin_path(f"samples/{example.name}")
         with Image.open(path) as image:
             visit.photo = Photo(image.convert("RGB"), path.stem)
         visit.faces = self.models.first.tuner.detector(visit.photo.image)
@@ -367,7 +367,7 @@ class Studio:
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                    for name in (hub.CONFIG_NAME, hub.WEIGHTS_NAME):
+                    for name in (storage.CONFIG_NAME, storage.WEIGHTS_NAME):
                         if archive.getinfo(name).file_size > MAX_INVERSION_BYTES:
                             raise ValueError("too large")
                         with archive.open(name) as source, (Path(scratch) / name).open("wb") as target:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_inversion import InversionOutput, PTIPipeline, hub
+from stylegan_inversion import InversionOutput, PTIPipeline, storage
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from tests.attack.models import hidden, make_model, owners
 
@@ -145,7 +145,7 @@ def test_a_strangers_folder_that_is_saved_to_harms_nothing_else(tmp_path: Path) 
 def test_a_failed_saving_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_model(1.0).save_pretrained(tmp_path / "model")
 
-    monkeypatch.setattr(hub, "save_file", Mock(side_effect=OSError(28, "No space left on device")))
+    monkeypatch.setattr(storage, "save_file", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(CheckpointError, match=r"model/generator/model\.safetensors could not be written: .*No space"):
         make_model(2.0).save_pretrained(folder)
     monkeypatch.undo()
@@ -191,7 +191,7 @@ def test_25_random_kills_of_the_invert_command(tmp_path: Path) -> None:
                 InversionOutput.load(folder)
                 loaded += 1
             except CheckpointError as e:
-                assert not (folder / hub.CONFIG_NAME).exists(), e
+                assert not (folder / storage.CONFIG_NAME).exists(), e
     print(f"25 kills: {seen} pictures, all whole, {loaded} inversions")
     assert seen > 0 and loaded > 0
     for path in hidden(output):

@@ -17,7 +17,7 @@ httpx = pytest.importorskip("httpx")
 
 from PIL import Image  # noqa: E402
 
-from stylegan_inversion.hub import builtin_path  # noqa: E402
+from stylegan_inversion.storage import builtin_path  # noqa: E402
 from stylegan_inversion.webapp.studio import FAILED  # noqa: E402
 from tests.attack.pictures import bombs, broken, seeds  # noqa: E402
 

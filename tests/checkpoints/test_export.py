@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.checkpoints.export import LAYOUTS, checkpoint_to_official, write_model, write_official
 from stylegan_inversion.checkpoints.recognise import SingleFile, read_single_file
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
@@ -53,7 +53,7 @@ def test_whole_file_there_and_back(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_builtin_model_there_and_back(layout: str, tmp_path: Path) -> None:
-    folder = hub.builtin_path("faces64")
+    folder = storage.builtin_path("faces64")
     path = write_official(folder, tmp_path / "x.pt", layout=layout)
     plain = torch.load(path, weights_only=True)  # plain values, as the official code's users want them
     json.dumps(plain.get("opts"))
@@ -62,18 +62,20 @@ def test_builtin_model_there_and_back(layout: str, tmp_path: Path) -> None:
     parts = {"generator", *([ENCODERS[layout].folder] if layout in ENCODERS else [])}
     assert parts == {path.name for path in written.iterdir() if path.is_dir()}
     for part in parts:
-        ours, theirs = (hub.read_tensors(each / part / hub.WEIGHTS_NAME) for each in (written, folder))
+        ours, theirs = (storage.read_tensors(each / part / storage.WEIGHTS_NAME) for each in (written, folder))
         assert_same(ours, {key: tensor.to(ours[key].dtype) for key, tensor in theirs.items()})  # built in as float16
     named = {"psp": "PSPPipeline", "e4e": "E4EPipeline"}.get(layout, "PTIPipeline")
-    assert (hub.read_config(written)["_class_name"], hub.read_config(written)["crop_scale"]) == (named, 0.7)
+    assert (storage.read_config(written)["_class_name"], storage.read_config(written)["crop_scale"]) == (named, 0.7)
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="A file of kind ganspace has no form in a folder"):
         write_model(SingleFile("ganspace"), tmp_path)
     with pytest.raises(ValueError, match=r"`layout` must be one of e4e, psp, rosinality, nvidia, got 'tf'"):
-        write_official(hub.builtin_path("faces64"), tmp_path / "x.pt", layout="tf")
-    hub.save_module(Generator(GeneratorConfig(16, 8, 8, 2, channel_base=128, channel_max=8)), tmp_path / "m/generator")
+        write_official(storage.builtin_path("faces64"), tmp_path / "x.pt", layout="tf")
+    storage.save_module(
+        Generator(GeneratorConfig(16, 8, 8, 2, channel_base=128, channel_max=8)), tmp_path / "m/generator"
+    )
     with pytest.raises(ModelNotFoundError, match=r"holds no encoder of e4e \(folder 'e4e_encoder'\)"):
         write_official(tmp_path / "m", tmp_path / "x.pt", layout="e4e")
     assert not (tmp_path / "x.pt").exists()

@@ -17,16 +17,15 @@ import torch
 from filelock import FileLock
 from huggingface_hub import constants
 
-from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli, hub
+from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli, storage
 from stylegan_inversion import catalogue as catalogue_module
 from stylegan_inversion.catalogue import CatalogueEntry, catalogue
 from stylegan_inversion.checkpoints import find
 from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.checkpoints.find import download_url, fetch, find_file, find_folder
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.hub import Access
+from stylegan_inversion.hub import Access, file_sha256, storage_folder
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.remote import file_sha256, storage_folder
 from tests.checkpoints.official_files import TINY, checkpoint_to_rosinality, generator, official_arcface
 from tests.checkpoints.public_directions import FakeGitHub
 from tests.fake_hub import FakeHub, hub_client, serve
@@ -36,7 +35,7 @@ AGAIN = Access(force_download=True)
 
 
 def model_folder(folder: Path) -> Path:
-    hub.write_config({"width": 4}, folder)
+    storage.write_config({"width": 4}, folder)
     return folder
 
 
@@ -47,8 +46,8 @@ def test_folders_and_built_in_models(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(find, "catalogue", None)  # it is not read for these
     monkeypatch.chdir(tmp_path)
     (tmp_path / "faces64").mkdir()  # a mere folder hides nothing
-    assert find_folder("faces64") == hub.builtin_path("faces64")
-    assert find_folder("faces64", Access(subfolder="generator")) == hub.builtin_path("faces64/generator")
+    assert find_folder("faces64") == storage.builtin_path("faces64")
+    assert find_folder("faces64", Access(subfolder="generator")) == storage.builtin_path("faces64/generator")
     model_folder(tmp_path / "faces64")
     model_folder(tmp_path / "org" / "repo")
     assert find_folder("faces64") == Path("faces64") and find_folder("org/repo") == Path("org/repo")
@@ -95,8 +94,8 @@ def test_a_subfolder_stays_inside(subfolder: str, tmp_path: Path) -> None:
 def test_a_model_on_the_hub(tmp_path: Path) -> None:
     source, network = model_folder(tmp_path / "source"), Generator(TINY)
     for dtype, variant in ((torch.float16, "fp16"), (None, None)):
-        hub.save_module(network, source / "encoder", dtype=dtype, variant=variant)
-    hub.write_tensors({}, source / "directions" / hub.WEIGHTS_NAME)
+        storage.save_module(network, source / "encoder", dtype=dtype, variant=variant)
+    storage.write_tensors({}, source / "directions" / storage.WEIGHTS_NAME)
     (source / "code.py").write_text("raise SystemExit\n")
 
     def files(folder: Path) -> list[str]:
@@ -122,7 +121,7 @@ def test_a_model_on_the_hub(tmp_path: Path) -> None:
     assert files(root) == [there[0], "directions/model.safetensors", *there[1:]]  # and no code
     assert {"directions/model.safetensors", "encoder/model.fp16.safetensors"} < set(files(half))
     assert "encoder/model.safetensors" not in files(half)
-    assert torch.equal(hub.load_module(Generator, GeneratorConfig, encoder).w_avg, network.w_avg)
+    assert torch.equal(storage.load_module(Generator, GeneratorConfig, encoder).w_avg, network.w_avg)
 
 
 # --- files and addresses
@@ -218,7 +217,7 @@ def test_what_cannot_be_fetched_is_not(fake_hub: FakeHub) -> None:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder, faces64 = tmp_path_factory.mktemp("field"), hub.builtin_path("faces64")
+    folder, faces64 = tmp_path_factory.mktemp("field"), storage.builtin_path("faces64")
     torch.save(official_arcface(), folder / "arcface.pth")
     torch.save(torch.eye(1, 512), folder / "age.pt")
     layouts: Any = ("e4e", "psp")
@@ -254,11 +253,11 @@ def fetched(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_converted_once_and_not_kept_twice(fetched: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, cache = find_folder("test-e4e"), tmp_path / "cache"
     assert folder.parent.parent == cache and not list(cache.rglob("e4e.pt"))  # no checkpoint beside its conversion
-    stamp = (folder / hub.CONFIG_NAME).stat().st_mtime_ns
+    stamp = (folder / storage.CONFIG_NAME).stat().st_mtime_ns
     assert find_folder("test-e4e") == find_folder("test-e4e", OFFLINE) == folder and len(fetched) == 1
-    assert (folder / hub.CONFIG_NAME).stat().st_mtime_ns == stamp and list(folder.parent.iterdir()) == [folder]
+    assert (folder / storage.CONFIG_NAME).stat().st_mtime_ns == stamp and list(folder.parent.iterdir()) == [folder]
     assert find_folder("test-e4e", AGAIN) == folder and len(fetched) == 2
-    assert (folder / hub.CONFIG_NAME).stat().st_mtime_ns != stamp and list(folder.parent.iterdir()) == [folder]
+    assert (folder / storage.CONFIG_NAME).stat().st_mtime_ns != stamp and list(folder.parent.iterdir()) == [folder]
     monkeypatch.setattr(catalogue_module, "CONVERTED", 99)  # another format of ours
     assert find_folder("test-e4e") != folder and len(fetched) == 3
     find_file("test-psp")  # fetched for its own sake, as by `from_single_file`: it stays
@@ -271,7 +270,7 @@ def test_converted_once_and_not_kept_twice(fetched: list[Any], tmp_path: Path, m
 _ONE_OF_SEVERAL = """
 import shutil, sys, time
 from pathlib import Path
-from stylegan_inversion import catalogue, hub
+from stylegan_inversion import catalogue, hub, storage
 from stylegan_inversion.catalogue import CatalogueEntry
 from stylegan_inversion.checkpoints import find
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
@@ -291,7 +290,7 @@ write_model, find.write_model, find.fetch = find.write_model, write, fetch
 find.catalogue = catalogue.catalogue = lambda: (CatalogueEntry("test", "generator", "", "", ""),)
 find.cached_file = lambda entry, cache_dir: None
 folder = find.find_folder("test", hub.Access(cache_dir=cache))
-print(folder, float(hub.load_module(Generator, GeneratorConfig, folder / "generator").w_avg.sum()))
+print(folder, float(storage.load_module(Generator, GeneratorConfig, folder / "generator").w_avg.sum()))
 """
 
 
@@ -344,9 +343,9 @@ def test_a_pipeline(fetched: list[Any], tmp_path: Path) -> None:
     pipeline = E4EPipeline.from_pretrained("test-e4e", token="abc", force_download=True)
     assert fetched == [("test-e4e", Access(token="abc", force_download=True))] and "smile" not in pipeline.directions
     assert torch.equal(pipeline.generator.w_avg, E4EPipeline.from_pretrained("faces64").generator.w_avg)
-    out = pipeline(Path(hub.builtin_path("samples/sample1.jpg")))
+    out = pipeline(Path(storage.builtin_path("samples/sample1.jpg")))
     out.save(tmp_path / "out")
-    assert hub.read_config(tmp_path / "out")["base"]["name_or_path"] == "test-e4e"  # on another machine too
+    assert storage.read_config(tmp_path / "out")["base"]["name_or_path"] == "test-e4e"  # on another machine too
     assert torch.equal(InversionOutput.load(tmp_path / "out").w_plus, out.w_plus)
 
 

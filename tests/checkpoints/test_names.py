@@ -20,7 +20,6 @@ from stylegan_inversion.checkpoints.generator import (
     generator_to_nvidia,
     generator_to_rosinality,
 )
-from stylegan_inversion.hub import fill_module
 from stylegan_inversion.models.discriminator import (
     Discriminator,
     DiscriminatorConfig,
@@ -30,6 +29,7 @@ from stylegan_inversion.models.discriminator import (
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.irse import ArcFace
 from stylegan_inversion.models.resnet import ResNet, ResNetConfig
+from stylegan_inversion.storage import fill_module
 from tests.checkpoints.official_files import (
     ARCFACE,
     D_TINY,

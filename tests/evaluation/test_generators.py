@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_inversion import PTIPipeline, cli, hub
+from stylegan_inversion import PTIPipeline, cli, storage
 from stylegan_inversion.errors import CheckpointError, InvalidImageError, MissingDependencyError, ModelNotFoundError
 from stylegan_inversion.evaluation import generators
 from stylegan_inversion.evaluation.distribution import draw_samples, measure, sample_w_plus
@@ -54,7 +54,7 @@ def other(**changes: Any) -> Generator:
 @pytest.fixture
 def models(pti: PTIPipeline, tmp_path: Path) -> list[str]:
     """A whole model, and the generator of a run alone, in a folder whose name holds "="."""
-    hub.save_module(other(), tmp_path / "run=1" / "ema")
+    storage.save_module(other(), tmp_path / "run=1" / "ema")
     return [str(pti.save_pretrained(tmp_path / "tiny")), str(tmp_path / "run=1" / "ema")]
 
 
@@ -82,7 +82,7 @@ def test_the_command(models: list[str], data: Path, tmp_path: Path, capsys: pyte
     for words in ("10 samples against 12 pictures at 32 px", "Truncation psi 0.5,", "alex 1152, dlib faces 128"):
         assert words in table
     # The figures, by hand.
-    generator = hub.load_module(Generator, GeneratorConfig, tmp_path / "tiny" / "generator")
+    generator = storage.load_module(Generator, GeneratorConfig, tmp_path / "tiny" / "generator")
     real = [read_picture(data / name, 32) for name in [*(f"{i:02}.png" for i in range(11)), "more/a.png"]]
     images = (torch.cat(real), draw_samples(generator, range(10), seed=0, truncation_psi=0.5))
     expected = measure(*(load_identity().embed(x) * 128**0.5 for x in images), seed=0)
@@ -170,7 +170,7 @@ def test_what_is_refused(
     names: list[str], changes: dict[str, Any], error: type[Exception], message: str, models: list[str], data: Path
 ) -> None:
     folders = {name: data.parent / name for name in ("tiny", "large", "damaged")}
-    hub.save_module(other(resolution=64), folders["large"])
+    storage.save_module(other(resolution=64), folders["large"])
     (folders["damaged"] / "generator").mkdir(parents=True)
     (folders["damaged"] / "config.json").write_text("{}")
     if changes.pop("broken", False):

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stylegan_inversion.errors import CheckpointError
-from stylegan_inversion.hub import save_module
 from stylegan_inversion.losses.identity import (
     ArcFaceEmbedding,
     DlibEmbedding,
@@ -20,6 +19,7 @@ from stylegan_inversion.losses.moco import MoCoLoss, load_moco
 from stylegan_inversion.models.face_recognition import FaceRecognitionConfig, FaceRecognitionNet
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.resnet import ResNet, ResNetConfig
+from stylegan_inversion.storage import save_module
 
 ARCFACE = ArcFaceConfig(widths=(4, 6, 8, 10), units=(1, 1, 1, 1), reduction=2, resolution=32, embedding_dim=5)
 DLIB = FaceRecognitionConfig(40, (4, 6), (1, 1), 7)

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from stylegan_inversion import latents
 from stylegan_inversion.checkpoints import encoder as convert_encoder
 from stylegan_inversion.checkpoints import generator as convert_generator
-from stylegan_inversion.hub import fill_module
 from stylegan_inversion.losses.identity import crop_face
 from stylegan_inversion.models.discriminator import Discriminator
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.irse import ArcFace
+from stylegan_inversion.storage import fill_module
 from tests.conformance import draw_state_dict, load_case, relative_error
 
 TOLERANCE = 1e-4

@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stylegan_inversion.hub import builtin_path, load_module
 from stylegan_inversion.models.face import (
     AgeGenderConfig,
     AgeGenderNet,
@@ -26,6 +25,7 @@ from stylegan_inversion.models.face import (
 from stylegan_inversion.models.face_detector import FaceDetector, FaceDetectorConfig, non_max_suppression
 from stylegan_inversion.models.face_recognition import FaceRecognitionConfig, FaceRecognitionNet
 from stylegan_inversion.preprocessing.image import to_tensor
+from stylegan_inversion.storage import builtin_path, load_module
 
 DATA = Path(__file__).parents[1] / "data"
 FACE = builtin_path("faces64/face")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_inversion import InversionOutput, PTIPipeline, hub
+from stylegan_inversion import InversionOutput, PTIPipeline, storage
 from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator
@@ -106,12 +106,12 @@ def test_style_mixing(generator: Generator, labels: Image.Image) -> None:
 def test_models_without_a_source_read_photos(generator: Generator, tmp_path: Path) -> None:
     pipeline = small_pipeline("psp", generator)
     folder = pipeline.save_pretrained(tmp_path / "model")
-    config = hub.read_config(folder)
+    config = storage.read_config(folder)
     assert config.pop("source") == {"kind": "photo"}
-    hub.write_config(config, folder)
+    storage.write_config(config, folder)
     assert type(pipeline).from_pretrained(folder).source == PhotoSource()
     assert PTIPipeline.from_pretrained(folder).pivots == ("w", "w_plus", "psp")
-    hub.write_config({**config, "source": {"kind": "sketch"}}, folder)  # whose encoders give no pivot
+    storage.write_config({**config, "source": {"kind": "sketch"}}, folder)  # whose encoders give no pivot
     assert PTIPipeline.from_pretrained(folder).pivots == ("w", "w_plus")
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, hub
+from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, storage
 from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.checkpoints.generator import generator_to_rosinality
 from stylegan_inversion.pipelines.play import find_components, interpolate_outputs, sample_face
 from tests.checkpoints.official_files import generator
 
-PHOTO = hub.builtin_path("samples/sample1.jpg")
+PHOTO = storage.builtin_path("samples/sample1.jpg")
 CROP = np.asarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3)), np.uint8)
 
 
@@ -40,8 +40,8 @@ def test_compiled_parts(compiled: Callable[[Any], Any], tmp_path: Path) -> None:
     out = pipe.edit(pipe(CROP, align=False), smile=1.0)
     folder = pipe.save_pretrained(tmp_path / "model")
     for part, keys in names.items():
-        assert hub.read_tensors(folder / part / hub.WEIGHTS_NAME).keys() == keys
-    assert hub.read_config(folder / "e4e_encoder")["_class_name"] == "Encoder4Editing"
+        assert storage.read_tensors(folder / part / storage.WEIGHTS_NAME).keys() == keys
+    assert storage.read_config(folder / "e4e_encoder")["_class_name"] == "Encoder4Editing"
     assert torch.equal(E4EPipeline.from_pretrained(folder)(CROP, align=False).w_plus, expected.w_plus)
     for name, whole in (("change", False), ("whole", True)):
         again = InversionOutput.load(out.save(tmp_path / name, whole=whole))
@@ -97,7 +97,7 @@ def walk(folder: Path) -> dict[str, Tensor]:
 def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
     """Official files, and what the roads give under PyTorch's own defaults."""
     folder = tmp_path_factory.mktemp("official")
-    write_official(hub.builtin_path("faces64"), folder / "e4e.pt", layout="e4e")
+    write_official(storage.builtin_path("faces64"), folder / "e4e.pt", layout="e4e")
     bare = generator_to_rosinality(*generator())[0]
     torch.save({"g_ema": {name: tensor for name, tensor in bare.items() if "noise_" not in name}}, folder / "bare.pt")
     return folder, walk(folder)

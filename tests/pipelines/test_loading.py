@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, hub
+from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, storage
 from stylegan_inversion.checkpoints.export import write_model, write_official
 from stylegan_inversion.checkpoints.find import find_file
 from stylegan_inversion.checkpoints.recognise import read_single_file
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.editing.ganspace import PrincipalComponents, fit_pca
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, UploadError
+from stylegan_inversion.hub import file_sha256
 from stylegan_inversion.pipelines.methods import METHODS
-from stylegan_inversion.remote import file_sha256
 from tests.fake_hub import FakeHub
 
 GREY = Image.new("RGB", (64, 64), (120, 100, 90))
@@ -72,7 +72,7 @@ def test_variants(e4e: E4EPipeline, tmp_path: Path) -> None:
     parts = ("generator", "e4e_encoder")
     weights = {f"{part}/model{v}.safetensors" for part in parts for v in ("", ".fp16")}
     assert names == weights | {"directions/model.safetensors"}
-    half = hub.read_tensors(folder / "generator" / "model.fp16.safetensors")
+    half = storage.read_tensors(folder / "generator" / "model.fp16.safetensors")
     assert {tensor.dtype for tensor in half.values()} == {torch.float16}
     pipe = E4EPipeline.from_pretrained(folder, variant="fp16")
     assert pipe.dtype == torch.float32 and pipe.directions.keys() == e4e.directions.keys()
@@ -85,7 +85,7 @@ def test_variants(e4e: E4EPipeline, tmp_path: Path) -> None:
     e4e.generator.w_avg.fill_(1e6)
     with pytest.raises(ValueError, match=r"`dtype` torch.float16 cannot hold the weights of this Generator\."):
         e4e.save_pretrained(folder, variant="fp16")
-    assert torch.isfinite(hub.read_tensors(folder / "generator" / "model.fp16.safetensors")["w_avg"]).all()
+    assert torch.isfinite(storage.read_tensors(folder / "generator" / "model.fp16.safetensors")["w_avg"]).all()
 
 
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"dtype": torch.float64}, {"variant": "fp16"}])
@@ -156,7 +156,7 @@ def test_each_argument_of_a_download(e4e: E4EPipeline, fake_hub: FakeHub, tmp_pa
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """faces64 in the official layouts."""
-    folder, model = tmp_path_factory.mktemp("official"), hub.builtin_path("faces64")
+    folder, model = tmp_path_factory.mktemp("official"), storage.builtin_path("faces64")
     layouts: tuple[Any, ...] = ("psp", "e4e", "rosinality", "nvidia")
     return {name: write_official(model, folder / f"{name}.pt", layout=name) for name in layouts}
 
@@ -177,7 +177,7 @@ def test_there_and_back(kind: str, files: dict[str, Path], tmp_path: Path) -> No
     half = cls.from_single_file(files[kind], dtype=torch.bfloat16)
     assert {p.dtype for network in half.networks for p in network.parameters()} == {torch.bfloat16}
     converted = write_model(read_single_file(files[kind]), tmp_path / "converted")
-    assert hub.read_config(converted)["_class_name"] == cls.__name__
+    assert storage.read_config(converted)["_class_name"] == cls.__name__
     assert torch.equal(cls.from_pretrained(converted)(photo, align=False).w_plus, expected)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, hub
+from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, hub, storage
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.generator_delta import generator_sha256
 from stylegan_inversion.models.generator import Generator
@@ -57,10 +57,10 @@ def test_only_the_change_is_kept_and_nothing_is_lost(named: PTIPipeline, photo: 
     before = generator_sha256(named.generator)
     folder = out.save(tmp_path / "out")
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
-    names = hub.read_tensors(folder / "model.safetensors")
+    names = storage.read_tensors(folder / "model.safetensors")
     assert any(name.startswith("generator.1.synthesis") for name in names)
     assert not any("mapping" in name or "w_avg" in name for name in names)
-    assert hub.read_config(folder)["generators"] == [{"kind": "delta", "relative_error": 0.0}] * 2
+    assert storage.read_config(folder)["generators"] == [{"kind": "delta", "relative_error": 0.0}] * 2
 
     for loaded in (InversionOutput.load(folder), InversionOutput.load(folder, base=named.generator)):
         assert_same(loaded, out)
@@ -77,7 +77,7 @@ def test_a_shared_generator_takes_no_room(tmp_path: Path, monkeypatch: pytest.Mo
     pipe = E4EPipeline.from_pretrained("faces64")
     out = pipe(Image.new("RGB", (64, 64), "grey"), align=False)
     folder = out.save(tmp_path / "out")
-    config, weights = hub.read_config(folder), folder / "model.safetensors"
+    config, weights = storage.read_config(folder), folder / "model.safetensors"
     assert weights.stat().st_size < 40_000
     assert config["base"] == {"name_or_path": "faces64", "revision": None, "subfolder": None}
     loaded = InversionOutput.load(folder)
@@ -85,10 +85,10 @@ def test_a_shared_generator_takes_no_room(tmp_path: Path, monkeypatch: pytest.Mo
     assert InversionOutput.load(folder, base=pipe.generator).generator is pipe.generator
 
     # Nor do many entries of it take time.
-    texts = {name: text for name, text in hub.read_header(weights)[1].items() if name.startswith("generator.0.")}
+    texts = {name: text for name, text in storage.read_header(weights)[1].items() if name.startswith("generator.0.")}
     many = {name.replace("0", str(k), 1): text for k in range(12) for name, text in texts.items()}
-    hub.write_tensors(hub.read_tensors(weights), weights, metadata=many)
-    hub.write_config({**config, "generators": config["generators"] * 12}, folder)
+    storage.write_tensors(storage.read_tensors(weights), weights, metadata=many)
+    storage.write_config({**config, "generators": config["generators"] * 12}, folder)
     hashed = count_calls(monkeypatch, "generator_sha256")
     assert len(InversionOutput.load(folder)) == 1 and len(hashed) == 1
 
@@ -100,7 +100,7 @@ def test_a_change_of_low_rank(named: PTIPipeline, photo: Image.Image, options: d
     exact = out.save(tmp_path / "exact")
     folder = out.save(tmp_path / "small", **options)
     assert (folder / "model.safetensors").stat().st_size < (exact / "model.safetensors").stat().st_size
-    assert 0 < hub.read_config(folder)["generators"][0]["relative_error"] < 1
+    assert 0 < storage.read_config(folder)["generators"][0]["relative_error"] < 1
     loaded = InversionOutput.load(folder)
     # Its pictures are those that the kept generator draws, before and after the edit.
     assert pixels(named.edit(loaded, smile=0.0).images) == pixels(loaded.images)
@@ -126,7 +126,7 @@ def test_without_a_base_the_generator_is_kept_whole(
 
     out = pti(photo)
     folder = out.save(tmp_path / "out")
-    (entry,) = hub.read_config(folder)["generators"]
+    (entry,) = storage.read_config(folder)["generators"]
     assert entry["kind"] == "whole" and entry["config"]["resolution"] == 32
     loaded = InversionOutput.load(folder)
     assert_same(loaded, out)
@@ -140,7 +140,7 @@ def test_another_base_is_refused(named: PTIPipeline, photo: Image.Image, tmp_pat
         other.mapping.layers[0].bias.add_(1e-3)
     with pytest.raises(CheckpointError, match="This change belongs to the generator with sha256"):
         InversionOutput.load(folder, base=other)
-    hub.save_module(other, tmp_path / "model" / "generator")  # what is found under the name is no longer the same
+    storage.save_module(other, tmp_path / "model" / "generator")  # what is found under the name is no longer the same
     with pytest.raises(CheckpointError, match="This change belongs to the generator with sha256"):
         InversionOutput.load(folder)
     shutil.rmtree(tmp_path / "model")
@@ -153,16 +153,16 @@ def test_another_base_is_refused(named: PTIPipeline, photo: Image.Image, tmp_pat
 
 def refuses(folder: Path, message: str, **changes: Any) -> None:
     """Change what the folder's config says, load it, and put the config back."""
-    config = hub.read_config(folder)
-    hub.write_config({**config, **changes}, folder)
+    config = storage.read_config(folder)
+    storage.write_config({**config, **changes}, folder)
     with pytest.raises(CheckpointError, match=message):
         InversionOutput.load(folder)
-    hub.write_config(config, folder)
+    storage.write_config(config, folder)
 
 
 def test_damaged_folders(named: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
     folder = named.edit(named(photo, num_tuning_steps=1), smile=1.0).save(tmp_path / "out")
-    (entry,) = hub.read_config(folder)["photos"]
+    (entry,) = storage.read_config(folder)["photos"]
     odd: tuple[dict[str, Any], ...] = (
         *({"photos": 3}, {"photos": [{}]}, {"edits": []}, {"base": {"path": "x"}}, {"base": None}),
         *({"generators": []}, {"generators": [{}]}),
@@ -177,8 +177,8 @@ def test_damaged_folders(named: PTIPipeline, photo: Image.Image, tmp_path: Path)
     refuses(folder, r"`edits` must be finite, got \{'smile': inf\}", edits={"smile": math.inf})
     refuses(folder, "was not written by `InversionOutput", _class_name="Other")
     assert len(InversionOutput.load(folder)) == 1
-    tensors = hub.read_tensors(folder / "model.safetensors")
-    hub.write_tensors(tensors, folder / "model.safetensors")  # without its texts
+    tensors = storage.read_tensors(folder / "model.safetensors")
+    storage.write_tensors(tensors, folder / "model.safetensors")  # without its texts
     refuses(folder, "Not a change of a generator")
 
 
@@ -186,16 +186,16 @@ def test_a_small_file_takes_little_memory(
     pti: PTIPipeline, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = pti(photo, num_tuning_steps=1).save(tmp_path / "whole")
-    (entry,) = hub.read_config(folder)["generators"]
+    (entry,) = storage.read_config(folder)["generators"]
     absurd = {**entry["config"], "resolution": 2048, "channel_base": 2**20, "channel_max": 4096, "w_dim": 4096}
     for sizes, message in ((absurd, "does not fit Generator: "), ({"resolution": 7}, "does not describe a Generator")):
         refuses(folder, f"generator 0, {message}", generators=[{**entry, "config": sizes}])  # and it was not built
     buffer = io.BytesIO()
     Image.new("P", (8000, 8000)).save(buffer, "PNG")  # small; the picture takes 192 MB
-    tensors = hub.read_tensors(folder / "model.safetensors")
+    tensors = storage.read_tensors(folder / "model.safetensors")
     for name in [name for name in tensors if name.startswith("picture.")]:
         tensors[name] = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
-    hub.write_tensors(tensors, folder / "model.safetensors")
+    storage.write_tensors(tensors, folder / "model.safetensors")
     decoded = count_calls(monkeypatch, "load_image")
     refuses(folder, r"its pictures would take more than 0\.4 GB")
     assert len(decoded) == 1  # the second was only measured
@@ -227,8 +227,8 @@ def test_a_strangers_folder_fetches_nothing_unasked(
     named: PTIPipeline, photo: Image.Image, tmp_path: Path, fake_hub: FakeHub
 ) -> None:
     folder = named(photo, num_tuning_steps=1).save(tmp_path / "out")
-    config = hub.read_config(folder)
-    hub.write_config({**config, "base": {**config["base"], "name_or_path": "stranger/model"}}, folder)
+    config = storage.read_config(folder)
+    storage.write_config({**config, "base": {**config["base"], "name_or_path": "stranger/model"}}, folder)
     fake_hub.add("stranger/model", tmp_path / "model")
     with pytest.raises(ModelNotFoundError, match=r"'stranger/model', which is not there: .*allow_download=True\)"):
         InversionOutput.load(folder)
@@ -240,7 +240,7 @@ def test_a_strangers_folder_calls_no_other_machine_unasked(
     named: PTIPipeline, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = named(photo, num_tuning_steps=1).save(tmp_path / "out")
-    config = hub.read_config(folder)
+    config = storage.read_config(folder)
     asked: list[str] = []
 
     def find(name: str, access: hub.Access) -> Path:
@@ -250,7 +250,7 @@ def test_a_strangers_folder_calls_no_other_machine_unasked(
     monkeypatch.setattr(saving, "find_folder", find)
     for name in ("\\\\host\\share", "//host/share", "\\/host/share", "\\??\\UNC\\host\\share"):
         for base in ({"name_or_path": name}, {"name_or_path": "org/model", "revision": name}):
-            hub.write_config({**config, "base": base}, folder)
+            storage.write_config({**config, "base": base}, folder)
             with pytest.raises(ModelNotFoundError, match=r"in a folder of another machine\. .*allow_download=True\)"):
                 InversionOutput.load(folder)
             assert asked == []
@@ -265,10 +265,10 @@ def test_names_of_bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generat
     commit = "a" * 40
     snapshot = tmp_path / "models--org--repo" / "snapshots" / commit
     assert BaseName.of("org/repo", snapshot / "sub", subfolder="sub") == BaseName("org/repo", commit, "sub")
-    assert BaseName.of("faces64", hub.builtin_path("faces64")) == BaseName("faces64")
+    assert BaseName.of("faces64", storage.builtin_path("faces64")) == BaseName("faces64")
     assert not BaseName("faces64").is_local and not BaseName("org/repo", commit).is_local
-    hub.save_module(generator, tmp_path / "mine" / "generator")
-    hub.write_config({}, tmp_path / "mine")
+    storage.save_module(generator, tmp_path / "mine" / "generator")
+    storage.write_config({}, tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
     name = BaseName.of("mine", Path("mine"))
     monkeypatch.chdir("/")

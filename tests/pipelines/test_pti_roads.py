@@ -13,17 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, cli, hub
+from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, cli, storage
 from stylegan_inversion.catalogue import CatalogueEntry
 from stylegan_inversion.checkpoints import find
 from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.checkpoints.generator import generator_to_nvidia
 from stylegan_inversion.demo import sample_photos
+from stylegan_inversion.hub import file_sha256
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.pipelines.methods import METHODS
-from stylegan_inversion.remote import file_sha256
 from tests.checkpoints.official_files import nvidia_pickle
 from tests.fake_hub import FakeHub
 
@@ -112,7 +112,7 @@ def test_a_road(source: Path | str, photo: Image.Image) -> None:
 @pytest.mark.parametrize("name", ["e4e", "psp"])
 def test_a_pivot_that_is_near_is_tuned_too(name: str, tmp_path: Path) -> None:
     """Of a trained model in an official file: its first pictures pass a threshold of another network's scale."""
-    path = write_official(hub.builtin_path("faces64"), tmp_path / "file.pt", layout=name)
+    path = write_official(storage.builtin_path("faces64"), tmp_path / "file.pt", layout=name)
     pipeline = load(path, crop_scale=0.74, detector="builtin")
     report = pipeline(sample_photos()[0], pivot=name, num_tuning_steps=6).reports[0]
     assert (report["perceptual"], report["lpips_threshold"], report["w_steps"]) == ("alex", 0.06, 0)
@@ -124,10 +124,10 @@ def test_settings_survive_a_round_trip_through_any_pipeline(name: str, files: Pa
     kind = METHODS[name].pipeline
     shutil.copytree(files / name, tmp_path / "model")
     settings = {"perceptual": "alex", "tuning": {"learning_rate": 0.002, "lpips_threshold": 0.01}}
-    config = {**hub.read_config(tmp_path / "model"), "pti": settings, "crop_scale": 0.7}
-    hub.write_config(config, tmp_path / "model")
+    config = {**storage.read_config(tmp_path / "model"), "pti": settings, "crop_scale": 0.7}
+    storage.write_config(config, tmp_path / "model")
     saved = kind.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "saved")
-    assert hub.read_config(saved) == config
+    assert storage.read_config(saved) == config
     pti = PTIPipeline.from_pretrained(saved)
     assert (pti.tuning.learning_rate, pti.tuning.lpips_threshold, pti.crop_scale) == (0.002, 0.01, 0.7)
     again = pti.encoder_pipeline(name).save_pretrained(tmp_path / "again")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stylegan_inversion import E4EPipeline, PTIPipeline, cli, hub
+from stylegan_inversion import E4EPipeline, PTIPipeline, cli, storage
 from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.pipelines.loading import check_folder, push_to_hub, write_card
@@ -85,7 +85,7 @@ def test_other_snippets(pti: PTIPipeline, tmp_path: Path, monkeypatch: pytest.Mo
     folder = pti.save_pretrained(tmp_path / "model")
     text = (folder / "README.md").read_text("utf-8")
     assert 'out.images[0].save("inverted.png")' in text and "## Directions" not in text
-    hub.write_config({**hub.read_config(folder), "source": to_config(LabelSource(5))}, folder)
+    storage.write_config({**storage.read_config(folder), "source": to_config(LabelSource(5))}, folder)
     assert 'pipe.translate("picture.png")' in write_card(folder, overwrite=True).read_text("utf-8")
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         write_card(tmp_path)

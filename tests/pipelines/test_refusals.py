@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, hub
+from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, storage
 from stylegan_inversion.errors import (
     CheckpointError,
     FaceNotFoundError,
@@ -123,7 +123,7 @@ def test_a_call(given: SimpleNamespace, error: type[Exception], call: Callable[[
 )
 def test_a_config(part: str, change: dict[str, Any], message: str, e4e: E4EPipeline, tmp_path: Path) -> None:
     folder = e4e.save_pretrained(tmp_path / "model")
-    hub.write_config({**hub.read_config(folder / part), **change}, folder / part)
+    storage.write_config({**storage.read_config(folder / part), **change}, folder / part)
     with pytest.raises(CheckpointError, match=message):
         (PTIPipeline if "pti" in change else E4EPipeline).from_pretrained(folder)
 

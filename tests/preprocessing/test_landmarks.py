@@ -15,10 +15,10 @@ from PIL import Image
 
 from stylegan_inversion import PTIPipeline
 from stylegan_inversion.errors import CheckpointError, MissingDependencyError
-from stylegan_inversion.hub import builtin_path
 from stylegan_inversion.preprocessing import landmarks as module
 from stylegan_inversion.preprocessing.builtin_landmarks import MIRROR, BuiltinLandmarkDetector
 from stylegan_inversion.preprocessing.landmarks import FacexlibLandmarkDetector, get_landmark_detector
+from stylegan_inversion.storage import builtin_path
 
 SAMPLES = {"sample2": 2, "sample5": 5}  # sample2 has a full profile, which is left out
 

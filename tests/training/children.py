@@ -13,7 +13,7 @@ import torch.multiprocessing
 from accelerate import debug_launcher
 from PIL import Image
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.training import trainer
 from stylegan_inversion.training.config import RunConfig
 from stylegan_inversion.training.encoder import EncoderLearner
@@ -61,7 +61,7 @@ def train_twofold(config: RunConfig) -> None:
 def train_and_crash(config: Any, where: str) -> None:
     """Die of a power cut, so to speak, at a place in a checkpoint."""
     learner: Any = GANLearner if config.method == "gan" else EncoderLearner
-    save_file, export, unlink = hub.save_file, learner.export, Path.unlink
+    save_file, export, unlink = storage.save_file, learner.export, Path.unlink
 
     def halve(path: Path) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -84,7 +84,7 @@ def train_and_crash(config: Any, where: str) -> None:
         os._exit(CRASHED)
 
     if where == "half written":
-        hub.save_file = writes_half  # type: ignore[assignment]
+        storage.save_file = writes_half  # type: ignore[assignment]
     elif where == "in place":  # the third checkpoint is the first that has an old one to remove
         Path.unlink = keeps_the_old  # type: ignore[method-assign]
     elif where == "half exported":

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from stylegan_inversion import Direction, hub
+from stylegan_inversion import Direction, storage
 from stylegan_inversion.editing.directions import save_directions
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.training.checkpoint import read_latest
@@ -67,9 +67,9 @@ def save_model(folder: Path, *, resolution: int = 16, w_dim: int = 16, seed: int
             generator.w_avg.copy_(generator.mapping(torch.randn(256, 8)).mean(0))
     for conv in generator.synthesis.convs:
         conv.noise_strength.data.fill_(0.05)
-    hub.save_module(generator, folder / "generator")
+    storage.save_module(generator, folder / "generator")
     save_directions({"smile": Direction("smile", torch.eye(w_dim)[0])}, folder / "directions")
-    hub.write_config({"_class_name": "PTIPipeline", "crop_scale": 0.9}, folder)
+    storage.write_config({"_class_name": "PTIPipeline", "crop_scale": 0.9}, folder)
     return folder
 
 

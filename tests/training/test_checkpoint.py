@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.training.checkpoint import read_checkpoint, read_latest, write_checkpoint
 from tests.training.conftest import same
@@ -82,7 +82,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
         read_checkpoint(path)
     for tree in (None, '{"dict": [["x", {"tensor": "y"}]]}', "not JSON", '{"list": 1}', '{"dict": 3}', "3"):
-        hub.write_tensors({"x": torch.ones(1)}, path, metadata={} if tree is None else {"state": tree})
+        storage.write_tensors({"x": torch.ones(1)}, path, metadata={} if tree is None else {"state": tree})
         with pytest.raises(CheckpointError, match=r"model\.safetensors is not a checkpoint of a training run, or"):
             read_checkpoint(path)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.preprocessing.align import uncropped
@@ -131,7 +131,7 @@ def test_batches_do_not_depend_on_the_workers(faces: Path) -> None:
 
 
 def test_style_mixing(model: Path) -> None:
-    tiny = hub.load_module(Generator, GeneratorConfig, model / "generator")
+    tiny = storage.load_module(Generator, GeneratorConfig, model / "generator")
     process: Any = SimpleNamespace(device=torch.device("cpu"), process_index=0, num_processes=1)
     draws, num_ws = SeededDraws(tiny, process, seed=0), tiny.num_ws
     with torch.no_grad():

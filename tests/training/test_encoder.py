@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from stylegan_inversion import E4EPipeline, PSPPipeline, hub
+from stylegan_inversion import E4EPipeline, PSPPipeline, storage
 from stylegan_inversion.losses.identity import inner_face
 from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.losses.moco import load_moco
@@ -79,7 +79,7 @@ def test_steps_of_psp_with_every_loss(make_learner: MakeLearner, tmp_path: Path,
     if moco:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            hub.save_module(ResNet(ResNetConfig((4, 4, 4, 4), (1, 1, 1, 1))), tmp_path / "moco")
+            storage.save_module(ResNet(ResNetConfig((4, 4, 4, 4), (1, 1, 1, 1))), tmp_path / "moco")
         loss = {"l2": 0.01, "lpips": 0.8, "moco": 0.5, "l2_crop": 0.1, "lpips_crop": 8.0, "w_norm": 0.005}
         options = {"task": "frontalization", "moco": str(tmp_path / "moco")}
     learner = make_learner(
@@ -187,7 +187,7 @@ def test_backbone_of_a_face_recognition_network(make_learner: MakeLearner, tmp_p
     arcface = ArcFace(ArcFaceConfig(3, (8, 8, 8, 8), (1, 1, 1, 1), 4, resolution=32, embedding_dim=4))
     for p in arcface.parameters():
         p.data.uniform_(0.1, 0.2)
-    hub.save_module(arcface, tmp_path / "arcface")
+    storage.save_module(arcface, tmp_path / "arcface")
     sizes = dataclasses.replace(SIZES_16, backbone=str(tmp_path / "arcface"))
     theirs = arcface.backbone.state_dict()
     for task, channels in (("inversion", 3), ("sketch_to_face", 1)):

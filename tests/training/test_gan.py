@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stylegan_inversion import hub, latents, ops
+from stylegan_inversion import latents, ops, storage
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.training import gan
@@ -264,7 +264,7 @@ def test_the_score(make_gan_learner: MakeGANLearner, monkeypatch: pytest.MonkeyP
 @torch.no_grad()
 @pytest.mark.parametrize("resolution", [32, 64])
 def test_a_grown_generator_draws_the_old_pictures_enlarged(model: Path, resolution: int) -> None:
-    old = hub.load_module(Generator, GeneratorConfig, model / "generator")
+    old = storage.load_module(Generator, GeneratorConfig, model / "generator")
     before = {name: tensor.clone() for name, tensor in old.state_dict().items()}
     for side in (4, 8, 16):
         old.synthesis.get_parameter(f"blocks.{side}.to_rgb.bias").uniform_(-0.5, 0.5)

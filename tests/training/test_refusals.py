@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_inversion import hub
+from stylegan_inversion import storage
 from stylegan_inversion.errors import CheckpointError, InvalidImageError, MissingDependencyError, ModelNotFoundError
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.training import trainer
@@ -78,7 +78,7 @@ def make(
 
     def arcface(**overrides: Any) -> EncoderOptions:
         sizes: Any = {"in_channels": 3, "widths": (8, 8, 8, 8), "units": (1, 1, 1, 1), "reduction": 4, "resolution": 32}
-        hub.save_module(ArcFace(ArcFaceConfig(**sizes | {"embedding_dim": 4} | overrides)), tmp_path / "arcface")
+        storage.save_module(ArcFace(ArcFaceConfig(**sizes | {"embedding_dim": 4} | overrides)), tmp_path / "arcface")
         return dataclasses.replace(SIZES_16, backbone=str(tmp_path / "arcface"))
 
     def away(*args: Any) -> None:
@@ -228,11 +228,11 @@ def test_refusals(
     monkeypatch.setitem(trainer.TRACKERS, "wandb", lambda: False)
     monkeypatch.setattr(trainer.shutil, "which", lambda name: None)
     monkeypatch.chdir(make.folder)
-    hub.write_config({}, Path("runs"))  # a model without networks
-    before = hub.read_config(Path(make.model))
+    storage.write_config({}, Path("runs"))  # a model without networks
+    before = storage.read_config(Path(make.model))
     with pytest.raises(error, match=message):
         act(make)
-    assert hub.read_config(Path(make.model)) == before
+    assert storage.read_config(Path(make.model)) == before
 
 
 def test_the_ways_out(make: SimpleNamespace) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from accelerate.state import AcceleratorState
 
-from stylegan_inversion import E4EPipeline, PTIPipeline, hub
+from stylegan_inversion import E4EPipeline, PTIPipeline, storage
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.training import checkpoint, gan
 from stylegan_inversion.training.checkpoint import read_latest, write_checkpoint
@@ -133,7 +133,7 @@ def test_a_full_disk_and_a_cut_off_log(make_config: MakeConfig, monkeypatch: pyt
     config = make_config(steps=6, checkpoint_every=2)
     whole = elsewhere(config, "whole")
     train(whole)
-    save_file, room = hub.save_file, [3]
+    save_file, room = storage.save_file, [3]
 
     def full(tensors: Any, path: Path, **options: Any) -> None:
         save_file(tensors, path, **options)
@@ -142,7 +142,7 @@ def test_a_full_disk_and_a_cut_off_log(make_config: MakeConfig, monkeypatch: pyt
             path.write_bytes(path.read_bytes()[:100])
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hub, "save_file", full)
+    monkeypatch.setattr(storage, "save_file", full)
     with pytest.raises(CheckpointError, match=r"could not be written: .*No space left on device.*make room"):
         train(config)
     assert saved(config)["step"] == 2

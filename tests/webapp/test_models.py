@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("gradio")
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.hub import builtin_path
 from stylegan_inversion.pipelines.methods import METHODS
+from stylegan_inversion.storage import builtin_path
 from stylegan_inversion.webapp import models as module
 from stylegan_inversion.webapp.app import private_folder
 from stylegan_inversion.webapp.models import Model, Models, best_cached, load_model, sentence
