@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.editing.directions import load_directions
@@ -11,44 +12,79 @@ from stylegan_inversion.preprocessing.image import load_image
 from stylegan_inversion.storage import builtin_path
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = [  # tests/test_full_size.py runs the one of the full-size model
-    block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "e4e-ffhq-1024" not in block
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "recipes/README.md",
+    ROOT / "spaces/README.md",
 ]
+README = PAGES[0].read_text(encoding="utf-8")
 
 
-def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first two blocks as they stand, but for the number of steps."""
-    shutil.copy(sample_photos()[0], tmp_path / "photo.jpg")
+def blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.fixture
+def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    assert "progress=True" in BLOCKS[0]
-    names: dict[str, object] = {}
-    exec(BLOCKS[0].replace("progress=True", "num_w_steps=3, num_tuning_steps=2"), names)
-    assert load_image("edited.png").size == load_image("photo.jpg").size
-    exec(BLOCKS[1], names)
-    assert (tmp_path / "folder" / "config.json").exists()
+    return Path(shutil.copy(sample_photos()[0], "photo.jpg"))
 
 
-def test_the_api_of_the_readme_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_runs(photo: Path) -> None:
+    """The first block as it stands, but for the number of steps. tests/test_full_size.py runs the second."""
+    first = blocks("README.md")[0]
+    assert "progress=True" in first
+    exec(first.replace("progress=True", "num_w_steps=3, num_tuning_steps=2"), {})
+    assert load_image("edited.png").size == load_image(photo).size
+
+
+def test_the_pages_run(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods as it stands; a direction of one's own with the w and the scores of a few samples."""
+    names: dict[str, Any] = {}
+    exec(blocks("docs/methods.md")[0], names)
+    assert Path("folder/config.json").exists()
+    pytest.importorskip("sklearn")
+    w = torch.randn(4000, 512, generator=torch.Generator().manual_seed(0))
+    exec(blocks("docs/edits.md")[0], names | {"w": w, "scores": w[:, 0]})
+    assert abs(float(names["pipe"].directions["glasses"].vector.flatten()[0])) > 0.3
+
+
+def test_the_api_answers(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The block as it stands, but for the port."""
     pytest.importorskip("gradio")
     from stylegan_inversion.webapp.models import load_model
     from tests.webapp.tiny_app import serve
 
-    (block,) = [block for block in BLOCKS if "gradio_client" in block]
-    shutil.copy(sample_photos()[0], tmp_path / "photo.jpg")
-    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("docs/app.md")
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     names: dict[str, Any] = {}
     assert "http://127.0.0.1:7860" in block
     with serve(load_model("faces64")) as app:
         try:
             exec(block.replace("http://127.0.0.1:7860", app.url), names)
-            assert load_image(names["photo"]).size == load_image("photo.jpg").size
+            assert load_image(names["photo"]).size == load_image(photo).size
             assert load_image(names["drawn"]).size == (64, 64) and names["report"]["face_count"] >= 1
         finally:
             if "client" in names:
                 names["client"].close()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"https?://|mailto:", link)]
+    named = re.findall(r"`((?:stylegan_inversion|recipes|tests)/[\w/.]+)`", text)
+    for link in links:
+        path, _, section = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        headings = [
+            re.sub(r"[^\w -]", "", head).strip().lower().replace(" ", "-")
+            for head in re.findall(r"(?m)^#+ (.*)$", target.read_text("utf-8") if section else "")
+        ]
+        assert not section or section in headings, link
+    assert all((ROOT / name).exists() for name in named)
 
 
 def test_the_model_card_says_the_same() -> None:
@@ -67,11 +103,6 @@ def test_the_model_card_says_the_same() -> None:
     for folder, text in re.findall(r"\| `(\w+)/`.*\| ([\d.]+) MB", card):
         size = sum(path.stat().st_size for path in (builtin_path("faces64") / folder).rglob("*.safetensors"))
         assert size / 1e6 == pytest.approx(float(text), abs=0.1)
-
-
-@pytest.mark.parametrize("path", re.findall(r"`((?:stylegan_inversion|recipes|tests)/[\w/.]+)`", README))
-def test_the_files_that_the_readme_names_exist(path: str) -> None:
-    assert (ROOT / path).exists()
 
 
 @pytest.mark.parametrize("target", re.findall(r"^make ([\w-]+)", README, flags=re.MULTILINE))
