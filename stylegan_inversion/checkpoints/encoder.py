@@ -16,7 +16,7 @@ from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.discriminator import LatentDiscriminatorConfig
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
-from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
+from stylegan_inversion.models.psp_encoder import EncoderConfig, PyramidEncoderConfig
 from stylegan_inversion.models.resnet import ResNetConfig
 from stylegan_inversion.models.restyle_encoder import ReStyleConfig
 
@@ -103,13 +103,7 @@ def _restyle_config(official: Mapping[str, Tensor], options: Mapping[str, Any]) 
     )
 
 
-_CONFIGS: dict[type[Any], Callable[..., Any]] = {
-    PyramidEncoderConfig: _pyramid_config,
-    ReStyleConfig: _restyle_config,
-}
-
-
-def config_class(official: Mapping[str, Tensor]) -> type[Any]:
+def config_class(official: Mapping[str, Tensor]) -> type[EncoderConfig]:
     """Tell by the tensors which config an official encoder needs: ReStyle reads six channels, or has no pyramid."""
     stem = official.get("input_layer.0.weight", official.get("conv1.weight"))
     six = stem is not None and stem.ndim == 4 and stem.shape[1] == 6
@@ -142,7 +136,8 @@ def encoder_from_official(
     Raises:
         CheckpointError: If it is another encoder.
     """
-    config = _CONFIGS[ENCODERS[kind].config](official, options)
+    read = _restyle_config if ENCODERS[kind].config is ReStyleConfig else _pyramid_config
+    config: Any = read(official, options)
     num_ws, w_dim = config.num_ws, config.w_dim
     w_avg = torch.zeros(w_dim, device="cpu", dtype=torch.float32) if latent_avg is None else latent_avg
     if tuple(w_avg.shape) not in {(w_dim,), (1, w_dim), (num_ws, w_dim)}:

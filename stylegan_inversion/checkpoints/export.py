@@ -17,12 +17,12 @@ from stylegan_inversion.checkpoints.generator import generator_to_nvidia, genera
 from stylegan_inversion.checkpoints.recognise import SingleFile, source_of
 from stylegan_inversion.editing.directions import Direction, save_directions
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.models.encoders import ENCODERS
+from stylegan_inversion.models.encoders import ENCODERS, SINGLE_PASS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.preprocessing.sources import to_config
 
-LAYOUTS = (*(name for name, row in ENCODERS.items() if row.config is PyramidEncoderConfig), "rosinality", "nvidia")
+LAYOUTS = (*SINGLE_PASS, "rosinality", "nvidia")
 
 
 def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop_scale: float = 1.0) -> Path:
@@ -47,12 +47,12 @@ def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop
             return folder
     if "generator" not in file.parts:
         raise CheckpointError(f"A file of kind {file.kind} has no form in a folder: its parts are read where they are.")
-    config: dict[str, Any] = {"_class_name": "PTIPipeline", "crop_scale": crop_scale}
+    config: dict[str, Any] = {"crop_scale": crop_scale}
     with storage.write_together(folder) as stage:
         for part, network in file.parts.items():
             module = network.build()
             if part == "encoder":
-                config |= {"_class_name": ENCODERS[file.kind].pipeline, "source": to_config(source_of(module))}
+                config["source"] = to_config(source_of(module))
             storage.save_module(module, stage / (ENCODERS[file.kind].folder if part == "encoder" else part))
         if file.directions:
             save_directions(file.directions, stage / "directions")

@@ -10,7 +10,8 @@ import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path, PurePath, PureWindowsPath
-from urllib.request import Request, urlopen
+from typing import Any
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from filelock import FileLock
 
@@ -155,6 +156,15 @@ def find_file(source: str | os.PathLike[str], access: Access = Access(), *, sha2
     return path
 
 
+class _OnlyHttps(HTTPRedirectHandler):
+    """Refuses to follow a redirect to another kind of address."""
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Request | None:
+        if not newurl.startswith("https://"):
+            raise OSError(f"it leads to {newurl}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def download_url(url: str, sha256: str, access: Access) -> Path:
     """Fetch a file from an https address, as `find_file` does, or find it in the cache under its sha256."""
     path = cached_url(url, sha256, access.cache_dir)
@@ -167,9 +177,7 @@ def download_url(url: str, sha256: str, access: Access) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             partial = Path(scratch) / path.name
-            with urlopen(request, timeout=_SILENCE) as answer, partial.open("wb") as file:
-                if not answer.url.startswith("https://"):
-                    raise OSError(f"it leads to {answer.url}, which is not https")
+            with build_opener(_OnlyHttps).open(request, timeout=_SILENCE) as answer, partial.open("wb") as file:
                 while chunk := answer.read1(2**20):  # what has come, instead of waiting for a whole chunk
                     if file.tell() + len(chunk) > MAX_FILE_BYTES:
                         raise OSError(f"it is larger than {MAX_FILE_BYTES} bytes")

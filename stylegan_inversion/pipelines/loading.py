@@ -108,7 +108,7 @@ def read_file(
     missing = [part for part in ("generator", "encoder" if encoder else "generator") if part not in file.parts]
     if missing:
         found = f"found: {file.kind}; {', '.join(file.parts) or 'nothing'}"
-        raise CheckpointError(f"{path} holds no {missing[0]} ({found}). PTIPipeline needs the generator alone.")
+        raise CheckpointError(f"{path} holds no {missing[0]} ({found}). {generator_only()} needs the generator alone.")
     file = with_directions(file, path, access, source=source)
     for note in file.notes:
         logger.warning("%s: %s", path.name, note)
@@ -119,6 +119,13 @@ def read_file(
         config["source"] = to_config(source_of(file.parts["encoder"]))
     generator = cast(Generator, file.parts["generator"].build())
     return LoadedModel(path, generator, encoders, file.directions, config)
+
+
+def generator_only() -> str:
+    """Name the pipeline that any model with a generator can be loaded into, for messages."""
+    from stylegan_inversion.pipelines.methods import METHODS  # it imports this file
+
+    return next(method.pipeline.__name__ for method in METHODS.values() if method.encoder is None)
 
 
 def directions_in(folder: Path) -> dict[str, Direction]:
@@ -369,8 +376,7 @@ def write_card(
     folders = {m: folder / (ENCODERS[m.encoder].folder if m.encoder else "generator") for m in METHODS.values()}
     methods = [method for method, part in folders.items() if (part / storage.CONFIG_NAME).is_file()]
     classes = [method.pipeline.__name__ for method in methods]
-    any_generator = next(method.pipeline.__name__ for method in methods if method.encoder is None)
-    main = config["_class_name"] if config.get("_class_name") in classes else any_generator
+    main = config["_class_name"] if config.get("_class_name") in classes else classes[0]
     papers = [f"{m.label} ([arXiv:{m.paper}](https://arxiv.org/abs/{m.paper}))" for m in methods]
     parts = [(folders[m], f"{m.label}'s encoder" if m.encoder else "StyleGAN2 generator") for m in methods]
     terms = (

@@ -37,7 +37,6 @@ from stylegan_inversion.training.tasks import Inversion, Task
 
 DEFAULT_RESOLUTION = 256
 SCORED_AT_ONCE = 64  # pictures that go through the networks when a generator is scored
-PIPELINE = {"_class_name": "PTIPipeline", "crop_scale": 1.0}  # the pipeline that needs no encoder; the FFHQ crop
 STATEFUL = ("generator", "average", "discriminator", "optimizer", "discriminator_optimizer")
 
 Batches = Sequence[dict[str, Tensor]]
@@ -321,9 +320,10 @@ class GANLearner:
 
         The settings of the pipeline of `init` stay. Its directions and encoders belong to its generator: left out.
         """
-        config = dict(PIPELINE)
+        config: dict[str, Any] = {"crop_scale": 1.0}  # FFHQ's
         if self.init is not None and (self.init / storage.CONFIG_NAME).exists():
-            config = storage.read_config(self.init) | {"_class_name": PIPELINE["_class_name"]}
+            config = storage.read_config(self.init)
+            config.pop("_class_name", None)  # of a pipeline with an encoder, perhaps
         if self.config.crop_scale is not None:
             config["crop_scale"] = self.config.crop_scale
         with storage.write_together(folder) as stage:
