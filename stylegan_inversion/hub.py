@@ -301,12 +301,7 @@ def upload_folder(
 ) -> str:
     """Upload the folder of a model in one commit, as `push_to_hub` does: JSON, safetensors, cards and licences only.
 
-    Returns:
-        Address of the commit.
-
-    Raises:
-        ValueError: If `repo_id` is not "organisation/repository".
-        UploadError: If the Hub refuses, or cannot be reached. The files of the repository are as they were.
+    Returns the address of the commit. After an `UploadError` the files of the repository are as they were.
     """
     from huggingface_hub import HfApi, get_session
 

@@ -31,7 +31,7 @@ from stylegan_inversion.training.config import GeneratorOptions, OptimizerOption
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
 from stylegan_inversion.training.gan import PIPELINE, make_generator
 from stylegan_inversion.training.objective import add_terms, check_side
-from stylegan_inversion.training.ranger import apply_gradients, make_optimizer, update_ema
+from stylegan_inversion.training.optimizer import apply_gradients, make_optimizer, update_ema
 from stylegan_inversion.training.tasks import Inversion, Task
 from stylegan_inversion.training.trainer import train_main
 

@@ -122,19 +122,10 @@ def config_class(official: Mapping[str, Tensor]) -> type[EncoderConfig]:
 def encoder_from_official(
     kind: str, official: Mapping[str, Tensor], *, latent_avg: Tensor | None = None, options: Mapping[str, Any] = {}
 ) -> tuple[Any, StateDict]:
-    """Read an encoder of the papers.
+    """Read an encoder of the papers, whose names have lost `encoder.`: its config, and the state dict of our network.
 
-    Args:
-        kind: A key of `ENCODERS`.
-        official: The official encoder, without the prefix `encoder.`.
-        latent_avg: The average w, (w_dim,) or (num_ws, w_dim), beside the state dict in the checkpoint. `None`: zeros.
-        options: The file's `opts`. ReStyle's say its form (`encoder_type`) and how many passes (`n_iters_per_batch`).
-
-    Returns:
-        The config, read from the tensors, and the state dict of our network.
-
-    Raises:
-        CheckpointError: If it is another encoder.
+    `latent_avg`, (w_dim,) or (num_ws, w_dim), is the average w beside it in the file; `None` gives zeros. Of the file's
+    `opts`, ReStyle's say its form and how many passes. Raises `CheckpointError` if it is another encoder.
     """
     read = _restyle_config if ENCODERS[kind].config is ReStyleConfig else _pyramid_config
     config: Any = read(official, options)

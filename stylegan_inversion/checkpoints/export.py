@@ -28,14 +28,9 @@ LAYOUTS = (*SINGLE_PASS, "rosinality", "nvidia")
 def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop_scale: float = 1.0) -> Path:
     """Write what a foreign file holds in our own format: a model that `from_pretrained` and `train` read.
 
-    Args:
-        file: What was read.
-        folder: Made if needed, and returned. A network for face identity or MoCo, or directions, fill it themselves.
-        name: Name of a direction, as a Python identifier: the file does not tell.
-        crop_scale: Side of the face crop relative to FFHQ's, for the pipeline: the file does not tell.
-
-    Raises:
-        CheckpointError: If the file holds nothing that can be kept so, or a file cannot be written.
+    The file does not tell the name of a direction, a Python identifier, nor the side of the face crop relative to
+    FFHQ's. A network for face identity or MoCo, or directions, fill the folder themselves. Raises `CheckpointError` if
+    the file holds nothing that can be kept so, or a file cannot be written.
     """
     if file.kind == "direction":
         vectors = file.vectors if len(file.vectors) > 1 else {name: next(iter(file.vectors.values()))}

@@ -61,14 +61,7 @@ def is_known(name: str | os.PathLike[str]) -> bool:
 def find_folder(name_or_path: str | os.PathLike[str], access: Access = Access(), *, variant: str | None = None) -> Path:
     """Find the folder of a model: a local folder wins, then a built-in model, the catalogue, and the Hub.
 
-    Args:
-        name_or_path: A folder, the name of a built-in model or of a checkpoint in the catalogue, or
-            "organisation/repository".
-        access: How to fetch it.
-        variant: Which weights to fetch, such as "fp16" for model.fp16.safetensors.
-
-    Returns:
-        A folder that holds `config.json`.
+    It holds `config.json`. From the Hub only the weights of `variant` are fetched.
 
     Raises:
         ValueError: If the subfolder leaves the model, `variant` is not a word, or a name of the catalogue comes with a
@@ -281,15 +274,9 @@ def with_directions(
 ) -> SingleFile:
     """Add the papers' directions to a file if its generator is one that they were found in.
 
-    A generator is recognised by its entry in the catalogue, by the training set that a checkpoint of pSp or e4e names,
-    or, if it draws FFHQ, by its average w. If the directions cannot be fetched, one warning says so, and the file stays
-    as it is.
-
-    Args:
-        file: What was read.
-        path: Where it is.
-        access: How to fetch the directions.
-        source: The name that the file was asked for by, perhaps of the catalogue.
+    A generator is recognised by its entry in the catalogue, if `source` is one, by the training set that a checkpoint
+    of pSp or e4e names, or, if it draws FFHQ, by its average w. If the directions cannot be fetched, one warning says
+    so, and the file stays as it is.
     """
     part = file.parts.get("generator")
     if part is None:

@@ -32,7 +32,7 @@ from stylegan_inversion.training.augment import AdaptiveProbability, augment
 from stylegan_inversion.training.config import GANConfig, GeneratorOptions
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
 from stylegan_inversion.training.objective import Terms, add_terms, check_side
-from stylegan_inversion.training.ranger import apply_gradients, lazy_options, make_optimizer, update_ema
+from stylegan_inversion.training.optimizer import apply_gradients, lazy_options, make_optimizer, update_ema
 from stylegan_inversion.training.tasks import Inversion, Task
 
 DEFAULT_RESOLUTION = 256

@@ -33,13 +33,8 @@ Terms = dict[str, Tensor]
 def loss_weights(task: Task, config: EncoderRunConfig, *, knows_w: bool = False) -> dict[str, float]:
     """The weights above 0 of a run: the task's, e4e's, and above them those of the config.
 
-    Args:
-        task: Brings the paper's weights.
-        config: The run.
-        knows_w: Whether the w of pictures are known, as a `teacher` of `EncoderLearner` knows them.
-
-    Raises:
-        ValueError: If weights exclude each other, or the run has nothing that a term could be computed from.
+    `knows_w` says whether the w of pictures are known, as a `teacher` of `EncoderLearner` knows them. Raises
+    `ValueError` if weights exclude each other, or the run has nothing that a term could be computed from.
     """
     progressive = ENCODERS[config.method].progressive
     chosen = {name: value for name, value in asdict(config.loss).items() if value is not None}

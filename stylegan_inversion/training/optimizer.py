@@ -153,15 +153,9 @@ def apply_gradients(
     One flat all-reduce, as NVIDIA's StyleGAN code does, instead of `DistributedDataParallel`: parameters that a stage
     does not use simply have no gradient, and penalties may differentiate twice.
 
-    Args:
-        accelerator: The processes, and the scaler of float16.
-        optimizer: Its parameters are trained; some may have no gradient.
-        loss: The loss of this process, to detect a bad step.
-        max_norm: Longer gradients are scaled down to this norm; `None` leaves them.
-
-    Returns:
-        Whether loss and gradients were finite, the same in all processes. If not, nothing has changed but the scale of
-        float16. Its overflows are normal and count as finite until the scale is below `MIN_SCALE`.
+    Gradients longer than `max_norm` are scaled down to it. Returns whether they and the `loss` of this process were
+    finite, the same in all processes. If not, nothing has changed but the scale of float16, whose overflows are normal
+    and count as finite until the scale is below `MIN_SCALE`.
     """
     used = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in used if p.grad is not None]
