@@ -134,16 +134,13 @@ def _cached_commit(repo_id: str, patterns: Sequence[str], access: Access) -> tup
         return None
     try:
         from huggingface_hub import get_cached_repo_tree
-    except ImportError:  # an older client, which keeps no list of the files
-        return None
-    from huggingface_hub.utils import filter_repo_objects
+        from huggingface_hub.utils import filter_repo_objects
 
-    try:
         tree = get_cached_repo_tree(repo_id, revision=access.revision, cache_dir=cache_root(access.cache_dir))
         asked = list(filter_repo_objects(tree, allow_patterns=list(patterns), key=lambda file: file.path))
         folder = storage_folder(repo_id, access.cache_dir) / "snapshots" / str(access.revision)
         whole = asked and all((folder / file.path).stat().st_size == file.size for file in asked)
-    except _client_errors():
+    except Exception:  # an older client, which keeps no list of files; no list; or a file is missing
         return None
     return (folder, [file.path for file in asked]) if whole else None
 

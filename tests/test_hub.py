@@ -73,7 +73,8 @@ def test_download_and_without_a_network(fake_hub: FakeHub, monkeypatch: pytest.M
 def test_a_commit_that_is_in_the_cache_is_neither_asked_for_nor_hashed_again(
     fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, sha256 = download(), hashlib.sha256(right(fake_hub)).hexdigest()
+    folder, sha256 = download(Access(COMMIT)), hashlib.sha256(right(fake_hub)).hexdigest()
+    assert fake_hub.gets(WEIGHTS) == 1
     fake_hub.log.clear()
     with monkeypatch.context() as patch:
         patch.setattr(hub.hashlib, "sha256", None)
