@@ -20,7 +20,7 @@ from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import EncoderConfig
 from stylegan_inversion.models.restyle_encoder import ReStyleEncoder
 from stylegan_inversion.pipelines.base import Detector, ImageLike, InversionPipeline, Inverted
-from stylegan_inversion.pipelines.loading import LoadedModel, generator_only
+from stylegan_inversion.pipelines.loading import LoadedModel
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.preprocessing.align import Crop, recrop, uncropped
 from stylegan_inversion.preprocessing.image import to_pil, to_tensor
@@ -163,10 +163,12 @@ class EncoderPipeline(InversionPipeline):
         if perceptual is not None:
             raise ValueError(f"`perceptual` is for PTI; {cls.__name__} optimises nothing. Leave it out.")
         if cls.encoder_kind not in model.encoders:
+            from stylegan_inversion.pipelines.methods import ANY_GENERATOR  # it imports this file
+
             kind = ENCODERS[cls.encoder_kind]
             raise ModelNotFoundError(
                 f"{model.where.parent.name!r} holds no {kind.network.__name__} (folder {kind.folder!r}). "
-                f"{generator_only()} needs only the generator."
+                f"{ANY_GENERATOR} needs only the generator."
             )
         encoder = model.encoders[cls.encoder_kind]()
         try:

@@ -100,6 +100,8 @@ def read_file(
     source: str | os.PathLike[str], access: hub.Access, *, sha256: str | None, encoder: str | None, crop_scale: float
 ) -> LoadedModel:
     """Find a foreign file and read it; see `InversionPipeline.from_single_file`. `encoder` is the one that it needs."""
+    from stylegan_inversion.pipelines.methods import ANY_GENERATOR  # it imports this file
+
     path = find_file(source, access, sha256=sha256)
     file = read_single_file(path, encoder=encoder)
     if file.vectors or file.components is not None:
@@ -108,7 +110,7 @@ def read_file(
     missing = [part for part in ("generator", "encoder" if encoder else "generator") if part not in file.parts]
     if missing:
         found = f"found: {file.kind}; {', '.join(file.parts) or 'nothing'}"
-        raise CheckpointError(f"{path} holds no {missing[0]} ({found}). {generator_only()} needs the generator alone.")
+        raise CheckpointError(f"{path} holds no {missing[0]} ({found}). {ANY_GENERATOR} needs the generator alone.")
     file = with_directions(file, path, access, source=source)
     for note in file.notes:
         logger.warning("%s: %s", path.name, note)
@@ -119,13 +121,6 @@ def read_file(
         config["source"] = to_config(source_of(file.parts["encoder"]))
     generator = cast(Generator, file.parts["generator"].build())
     return LoadedModel(path, generator, encoders, file.directions, config)
-
-
-def generator_only() -> str:
-    """Name the pipeline that any model with a generator can be loaded into, for messages."""
-    from stylegan_inversion.pipelines.methods import METHODS  # it imports this file
-
-    return next(method.pipeline.__name__ for method in METHODS.values() if method.encoder is None)
 
 
 def directions_in(folder: Path) -> dict[str, Direction]:
