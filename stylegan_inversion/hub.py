@@ -65,7 +65,8 @@ def download(
 ) -> Path:
     """Make sure that the files of a repository that match a pattern are in the cache and intact.
 
-    If the Hub does not answer, the copy in the cache is used.
+    A whole copy of a commit in the cache is taken as it is, without a request. If the Hub does not answer, the copy in
+    the cache is used.
 
     Args:
         repo_id: "organisation/repository".
@@ -87,14 +88,11 @@ def download(
     where: dict[str, Any] = {"revision": access.revision or "main", "cache_dir": cache_root(access.cache_dir)}
     if not is_inside(where["revision"]):
         raise ValueError(f"`revision` must be a branch, a tag or a commit, got {access.revision!r}.")
+    if (found := _cached_commit(repo_id, patterns, access)) is not None:
+        return _check_sha256(*found, sha256, repo_id)
     offline, why = is_offline(access), f"The network may not be used for {repo_id!r}: connect once{otherwise}."
     timeout = constants.HF_HUB_ETAG_TIMEOUT
-    odd: tuple[type[Exception], ...] = (
-        *_client_errors(),
-        LookupError,
-        TypeError,
-        AttributeError,
-    )  # the last three: other JSON
+    odd: tuple[type[Exception], ...] = (*_client_errors(), LookupError, TypeError, AttributeError)  # of other JSON
     if not offline:
         try:  # `snapshot_download` would wait for its own first answer without a limit
             HfApi(**_LIBRARY, token=access.token).model_info(repo_id, revision=access.revision, timeout=timeout)
@@ -116,10 +114,7 @@ def download(
             raise ModelNotFoundError(why)
         damaged = [name for name in asked if not _is_intact(folder / name)]
         if not damaged:
-            for name in asked:
-                if sha256 is not None and sha256 not in ((folder / name).resolve().name, file_sha256(folder / name)):
-                    raise CheckpointError(f"{name} of {repo_id!r} is another file: its sha256 is not {sha256}.")
-            return folder
+            return _check_sha256(folder, asked, sha256, repo_id)
         text = f"{damaged[0]} of {repo_id!r} is damaged"
         if offline:
             raise CheckpointError(f"{text}. Connect and load it again: it is then fetched anew.")
@@ -128,6 +123,34 @@ def download(
         if not again:
             logger.warning("%s. It is fetched again.", text)
     raise CheckpointError(f"{text}, also after it was fetched again. Nothing of it is kept.")
+
+
+def _cached_commit(repo_id: str, patterns: Sequence[str], access: Access) -> tuple[Path, list[str]] | None:
+    """Find a commit whose files are all in the cache, at the sizes that the Hub gave; they were checked when they came.
+
+    Returns its folder and the files; `None` for a branch, and where the Hub has to be asked.
+    """
+    if access.force_download or not re.fullmatch(r"[0-9a-f]{40}", access.revision or ""):
+        return None
+    try:
+        from huggingface_hub import get_cached_repo_tree
+        from huggingface_hub.utils import filter_repo_objects
+
+        tree = get_cached_repo_tree(repo_id, revision=access.revision, cache_dir=cache_root(access.cache_dir))
+        asked = list(filter_repo_objects(tree, allow_patterns=list(patterns), key=lambda file: file.path))
+        folder = storage_folder(repo_id, access.cache_dir) / "snapshots" / str(access.revision)
+        whole = asked and all((folder / file.path).stat().st_size == file.size for file in asked)
+    except Exception:  # an older client, which keeps no list of files; no list; or a file is missing
+        return None
+    return (folder, [file.path for file in asked]) if whole else None
+
+
+def _check_sha256(folder: Path, names: Sequence[str], sha256: str | None, repo_id: str) -> Path:
+    """Check the hash that the caller expects of each file, which the cache may have named by it."""
+    for name in names if sha256 is not None else ():
+        if (folder / name).resolve().name != sha256 and file_sha256(folder / name) != sha256:
+            raise CheckpointError(f"{name} of {repo_id!r} is another file: its sha256 is not {sha256}.")
+    return folder
 
 
 def download_file(repo_id: str, filename: str, access: Access, *, sha256: str | None = None) -> Path:
@@ -275,12 +298,7 @@ def upload_folder(
 ) -> str:
     """Upload the folder of a model in one commit, as `push_to_hub` does: JSON, safetensors, cards and licences only.
 
-    Returns:
-        Address of the commit.
-
-    Raises:
-        ValueError: If `repo_id` is not "organisation/repository".
-        UploadError: If the Hub refuses, or cannot be reached. The files of the repository are as they were.
+    Returns the address of the commit. After an `UploadError` the files of the repository are as they were.
     """
     from huggingface_hub import HfApi, get_session
 

@@ -70,6 +70,26 @@ def test_download_and_without_a_network(fake_hub: FakeHub, monkeypatch: pytest.M
     assert not fake_hub.log
 
 
+def test_a_commit_that_is_in_the_cache_is_neither_asked_for_nor_hashed_again(
+    fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, sha256 = download(Access(COMMIT)), hashlib.sha256(right(fake_hub)).hexdigest()
+    assert fake_hub.gets(WEIGHTS) == 1
+    fake_hub.log.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(hub.hashlib, "sha256", None)
+        patch.setattr(hub.hashlib, "sha1", None)
+        assert download(Access(COMMIT)) == folder
+        assert download_file("org/tiny", WEIGHTS, Access(COMMIT), sha256=sha256) == folder / WEIGHTS
+    with pytest.raises(CheckpointError, match="is another file"):
+        download_file("org/tiny", WEIGHTS, Access(COMMIT), sha256="0" * 64)
+    assert not fake_hub.log
+    (folder / WEIGHTS).resolve().write_bytes(right(fake_hub)[:-1])  # cut short, as by a full disk
+    assert (download(Access(COMMIT)) / WEIGHTS).read_bytes() == right(fake_hub) and fake_hub.gets(WEIGHTS) == 1
+    (folder / "config.json").unlink()
+    assert (download(Access(COMMIT)) / "config.json").is_file()
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json"])  # of one the sha256 is known, of the other the git sha1
 def test_a_file_damaged_on_the_way_or_in_the_cache(
     name: str, fake_hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture

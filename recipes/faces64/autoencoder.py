@@ -29,9 +29,9 @@ from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.training.config import GeneratorOptions, OptimizerOptions, RunConfig, load_config
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
-from stylegan_inversion.training.gan import PIPELINE, make_generator
+from stylegan_inversion.training.gan import make_generator
 from stylegan_inversion.training.objective import add_terms, check_side
-from stylegan_inversion.training.ranger import apply_gradients, make_optimizer, update_ema
+from stylegan_inversion.training.optimizer import apply_gradients, make_optimizer, update_ema
 from stylegan_inversion.training.tasks import Inversion, Task
 from stylegan_inversion.training.trainer import train_main
 
@@ -212,13 +212,13 @@ class AutoencoderLearner:
             fit_prior(generator, encoder, w)
         else:  # a run that has diverged is saved nevertheless
             logger.warning("The mapping network is left as it is: the w of training pictures are not finite.")
-        config = PIPELINE if self.init is None else storage.read_config(self.init)
+        config: dict[str, Any] = {"crop_scale": 1.0} if self.init is None else storage.read_config(self.init)
         if self.config.crop_scale is not None:
             config = {**config, "crop_scale": self.config.crop_scale}
         with storage.write_together(folder) as stage:
             storage.save_module(generator, stage / "generator")
             storage.save_module(encoder, stage / "autoencoder")
-            storage.write_config(dict(config), stage)
+            storage.write_config(config, stage)
 
 
 if __name__ == "__main__":

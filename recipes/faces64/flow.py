@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from stylegan_inversion.models.generator import Generator, MappingNetwork
 from stylegan_inversion.models.layers import EqualLinear
-from stylegan_inversion.training.ranger import update_ema
+from stylegan_inversion.training.optimizer import update_ema
 
 Report = Callable[[str, int, float], None]
 """Called now and then with the stage, "flow" or "mapping", the steps done, and the mean loss since the last call."""

@@ -16,7 +16,7 @@ from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.training.config import OptimizerOptions
 from stylegan_inversion.training.data import SeededDraws
 from stylegan_inversion.training.encoder import synchronize_batch_norm
-from stylegan_inversion.training.ranger import apply_gradients, make_optimizer
+from stylegan_inversion.training.optimizer import apply_gradients, make_optimizer
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.discriminator import LatentDiscriminatorConfig
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
-from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
+from stylegan_inversion.models.psp_encoder import EncoderConfig, PyramidEncoderConfig
 from stylegan_inversion.models.resnet import ResNetConfig
 from stylegan_inversion.models.restyle_encoder import ReStyleConfig
 
@@ -103,13 +103,7 @@ def _restyle_config(official: Mapping[str, Tensor], options: Mapping[str, Any]) 
     )
 
 
-_CONFIGS: dict[type[Any], Callable[..., Any]] = {
-    PyramidEncoderConfig: _pyramid_config,
-    ReStyleConfig: _restyle_config,
-}
-
-
-def config_class(official: Mapping[str, Tensor]) -> type[Any]:
+def config_class(official: Mapping[str, Tensor]) -> type[EncoderConfig]:
     """Tell by the tensors which config an official encoder needs: ReStyle reads six channels, or has no pyramid."""
     stem = official.get("input_layer.0.weight", official.get("conv1.weight"))
     six = stem is not None and stem.ndim == 4 and stem.shape[1] == 6
@@ -128,21 +122,13 @@ def config_class(official: Mapping[str, Tensor]) -> type[Any]:
 def encoder_from_official(
     kind: str, official: Mapping[str, Tensor], *, latent_avg: Tensor | None = None, options: Mapping[str, Any] = {}
 ) -> tuple[Any, StateDict]:
-    """Read an encoder of the papers.
+    """Read an encoder of the papers, whose names have lost `encoder.`: its config, and the state dict of our network.
 
-    Args:
-        kind: A key of `ENCODERS`.
-        official: The official encoder, without the prefix `encoder.`.
-        latent_avg: The average w, (w_dim,) or (num_ws, w_dim), beside the state dict in the checkpoint. `None`: zeros.
-        options: The file's `opts`. ReStyle's say its form (`encoder_type`) and how many passes (`n_iters_per_batch`).
-
-    Returns:
-        The config, read from the tensors, and the state dict of our network.
-
-    Raises:
-        CheckpointError: If it is another encoder.
+    `latent_avg`, (w_dim,) or (num_ws, w_dim), is the average w beside it in the file; `None` gives zeros. Of the file's
+    `opts`, ReStyle's say its form and how many passes. Raises `CheckpointError` if it is another encoder.
     """
-    config = _CONFIGS[ENCODERS[kind].config](official, options)
+    read = _restyle_config if ENCODERS[kind].config is ReStyleConfig else _pyramid_config
+    config: Any = read(official, options)
     num_ws, w_dim = config.num_ws, config.w_dim
     w_avg = torch.zeros(w_dim, device="cpu", dtype=torch.float32) if latent_avg is None else latent_avg
     if tuple(w_avg.shape) not in {(w_dim,), (1, w_dim), (num_ws, w_dim)}:

@@ -17,25 +17,20 @@ from stylegan_inversion.checkpoints.generator import generator_to_nvidia, genera
 from stylegan_inversion.checkpoints.recognise import SingleFile, source_of
 from stylegan_inversion.editing.directions import Direction, save_directions
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.models.encoders import ENCODERS
+from stylegan_inversion.models.encoders import ENCODERS, SINGLE_PASS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.preprocessing.sources import to_config
 
-LAYOUTS = (*(name for name, row in ENCODERS.items() if row.config is PyramidEncoderConfig), "rosinality", "nvidia")
+LAYOUTS = (*SINGLE_PASS, "rosinality", "nvidia")
 
 
 def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop_scale: float = 1.0) -> Path:
     """Write what a foreign file holds in our own format: a model that `from_pretrained` and `train` read.
 
-    Args:
-        file: What was read.
-        folder: Made if needed, and returned. A network for face identity or MoCo, or directions, fill it themselves.
-        name: Name of a direction, as a Python identifier: the file does not tell.
-        crop_scale: Side of the face crop relative to FFHQ's, for the pipeline: the file does not tell.
-
-    Raises:
-        CheckpointError: If the file holds nothing that can be kept so, or a file cannot be written.
+    The file does not tell the name of a direction, a Python identifier, nor the side of the face crop relative to
+    FFHQ's. A network for face identity or MoCo, or directions, fill the folder themselves. Raises `CheckpointError` if
+    the file holds nothing that can be kept so, or a file cannot be written.
     """
     if file.kind == "direction":
         vectors = file.vectors if len(file.vectors) > 1 else {name: next(iter(file.vectors.values()))}
@@ -47,12 +42,12 @@ def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop
             return folder
     if "generator" not in file.parts:
         raise CheckpointError(f"A file of kind {file.kind} has no form in a folder: its parts are read where they are.")
-    config: dict[str, Any] = {"_class_name": "PTIPipeline", "crop_scale": crop_scale}
+    config: dict[str, Any] = {"crop_scale": crop_scale}
     with storage.write_together(folder) as stage:
         for part, network in file.parts.items():
             module = network.build()
             if part == "encoder":
-                config |= {"_class_name": ENCODERS[file.kind].pipeline, "source": to_config(source_of(module))}
+                config["source"] = to_config(source_of(module))
             storage.save_module(module, stage / (ENCODERS[file.kind].folder if part == "encoder" else part))
         if file.directions:
             save_directions(file.directions, stage / "directions")

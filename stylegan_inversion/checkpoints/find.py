@@ -10,7 +10,8 @@ import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path, PurePath, PureWindowsPath
-from urllib.request import Request, urlopen
+from typing import Any
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from filelock import FileLock
 
@@ -60,14 +61,7 @@ def is_known(name: str | os.PathLike[str]) -> bool:
 def find_folder(name_or_path: str | os.PathLike[str], access: Access = Access(), *, variant: str | None = None) -> Path:
     """Find the folder of a model: a local folder wins, then a built-in model, the catalogue, and the Hub.
 
-    Args:
-        name_or_path: A folder, the name of a built-in model or of a checkpoint in the catalogue, or
-            "organisation/repository".
-        access: How to fetch it.
-        variant: Which weights to fetch, such as "fp16" for model.fp16.safetensors.
-
-    Returns:
-        A folder that holds `config.json`.
+    It holds `config.json`. From the Hub only the weights of `variant` are fetched.
 
     Raises:
         ValueError: If the subfolder leaves the model, `variant` is not a word, or a name of the catalogue comes with a
@@ -155,6 +149,15 @@ def find_file(source: str | os.PathLike[str], access: Access = Access(), *, sha2
     return path
 
 
+class _OnlyHttps(HTTPRedirectHandler):
+    """Refuses to follow a redirect to another kind of address."""
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Request | None:
+        if not newurl.startswith("https://"):
+            raise OSError(f"it leads to {newurl}, which is not https")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def download_url(url: str, sha256: str, access: Access) -> Path:
     """Fetch a file from an https address, as `find_file` does, or find it in the cache under its sha256."""
     path = cached_url(url, sha256, access.cache_dir)
@@ -167,9 +170,7 @@ def download_url(url: str, sha256: str, access: Access) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             partial = Path(scratch) / path.name
-            with urlopen(request, timeout=_SILENCE) as answer, partial.open("wb") as file:
-                if not answer.url.startswith("https://"):
-                    raise OSError(f"it leads to {answer.url}, which is not https")
+            with build_opener(_OnlyHttps).open(request, timeout=_SILENCE) as answer, partial.open("wb") as file:
                 while chunk := answer.read1(2**20):  # what has come, instead of waiting for a whole chunk
                     if file.tell() + len(chunk) > MAX_FILE_BYTES:
                         raise OSError(f"it is larger than {MAX_FILE_BYTES} bytes")
@@ -273,15 +274,9 @@ def with_directions(
 ) -> SingleFile:
     """Add the papers' directions to a file if its generator is one that they were found in.
 
-    A generator is recognised by its entry in the catalogue, by the training set that a checkpoint of pSp or e4e names,
-    or, if it draws FFHQ, by its average w. If the directions cannot be fetched, one warning says so, and the file stays
-    as it is.
-
-    Args:
-        file: What was read.
-        path: Where it is.
-        access: How to fetch the directions.
-        source: The name that the file was asked for by, perhaps of the catalogue.
+    A generator is recognised by its entry in the catalogue, if `source` is one, by the training set that a checkpoint
+    of pSp or e4e names, or, if it draws FFHQ, by its average w. If the directions cannot be fetched, one warning says
+    so, and the file stays as it is.
     """
     part = file.parts.get("generator")
     if part is None:

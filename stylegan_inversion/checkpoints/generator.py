@@ -97,15 +97,10 @@ def _draw_noise(config: GeneratorConfig) -> StateDict:
 def generator_from_official(
     official: Mapping[str, Tensor], *, latent_avg: Tensor | None = None
 ) -> tuple[GeneratorConfig, StateDict]:
-    """Read a generator of rosinality (`g_ema`, or the `decoder.` part of pSp and e4e) or of NVIDIA.
+    """Read a generator of rosinality (`g_ema`, or the `decoder.` part of pSp and e4e) or of NVIDIA: config, state dict.
 
-    Args:
-        official: The official state dict. Constant noise, if it has none at all, is drawn from a seed.
-        latent_avg: The average w, (w_dim,) or (num_ws, w_dim), if the state dict has none (`mapping.w_avg`). `None`
-            gives zeros.
-
-    Returns:
-        The config, read from the tensors, and our state dict.
+    Constant noise, if it has none at all, is drawn from a seed. `latent_avg`, (w_dim,) or (num_ws, w_dim), is the
+    average w for one that has none (`mapping.w_avg`); `None` gives zeros.
 
     Raises:
         CheckpointError: If it is another network, architecture or shape of image, or its blur filter is another one.

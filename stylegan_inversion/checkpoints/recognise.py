@@ -77,8 +77,8 @@ class Part:
     def build(self) -> nn.Module:
         """Build the network: in eval mode, frozen, float32."""
         module = storage.new_module(self.module_class, self.config)
-        storage.fill_module(module, self.state_dict, source="The converted state dict")
-        return module
+        module.load_state_dict(self.state_dict)
+        return module.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True, eq=False)

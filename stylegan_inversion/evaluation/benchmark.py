@@ -26,6 +26,7 @@ from stylegan_inversion.evaluation.editability import edit_strengths, load_face_
 from stylegan_inversion.evaluation.metrics import Edit, Scorer, Step, resize
 from stylegan_inversion.losses.identity import load_identity
 from stylegan_inversion.losses.lpips import load_perceptual
+from stylegan_inversion.models.encoders import SINGLE_PASS
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.methods import METHODS, Method
 from stylegan_inversion.pipelines.output import InversionOutput
@@ -61,7 +62,7 @@ def _variants() -> dict[str, tuple[str, Method, dict[str, Any]]]:
 _VARIANTS = _variants()
 NAMES = tuple(_VARIANTS)
 """What can be compared."""
-DEFAULTS = ("w", "e4e", "psp", "pti")
+DEFAULTS = ("w", *SINGLE_PASS, *(name for name, method in METHODS.items() if not method.encoder))
 """What is compared unless other names are given."""
 
 

@@ -32,12 +32,7 @@ _ROWS = 1024  # of a matrix of distances at once: 80 MB for 10,000 columns
 def measure(real: Tensor, fake: Tensor, *, seed: int) -> dict[str, float]:
     """Apply all measures to two sets of features, (N, D) and (M, D); the seed draws the subsets of the kernel distance.
 
-    Returns:
-        {"frechet", "kernel", "kernel_std", "kernel_subset", "precision", "recall"}. A subset of the kernel distance is
-        1000 pictures, or half of the smaller set.
-
-    Raises:
-        ValueError: If a feature is NaN or infinite.
+    Such a subset is 1000 pictures, or half of the smaller set. Raises `ValueError` if a feature is NaN or infinite.
     """
     if not (real.isfinite().all() and fake.isfinite().all()):
         raise ValueError("The features hold NaN or infinity; check the generator and the pictures.")

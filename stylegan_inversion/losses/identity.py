@@ -1,7 +1,8 @@
-"""Identity: how alike two faces look to a face recognition network, as a similarity and as a loss.
+"""Identity: how alike two faces look to a face recognition network, as a similarity and as a loss; MoCo for the rest.
 
-Paper: Richardson et al. 2021 (pSp), "Encoding in Style", arXiv:2008.00951, L_ID, with ArcFace (arXiv:1801.07698).
-Original code: https://github.com/eladrich/pixel2style2pixel (MIT), criteria/id_loss.py. Own code.
+Papers: Richardson et al. 2021 (pSp), "Encoding in Style", arXiv:2008.00951, L_ID, with ArcFace (arXiv:1801.07698); Tov
+et al. 2021 (e4e), arXiv:2102.02766, L_sim, where MoCo v2 (arXiv:2003.04297) takes its place for images without faces.
+Original code: https://github.com/eladrich/pixel2style2pixel (MIT), criteria/id_loss.py and moco_loss.py. Own code.
 
 Do not compare similarities of different networks. dlib's, which ships with the package, was trained on distances, not
 angles: two strangers in crops of faces64 have a cosine of 0.93 +- 0.02, a face and its mirror image 0.98; with ArcFace
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from stylegan_inversion import storage
 from stylegan_inversion.models.face_recognition import FaceRecognitionConfig, FaceRecognitionNet
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
+from stylegan_inversion.models.resnet import ResNet, ResNetConfig
 
 _ROWS, _COLUMNS, _SIDE = (35, 223), (32, 220), 256  # the face in FFHQ's crop at 256 px
 
@@ -97,8 +99,20 @@ class DlibEmbedding(IdentityEmbedding):
         return F.normalize(self.network(x), dim=1)
 
 
+class MoCoEmbedding(IdentityEmbedding):
+    """MoCo's ResNet, for images that show no faces.
+
+    As in the original, images are not normalised by ImageNet's mean and spread, although the network was trained so,
+    and are resized to 224 px by the nearest pixel. Departure: a batch of one works.
+    """
+
+    def embed(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
+        """Compute features of images, RGB, in [-1, 1], on the unit sphere."""
+        return F.normalize(self.network(F.interpolate(x, size=(224, 224))), dim=1)
+
+
 class IdentityLoss(nn.Module):
-    """L_ID of pSp: the mean of 1 - <f(y_hat), f(y)>."""
+    """L_ID of pSp and L_sim of e4e: the mean of 1 - <f(y_hat), f(y)>."""
 
     def __init__(self, embedding: IdentityEmbedding) -> None:
         super().__init__()
@@ -136,3 +150,8 @@ def load_identity(
         embedding = ArcFaceEmbedding(storage.load_module(ArcFace, ArcFaceConfig, folder, device=device))
     embedding.name = name
     return embedding
+
+
+def load_moco(folder: Path, *, device: torch.device | str | None = None) -> MoCoEmbedding:
+    """Load MoCo's network from a folder that `stylegan-inversion convert` makes of MoCo's own file."""
+    return MoCoEmbedding(storage.load_module(ResNet, ResNetConfig, folder, device=device))

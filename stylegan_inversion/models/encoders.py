@@ -17,7 +17,6 @@ class EncoderKind:
     network: type[nn.Module]
     config: type[Any]
     folder: str  # of the network inside a model
-    pipeline: str  # its name, in the config of a converted model
     types: tuple[str, ...]  # the values of `encoder_type` in the `opts` of its authors' files
     options: tuple[str, ...] = ("output_size", "learn_in_w")  # of those `opts`; the first is the generator's side
     grew_from: str | None = None  # the kind whose code its authors extended: their `opts` may keep that kind's options
@@ -31,7 +30,6 @@ ENCODERS = {
         Encoder4Editing,
         PyramidEncoderConfig,
         "e4e_encoder",
-        "E4EPipeline",
         ("Encoder4Editing", "SingleStyleCodeEncoder"),
         options=("stylegan_size",),
         grew_from="psp",
@@ -41,7 +39,6 @@ ENCODERS = {
         GradualStyleEncoder,
         PyramidEncoderConfig,
         "psp_encoder",
-        "PSPPipeline",
         ("GradualStyleEncoder", "BackboneEncoderUsingLastLayerIntoW"),
         average_samples=100_000,
     ),
@@ -49,8 +46,9 @@ ENCODERS = {
         ReStyleEncoder,
         ReStyleConfig,
         "restyle_encoder",
-        "ReStylePipeline",
         ("BackboneEncoder", "ProgressiveBackboneEncoder"),
         from_average=True,
     ),
 }
+SINGLE_PASS = tuple(name for name, row in ENCODERS.items() if row.config is PyramidEncoderConfig)
+"""Those that map a picture to w_plus at once. They can be trained here, and written as their authors' files."""

@@ -163,10 +163,12 @@ class EncoderPipeline(InversionPipeline):
         if perceptual is not None:
             raise ValueError(f"`perceptual` is for PTI; {cls.__name__} optimises nothing. Leave it out.")
         if cls.encoder_kind not in model.encoders:
+            from stylegan_inversion.pipelines.methods import ANY_GENERATOR  # it imports this file
+
             kind = ENCODERS[cls.encoder_kind]
             raise ModelNotFoundError(
-                f"{model.where.parent.name!r} holds no {kind.network.__name__} (folder {kind.folder!r}). PTIPipeline "
-                "needs only the generator."
+                f"{model.where.parent.name!r} holds no {kind.network.__name__} (folder {kind.folder!r}). "
+                f"{ANY_GENERATOR} needs only the generator."
             )
         encoder = model.encoders[cls.encoder_kind]()
         try:

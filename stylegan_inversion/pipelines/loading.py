@@ -100,6 +100,8 @@ def read_file(
     source: str | os.PathLike[str], access: hub.Access, *, sha256: str | None, encoder: str | None, crop_scale: float
 ) -> LoadedModel:
     """Find a foreign file and read it; see `InversionPipeline.from_single_file`. `encoder` is the one that it needs."""
+    from stylegan_inversion.pipelines.methods import ANY_GENERATOR  # it imports this file
+
     path = find_file(source, access, sha256=sha256)
     file = read_single_file(path, encoder=encoder)
     if file.vectors or file.components is not None:
@@ -108,7 +110,7 @@ def read_file(
     missing = [part for part in ("generator", "encoder" if encoder else "generator") if part not in file.parts]
     if missing:
         found = f"found: {file.kind}; {', '.join(file.parts) or 'nothing'}"
-        raise CheckpointError(f"{path} holds no {missing[0]} ({found}). PTIPipeline needs the generator alone.")
+        raise CheckpointError(f"{path} holds no {missing[0]} ({found}). {ANY_GENERATOR} needs the generator alone.")
     file = with_directions(file, path, access, source=source)
     for note in file.notes:
         logger.warning("%s: %s", path.name, note)
@@ -369,8 +371,7 @@ def write_card(
     folders = {m: folder / (ENCODERS[m.encoder].folder if m.encoder else "generator") for m in METHODS.values()}
     methods = [method for method, part in folders.items() if (part / storage.CONFIG_NAME).is_file()]
     classes = [method.pipeline.__name__ for method in methods]
-    any_generator = next(method.pipeline.__name__ for method in methods if method.encoder is None)
-    main = config["_class_name"] if config.get("_class_name") in classes else any_generator
+    main = config["_class_name"] if config.get("_class_name") in classes else classes[0]
     papers = [f"{m.label} ([arXiv:{m.paper}](https://arxiv.org/abs/{m.paper}))" for m in methods]
     parts = [(folders[m], f"{m.label}'s encoder" if m.encoder else "StyleGAN2 generator") for m in methods]
     terms = (

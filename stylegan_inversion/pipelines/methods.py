@@ -33,3 +33,4 @@ _ROWS = (
 )
 METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ROWS})
 DEFAULT_METHOD = "pti"  # of the command line
+ANY_GENERATOR = next(row.pipeline.__name__ for row in _ROWS if row.encoder is None)  # takes a model without an encoder

@@ -37,18 +37,18 @@ PIVOTS = (*_PROJECTORS, *ENCODERS)
 
 
 class Preset(NamedTuple):
-    """How much time a call takes: the first of the pivots that the model has, and the steps of both stages at most."""
+    """How much time a call takes: whether an encoder gives the pivot if the model has one, and the steps at most."""
 
-    pivots: tuple[str, ...]
+    encoded: bool
     num_w_steps: int
     num_tuning_steps: int
 
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "fast": Preset(("e4e", "psp", "w"), 100, 50),
-        "balanced": Preset(("e4e", "psp", "w"), 200, 150),
-        "best": Preset(("w",), 450, 350),  # the paper's
+        "fast": Preset(True, 100, 50),
+        "balanced": Preset(True, 200, 150),
+        "best": Preset(False, 450, 350),  # the paper's
     }
 )
 
@@ -179,9 +179,9 @@ class PTIPipeline(InversionPipeline):
         """Say what a call with these arguments does. Raises `ValueError` if one of them is out of range."""
         if preset not in (None, *PRESETS):
             raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}.")
-        chosen = Preset(("w",), self.projector.num_steps, self.tuning.num_steps) if preset is None else PRESETS[preset]
+        chosen = Preset(False, self.projector.num_steps, self.tuning.num_steps) if preset is None else PRESETS[preset]
         if pivot is None:
-            pivot = next(name for name in chosen.pivots if name in self.pivots)
+            pivot = next((name for name in self.pivots if name in ENCODERS and chosen.encoded), "w")
         if not isinstance(pivot, InversionOutput) and pivot not in PIVOTS:
             raise ValueError(f"`pivot` must be one of {', '.join(PIVOTS)}, or an earlier inversion, got {pivot!r}.")
         w_steps = operator.index(chosen.num_w_steps if num_w_steps is None else num_w_steps)

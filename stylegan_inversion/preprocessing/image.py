@@ -20,7 +20,7 @@ from torch import Tensor
 
 from stylegan_inversion import storage
 from stylegan_inversion.errors import InvalidImageError
-from stylegan_inversion.preprocessing.headers import cost_of, exif_fault
+from stylegan_inversion.preprocessing.decoding_cost import cost_of, exif_fault
 
 logger = logging.getLogger(__name__)
 
@@ -108,20 +108,10 @@ def load_image(source: Any, *, limits: ImageLimits = _LIBRARY) -> Image.Image:
     return _upright(planes, orientation)
 
 
-def to_tensor(image: Image.Image, size: int | None = None) -> Float[Tensor, "1 3 height width"]:
-    """Turn an RGB image into (1, 3, H, W), RGB, in [-1, 1], float32, on the CPU.
-
-    With `size`, the image must be square and is resized with antialiasing to this side.
-    """
+def to_tensor(image: Image.Image) -> Float[Tensor, "1 3 height width"]:
+    """Turn an RGB image into (1, 3, H, W), RGB, in [-1, 1], float32, on the CPU."""
     if image.mode != "RGB":
         raise ValueError(f"`image` must be of mode RGB, got {image.mode}; pass it through `load_image` first.")
-    if size is not None and image.size != (size, size):
-        if image.width != image.height:
-            raise ValueError(
-                f"`image` must be square when `size` is given, got {image.width} x {image.height}; crop it with "
-                "`align_face` or `uncropped` first."
-            )
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, H, W), uint8
     return pixels.to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1
 

@@ -30,13 +30,10 @@ def augment(
     """Send each image through transforms of its own. Differentiable by the images, once.
 
     Args:
-        images: (B, 3, R, R), RGB, in [-1, 1]; any float type, the arithmetic is float32.
+        images: (B, 3, R, R), RGB, in [-1, 1]; any float type, the arithmetic is float32. The result is not clamped.
         p: Probability of each transform of each sample, in [0, 1]. 0 returns the images themselves.
         rngs: Random source of each sample, on the CPU; each gives `NUM_DRAWS` numbers.
         options: Which transforms there are. `None` means all, as in the paper.
-
-    Returns:
-        Images of the same shape and type, not clamped: colours may leave [-1, 1].
     """
     if p == 0 or len(images) == 0:
         return images

@@ -24,8 +24,8 @@ FREE = {
 LOUD = {"optimizer.lr", "optimizer.max_grad_norm", "mixed_precision", "compile"}  # changes that are logged
 
 
-def write_checkpoint(state: Mapping[str, Any], folder: Path, *, step: int, keep: int = 2) -> Path:
-    """Write `FOLDER/step-00001000.safetensors` and remove all but the newest `keep`.
+def write_checkpoint(state: Mapping[str, Any], folder: Path, *, step: int) -> Path:
+    """Write `FOLDER/step-00001000.safetensors` and remove all but the newest two.
 
     `state` holds nested dicts, lists and tuples of tensors, numbers, texts and None, such as `state_dict()`s.
 
@@ -39,7 +39,7 @@ def write_checkpoint(state: Mapping[str, Any], folder: Path, *, step: int, keep:
             raise CheckpointError(f"The state at step {step} is not saved: {key} holds NaN or infinity.")
     path = folder / f"step-{step:08d}.safetensors"
     storage.write_tensors(tensors, path, metadata={_STATE: json.dumps(tree)})
-    for old in _newest_first(folder)[keep:]:
+    for old in _newest_first(folder)[2:]:
         old.unlink(missing_ok=True)
     return path
 

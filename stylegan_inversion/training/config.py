@@ -121,8 +121,7 @@ class E4EOptions:
 class EncoderRunConfig(RunConfig):
     """A training run of a pSp or e4e encoder."""
 
-    # what is trained; `--method gan --help` lists the options of a generator's run
-    method: Literal["psp", "e4e"] = "psp"
+    method: str = "psp"  # whose encoder: psp, e4e, ...; `--method gan --help` lists the options of a generator's run
     output: str = "runs/encoder"  # folder of the run
     model: str = "faces64"  # whose generator: built-in model, folder, or repository on the Hub
     sources: str | None = None  # folder of sketches or label maps, for tasks that pair two pictures
@@ -142,7 +141,12 @@ class EncoderRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         """Check the values."""
+        from stylegan_inversion.models.encoders import SINGLE_PASS  # needs PyTorch, which `--help` does without
+
         super().__post_init__()
+        if self.method not in SINGLE_PASS:
+            known = ", ".join(SINGLE_PASS)
+            raise ValueError(f"`method` must be one of {known}, or gan for a generator, got {self.method!r}.")
         if self.batch_size + self.synthetic_batch_size == 0:
             raise ValueError("`batch_size` and `synthetic_batch_size` are both 0: there is nothing to train on.")
         if self.e4e.open_from > self.e4e.open_until:
@@ -158,7 +162,7 @@ class EncoderRunConfig(RunConfig):
     @property
     def extendable(self) -> bool:
         """Whether a stopped run may go on with more `steps`: e4e's stages are shares of its length."""
-        from stylegan_inversion.models.encoders import ENCODERS  # needs PyTorch, which `--help` does without
+        from stylegan_inversion.models.encoders import ENCODERS
 
         return not ENCODERS[self.method].progressive and super().extendable
 
@@ -278,10 +282,10 @@ def load_config(arguments: Sequence[str] = (), configs: Sequence[type[RunConfig]
     Args:
         arguments: `--config FILE`, a YAML file with the fields of the config; then `--method NAME` and fields such as
             `--optimizer.lr 1e-4`, which win over the file.
-        configs: Config classes. The methods are the choices of their fields `method`; the first one is the default.
+        configs: Config classes, told apart by the choices of their fields `method`. The first takes all other methods.
 
     Raises:
-        ValueError: If the file cannot be read, or the method does not exist.
+        ValueError: If the file cannot be read, or a value does not fit.
         MissingDependencyError: If tyro is not installed.
     """
     try:
@@ -302,14 +306,14 @@ def load_config(arguments: Sequence[str] = (), configs: Sequence[type[RunConfig]
         if not isinstance(values, dict):
             raise ValueError(f"{chosen.config} must hold NAME: VALUE lines.")
     methods = {name: cls for cls in configs for name in get_args(get_type_hints(cls)["method"])}
-    method = str(chosen.method or values.get("method") or next(iter(methods)))
-    if method not in methods:
-        raise ValueError(f"`method` must be one of {', '.join(methods)}, got {method!r}.")
+    cls = methods.get(str(chosen.method or values.get("method")), configs[0])
+    if chosen.method:
+        values["method"] = chosen.method
     try:
-        given = list(_as_arguments(methods[method], values | {"method": method}))
+        given = list(_as_arguments(cls, values))
     except ValueError as e:
         raise ValueError(f"{chosen.config}: {e}") from e
-    return tyro.cli(methods[method], prog="stylegan-inversion train", args=[*given, *others])
+    return tyro.cli(cls, prog="stylegan-inversion train", args=[*given, *others])
 
 
 def _as_arguments(cls: type[Any], values: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -52,17 +52,9 @@ class FaceFolder(Dataset[dict[str, Any]]):
     ) -> None:
         """List the pictures; none is opened yet.
 
-        Args:
-            targets: Folder of what is to be drawn, and of the sources too unless the task is paired.
-            task: Makes an example of a picture, or of two.
-            input_resolution: Side of the encoder's input.
-            output_resolution: Side of the target.
-            seed: Seed of the order and of the random changes, >= 0.
-            training: Shuffle and augment. False takes each picture as it is, in the order of the names.
-            sources: Folder of the sources, for paired tasks: the same relative names, but for the suffix.
-
-        Raises:
-            ValueError: If a folder holds no picture, or the sources do not fit the task or the targets.
+        `targets` is the folder of what is to be drawn, `sources` that of the encoder's input, for paired tasks: the
+        same relative names, but for the suffix. Only `training` shuffles and augments. Raises `ValueError` if a folder
+        holds no picture, or the sources do not fit the task or the targets.
         """
         if task.paired and sources is None:
             raise ValueError(f"Task {task.name!r} needs a folder of sources beside the targets: give `sources`.")

@@ -78,17 +78,10 @@ class LatentAdversary:
     def update(
         self, real_w: Tensor, w_plus: Tensor, *, stage: int, step: int, rng: torch.Generator
     ) -> tuple[dict[str, Tensor], bool]:
-        """Train the discriminator for a step.
+        """Train the discriminator for a step, on w of the mapping network, (B, w_dim), and codes of the encoder.
 
-        Args:
-            real_w: From the mapping network, (B, w_dim).
-            w_plus: From the encoder, (B, num_ws, w_dim), detached. One random open layer of each sample is judged.
-            stage: How many offsets are switched on.
-            step: Number of the step, for the lazy R1.
-            rng: Source of the draws, on the CPU.
-
-        Returns:
-            The loss, and R1 where it was computed, and whether both were finite. If not, nothing has changed.
+        One random layer of each code, (B, num_ws, w_dim), detached, is judged: one of those that `stage` has opened.
+        Returns the loss, and R1 at each `r1_every` steps, and whether both were finite. If not, nothing has changed.
         """
         before = copy.deepcopy(self.state())
         layers = torch.randint(stage + 1, (len(w_plus),), generator=rng).to(w_plus.device)

@@ -31,7 +31,7 @@ from stylegan_inversion.training.config import EncoderOptions, EncoderRunConfig
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
 from stylegan_inversion.training.e4e import LatentAdversary, progressive_stage
 from stylegan_inversion.training.objective import EncoderObjective, Terms, add_terms, loss_weights
-from stylegan_inversion.training.ranger import apply_gradients, make_optimizer, update_ema
+from stylegan_inversion.training.optimizer import apply_gradients, make_optimizer, update_ema
 from stylegan_inversion.training.tasks import Task, make_task
 
 LOSS_RESOLUTION = 256  # pictures are compared at this side at most, as pSp and e4e do

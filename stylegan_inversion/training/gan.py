@@ -32,12 +32,11 @@ from stylegan_inversion.training.augment import AdaptiveProbability, augment
 from stylegan_inversion.training.config import GANConfig, GeneratorOptions
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
 from stylegan_inversion.training.objective import Terms, add_terms, check_side
-from stylegan_inversion.training.ranger import apply_gradients, lazy_options, make_optimizer, update_ema
+from stylegan_inversion.training.optimizer import apply_gradients, lazy_options, make_optimizer, update_ema
 from stylegan_inversion.training.tasks import Inversion, Task
 
 DEFAULT_RESOLUTION = 256
 SCORED_AT_ONCE = 64  # pictures that go through the networks when a generator is scored
-PIPELINE = {"_class_name": "PTIPipeline", "crop_scale": 1.0}  # the pipeline that needs no encoder; the FFHQ crop
 STATEFUL = ("generator", "average", "discriminator", "optimizer", "discriminator_optimizer")
 
 Batches = Sequence[dict[str, Tensor]]
@@ -321,9 +320,10 @@ class GANLearner:
 
         The settings of the pipeline of `init` stay. Its directions and encoders belong to its generator: left out.
         """
-        config = dict(PIPELINE)
+        config: dict[str, Any] = {"crop_scale": 1.0}  # FFHQ's
         if self.init is not None and (self.init / storage.CONFIG_NAME).exists():
-            config = storage.read_config(self.init) | {"_class_name": PIPELINE["_class_name"]}
+            config = storage.read_config(self.init)
+            config.pop("_class_name", None)  # of a pipeline with an encoder, perhaps
         if self.config.crop_scale is not None:
             config["crop_scale"] = self.config.crop_scale
         with storage.write_together(folder) as stage:

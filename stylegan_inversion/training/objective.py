@@ -13,10 +13,9 @@ from torch import Tensor
 
 from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.losses.delta import delta_loss
-from stylegan_inversion.losses.identity import IdentityLoss, inner_face, load_identity
+from stylegan_inversion.losses.identity import IdentityLoss, inner_face, load_identity, load_moco
 from stylegan_inversion.losses.l2 import l2_loss
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
-from stylegan_inversion.losses.moco import load_moco
 from stylegan_inversion.losses.w_norm import w_norm_loss
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.training.config import EncoderRunConfig
@@ -33,13 +32,8 @@ Terms = dict[str, Tensor]
 def loss_weights(task: Task, config: EncoderRunConfig, *, knows_w: bool = False) -> dict[str, float]:
     """The weights above 0 of a run: the task's, e4e's, and above them those of the config.
 
-    Args:
-        task: Brings the paper's weights.
-        config: The run.
-        knows_w: Whether the w of pictures are known, as a `teacher` of `EncoderLearner` knows them.
-
-    Raises:
-        ValueError: If weights exclude each other, or the run has nothing that a term could be computed from.
+    `knows_w` says whether the w of pictures are known, as a `teacher` of `EncoderLearner` knows them. Raises
+    `ValueError` if weights exclude each other, or the run has nothing that a term could be computed from.
     """
     progressive = ENCODERS[config.method].progressive
     chosen = {name: value for name, value in asdict(config.loss).items() if value is not None}
@@ -100,7 +94,7 @@ class EncoderObjective:
                     weights["identity"],
                 )
         if "moco" in weights and config.moco is not None:
-            self.compare["moco"] = load_moco(find_folder(config.moco), device=device)
+            self.compare["moco"] = IdentityLoss(load_moco(find_folder(config.moco), device=device))
 
     def images(self, y_hat: Tensor, y: Tensor) -> Terms:
         """The terms that compare pictures, (B, 3, R, R) in [-1, 1], unweighted."""

@@ -45,14 +45,9 @@ class Task:
         output_resolution: int,
         rng: torch.Generator | None,
     ) -> Pair:
-        """Make one example.
+        """Make one example of a target, RGB, and of its source, the same picture unless the task is paired.
 
-        Args:
-            source: As `task.source.load` gives it; the same as `target` unless the task is paired.
-            target: RGB, as `load_image` gives it.
-            input_resolution: Side S of x.
-            output_resolution: Side R of y.
-            rng: Source of the random changes. `None` means validation: no changes.
+        `rng` is the source of the random changes; `None` means validation, without changes.
         """
         y = PhotoSource()(target, output_resolution)
         alike = source is target and self.source == PhotoSource() and input_resolution == output_resolution

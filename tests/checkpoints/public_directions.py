@@ -7,6 +7,7 @@ from email.message import Message
 from pathlib import Path
 from typing import Any, Literal
 from urllib.error import URLError
+from urllib.request import HTTPSHandler
 from urllib.response import addinfourl
 
 import numpy as np
@@ -51,20 +52,28 @@ def save_direction(tensor: Tensor, path: Path, dtype: str) -> Path:
 
 
 class FakeGitHub:
-    """Raw files by address. `down` is a network that is not there, `leads_to` is where redirects end."""
+    """Raw files by address. `down` is a network that is not there, `leads_to` is where it redirects to."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.asked: list[str] = []
         self.down = False
-        self.leads_to = "https://"
+        self.leads_to: str | None = None
 
-    def open(self, request: Any, timeout: float) -> Any:
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Answer in place of every https server."""
+        monkeypatch.setattr(HTTPSHandler, "https_open", lambda _, request: self.open(request))
+
+    def open(self, request: Any) -> Any:
         self.asked.append(request.full_url)
         if self.down:
             raise URLError("no route to host")
-        answer: Any = addinfourl(io.BytesIO(self.files[request.full_url]), Message(), self.leads_to)
-        answer.read1 = answer.read
+        headers = Message()
+        if self.leads_to is not None:
+            headers["Location"] = self.leads_to
+        code = 200 if self.leads_to is None else 302
+        answer: Any = addinfourl(io.BytesIO(self.files[request.full_url]), headers, request.full_url, code)
+        answer.read1, answer.msg = answer.read, ""
         return answer
 
 
@@ -98,5 +107,5 @@ def publish(
     for module in (catalogue, find):
         monkeypatch.setattr(module, "catalogue", lambda: tuple(entries))
     monkeypatch.setattr(find, "_failed", [])  # as in a new process
-    monkeypatch.setattr(find, "urlopen", server.open)
+    server.install(monkeypatch)
     return server

@@ -135,7 +135,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 def web(monkeypatch: pytest.MonkeyPatch) -> FakeGitHub:
     server = FakeGitHub()
     server.files[URL] = CONTENT
-    monkeypatch.setattr(find, "urlopen", server.open)
+    server.install(monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     return server
 
@@ -161,9 +161,9 @@ def test_an_https_address_that_is_refused(web: FakeGitHub, tmp_path: Path, monke
 
     refused(ValueError, r"give the `sha256` of the file too", None)
     refused(ValueError, r"`sha256` must be 64 hexadecimal digits, got 'abc'", "abc")
-    web.leads_to = "http://example.org/e4e.pt"
+    web.leads_to = "http://example.org/e4e.pt"  # nothing is asked there: a test has no network
     refused(ModelNotFoundError, r"could not be fetched: it leads to http://example\.org.*, which is not https")
-    web.leads_to, web.files[URL] = URL, b"<html>Quota exceeded</html>"
+    web.leads_to, web.files[URL] = None, b"<html>Quota exceeded</html>"
     refused(CheckpointError, r"gave another file: .* not .* open the address in a browser")
     offline = replace(access, local_files_only=True)
     refused(ModelNotFoundError, r"not in the cache, and the network may not be used", access=offline)

@@ -12,9 +12,8 @@ from PIL import Image
 from torch import nn
 
 from stylegan_inversion import E4EPipeline, PSPPipeline, storage
-from stylegan_inversion.losses.identity import inner_face
+from stylegan_inversion.losses.identity import IdentityLoss, inner_face, load_moco
 from stylegan_inversion.losses.lpips import load_perceptual
-from stylegan_inversion.losses.moco import load_moco
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.resnet import ResNet, ResNetConfig
 from stylegan_inversion.preprocessing.image import load_image
@@ -104,7 +103,7 @@ def test_steps_of_psp_with_every_loss(make_learner: MakeLearner, tmp_path: Path,
         found, perceptual = learner.objective.images(y_hat, y), load_perceptual()
         assert torch.equal(found["lpips"], perceptual(y_hat, y).mean())
         if moco:
-            assert torch.equal(found["moco"], load_moco(tmp_path / "moco")(y_hat, y))
+            assert torch.equal(found["moco"], IdentityLoss(load_moco(tmp_path / "moco"))(y_hat, y))
             assert torch.equal(found["lpips_crop"], perceptual(inner_face(y_hat), inner_face(y)).mean())
 
 

@@ -4,7 +4,7 @@ pSp and e4e train with Ranger: RAdam, Lookahead and gradient centralisation. Pap
 arXiv:1908.03265, algorithm 2; Zhang et al. 2019 (Lookahead), arXiv:1907.08610, algorithm 1; Yong et al. 2020 (gradient
 centralisation), arXiv:2004.01461, equation 1. Original combination:
 https://github.com/lessw2020/Ranger-Deep-Learning-Optimizer (Apache-2.0), version 20.4.11, as pSp and e4e use it.
-Own code, from the papers.
+RAdam is PyTorch's, with the same threshold and the same place of epsilon; the rest is own code, from the papers.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from stylegan_inversion.training.config import OptimizerOptions
 MIN_SCALE = 2.0**-10  # float16's gradients that overflow below this scale do not do so because of it
 
 
-class Ranger(torch.optim.Optimizer):
+class Ranger(torch.optim.RAdam):
     """RAdam that pulls its weights back, every `K` steps, half way to where they were `K` steps ago.
 
     Its state is all tensors, so a resumed run is exact to the bit. Parameters without a gradient are skipped, and each
@@ -31,73 +31,25 @@ class Ranger(torch.optim.Optimizer):
 
     K, ALPHA = 6, 0.5  # Lookahead: steps between two of its steps, from the slow weights towards the fast ones
     EPS = 1e-5  # added to the root of the second moment; large beside Adam's 1e-8
-    N_SMA_THRESHOLD = 5.0  # RAdam trusts the second moment once its moving average is longer than this
 
     def __init__(self, params: ParamsT, lr: float = 1e-3, *, betas: tuple[float, float] = (0.95, 0.999)) -> None:
         """Set up; `betas` are the decays of the two moments, each in [0, 1)."""
-        super().__init__(params, {"lr": lr, "betas": betas})
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for kept in self.state.values():
-            kept["step"] = kept["step"].cpu()  # read at each step: elsewhere it would wait for the device
+        super().__init__(params, lr, betas, self.EPS, foreach=True)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take one step. Gradients must be dense."""
-        for group in self.param_groups:
-            by_step: dict[int, list[Tensor]] = {}
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                if not (state := self.state[p]):
-                    state["step"] = torch.zeros((), dtype=torch.float32)
-                    state["exp_avg"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                    state["exp_avg_sq"] = torch.zeros_like(p, memory_format=torch.preserve_format)
-                    state["slow"] = p.detach().clone(memory_format=torch.preserve_format)
-                state["step"] += 1
-                by_step.setdefault(int(state["step"]), []).append(p)
-            for step, params in by_step.items():  # one round, unless some parameters joined late
-                self._update(params, step, group["lr"], *group["betas"])
-
-    def _update(self, params: list[Tensor], step: int, lr: float, beta1: float, beta2: float) -> None:
-        """One step of parameters that are all at the same step, counted from 1."""
-        exp_avg, exp_avg_sq, slow = ([self.state[p][key] for p in params] for key in ("exp_avg", "exp_avg_sq", "slow"))
-        gradients = [_centralised(p.grad) for p in params if p.grad is not None]
-
-        torch._foreach_mul_(exp_avg, beta1)
-        torch._foreach_add_(exp_avg, gradients, alpha=1 - beta1)
-        torch._foreach_mul_(exp_avg_sq, beta2)
-        torch._foreach_addcmul_(exp_avg_sq, gradients, gradients, 1 - beta2)
-        rectification = _rectification(step, beta2, self.N_SMA_THRESHOLD)
-        size = lr / (1 - beta1**step)
-        if rectification is None:
-            torch._foreach_add_(params, exp_avg, alpha=-size)
-        else:
-            denominator = torch._foreach_sqrt(exp_avg_sq)
-            torch._foreach_add_(denominator, self.EPS)
-            torch._foreach_addcdiv_(params, exp_avg, denominator, -size * rectification)
-        if step % self.K == 0:
-            torch._foreach_lerp_(slow, params, self.ALPHA)
-            torch._foreach_copy_(params, slow)
-
-
-def _centralised(gradient: Tensor) -> Tensor:
-    """Take from the gradient of each output channel its mean; vectors (biases, scales) stay as they are."""
-    if gradient.ndim < 2:
-        return gradient
-    return gradient - gradient.mean(dim=tuple(range(1, gradient.ndim)), keepdim=True)
-
-
-def _rectification(step: int, beta2: float, threshold: float) -> float | None:
-    """RAdam's r_t sqrt(1 - beta2^t), or `None` while the second moment is not to be trusted."""
-    n_sma_max = 2 / (1 - beta2) - 1
-    beta2_t = beta2**step
-    n_sma = n_sma_max - 2 * step * beta2_t / (1 - beta2_t)
-    if n_sma <= threshold:
-        return None
-    r = (n_sma - 4) * (n_sma - 2) * n_sma_max / ((n_sma_max - 4) * (n_sma_max - 2) * n_sma)
-    return math.sqrt(r * (1 - beta2_t))
+        """Take one step. Gradients must be dense; those of matrices and convolutions are centralised, in place."""
+        used = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        begun = {p: p.detach().clone(memory_format=torch.preserve_format) for p in used if not self.state[p]}
+        for gradient in (p.grad for p in used if p.grad.ndim > 1):
+            gradient -= gradient.mean(dim=tuple(range(1, gradient.ndim)), keepdim=True)
+        super().step()
+        for p, slow in begun.items():
+            self.state[p]["slow"] = slow
+        if due := [p for p in used if self.state[p]["step"] % self.K == 0]:
+            slow_weights = [self.state[p]["slow"] for p in due]
+            torch._foreach_lerp_(slow_weights, due, self.ALPHA)
+            torch._foreach_copy_(due, slow_weights)
 
 
 class Schedule:
@@ -153,15 +105,9 @@ def apply_gradients(
     One flat all-reduce, as NVIDIA's StyleGAN code does, instead of `DistributedDataParallel`: parameters that a stage
     does not use simply have no gradient, and penalties may differentiate twice.
 
-    Args:
-        accelerator: The processes, and the scaler of float16.
-        optimizer: Its parameters are trained; some may have no gradient.
-        loss: The loss of this process, to detect a bad step.
-        max_norm: Longer gradients are scaled down to this norm; `None` leaves them.
-
-    Returns:
-        Whether loss and gradients were finite, the same in all processes. If not, nothing has changed but the scale of
-        float16. Its overflows are normal and count as finite until the scale is below `MIN_SCALE`.
+    Gradients longer than `max_norm` are scaled down to it. Returns whether they and the `loss` of this process were
+    finite, the same in all processes. If not, nothing has changed but the scale of float16, whose overflows are normal
+    and count as finite until the scale is below `MIN_SCALE`.
     """
     used = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [p.grad for p in used if p.grad is not None]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stylegan_inversion.training.config import OptimizerOptions
-from stylegan_inversion.training.ranger import Ranger, apply_gradients, make_optimizer
+from stylegan_inversion.training.optimizer import Ranger, apply_gradients, make_optimizer
 
 Array = NDArray[np.float64]
 SHAPES = ((4, 3, 3, 3), (5, 4), (6,), ())
