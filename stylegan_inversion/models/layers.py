@@ -90,10 +90,9 @@ class StyledConv(nn.Module):
         noise: Float[Tensor, "#batch 1 new_height new_width"] | None,
     ) -> Float[Tensor, "batch out_channels new_height new_width"]:
         """Draw one layer. `noise` is scaled by `noise_strength` and added; `None` adds nothing."""
-        x = ops.modulated_conv2d(x, self.weight * self.weight_gain, self.affine(w), up=self.up)
-        if noise is not None:
-            x = x + noise.to(x.dtype) * self.noise_strength
-        return ops.bias_act(x, self.bias)
+        style = self.affine(w) * self.weight_gain
+        noise = None if noise is None else noise * self.noise_strength
+        return ops.styled_conv(x, self.weight, style, self.bias, noise, up=self.up)
 
 
 class ToRGB(nn.Module):
@@ -110,5 +109,4 @@ class ToRGB(nn.Module):
         self, x: Float[Tensor, "batch in_channels height width"], w: Float[Tensor, "batch w_dim"]
     ) -> Float[Tensor, "batch 3 height width"]:
         """Compute what the layer adds to the image."""
-        x = ops.modulated_conv2d(x, self.weight * self.weight_gain, self.affine(w), demodulate=False)
-        return x + self.bias[:, None, None]
+        return ops.to_rgb(x, self.weight, self.affine(w) * self.weight_gain, self.bias)
