@@ -3,6 +3,9 @@
 import contextlib
 import os
 
+from stylegan_inversion.cli import prepare_process
+
+prepare_process()
 with contextlib.suppress(ImportError):
     import spaces  # noqa: F401  # ZeroGPU's, which has to come before PyTorch
 

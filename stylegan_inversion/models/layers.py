@@ -17,6 +17,19 @@ from stylegan_inversion import ops
 NoiseMode = Literal["random", "const", "none"]
 
 
+def channels_last_is_fast(parameter: Tensor) -> bool:
+    """Tell whether a network with this parameter runs faster if its input has the channels last in memory.
+
+    It does with oneDNN, and with cuDNN in half precision. On a CPU with AVX2 a forward pass of the generator at 1024 px
+    took 0.7 to 0.9 of the time and the gradient to w the same time. The gradient to the weights took 1.9 times as long,
+    so where they need one the channels stay first.
+    """
+    if parameter.requires_grad and torch.is_grad_enabled():
+        return False
+    on_cpu = parameter.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    return torch.finfo(parameter.dtype).bits <= (32 if on_cpu else 16)
+
+
 class EqualLinear(nn.Module):
     """Linear layer with equalised learning rate: weight * lr_multiplier / sqrt(in_features), bias * lr_multiplier."""
 
