@@ -191,6 +191,8 @@ def interpolate_codes(
 
 def _draw(tuned: Generator, w_pivot: Tensor, w_local: Tensor) -> Tensor:
     """Draw images at the pivots, with the constant noise, then those near them, without noise."""
+    if not len(w_local):
+        return tuned.synthesis(w_pivot)
     codes = torch.cat([w_pivot, w_local])
     with_noise = (torch.arange(len(codes), device=codes.device) < len(w_pivot)).view(-1, 1, 1, 1)
     return tuned.synthesis(codes, noise=[conv.noise_const * with_noise for conv in tuned.synthesis.convs])
