@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stylegan_inversion import ops
 
 NoiseMode = Literal["random", "const", "none"]
+ONEDNN = torch.backends.mkldnn.is_available()  # asked once: `torch.compile` cannot ask
 
 
 def channels_last_is_fast(parameter: Tensor) -> bool:
@@ -26,8 +27,7 @@ def channels_last_is_fast(parameter: Tensor) -> bool:
     """
     if parameter.requires_grad and torch.is_grad_enabled():
         return False
-    on_cpu = parameter.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    return torch.finfo(parameter.dtype).bits <= (32 if on_cpu else 16)
+    return torch.finfo(parameter.dtype).bits <= (32 if ONEDNN and parameter.device.type == "cpu" else 16)
 
 
 class EqualLinear(nn.Module):
