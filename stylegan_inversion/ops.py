@@ -1,8 +1,8 @@
 """The operations of StyleGAN2 in native PyTorch: any device, any float type, differentiable twice.
 
 Each fast form stands beside a readable reference that follows the paper to the letter; the tests compare the two.
-The forms were chosen by measurement on a CPU (`recipes/benchmark_synthesis.py`): a transposed convolution followed by
-one depthwise 4 x 4 blur is faster than sub-pixel convolutions, fused 6 x 6 kernels and two separable blurs.
+The forms were chosen by measurement on a CPU (`recipes/benchmark.py`): a transposed convolution followed by one
+depthwise 4 x 4 blur is faster than fused 6 x 6 kernels and two separable blurs, and as fast as sub-pixel convolutions.
 
 Paper: Karras et al. 2020, "Analyzing and Improving the Image Quality of StyleGAN", arXiv:1912.04958.
 """
@@ -21,7 +21,8 @@ DEMODULATION_EPS = 1e-8
 
 def blur_kernel(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Float[Tensor, "4 4"]:
     """Make the binomial filter [1, 3, 3, 1] x [1, 3, 3, 1] that StyleGAN2 resamples with. Its sum is 1."""
-    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], device=device, dtype=dtype)
+    taps = torch.ones(4, device=device, dtype=dtype)  # no list of numbers: copying one to a GPU would wait for it
+    taps[1:3] = 3
     return torch.outer(taps, taps) / 64
 
 
@@ -93,49 +94,95 @@ def bias_act(
     return F.leaky_relu(x, LRELU_SLOPE) * LRELU_GAIN
 
 
-def modulated_conv2d(
+def styled_conv(
     x: Float[Tensor, "batch in_channels height width"],
     weight: Float[Tensor, "out_channels in_channels k k"],
     style: Float[Tensor, "batch in_channels"],
+    bias: Float[Tensor, " out_channels"],
+    noise: Float[Tensor, "#batch 1 new_height new_width"] | None = None,
     *,
-    demodulate: bool = True,
     up: bool = False,
 ) -> Float[Tensor, "batch out_channels new_height new_width"]:
-    """Convolve with a weight whose input channels are scaled by the style, then normalised (paper, equations 1-3).
+    """Compute a style layer, `styled_conv_reference`, in few passes over the features.
 
-    The style scales the activations and demodulation scales the result, so that one weight serves the whole batch:
-    conv(x, w s) = conv(x s, w), and the norm of w s is a matrix product of squared weights and squared styles.
+    The gain of the leaky ReLU, which is homogeneous, goes into the scale, the noise and the bias before it. Then there
+    are two ways. One sample whose weight is smaller than its features (from 64 px on in the released networks) gets a
+    weight of its own, scaled and normalised, and the convolution adds the bias. Otherwise the style scales the input
+    and demodulation the output, so that one weight serves the whole batch: conv(x, w s) = conv(x s, w), and the norm of
+    w s is a matrix product of squared weights and squared styles. So it is too if a gradient goes to the style but not
+    to the weight: through a weight of its own it would cost a convolution more.
 
-    In float16, where the square of a style of 256 would overflow, the style is first divided by its largest value, as
-    in NVIDIA's code, and the norm is taken in float32. Demodulation cancels the factor; without it, the result is
-    multiplied by it.
+    Scales are computed in float32 at least, and the input's is at most 1: in float16 a style of 256 squared overflows.
 
     Args:
         x: Features.
-        weight: Already scaled by its equalised learning rate. Its side k is odd.
-        style: Scale of each input channel, one set for each sample.
-        demodulate: Normalise each output channel to unit expected variance.
+        weight: Its side k is odd.
+        style: Scale of each input channel, one set for each sample, times the gain of the equalised learning rate.
+        bias: Added to each channel.
+        noise: Added to all channels. `None` adds nothing.
         up: Double the side: transposed convolution of stride 2, then the blur filter.
     """
-    largest = None
-    if style.dtype == torch.float16:
-        largest = style.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float16).tiny)  # (B, 1)
-        style = style / largest
-    out = x * style[:, :, None, None]
-    if up:
-        out = F.conv_transpose2d(out, weight.transpose(0, 1), stride=2)
-        out = upfirdn2d(out, blur_kernel(x.device, x.dtype) * 4, padding=(1, 1))
+    channels, k = len(weight), weight.shape[-1]
+    wide = torch.promote_types(style.dtype, torch.float32)
+    style, w, bias = style.to(wide), weight.to(wide), (bias * LRELU_GAIN).to(x.dtype)
+    features = x[0].numel() + channels * x[0, 0].numel() * (4 if up else 1)
+    own = len(x) == 1 and w.numel() <= features and (weight.requires_grad or not style.requires_grad)
+    if own:
+        w = w * style[0, :, None, None]
+        w = w * ((w.square().sum(dim=(1, 2, 3), keepdim=True) + DEMODULATION_EPS).rsqrt() * LRELU_GAIN)
     else:
-        out = F.conv2d(out, weight, padding=weight.shape[-1] // 2)
-    if demodulate:
-        eps: float | Tensor = DEMODULATION_EPS
-        if largest is not None:
-            style, weight, eps = style.float(), weight.float(), eps / largest.float().square()
-        norm = style.square() @ weight.square().sum(dim=(2, 3)).t()  # (B, out_channels)
-        out = out * (norm + eps).rsqrt()[:, :, None, None].to(out.dtype)
-    elif largest is not None:
-        out = out * largest[:, :, None, None]
-    return out
+        norm = style.square() @ w.square().sum(dim=(2, 3)).t()  # (B, out_channels)
+        largest = style.detach().abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(wide).tiny)  # it cancels
+        x = x * (style / largest)[:, :, None, None].to(x.dtype)
+        scale = ((norm + DEMODULATION_EPS).rsqrt() * largest * LRELU_GAIN).to(x.dtype)
+    w, shift = w.to(x.dtype), bias if own else None
+    if up:
+        blur = (blur_kernel(x.device, x.dtype) * 4).expand(channels, 1, 4, 4)
+        out = F.conv_transpose2d(x, w.transpose(0, 1), stride=2)
+        out = F.conv2d(out, blur, shift, padding=1, groups=channels)
+    else:
+        out = F.conv2d(x, w, shift, padding=k // 2)
+    if not own:
+        out = torch.addcmul(bias.to(out.dtype)[:, None, None], out, scale.to(out.dtype)[:, :, None, None])
+    if noise is not None:
+        out = out.add_((noise * LRELU_GAIN).to(out.dtype))
+    return F.leaky_relu_(out, LRELU_SLOPE)
+
+
+def styled_conv_reference(
+    x: Float[Tensor, "batch in_channels height width"],
+    weight: Float[Tensor, "out_channels in_channels k k"],
+    style: Float[Tensor, "batch in_channels"],
+    bias: Float[Tensor, " out_channels"],
+    noise: Float[Tensor, "#batch 1 new_height new_width"] | None = None,
+    *,
+    up: bool = False,
+) -> Float[Tensor, "batch out_channels new_height new_width"]:
+    """Compute `styled_conv` step by step."""
+    out = modulated_conv2d_reference(x, weight, style, up=up)
+    return bias_act(out if noise is None else out + noise, bias)
+
+
+def to_rgb(
+    x: Float[Tensor, "batch in_channels height width"],
+    weight: Float[Tensor, "3 in_channels 1 1"],
+    style: Float[Tensor, "batch in_channels"],
+    bias: Float[Tensor, " 3"],
+) -> Float[Tensor, "batch 3 height width"]:
+    """Convolve with a modulated 1 x 1 weight, without demodulation, as a matrix product for each sample."""
+    w = (weight[:, :, 0, 0] * style[:, None]).to(x.dtype)  # (B, 3, in_channels)
+    rgb = x.permute(0, 2, 3, 1).flatten(1, 2) @ w.transpose(1, 2)  # (B, height * width, 3)
+    return (rgb + bias).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+
+
+def to_rgb_reference(
+    x: Float[Tensor, "batch in_channels height width"],
+    weight: Float[Tensor, "3 in_channels 1 1"],
+    style: Float[Tensor, "batch in_channels"],
+    bias: Float[Tensor, " 3"],
+) -> Float[Tensor, "batch 3 height width"]:
+    """Compute `to_rgb` by the equations."""
+    return modulated_conv2d_reference(x, weight, style, demodulate=False) + bias[:, None, None]
 
 
 def modulated_conv2d_reference(
@@ -146,7 +193,17 @@ def modulated_conv2d_reference(
     demodulate: bool = True,
     up: bool = False,
 ) -> Float[Tensor, "batch out_channels new_height new_width"]:
-    """Compute `modulated_conv2d` by the equations: one modulated weight for each sample."""
+    """Convolve with a weight whose input channels are scaled by the style, then normalised (paper, equations 1-3).
+
+    Each sample gets a weight of its own.
+
+    Args:
+        x: Features.
+        weight: Already scaled by its equalised learning rate. Its side k is odd.
+        style: Scale of each input channel, one set for each sample.
+        demodulate: Normalise each output channel to unit expected variance.
+        up: Double the side: transposed convolution of stride 2, then the blur filter.
+    """
     rows = []
     for x_i, style_i in zip(x, style):
         w = weight * style_i[None, :, None, None]  # equation 1

@@ -36,6 +36,15 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert result.stdout.strip() == __version__
 
 
+def test_threads_and_memory_are_set_unless_the_user_has() -> None:
+    script = "import os; from stylegan_inversion.cli import prepare_process; prepare_process(); print(os.environ)"
+    unset = {name: text for name, text in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "THP_"))}
+    for chosen, spins, pages in ({}, True, 1), ({"OMP_WAIT_POLICY": "ACTIVE", "THP_MEM_ALLOC_ENABLE": "0"}, False, 0):
+        command = [sys.executable, "-c", script]
+        out = subprocess.run(command, env=unset | chosen, capture_output=True, text=True, check=True).stdout
+        assert ("GOMP_SPINCOUNT" in out) == spins and f"'THP_MEM_ALLOC_ENABLE': '{pages}'" in out
+
+
 def test_invert(tiny_model: str, photo: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo.resize((64, 64)).save(tmp_path / "a.png")
     arguments = ["invert", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--model", tiny_model, "--no-align"]

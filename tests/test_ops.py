@@ -31,27 +31,51 @@ def test_upfirdn2d_equals_its_reference(
 
 
 @pytest.mark.parametrize("up", [False, True])
-@pytest.mark.parametrize("demodulate", [False, True])
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_modulated_conv2d_equals_its_reference(up: bool, demodulate: bool, kernel: int) -> None:
-    if up and kernel == 1:
-        kernel = 3  # StyleGAN2 only upsamples with 3 x 3
-    x, weight, style = randn(3, 4, 5, 6), randn(7, 4, kernel, kernel, seed=1), randn(3, 4, seed=2)
-    fast = ops.modulated_conv2d(x, weight, style, demodulate=demodulate, up=up)
-    plain = ops.modulated_conv2d_reference(x, weight, style, demodulate=demodulate, up=up)
-    torch.testing.assert_close(fast, plain)
-    assert fast.shape[-2:] == ((10, 12) if up else (5, 6))
+@pytest.mark.parametrize("batch", [1, 3])  # one sample gets a weight of its own if its features are larger
+@pytest.mark.parametrize("leaf", ["everything", "the style alone"])
+def test_styled_conv_and_its_gradients_equal_the_reference(up: bool, batch: int, leaf: str) -> None:
+    x, weight, style = randn(batch, 4, 7, 8), randn(7, 4, 3, 3, seed=1), randn(batch, 4, seed=2)
+    side = (14, 16) if up else (7, 8)
+    tensors = (x, weight, style, randn(7, seed=3), randn(1, 1, *side, seed=4))
+    leaves = [tensor.requires_grad_() for tensor in (tensors if leaf == "everything" else (style,))]
+    probes = [randn(*tensor.shape, seed=5) for tensor in leaves]
+    results = []
+    for run in (ops.styled_conv, ops.styled_conv_reference):
+        out = run(*tensors, up=up)
+        first = torch.autograd.grad(out.pow(3).sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum((a * b).sum() for a, b in zip(first, probes)), leaves)
+        results.append([out, *first, *second])
+    assert results[0][0].shape == (batch, 7, *side)
+    for fast, plain in zip(*results):
+        torch.testing.assert_close(fast, plain)
 
 
 @pytest.mark.parametrize("up", [False, True])
-def test_modulated_conv2d_is_differentiable_twice(up: bool) -> None:
-    x, weight, style = (t.requires_grad_() for t in (randn(2, 2, 3, 3), randn(2, 2, 3, 3, seed=1), randn(2, 2, seed=2)))
+@pytest.mark.parametrize("batch", [1, 2])
+def test_styled_conv_is_differentiable_twice(up: bool, batch: int) -> None:
+    shapes = ((batch, 2, 4, 3), (2, 2, 3, 3), (batch, 2), (2,))
+    inputs = [randn(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
+    assert gradcheck(lambda *tensors: ops.styled_conv(*tensors, up=up), inputs)
+    assert gradgradcheck(lambda *tensors: ops.styled_conv(*tensors, up=up), inputs)
 
-    def run(x: Tensor, weight: Tensor, style: Tensor) -> Tensor:
-        return ops.modulated_conv2d(x, weight, style, up=up)
 
-    assert gradcheck(run, (x, weight, style))
-    assert gradgradcheck(run, (x, weight, style))
+def test_to_rgb_equals_its_reference() -> None:
+    shapes = ((3, 4, 5, 6), (3, 4, 1, 1), (3, 4), (3,))
+    inputs = [randn(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes)]
+    torch.testing.assert_close(ops.to_rgb(*inputs), ops.to_rgb_reference(*inputs))
+    assert gradcheck(ops.to_rgb, inputs) and gradgradcheck(ops.to_rgb, inputs)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_under_autocast(batch: int) -> None:
+    shapes = ((batch, 8, 16, 16), (8, 8, 3, 3), (batch, 8), (8,), (1, 1, 16, 16))
+    x, weight, style, bias, noise = (randn(*shape, seed=i).float() for i, shape in enumerate(shapes))
+    want = ops.to_rgb(ops.styled_conv(x, weight, style, bias, noise), weight[:3, :, :1, :1], style, bias[:3])
+    with torch.autocast("cpu", torch.bfloat16):
+        features = ops.styled_conv(x, weight, style, bias, noise)
+        got = ops.to_rgb(features, weight[:3, :, :1, :1], style, bias[:3])
+    assert features.dtype == torch.bfloat16
+    torch.testing.assert_close(got.float(), want, rtol=0, atol=0.02 * float(want.abs().max()))
 
 
 def test_upfirdn2d_and_bias_act_are_differentiable_twice() -> None:
@@ -77,21 +101,20 @@ def test_no_weight_per_sample() -> None:
     x, weight, style = torch.randn(8, 16, 4, 4), torch.randn(16, 16, 3, 3, requires_grad=True), torch.randn(8, 16)
     saved: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (saved.append(t.numel()), t)[1], lambda t: t):
-        ops.modulated_conv2d(x, weight, style.requires_grad_())
+        ops.styled_conv(x, weight, style.requires_grad_(), torch.zeros(16))
     assert saved and max(saved) < 8 * 16 * 16 * 9
 
 
-@pytest.mark.parametrize(
-    ("size", "up", "demodulate"), [(0.0, False, True), (1e-3, True, True), (300.0, True, False), (1000.0, False, True)]
-)
-def test_float16_with_styles_of_any_size(size: float, up: bool, demodulate: bool) -> None:
+@pytest.mark.parametrize("size", [0.0, 1e-3, 300.0, 1000.0])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_float16_with_styles_of_any_size(size: float, batch: int) -> None:
     """The square of a style of 256 overflows in float16, and a layer that is divided by infinity draws zeros."""
-    x, weight, style = randn(2, 64, 8, 8) * 50, randn(16, 64, 3, 3, seed=1) / 24, randn(2, 64, seed=2) * size
-    if not demodulate:
-        x = x / max(1.0, size)  # the result itself must fit float16
-    x, weight, style = (tensor.half() for tensor in (x, weight, style))
-    got = ops.modulated_conv2d(x, weight, style, demodulate=demodulate, up=up)
-    want = ops.modulated_conv2d(x.float(), weight.float(), style.float(), demodulate=demodulate, up=up)
-    assert got.dtype == torch.float16 and torch.isfinite(got).all()
-    assert bool(want.any()) == (size > 0)
-    torch.testing.assert_close(got.float(), want, rtol=0, atol=4e-3 * max(1e-4, float(want.abs().max())))
+    x, weight, style = randn(batch, 64, 8, 8) * 50, randn(16, 64, 3, 3, seed=1) / 24, randn(batch, 64, seed=2) * size
+    drawn = x, weight, style, torch.zeros(16), None
+    rgb = x / max(1.0, size), weight[:3, :, :1, :1], style, torch.zeros(3)  # the result itself must fit float16
+    for run, inputs in ((ops.styled_conv, drawn), (ops.to_rgb, rgb)):
+        halves = [t if t is None else t.half() for t in inputs]
+        got, want = run(*halves), run(*(t if t is None else t.float() for t in halves))
+        assert got.dtype == torch.float16 and torch.isfinite(got).all()
+        assert bool(want.any()) == (size > 0)
+        torch.testing.assert_close(got.float(), want, rtol=0, atol=4e-3 * max(1e-4, float(want.abs().max())))

@@ -12,6 +12,7 @@ Departures from PTI's code:
 
 import copy
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -125,23 +126,23 @@ def tune_generator(
         l2 = F.mse_loss(y_hat, target)
         lpips = perceptual.distance([layer[: len(target)] for layer in features], wanted).mean()
         loss = config.l2_weight * l2 + config.lpips_weight * lpips
-        if not torch.isfinite(loss):
+        figures = dict(zip(("loss", "l2", "lpips"), torch.stack([loss, l2, lpips]).tolist()))  # the only wait in a step
+        if not math.isfinite(figures["loss"]):
             if not losses:
-                raise DivergedError(f"The loss of the first step is {loss.item()}: check the target and the pivot.")
+                raise DivergedError(f"The loss of the first step is {figures['loss']}: check the target and the pivot.")
             logger.warning("Step %d gave NaN or infinity; keeping the best state so far.", step + 1)
             stopped_by = "nan"
             break
-        losses.append(loss.item())
+        losses.append(figures["loss"])
         if losses[-1] <= best_loss:
             best_loss = losses[-1]
-            for kept, p in zip(best, parameters):
-                kept.copy_(p.detach())
+            with torch.no_grad():
+                torch._foreach_copy_(best, parameters)
         if step > 0:
-            info = {"stage": "tuning", "loss": losses[-1], "l2": l2.item(), "lpips": lpips.item()}
-            if callback and callback(step, {**info, "y_hat": y_hat.detach()}):
+            if callback and callback(step, {"stage": "tuning", **figures, "y_hat": y_hat.detach()}):
                 stopped_by = "callback"
                 break
-            if lpips.item() <= threshold:
+            if figures["lpips"] <= threshold:
                 stopped_by = "threshold"
                 break
         if step == config.num_steps:
@@ -155,8 +156,7 @@ def tune_generator(
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        for p, kept in zip(parameters, best):
-            p.copy_(kept)
+        torch._foreach_copy_(parameters, best)
     return Tuning(tuned.requires_grad_(False), losses, stopped_by, threshold)
 
 
@@ -191,6 +191,8 @@ def interpolate_codes(
 
 def _draw(tuned: Generator, w_pivot: Tensor, w_local: Tensor) -> Tensor:
     """Draw images at the pivots, with the constant noise, then those near them, without noise."""
+    if not len(w_local):
+        return tuned.synthesis(w_pivot)
     codes = torch.cat([w_pivot, w_local])
     with_noise = (torch.arange(len(codes), device=codes.device) < len(w_pivot)).view(-1, 1, 1, 1)
     return tuned.synthesis(codes, noise=[conv.noise_const * with_noise for conv in tuned.synthesis.convs])

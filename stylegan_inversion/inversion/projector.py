@@ -148,7 +148,8 @@ def project_w(
     noise = [draw(1, *conv.noise_const.shape) for conv in synthesis.convs]
     if config.optimize_noise:
         noise = [tensor.requires_grad_() for tensor in noise]
-    optimizer = torch.optim.Adam([w_opt, *noise] if config.optimize_noise else [w_opt], betas=(0.9, 0.999))
+    learned = [w_opt, *noise] if config.optimize_noise else [w_opt]
+    optimizer = torch.optim.Adam(learned, betas=(0.9, 0.999), fused=True)
     with torch.no_grad():
         wanted = perceptual.features(_at_most_256(target))
 
@@ -163,10 +164,10 @@ def project_w(
         loss = distance.sum()
         if config.optimize_noise:
             loss = loss + noise_regularization(noise) * config.noise_weight
-        figure = distance.mean().item()
-        if not torch.isfinite(loss):
+        figure, total = torch.stack([distance.mean(), loss]).tolist()  # the only wait for the device in a step
+        if not math.isfinite(total):
             if not losses:
-                raise DivergedError(f"The loss of the first step is {loss.item()}: check the target and the generator.")
+                raise DivergedError(f"The loss of the first step is {total}: check the target and the generator.")
             logger.warning("Step %d gave NaN or infinity; keeping the best state so far.", step + 1)
             stopped_by = "nan"
             break
@@ -174,7 +175,7 @@ def project_w(
         better = distance.detach() <= best
         best = torch.where(better, distance.detach(), best)
         for kept, tensor in zip([w_best, *noise_best], [w_opt, *noise]):
-            kept[better] = tensor.detach()[better]
+            kept.copy_(tensor.detach().where(better.view(-1, *[1] * (kept.ndim - 1)), kept))
 
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate_at(step)

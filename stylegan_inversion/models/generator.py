@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stylegan_inversion import latents, ops
 from stylegan_inversion.bounds import BoundedConfig, number
-from stylegan_inversion.models.layers import EqualLinear, NoiseMode, StyledConv, ToRGB
+from stylegan_inversion.models.layers import EqualLinear, NoiseMode, StyledConv, ToRGB, channels_last_is_fast
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,8 @@ class SynthesisNetwork(nn.Module):
             raise ValueError(f"`noise` must have {self.num_ws - 1} tensors, one a style layer, got {len(noise)}.")
         ws, noises = iter(w_plus.unbind(1)), iter(noise)
         x = self.const.expand(len(w_plus), -1, -1, -1)
+        if channels_last_is_fast(self.const):
+            x = x.contiguous(memory_format=torch.channels_last)  # all layers keep it
         image: Tensor | None = None
         w = next(ws)
         for block in self._blocks:
@@ -171,7 +173,7 @@ class SynthesisNetwork(nn.Module):
             rgb = block.to_rgb(x, w)
             image = rgb if image is None else ops.upsample_2x(image) + rgb
         assert image is not None
-        return image
+        return image.contiguous()
 
 
 class Generator(nn.Module):

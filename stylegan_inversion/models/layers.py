@@ -15,6 +15,19 @@ from torch import Tensor, nn
 from stylegan_inversion import ops
 
 NoiseMode = Literal["random", "const", "none"]
+ONEDNN = torch.backends.mkldnn.is_available()  # asked once: `torch.compile` cannot ask
+
+
+def channels_last_is_fast(parameter: Tensor) -> bool:
+    """Tell whether a network with this parameter runs faster if its input has the channels last in memory.
+
+    It does with oneDNN, and with cuDNN in half precision. On a CPU with AVX2 a forward pass of the generator at 1024 px
+    took 0.7 to 0.9 of the time and the gradient to w the same time. The gradient to the weights took 1.9 times as long,
+    so where they need one the channels stay first.
+    """
+    if parameter.requires_grad and torch.is_grad_enabled():
+        return False
+    return torch.finfo(parameter.dtype).bits <= (32 if ONEDNN and parameter.device.type == "cpu" else 16)
 
 
 class EqualLinear(nn.Module):
@@ -90,10 +103,9 @@ class StyledConv(nn.Module):
         noise: Float[Tensor, "#batch 1 new_height new_width"] | None,
     ) -> Float[Tensor, "batch out_channels new_height new_width"]:
         """Draw one layer. `noise` is scaled by `noise_strength` and added; `None` adds nothing."""
-        x = ops.modulated_conv2d(x, self.weight * self.weight_gain, self.affine(w), up=self.up)
-        if noise is not None:
-            x = x + noise.to(x.dtype) * self.noise_strength
-        return ops.bias_act(x, self.bias)
+        style = self.affine(w) * self.weight_gain
+        noise = None if noise is None else noise * self.noise_strength
+        return ops.styled_conv(x, self.weight, style, self.bias, noise, up=self.up)
 
 
 class ToRGB(nn.Module):
@@ -110,5 +122,4 @@ class ToRGB(nn.Module):
         self, x: Float[Tensor, "batch in_channels height width"], w: Float[Tensor, "batch w_dim"]
     ) -> Float[Tensor, "batch 3 height width"]:
         """Compute what the layer adds to the image."""
-        x = ops.modulated_conv2d(x, self.weight * self.weight_gain, self.affine(w), demodulate=False)
-        return x + self.bias[:, None, None]
+        return ops.to_rgb(x, self.weight, self.affine(w) * self.weight_gain, self.bias)

@@ -1,7 +1,11 @@
+from unittest import mock
+
+import pytest
 import torch
 from torch import Tensor
 
-from stylegan_inversion import latents
+from stylegan_inversion import latents, ops
+from stylegan_inversion.losses.path_length import path_length
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 
 TINY = GeneratorConfig(resolution=16, z_dim=6, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8)
@@ -58,3 +62,26 @@ def test_every_parameter_gets_a_gradient_and_no_buffer_does() -> None:
     for name, parameter in generator.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
     assert not any(buffer.requires_grad for buffer in generator.buffers())
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("tuned", [False, True])
+def test_fast_forms_draw_what_the_reference_forms_draw(batch: int, tuned: bool) -> None:
+    """A frozen generator has its channels last, a tuned one first; path lengths are differentiated twice."""
+    generator = build().requires_grad_(tuned)
+    w_plus = codes(generator, batch).requires_grad_()
+    leaves = [*generator.synthesis.parameters(), w_plus] if tuned else [w_plus]
+    forms = {name: getattr(ops, f"{name}_reference") for name in ("styled_conv", "to_rgb", "upfirdn2d")}
+    results = []
+    for patched in ({}, forms):
+        with mock.patch.dict(vars(ops), patched):
+            image = generator.synthesis(w_plus)
+            lengths = path_length(image, w_plus, torch.ones_like(image))
+            first = torch.autograd.grad(image.square().mean(), leaves, retain_graph=True)
+            second = torch.autograd.grad(lengths.sum(), leaves, allow_unused=True)
+            results.append([image, lengths, *first, *second])
+    assert results[0][0].is_contiguous()
+    for fast, plain in zip(*results):
+        assert (fast is None) == (plain is None)
+        if fast is not None:
+            torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4 * float(plain.detach().abs().max()) + 1e-12)
