@@ -20,7 +20,6 @@ from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
 from stylegan_inversion.webapp import marking
-from stylegan_inversion.webapp.models import TUNED
 from stylegan_inversion.webapp.studio import (
     PLACES,
     Download,
@@ -216,7 +215,7 @@ class Api:
             The new face, as the model draws it
         """
         a = self._out(visit, inversion, model, {})
-        visit.out = self.studio.mix(a, self.studio.open_inversion(visit, other), what, amount)
+        visit.out = self.studio.mix(visit, a, self.studio.open_inversion(visit, other), what, amount)
         return self._picture(visit, visit.out.images[0], "mix", kind_of(visit.out))
 
     def interpolate(
@@ -295,11 +294,11 @@ class Api:
         progress: Any,
     ) -> Iterator[Visit | None]:
         """Invert apart from the client's other calls, which may go on at the same time; keep the result at the end."""
-        own, turn = Visit(model=self.studio.models.get(model).name), visit.turn
+        own, turn = Visit(visit.key, self.studio.models.get(model).name), visit.turn
         self.studio.take(own, photo, align=align)
         own.face = face
         crop = self.studio.crop(own, align=align)
-        if method == TUNED:
+        if method in METHODS and METHODS[method].optimizes:
             for report in self.studio.tune(own, crop, **options):
                 visit.stop = own.stop  # for /stop
                 progress((report.step, report.total), desc=report.words, unit="steps")
@@ -398,7 +397,7 @@ def _endpoint(method: Callable[..., Any], given: dict[str, inspect.Parameter], c
                 raise ValueError(f"`{key}`: {fault['msg']}, got {str(value)[:80]!r}.") from e
         if has_progress:
             arguments["progress"] = values[-1]
-        return arguments, values[len(adapters)] or Visit()
+        return arguments, values[len(adapters)]
 
     def stream(*values: Any) -> Iterator[tuple[Any, ...]]:
         with sentences():

@@ -49,7 +49,7 @@ FETCH = "() => setTimeout(() => document.querySelector('.fetch').click(), 150)"
 
 def visit_state() -> Any:
     """The `gr.State` that keeps a `Visit`; its run ends with it."""
-    return gr.State(None, time_to_live=TIME_TO_LIVE, delete_callback=lambda visit: visit and visit.end())
+    return gr.State(Visit(), time_to_live=TIME_TO_LIVE, delete_callback=lambda visit: visit.end())
 
 
 class Editor:

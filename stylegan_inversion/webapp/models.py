@@ -36,7 +36,6 @@ DEMONSTRATION = 128  # pixels a side, up to which a model only shows how the met
 MAX_FILES, MAX_BYTES = 32, 2 * 2**30  # of an uploaded model
 REPORT_SECONDS = 0.3  # between two reports of a load at most
 UPLOAD = "upload-"  # how the names of uploaded models begin
-TUNED = next(name for name, method in METHODS.items() if method.encoder is None)  # needs a generator only
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SNAPSHOT = re.compile(r"[^\s`'\"(]*snapshots[\\/]+\w+")  # where the Hub's client keeps a repository
 _FOLDERS = re.compile(r"(?<![\w:/\\.-])(?:[A-Za-z]:)?[\\/]+(?:[\w.~+@%-]+[\\/]+)+")  # of an absolute path, not of a URL
@@ -62,12 +61,12 @@ class Model:
     @property
     def tuner(self) -> PTIPipeline:
         """The pipeline that every model has."""
-        return cast(PTIPipeline, self.pipelines[TUNED])
+        return cast(PTIPipeline, next(each for each in self.pipelines.values() if each.optimizes))
 
     @property
     def quick(self) -> str | None:
         """The method that answers at once, if there is one."""
-        return next((name for name in self.pipelines if name != TUNED), None)
+        return next((name for name, each in self.pipelines.items() if not each.optimizes), None)
 
     @property
     def directions(self) -> dict[str, Direction]:
@@ -131,9 +130,9 @@ def make_model(tuner: PTIPipeline, *, name: str, licence: str = "not stated") ->
         tuner.directions.update(new)
         groups[title] = list(new)
     pipelines: dict[str, InversionPipeline] = {
-        method: tuner if method == TUNED else tuner.encoder_pipeline(method)
-        for method in METHODS
-        if method == TUNED or method in tuner.pivots
+        name: tuner.encoder_pipeline(method.encoder) if method.encoder else tuner
+        for name, method in METHODS.items()
+        if method.optimizes or method.encoder in tuner.pivots
     }
     return Model(name, pipelines, {title: names for title, names in groups.items() if names}, in_words(licence))
 

@@ -10,7 +10,6 @@ import gradio as gr
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.webapp.editor import DIRECT, FETCH, HIDDEN, LONG, MARGIN, QUICK, TIME_TO_LIVE, Editor
-from stylegan_inversion.webapp.models import TUNED
 from stylegan_inversion.webapp.run import status
 from stylegan_inversion.webapp.studio import NOTHING, PLACES, Visit, around, kind_of, large, sentences
 
@@ -73,7 +72,7 @@ class CompareTab:
             yield {self.places[name]: gr.update(visible=name in model.pipelines) for name in METHODS}
             for name in model.pipelines:
                 other.out = None
-                if name == TUNED:
+                if METHODS[name].optimizes:
                     for report in self.studio.tune(other, crop, preset=preset):
                         if turn != visit.turn:  # another photo, or all was deleted
                             return
@@ -157,7 +156,7 @@ class PlayTab:
         with sentences():
             if visit is None or a is None or b is None:
                 raise ValueError(NOTHING)
-            out = self.studio.mix(a, b, what, float(amount))
+            out = self.studio.mix(visit, a, b, what, float(amount))
         picture = self.editor.picture(visit, large(out.images[0]), "mix", kind_of(out))
         return {
             self.editor.visit: visit,

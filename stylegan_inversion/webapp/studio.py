@@ -11,11 +11,12 @@ import tempfile
 import threading
 import weakref
 import zipfile
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import gradio as gr
 import numpy as np
@@ -34,7 +35,7 @@ from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.marking import Kind, encode, encode_gif, encode_mp4
 from stylegan_inversion.webapp.models import DEMONSTRATION, Model, Models
 from stylegan_inversion.webapp.photos import NO_PHOTO, Photo, read_photo, read_upload
-from stylegan_inversion.webapp.run import RUN, TUNING_COST, OnStep, Progress, run
+from stylegan_inversion.webapp.run import RUN, TUNING_COST, Memory, OnStep, Progress, Turns, run
 from stylegan_inversion.webapp.zerogpu import BorrowedGPU, in_request
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ SHOWN, ANIMATED = 1280, 640  # pixels of the longer side, on the page and in an 
 MAX_INVERSION_BYTES = 300_000_000
 PLACES = {"pose": "coarse", "features": "middle", "colours": "fine"}  # what one face gives another -> its layers
 
+_T = TypeVar("_T")
 Download = Literal["jpeg", "png", "face", "drawn", "mp4", "gif", "inversion"]
 
 
@@ -95,6 +97,10 @@ class Visit:
     tuned: int = -1
     example: tuple[str, str] | None = None
     files: list[str] = field(default_factory=list)
+
+    def __deepcopy__(self, memo: Any) -> "Visit":
+        """Gradio copies what a state begins with: each session has a visit of its own."""
+        return Visit()
 
     def begin(self) -> int:
         """Drop what is there: something new begins, whose number this is."""
@@ -160,7 +166,7 @@ class Studio:
         """Share models; `tuning_slots` generators are tuned at a time, on the borrowed GPU if there is one."""
         self.models = models
         self.gpu = gpu
-        self._slots = threading.Semaphore(tuning_slots)
+        self._turns, self._memory = Turns(tuning_slots), Memory()
         self._pace: dict[str, float] = {}  # seconds of a step of the projection, by model
         self._examples: dict[tuple[str, str], InversionOutput] = {}  # by model and photo
         self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
@@ -178,6 +184,12 @@ class Studio:
         """The visitor's model, loaded if needed."""
         return self.models.get(visit.model)
 
+    def _do(self, model: Model, work: Callable[[], _T], on_step: OnStep | None = None, *, steps: int = 0) -> _T:
+        """Do it here, or what is too slow for the CPU on the borrowed GPU."""
+        if self.gpu and (on_step or model.resolution > DEMONSTRATION):
+            return self.gpu.run(model, work, on_step, steps=steps)
+        return work()
+
     # A photo, and the face in it
 
     def take(self, visit: Visit, value: Any, *, align: bool = True) -> None:
@@ -185,6 +197,7 @@ class Studio:
         visit.begin()
         with self._decoding:
             visit.photo = read_photo(value)
+        self._memory.hold(visit.photo.image)
         visit.faces = self.models.first.tuner.detector(visit.photo.image) if align else []
         visit.face = 0
 
@@ -215,12 +228,9 @@ class Studio:
         """Invert with an encoder, at once."""
         model = self.model(visit)
         if method not in model.pipelines:
-            raise ValueError(f"This model has no {method!r}; it has {', '.join(model.pipelines)}.")
+            raise ValueError(f"This model has no {method[:80]!r}; it has {', '.join(model.pipelines)}.")
         turn = visit.turn
-        if self.gpu and model.resolution > DEMONSTRATION:
-            out = self.gpu.invert(model, method, crop)
-        else:
-            out = model.pipelines[method](crop)
+        out = self._do(model, partial(model.pipelines[method], crop))
         if turn == visit.turn:
             visit.out = out
         return out
@@ -234,11 +244,14 @@ class Studio:
         self._stops.add(stop)
 
         def work(on_step: OnStep) -> InversionOutput:
-            if self.gpu:
-                return self.gpu.tune(model, crop, on_step, steps=sum(steps), **options)
-            return model.tuner(crop, callback=on_step, **options)
+            tuning = partial(model.tuner, crop, callback=on_step, **options)
+            tuned = self._do(model, tuning, on_step, steps=sum(steps))
+            if visit.out or not model.quick or tuned.reports[0]["stopped_by"] != "callback":
+                return tuned
+            quick = self._do(model, partial(model.pipelines[model.quick], crop))
+            return min(tuned, quick, key=lambda out: out.reports[0]["l2"])  # a stop gives the best there is
 
-        reports = run(in_request(work) if self.gpu else work, steps=steps, stop=stop, slots=self._slots)
+        reports = run(in_request(work), steps=steps, stop=stop, turns=self._turns, who=visit.key)
         try:
             for report in reports:
                 if turn != visit.turn:
@@ -248,6 +261,8 @@ class Studio:
                     self._pace[model.name] = best.reports[0]["seconds"] / max(_cost(report.step, steps), 1)
                     if before is not None and best.reports[0]["l2"] > before.reports[0]["l2"]:
                         best = before
+                    elif not visit.example:
+                        self._memory.hold(best.generator)
                     visit.out, report = best, dataclasses.replace(report, output=best)
                     if visit.example and model is self.models.first:
                         self._examples[visit.example] = best
@@ -274,9 +289,8 @@ class Studio:
             raise ValueError(NOTHING)
         if not strengths:
             return out
-        if self.gpu and model.resolution > DEMONSTRATION:
-            return self.gpu.edit(model, out, strengths)
-        return model.tuner.edit(out, **strengths)
+        edited = self._do(model, partial(model.tuner.edit, _bare(out), **strengths))
+        return dataclasses.replace(edited, crops=out.crops)
 
     def example(self, visit: Visit, example: Example) -> None:
         """Open a photo of the package, whose inversion is kept for the next visitor."""
@@ -328,7 +342,7 @@ class Studio:
         """Write the photo around the face, from the unedited face to the edited one and back."""
         crop = around(out.crops[0], 1.0, ANIMATED)
         start = dataclasses.replace(out, w_plus=out.w_plus if out.w_inverted is None else out.w_inverted)
-        drawn = interpolate_outputs(start, out, steps=frames)
+        drawn = self._do(self.model(visit), partial(interpolate_outputs, _bare(start), _bare(out), steps=frames))
         pictures = [
             self.models.first.tuner.paste_back(dataclasses.replace(out, images=[each], crops=[crop]))[0]
             for each in drawn
@@ -344,7 +358,7 @@ class Studio:
     ) -> str:
         """Write the way from one face to another and back, as the generator draws it."""
         mark: Kind = "generated" if kind_of(a) == kind_of(b) == "generated" else "edited"
-        drawn = interpolate_outputs(a, b, steps=frames)
+        drawn = self._do(self.model(visit), partial(interpolate_outputs, _bare(a), _bare(b), steps=frames))
         side = max(drawn[0].width, 512)
         return self._animated(
             visit, [each.resize((side, side), Image.Resampling.BICUBIC) for each in drawn], kind, mark
@@ -375,25 +389,37 @@ class Studio:
             except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, RuntimeError, EOFError) as e:
                 raise ValueError("`inversion` must be a zip that /download gave for kind='inversion'.") from e
             try:
-                return InversionOutput.load(scratch, base=self.model(visit).tuner.generator)[0]
+                out = InversionOutput.load(scratch, base=self.model(visit).tuner.generator)[0]
             except StyleGANInversionError as e:
                 raise ValueError(f"The inversion cannot be read: {str(e).replace(scratch, 'it')}") from e
+        self._memory.hold(out.crops[0].photo, out.generator)
+        return _edit_of_a_photo(out)  # whatever the file says of itself
 
     # Play
 
     def random_face(self, visit: Visit, seed: int, truncation: float) -> InversionOutput:
         """Draw a face of nobody."""
-        return sample_face(self.model(visit).tuner, seed=seed, truncation=truncation)
+        model = self.model(visit)
+        return self._do(model, partial(sample_face, model.tuner, seed=seed, truncation=truncation))
 
-    def mix(self, a: InversionOutput, b: InversionOutput, what: str, amount: float) -> InversionOutput:
+    def mix(self, visit: Visit, a: InversionOutput, b: InversionOutput, what: str, amount: float) -> InversionOutput:
         """Give face a the pose, the features or the colours of face b."""
         if what not in PLACES:
             raise ValueError(f"`what` must be one of {', '.join(PLACES)}, got {what[:80]!r}.")
         layers = layer_ranges(a.generator.config.resolution)[PLACES[what]]
-        out = mix_outputs(a, b, layers=layers, alpha=amount)
-        if kind_of(a) != kind_of(b):  # no longer a face of nobody
-            out = dataclasses.replace(out, reports=[{k: v for k, v in out.reports[0].items() if k != "truncation"}])
-        return out
+        mixing = partial(mix_outputs, _bare(a), _bare(b), layers=layers, alpha=amount)
+        mixed = self._do(self.model(visit), mixing)
+        out = dataclasses.replace(mixed, crops=a.crops)
+        return out if kind_of(a) == kind_of(b) else _edit_of_a_photo(out)  # no longer a face of nobody
+
+
+def _bare(out: InversionOutput) -> InversionOutput:
+    """Without its photo, which need not be sent where there is a GPU."""
+    return dataclasses.replace(out, crops=[])
+
+
+def _edit_of_a_photo(out: InversionOutput) -> InversionOutput:
+    return dataclasses.replace(out, reports=[{k: v for k, v in out.reports[0].items() if k != "truncation"}])
 
 
 def _steps(model: Model, **options: Any) -> tuple[int, int]:
