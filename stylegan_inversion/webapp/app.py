@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from stylegan_inversion.webapp.photos import (
     Door,
     is_loopback,
     names_web_address,
+    samples,
     sweep,
 )
 from stylegan_inversion.webapp.play import CompareTab, PlayTab
@@ -100,7 +102,7 @@ class Page(gr.Blocks):
 
 def build_app(studio: Studio) -> Any:
     """Build the page and its API: a `gr.Blocks`, to be started with `launch_options`."""
-    gr.set_static_paths([storage.builtin_path("samples")])  # not copied to where old files are deleted
+    gr.set_static_paths([samples()])  # not copied to where old files are deleted
     with Page(title="Edit a face, keep the photo", analytics_enabled=False, delete_cache=(300, TIME_TO_LIVE)) as demo:
         gr.Markdown(TITLE, elem_id="title")
         with gr.Tabs() as tabs:
@@ -183,7 +185,10 @@ def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> d
 @contextlib.contextmanager
 def private_folder() -> Any:
     """Gradio's folder for what passes through the disk: private, emptied of what is old, and removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="stylegan-inversion-app-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="stylegan-inversion-app-", ignore_cleanup_errors=True) as root:
+        folder = str(Path(root, "files"))
+        Path(folder).mkdir()
+        shutil.copytree(storage.builtin_path("samples"), Path(root, "samples"))
         before, ended = os.environ.get("GRADIO_TEMP_DIR"), threading.Event()
         os.environ["GRADIO_TEMP_DIR"] = folder
 
@@ -225,7 +230,7 @@ def launch(
     port: int | None = None,
     share: bool = False,
     device: str = "auto",
-    open_choice: bool = False,
+    open_choice: bool | None = None,
     allowed_hosts: Sequence[str] = (),
     tuning_slots: int = 1,
 ) -> None:
@@ -238,7 +243,8 @@ def launch(
         port: Port to listen on. `None` means the first free one from 7860.
         share: Also open a public link through Gradio's servers.
         device: Where to run; "auto" is the best there is.
-        open_choice: Whether visitors may load other models and upload their own.
+        open_choice: Whether visitors may load other models and upload their own. `None` offers them the catalogue's
+            full-size one alone, if only this machine reaches the app.
         allowed_hosts: Names by which a proxy on this machine, such as nginx or a notebook's, passes visitors on, such
             as "demo.example.org". An app that only this machine reaches answers no other name but "localhost"; one
             that listens on other addresses or is shared answers any.
@@ -263,10 +269,12 @@ def launch(
             with contextlib.suppress(ValueError):  # only the main thread may
                 signal.signal(number, lambda *_: sys.exit(0))  # so that the files are removed
     with private_folder():
-        studio = Studio(Models(first, open=open_choice, device=device), tuning_slots=tuning_slots, gpu=gpu)
+        offers = bool(hosts) if open_choice is None else open_choice
+        models = Models(first, open=bool(open_choice), offers=offers, device=device)
+        studio = Studio(models, tuning_slots=tuning_slots, gpu=gpu)
         demo = build_app(studio)
         try:
-            options = launch_options(open_choice=open_choice, hosts=hosts)
+            options = launch_options(open_choice=bool(open_choice), hosts=hosts)
             start(demo, server_name=host, server_port=port, share=share, **options)
             demo.block_thread()  # as `launch` does not in a REPL or a notebook, whose files would go at once
         finally:

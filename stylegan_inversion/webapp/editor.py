@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageDraw
 
-from stylegan_inversion import storage
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PRESETS
 from stylegan_inversion.webapp.marking import encode
 from stylegan_inversion.webapp.models import OWN, Model, sentence
+from stylegan_inversion.webapp.photos import samples
 from stylegan_inversion.webapp.run import status
 from stylegan_inversion.webapp.studio import EXAMPLES, SHOWN, Studio, Visit, around, kind_of, large, range_of, sentences
 
@@ -78,7 +78,7 @@ class Editor:
                 self.photo = _raw(photo, lambda payload: payload and payload.model_dump())  # `photos.py` opens it
                 self.hint = gr.Markdown(elem_classes="quiet")
                 self.examples = gr.Gallery(
-                    [(str(storage.builtin_path(f"samples/{each.name}")), each.caption) for each in EXAMPLES],
+                    [(str(samples() / each.name), each.caption) for each in EXAMPLES],
                     label="Or one of these",
                     elem_id="examples",
                     columns=4,

@@ -35,6 +35,7 @@ OWN = "Directions"  # title of the group of a model's own
 DEMONSTRATION = 128  # pixels a side, up to which a model only shows how the methods work
 MAX_FILES, MAX_BYTES = 32, 2 * 2**30  # of an uploaded model
 REPORT_SECONDS = 0.3  # between two reports of a load at most
+LOADING = "loading"  # name of the threads
 UPLOAD = "upload-"  # how the names of uploaded models begin
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SNAPSHOT = re.compile(r"[^\s`'\"(]*snapshots[\\/]+\w+")  # where the Hub's client keeps a repository
@@ -137,13 +138,19 @@ def make_model(tuner: PTIPipeline, *, name: str, licence: str = "not stated") ->
     return Model(name, pipelines, {title: names for title, names in groups.items() if names}, in_words(licence))
 
 
+def full_size(*places: str) -> list[KnownModel]:
+    """The catalogue's full-size models of faces that are in such places, the first of each method."""
+    faces = [each for each in catalogue() if (each.domain or "").startswith("ffhq")]
+    first = [next((each.name for each in faces if each.kind == method.encoder), None) for method in METHODS.values()]
+    there = {known.name: known for known in list_models() if known.where in places}
+    return [there[name] for name in first if name in there]
+
+
 def best_cached(device: str) -> str:
-    """The model to start with: a full-size one with an encoder that is in the cache, if there is a GPU for it."""
+    """The model to start with: a full-size one that is in the cache, if there is a GPU for it."""
     has_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    kinds = {entry.name: entry.kind for entry in catalogue()}
-    cached = {known.name for known in list_models() if known.where == "cached"}
-    full = [name for method in METHODS for name, kind in kinds.items() if kind == method and name in cached]
-    return full[0] if has_gpu and full else storage.builtin_models()[0]
+    full = full_size("cached") if has_gpu else []
+    return full[0].name if full else storage.builtin_models()[0]
 
 
 def in_words(licence: str) -> str:
@@ -169,21 +176,35 @@ class LoadReport(NamedTuple):
 class Models:
     """The models that visitors can choose: the first one stays, of the others the last used one does."""
 
-    def __init__(self, first: Model, *, open: bool = False, device: str = "auto") -> None:
-        """Start with one model; `open` lets visitors have others fetched from the Hub, and upload their own."""
-        self.first, self.open = first, open
+    def __init__(self, first: Model, *, open: bool = False, offers: bool = False, device: str = "auto") -> None:
+        """Start with one model.
+
+        Args:
+            first: The model.
+            open: Whether visitors may have others fetched from the Hub, and upload their own.
+            offers: Whether they may have the full-size one fetched that `offer` names.
+            device: Where the others run.
+        """
+        self.first, self.open, self.offers = first, open, open or offers
         self._device = device
         self._others: OrderedDict[str, _Load] = OrderedDict()  # loaded or being loaded; the last used one is the last
         self._lock, self._fetching = threading.Lock(), threading.Lock()
+
+    def offer(self) -> KnownModel | None:
+        """The full-size model that a visitor may have instead of a small one; `sentence` describes it."""
+        full = full_size("cached", "to fetch") if self.offers and self.first.resolution <= DEMONSTRATION else []
+        return full[0] if full else None
 
     def known(self) -> list[KnownModel]:
         """What can be chosen, the first model first. Uses no network."""
         kinds = {entry.name: entry.kind for entry in catalogue()}
         fit = {name for name, kind in kinds.items() if kind in ("generator", *ENCODERS)}
+        offered = self.offer()
         listed = [
             each
             for each in list_models()
             if each.where == "built in"
+            or each == offered
             or (self.open and each.where in ("cached", "to fetch") and (each.name in fit or each.name not in kinds))
         ]
         first = next((each for each in listed if each.name == self.first.name), None)
@@ -203,15 +224,21 @@ class Models:
             ModelNotFoundError: If visitors may not choose it, there is no such model, or an uploaded one is gone.
             CheckpointError: If a file is damaged or does not fit.
         """
-        return self.first if name in ("", self.first.name) else self._find(name).future.result()
+        *_, last = self.load(name)
+        assert last.model is not None
+        return last.model
 
     def load(self, name: str) -> Generator[LoadReport, None, None]:
-        """`get`, with reports of how far it is. Closing it early loses nothing: the load goes on."""
+        """`get`, with reports of how far it is. Closing it early ends a download for which nobody else waits."""
         model = self.first
-        if name != model.name:
+        if name not in ("", model.name):
             loading = self._find(name)
-            while not wait([loading.future], timeout=REPORT_SECONDS).done:
-                yield LoadReport(loading.words(name))
+            try:
+                while not wait([loading.future], timeout=REPORT_SECONDS).done:
+                    yield LoadReport(loading.words(name))
+            finally:
+                with self._lock:
+                    loading.waiting -= 1
             model = loading.future.result()
         yield LoadReport(model.note, model)
 
@@ -247,8 +274,10 @@ class Models:
             if name not in self._others:
                 self._check(name)
                 self._others[name] = _Load()
-                threading.Thread(target=self._fetch, args=(name, self._others[name]), daemon=True).start()
+                fetch = (name, self._others[name])
+                threading.Thread(target=self._fetch, args=fetch, name=LOADING, daemon=True).start()
             self._others.move_to_end(name)
+            self._others[name].waiting += 1
             return self._others[name]
 
     def _check(self, name: str) -> None:
@@ -265,16 +294,24 @@ class Models:
             raise ModelNotFoundError(f"{name[:80]!r} is no repository on the Hub: write organisation/repository.")
 
     def _fetch(self, name: str, loading: "_Load") -> None:
+        def hear(done: int, total: int) -> None:
+            loading.done, loading.total = done, total
+            with self._lock:
+                if not loading.waiting:
+                    self._others.pop(name, None)  # who comes now begins anew
+                    raise _Left
+
         try:
             # one large download at a time; what is built in need not wait for it
-            with nullcontext() if name in storage.builtin_models() else self._fetching, report_downloads(loading.hear):
+            with nullcontext() if name in storage.builtin_models() else self._fetching, report_downloads(hear):
                 model = load_model(name, device=self._device, detector=self.first.tuner.detector)
         except BaseException as e:
             if isinstance(e, (StyleGANInversionError, ValueError)):  # whose words visitors see
                 text = str(e).replace(str(cache_root()), "")
                 e.args = (_FOLDERS.sub("", _SNAPSHOT.sub(lambda _: name, text)),)
             with self._lock:
-                self._others.pop(name, None)
+                if self._others.get(name) is loading:
+                    del self._others[name]
             loading.future.set_exception(e)
         else:
             self._keep(name, model)
@@ -287,20 +324,21 @@ class Models:
                 del self._others[old]
 
 
+class _Left(Exception):
+    """Nobody waits for this download any more."""
+
+
 class _Load:
     """A model that is loaded or being loaded."""
 
     def __init__(self) -> None:
         self.future: Future[Model] = Future()
-        self._done, self._total = 0, 0
-
-    def hear(self, done: int, total: int) -> None:
-        self._done, self._total = done, total
+        self.waiting = self.done = self.total = 0
 
     def words(self, name: str) -> str:
-        if not 0 < self._done < self._total:
+        if not 0 < self.done < self.total:
             return f"Loading {name} …"
-        return f"Downloading {name}: {self._done / 1e6:.0f} of {self._total / 1e6:.0f} MB"
+        return f"Downloading {name}: {self.done / 1e6:.0f} of {self.total / 1e6:.0f} MB"
 
 
 def _unpack(file: io.BytesIO, folder: Path) -> Path:

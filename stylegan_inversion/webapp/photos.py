@@ -94,6 +94,11 @@ def read_upload(value: Any, *, max_bytes: int) -> tuple[bytes, Path | None]:
         raise ValueError(NOT_UPLOADED) from None
 
 
+def samples() -> Path:
+    """The package's photos beside the visitors', so that no address says where the package is."""
+    return Path(os.environ["GRADIO_TEMP_DIR"]).parent / "samples"
+
+
 def _address(value: Any) -> str:
     address = (value.get("path") or value.get("url")) if isinstance(value, dict) else value
     return address if isinstance(address, str) else ""

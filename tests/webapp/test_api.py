@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageChops
 
+import stylegan_inversion
 from stylegan_inversion import InversionOutput
 from tests.webapp.conftest import until
 from tests.webapp.marks import EDITED, GENERATED, read_mark
@@ -158,6 +159,18 @@ def test_plain_http(app: Served, path: Path, photo: Image.Image) -> None:
     drawn = json.loads(http(app.url, "/edit", {"strengths": {"smile": 1.0}}, session="mine").rpartition("data: ")[2])
     assert httpx.get(drawn[0]["url"]).headers["content-type"] == "image/png"
     assert "There is no inverted face here" in http(app.url, "/edit", {"strengths": {}}, session="other")
+
+
+def test_nothing_says_where_the_package_is(app: Served) -> None:
+    places = ("/", "/config", "/gradio_api/info", "/gradio_api/openapi.json", "/gradio_api/mcp/schema")
+    with httpx.Client(base_url=app.url, timeout=60) as client:
+        for place in places:
+            assert str(Path(stylegan_inversion.__file__).parents[1]) not in client.get(place).text
+        parts = client.get("/config").json()["components"]
+        (samples,) = [each["props"]["value"] for each in parts if each["type"] == "gallery"]
+        for sample in samples:
+            image = client.get(f"/gradio_api/file={sample['image']['path']}")
+            assert image.headers["content-type"] == "image/jpeg"
 
 
 def http(url: str, name: str, arguments: dict[str, Any], session: str | None = None) -> str:
