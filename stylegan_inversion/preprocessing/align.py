@@ -97,8 +97,8 @@ def align_face(
     count = len(faces_landmarks)
     if count == 0:
         raise FaceNotFoundError(
-            "No face was found in the photo. Use a photo in which the face is larger, lit and seen from the front; "
-            "if it is an aligned crop already, pass `align=False` (`--no-align`)."
+            "No face was found in the photo. Use a photo in which the face is larger, lit and seen from the front. "
+            "In Python: if it is an aligned crop already, pass `align=False` (`--no-align`)."
         )
     if not 0 <= face < count:
         raise FaceNotFoundError(f"`face` must be in [0, {count - 1}], got {face}: {count} found in the photo.")

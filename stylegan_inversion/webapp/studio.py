@@ -5,6 +5,7 @@ import hashlib
 import io
 import logging
 import os
+import random
 import secrets
 import shutil
 import tempfile
@@ -14,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -27,10 +28,12 @@ from PIL import Image
 from stylegan_inversion import storage
 from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.latents import layer_ranges
+from stylegan_inversion.losses.identity import IdentityEmbedding, load_identity
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.play import interpolate_outputs, mix_outputs, sample_face
-from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
+from stylegan_inversion.preprocessing.align import Crop, align_face, crop_quad, uncropped
+from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.marking import Kind, encode, encode_gif, encode_mp4
 from stylegan_inversion.webapp.models import DEMONSTRATION, Model, Models
@@ -44,6 +47,8 @@ FAILED = "Something went wrong on the server. Try again, or another photo."
 NOTHING = "There is no inverted face here, or it has expired. Invert a photo first."
 SHOWN, ANIMATED = 1280, 640  # pixels of the longer side, on the page and in an animation
 MAX_INVERSION_BYTES = 300_000_000
+FACE_SCALE, FACE_SIDE = 0.74, 150  # of the crops for which the identity network's cosine of strangers is known
+DRAWN = 8  # random faces of a small model from which the page takes the most typical one
 PLACES = {"pose": "coarse", "features": "middle", "colours": "fine"}  # what one face gives another -> its layers
 
 _T = TypeVar("_T")
@@ -292,6 +297,29 @@ class Studio:
         edited = self._do(model, partial(model.tuner.edit, _bare(out), **strengths))
         return dataclasses.replace(edited, crops=out.crops)
 
+    def goes_too_far(self, visit: Visit) -> bool:
+        """Whether the edit looks wrong in a photo, though the drawn face may be right."""
+        limits = {name: each.photo_limit for name, each in self.model(visit).directions.items()}
+        return any(abs(value) > (limits.get(name) or abs(value)) for name, value in visit.strengths.items())
+
+    @cached_property
+    def _identity(self) -> IdentityEmbedding:
+        return load_identity()
+
+    def likeness(self, visit: Visit, out: InversionOutput) -> list[float]:
+        """How much the face in the photo, and the drawn one, look like the person: 0 as strangers, 1 as the photo."""
+        tuner, (crop,) = self.model(visit).tuner, out.crops
+        if crop.quad is None:
+            return [0.0, 0.0]
+        centre = crop.quad.mean(axis=0)
+        quad = centre + FACE_SCALE / tuner.crop_scale * (crop.quad - centre)
+        photos = [crop.photo, *(tuner.paste_back(out, detail=detail)[0] for detail in ("move", "none"))]
+        faces = [to_tensor(crop_quad(photo, quad, FACE_SIDE), FACE_SIDE) for photo in photos]
+        with torch.no_grad():
+            photo, *others = self._identity.embed(torch.cat(faces))
+        strangers = self._identity.strangers
+        return [max((float(other @ photo) - strangers) / (1 - strangers), 0.0) for other in others]
+
     def example(self, visit: Visit, example: Example) -> None:
         """Open a photo of the package, whose inversion is kept for the next visitor."""
         turn = visit.begin()
@@ -401,6 +429,19 @@ class Studio:
         """Draw a face of nobody."""
         model = self.model(visit)
         return self._do(model, partial(sample_face, model.tuner, seed=seed, truncation=truncation))
+
+    def nice_face(self, visit: Visit) -> InversionOutput:
+        """A face of nobody that looks good: the most typical of a few, with a smile if the model knows one."""
+        model = self.model(visit)
+        drawn = [
+            self.random_face(visit, random.randrange(2**31), 0.6)
+            for _ in range(DRAWN if model.resolution <= DEMONSTRATION else 1)
+        ]
+        w_avg = model.tuner.generator.w_avg.cpu()
+        best = min(drawn, key=lambda out: float((out.w_plus - w_avg).norm()))
+        return self.edit(
+            visit, best, {"smile": 0.5 * range_of(model, "smile")[1]} if "smile" in model.directions else {}
+        )
 
     def mix(self, visit: Visit, a: InversionOutput, b: InversionOutput, what: str, amount: float) -> InversionOutput:
         """Give face a the pose, the features or the colours of face b."""
