@@ -136,39 +136,11 @@ def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> d
         open_choice: Whether visitors may upload models, which are larger than photos.
         hosts: Names by which the app is reached, without a port. Empty means any.
     """
-    teal, slate = gr.themes.colors.teal, gr.themes.colors.slate
     fonts: dict[str, Any] = {
         "font": ["system-ui", "sans-serif"],
         "font_mono": ["ui-monospace", "monospace"],
     }  # not fetched
-    theme = gr.themes.Soft(primary_hue=teal, secondary_hue=teal, neutral_hue=slate, **fonts).set(
-        block_shadow="none",
-        block_title_background_fill="none",
-        block_title_background_fill_dark="none",
-        block_title_text_color="*neutral_800",
-        block_title_text_color_dark="*neutral_100",
-        block_title_padding="0",
-        block_label_background_fill="*neutral_100",
-        block_label_background_fill_dark="*neutral_800",
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_dark="*primary_700",
-        button_primary_text_color="white",
-        body_text_color_subdued="*neutral_600",
-        body_text_color_subdued_dark="*neutral_300",
-        block_label_text_color="*neutral_700",
-        block_label_text_color_dark="*neutral_200",
-        checkbox_label_background_fill_selected="*primary_700",
-        checkbox_label_background_fill_selected_dark="*primary_700",
-        checkbox_label_text_color_selected="white",
-        slider_color="*primary_600",
-        link_text_color="*primary_700",
-        link_text_color_hover="*primary_800",
-        link_text_color_visited="*primary_700",
-        link_text_color_dark="*primary_300",
-        link_text_color_hover_dark="*primary_200",
-        link_text_color_visited_dark="*primary_300",
-    )
+    theme = gr.themes.Soft(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", **fonts)
     return {
         "theme": theme,
         "css": (Path(__file__).parent / "style.css").read_text("utf-8"),

@@ -11,13 +11,15 @@ from typing import Any
 import gradio as gr
 from PIL import Image, ImageDraw
 
+from stylegan_inversion.editing.directions import MAX_STRENGTH
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PRESETS
+from stylegan_inversion.preprocessing.align import around
 from stylegan_inversion.webapp.marking import encode
 from stylegan_inversion.webapp.models import OWN, Model, sentence
 from stylegan_inversion.webapp.photos import samples
 from stylegan_inversion.webapp.run import status
-from stylegan_inversion.webapp.studio import EXAMPLES, SHOWN, Studio, Visit, around, kind_of, large, range_of, sentences
+from stylegan_inversion.webapp.studio import EXAMPLES, SHOWN, Studio, Visit, kind_of, large, range_of, sentences
 
 TIME_TO_LIVE = 1800  # seconds that a result and its files are kept after their last use
 MAIN, MORE = 5, 22  # sliders of the model's own directions, and of those that its weights give
@@ -49,6 +51,7 @@ MORE_WORDS = """Changes that nobody named, found in the model's own weights (by
 <abbr title="Härkönen et al. 2020: the main ways in which its faces differ">GANSpace</abbr> and
 <abbr title="Shen and Zhou 2021: what its first layers react to most">SeFa</abbr>)."""
 
+CHOICE: dict[str, Any] = {"height": None, "allow_preview": False, "interactive": False, "buttons": []}
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 DIRECT: dict[str, Any] = {"queue": False, **HIDDEN}
 QUICK: dict[str, Any] = {"concurrency_id": "quick", "concurrency_limit": 4, **HIDDEN}
@@ -100,11 +103,8 @@ class Editor:
             label="Or one of these",
             elem_id="examples",
             columns=4,
-            height=None,
             object_fit="cover",
-            allow_preview=False,
-            interactive=False,
-            buttons=[],
+            **CHOICE,
         )
         found = self.studio.models.offer()
         self.offered = found.name if found else ""
@@ -143,9 +143,7 @@ class Editor:
                 )
             with gr.Tab("What the model draws", id="drawn"):
                 self.drawn = _pair("Photo | the model's drawing", elem_id="drawn")
-        self.notice = gr.Button(
-            "So large a turn looks wrong in a photo. See the face the model draws", visible=False, size="sm"
-        )
+        self.notice = gr.Button(visible=False, size="sm")
         self.status = gr.HTML(status("Opening an example …", busy=True))
         self.stop = gr.Button("Stop, keep the best so far", size="sm", visible=False)
         self.leave = gr.Button("Cancel", size="sm", visible=False)
@@ -304,14 +302,16 @@ class Editor:
         names = self._names(model)
         values = [visit.strengths.get(name or "", 0.0) if k < 2 * MAIN else 0.0 for name in names]
         if k < 2 * MAIN:
-            low, high = range_of(model, names[k // 2] or "")
-            values[k // 2] = round(CHIP * (low if k % 2 else high), 2)
+            name = names[k // 2] or ""
+            reach = min(CHIP * range_of(model, name)[1], model.directions[name].photo_limit or MAX_STRENGTH)
+            values[k // 2] = round(-reach if k % 2 else reach, 2)
         return {**self._edit(visit, *values), **dict(zip(self.sliders, values))}
 
     def _pictures(self, visit: Visit) -> dict[Any, Any]:
         """What the sliders change, as the page shows it."""
         out = self.studio.edit(visit, visit.out, visit.strengths)
         crop = out.crops[0]
+        far = self.studio.too_far(visit)
         face, whole = around(crop, MARGIN, SHOWN), around(crop, 1e4, SHOWN)
         return {
             self.result: self._pair(visit, out, face.photo, self.studio.pasted(out, face), "face"),
@@ -319,7 +319,7 @@ class Editor:
                 visit, self._outlined(visit, self.studio.pasted(out, whole)), "photo", kind_of(out)
             ),
             self.drawn: self._pair(visit, out, large(crop.image), large(out.images[0]), "drawn"),
-            self.notice: gr.update(visible=self.studio.goes_too_far(visit)),
+            self.notice: gr.update(value=far, visible=bool(far)),
         }
 
     def show(self, visit: Visit, words: str) -> dict[Any, Any]:

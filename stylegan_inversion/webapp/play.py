@@ -1,25 +1,33 @@
 """The other tabs: the methods side by side, and faces that mix."""
 
 import dataclasses
+import random
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import gradio as gr
+import torch
 from PIL import Image, ImageOps
 
+from stylegan_inversion.losses.identity import IdentityEmbedding, load_identity
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PRESETS
-from stylegan_inversion.webapp.editor import DIRECT, FETCH, HIDDEN, LONG, MARGIN, QUICK, TIME_TO_LIVE, Editor
+from stylegan_inversion.preprocessing.align import around, crop_quad
+from stylegan_inversion.preprocessing.image import to_tensor
+from stylegan_inversion.webapp.editor import CHOICE, DIRECT, FETCH, HIDDEN, LONG, MARGIN, QUICK, TIME_TO_LIVE, Editor
+from stylegan_inversion.webapp.models import DEMONSTRATION
 from stylegan_inversion.webapp.run import status
-from stylegan_inversion.webapp.studio import NOTHING, PLACES, Visit, around, kind_of, large, sentences
+from stylegan_inversion.webapp.studio import NOTHING, PLACES, Visit, kind_of, large, range_of, sentences
 
 COMPARE = """The photo of the first tab with its edit by each method that the model has, and what the model draws. The
 percentages say how much that is the same person to a face recognition network: 0 % is how alike strangers are, 100 % is
 the photo itself."""
 CAPTION = "{} · {:.1f} s · same person: {:.0%} in the photo, {:.0%} as drawn"
 PLAY = "Draw people who do not exist, and give one face something of another."
+FACE_SCALE, FACE_SIDE = 0.74, 150  # of the crops for which the identity network's cosine of strangers is known
+DRAWN = 8  # random faces of a small model from which the page takes the most typical one
 GONE = "This result is of another photo, face or model, or has expired: compare again."
 
 
@@ -38,11 +46,8 @@ class CompareTab:
             label="Choose one to go on with it",
             elem_id="compared",
             columns=2,
-            height=None,
             object_fit="contain",
-            allow_preview=False,
-            interactive=False,
-            buttons=[],
+            **CHOICE,
         )
 
     def connect(self, delete: Any) -> None:
@@ -66,6 +71,24 @@ class CompareTab:
                 raise ValueError(GONE)
             return self.editor.adopt(visit, [*outs.values()][1 + event.index], "This method's result.")
 
+    @cached_property
+    def _identity(self) -> IdentityEmbedding:
+        return load_identity()
+
+    def _likeness(self, visit: Visit, out: InversionOutput) -> list[float]:
+        """How much the face in the photo, and the drawn one, look like the person: 0 as strangers, 1 as the photo."""
+        tuner, (crop,) = self.studio.model(visit).tuner, out.crops
+        if crop.quad is None:
+            return [0.0, 0.0]
+        centre = crop.quad.mean(axis=0)
+        quad = centre + FACE_SCALE / tuner.crop_scale * (crop.quad - centre)
+        photos = [crop.photo, *(tuner.paste_back(out, detail=detail)[0] for detail in ("move", "none"))]
+        faces = [to_tensor(crop_quad(photo, quad, FACE_SIDE), FACE_SIDE) for photo in photos]
+        with torch.no_grad():
+            photo, *others = self._identity.embed(torch.cat(faces))
+        strangers = self._identity.strangers
+        return [max((float(other @ photo) - strangers) / (1 - strangers), 0.0) for other in others]
+
     def _compare(self, visit: Visit) -> Iterator[dict[Any, Any]]:
         with sentences():
             if visit.photo is None:
@@ -88,7 +111,7 @@ class CompareTab:
                     return
                 outs[name] = out = other.out
                 edited = self.studio.edit(visit, out, visit.strengths)
-                likeness = self.studio.likeness(visit, edited)
+                likeness = self._likeness(visit, edited)
                 words = CAPTION.format(METHODS[name].title, out.reports[0]["seconds"], *likeness)
                 photo = ImageOps.pad(self.studio.pasted(edited, around(crop, MARGIN, 640)), (512, 512), color="white")
                 both = Image.new("RGB", (1032, 512), "white")
@@ -141,9 +164,22 @@ class PlayTab:
         self.reopen.click(self._use_mix, [visit, self.outs[2]], [*self.editor.shown, self.editor.tabs], **QUICK)
         self.editor.tabs.select(lambda visit: gr.update(interactive=visit.out is not None), visit, self.take, **DIRECT)
 
+    def _nice_face(self, visit: Visit) -> InversionOutput:
+        """A face of nobody that looks good: the most typical of a few, with a smile if the model knows one."""
+        model = self.studio.model(visit)
+        drawn = [
+            self.studio.random_face(visit, random.randrange(2**31), 0.45)
+            for _ in range(DRAWN if model.resolution <= DEMONSTRATION else 1)
+        ]
+        w_avg = model.tuner.generator.w_avg.cpu()
+        best = min(drawn, key=lambda out: float((out.w_plus - w_avg).norm()))
+        return self.studio.edit(
+            visit, best, {"smile": 0.5 * range_of(model, "smile")[1]} if "smile" in model.directions else {}
+        )
+
     def _fill(self, visit: Visit, *, place: int, drawn: bool) -> dict[Any, Any]:
         with sentences():
-            out = self.studio.nice_face(visit) if drawn else self.studio.edit(visit, visit.out, visit.strengths)
+            out = self._nice_face(visit) if drawn else self.studio.edit(visit, visit.out, visit.strengths)
         picture = self.editor.picture(visit, large(out.images[0]), "face", kind_of(out))
         return {self.editor.visit: visit, self.outs[place]: out, self.played[place]: picture}
 

@@ -5,7 +5,6 @@ import hashlib
 import io
 import logging
 import os
-import random
 import secrets
 import shutil
 import tempfile
@@ -15,12 +14,11 @@ import zipfile
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import gradio as gr
-import numpy as np
 import torch
 from gradio_client.utils import strip_invalid_filename_characters
 from PIL import Image
@@ -28,12 +26,10 @@ from PIL import Image
 from stylegan_inversion import storage
 from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.latents import layer_ranges
-from stylegan_inversion.losses.identity import IdentityEmbedding, load_identity
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.play import interpolate_outputs, mix_outputs, sample_face
-from stylegan_inversion.preprocessing.align import Crop, align_face, crop_quad, uncropped
-from stylegan_inversion.preprocessing.image import to_tensor
+from stylegan_inversion.preprocessing.align import Crop, align_face, around, uncropped
 from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.marking import Kind, encode, encode_gif, encode_mp4
 from stylegan_inversion.webapp.models import DEMONSTRATION, Model, Models
@@ -47,8 +43,6 @@ FAILED = "Something went wrong on the server. Try again, or another photo."
 NOTHING = "There is no inverted face here, or it has expired. Invert a photo first."
 SHOWN, ANIMATED = 1280, 640  # pixels of the longer side, on the page and in an animation
 MAX_INVERSION_BYTES = 300_000_000
-FACE_SCALE, FACE_SIDE = 0.74, 150  # of the crops for which the identity network's cosine of strangers is known
-DRAWN = 8  # random faces of a small model from which the page takes the most typical one
 PLACES = {"pose": "coarse", "features": "middle", "colours": "fine"}  # what one face gives another -> its layers
 
 _T = TypeVar("_T")
@@ -64,7 +58,7 @@ class Example(NamedTuple):
 
 
 EXAMPLES = (
-    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"yaw": 0.9, "pose": 0.9}),
+    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"yaw": -0.6, "pose": -0.6}),
     Example("portraits/portrait2.jpg", "A rear admiral, 1984", {"smile": 1.0}),
     Example("portraits/portrait3.jpg", "A scientist", {"smile": 0.9}),
     Example("sample6.jpg", "Four friends", {"smile": 0.8}),
@@ -297,28 +291,13 @@ class Studio:
         edited = self._do(model, partial(model.tuner.edit, _bare(out), **strengths))
         return dataclasses.replace(edited, crops=out.crops)
 
-    def goes_too_far(self, visit: Visit) -> bool:
-        """Whether the edit looks wrong in a photo, though the drawn face may be right."""
-        limits = {name: each.photo_limit for name, each in self.model(visit).directions.items()}
-        return any(abs(value) > (limits.get(name) or abs(value)) for name, value in visit.strengths.items())
-
-    @cached_property
-    def _identity(self) -> IdentityEmbedding:
-        return load_identity()
-
-    def likeness(self, visit: Visit, out: InversionOutput) -> list[float]:
-        """How much the face in the photo, and the drawn one, look like the person: 0 as strangers, 1 as the photo."""
-        tuner, (crop,) = self.model(visit).tuner, out.crops
-        if crop.quad is None:
-            return [0.0, 0.0]
-        centre = crop.quad.mean(axis=0)
-        quad = centre + FACE_SCALE / tuner.crop_scale * (crop.quad - centre)
-        photos = [crop.photo, *(tuner.paste_back(out, detail=detail)[0] for detail in ("move", "none"))]
-        faces = [to_tensor(crop_quad(photo, quad, FACE_SIDE), FACE_SIDE) for photo in photos]
-        with torch.no_grad():
-            photo, *others = self._identity.embed(torch.cat(faces))
-        strangers = self._identity.strangers
-        return [max((float(other @ photo) - strangers) / (1 - strangers), 0.0) for other in others]
+    def too_far(self, visit: Visit) -> str:
+        """What to say of an edit that looks wrong in a photo, though the drawn face may be right; "" of others."""
+        for name, value in visit.strengths.items():
+            limit = self.model(visit).directions[name].photo_limit
+            if limit and abs(value) > limit:
+                return f"Turns beyond {limit:g} bend the nose and the mouth in a photo. See the face the model draws."
+        return ""
 
     def example(self, visit: Visit, example: Example) -> None:
         """Open a photo of the package, whose inversion is kept for the next visitor."""
@@ -430,19 +409,6 @@ class Studio:
         model = self.model(visit)
         return self._do(model, partial(sample_face, model.tuner, seed=seed, truncation=truncation))
 
-    def nice_face(self, visit: Visit) -> InversionOutput:
-        """A face of nobody that looks good: the most typical of a few, with a smile if the model knows one."""
-        model = self.model(visit)
-        drawn = [
-            self.random_face(visit, random.randrange(2**31), 0.6)
-            for _ in range(DRAWN if model.resolution <= DEMONSTRATION else 1)
-        ]
-        w_avg = model.tuner.generator.w_avg.cpu()
-        best = min(drawn, key=lambda out: float((out.w_plus - w_avg).norm()))
-        return self.edit(
-            visit, best, {"smile": 0.5 * range_of(model, "smile")[1]} if "smile" in model.directions else {}
-        )
-
     def mix(self, visit: Visit, a: InversionOutput, b: InversionOutput, what: str, amount: float) -> InversionOutput:
         """Give face a the pose, the features or the colours of face b."""
         if what not in PLACES:
@@ -480,26 +446,6 @@ def range_of(model: Model, name: str) -> tuple[float, float]:
         raise ValueError(f"There is no direction {name[:80]!r}; there are {', '.join(model.directions)}.")
     low, high = model.directions[name].strength_range or (-5.0, 5.0)
     return -max(-low, high), max(-low, high)
-
-
-def around(crop: Crop, margin: float, side: int = 4096) -> Crop:
-    """The part of the photo around a face, as a crop of its own.
-
-    Args:
-        crop: The face.
-        margin: How much of the photo to keep on each side, relative to the face.
-        side: Pixels of the longer side at most.
-    """
-    width, height = crop.photo.size
-    quad = np.array([[0, 0], [0, height], [width, height], [width, 0]]) - 0.5 if crop.quad is None else crop.quad
-    reach = margin * (quad.max(0) - quad.min(0))
-    x0, y0 = np.maximum(np.floor(quad.min(0) - reach), 0).astype(int).tolist()
-    x1, y1 = np.minimum(np.ceil(quad.max(0) + reach), (width, height)).astype(int).tolist()
-    scale = min(side / max(x1 - x0, y1 - y0), 1.0)
-    size = (max(round((x1 - x0) * scale), 1), max(round((y1 - y0) * scale), 1))
-    photo = crop.photo.resize(size, Image.Resampling.LANCZOS, box=(x0, y0, x1, y1), reducing_gap=2.0)
-    moved = (quad - (x0, y0) + 0.5) * (size[0] / (x1 - x0), size[1] / (y1 - y0)) - 0.5
-    return dataclasses.replace(crop, photo=photo, quad=None if crop.quad is None else moved)
 
 
 def kind_of(out: InversionOutput) -> Kind:
