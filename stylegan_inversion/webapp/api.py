@@ -121,32 +121,16 @@ class Api:
         self.studio.take(visit, photo)
         return [{"box": [round(v, 1) for v in face.box], "score": face.score} for face in visit.faces]
 
-    def invert(
-        self,
-        visit: Visit,
-        photo: Photo,
-        face: Face = 0,
-        align: Align = True,
-        method: Method = _FIRST,
-        model: Name = "",
-        preset: Preset = None,
-        pivot: Pivot = None,
-        num_w_steps: WSteps = None,
-        num_tuning_steps: TuningSteps = None,
-        progress: Any = gr.Progress(),  # noqa: B008
-    ) -> Iterator[tuple[Picture, dict[str, Any]] | None]:
+    def invert(self, visit: Visit, photo: Photo, **others: Any) -> Iterator[tuple[Picture, dict[str, Any]] | None]:
         """Invert the face of a photo: find its place in latent space. The result is kept for this client.
 
         Returns:
             The face as the model draws it
             Figures: mean squared error in [-1, 1], seconds, steps, why the tuning stopped, number of faces
         """
-        options = {"preset": preset, "pivot": pivot, "num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
-        for own in self._invert(visit, photo, face, align, method, model, options, progress):
-            if own is None or own.out is None:
-                yield None
-            else:
-                yield self._picture(visit, own.out.images[0], "drawn", kind_of(own.out)), own.out.reports[0]
+        for out in self._invert(visit, photo, **others):
+            drawn = out and self._picture(visit, out.images[0], "drawn", kind_of(out))
+            yield (drawn, out.reports[0]) if out and drawn else None
 
     def edit(
         self, visit: Visit, strengths: Strengths, inversion: Inversion = None, model: Name = ""
@@ -161,19 +145,7 @@ class Api:
         return self._pictures(visit, self._out(visit, inversion, model, strengths))
 
     def invert_and_edit(
-        self,
-        visit: Visit,
-        photo: Photo,
-        strengths: Strengths,
-        face: Face = 0,
-        align: Align = True,
-        method: Method = _FIRST,
-        model: Name = "",
-        preset: Preset = None,
-        pivot: Pivot = None,
-        num_w_steps: WSteps = None,
-        num_tuning_steps: TuningSteps = None,
-        progress: Any = gr.Progress(),  # noqa: B008
+        self, visit: Visit, photo: Photo, strengths: Strengths, **others: Any
     ) -> Iterator[tuple[Picture, Picture, Picture, dict[str, Any]] | None]:
         """Invert and edit in one call.
 
@@ -183,12 +155,10 @@ class Api:
             The face as the model draws it
             Figures, as of /invert
         """
-        options = {"preset": preset, "pivot": pivot, "num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
-        for own in self._invert(visit, photo, face, align, method, model, options, progress):
-            if own is None or own.out is None:
-                yield None
-            else:
-                yield *self._pictures(visit, self.studio.edit(own, own.out, strengths)), own.out.reports[0]
+        own = Visit(model=self.studio.models.get(others["model"]).name)
+        for out in self._invert(visit, photo, **others):
+            pictures = out and self._pictures(visit, self.studio.edit(own, out, strengths))
+            yield (*pictures, out.reports[0]) if out and pictures else None
 
     def random_face(self, visit: Visit, seed: Seed = 0, truncation: Truncation = 0.7, model: Name = "") -> Picture:
         """Draw a face of nobody, which is kept for this client as an inversion is.
@@ -286,24 +256,27 @@ class Api:
         self,
         visit: Visit,
         photo: Any,
-        face: int,
-        align: bool,
-        method: str,
-        model: str,
-        options: dict[str, Any],
-        progress: Any,
-    ) -> Iterator[Visit | None]:
+        face: Face = 0,
+        align: Align = True,
+        method: Method = _FIRST,
+        model: Name = "",
+        preset: Preset = None,
+        pivot: Pivot = None,
+        num_w_steps: WSteps = None,
+        num_tuning_steps: TuningSteps = None,
+        progress: Any = gr.Progress(),  # noqa: B008
+    ) -> Iterator[InversionOutput | None]:
         """Invert apart from the client's other calls, which may go on at the same time; keep the result at the end."""
         own, turn = Visit(visit.key, self.studio.models.get(model).name), visit.turn
         self.studio.take(own, photo, align=align)
         own.face = face
         crop = self.studio.crop(own, align=align)
         if method in METHODS and METHODS[method].optimizes:
-            for report in self.studio.tune(own, crop, **options):
+            steps = {"num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
+            for report in self.studio.tune(own, crop, preset=preset, pivot=pivot, **steps):
                 visit.stop = own.stop  # for /stop
                 progress((report.step, report.total), desc=report.words, unit="steps")
-                if report.output is None:
-                    yield None
+                yield None
             visit.stop = None
         else:
             self.studio.invert(own, crop, method)
@@ -311,7 +284,7 @@ class Api:
             raise ValueError("The run was stopped before it began.")
         if turn == visit.turn:  # nothing was deleted meanwhile
             visit.keep(own)
-        yield own
+        yield own.out
 
     def _empty(self, visit: Visit, model: str) -> None:
         visit.begin()
@@ -348,9 +321,7 @@ def name_endpoints(api: Api, visit: Any) -> None:
     for name, method in inspect.getmembers(api, inspect.ismethod):
         if name.startswith("_"):
             continue
-        given = {
-            key: each for key, each in inspect.signature(method).parameters.items() if key not in ("visit", "progress")
-        }
+        given = _given(method)
         inputs = [
             Value(None if each.default is each.empty else each.default, _schema(each.annotation), key)
             for key, each in given.items()
@@ -382,10 +353,18 @@ def _returned(method: Callable[..., Any]) -> list[Any]:
     return list(get_args(hint)) if getattr(hint, "__origin__", None) is tuple else [hint]
 
 
+def _given(method: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The arguments of an endpoint; `others` are all that an inversion takes."""
+    given = dict(inspect.signature(method).parameters)
+    if given.pop("others", None):
+        given |= {key: each for key, each in inspect.signature(Api._invert).parameters.items() if key not in given}
+    return {key: each for key, each in given.items() if key not in ("self", "visit", "progress")}
+
+
 def _endpoint(method: Callable[..., Any], given: dict[str, inspect.Parameter], count: int) -> Callable[..., Any]:
     """The function that Gradio calls: it checks the arguments, and puts what is kept in and out."""
     adapters = {key: TypeAdapter(each.annotation) for key, each in given.items()}
-    has_progress = "progress" in inspect.signature(method).parameters
+    has_progress = method.__name__ in SLOW
 
     def checked(values: tuple[Any, ...]) -> tuple[dict[str, Any], Visit]:
         arguments: dict[str, Any] = {}
