@@ -6,7 +6,7 @@ file can be sent instead. Over MCP nothing is kept between two calls, since all 
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 import gradio as gr
@@ -85,7 +85,7 @@ Share = Annotated[float, Field(ge=0, le=1, description="How much of it.")]
 Picture = Annotated[dict[str, Any], _file_schema("A picture.")]
 File = Annotated[dict[str, Any], _file_schema("A file.")]
 
-_FIRST = next(iter(METHODS))
+_FIRST, _UNEDITED = next(iter(METHODS)), dict[str, float]()
 
 
 class Api:
@@ -132,9 +132,7 @@ class Api:
             drawn = out and self._picture(visit, out.images[0], "drawn", kind_of(out))
             yield (drawn, out.reports[0]) if out and drawn else None
 
-    def edit(
-        self, visit: Visit, strengths: Strengths, inversion: Inversion = None, model: Name = ""
-    ) -> tuple[Picture, Picture, Picture]:
+    def edit(self, visit: Visit, strengths: Strengths, **kept: Any) -> tuple[Picture, Picture, Picture]:
         """Edit the inverted face. Strengths count from the unedited face, not from the last edit.
 
         Returns:
@@ -142,7 +140,7 @@ class Api:
             The face in it
             The face as the model draws it
         """
-        return self._pictures(visit, self._out(visit, inversion, model, strengths))
+        return self._pictures(visit, self._out(visit, strengths=strengths, **kept))
 
     def invert_and_edit(
         self, visit: Visit, photo: Photo, strengths: Strengths, **others: Any
@@ -170,71 +168,40 @@ class Api:
         visit.out = self.studio.random_face(visit, seed, truncation)
         return self._picture(visit, visit.out.images[0], "face", "generated")
 
-    def mix(
-        self,
-        visit: Visit,
-        other: Other,
-        what: Place = "colours",
-        amount: Share = 1.0,
-        inversion: Inversion = None,
-        model: Name = "",
-    ) -> Picture:
+    def mix(self, visit: Visit, other: Other, what: Place = "colours", amount: Share = 1.0, **kept: Any) -> Picture:
         """Give the kept face the pose, the features or the colours of another one.
 
         Returns:
             The new face, as the model draws it
         """
-        a = self._out(visit, inversion, model, {})
+        a = self._out(visit, **kept)
         visit.out = self.studio.mix(visit, a, self.studio.open_inversion(visit, other), what, amount)
         return self._picture(visit, visit.out.images[0], "mix", kind_of(visit.out))
 
-    def interpolate(
-        self,
-        visit: Visit,
-        other: Other,
-        frames: Frames = 24,
-        kind: Film = "gif",
-        inversion: Inversion = None,
-        model: Name = "",
-    ) -> File:
+    def interpolate(self, visit: Visit, other: Other, frames: Frames = 24, kind: Film = "gif", **kept: Any) -> File:
         """Animate the way from the kept face to another one and back.
 
         Returns:
             The animation
         """
-        a = self._out(visit, inversion, model, {})
+        a = self._out(visit, **kept)
         return _file(self.studio.between(visit, a, self.studio.open_inversion(visit, other), kind, frames))
 
-    def animate(
-        self,
-        visit: Visit,
-        strengths: Strengths,
-        frames: Frames = 24,
-        kind: Film = "gif",
-        inversion: Inversion = None,
-        model: Name = "",
-    ) -> File:
+    def animate(self, visit: Visit, strengths: Strengths, frames: Frames = 24, kind: Film = "gif", **kept: Any) -> File:
         """Animate an edit in the photo: from the unedited face to the edited one and back.
 
         Returns:
             The animation
         """
-        return _file(self.studio.animation(visit, self._out(visit, inversion, model, strengths), kind, frames))
+        return _file(self.studio.animation(visit, self._out(visit, strengths=strengths, **kept), kind, frames))
 
-    def download(
-        self,
-        visit: Visit,
-        kind: Kind = "png",
-        strengths: Strengths = {},  # noqa: B006
-        inversion: Inversion = None,
-        model: Name = "",
-    ) -> File:
+    def download(self, visit: Visit, kind: Kind = "png", strengths: Strengths = _UNEDITED, **kept: Any) -> File:
         """Write a result to a file.
 
         Returns:
             The file
         """
-        return _file(self.studio.file(visit, self._out(visit, inversion, model, strengths), kind))
+        return _file(self.studio.file(visit, self._out(visit, strengths=strengths, **kept), kind))
 
     def stop(self, visit: Visit) -> bool:
         """End this client's running tuning; its best state so far becomes the result of /invert.
@@ -290,7 +257,9 @@ class Api:
         visit.begin()
         visit.model, visit.photo = self.studio.models.get(model).name, None
 
-    def _out(self, visit: Visit, inversion: Any, model: str, strengths: Strengths) -> InversionOutput:
+    def _out(
+        self, visit: Visit, inversion: Inversion = None, model: Name = "", *, strengths: Mapping[str, float] = _UNEDITED
+    ) -> InversionOutput:
         own = dataclasses.replace(visit, stop=None)
         if inversion is not None:
             self._empty(own, model)
@@ -354,10 +323,12 @@ def _returned(method: Callable[..., Any]) -> list[Any]:
 
 
 def _given(method: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The arguments of an endpoint; `others` are all that an inversion takes."""
+    """The arguments of an endpoint, with those that `others` and `kept` stand for."""
     given = dict(inspect.signature(method).parameters)
-    if given.pop("others", None):
-        given |= {key: each for key, each in inspect.signature(Api._invert).parameters.items() if key not in given}
+    for name, whole in (("others", Api._invert), ("kept", Api._out)):
+        if given.pop(name, None):
+            more = inspect.signature(whole).parameters.values()
+            given |= {each.name: each for each in more if each.name not in given and each.kind is not each.KEYWORD_ONLY}
     return {key: each for key, each in given.items() if key not in ("self", "visit", "progress")}
 
 
