@@ -82,15 +82,11 @@ class Model:
     @property
     def note(self) -> str:
         """What it is, in plain sentences."""
-        device = self.tuner.device
+        device, size = self.tuner.device, self.resolution
         name = "The uploaded model" if self.name.startswith(UPLOAD) else self.name
-        place = (
-            f"the GPU ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"the {device.type} here"
-        )
-        words = (
-            f"{name} draws faces of {self.resolution} x {self.resolution} pixels, on {place}. Licence: {self.licence}."
-        )
-        if self.resolution <= DEMONSTRATION:
+        place = f"GPU ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"{device.type} here"
+        words = f"{name} draws faces of {size} x {size} pixels, on the {place}. Licence: {self.licence}."
+        if size <= DEMONSTRATION:
             words += " This small model shows how the methods work, not how sharp their pictures can be."
         return words
 
@@ -101,18 +97,7 @@ def load_model(
     device: str = "auto",
     detector: LandmarkDetector | Literal["auto", "builtin", "facexlib"] = "auto",
 ) -> Model:
-    """Load a model with all its networks, each once, and find GANSpace's and SeFa's directions.
-
-    Args:
-        name_or_path: As in `PTIPipeline.from_pretrained`.
-        device: Where to run; "auto" is the best there is.
-        detector: Finds faces.
-
-    Raises:
-        ModelNotFoundError: If there is no such model.
-        CheckpointError: If a file is damaged or does not fit.
-        ValueError: If this machine has no such device.
-    """
+    """Load a model as `PTIPipeline.from_pretrained` does, with all its networks, each once, and found directions."""
     tuner = PTIPipeline.from_pretrained(name_or_path, device=device, detector=detector)
     if tuner.base_name is not None and tuner.base_name.is_local:
         tuner.base_name = None  # a download would say where this machine keeps the model; it is saved whole instead
@@ -177,13 +162,9 @@ class Models:
     """The models that visitors can choose: the first one stays, of the others the last used one does."""
 
     def __init__(self, first: Model, *, open: bool = False, offers: bool = False, device: str = "auto") -> None:
-        """Start with one model.
+        """Start with one model; `open` lets visitors have others fetched from the Hub, and upload their own.
 
-        Args:
-            first: The model.
-            open: Whether visitors may have others fetched from the Hub, and upload their own.
-            offers: Whether they may have the full-size one fetched that `offer` names.
-            device: Where the others run.
+        `offers` lets them have but the full-size one that `offer` names.
         """
         self.first, self.open, self.offers = first, open, open or offers
         self._device = device
@@ -197,19 +178,15 @@ class Models:
 
     def known(self) -> list[KnownModel]:
         """What can be chosen, the first model first. Uses no network."""
-        kinds = {entry.name: entry.kind for entry in catalogue()}
-        fit = {name for name, kind in kinds.items() if kind in ("generator", *ENCODERS)}
-        offered = self.offer()
-        listed = [
-            each
+        parts = {entry.name for entry in catalogue() if entry.kind not in ("generator", *ENCODERS)}
+        offered, places = self.offer(), ("built in", *(("cached", "to fetch") if self.open else ()))
+        listed = {
+            each.name: each
             for each in list_models()
-            if each.where == "built in"
-            or each == offered
-            or (self.open and each.where in ("cached", "to fetch") and (each.name in fit or each.name not in kinds))
-        ]
-        first = next((each for each in listed if each.name == self.first.name), None)
-        first = first or KnownModel(self.first.name, "loaded", None, self.first.licence, "")
-        return [first, *(each for each in listed if each.name != first.name)]
+            if each == offered or (each.where in places and each.name not in parts)
+        }
+        first = KnownModel(self.first.name, "loaded", None, self.first.licence, "")
+        return [listed.pop(first.name, first), *listed.values()]
 
     def loaded(self) -> list[Model]:
         """The models that are there now, but for uploaded ones."""
@@ -220,9 +197,8 @@ class Models:
     def get(self, name: str) -> Model:
         """The model of a name, loaded if needed, once for all who ask; the first one for "".
 
-        Raises:
-            ModelNotFoundError: If visitors may not choose it, there is no such model, or an uploaded one is gone.
-            CheckpointError: If a file is damaged or does not fit.
+        Raises `ModelNotFoundError` if visitors may not choose it, there is none, or an uploaded one is gone, and
+        `CheckpointError` if a file is damaged or does not fit.
         """
         *_, last = self.load(name)
         assert last.model is not None
@@ -252,8 +228,7 @@ class Models:
 
         Raises:
             ModelNotFoundError: If visitors may not upload models.
-            ValueError: If it is no such zip.
-            CheckpointError: If a file is damaged or does not fit.
+            ValueError: If it is no such zip; a `CheckpointError` if a file is damaged or does not fit.
         """
         if not self.open:
             raise ModelNotFoundError("Models cannot be uploaded here: run the app yourself, with `--any-model`.")

@@ -62,7 +62,7 @@ class Progress:
 
 
 class Turns:
-    """Who may tune: so many at a time, in the order they came, and of each visitor one waits at most."""
+    """Who may tune: so many at a time, in the order they came; of each visitor one waits at most."""
 
     def __init__(self, count: int) -> None:
         self._count, self._changed = count, threading.Condition()
@@ -130,7 +130,7 @@ def run(
     turns: Turns,
     who: str,
 ) -> Generator[Progress, None, None]:
-    """Do the work in a thread, once it is its turn; closing the iterator, or setting `stop`, ends it in a step.
+    """Do the work in a thread, once it is the visitor's turn; closing the iterator, or `stop`, ends it in a step.
 
     Args:
         work: Inverts.
@@ -143,8 +143,7 @@ def run(
         Reports, at least two a second; the last one has the output.
 
     Raises:
-        ValueError: If this visitor waits already.
-        BaseException: Whatever the work raises.
+        BaseException: Whatever the work raises; a `ValueError` if this visitor waits already.
     """
     reports: queue.SimpleQueue[Progress | InversionOutput | BaseException] = queue.SimpleQueue()
     latest = Progress("start", 0, sum(steps))

@@ -316,7 +316,9 @@ class Studio:
         visit.example = (model.name, example.name)
         found = self._examples.get(visit.example)
         if found is None and model.quick:
-            found = self._examples[visit.example] = self.invert(visit, self.crop(visit), model.quick)
+            found = self.invert(visit, self.crop(visit), model.quick)
+            if model is self.models.first:  # others, such as uploaded ones, would stay in memory with it
+                self._examples[visit.example] = found
         if turn == visit.turn:
             visit.out = found
             if found is not None and found.generator is not model.tuner.generator:

@@ -73,14 +73,8 @@ class _Job:
     networks: bytes | None  # of a model that the process cannot load by its name
 
 
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """What the process tells now and then; `picture` is (1, 3, R, R), uint8."""
-
-    step: int
-    stage: str
-    loss: float
-    picture: np.ndarray
+_Report = tuple[int, str, float, np.ndarray] | bytes | Exception
+"""What the process tells: now and then a step, its stage, its loss and (1, 3, R, R), uint8; at the end a parcel."""
 
 
 class BorrowedGPU:
@@ -95,13 +89,9 @@ class BorrowedGPU:
         _held[model.name] = model
 
     def run(self, model: Model, work: Callable[[], _T], on_step: OnStep | None = None, *, steps: int = 0) -> _T:
-        """What `work()` gives.
+        """What `work()` gives: a partial, that can be pickled, of the model's pipelines or of functions of modules.
 
-        Args:
-            model: What it works with.
-            work: A `functools.partial` of the model's pipelines and of functions of modules, which can be pickled.
-            on_step: What it calls, if it does.
-            steps: How often, at most.
+        It may call `on_step`, so many times at most.
         """
         networks = None
         if model.name.startswith(UPLOAD):
@@ -118,8 +108,8 @@ class BorrowedGPU:
                     result: _T = parcels.unpack(report, "cpu")
                     return result
                 assert on_step is not None
-                y_hat = torch.from_numpy(report.picture).float() / 127.5 - 1
-                if on_step(report.step, {"stage": report.stage, "loss": report.loss, "y_hat": y_hat}):
+                step, stage, loss, picture = report
+                if on_step(step, {"stage": stage, "loss": loss, "y_hat": torch.from_numpy(picture) / 127.5 - 1}):
                     stop.touch()
         finally:
             reports.close()
@@ -186,24 +176,23 @@ def in_request(work: Callable[[OnStep], Any]) -> Callable[[OnStep], Any]:
 # In the process
 
 
-def _work(job: _Job) -> Iterator[_Step | bytes | Exception]:
-    """Steps now and then, and at the end the output or an error. Closing it ends the work in a step."""
-    reports: queue.SimpleQueue[_Step | bytes | Exception] = queue.SimpleQueue()
+def _work(job: _Job) -> Iterator[_Report]:
+    """Steps now and then, and at the end the result or an error. Closing it ends the work in a step."""
+    reports: queue.SimpleQueue[_Report] = queue.SimpleQueue()
     closed = threading.Event()
     work = threading.Thread(target=_do, args=(job, reports.put, closed), daemon=True)
     work.start()
     try:
         while True:
-            report = reports.get()
-            yield report
-            if not isinstance(report, _Step):
+            yield (report := reports.get())
+            if not isinstance(report, tuple):
                 return
     finally:
         closed.set()
         work.join()
 
 
-def _do(job: _Job, send: Callable[[_Step | bytes | Exception], None], closed: threading.Event) -> None:
+def _do(job: _Job, send: Callable[[_Report], None], closed: threading.Event) -> None:
     end, sent = time.monotonic() + job.seconds - START_SECONDS, -math.inf
 
     def on_step(step: int, info: dict[str, Any]) -> bool:
@@ -212,7 +201,7 @@ def _do(job: _Job, send: Callable[[_Step | bytes | Exception], None], closed: th
         if now - sent >= SEND_SECONDS:
             sent = now
             picture = ((info["y_hat"][:1].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
-            send(_Step(step, info["stage"], info["loss"], picture))
+            send((step, info["stage"], info["loss"], picture))
         return closed.is_set() or now > end or os.path.exists(job.stop)  # the best so far, before the GPU is taken away
 
     try:
