@@ -157,7 +157,7 @@ def test_an_old_result_is_marked_as_such(open_page: Open, path: Path, app: Serve
     assert not page.locator(".status.stale").count()
     path.with_name("no.png").write_bytes(path.read_bytes()[:200])
     page.locator("#photos input[type=file]").first.set_input_files(path.with_name("no.png"))
-    says(page, "not an image")
+    says(page, "damaged or incomplete")
     assert page.locator(".status.stale").count() and not page.get_by_role("button", name=SAVES[1]).is_enabled()
 
 
