@@ -19,13 +19,13 @@ from pydantic import Field, TypeAdapter, ValidationError, WithJsonSchema
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
+from stylegan_inversion.preprocessing.align import around
 from stylegan_inversion.webapp import marking
 from stylegan_inversion.webapp.studio import (
     PLACES,
     Download,
     Studio,
     Visit,
-    around,
     kind_of,
     range_of,
     sentences,

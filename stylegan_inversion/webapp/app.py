@@ -37,14 +37,17 @@ from stylegan_inversion.webapp.photos import (
     sweep,
 )
 from stylegan_inversion.webapp.play import CompareTab, PlayTab
-from stylegan_inversion.webapp.studio import FAILED, Studio, logger
+from stylegan_inversion.webapp.studio import EXAMPLES, FAILED, Studio, Visit, logger
 from stylegan_inversion.webapp.zerogpu import find_gpu
 
 MODEL_BYTES = 2_000_000_000  # of an uploaded model at most
-PAPERS = " · ".join(f"[{each.label}](https://arxiv.org/abs/{each.paper})" for each in METHODS.values())
+PAPERS = " · ".join(
+    f"[{each.label}](https://arxiv.org/abs/{each.paper}) ([code](https://github.com/{each.code}))"
+    for each in METHODS.values()
+)
 TITLE = f"""# Edit a face, keep the photo
-Drop a photo: the face is found, redrawn by StyleGAN2, edited with the sliders and put back where it was. The papers:
-{PAPERS}"""
+Drop a photo: the face is found, redrawn by StyleGAN2, edited with the sliders and put back where it was.
+Papers: {PAPERS} · [Model card](model-card)"""
 FOOTNOTE = """Use photos of people who agreed to it, and say that a result is AI-edited when you share it: every picture
 says so in its metadata. Photos and results stay in memory or in a private folder of this app, and are deleted half an
 hour after their last use (an hour after the page is closed), or at once with the button below. Programs and language
@@ -105,12 +108,12 @@ def build_app(studio: Studio) -> Any:
     gr.set_static_paths([samples()])  # not copied to where old files are deleted
     with Page(title="Edit a face, keep the photo", analytics_enabled=False, delete_cache=(300, TIME_TO_LIVE)) as demo:
         gr.Markdown(TITLE, elem_id="title")
-        with gr.Tabs() as tabs:
-            with gr.Tab("Edit a photo", id="edit"):
+        with gr.Tabs(overflow_behavior="wrap") as tabs:
+            with gr.Tab("Edit", id="edit"):
                 editor = Editor(studio)
-            with gr.Tab("Compare the methods", id="compare"):
+            with gr.Tab("Compare methods", id="compare"):
                 compare = CompareTab(editor)
-            with gr.Tab("Play with faces", id="play"):
+            with gr.Tab("Play", id="play"):
                 play = PlayTab(editor)
         gr.Markdown(FOOTNOTE, elem_classes="quiet")
         delete = gr.Button("Delete my data now", size="sm", min_width=180, scale=0)
@@ -120,6 +123,9 @@ def build_app(studio: Studio) -> Any:
         compare.connect(delete)
         play.connect(delete)
         name_endpoints(Api(studio), visit_state())
+    with demo.route("Model card", "/model-card", show_in_navbar=False):
+        card = storage.builtin_path(storage.builtin_models()[0]) / "README.md"
+        gr.Markdown(card.read_text("utf-8").split("---\n", 2)[2])  # without what the Hub reads
     return demo.queue(max_size=64, default_concurrency_limit=4, api_open=False)
 
 
@@ -130,39 +136,11 @@ def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> d
         open_choice: Whether visitors may upload models, which are larger than photos.
         hosts: Names by which the app is reached, without a port. Empty means any.
     """
-    teal, slate = gr.themes.colors.teal, gr.themes.colors.slate
     fonts: dict[str, Any] = {
         "font": ["system-ui", "sans-serif"],
         "font_mono": ["ui-monospace", "monospace"],
     }  # not fetched
-    theme = gr.themes.Soft(primary_hue=teal, secondary_hue=teal, neutral_hue=slate, **fonts).set(
-        block_shadow="none",
-        block_title_background_fill="none",
-        block_title_background_fill_dark="none",
-        block_title_text_color="*neutral_800",
-        block_title_text_color_dark="*neutral_100",
-        block_title_padding="0",
-        block_label_background_fill="*neutral_100",
-        block_label_background_fill_dark="*neutral_800",
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_dark="*primary_700",
-        button_primary_text_color="white",
-        body_text_color_subdued="*neutral_600",
-        body_text_color_subdued_dark="*neutral_300",
-        block_label_text_color="*neutral_700",
-        block_label_text_color_dark="*neutral_200",
-        checkbox_label_background_fill_selected="*primary_700",
-        checkbox_label_background_fill_selected_dark="*primary_700",
-        checkbox_label_text_color_selected="white",
-        slider_color="*primary_600",
-        link_text_color="*primary_700",
-        link_text_color_hover="*primary_800",
-        link_text_color_visited="*primary_700",
-        link_text_color_dark="*primary_300",
-        link_text_color_hover_dark="*primary_200",
-        link_text_color_visited_dark="*primary_300",
-    )
+    theme = gr.themes.Soft(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", **fonts)
     return {
         "theme": theme,
         "css": (Path(__file__).parent / "style.css").read_text("utf-8"),
@@ -273,6 +251,8 @@ def launch(
         models = Models(first, open=bool(open_choice), offers=offers, device=device)
         studio = Studio(models, tuning_slots=tuning_slots, gpu=gpu)
         demo = build_app(studio)
+        if not gpu and first.quick:  # so that the first visitor finds the page filled at once
+            studio.example(Visit(), EXAMPLES[0])
         try:
             options = launch_options(open_choice=bool(open_choice), hosts=hosts)
             start(demo, server_name=host, server_port=port, share=share, **options)

@@ -224,6 +224,7 @@ def status(
         data = base64.b64encode(encode(preview.resize((128, 128)), "edited")).decode()
         picture = f'<img alt="What the model draws now" src="data:image/jpeg;base64,{data}">'
     if share is not None or busy:
-        bar = f'<div class="bar"><div style="width: {100 * (0.3 if share is None else share):.0f}%"></div></div>'
+        kind, width = ("bar busy", 30) if share is None else ("bar", 100 * share)
+        bar = f'<div class="{kind}"><div style="width: {width:.0f}%"></div></div>'
     text = f'<div class="words"><span>{html.escape(words)}</span>{bar}</div>'
     return f'<div class="status{" stale" if stale else ""}" role="status">{picture}{text}</div>'

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import gradio as gr
-import numpy as np
 import torch
 from gradio_client.utils import strip_invalid_filename_characters
 from PIL import Image
@@ -30,7 +29,7 @@ from stylegan_inversion.latents import layer_ranges
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.play import interpolate_outputs, mix_outputs, sample_face
-from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
+from stylegan_inversion.preprocessing.align import Crop, align_face, around, uncropped
 from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.marking import Kind, encode, encode_gif, encode_mp4
 from stylegan_inversion.webapp.models import DEMONSTRATION, Model, Models
@@ -59,7 +58,7 @@ class Example(NamedTuple):
 
 
 EXAMPLES = (
-    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"yaw": 0.9, "pose": 0.9}),
+    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"yaw": -0.6, "pose": -0.6}),
     Example("portraits/portrait2.jpg", "A rear admiral, 1984", {"smile": 1.0}),
     Example("portraits/portrait3.jpg", "A scientist", {"smile": 0.9}),
     Example("sample6.jpg", "Four friends", {"smile": 0.8}),
@@ -292,6 +291,14 @@ class Studio:
         edited = self._do(model, partial(model.tuner.edit, _bare(out), **strengths))
         return dataclasses.replace(edited, crops=out.crops)
 
+    def too_far(self, visit: Visit) -> str:
+        """What to say of an edit that looks wrong in a photo, though the drawn face may be right; "" of others."""
+        for name, value in visit.strengths.items():
+            limit = self.model(visit).directions[name].photo_limit
+            if limit and abs(value) > limit:
+                return f"Turns beyond {limit:g} bend the nose and the mouth in a photo. See the face the model draws."
+        return ""
+
     def example(self, visit: Visit, example: Example) -> None:
         """Open a photo of the package, whose inversion is kept for the next visitor."""
         turn = visit.begin()
@@ -441,26 +448,6 @@ def range_of(model: Model, name: str) -> tuple[float, float]:
         raise ValueError(f"There is no direction {name[:80]!r}; there are {', '.join(model.directions)}.")
     low, high = model.directions[name].strength_range or (-5.0, 5.0)
     return -max(-low, high), max(-low, high)
-
-
-def around(crop: Crop, margin: float, side: int = 4096) -> Crop:
-    """The part of the photo around a face, as a crop of its own.
-
-    Args:
-        crop: The face.
-        margin: How much of the photo to keep on each side, relative to the face.
-        side: Pixels of the longer side at most.
-    """
-    width, height = crop.photo.size
-    quad = np.array([[0, 0], [0, height], [width, height], [width, 0]]) - 0.5 if crop.quad is None else crop.quad
-    reach = margin * (quad.max(0) - quad.min(0))
-    x0, y0 = np.maximum(np.floor(quad.min(0) - reach), 0).astype(int).tolist()
-    x1, y1 = np.minimum(np.ceil(quad.max(0) + reach), (width, height)).astype(int).tolist()
-    scale = min(side / max(x1 - x0, y1 - y0), 1.0)
-    size = (max(round((x1 - x0) * scale), 1), max(round((y1 - y0) * scale), 1))
-    photo = crop.photo.resize(size, Image.Resampling.LANCZOS, box=(x0, y0, x1, y1), reducing_gap=2.0)
-    moved = (quad - (x0, y0) + 0.5) * (size[0] / (x1 - x0), size[1] / (y1 - y0)) - 0.5
-    return dataclasses.replace(crop, photo=photo, quad=None if crop.quad is None else moved)
 
 
 def kind_of(out: InversionOutput) -> Kind:

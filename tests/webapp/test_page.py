@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 gr = pytest.importorskip("gradio")
+from stylegan_inversion.preprocessing.align import around  # noqa: E402
 from stylegan_inversion.webapp.app import launch_options, private_folder  # noqa: E402
 from stylegan_inversion.webapp.editor import WORDS, Editor  # noqa: E402
 from stylegan_inversion.webapp.models import Model, Models  # noqa: E402
-from stylegan_inversion.webapp.studio import EXAMPLES, Studio, Visit, around  # noqa: E402
+from stylegan_inversion.webapp.studio import EXAMPLES, Studio, Visit  # noqa: E402
 from tests.webapp.tiny_app import tiny_model  # noqa: E402
 
 
@@ -58,7 +59,7 @@ def test_a_page_opens_filled_and_a_reload_brings_the_result_back(editor: Editor,
 
 
 def test_a_photo_is_inverted_at_once_then_tuned(editor: Editor, upload: dict[str, Any], photo: Image.Image) -> None:
-    stale = editor._new(None)
+    stale = editor._new(Visit())
     visit = stale[editor.visit]
     assert "stale" in stale[editor.status] and visit.out is None
     assert "stale" in editor._edit(visit, 1.0)[editor.status]  # nothing to move yet
@@ -93,7 +94,7 @@ def test_a_click_in_the_photo_chooses_a_face(editor: Editor, upload: dict[str, A
 
 
 def test_what_cannot_be_done_is_said(editor: Editor, upload: dict[str, Any]) -> None:
-    visit = editor._new(None)[editor.visit]
+    visit = editor._new(Visit())[editor.visit]
     Path(upload["path"]).write_bytes(b"no picture")
     with pytest.raises(gr.Error, match="not an image"):
         editor._take(visit, upload)
