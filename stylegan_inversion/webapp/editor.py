@@ -51,6 +51,7 @@ MORE_WORDS = """Changes that nobody named, found in the model's own weights (by
 <abbr title="Härkönen et al. 2020: the main ways in which its faces differ">GANSpace</abbr> and
 <abbr title="Shen and Zhou 2021: what its first layers react to most">SeFa</abbr>)."""
 
+RESULT: dict[str, Any] = {"interactive": False, "buttons": ["fullscreen"], "elem_classes": "result"}
 CHOICE: dict[str, Any] = {"height": None, "allow_preview": False, "interactive": False, "buttons": []}
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 DIRECT: dict[str, Any] = {"queue": False, **HIDDEN}
@@ -129,20 +130,14 @@ class Editor:
         self.folder = _raw(folder, lambda payload: payload and payload.path)
 
     def _lay_out_pictures(self) -> None:
+        pair: dict[str, Any] = {"max_height": HEIGHT, "type": "filepath", **RESULT}
         with gr.Tabs(overflow_behavior="wrap") as self.views:
             with gr.Tab("Face", id="face"):
-                self.result = _pair("Before | after", elem_id="result")
+                self.result = gr.ImageSlider(label="Before | after", elem_id="result", **pair)
             with gr.Tab("Whole photo", id="whole"):
-                self.whole = gr.Image(
-                    label="The whole photo",
-                    elem_id="whole",
-                    elem_classes="result",
-                    height=HEIGHT,
-                    interactive=False,
-                    buttons=["fullscreen"],
-                )
+                self.whole = gr.Image(label="The whole photo", height=HEIGHT, elem_id="whole", **RESULT)
             with gr.Tab("What the model draws", id="drawn"):
-                self.drawn = _pair("Photo | the model's drawing", elem_id="drawn")
+                self.drawn = gr.ImageSlider(label="Photo | the model's drawing", **pair)
         self.notice = gr.Button(visible=False, size="sm")
         self.status = gr.HTML(status("Opening an example …", busy=True))
         self.stop = gr.Button("Stop, keep the best so far", size="sm", visible=False)
@@ -326,7 +321,7 @@ class Editor:
         """Everything of a visit, on a page where nothing is stale."""
         ready, names = visit.out is not None, self._names(self.studio.model(visit))
         several = f"{len(visit.faces)} faces: click one in the photo." if len(visit.faces) > 1 else ""
-        news = {part: gr.update(interactive=ready) for part in self.tools}
+        news: dict[Any, Any] = {part: gr.update(interactive=ready) for part in self.tools}
         news |= {part: visit.strengths.get(name or "", 0) for part, name in zip(self.sliders, names)}
         news |= {self.visit: visit, self.stop: gr.update(visible=False), self.hint: several}
         news |= {self.status: status(f"{several} {words}".strip(), stale=not ready)}
@@ -437,18 +432,6 @@ def _raw(component: Any, read: Callable[[Any], Any]) -> Any:
     """A component whose handler gets what `read` makes of the request."""
     component.preprocess = read
     return component
-
-
-def _pair(label: str, **settings: Any) -> Any:
-    return gr.ImageSlider(
-        label=label,
-        max_height=HEIGHT,
-        interactive=False,
-        type="filepath",
-        buttons=["fullscreen"],
-        elem_classes="result",
-        **settings,
-    )
 
 
 def _slider() -> Any:

@@ -68,35 +68,20 @@ EXAMPLES = (
 
 @dataclass(eq=False)
 class Visit:
-    """What is kept of one visitor, or of one client of the API, until its time to live is over.
+    """What is kept of one visitor, or of one client of the API, until its time to live is over."""
 
-    Attributes:
-        key: Its name, 256 random bits; the visitor's browser keeps it over a reload.
-        model: Name of the model.
-        photo: The last photo; `None` before the first.
-        faces: Found in it, the largest first.
-        face: Which of them.
-        out: The inversion, unedited; `None` while there is none of this photo.
-        strengths: Where the sliders stand.
-        stop: Ends the run that goes on.
-        turn: Counts photos, faces and models: what an earlier one began is dropped.
-        tuned: The turn whose photo was tuned, or is.
-        example: Model and photo of an example that is open, whose result is kept for others.
-        files: What was written for it.
-    """
-
-    key: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    key: str = field(default_factory=lambda: secrets.token_urlsafe(32))  # the visitor's browser keeps it over a reload
     model: str = ""
     photo: Photo | None = None
-    faces: list[Face] = field(default_factory=list)
-    face: int = 0
-    out: InversionOutput | None = None
-    strengths: dict[str, float] = field(default_factory=dict)
-    stop: threading.Event | None = None
-    turn: int = 0
-    tuned: int = -1
-    example: tuple[str, str] | None = None
-    files: list[str] = field(default_factory=list)
+    faces: list[Face] = field(default_factory=list)  # found in it, the largest first
+    face: int = 0  # which of them
+    out: InversionOutput | None = None  # unedited; None while there is none of this photo
+    strengths: dict[str, float] = field(default_factory=dict)  # where the sliders stand
+    stop: threading.Event | None = None  # ends the run that goes on
+    turn: int = 0  # counts photos, faces and models: what an earlier one began is dropped
+    tuned: int = -1  # the turn whose photo was tuned, or is
+    example: tuple[str, str] | None = None  # model and photo of an example that is open: its result is kept for others
+    files: list[str] = field(default_factory=list)  # written for it
 
     def __deepcopy__(self, memo: Any) -> "Visit":
         """Gradio copies what a state begins with: each session has a visit of its own."""
@@ -335,18 +320,15 @@ class Studio:
     def file(self, visit: Visit, out: InversionOutput, kind: Download) -> str:
         """Write a result to a file."""
         name, mark = f"{visit.photo.name if visit.photo else 'face'}-edited", kind_of(out)
-        if kind in ("jpeg", "png"):
-            suffix = "jpg" if kind == "jpeg" else "png"
-            return visit.publish(encode(self.pasted(out), mark, png=kind == "png"), f"{name}.{suffix}")
-        if kind == "face":
-            return visit.publish(
-                encode(self.pasted(out, around(out.crops[0], 0.25)), mark, png=True), f"{name}-face.png"
-            )
-        if kind == "drawn":
-            return visit.publish(encode(out.images[0], mark, png=True), f"{name}-drawn.png")
         if kind in ("mp4", "gif"):
             return self.animation(visit, out, kind, 24)
-        return visit.publish(self._inversion(out, mark), f"{name}.zip")
+        if kind == "inversion":
+            return visit.publish(self._inversion(out, mark), f"{name}.zip")
+        if kind in ("jpeg", "png"):
+            data = encode(self.pasted(out), mark, png=kind == "png")
+            return visit.publish(data, f"{name}.{'jpg' if kind == 'jpeg' else 'png'}")
+        picture = out.images[0] if kind == "drawn" else self.pasted(out, around(out.crops[0], 0.25))
+        return visit.publish(encode(picture, mark, png=True), f"{name}-{kind}.png")
 
     def animation(self, visit: Visit, out: InversionOutput, kind: Literal["mp4", "gif"], frames: int) -> str:
         """Write the photo around the face, from the unedited face to the edited one and back."""
@@ -360,7 +342,7 @@ class Studio:
         return self._animated(visit, pictures, kind, kind_of(out))
 
     def _animated(self, visit: Visit, pictures: list[Image.Image], kind: Literal["mp4", "gif"], mark: Kind) -> str:
-        data = encode_mp4(pictures, mark) if kind == "mp4" else encode_gif(pictures, mark)
+        data = (encode_mp4 if kind == "mp4" else encode_gif)(pictures, mark)
         return visit.publish(data, f"{visit.photo.name if visit.photo else 'face'}-animated.{kind}")
 
     def between(
@@ -369,10 +351,7 @@ class Studio:
         """Write the way from one face to another and back, as the generator draws it."""
         mark: Kind = "generated" if kind_of(a) == kind_of(b) == "generated" else "edited"
         drawn = self._do(self.model(visit), partial(interpolate_outputs, _bare(a), _bare(b), steps=frames))
-        side = max(drawn[0].width, 512)
-        return self._animated(
-            visit, [each.resize((side, side), Image.Resampling.BICUBIC) for each in drawn], kind, mark
-        )
+        return self._animated(visit, [large(each) for each in drawn], kind, mark)
 
     def _inversion(self, out: InversionOutput, mark: Kind) -> bytes:
         """A zip that `InversionOutput.load` reads once it is unpacked, with pictures to look at."""
