@@ -149,7 +149,7 @@ def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> d
         "show_error": False,  # `gr.Error` is shown all the same; other errors may hold paths
         "max_file_size": MODEL_BYTES if open_choice else "20mb",
         "num_workers": 0,  # Gradio's file workers would take uploads without our middleware
-        "state_session_capacity": 64,  # each may hold a photo of 120 MB
+        "state_session_capacity": 64,  # what they hold together `run.Memory` limits
         "enable_monitoring": False,
         "run_history": False,
         "mcp_server": importlib.util.find_spec("mcp") is not None,

@@ -211,7 +211,7 @@ class Models:
             loading = self._find(name)
             try:
                 while not wait([loading.future], timeout=REPORT_SECONDS).done:
-                    yield LoadReport(loading.words(name))
+                    yield LoadReport(loading.words)
             finally:
                 with self._lock:
                     loading.waiting -= 1
@@ -238,19 +238,16 @@ class Models:
                 model = load_model(folder, device=self._device, detector=self.first.tuner.detector)
             except (CheckpointError, ModelNotFoundError, TypeError, ValueError) as e:
                 raise CheckpointError(f"The zip holds no model: {_FOLDERS.sub('', str(e))}") from e
-        name, loaded = f"{UPLOAD}{secrets.token_hex(16)}", _Load()
-        with self._lock:
-            self._others[name] = loaded
-        self._keep(name, dataclasses.replace(model, name=name))
+        name = f"{UPLOAD}{secrets.token_hex(16)}"
+        self._keep(_Load(name), dataclasses.replace(model, name=name))
         return name
 
     def _find(self, name: str) -> "_Load":
         with self._lock:
             if name not in self._others:
                 self._check(name)
-                self._others[name] = _Load()
-                fetch = (name, self._others[name])
-                threading.Thread(target=self._fetch, args=fetch, name=LOADING, daemon=True).start()
+                loading = self._others[name] = _Load(name)
+                threading.Thread(target=self._fetch, args=(loading,), name=LOADING, daemon=True).start()
             self._others.move_to_end(name)
             self._others[name].waiting += 1
             return self._others[name]
@@ -268,12 +265,14 @@ class Models:
         if not (_REPOSITORY.fullmatch(name) or is_known(name)) or Path(name).exists():
             raise ModelNotFoundError(f"{name[:80]!r} is no repository on the Hub: write organisation/repository.")
 
-    def _fetch(self, name: str, loading: "_Load") -> None:
+    def _fetch(self, loading: "_Load") -> None:
+        name = loading.name
+
         def hear(done: int, total: int) -> None:
             loading.done, loading.total = done, total
             with self._lock:
                 if not loading.waiting:
-                    self._others.pop(name, None)  # who comes now begins anew
+                    self._drop(loading)  # who comes now begins anew
                     raise _Left
 
         try:
@@ -285,18 +284,22 @@ class Models:
                 text = str(e).replace(str(cache_root()), "")
                 e.args = (_FOLDERS.sub("", _SNAPSHOT.sub(lambda _: name, text)),)
             with self._lock:
-                if self._others.get(name) is loading:
-                    del self._others[name]
+                self._drop(loading)
             loading.future.set_exception(e)
         else:
-            self._keep(name, model)
+            self._keep(loading, model)
 
-    def _keep(self, name: str, model: Model) -> None:
+    def _keep(self, loading: "_Load", model: Model) -> None:
         with self._lock:
-            self._others[name].future.set_result(model)
-            self._others.move_to_end(name)
-            for old in [other for other, load in self._others.items() if load.future.done()][:-1]:
-                del self._others[old]
+            self._others[loading.name] = loading
+            self._others.move_to_end(loading.name)
+            loading.future.set_result(model)
+            for old in [each for each in self._others.values() if each.future.done()][:-1]:
+                self._drop(old)
+
+    def _drop(self, loading: "_Load") -> None:
+        if self._others.get(loading.name) is loading:
+            del self._others[loading.name]
 
 
 class _Left(Exception):
@@ -306,14 +309,15 @@ class _Left(Exception):
 class _Load:
     """A model that is loaded or being loaded."""
 
-    def __init__(self) -> None:
-        self.future: Future[Model] = Future()
-        self.waiting = self.done = self.total = 0
+    def __init__(self, name: str) -> None:
+        self.name, self.future = name, Future[Model]()
+        self.waiting = self.done = self.total = 0  # visitors; bytes
 
-    def words(self, name: str) -> str:
+    @property
+    def words(self) -> str:
         if not 0 < self.done < self.total:
-            return f"Loading {name} …"
-        return f"Downloading {name}: {self.done / 1e6:.0f} of {self.total / 1e6:.0f} MB"
+            return f"Loading {self.name} …"
+        return f"Downloading {self.name}: {self.done / 1e6:.0f} of {self.total / 1e6:.0f} MB"
 
 
 def _unpack(file: io.BytesIO, folder: Path) -> Path:

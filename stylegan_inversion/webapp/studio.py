@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -229,11 +230,17 @@ class Studio:
 
         def work(on_step: OnStep) -> InversionOutput:
             tuning = partial(model.tuner, crop, callback=on_step, **options)
-            tuned = self._do(model, tuning, on_step, steps=sum(steps))
-            if visit.out or not model.quick or tuned.reports[0]["stopped_by"] != "callback":
-                return tuned
-            quick = self._do(model, partial(model.pipelines[model.quick], crop))
-            return min(tuned, quick, key=lambda out: out.reports[0]["l2"])  # a stop gives the best there is
+            tuned, before = self._do(model, tuning, on_step, steps=sum(steps)), visit.out
+            figures = tuned.reports[0]
+            done = figures["w_steps"] + figures["tuning_steps"]
+            self._pace[model.name] = figures["seconds"] / max(_cost(done, steps), 1)
+            if before is None and model.quick and figures["stopped_by"] == "callback":
+                before = self._do(model, partial(model.pipelines[model.quick], crop))
+            if before is not None and before.reports[0].get("l2", math.inf) < figures["l2"]:
+                return before
+            if not (visit.example and model is self.models.first):  # which is kept for others
+                self._memory.hold(tuned.generator)
+            return tuned
 
         reports = run(in_request(work), steps=steps, stop=stop, turns=self._turns, who=visit.key)
         try:
@@ -241,15 +248,9 @@ class Studio:
                 if turn != visit.turn:
                     return
                 if report.output is not None:
-                    best, before = report.output, visit.out
-                    self._pace[model.name] = best.reports[0]["seconds"] / max(_cost(report.step, steps), 1)
-                    if before is not None and best.reports[0]["l2"] > before.reports[0]["l2"]:
-                        best = before
-                    elif not visit.example:
-                        self._memory.hold(best.generator)
-                    visit.out, report = best, dataclasses.replace(report, output=best)
+                    visit.out = report.output
                     if visit.example and model is self.models.first:
-                        self._examples[visit.example] = best
+                        self._examples[visit.example] = report.output
                 yield report
         finally:
             reports.close()  # ends the work
@@ -380,7 +381,8 @@ class Studio:
                 out = InversionOutput.load(scratch, base=self.model(visit).tuner.generator)[0]
             except StyleGANInversionError as e:
                 raise ValueError(f"The inversion cannot be read: {str(e).replace(scratch, 'it')}") from e
-        self._memory.hold(out.crops[0].photo, out.generator)
+        is_shared = out.generator is self.model(visit).tuner.generator
+        self._memory.hold(out.crops[0].photo, *([] if is_shared else [out.generator]))
         return _edit_of_a_photo(out)  # whatever the file says of itself
 
     # Play

@@ -89,6 +89,14 @@ def test_the_oldest_results_go_when_memory_is_short(
             work()
     for visit, out in zip(visits[1:], outs[1:]):
         assert studio.edit(visit, out, {"smile": 1.0}).images
+    path = Path(studio.file(visits[2], model.pipelines["e4e"](crop), "inversion"))
+    monkeypatch.setattr(run, "MAX_HELD", 0)
+    studio.open_inversion(visits[2], str(path))
+    reports = studio.tune(visits[2], crop, pivot="w", num_w_steps=1000)
+    while next(reports).stage != "projection":
+        visits[2].out = None
+    visits[2].end()
+    assert [*reports] and model.pipelines["e4e"](crop).images  # the model itself stays
     monkeypatch.setattr(run, "MAX_HELD", 5 * photo.width * photo.height)
     path = Path(visits[0].publish(b"", "x.png"))
     photo.save(path)
