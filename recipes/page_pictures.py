@@ -1,4 +1,4 @@
-"""Make the README's two pictures of the web app, on a desktop and on a phone: `docs/page.jpg` and `docs/page-phone.jpg`.
+"""Make the README's pictures of the web app, on a desktop and a phone: `docs/page.jpg`, `docs/page-phone.jpg`.
 
     python recipes/page_pictures.py
 
