@@ -356,8 +356,8 @@ def _add_app(parser: argparse.ArgumentParser) -> None:
     add(
         "--any-model",
         dest="open_choice",
-        action="store_true",
-        help="let visitors load models of the Hub and upload some",
+        action=argparse.BooleanOptionalAction,
+        help="let visitors load models of the Hub and upload some [only the full-size one, and on this machine]",
     )
     proxy = "name by which a proxy on this machine reaches the app; repeatable [localhost only]"
     add("--allow-host", dest="allowed_hosts", action="append", default=[], metavar="NAME", help=proxy)

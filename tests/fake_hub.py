@@ -31,6 +31,7 @@ class FakeHub(ThreadingHTTPServer):
         tokens: Of private repositories, what a reader must send.
         branches: Those besides main.
         log: What was asked for.
+        pause: Seconds between two pieces, of 100 kB, of what is sent.
     """
 
     daemon_threads = True
@@ -44,6 +45,7 @@ class FakeHub(ThreadingHTTPServer):
         self.tokens: dict[str, str] = {}
         self.branches: set[str] = set()
         self.log: list[tuple[str, str]] = []
+        self.pause = 0.0
         self.uploads: dict[str, bytes] = {}
 
     def add(self, repo_id: str, folder: Path) -> None:
@@ -84,7 +86,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            for k in range(0, len(content), 100_000):
+                self.wfile.write(content[k : k + 100_000])
+                time.sleep(self.server.pause)
 
     def read_json(self) -> Any:
         return json.loads(self.read_body())

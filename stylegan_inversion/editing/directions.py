@@ -15,7 +15,8 @@ from stylegan_inversion.storage import CONFIG_NAME, WEIGHTS_NAME, read_config, r
 
 NORM_TOLERANCE = 1e-3
 MIN_UNIT, MAX_UNIT, MAX_STRENGTH = 1e-6, 1e6, 1e6  # farther than any code, yet all products are finite
-ENTRY_FIELDS = ("layers", "strength_range", "description")  # of a direction in config.json; also `unit`, if not 1
+ENTRY_FIELDS = ("layers", "strength_range", "description")  # of a direction in config.json
+OPTIONAL_FIELDS = {"unit": 1.0, "photo_limit": None}  # written if they are not this
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +33,8 @@ class Direction:
         unit: How far strength 1 goes, in [1e-6, 1e6]: it adds `unit * vector`. 1 for directions that are found here,
             whose strengths are distances in W. The norm of the file's vector for the papers' directions, whose
             strengths are factors.
+        photo_limit: Strength, either way, beyond which an edit looks wrong once it is put back into its photo, though
+            the drawn face may still be right: measured for turns of the head. `None` if there is no such limit.
 
     Raises:
         ValueError: If the name is not an identifier, the vector is not finite, not one- or two-dimensional or not of
@@ -44,6 +47,7 @@ class Direction:
     strength_range: tuple[float, float] | None = None
     description: str = ""
     unit: float = 1.0
+    photo_limit: float | None = None
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -64,6 +68,10 @@ class Direction:
         if not MIN_UNIT <= self.unit <= MAX_UNIT:  # NaN is not
             raise ValueError(
                 f"`unit` of direction {self.name!r} must be a number in [{MIN_UNIT:g}, {MAX_UNIT:g}], got {self.unit}."
+            )
+        if self.photo_limit is not None and not 0 < self.photo_limit <= MAX_STRENGTH:
+            raise ValueError(
+                f"`photo_limit` of direction {self.name!r} must be in (0, {MAX_STRENGTH:g}], got {self.photo_limit}."
             )
         if self.layers is not None:
             layer_slice(self.layers, self.vector.shape[0] if self.vector.ndim == 2 else None)
@@ -205,8 +213,8 @@ def save_directions(directions: Mapping[str, Direction], folder: Path) -> None:
     write_tensors({name: each.vector.float().clone() for name, each in directions.items()}, folder / WEIGHTS_NAME)
     entries = {name: {field: getattr(each, field) for field in ENTRY_FIELDS} for name, each in directions.items()}
     for name, direction in directions.items():
-        if direction.unit != 1:
-            entries[name]["unit"] = direction.unit
+        given = {field: getattr(direction, field) for field in OPTIONAL_FIELDS}
+        entries[name] |= {field: value for field, value in given.items() if value != OPTIONAL_FIELDS[field]}
     write_config({"directions": entries}, folder)
 
 
@@ -227,7 +235,7 @@ def load_directions(folder: Path) -> dict[str, Direction]:
     directions = {}
     for name, entry in entries.items():
         try:
-            if not isinstance(entry, dict) or set(entry) - {"unit"} != set(ENTRY_FIELDS):
+            if not isinstance(entry, dict) or set(entry) - set(OPTIONAL_FIELDS) != set(ENTRY_FIELDS):
                 raise ValueError(f"its entry must have the keys {list(ENTRY_FIELDS)}")
             directions[name] = Direction(
                 name,
@@ -236,6 +244,7 @@ def load_directions(folder: Path) -> dict[str, Direction]:
                 strength_range=_read_pair(entry["strength_range"], float),
                 description=str(entry["description"]),
                 unit=float(entry.get("unit", 1.0)),
+                photo_limit=None if (limit := entry.get("photo_limit")) is None else float(limit),
             )
         except (ValueError, TypeError, OverflowError) as e:
             raise CheckpointError(f"The direction {name!r} in {folder} is not valid: {e}") from e

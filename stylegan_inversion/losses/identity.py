@@ -62,6 +62,7 @@ class IdentityEmbedding(nn.Module, abc.ABC):
     """
 
     name: str | None = None
+    strangers: float = 0.0  # the cosine that two strangers have on average
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -93,6 +94,8 @@ class ArcFaceEmbedding(IdentityEmbedding):
 
 class DlibEmbedding(IdentityEmbedding):
     """dlib's network, `FaceRecognitionNet`, which reads the whole crop at 150 px."""
+
+    strangers = 0.92  # in crops of faces64
 
     def embed(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
         """Embed the crop and scale the result to unit norm."""

@@ -55,6 +55,7 @@ class InversionPipeline(abc.ABC):
     """
 
     encoder_kind: ClassVar[str | None] = None  # a key of `models.encoders.ENCODERS`; None: it needs a generator only
+    optimizes: ClassVar[bool] = False  # for each photo, which takes a while; its callback may stop it
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
     def __init__(

@@ -17,6 +17,7 @@ class Method:
     label: str  # how its authors write it
     title: str  # what a page shows
     paper: str  # its number at arXiv
+    code: str  # its authors' repository on GitHub
     pipeline: type[InversionPipeline]
 
     @property
@@ -24,12 +25,24 @@ class Method:
         """A key of `models.encoders.ENCODERS`; `None` if it needs a generator only."""
         return self.pipeline.encoder_kind
 
+    @property
+    def optimizes(self) -> bool:
+        """Whether it optimises for each photo, which takes a while and can be stopped; an encoder answers at once."""
+        return self.pipeline.optimizes
+
 
 _ROWS = (
-    Method("e4e", "e4e", "e4e · at once, made for edits", "2102.02766", E4EPipeline),
-    Method("psp", "pSp", "pSp · at once, nearer to the photo", "2008.00951", PSPPipeline),
-    Method("restyle", "ReStyle", "ReStyle · a few passes, nearer still", "2104.02699", ReStylePipeline),
-    Method("pti", "PTI", "PTI · nearest to the photo, takes a while", "2106.05744", PTIPipeline),
+    Method("e4e", "e4e", "e4e · at once, made for edits", "2102.02766", "omertov/encoder4editing", E4EPipeline),
+    Method("psp", "pSp", "pSp · at once, nearer to the photo", "2008.00951", "eladrich/pixel2style2pixel", PSPPipeline),
+    Method(
+        "restyle",
+        "ReStyle",
+        "ReStyle · a few passes, nearer still",
+        "2104.02699",
+        "yuval-alaluf/restyle-encoder",
+        ReStylePipeline,
+    ),
+    Method("pti", "PTI", "PTI · nearest to the photo, takes a while", "2106.05744", "danielroich/PTI", PTIPipeline),
 )
 METHODS: Mapping[str, Method] = MappingProxyType({method.name: method for method in _ROWS})
 DEFAULT_METHOD = "pti"  # of the command line

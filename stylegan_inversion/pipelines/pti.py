@@ -80,6 +80,7 @@ class PTIPipeline(InversionPipeline):
     """
 
     dtypes = (torch.float32, torch.float64)
+    optimizes = True
 
     def __init__(
         self,

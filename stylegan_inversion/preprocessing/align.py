@@ -7,7 +7,7 @@ right.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -97,8 +97,8 @@ def align_face(
     count = len(faces_landmarks)
     if count == 0:
         raise FaceNotFoundError(
-            "No face was found in the photo. Use a photo in which the face is larger, lit and seen from the front; "
-            "if it is an aligned crop already, pass `align=False` (`--no-align`)."
+            "No face was found in the photo. Use a photo in which the face is larger, lit and seen from the front. "
+            "In Python: if it is an aligned crop already, pass `align=False` (`--no-align`)."
         )
     if not 0 <= face < count:
         raise FaceNotFoundError(f"`face` must be in [0, {count - 1}], got {face}: {count} found in the photo.")
@@ -111,6 +111,26 @@ def recrop(crop: Crop, size: int) -> Image.Image:
     if crop.quad is None or crop.is_central:
         return uncropped(crop.photo, size).image
     return crop_quad(crop.photo, crop.quad, size)
+
+
+def around(crop: Crop, margin: float, side: int = 4096) -> Crop:
+    """The part of the photo around a face, as a crop of its own.
+
+    Args:
+        crop: The face.
+        margin: How much of the photo to keep on each side, relative to the face.
+        side: Pixels of the longer side at most.
+    """
+    width, height = crop.photo.size
+    quad = np.array([[0, 0], [0, height], [width, height], [width, 0]]) - 0.5 if crop.quad is None else crop.quad
+    reach = margin * (quad.max(0) - quad.min(0))
+    x0, y0 = np.maximum(np.floor(quad.min(0) - reach), 0).astype(int).tolist()
+    x1, y1 = np.minimum(np.ceil(quad.max(0) + reach), (width, height)).astype(int).tolist()
+    scale = min(side / max(x1 - x0, y1 - y0), 1.0)
+    size = (max(round((x1 - x0) * scale), 1), max(round((y1 - y0) * scale), 1))
+    photo = crop.photo.resize(size, Image.Resampling.LANCZOS, box=(x0, y0, x1, y1), reducing_gap=2.0)
+    moved = (quad - (x0, y0) + 0.5) * (size[0] / (x1 - x0), size[1] / (y1 - y0)) - 0.5
+    return replace(crop, photo=photo, quad=None if crop.quad is None else moved)
 
 
 def uncropped(photo: Image.Image, size: int) -> Crop:

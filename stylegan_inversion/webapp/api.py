@@ -6,7 +6,7 @@ file can be sent instead. Over MCP nothing is kept between two calls, since all 
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 import gradio as gr
@@ -19,14 +19,13 @@ from pydantic import Field, TypeAdapter, ValidationError, WithJsonSchema
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
+from stylegan_inversion.preprocessing.align import around
 from stylegan_inversion.webapp import marking
-from stylegan_inversion.webapp.models import TUNED
 from stylegan_inversion.webapp.studio import (
     PLACES,
     Download,
     Studio,
     Visit,
-    around,
     kind_of,
     range_of,
     sentences,
@@ -86,7 +85,7 @@ Share = Annotated[float, Field(ge=0, le=1, description="How much of it.")]
 Picture = Annotated[dict[str, Any], _file_schema("A picture.")]
 File = Annotated[dict[str, Any], _file_schema("A file.")]
 
-_FIRST = next(iter(METHODS))
+_FIRST, _UNEDITED = next(iter(METHODS)), dict[str, float]()
 
 
 class Api:
@@ -122,36 +121,18 @@ class Api:
         self.studio.take(visit, photo)
         return [{"box": [round(v, 1) for v in face.box], "score": face.score} for face in visit.faces]
 
-    def invert(
-        self,
-        visit: Visit,
-        photo: Photo,
-        face: Face = 0,
-        align: Align = True,
-        method: Method = _FIRST,
-        model: Name = "",
-        preset: Preset = None,
-        pivot: Pivot = None,
-        num_w_steps: WSteps = None,
-        num_tuning_steps: TuningSteps = None,
-        progress: Any = gr.Progress(),  # noqa: B008
-    ) -> Iterator[tuple[Picture, dict[str, Any]] | None]:
+    def invert(self, visit: Visit, photo: Photo, **others: Any) -> Iterator[tuple[Picture, dict[str, Any]] | None]:
         """Invert the face of a photo: find its place in latent space. The result is kept for this client.
 
         Returns:
             The face as the model draws it
             Figures: mean squared error in [-1, 1], seconds, steps, why the tuning stopped, number of faces
         """
-        options = {"preset": preset, "pivot": pivot, "num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
-        for own in self._invert(visit, photo, face, align, method, model, options, progress):
-            if own is None or own.out is None:
-                yield None
-            else:
-                yield self._picture(visit, own.out.images[0], "drawn", kind_of(own.out)), own.out.reports[0]
+        for out in self._invert(visit, photo, **others):
+            drawn = out and self._picture(visit, out.images[0], "drawn", kind_of(out))
+            yield (drawn, out.reports[0]) if out and drawn else None
 
-    def edit(
-        self, visit: Visit, strengths: Strengths, inversion: Inversion = None, model: Name = ""
-    ) -> tuple[Picture, Picture, Picture]:
+    def edit(self, visit: Visit, strengths: Strengths, **kept: Any) -> tuple[Picture, Picture, Picture]:
         """Edit the inverted face. Strengths count from the unedited face, not from the last edit.
 
         Returns:
@@ -159,22 +140,10 @@ class Api:
             The face in it
             The face as the model draws it
         """
-        return self._pictures(visit, self._out(visit, inversion, model, strengths))
+        return self._pictures(visit, self._out(visit, strengths=strengths, **kept))
 
     def invert_and_edit(
-        self,
-        visit: Visit,
-        photo: Photo,
-        strengths: Strengths,
-        face: Face = 0,
-        align: Align = True,
-        method: Method = _FIRST,
-        model: Name = "",
-        preset: Preset = None,
-        pivot: Pivot = None,
-        num_w_steps: WSteps = None,
-        num_tuning_steps: TuningSteps = None,
-        progress: Any = gr.Progress(),  # noqa: B008
+        self, visit: Visit, photo: Photo, strengths: Strengths, **others: Any
     ) -> Iterator[tuple[Picture, Picture, Picture, dict[str, Any]] | None]:
         """Invert and edit in one call.
 
@@ -184,12 +153,10 @@ class Api:
             The face as the model draws it
             Figures, as of /invert
         """
-        options = {"preset": preset, "pivot": pivot, "num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
-        for own in self._invert(visit, photo, face, align, method, model, options, progress):
-            if own is None or own.out is None:
-                yield None
-            else:
-                yield *self._pictures(visit, self.studio.edit(own, own.out, strengths)), own.out.reports[0]
+        own = Visit(model=self.studio.models.get(others["model"]).name)
+        for out in self._invert(visit, photo, **others):
+            pictures = out and self._pictures(visit, self.studio.edit(own, out, strengths))
+            yield (*pictures, out.reports[0]) if out and pictures else None
 
     def random_face(self, visit: Visit, seed: Seed = 0, truncation: Truncation = 0.7, model: Name = "") -> Picture:
         """Draw a face of nobody, which is kept for this client as an inversion is.
@@ -201,71 +168,40 @@ class Api:
         visit.out = self.studio.random_face(visit, seed, truncation)
         return self._picture(visit, visit.out.images[0], "face", "generated")
 
-    def mix(
-        self,
-        visit: Visit,
-        other: Other,
-        what: Place = "colours",
-        amount: Share = 1.0,
-        inversion: Inversion = None,
-        model: Name = "",
-    ) -> Picture:
+    def mix(self, visit: Visit, other: Other, what: Place = "colours", amount: Share = 1.0, **kept: Any) -> Picture:
         """Give the kept face the pose, the features or the colours of another one.
 
         Returns:
             The new face, as the model draws it
         """
-        a = self._out(visit, inversion, model, {})
-        visit.out = self.studio.mix(a, self.studio.open_inversion(visit, other), what, amount)
+        a = self._out(visit, **kept)
+        visit.out = self.studio.mix(visit, a, self.studio.open_inversion(visit, other), what, amount)
         return self._picture(visit, visit.out.images[0], "mix", kind_of(visit.out))
 
-    def interpolate(
-        self,
-        visit: Visit,
-        other: Other,
-        frames: Frames = 24,
-        kind: Film = "gif",
-        inversion: Inversion = None,
-        model: Name = "",
-    ) -> File:
+    def interpolate(self, visit: Visit, other: Other, frames: Frames = 24, kind: Film = "gif", **kept: Any) -> File:
         """Animate the way from the kept face to another one and back.
 
         Returns:
             The animation
         """
-        a = self._out(visit, inversion, model, {})
+        a = self._out(visit, **kept)
         return _file(self.studio.between(visit, a, self.studio.open_inversion(visit, other), kind, frames))
 
-    def animate(
-        self,
-        visit: Visit,
-        strengths: Strengths,
-        frames: Frames = 24,
-        kind: Film = "gif",
-        inversion: Inversion = None,
-        model: Name = "",
-    ) -> File:
+    def animate(self, visit: Visit, strengths: Strengths, frames: Frames = 24, kind: Film = "gif", **kept: Any) -> File:
         """Animate an edit in the photo: from the unedited face to the edited one and back.
 
         Returns:
             The animation
         """
-        return _file(self.studio.animation(visit, self._out(visit, inversion, model, strengths), kind, frames))
+        return _file(self.studio.animation(visit, self._out(visit, strengths=strengths, **kept), kind, frames))
 
-    def download(
-        self,
-        visit: Visit,
-        kind: Kind = "png",
-        strengths: Strengths = {},  # noqa: B006
-        inversion: Inversion = None,
-        model: Name = "",
-    ) -> File:
+    def download(self, visit: Visit, kind: Kind = "png", strengths: Strengths = _UNEDITED, **kept: Any) -> File:
         """Write a result to a file.
 
         Returns:
             The file
         """
-        return _file(self.studio.file(visit, self._out(visit, inversion, model, strengths), kind))
+        return _file(self.studio.file(visit, self._out(visit, strengths=strengths, **kept), kind))
 
     def stop(self, visit: Visit) -> bool:
         """End this client's running tuning; its best state so far becomes the result of /invert.
@@ -287,24 +223,27 @@ class Api:
         self,
         visit: Visit,
         photo: Any,
-        face: int,
-        align: bool,
-        method: str,
-        model: str,
-        options: dict[str, Any],
-        progress: Any,
-    ) -> Iterator[Visit | None]:
+        face: Face = 0,
+        align: Align = True,
+        method: Method = _FIRST,
+        model: Name = "",
+        preset: Preset = None,
+        pivot: Pivot = None,
+        num_w_steps: WSteps = None,
+        num_tuning_steps: TuningSteps = None,
+        progress: Any = gr.Progress(),  # noqa: B008
+    ) -> Iterator[InversionOutput | None]:
         """Invert apart from the client's other calls, which may go on at the same time; keep the result at the end."""
-        own, turn = Visit(model=self.studio.models.get(model).name), visit.turn
+        own, turn = Visit(visit.key, self.studio.models.get(model).name), visit.turn
         self.studio.take(own, photo, align=align)
         own.face = face
         crop = self.studio.crop(own, align=align)
-        if method == TUNED:
-            for report in self.studio.tune(own, crop, **options):
+        if method in METHODS and METHODS[method].optimizes:
+            steps = {"num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
+            for report in self.studio.tune(own, crop, preset=preset, pivot=pivot, **steps):
                 visit.stop = own.stop  # for /stop
                 progress((report.step, report.total), desc=report.words, unit="steps")
-                if report.output is None:
-                    yield None
+                yield None
             visit.stop = None
         else:
             self.studio.invert(own, crop, method)
@@ -312,13 +251,15 @@ class Api:
             raise ValueError("The run was stopped before it began.")
         if turn == visit.turn:  # nothing was deleted meanwhile
             visit.keep(own)
-        yield own
+        yield own.out
 
     def _empty(self, visit: Visit, model: str) -> None:
         visit.begin()
         visit.model, visit.photo = self.studio.models.get(model).name, None
 
-    def _out(self, visit: Visit, inversion: Any, model: str, strengths: Strengths) -> InversionOutput:
+    def _out(
+        self, visit: Visit, inversion: Inversion = None, model: Name = "", *, strengths: Mapping[str, float] = _UNEDITED
+    ) -> InversionOutput:
         own = dataclasses.replace(visit, stop=None)
         if inversion is not None:
             self._empty(own, model)
@@ -349,9 +290,7 @@ def name_endpoints(api: Api, visit: Any) -> None:
     for name, method in inspect.getmembers(api, inspect.ismethod):
         if name.startswith("_"):
             continue
-        given = {
-            key: each for key, each in inspect.signature(method).parameters.items() if key not in ("visit", "progress")
-        }
+        given = _given(method)
         inputs = [
             Value(None if each.default is each.empty else each.default, _schema(each.annotation), key)
             for key, each in given.items()
@@ -383,10 +322,20 @@ def _returned(method: Callable[..., Any]) -> list[Any]:
     return list(get_args(hint)) if getattr(hint, "__origin__", None) is tuple else [hint]
 
 
+def _given(method: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The arguments of an endpoint, with those that `others` and `kept` stand for."""
+    given = dict(inspect.signature(method).parameters)
+    for name, whole in (("others", Api._invert), ("kept", Api._out)):
+        if given.pop(name, None):
+            more = inspect.signature(whole).parameters.values()
+            given |= {each.name: each for each in more if each.name not in given and each.kind is not each.KEYWORD_ONLY}
+    return {key: each for key, each in given.items() if key not in ("self", "visit", "progress")}
+
+
 def _endpoint(method: Callable[..., Any], given: dict[str, inspect.Parameter], count: int) -> Callable[..., Any]:
     """The function that Gradio calls: it checks the arguments, and puts what is kept in and out."""
     adapters = {key: TypeAdapter(each.annotation) for key, each in given.items()}
-    has_progress = "progress" in inspect.signature(method).parameters
+    has_progress = method.__name__ in SLOW
 
     def checked(values: tuple[Any, ...]) -> tuple[dict[str, Any], Visit]:
         arguments: dict[str, Any] = {}
@@ -398,7 +347,7 @@ def _endpoint(method: Callable[..., Any], given: dict[str, inspect.Parameter], c
                 raise ValueError(f"`{key}`: {fault['msg']}, got {str(value)[:80]!r}.") from e
         if has_progress:
             arguments["progress"] = values[-1]
-        return arguments, values[len(adapters)] or Visit()
+        return arguments, values[len(adapters)]
 
     def stream(*values: Any) -> Iterator[tuple[Any, ...]]:
         with sentences():

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -32,17 +33,21 @@ from stylegan_inversion.webapp.photos import (
     Door,
     is_loopback,
     names_web_address,
+    samples,
     sweep,
 )
 from stylegan_inversion.webapp.play import CompareTab, PlayTab
-from stylegan_inversion.webapp.studio import FAILED, Studio, logger
+from stylegan_inversion.webapp.studio import EXAMPLES, FAILED, Studio, Visit, logger
 from stylegan_inversion.webapp.zerogpu import find_gpu
 
 MODEL_BYTES = 2_000_000_000  # of an uploaded model at most
-PAPERS = " · ".join(f"[{each.label}](https://arxiv.org/abs/{each.paper})" for each in METHODS.values())
+PAPERS = " · ".join(
+    f"[{each.label}](https://arxiv.org/abs/{each.paper}) ([code](https://github.com/{each.code}))"
+    for each in METHODS.values()
+)
 TITLE = f"""# Edit a face, keep the photo
-Drop a photo: the face is found, redrawn by StyleGAN2, edited with the sliders and put back where it was. The papers:
-{PAPERS}"""
+Drop a photo: the face is found, redrawn by StyleGAN2, edited with the sliders and put back where it was.
+Papers: {PAPERS} · [Model card](model-card)"""
 FOOTNOTE = """Use photos of people who agreed to it, and say that a result is AI-edited when you share it: every picture
 says so in its metadata. Photos and results stay in memory or in a private folder of this app, and are deleted half an
 hour after their last use (an hour after the page is closed), or at once with the button below. Programs and language
@@ -53,9 +58,10 @@ SCRIPT = """() => {
         document.querySelectorAll("input[type=file][accept^='image/*']").forEach(input => {
             input.accept = "image/jpeg,image/png,image/webp";  // so that an iPhone hands over a JPEG
         });
-        document.querySelectorAll("img:not([alt]), img[alt='']").forEach(img => {
+        document.querySelectorAll("img:not([alt]), img[alt=''], footer img").forEach(img => {
             const label = img.closest(".block")?.querySelector("[data-testid='block-label'], label");
-            if (!img.closest("button")?.ariaLabel) img.alt = label?.textContent.trim() || "Picture";
+            if (img.closest("footer")) img.alt = "";  // beside its word
+            else if (!img.closest("button")?.ariaLabel) img.alt = label?.textContent.trim() || "Picture";
         });
         document.querySelectorAll("div.empty[aria-label]:not([role])").forEach(div => div.setAttribute("role", "img"));
     };
@@ -100,15 +106,15 @@ class Page(gr.Blocks):
 
 def build_app(studio: Studio) -> Any:
     """Build the page and its API: a `gr.Blocks`, to be started with `launch_options`."""
-    gr.set_static_paths([storage.builtin_path("samples")])  # not copied to where old files are deleted
+    gr.set_static_paths([samples()])  # not copied to where old files are deleted
     with Page(title="Edit a face, keep the photo", analytics_enabled=False, delete_cache=(300, TIME_TO_LIVE)) as demo:
         gr.Markdown(TITLE, elem_id="title")
-        with gr.Tabs() as tabs:
-            with gr.Tab("Edit a photo", id="edit"):
+        with gr.Tabs(overflow_behavior="wrap") as tabs:
+            with gr.Tab("Edit", id="edit"):
                 editor = Editor(studio)
-            with gr.Tab("Compare the methods", id="compare"):
+            with gr.Tab("Compare methods", id="compare"):
                 compare = CompareTab(editor)
-            with gr.Tab("Play with faces", id="play"):
+            with gr.Tab("Play", id="play"):
                 play = PlayTab(editor)
         gr.Markdown(FOOTNOTE, elem_classes="quiet")
         delete = gr.Button("Delete my data now", size="sm", min_width=180, scale=0)
@@ -118,6 +124,9 @@ def build_app(studio: Studio) -> Any:
         compare.connect(delete)
         play.connect(delete)
         name_endpoints(Api(studio), visit_state())
+    with demo.route("Model card", "/model-card", show_in_navbar=False):
+        card = storage.builtin_path(storage.builtin_models()[0]) / "README.md"
+        gr.Markdown(card.read_text("utf-8").split("---\n", 2)[2])  # without what the Hub reads
     return demo.queue(max_size=64, default_concurrency_limit=4, api_open=False)
 
 
@@ -128,39 +137,11 @@ def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> d
         open_choice: Whether visitors may upload models, which are larger than photos.
         hosts: Names by which the app is reached, without a port. Empty means any.
     """
-    teal, slate = gr.themes.colors.teal, gr.themes.colors.slate
     fonts: dict[str, Any] = {
         "font": ["system-ui", "sans-serif"],
         "font_mono": ["ui-monospace", "monospace"],
     }  # not fetched
-    theme = gr.themes.Soft(primary_hue=teal, secondary_hue=teal, neutral_hue=slate, **fonts).set(
-        block_shadow="none",
-        block_title_background_fill="none",
-        block_title_background_fill_dark="none",
-        block_title_text_color="*neutral_800",
-        block_title_text_color_dark="*neutral_100",
-        block_title_padding="0",
-        block_label_background_fill="*neutral_100",
-        block_label_background_fill_dark="*neutral_800",
-        button_primary_background_fill="*primary_700",
-        button_primary_background_fill_hover="*primary_800",
-        button_primary_background_fill_dark="*primary_700",
-        button_primary_text_color="white",
-        body_text_color_subdued="*neutral_600",
-        body_text_color_subdued_dark="*neutral_300",
-        block_label_text_color="*neutral_700",
-        block_label_text_color_dark="*neutral_200",
-        checkbox_label_background_fill_selected="*primary_700",
-        checkbox_label_background_fill_selected_dark="*primary_700",
-        checkbox_label_text_color_selected="white",
-        slider_color="*primary_600",
-        link_text_color="*primary_700",
-        link_text_color_hover="*primary_800",
-        link_text_color_visited="*primary_700",
-        link_text_color_dark="*primary_300",
-        link_text_color_hover_dark="*primary_200",
-        link_text_color_visited_dark="*primary_300",
-    )
+    theme = gr.themes.Soft(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", **fonts)
     return {
         "theme": theme,
         "css": (Path(__file__).parent / "style.css").read_text("utf-8"),
@@ -169,7 +150,7 @@ def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> d
         "show_error": False,  # `gr.Error` is shown all the same; other errors may hold paths
         "max_file_size": MODEL_BYTES if open_choice else "20mb",
         "num_workers": 0,  # Gradio's file workers would take uploads without our middleware
-        "state_session_capacity": 64,  # each may hold a photo of 120 MB
+        "state_session_capacity": 64,  # what they hold together `run.Memory` limits
         "enable_monitoring": False,
         "run_history": False,
         "mcp_server": importlib.util.find_spec("mcp") is not None,
@@ -183,7 +164,10 @@ def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> d
 @contextlib.contextmanager
 def private_folder() -> Any:
     """Gradio's folder for what passes through the disk: private, emptied of what is old, and removed at the end."""
-    with tempfile.TemporaryDirectory(prefix="stylegan-inversion-app-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="stylegan-inversion-app-", ignore_cleanup_errors=True) as root:
+        folder = str(Path(root, "files"))
+        Path(folder).mkdir()
+        shutil.copytree(storage.builtin_path("samples"), Path(root, "samples"))
         before, ended = os.environ.get("GRADIO_TEMP_DIR"), threading.Event()
         os.environ["GRADIO_TEMP_DIR"] = folder
 
@@ -225,7 +209,7 @@ def launch(
     port: int | None = None,
     share: bool = False,
     device: str = "auto",
-    open_choice: bool = False,
+    open_choice: bool | None = None,
     allowed_hosts: Sequence[str] = (),
     tuning_slots: int = 1,
 ) -> None:
@@ -238,7 +222,8 @@ def launch(
         port: Port to listen on. `None` means the first free one from 7860.
         share: Also open a public link through Gradio's servers.
         device: Where to run; "auto" is the best there is.
-        open_choice: Whether visitors may load other models and upload their own.
+        open_choice: Whether visitors may load other models and upload their own. `None` offers them the catalogue's
+            full-size one alone, if only this machine reaches the app.
         allowed_hosts: Names by which a proxy on this machine, such as nginx or a notebook's, passes visitors on, such
             as "demo.example.org". An app that only this machine reaches answers no other name but "localhost"; one
             that listens on other addresses or is shared answers any.
@@ -263,10 +248,14 @@ def launch(
             with contextlib.suppress(ValueError):  # only the main thread may
                 signal.signal(number, lambda *_: sys.exit(0))  # so that the files are removed
     with private_folder():
-        studio = Studio(Models(first, open=open_choice, device=device), tuning_slots=tuning_slots, gpu=gpu)
+        offers = bool(hosts) if open_choice is None else open_choice
+        models = Models(first, open=bool(open_choice), offers=offers, device=device)
+        studio = Studio(models, tuning_slots=tuning_slots, gpu=gpu)
         demo = build_app(studio)
+        if not gpu and first.quick:  # so that the first visitor finds the page filled at once
+            studio.example(Visit(), EXAMPLES[0])
         try:
-            options = launch_options(open_choice=open_choice, hosts=hosts)
+            options = launch_options(open_choice=bool(open_choice), hosts=hosts)
             start(demo, server_name=host, server_port=port, share=share, **options)
             demo.block_thread()  # as `launch` does not in a REPL or a notebook, whose files would go at once
         finally:

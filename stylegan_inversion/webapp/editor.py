@@ -2,24 +2,29 @@
 
 import contextlib
 import dataclasses
+import json
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import gradio as gr
 from PIL import Image, ImageDraw
 
-from stylegan_inversion import storage
+from stylegan_inversion.editing.directions import MAX_STRENGTH
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PRESETS
+from stylegan_inversion.preprocessing.align import around
 from stylegan_inversion.webapp.marking import encode
 from stylegan_inversion.webapp.models import OWN, Model, sentence
+from stylegan_inversion.webapp.photos import samples
 from stylegan_inversion.webapp.run import status
-from stylegan_inversion.webapp.studio import EXAMPLES, SHOWN, Studio, Visit, around, kind_of, large, range_of, sentences
+from stylegan_inversion.webapp.studio import EXAMPLES, SHOWN, Studio, Visit, kind_of, large, range_of, sentences
 
 TIME_TO_LIVE = 1800  # seconds that a result and its files are kept after their last use
 MAIN, MORE = 5, 22  # sliders of the model's own directions, and of those that its weights give
 MARGIN = 0.3  # of the photo around the face in the large picture, relative to the face
+HEIGHT = 560  # of a large picture, in pixels
 CHIP = 0.75  # of a direction's range that a chip goes to
 
 # A direction in plain words: its slider, and what its two ends are called
@@ -31,14 +36,23 @@ WORDS = {
     "gender": ("Female / male", "More male", "More female"),
 }
 LABELS = {
-    "jpeg": "Save the photo",
-    "png": "PNG",
-    "face": "Face",
-    "mp4": "Video",
-    "gif": "GIF",
-    "inversion": "All (zip)",
+    "jpeg": "Save photo as JPEG",
+    "png": "Save photo as PNG",
+    "face": "Save face as PNG",
+    "mp4": "Save video (MP4)",
+    "gif": "Save animation (GIF)",
+    "inversion": "Save all (zip)",
 }
 
+MOVE = "Move a slider, or tap one of the buttons above them."
+SHARPER = """**Sharper**: the model is tuned until it draws this very face
+(<abbr title="Pivotal Tuning Inversion">PTI</abbr>)."""
+MORE_WORDS = """Changes that nobody named, found in the model's own weights (by
+<abbr title="Härkönen et al. 2020: the main ways in which its faces differ">GANSpace</abbr> and
+<abbr title="Shen and Zhou 2021: what its first layers react to most">SeFa</abbr>)."""
+
+RESULT: dict[str, Any] = {"interactive": False, "buttons": ["fullscreen"], "elem_classes": "result"}
+CHOICE: dict[str, Any] = {"height": None, "allow_preview": False, "interactive": False, "buttons": []}
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 DIRECT: dict[str, Any] = {"queue": False, **HIDDEN}
 QUICK: dict[str, Any] = {"concurrency_id": "quick", "concurrency_limit": 4, **HIDDEN}
@@ -49,7 +63,7 @@ FETCH = "() => setTimeout(() => document.querySelector('.fetch').click(), 150)"
 
 def visit_state() -> Any:
     """The `gr.State` that keeps a `Visit`; its run ends with it."""
-    return gr.State(None, time_to_live=TIME_TO_LIVE, delete_callback=lambda visit: visit and visit.end())
+    return gr.State(Visit(), time_to_live=TIME_TO_LIVE, delete_callback=lambda visit: visit.end())
 
 
 class Editor:
@@ -62,125 +76,128 @@ class Editor:
         self.studio = studio
         self.visits: weakref.WeakValueDictionary[str, Visit] = weakref.WeakValueDictionary()  # while a state holds it
         self.visit, self.key = visit_state(), gr.BrowserState("", storage_key="stylegan-inversion")
-        self._lay_out()
-
-    def _lay_out(self) -> None:
-        first = self.studio.models.first
         with gr.Row(equal_height=False):
             with gr.Column(scale=5, min_width=250):
-                photo = gr.Image(
-                    label="Your photo",
-                    type="filepath",
-                    height=230,
-                    sources=["upload", "webcam", "clipboard"],
-                    elem_id="photos",
-                )
-                self.photo = _raw(photo, lambda payload: payload and payload.model_dump())  # `photos.py` opens it
-                self.hint = gr.Markdown(elem_classes="quiet")
-                self.examples = gr.Gallery(
-                    [(str(storage.builtin_path(f"samples/{each.name}")), each.caption) for each in EXAMPLES],
-                    label="Or one of these",
-                    elem_id="examples",
-                    columns=4,
-                    height=None,
-                    object_fit="cover",
-                    allow_preview=False,
-                    interactive=False,
-                    buttons=[],
-                )
+                self._lay_out_photos()
                 with gr.Accordion("Model", open=False):
-                    self._lay_out_models(first)
+                    self._lay_out_models()
             with gr.Column(scale=11, min_width=320, elem_id="sticky"):
-                self.result = _pair("Before | after", 560, elem_id="result")
-                self.status = gr.HTML(status("Opening an example …"))
-                self.stop = gr.Button("Stop, keep the best so far", size="sm", visible=False)
+                self._lay_out_pictures()
             with gr.Column(scale=7, min_width=280, elem_classes="result"):
-                with gr.Row(elem_classes="chips"):
-                    self.chips = [gr.Button(size="sm", visible=False) for _ in range(2 * MAIN)]
-                    self.reset = gr.Button("Reset", size="sm")
-                self.sliders = [_slider() for _ in range(MAIN)]
-                with gr.Row(elem_classes="chips"):
-                    self.save = {
-                        kind: gr.Button(words, size="sm", variant="primary" if kind == "jpeg" else "secondary")
-                        for kind, words in LABELS.items()
-                    }
-                with gr.Row(elem_classes="chips"):
-                    self.effort = gr.Radio(
-                        [(name.capitalize(), name) for name in PRESETS],
-                        value=next(iter(PRESETS)),
-                        label="How long to sharpen",
-                        info="PTI: how long the model is tuned until it draws this very face.",
-                    )
-                    self.again = gr.Button("Sharpen", size="sm")
-                with gr.Accordion("More", open=False):
-                    gr.Markdown("Changes that the model's own weights know (GANSpace, SeFa); nobody named them.")
-                    self.sliders += [_slider() for _ in range(MORE)]
-        self.whole = gr.Image(
-            label="The whole photo",
-            elem_id="whole",
-            elem_classes="result",
-            height=440,
-            interactive=False,
-            buttons=["fullscreen"],
-        )
-        with gr.Accordion("What the model draws", open=False):
-            gr.Markdown("Your photo keeps its own detail. The model's drawing only says what changes.")
-            self.drawn = _pair("Photo | the model's drawing", 420)
-        self.shown = [self.visit, self.key, self.result, self.status, self.whole, self.drawn, self.hint, self.stop]
-        self.shown += [*self.save.values(), self.again, *self.sliders]
-        self.model_parts = [self.note, self.name, self.leave, *self.chips, *self.sliders]
+                self._lay_out_tools()
+        self.pictures = [self.result, self.whole, self.drawn, self.notice]
+        self.shown = [self.visit, self.key, self.status, *self.pictures, self.hint, self.stop, *self.tools]
+        self.model_parts = [self.note, self.name, self.about, self.offer, self.leave, *self.chips]
 
-    def _lay_out_models(self, first: Model) -> None:
+    def _lay_out_photos(self) -> None:
+        photo = gr.Image(
+            label="Your photo",
+            type="filepath",
+            height=230,
+            sources=["upload", "webcam", "clipboard"],
+            elem_id="photos",
+        )
+        self.photo = _raw(photo, lambda payload: payload and payload.model_dump())  # `photos.py` opens it
+        self.hint = gr.Markdown(elem_classes="quiet")
+        self.examples = gr.Gallery(
+            [(str(samples() / each.name), each.caption) for each in EXAMPLES],
+            label="Or one of these",
+            elem_id="examples",
+            columns=4,
+            object_fit="cover",
+            **CHOICE,
+        )
+        found = self.studio.models.offer()
+        self.offered = found.name if found else ""
+        words = f"Use a full-size model: {sentence(found)}" if found else ""
+        self.offer = gr.Button(words, visible=bool(words), size="sm", elem_id="offer")
+
+    def _lay_out_models(self) -> None:
         models = self.studio.models
-        self.note = gr.Markdown(first.note, elem_classes="quiet")
+        self.note = gr.Markdown(models.first.note, elem_classes="quiet")
         self.name = gr.Dropdown(
-            [(sentence(each), each.name) for each in models.known()],
-            value=first.name,
+            [each.name for each in models.known()],
+            value=models.first.name,
             label="Another model",
             allow_custom_value=models.open,
             info="Or organisation/repository of the Hub." if models.open else None,
         )
-        with gr.Row(elem_classes="chips"):
-            self.use = gr.Button("Use this model", size="sm")
-            self.leave = gr.Button("Cancel", size="sm", visible=False)
+        self.about = gr.Markdown(elem_classes="quiet")
+        self.use = gr.Button("Use this model", size="sm")
         folder = gr.File(
             label="Or upload a zip of a folder that `save_pretrained` wrote", file_types=[".zip"], visible=models.open
         )
         self.folder = _raw(folder, lambda payload: payload and payload.path)
 
+    def _lay_out_pictures(self) -> None:
+        pair: dict[str, Any] = {"max_height": HEIGHT, "type": "filepath", **RESULT}
+        with gr.Tabs(overflow_behavior="wrap") as self.views:
+            with gr.Tab("Face", id="face"):
+                self.result = gr.ImageSlider(label="Before | after", elem_id="result", **pair)
+            with gr.Tab("Whole photo", id="whole"):
+                self.whole = gr.Image(label="The whole photo", height=HEIGHT, elem_id="whole", **RESULT)
+            with gr.Tab("What the model draws", id="drawn"):
+                self.drawn = gr.ImageSlider(label="Photo | the model's drawing", **pair)
+        self.notice = gr.Button(visible=False, size="sm")
+        self.status = gr.HTML(status("Opening an example …", busy=True))
+        self.stop = gr.Button("Stop, keep the best so far", size="sm", visible=False)
+        self.leave = gr.Button("Cancel", size="sm", visible=False)
+
+    def _lay_out_tools(self) -> None:
+        small: dict[str, Any] = {"size": "sm", "interactive": False}
+        with gr.Row(elem_classes="chips"):
+            self.chips = [gr.Button(size="sm", visible=False) for _ in range(2 * MAIN)]
+            self.reset = gr.Button("Reset", **small)
+        self.sliders = [_slider() for _ in range(MAIN)]
+        with gr.Row(elem_classes="chips saves"):
+            self.save = {
+                kind: gr.Button(words, variant="primary" if kind == "jpeg" else "secondary", **small)
+                for kind, words in LABELS.items()
+            }
+        gr.Markdown(SHARPER, elem_classes="quiet")
+        with gr.Row(elem_classes="chips"):
+            self.sharpen = {name: gr.Button(name.capitalize(), **small) for name in PRESETS}
+        with gr.Accordion("More changes", open=False):
+            gr.Markdown(MORE_WORDS, elem_classes="quiet")
+            self.sliders += [_slider() for _ in range(MORE)]
+        self.tools = [self.reset, *self.save.values(), *self.sharpen.values(), *self.sliders]
+
     def connect(self, demo: Any, delete: Any) -> None:
         """What happens when something is used."""
-        fresh = [*dict.fromkeys([*self.shown, *self.model_parts, self.photo])]
+        fresh = [*self.shown, *self.model_parts, self.photo]
         demo.load(self._open, self.key, fresh, **QUICK)
-        tuned = {"fn": self._tune, "inputs": [self.visit, self.effort], "outputs": [*self.shown, self.effort], **LONG}
+        tuned: dict[str, Any] = {"fn": self._tune, "inputs": self.visit, "outputs": self.shown, **LONG}
         new = self.photo.input(self._new, self.visit, [self.visit, self.status], **DIRECT)
         chosen = new.then(self._take, [self.visit, self.photo], self.shown, **QUICK)
-        chosen.success(None, js=TO_RESULT, **HIDDEN)
-        chosen.failure(self._failed, self.visit, self.shown, **DIRECT)
-        runs = [chosen.success(**tuned)]
         example = self.examples.select(self._example, self.visit, [*self.shown, self.photo], **QUICK)
-        example.success(None, js=TO_RESULT, **HIDDEN)
-        runs.append(example.success(**tuned))
         face = gr.on([self.whole.select, self.photo.select], self._face, self.visit, self.shown, **QUICK)
-        anew = self.again.click(self._anew, self.visit, self.visit, **DIRECT)
-        runs += [face.success(**tuned), anew.then(**tuned)]
+        use = self.use.click(self._load, [self.visit, self.name], fresh, **LONG)
+        offer = self.offer.click(partial(self._load, name=self.offered), self.visit, fresh, **LONG)
+        folder = self.folder.upload(self._upload, [self.visit, self.folder], fresh, **LONG)
+        for event in (chosen.success, example.success, self.offer.click, self.use.click):
+            event(None, js=TO_RESULT, **HIDDEN)
+        for loading in (use, offer):
+            loading.failure(self._left, self.visit, [self.leave, self.status], **DIRECT)
+        runs = [each.success(**tuned) for each in (chosen, example, face, use, offer, folder)]
+        for name, button in self.sharpen.items():
+            runs.append(button.click(**{**tuned, "fn": partial(self._tune, preset=name)}))
         self.photo.clear(self._clear, self.visit, fresh, **DIRECT)
-        self.stop.click(lambda visit: visit and visit.end() and None, self.visit, None, **DIRECT)
+        self.stop.click(lambda visit: visit.end() and None, self.visit, None, **DIRECT)
+        self.leave.click(self._left, self.visit, [self.leave, self.status], cancels=[use, offer], **DIRECT)
+        self.name.change(self._describe, self.name, self.about, **DIRECT)
+        self.notice.click(lambda: gr.update(selected="drawn"), None, self.views, **DIRECT)
         editing: dict[str, Any] = {"trigger_mode": "always_last", **QUICK}
-        outputs = [self.visit, self.result, self.whole, self.drawn, self.status]
+        outputs = [self.visit, self.status, *self.pictures]
         gr.on([each.input for each in self.sliders], self._edit, [self.visit, *self.sliders], outputs, **editing)
-        for k, chip in enumerate(self.chips):
-            chip.click(lambda visit, k=k: self._chip(visit, k), self.visit, [*outputs, *self.sliders], **editing)
-        self.reset.click(lambda visit: self._chip(visit, None), self.visit, [*outputs, *self.sliders], **editing)
+        for k, chip in enumerate([*self.chips, self.reset]):
+            chip.click(partial(self._chip, k=k), self.visit, [*outputs, *self.sliders], **editing)
         for kind, button in self.save.items():
-            words = status(f"{LABELS[kind]}: being written …", busy=True)
-            writing = button.click(lambda words=words: words, None, self.status, **DIRECT)
+            words = json.dumps(status(f"{LABELS[kind]}: being written …", busy=True))
+            writing = button.click(None, None, self.status, js=f"() => {words}", **HIDDEN)
             written = [self.visit, self.file, self.status]
-            saved = writing.then(lambda visit, kind=kind: self._save(visit, kind), self.visit, written, **QUICK)
+            saved = writing.then(partial(self._save, kind=kind), self.visit, written, **QUICK)
             saved.success(None, js=FETCH, **HIDDEN)
-        loading = self.use.click(self._load, [self.visit, self.name], fresh, **LONG)
-        self.leave.click(lambda: gr.update(visible=False), None, self.leave, cancels=loading, **DIRECT)
-        self.folder.upload(self._upload, [self.visit, self.folder], fresh, **LONG)
+            saved.failure(lambda: status("Nothing was saved."), None, self.status, **DIRECT)
         delete.click(self._forget, self.visit, fresh, cancels=runs, **DIRECT)
 
     def _open(self, key: str) -> dict[Any, Any]:
@@ -199,22 +216,23 @@ class Editor:
         model = self.studio.model(visit)
         return {**self.show(visit, words), **self.modelled(model, visit), self.key: visit.key if old else ""}
 
-    def _new(self, visit: Visit | None) -> dict[Any, Any]:
+    def _new(self, visit: Visit) -> dict[Any, Any]:
         """At once, before anything is computed: the old result is marked as such, and its run ends."""
-        visit = visit or Visit()
         visit.begin()
         return {self.visit: visit, self.status: status("Finding the face …", stale=True, busy=True)}
 
     def _take(self, visit: Visit, photo: Any) -> dict[Any, Any]:
+        """A new photo; what is wrong with it stays to be read where the result would be."""
         if not photo:
             return {self.visit: visit}
-        with sentences():
-            self.studio.take(visit, photo)
-            visit.strengths = {}
-            return self._invert(visit)
-
-    def _failed(self, visit: Visit | None) -> dict[Any, Any]:
-        return self.show(visit or Visit(), "No result for this photo. Try another one.")
+        visit.strengths = {}
+        try:
+            with sentences():
+                self.studio.take(visit, photo)
+                return self._invert(visit)
+        except gr.Error as e:
+            visit.photo, visit.faces = None, []
+            return self.show(visit, str(e.message))
 
     def _invert(self, visit: Visit) -> dict[Any, Any]:
         """The quick inversion of the chosen face, ready to be edited."""
@@ -225,15 +243,14 @@ class Editor:
             self.studio.invert(visit, crop, model.quick)
         return {**self.show(visit, "Ready to edit. A sharper version is on its way …"), self.key: visit.key}
 
-    def _example(self, visit: Visit | None, event: gr.SelectData) -> dict[Any, Any]:
-        visit = visit or Visit()
+    def _example(self, visit: Visit, event: gr.SelectData) -> dict[Any, Any]:
         with sentences():
             self.studio.example(visit, EXAMPLES[event.index])
             return {**self.show(visit, "An example, edited. A sharper version is on its way …"), self.photo: None}
 
-    def _face(self, visit: Visit | None, event: gr.SelectData) -> dict[Any, Any]:
+    def _face(self, visit: Visit, event: gr.SelectData) -> dict[Any, Any]:
         """A click in the photo chooses the face there."""
-        if visit is None or visit.photo is None or visit.out is None:
+        if visit.photo is None or visit.out is None:
             return {self.visit: visit}
         is_whole = getattr(event.target, "_id", None) == self.whole._id  # shown smaller than the photo is
         scale = max(max(visit.photo.image.size) / SHOWN, 1.0) if is_whole else 1.0
@@ -245,66 +262,51 @@ class Editor:
         with sentences():
             return self._invert(visit)
 
-    def _tune(self, visit: Visit | None, preset: str) -> Iterator[dict[Any, Any]]:
+    def _tune(self, visit: Visit, preset: str = "") -> Iterator[dict[Any, Any]]:
         """The better method, behind the page: previews, then its result in the place of the quick one."""
-        if visit is None or visit.photo is None or visit.tuned == visit.turn:
+        if visit.photo is None or (visit.tuned == visit.turn and not preset):
+            yield {self.visit: visit}  # Gradio empties the outputs of a generator that gives nothing
             return
         turn = visit.tuned = visit.turn
         with sentences():
             crop = self.studio.crop(visit)
-            reports = self.studio.tune(visit, crop, preset=preset)
-            with contextlib.closing(reports):
+            with contextlib.closing(self.studio.tune(visit, crop, preset=preset or next(iter(PRESETS)))) as reports:
                 for report in reports:
                     if report.output is None:
                         share = report.step / max(report.total, 1)
-                        yield {
-                            self.status: status(report.words, share=share, preview=report.preview),
-                            self.stop: gr.update(visible=True),
-                        }
+                        words = status(report.words, share=share, preview=report.preview)
+                        yield {self.status: words, self.stop: gr.update(visible=True)}
                     elif turn == visit.turn:
                         seconds = report.output.reports[0]["seconds"]
-                        choices = [
-                            (f"{name.capitalize()} (about {self.studio.seconds(visit, name):.0f} s)", name)
-                            for name in PRESETS
-                        ]
-                        news = self.show(visit, f"Sharper version ready ({seconds:.0f} s).")
-                        yield {**news, self.effort: gr.update(choices=choices)}
+                        yield self.show(visit, f"Sharper version ready ({seconds:.0f} s). {MOVE}") | {
+                            button: f"{name.capitalize()} (about {self.studio.seconds(visit, name):.0f} s)"
+                            for name, button in self.sharpen.items()
+                        }
 
-    def _anew(self, visit: Visit | None) -> Visit | None:
-        if visit is not None:
-            visit.tuned = -1
-        return visit
-
-    def _edit(self, visit: Visit | None, *values: float) -> dict[Any, Any]:
-        if visit is None or visit.out is None:
+    def _edit(self, visit: Visit, *values: float) -> dict[Any, Any]:
+        if visit.out is None:
             return {self.status: status("Choose a photo or an example first.", stale=True)}
         names = self._names(self.studio.model(visit))
         visit.strengths = {name: value for name, value in zip(names, values) if name and value}
-        return self._edited(visit)
-
-    def _chip(self, visit: Visit | None, k: int | None) -> dict[Any, Any]:
-        """Go to one end of a direction; `None` goes back to the unedited face."""
-        if visit is None or visit.out is None:
-            return {self.status: status("Choose a photo or an example first.", stale=True)}
-        model = self.studio.model(visit)
-        if k is None:
-            visit.strengths = {}
-        else:
-            name = self._names(model)[k // 2]
-            assert name is not None
-            low, high = range_of(model, name)
-            visit.strengths |= {name: round(CHIP * (low if k % 2 else high), 2)}
-        values = {part: visit.strengths.get(name or "", 0) for part, name in zip(self.sliders, self._names(model))}
-        return {**self._edited(visit), **values}
-
-    def _edited(self, visit: Visit) -> dict[Any, Any]:
         with sentences():
             return {self.visit: visit, **self._pictures(visit)}
+
+    def _chip(self, visit: Visit, k: int) -> dict[Any, Any]:
+        """Go to one end of a direction; the last chip goes back to the unedited face."""
+        model = self.studio.model(visit)
+        names = self._names(model)
+        values = [visit.strengths.get(name or "", 0.0) if k < 2 * MAIN else 0.0 for name in names]
+        if k < 2 * MAIN:
+            name = names[k // 2] or ""
+            reach = min(CHIP * range_of(model, name)[1], model.directions[name].photo_limit or MAX_STRENGTH)
+            values[k // 2] = round(-reach if k % 2 else reach, 2)
+        return {**self._edit(visit, *values), **dict(zip(self.sliders, values))}
 
     def _pictures(self, visit: Visit) -> dict[Any, Any]:
         """What the sliders change, as the page shows it."""
         out = self.studio.edit(visit, visit.out, visit.strengths)
         crop = out.crops[0]
+        far = self.studio.too_far(visit)
         face, whole = around(crop, MARGIN, SHOWN), around(crop, 1e4, SHOWN)
         return {
             self.result: self._pair(visit, out, face.photo, self.studio.pasted(out, face), "face"),
@@ -312,19 +314,18 @@ class Editor:
                 visit, self._outlined(visit, self.studio.pasted(out, whole)), "photo", kind_of(out)
             ),
             self.drawn: self._pair(visit, out, large(crop.image), large(out.images[0]), "drawn"),
+            self.notice: gr.update(value=far, visible=bool(far)),
         }
 
     def show(self, visit: Visit, words: str) -> dict[Any, Any]:
         """Everything of a visit, on a page where nothing is stale."""
-        news: dict[Any, Any] = {self.visit: visit, self.stop: gr.update(visible=False)}
-        if visit.out is not None:
-            news |= self._pictures(visit)
-        ready = visit.out is not None
-        several = f"{len(visit.faces)} faces: click one in the whole photo." if len(visit.faces) > 1 else ""
-        names = self._names(self.studio.model(visit))
-        news |= {part: gr.update(interactive=ready) for part in [*self.save.values(), self.again]}
+        ready, names = visit.out is not None, self._names(self.studio.model(visit))
+        several = f"{len(visit.faces)} faces: click one in the photo." if len(visit.faces) > 1 else ""
+        news: dict[Any, Any] = {part: gr.update(interactive=ready) for part in self.tools}
         news |= {part: visit.strengths.get(name or "", 0) for part, name in zip(self.sliders, names)}
-        return {**news, self.status: status(f"{several} {words}".strip(), stale=not ready), self.hint: several}
+        news |= {self.visit: visit, self.stop: gr.update(visible=False), self.hint: several}
+        news |= {self.status: status(f"{several} {words}".strip(), stale=not ready)}
+        return {**news, **self._pictures(visit)} if ready else news
 
     def adopt(self, visit: Visit, out: InversionOutput, words: str) -> dict[Any, Any]:
         """Go on with a result of another tab."""
@@ -359,13 +360,12 @@ class Editor:
 
     def modelled(self, model: Model, visit: Visit) -> dict[Any, Any]:
         """Sliders and chips of a model."""
-        news: dict[Any, Any] = {self.note: model.note, self.leave: gr.update(visible=False)}
+        offered = gr.update(visible=self.offered not in ("", model.name))
+        news: dict[Any, Any] = {self.note: model.note, self.leave: gr.update(visible=False), self.offer: offered}
+        own = model.groups.get(OWN, [])
         for k, (part, name) in enumerate(zip(self.sliders, self._names(model))):
             label, *ends = WORDS.get(name or "", (_plain(name or ""), "", ""))
             reach = range_of(model, name)[1] if name else 1.0
-            about = (
-                model.directions[name].description if name in model.groups.get(OWN, []) and name not in WORDS else None
-            )
             news[part] = gr.update(
                 visible=name is not None,
                 label=label,
@@ -373,55 +373,59 @@ class Editor:
                 maximum=reach,
                 value=visit.strengths.get(name or "", 0),
                 step=reach / 100,
-                info=about or None,
+                info=(model.directions[name].description or None) if name in own and name not in WORDS else None,
             )
             if k < MAIN:
                 for chip, end in zip(self.chips[2 * k : 2 * k + 2], ends):
                     news[chip] = gr.update(value=end or label, visible=bool(end))
         return news
 
-    def _load(self, visit: Visit | None, name: str) -> Iterator[dict[Any, Any]]:
+    def _describe(self, name: str) -> str:
+        """One sentence about a model that can be chosen, with its size and licence."""
+        return next((sentence(each) for each in self.studio.models.known() if each.name == name), "")
+
+    def _load(self, visit: Visit, name: str) -> Iterator[dict[Any, Any]]:
         """Another model: the photo is inverted anew with it."""
-        visit = visit or Visit()
+        visit.end()
         with sentences():
             for report in self.studio.models.load(str(name or "").strip()):
                 if report.model is None:
-                    yield {self.note: report.text, self.leave: gr.update(visible=True)}
+                    yield {self.status: status(report.text, busy=True), self.leave: gr.update(visible=True)}
                 else:
                     yield self._changed(visit, report.model)
+
+    def _left(self, visit: Visit) -> dict[Any, Any]:
+        """No other model was loaded."""
+        words = f"The model is still {self.studio.model(visit).name}."
+        return {self.leave: gr.update(visible=False), self.status: status(words, stale=visit.out is None)}
 
     def _changed(self, visit: Visit, model: Model) -> dict[Any, Any]:
         visit.begin()
         visit.model, visit.strengths = model.name, {}
-        news = self._invert(visit) if visit.photo is not None else {self.visit: visit}
+        news = self._invert(visit) if visit.photo is not None else self.show(visit, "Choose a photo or an example.")
         return {**news, **self.modelled(model, visit)}
 
-    def _upload(self, visit: Visit | None, path: str | None) -> dict[Any, Any]:
-        visit = visit or Visit()
+    def _upload(self, visit: Visit, path: str | None) -> dict[Any, Any]:
         with sentences():
             name = self.studio.models.add_zip(path)
             return self._changed(visit, self.studio.models.get(name))
 
-    def _save(self, visit: Visit | None, kind: Any) -> tuple[Any, Any, Any]:
+    def _save(self, visit: Visit, kind: Any) -> tuple[Any, Any, Any]:
         with sentences():
-            visit = visit or Visit()
             out = self.studio.edit(visit, visit.out, visit.strengths)
             return visit, self.studio.file(visit, out, kind), status(f"{LABELS[kind]}: written.")
 
-    def _clear(self, visit: Visit | None) -> dict[Any, Any]:
+    def _clear(self, visit: Visit) -> dict[Any, Any]:
         """The photo is taken away: what was made of it is shown as such, and cannot be used."""
-        visit = visit or Visit()
         visit.begin()
         visit.photo, visit.faces = None, []
         return self.show(visit, "The photo is gone. Drop another one, or take an example.")
 
-    def _forget(self, visit: Visit | None) -> dict[Any, Any]:
-        count = visit.forget() if visit else 0
-        self.visits.pop(visit.key if visit else "", None)
-        fresh = Visit()
-        words = f"Deleted: your photo, your results and {count} files. Drop a photo, or take an example."
+    def _forget(self, visit: Visit) -> dict[Any, Any]:
+        self.visits.pop(visit.key, None)
+        words = f"Deleted: your photo, your results and {visit.forget()} files. Drop a photo, or take an example."
         gone = {self.result: None, self.whole: None, self.drawn: None, self.photo: None, self.key: ""}
-        return {**self.show(fresh, words), **gone}
+        return {**self.show(Visit(), words), **gone}
 
 
 def _raw(component: Any, read: Callable[[Any], Any]) -> Any:
@@ -430,21 +434,12 @@ def _raw(component: Any, read: Callable[[Any], Any]) -> Any:
     return component
 
 
-def _pair(label: str, height: int, **settings: Any) -> Any:
-    return gr.ImageSlider(
-        label=label,
-        max_height=height,
-        interactive=False,
-        type="filepath",
-        buttons=["fullscreen"],
-        elem_classes="result",
-        **settings,
-    )
-
-
 def _slider() -> Any:
     return gr.Slider(-1, 1, 0, visible=False, buttons=[], elem_classes="slider")
 
 
 def _plain(name: str) -> str:
-    return name.replace("_", " ").capitalize().replace("Ganspace", "GANSpace").replace("Sefa", "SeFa")
+    """What a direction without words of ours is called: "ganspace_1" is "Change 1 (GANSpace)"."""
+    method, _, number = name.rpartition("_")
+    label = {"ganspace": "GANSpace", "sefa": "SeFa"}.get(method)
+    return f"Change {number} ({label})" if label else name.replace("_", " ").capitalize()

@@ -35,8 +35,8 @@ OWN = "Directions"  # title of the group of a model's own
 DEMONSTRATION = 128  # pixels a side, up to which a model only shows how the methods work
 MAX_FILES, MAX_BYTES = 32, 2 * 2**30  # of an uploaded model
 REPORT_SECONDS = 0.3  # between two reports of a load at most
+LOADING = "loading"  # name of the threads
 UPLOAD = "upload-"  # how the names of uploaded models begin
-TUNED = next(name for name, method in METHODS.items() if method.encoder is None)  # needs a generator only
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SNAPSHOT = re.compile(r"[^\s`'\"(]*snapshots[\\/]+\w+")  # where the Hub's client keeps a repository
 _FOLDERS = re.compile(r"(?<![\w:/\\.-])(?:[A-Za-z]:)?[\\/]+(?:[\w.~+@%-]+[\\/]+)+")  # of an absolute path, not of a URL
@@ -62,12 +62,12 @@ class Model:
     @property
     def tuner(self) -> PTIPipeline:
         """The pipeline that every model has."""
-        return cast(PTIPipeline, self.pipelines[TUNED])
+        return cast(PTIPipeline, next(each for each in self.pipelines.values() if each.optimizes))
 
     @property
     def quick(self) -> str | None:
         """The method that answers at once, if there is one."""
-        return next((name for name in self.pipelines if name != TUNED), None)
+        return next((name for name, each in self.pipelines.items() if not each.optimizes), None)
 
     @property
     def directions(self) -> dict[str, Direction]:
@@ -82,15 +82,11 @@ class Model:
     @property
     def note(self) -> str:
         """What it is, in plain sentences."""
-        device = self.tuner.device
+        device, size = self.tuner.device, self.resolution
         name = "The uploaded model" if self.name.startswith(UPLOAD) else self.name
-        place = (
-            f"the GPU ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"the {device.type} here"
-        )
-        words = (
-            f"{name} draws faces of {self.resolution} x {self.resolution} pixels, on {place}. Licence: {self.licence}."
-        )
-        if self.resolution <= DEMONSTRATION:
+        place = f"GPU ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"{device.type} here"
+        words = f"{name} draws faces of {size} x {size} pixels, on the {place}. Licence: {self.licence}."
+        if size <= DEMONSTRATION:
             words += " This small model shows how the methods work, not how sharp their pictures can be."
         return words
 
@@ -101,18 +97,7 @@ def load_model(
     device: str = "auto",
     detector: LandmarkDetector | Literal["auto", "builtin", "facexlib"] = "auto",
 ) -> Model:
-    """Load a model with all its networks, each once, and find GANSpace's and SeFa's directions.
-
-    Args:
-        name_or_path: As in `PTIPipeline.from_pretrained`.
-        device: Where to run; "auto" is the best there is.
-        detector: Finds faces.
-
-    Raises:
-        ModelNotFoundError: If there is no such model.
-        CheckpointError: If a file is damaged or does not fit.
-        ValueError: If this machine has no such device.
-    """
+    """Load a model as `PTIPipeline.from_pretrained` does, with all its networks, each once, and found directions."""
     tuner = PTIPipeline.from_pretrained(name_or_path, device=device, detector=detector)
     if tuner.base_name is not None and tuner.base_name.is_local:
         tuner.base_name = None  # a download would say where this machine keeps the model; it is saved whole instead
@@ -131,20 +116,26 @@ def make_model(tuner: PTIPipeline, *, name: str, licence: str = "not stated") ->
         tuner.directions.update(new)
         groups[title] = list(new)
     pipelines: dict[str, InversionPipeline] = {
-        method: tuner if method == TUNED else tuner.encoder_pipeline(method)
-        for method in METHODS
-        if method == TUNED or method in tuner.pivots
+        name: tuner.encoder_pipeline(method.encoder) if method.encoder else tuner
+        for name, method in METHODS.items()
+        if method.optimizes or method.encoder in tuner.pivots
     }
     return Model(name, pipelines, {title: names for title, names in groups.items() if names}, in_words(licence))
 
 
+def full_size(*places: str) -> list[KnownModel]:
+    """The catalogue's full-size models of faces that are in such places, the first of each method."""
+    faces = [each for each in catalogue() if (each.domain or "").startswith("ffhq")]
+    first = [next((each.name for each in faces if each.kind == method.encoder), None) for method in METHODS.values()]
+    there = {known.name: known for known in list_models() if known.where in places}
+    return [there[name] for name in first if name in there]
+
+
 def best_cached(device: str) -> str:
-    """The model to start with: a full-size one with an encoder that is in the cache, if there is a GPU for it."""
+    """The model to start with: a full-size one that is in the cache, if there is a GPU for it."""
     has_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-    kinds = {entry.name: entry.kind for entry in catalogue()}
-    cached = {known.name for known in list_models() if known.where == "cached"}
-    full = [name for method in METHODS for name, kind in kinds.items() if kind == method and name in cached]
-    return full[0] if has_gpu and full else storage.builtin_models()[0]
+    full = full_size("cached") if has_gpu else []
+    return full[0].name if full else storage.builtin_models()[0]
 
 
 def in_words(licence: str) -> str:
@@ -170,26 +161,32 @@ class LoadReport(NamedTuple):
 class Models:
     """The models that visitors can choose: the first one stays, of the others the last used one does."""
 
-    def __init__(self, first: Model, *, open: bool = False, device: str = "auto") -> None:
-        """Start with one model; `open` lets visitors have others fetched from the Hub, and upload their own."""
-        self.first, self.open = first, open
+    def __init__(self, first: Model, *, open: bool = False, offers: bool = False, device: str = "auto") -> None:
+        """Start with one model; `open` lets visitors have others fetched from the Hub, and upload their own.
+
+        `offers` lets them have but the full-size one that `offer` names.
+        """
+        self.first, self.open, self.offers = first, open, open or offers
         self._device = device
         self._others: OrderedDict[str, _Load] = OrderedDict()  # loaded or being loaded; the last used one is the last
         self._lock, self._fetching = threading.Lock(), threading.Lock()
 
+    def offer(self) -> KnownModel | None:
+        """The full-size model that a visitor may have instead of a small one; `sentence` describes it."""
+        full = full_size("cached", "to fetch") if self.offers and self.first.resolution <= DEMONSTRATION else []
+        return full[0] if full else None
+
     def known(self) -> list[KnownModel]:
         """What can be chosen, the first model first. Uses no network."""
-        kinds = {entry.name: entry.kind for entry in catalogue()}
-        fit = {name for name, kind in kinds.items() if kind in ("generator", *ENCODERS)}
-        listed = [
-            each
+        parts = {entry.name for entry in catalogue() if entry.kind not in ("generator", *ENCODERS)}
+        offered, places = self.offer(), ("built in", *(("cached", "to fetch") if self.open else ()))
+        listed = {
+            each.name: each
             for each in list_models()
-            if each.where == "built in"
-            or (self.open and each.where in ("cached", "to fetch") and (each.name in fit or each.name not in kinds))
-        ]
-        first = next((each for each in listed if each.name == self.first.name), None)
-        first = first or KnownModel(self.first.name, "loaded", None, self.first.licence, "")
-        return [first, *(each for each in listed if each.name != first.name)]
+            if each == offered or (each.where in places and each.name not in parts)
+        }
+        first = KnownModel(self.first.name, "loaded", None, self.first.licence, "")
+        return [listed.pop(first.name, first), *listed.values()]
 
     def loaded(self) -> list[Model]:
         """The models that are there now, but for uploaded ones."""
@@ -200,19 +197,24 @@ class Models:
     def get(self, name: str) -> Model:
         """The model of a name, loaded if needed, once for all who ask; the first one for "".
 
-        Raises:
-            ModelNotFoundError: If visitors may not choose it, there is no such model, or an uploaded one is gone.
-            CheckpointError: If a file is damaged or does not fit.
+        Raises `ModelNotFoundError` if visitors may not choose it, there is none, or an uploaded one is gone, and
+        `CheckpointError` if a file is damaged or does not fit.
         """
-        return self.first if name in ("", self.first.name) else self._find(name).future.result()
+        *_, last = self.load(name)
+        assert last.model is not None
+        return last.model
 
     def load(self, name: str) -> Generator[LoadReport, None, None]:
-        """`get`, with reports of how far it is. Closing it early loses nothing: the load goes on."""
+        """`get`, with reports of how far it is. Closing it early ends a download for which nobody else waits."""
         model = self.first
-        if name != model.name:
+        if name not in ("", model.name):
             loading = self._find(name)
-            while not wait([loading.future], timeout=REPORT_SECONDS).done:
-                yield LoadReport(loading.words(name))
+            try:
+                while not wait([loading.future], timeout=REPORT_SECONDS).done:
+                    yield LoadReport(loading.words)
+            finally:
+                with self._lock:
+                    loading.waiting -= 1
             model = loading.future.result()
         yield LoadReport(model.note, model)
 
@@ -226,8 +228,7 @@ class Models:
 
         Raises:
             ModelNotFoundError: If visitors may not upload models.
-            ValueError: If it is no such zip.
-            CheckpointError: If a file is damaged or does not fit.
+            ValueError: If it is no such zip; a `CheckpointError` if a file is damaged or does not fit.
         """
         if not self.open:
             raise ModelNotFoundError("Models cannot be uploaded here: run the app yourself, with `--any-model`.")
@@ -237,19 +238,18 @@ class Models:
                 model = load_model(folder, device=self._device, detector=self.first.tuner.detector)
             except (CheckpointError, ModelNotFoundError, TypeError, ValueError) as e:
                 raise CheckpointError(f"The zip holds no model: {_FOLDERS.sub('', str(e))}") from e
-        name, loaded = f"{UPLOAD}{secrets.token_hex(16)}", _Load()
-        with self._lock:
-            self._others[name] = loaded
-        self._keep(name, dataclasses.replace(model, name=name))
+        name = f"{UPLOAD}{secrets.token_hex(16)}"
+        self._keep(_Load(name), dataclasses.replace(model, name=name))
         return name
 
     def _find(self, name: str) -> "_Load":
         with self._lock:
             if name not in self._others:
                 self._check(name)
-                self._others[name] = _Load()
-                threading.Thread(target=self._fetch, args=(name, self._others[name]), daemon=True).start()
+                loading = self._others[name] = _Load(name)
+                threading.Thread(target=self._fetch, args=(loading,), name=LOADING, daemon=True).start()
             self._others.move_to_end(name)
+            self._others[name].waiting += 1
             return self._others[name]
 
     def _check(self, name: str) -> None:
@@ -265,43 +265,59 @@ class Models:
         if not (_REPOSITORY.fullmatch(name) or is_known(name)) or Path(name).exists():
             raise ModelNotFoundError(f"{name[:80]!r} is no repository on the Hub: write organisation/repository.")
 
-    def _fetch(self, name: str, loading: "_Load") -> None:
+    def _fetch(self, loading: "_Load") -> None:
+        name = loading.name
+
+        def hear(done: int, total: int) -> None:
+            loading.done, loading.total = done, total
+            with self._lock:
+                if not loading.waiting:
+                    self._drop(loading)  # who comes now begins anew
+                    raise _Left
+
         try:
             # one large download at a time; what is built in need not wait for it
-            with nullcontext() if name in storage.builtin_models() else self._fetching, report_downloads(loading.hear):
+            with nullcontext() if name in storage.builtin_models() else self._fetching, report_downloads(hear):
                 model = load_model(name, device=self._device, detector=self.first.tuner.detector)
         except BaseException as e:
             if isinstance(e, (StyleGANInversionError, ValueError)):  # whose words visitors see
                 text = str(e).replace(str(cache_root()), "")
                 e.args = (_FOLDERS.sub("", _SNAPSHOT.sub(lambda _: name, text)),)
             with self._lock:
-                self._others.pop(name, None)
+                self._drop(loading)
             loading.future.set_exception(e)
         else:
-            self._keep(name, model)
+            self._keep(loading, model)
 
-    def _keep(self, name: str, model: Model) -> None:
+    def _keep(self, loading: "_Load", model: Model) -> None:
         with self._lock:
-            self._others[name].future.set_result(model)
-            self._others.move_to_end(name)
-            for old in [other for other, load in self._others.items() if load.future.done()][:-1]:
-                del self._others[old]
+            self._others[loading.name] = loading
+            self._others.move_to_end(loading.name)
+            loading.future.set_result(model)
+            for old in [each for each in self._others.values() if each.future.done()][:-1]:
+                self._drop(old)
+
+    def _drop(self, loading: "_Load") -> None:
+        if self._others.get(loading.name) is loading:
+            del self._others[loading.name]
+
+
+class _Left(Exception):
+    """Nobody waits for this download any more."""
 
 
 class _Load:
     """A model that is loaded or being loaded."""
 
-    def __init__(self) -> None:
-        self.future: Future[Model] = Future()
-        self._done, self._total = 0, 0
+    def __init__(self, name: str) -> None:
+        self.name, self.future = name, Future[Model]()
+        self.waiting = self.done = self.total = 0  # visitors; bytes
 
-    def hear(self, done: int, total: int) -> None:
-        self._done, self._total = done, total
-
-    def words(self, name: str) -> str:
-        if not 0 < self._done < self._total:
-            return f"Loading {name} …"
-        return f"Downloading {name}: {self._done / 1e6:.0f} of {self._total / 1e6:.0f} MB"
+    @property
+    def words(self) -> str:
+        if not 0 < self.done < self.total:
+            return f"Loading {self.name} …"
+        return f"Downloading {self.name}: {self.done / 1e6:.0f} of {self.total / 1e6:.0f} MB"
 
 
 def _unpack(file: io.BytesIO, folder: Path) -> Path:

@@ -75,7 +75,7 @@ def read_upload(value: Any, *, max_bytes: int) -> tuple[bytes, Path | None]:
         ValueError: If it is larger, or no regular file in a folder inside `GRADIO_TEMP_DIR`.
     """
     address = _address(value)
-    if is_web_address(address):
+    if names_web_address({"path": address}):
         raise ValueError(NO_ADDRESS)
     try:
         found = _DATA.match(address)
@@ -94,20 +94,21 @@ def read_upload(value: Any, *, max_bytes: int) -> tuple[bytes, Path | None]:
         raise ValueError(NOT_UPLOADED) from None
 
 
+def samples() -> Path:
+    """The package's photos beside the visitors', so that no address says where the package is."""
+    return Path(os.environ["GRADIO_TEMP_DIR"]).parent / "samples"
+
+
 def _address(value: Any) -> str:
     address = (value.get("path") or value.get("url")) if isinstance(value, dict) else value
     return address if isinstance(address, str) else ""
 
 
-def is_web_address(address: str) -> bool:
-    """Whether Gradio would fetch it."""
-    return address.lower().lstrip().startswith(("http:", "https:"))
-
-
 def names_web_address(value: Any) -> bool:
     """Whether an argument names, at any depth, a file that Gradio would fetch."""
     if isinstance(value, dict):
-        return is_web_address(str(value.get("path") or "")) or any(map(names_web_address, value.values()))
+        path = str(value.get("path") or "").lower().lstrip()
+        return path.startswith(("http:", "https:")) or any(map(names_web_address, value.values()))
     return isinstance(value, (list, tuple)) and any(map(names_web_address, value))
 
 
@@ -155,8 +156,15 @@ class Door:
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length[:15]) > limit:
                 return await JSONResponse({"detail": words}, 413)(scope, receive, send)
-            receive = _limited(receive, limit, words)
-        begun = False
+        begun, came = False, 0
+
+        async def counted() -> Any:
+            nonlocal came
+            message = await receive()
+            came += len(message.get("body", b""))
+            if scope["type"] == "http" and came > limit:  # of a body that does not tell its length
+                raise HTTPException(413, words)
+            return message
 
         async def answer(message: Any) -> None:
             nonlocal begun
@@ -164,28 +172,13 @@ class Door:
             await send(message)
 
         try:
-            await self.app(scope, receive, answer)
+            await self.app(scope, counted, answer)
         except Exception as e:  # such as arguments with other names, for which Gradio has no answer
             if begun or scope["type"] != "http":
                 raise
             logger.warning("A request could not be read: %s", type(e).__name__)
             words = "The request cannot be read; `/gradio_api/info` says what each endpoint takes."
             await JSONResponse({"detail": words}, 422)(scope, receive, send)
-
-
-def _limited(receive: Any, limit: int, words: str) -> Any:
-    """Count what comes of a body that does not tell its length."""
-    came = 0
-
-    async def counted() -> Any:
-        nonlocal came
-        message = await receive()
-        came += len(message.get("body", b""))
-        if came > limit:
-            raise HTTPException(413, words)
-        return message
-
-    return counted
 
 
 def sweep(folder: Path, *, older_than: float) -> None:

@@ -3,16 +3,32 @@
 import dataclasses
 import random
 from collections.abc import Iterator
+from functools import cached_property, partial
 from typing import Any
 
 import gradio as gr
+import torch
+from PIL import Image, ImageOps
 
+from stylegan_inversion.losses.identity import IdentityEmbedding, load_identity
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.webapp.editor import DIRECT, FETCH, HIDDEN, LONG, MARGIN, QUICK, TIME_TO_LIVE, Editor
-from stylegan_inversion.webapp.models import TUNED
+from stylegan_inversion.pipelines.pti import PRESETS
+from stylegan_inversion.preprocessing.align import around, crop_quad
+from stylegan_inversion.preprocessing.image import to_tensor
+from stylegan_inversion.webapp.editor import CHOICE, DIRECT, FETCH, HIDDEN, LONG, MARGIN, QUICK, TIME_TO_LIVE, Editor
+from stylegan_inversion.webapp.models import DEMONSTRATION
 from stylegan_inversion.webapp.run import status
-from stylegan_inversion.webapp.studio import NOTHING, PLACES, Visit, around, kind_of, large, sentences
+from stylegan_inversion.webapp.studio import NOTHING, PLACES, Visit, kind_of, large, range_of, sentences
+
+COMPARE = """The photo of the first tab with its edit by each method that the model has, and what the model draws. The
+percentages say how much that is the same person to a face recognition network: 0 % is how alike strangers are, 100 % is
+the photo itself."""
+CAPTION = "{} · {:.1f} s · same person: {:.0%} in the photo, {:.0%} as drawn"
+PLAY = "Draw people who do not exist, and give one face something of another."
+FACE_SCALE, FACE_SIDE = 0.74, 150  # of the crops for which the identity network's cosine of strangers is known
+DRAWN = 8  # random faces of a small model from which the page takes the most typical one
+GONE = "This result is of another photo, face or model, or has expired: compare again."
 
 
 class CompareTab:
@@ -20,61 +36,71 @@ class CompareTab:
 
     def __init__(self, editor: Editor) -> None:
         self.editor, self.studio = editor, editor.studio
-        gr.Markdown("The photo of the first tab, with its edit, by each method the model has.", elem_classes="quiet")
-        self.compare = gr.Button("Compare", variant="primary", size="sm", min_width=160)
+        gr.Markdown(COMPARE, elem_classes="quiet")
+        with gr.Row(elem_classes="chips"):
+            self.compare = gr.Button("Compare", variant="primary", size="sm")
+            self.stop = gr.Button("Stop", size="sm", visible=False)
         self.compared = gr.HTML(status(""))
-        self.columns: dict[str, tuple[Any, Any]] = {}
-        self.takers: dict[str, Any] = {}
         self.outs = gr.State({}, time_to_live=TIME_TO_LIVE)
-        first = self.studio.models.first
-        self.places: dict[str, Any] = {}
-        with gr.Row():
-            for name, method in METHODS.items():
-                with gr.Column(min_width=240, visible=name in first.pipelines) as column:
-                    shown: dict[str, Any] = {"height": 300, "interactive": False, "buttons": ["fullscreen"]}
-                    self.columns[name] = gr.Image(label=method.title, **shown), gr.Markdown(elem_classes="quiet")
-                    self.places[name] = column
-                    self.takers[name] = gr.Button("Use this one", size="sm", interactive=False)
+        self.gallery = gr.Gallery(
+            label="Choose one to go on with it",
+            elem_id="compared",
+            columns=2,
+            object_fit="contain",
+            **CHOICE,
+        )
 
     def connect(self, delete: Any) -> None:
         """What happens when something is used."""
-        parts = [each for pair in self.columns.values() for each in pair]
-        outputs = [self.compared, self.outs, *parts, *self.takers.values(), *self.places.values()]
-        compared = self.compare.click(self._compare, [self.editor.visit, self.editor.effort], outputs, **LONG)
-        delete.click(self._empty, None, outputs, cancels=compared, **DIRECT)
-        for name, button in self.takers.items():
-            button.click(
-                lambda visit, outs, name=name: self._adopt(visit, outs, name),
-                [self.editor.visit, self.outs],
-                [*self.editor.shown, self.editor.tabs],
-                **QUICK,
-            )
+        visit, outputs = self.editor.visit, [self.compared, self.outs, self.gallery, self.stop]
+        compared = self.compare.click(self._compare, visit, outputs, **LONG)
+        compared.failure(partial(self._end, "Nothing to compare."), None, [self.compared, self.stop], **DIRECT)
+        stopped = partial(self._end, "Stopped. Choose one of the results to go on with it.")
+        self.stop.click(stopped, None, [self.compared, self.stop], cancels=compared, **DIRECT)
+        emptied = lambda: {**self._end(""), self.outs: {}, self.gallery: None}  # noqa: E731
+        delete.click(emptied, None, outputs, cancels=compared, **DIRECT)
+        adopted = [*self.editor.shown, self.editor.tabs]
+        self.gallery.select(self._adopt, [visit, self.outs], adopted, **QUICK)
 
-    def _empty(self) -> dict[Any, Any]:
-        news: dict[Any, Any] = {each: gr.update(interactive=False) for each in self.takers.values()}
-        for picture, words in self.columns.values():
-            news |= {picture: None, words: ""}
-        return {**news, self.outs: {}, self.compared: status("")}
+    def _end(self, words: str) -> dict[Any, Any]:
+        return {self.compared: status(words), self.stop: gr.update(visible=False)}
 
-    def _adopt(self, visit: Visit | None, outs: dict[Any, Any] | None, name: str) -> dict[Any, Any]:
+    def _adopt(self, visit: Visit, outs: dict[Any, Any], event: gr.SelectData) -> dict[Any, Any]:
         with sentences():
-            if visit is None or not outs or outs.get("of") != (visit.photo, visit.face, visit.model):
-                raise ValueError("This result is of another photo, face or model, or has expired: compare again.")
-            return self.editor.adopt(visit, outs[name], "This method's result.")
+            if not outs or outs["of"] != (visit.photo, visit.face, visit.model):
+                raise ValueError(GONE)
+            return self.editor.adopt(visit, [*outs.values()][1 + event.index], "This method's result.")
 
-    def _compare(self, visit: Visit | None, preset: str) -> Iterator[dict[Any, Any]]:
+    @cached_property
+    def _identity(self) -> IdentityEmbedding:
+        return load_identity()
+
+    def _likeness(self, visit: Visit, out: InversionOutput) -> list[float]:
+        """How much the face in the photo, and the drawn one, look like the person: 0 as strangers, 1 as the photo."""
+        tuner, (crop,) = self.studio.model(visit).tuner, out.crops
+        if crop.quad is None:
+            return [0.0, 0.0]
+        centre = crop.quad.mean(axis=0)
+        quad = centre + FACE_SCALE / tuner.crop_scale * (crop.quad - centre)
+        photos = [crop.photo, *(tuner.paste_back(out, detail=detail)[0] for detail in ("move", "none"))]
+        faces = [to_tensor(crop_quad(photo, quad, FACE_SIDE), FACE_SIDE) for photo in photos]
+        with torch.no_grad():
+            photo, *others = self._identity.embed(torch.cat(faces))
+        strangers = self._identity.strangers
+        return [max((float(other @ photo) - strangers) / (1 - strangers), 0.0) for other in others]
+
+    def _compare(self, visit: Visit) -> Iterator[dict[Any, Any]]:
         with sentences():
-            if visit is None or visit.photo is None:
+            if visit.photo is None:
                 raise ValueError("Choose a photo or an example in the first tab.")
-            crop, model = self.studio.crop(visit), self.studio.model(visit)
-            turn = visit.turn
+            crop, model, turn = self.studio.crop(visit), self.studio.model(visit), visit.turn
             outs: dict[str, Any] = {"of": (visit.photo, visit.face, visit.model)}
-            other = dataclasses.replace(visit, stop=None, files=visit.files)
-            yield {self.places[name]: gr.update(visible=name in model.pipelines) for name in METHODS}
-            for name in model.pipelines:
-                other.out = None
-                if name == TUNED:
-                    for report in self.studio.tune(other, crop, preset=preset):
+            pictures: list[tuple[str, str]] = []
+            yield {self.stop: gr.update(visible=True), self.compared: status("Beginning …", busy=True)}
+            for name, pipeline in model.pipelines.items():
+                other = dataclasses.replace(visit, stop=None, out=None, files=visit.files)
+                if pipeline.optimizes:
+                    for report in self.studio.tune(other, crop, preset=next(iter(PRESETS))):
                         if turn != visit.turn:  # another photo, or all was deleted
                             return
                         share = report.step / max(report.total, 1)
@@ -84,17 +110,16 @@ class CompareTab:
                 if other.out is None or turn != visit.turn:
                     return
                 outs[name] = out = other.out
-                face = around(crop, MARGIN, 640)
-                picture, words = self.columns[name]
                 edited = self.studio.edit(visit, out, visit.strengths)
-                report_ = out.reports[0]
-                yield {
-                    self.outs: dict(outs),
-                    picture: self.editor.picture(visit, self.studio.pasted(edited, face), f"{name}", kind_of(out)),
-                    words: f"{report_['seconds']:.1f} s · difference to the photo {report_['l2']:.3f} (0 is none)",
-                    self.takers[name]: gr.update(interactive=True),
-                    self.compared: status("Done." if len(outs) > len(model.pipelines) else "Going on …"),
-                }
+                likeness = self._likeness(visit, edited)
+                words = CAPTION.format(METHODS[name].title, out.reports[0]["seconds"], *likeness)
+                photo = ImageOps.pad(self.studio.pasted(edited, around(crop, MARGIN, 640)), (512, 512), color="white")
+                both = Image.new("RGB", (1032, 512), "white")
+                both.paste(photo)
+                both.paste(large(edited.images[0]).resize((512, 512)), (520, 0))
+                pictures.append((self.editor.picture(visit, both, name, kind_of(out)), words))
+                yield {self.outs: dict(outs), self.gallery: list(pictures)}
+            yield self._end("Done. Choose one of the results to go on with it.")
 
 
 class PlayTab:
@@ -102,79 +127,83 @@ class PlayTab:
 
     def __init__(self, editor: Editor) -> None:
         self.editor, self.studio = editor, editor.studio
-        gr.Markdown("Draw people who do not exist, and give one face something of another.", elem_classes="quiet")
-        self.a, self.b, self.m = (gr.State(None, time_to_live=TIME_TO_LIVE) for _ in range(3))
+        gr.Markdown(PLAY, elem_classes="quiet")
+        self.outs = [gr.State(None, time_to_live=TIME_TO_LIVE) for _ in range(3)]
         with gr.Row():
             self.played = [
-                gr.Image(label=label, height=300, interactive=False, buttons=["fullscreen"])
-                for label in ("This face", "gets something of this one", "Result")
+                gr.Image(label=label, height=300, interactive=False, buttons=["fullscreen"], min_width=150)
+                for label in ("One face", "Another face", "The first with something of the other")
             ]
         with gr.Row(elem_classes="chips"):
-            self.take = gr.Button("This face: the one of the first tab", size="sm")
-            self.draw_a = gr.Button("This face: a random one", size="sm")
-            self.draw_b = gr.Button("The other: a random one", size="sm")
+            self.take = gr.Button("Take my photo's face", size="sm", interactive=False)
+            self.draw = [gr.Button(f"{label} at random", size="sm") for label in ("One face", "Another face")]
         with gr.Row():
             self.what = gr.Radio(
                 [({"pose": "Pose and shape"}.get(name, name.capitalize()), name) for name in PLACES],
                 value=[*PLACES][-1],
-                label="What to take",
-                info="Style mixing: the coarse, middle or fine layers.",
+                label="What to take from the other",
             )
             self.amount = gr.Slider(0, 1, 1, step=0.05, label="How much")
         with gr.Row(elem_classes="chips"):
             self.mix = gr.Button("Mix", variant="primary", size="sm", interactive=False)
-            self.morph = gr.Button("Video from one to the other", size="sm", interactive=False)
+            self.morph = gr.Button("Save video from one to the other (MP4)", size="sm", interactive=False)
             self.reopen = gr.Button("Edit the result", size="sm", interactive=False)
 
     def connect(self, delete: Any) -> None:
         """What happens when something is used."""
-        both = [self.mix, self.morph, self.reopen]
-        filled = [self.editor.visit, self.a, self.b, self.m, *self.played, *both]
-        state = [self.editor.visit, self.a, self.b]
-        self.take.click(lambda *given: self._fill(*given, place=0, source="photo"), state, filled, **QUICK)
-        self.draw_a.click(lambda *given: self._fill(*given, place=0, source="random"), state, filled, **QUICK)
-        self.draw_b.click(lambda *given: self._fill(*given, place=1, source="random"), state, filled, **QUICK)
-        self.mix.click(self._mix, [*state, self.what, self.amount], filled, **QUICK)
-        self.morph.click(self._morph, state, self.editor.file, **QUICK).success(None, js=FETCH, **HIDDEN)
-        emptied = [self.a, self.b, self.m, *self.played, *both]
-        delete.click(lambda: [None] * 6 + [gr.update(interactive=False)] * 3, None, emptied, **DIRECT)
-        self.reopen.click(self._use_mix, [self.editor.visit, self.m], [*self.editor.shown, self.editor.tabs], **QUICK)
+        visit, filled = self.editor.visit, [*self.outs, *self.played, self.mix, self.morph, self.reopen]
+        for button, place, drawn in ((self.take, 0, False), (self.draw[0], 0, True), (self.draw[1], 1, True)):
+            fill = partial(self._fill, place=place, drawn=drawn)
+            done = button.click(fill, visit, [visit, *filled], **{**QUICK, "show_progress": "minimal"})
+            done.then(self._ready, self.outs[:2], [self.mix, self.morph], **DIRECT)
+        self.mix.click(self._mix, [visit, *self.outs[:2], self.what, self.amount], [visit, *filled], **QUICK)
+        morph = self.morph.click(self._morph, [visit, *self.outs[:2]], self.editor.file, **QUICK)
+        morph.success(None, js=FETCH, **HIDDEN)
+        emptied = [None] * 6 + [gr.update(interactive=False)] * 3
+        delete.click(lambda: emptied, None, filled, **DIRECT)
+        self.reopen.click(self._use_mix, [visit, self.outs[2]], [*self.editor.shown, self.editor.tabs], **QUICK)
+        self.editor.tabs.select(lambda visit: gr.update(interactive=visit.out is not None), visit, self.take, **DIRECT)
 
-    def _fill(self, visit: Visit | None, a: Any, b: Any, *, place: int, source: str) -> dict[Any, Any]:
-        visit = visit or Visit()
-        with sentences():
-            if source == "photo":
-                out = self.studio.edit(visit, visit.out, visit.strengths)
-            else:
-                out = self.studio.random_face(visit, random.randrange(2**31), 0.6)
-        faces = [out, b] if place == 0 else [a, out]
-        ready = None not in faces
-        news: dict[Any, Any] = {self.mix: gr.update(interactive=ready), self.morph: gr.update(interactive=ready)}
-        news |= {self.played[place]: self.editor.picture(visit, large(out.images[0]), "face", kind_of(out))}
-        return {**news, self.editor.visit: visit, (self.a, self.b)[place]: out}
+    def _nice_face(self, visit: Visit) -> InversionOutput:
+        """A face of nobody that looks good: the most typical of a few, with a smile if the model knows one."""
+        model = self.studio.model(visit)
+        drawn = [
+            self.studio.random_face(visit, random.randrange(2**31), 0.45)
+            for _ in range(DRAWN if model.resolution <= DEMONSTRATION else 1)
+        ]
+        w_avg = model.tuner.generator.w_avg.cpu()
+        best = min(drawn, key=lambda out: float((out.w_plus - w_avg).norm()))
+        return self.studio.edit(
+            visit, best, {"smile": 0.5 * range_of(model, "smile")[1]} if "smile" in model.directions else {}
+        )
 
-    def _mix(self, visit: Visit | None, a: Any, b: Any, what: str, amount: float) -> dict[Any, Any]:
+    def _fill(self, visit: Visit, *, place: int, drawn: bool) -> dict[Any, Any]:
         with sentences():
-            if visit is None or a is None or b is None:
+            out = self._nice_face(visit) if drawn else self.studio.edit(visit, visit.out, visit.strengths)
+        picture = self.editor.picture(visit, large(out.images[0]), "face", kind_of(out))
+        return {self.editor.visit: visit, self.outs[place]: out, self.played[place]: picture}
+
+    def _ready(self, *outs: Any) -> list[Any]:
+        return [gr.update(interactive=None not in outs)] * 2
+
+    def _mix(self, visit: Visit, a: Any, b: Any, what: str, amount: float) -> dict[Any, Any]:
+        with sentences():
+            if a is None or b is None:
                 raise ValueError(NOTHING)
-            out = self.studio.mix(a, b, what, float(amount))
+            out = self.studio.mix(visit, a, b, what, float(amount))
         picture = self.editor.picture(visit, large(out.images[0]), "mix", kind_of(out))
-        return {
-            self.editor.visit: visit,
-            self.m: out,
-            self.played[2]: picture,
-            self.reopen: gr.update(interactive=True),
-        }
+        ready = gr.update(interactive=True)
+        return {self.editor.visit: visit, self.outs[2]: out, self.played[2]: picture, self.reopen: ready}
 
-    def _morph(self, visit: Visit | None, a: Any, b: Any) -> str:
+    def _morph(self, visit: Visit, a: Any, b: Any) -> str:
         with sentences():
-            if visit is None or a is None or b is None:
+            if a is None or b is None:
                 raise ValueError(NOTHING)
             return self.studio.between(visit, a, b, "mp4", 24)
 
-    def _use_mix(self, visit: Visit | None, out: InversionOutput | None) -> dict[Any, Any]:
+    def _use_mix(self, visit: Visit, out: InversionOutput | None) -> dict[Any, Any]:
         with sentences():
-            if visit is None or out is None:
+            if out is None:
                 raise ValueError(NOTHING)
         visit.strengths = {}
         return self.editor.adopt(visit, out, "The mixture, to be edited.")

@@ -1,16 +1,22 @@
-"""One inversion in a thread of its own: it says how far it is, shows a preview, and ends early when it is told to."""
+"""One inversion in a thread of its own: it says how far it is, shows a preview, and ends early when it is told to.
+
+And how visitors share the machine: whose turn it is, and what their results may take of its memory.
+"""
 
 import base64
 import html
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
+from torch import nn
 
+from stylegan_inversion.models.generator import Generator as StyleGAN
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.preprocessing.image import to_pil
 from stylegan_inversion.webapp.marking import encode
@@ -18,6 +24,9 @@ from stylegan_inversion.webapp.marking import encode
 RUN = "inversion"  # name of the threads
 REPORT_SECONDS = 0.4  # between two reports
 TUNING_COST = 2.8  # how many times longer a step of the tuning takes than one of the projection, before one was timed
+
+MAX_HELD = 2_000_000_000  # bytes of photos and tuned generators
+GONE = "This result was given up, since newer ones of other visitors took its memory. Invert the photo again."
 
 OnStep = Callable[[int, dict[str, Any]], bool]
 """What a work calls after each step, as `PTIPipeline` does; True means that it should end now with what it has."""
@@ -52,26 +61,89 @@ class Progress:
         return f"Sharpening: step {self.step} of {self.total}{left}"
 
 
+class Turns:
+    """Who may tune: so many at a time, in the order they came; of each visitor one waits at most."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._changed = count, threading.Condition()
+        self._line: list[tuple[str, threading.Event]] = []
+
+    def join(self, who: str, stop: threading.Event) -> None:
+        """Stand in line. Raises `ValueError` if this visitor waits already."""
+        with self._changed:
+            if any(other == who and not ended.is_set() for other, ended in self._line[self._count :]):
+                raise ValueError("A photo of yours waits to be sharpened already. Wait until it is done, or stop it.")
+            self._line.append((who, stop))
+
+    def has_come(self, stop: threading.Event, seconds: float) -> bool:
+        """Wait for the turn, not longer than so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: any(stop is each for _, each in self._line[: self._count]), seconds)
+
+    def leave(self, stop: threading.Event) -> None:
+        """Let the next one have the turn."""
+        with self._changed:
+            self._line = [each for each in self._line if each[1] is not stop]
+            self._changed.notify_all()
+
+
+class Memory:
+    """What photos and tuned generators of all visitors take: the oldest are given up when it is too much."""
+
+    def __init__(self) -> None:
+        self._held: list[weakref.ref[StyleGAN | Image.Image]] = []
+        self._lock = threading.Lock()
+
+    def hold(self, *things: StyleGAN | Image.Image) -> None:
+        """Count something that a visitor's state holds now."""
+        with self._lock:
+            kept: list[weakref.ref[Any]] = []
+            left = MAX_HELD
+            for ref in [*map(weakref.ref, reversed(things)), *self._held]:
+                thing = ref()
+                if isinstance(thing, Image.Image):
+                    left -= 4 * thing.width * thing.height  # Pillow keeps RGB in four bytes
+                elif thing is not None:
+                    left -= sum(tensor.nbytes for tensor in thing.state_dict().values())
+                if thing is not None and left >= 0:
+                    kept.append(ref)
+                elif thing is not None:  # whoever holds it is told so when it is used
+                    setattr(thing, "im" if isinstance(thing, Image.Image) else "synthesis", _Gone())
+            self._held = kept
+
+
+class _Gone(nn.Module):
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(GONE)
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        raise ValueError(GONE)
+
+    state_dict = forward
+
+
 def run(
     work: Callable[[OnStep], InversionOutput],
     *,
     steps: tuple[int, int],
     stop: threading.Event,
-    slots: threading.Semaphore,
+    turns: Turns,
+    who: str,
 ) -> Generator[Progress, None, None]:
-    """Do the work in a thread, once there is a free slot; closing the iterator, or setting `stop`, ends it in a step.
+    """Do the work in a thread, once it is the visitor's turn; closing the iterator, or `stop`, ends it in a step.
 
     Args:
         work: Inverts.
         steps: Of the projection and of the tuning, at most.
         stop: Ends the work with the best so far.
-        slots: How many may run at a time.
+        turns: How many may run at a time, and who is next.
+        who: The visitor.
 
     Yields:
         Reports, at least two a second; the last one has the output.
 
     Raises:
-        BaseException: Whatever the work raises.
+        BaseException: Whatever the work raises; a `ValueError` if this visitor waits already.
     """
     reports: queue.SimpleQueue[Progress | InversionOutput | BaseException] = queue.SimpleQueue()
     latest = Progress("start", 0, sum(steps))
@@ -82,17 +154,20 @@ def run(
         except BaseException as e:  # the reader of the reports gets it
             reports.put(e)
         finally:
-            slots.release()
+            turns.leave(stop)
 
-    while not slots.acquire(timeout=REPORT_SECONDS):
-        yield Progress("waiting", 0, sum(steps))
-        if stop.is_set():
-            return
+    turns.join(who, stop)
+    begun = False
     try:
+        while not turns.has_come(stop, REPORT_SECONDS):
+            yield Progress("waiting", 0, sum(steps))
+            if stop.is_set():
+                return
         threading.Thread(target=thread, name=RUN, daemon=True).start()
-    except BaseException:
-        slots.release()
-        raise
+        begun = True
+    finally:
+        if not begun:
+            turns.leave(stop)
     try:
         while True:
             yield latest
@@ -146,9 +221,10 @@ def status(
     """The line under the result: what is going on, with a bar and a small picture if there are some."""
     picture = bar = ""
     if preview is not None:
-        data = base64.b64encode(encode(preview.resize((128, 128)), "photo")).decode()
+        data = base64.b64encode(encode(preview.resize((128, 128)), "edited")).decode()
         picture = f'<img alt="What the model draws now" src="data:image/jpeg;base64,{data}">'
     if share is not None or busy:
-        bar = f'<div class="bar"><div style="width: {100 * (0.3 if share is None else share):.0f}%"></div></div>'
+        kind, width = ("bar busy", 30) if share is None else ("bar", 100 * share)
+        bar = f'<div class="{kind}"><div style="width: {width:.0f}%"></div></div>'
     text = f'<div class="words"><span>{html.escape(words)}</span>{bar}</div>'
     return f'<div class="status{" stale" if stale else ""}" role="status">{picture}{text}</div>'

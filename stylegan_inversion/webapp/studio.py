@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -11,14 +12,14 @@ import tempfile
 import threading
 import weakref
 import zipfile
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import gradio as gr
-import numpy as np
 import torch
 from gradio_client.utils import strip_invalid_filename_characters
 from PIL import Image
@@ -29,12 +30,12 @@ from stylegan_inversion.latents import layer_ranges
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.play import interpolate_outputs, mix_outputs, sample_face
-from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
+from stylegan_inversion.preprocessing.align import Crop, align_face, around, uncropped
 from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.marking import Kind, encode, encode_gif, encode_mp4
 from stylegan_inversion.webapp.models import DEMONSTRATION, Model, Models
 from stylegan_inversion.webapp.photos import NO_PHOTO, Photo, read_photo, read_upload
-from stylegan_inversion.webapp.run import RUN, TUNING_COST, OnStep, Progress, run
+from stylegan_inversion.webapp.run import RUN, TUNING_COST, Memory, OnStep, Progress, Turns, run
 from stylegan_inversion.webapp.zerogpu import BorrowedGPU, in_request
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ SHOWN, ANIMATED = 1280, 640  # pixels of the longer side, on the page and in an 
 MAX_INVERSION_BYTES = 300_000_000
 PLACES = {"pose": "coarse", "features": "middle", "colours": "fine"}  # what one face gives another -> its layers
 
+_T = TypeVar("_T")
 Download = Literal["jpeg", "png", "face", "drawn", "mp4", "gif", "inversion"]
 
 
@@ -57,7 +59,7 @@ class Example(NamedTuple):
 
 
 EXAMPLES = (
-    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"yaw": 0.9, "pose": 0.9}),
+    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"yaw": -0.6, "pose": -0.6}),
     Example("portraits/portrait2.jpg", "A rear admiral, 1984", {"smile": 1.0}),
     Example("portraits/portrait3.jpg", "A scientist", {"smile": 0.9}),
     Example("sample6.jpg", "Four friends", {"smile": 0.8}),
@@ -66,35 +68,24 @@ EXAMPLES = (
 
 @dataclass(eq=False)
 class Visit:
-    """What is kept of one visitor, or of one client of the API, until its time to live is over.
+    """What is kept of one visitor, or of one client of the API, until its time to live is over."""
 
-    Attributes:
-        key: Its name, 256 random bits; the visitor's browser keeps it over a reload.
-        model: Name of the model.
-        photo: The last photo; `None` before the first.
-        faces: Found in it, the largest first.
-        face: Which of them.
-        out: The inversion, unedited; `None` while there is none of this photo.
-        strengths: Where the sliders stand.
-        stop: Ends the run that goes on.
-        turn: Counts photos, faces and models: what an earlier one began is dropped.
-        tuned: The turn whose photo was tuned, or is.
-        example: Model and photo of an example that is open, whose result is kept for others.
-        files: What was written for it.
-    """
-
-    key: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    key: str = field(default_factory=lambda: secrets.token_urlsafe(32))  # the visitor's browser keeps it over a reload
     model: str = ""
     photo: Photo | None = None
-    faces: list[Face] = field(default_factory=list)
-    face: int = 0
-    out: InversionOutput | None = None
-    strengths: dict[str, float] = field(default_factory=dict)
-    stop: threading.Event | None = None
-    turn: int = 0
-    tuned: int = -1
-    example: tuple[str, str] | None = None
-    files: list[str] = field(default_factory=list)
+    faces: list[Face] = field(default_factory=list)  # found in it, the largest first
+    face: int = 0  # which of them
+    out: InversionOutput | None = None  # unedited; None while there is none of this photo
+    strengths: dict[str, float] = field(default_factory=dict)  # where the sliders stand
+    stop: threading.Event | None = None  # ends the run that goes on
+    turn: int = 0  # counts photos, faces and models: what an earlier one began is dropped
+    tuned: int = -1  # the turn whose photo was tuned, or is
+    example: tuple[str, str] | None = None  # model and photo of an example that is open: its result is kept for others
+    files: list[str] = field(default_factory=list)  # written for it
+
+    def __deepcopy__(self, memo: Any) -> "Visit":
+        """Gradio copies what a state begins with: each session has a visit of its own."""
+        return Visit()
 
     def begin(self) -> int:
         """Drop what is there: something new begins, whose number this is."""
@@ -160,7 +151,7 @@ class Studio:
         """Share models; `tuning_slots` generators are tuned at a time, on the borrowed GPU if there is one."""
         self.models = models
         self.gpu = gpu
-        self._slots = threading.Semaphore(tuning_slots)
+        self._turns, self._memory = Turns(tuning_slots), Memory()
         self._pace: dict[str, float] = {}  # seconds of a step of the projection, by model
         self._examples: dict[tuple[str, str], InversionOutput] = {}  # by model and photo
         self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
@@ -178,6 +169,12 @@ class Studio:
         """The visitor's model, loaded if needed."""
         return self.models.get(visit.model)
 
+    def _do(self, model: Model, work: Callable[[], _T], on_step: OnStep | None = None, *, steps: int = 0) -> _T:
+        """Do it here, or what is too slow for the CPU on the borrowed GPU."""
+        if self.gpu and (on_step or model.resolution > DEMONSTRATION):
+            return self.gpu.run(model, work, on_step, steps=steps)
+        return work()
+
     # A photo, and the face in it
 
     def take(self, visit: Visit, value: Any, *, align: bool = True) -> None:
@@ -185,6 +182,7 @@ class Studio:
         visit.begin()
         with self._decoding:
             visit.photo = read_photo(value)
+        self._memory.hold(visit.photo.image)
         visit.faces = self.models.first.tuner.detector(visit.photo.image) if align else []
         visit.face = 0
 
@@ -215,12 +213,9 @@ class Studio:
         """Invert with an encoder, at once."""
         model = self.model(visit)
         if method not in model.pipelines:
-            raise ValueError(f"This model has no {method!r}; it has {', '.join(model.pipelines)}.")
+            raise ValueError(f"This model has no {method[:80]!r}; it has {', '.join(model.pipelines)}.")
         turn = visit.turn
-        if self.gpu and model.resolution > DEMONSTRATION:
-            out = self.gpu.invert(model, method, crop)
-        else:
-            out = model.pipelines[method](crop)
+        out = self._do(model, partial(model.pipelines[method], crop))
         if turn == visit.turn:
             visit.out = out
         return out
@@ -234,23 +229,28 @@ class Studio:
         self._stops.add(stop)
 
         def work(on_step: OnStep) -> InversionOutput:
-            if self.gpu:
-                return self.gpu.tune(model, crop, on_step, steps=sum(steps), **options)
-            return model.tuner(crop, callback=on_step, **options)
+            tuning = partial(model.tuner, crop, callback=on_step, **options)
+            tuned, before = self._do(model, tuning, on_step, steps=sum(steps)), visit.out
+            figures = tuned.reports[0]
+            done = figures["w_steps"] + figures["tuning_steps"]
+            self._pace[model.name] = figures["seconds"] / max(_cost(done, steps), 1)
+            if before is None and model.quick and figures["stopped_by"] == "callback":
+                before = self._do(model, partial(model.pipelines[model.quick], crop))
+            if before is not None and before.reports[0].get("l2", math.inf) < figures["l2"]:
+                return before
+            if not (visit.example and model is self.models.first):  # which is kept for others
+                self._memory.hold(tuned.generator)
+            return tuned
 
-        reports = run(in_request(work) if self.gpu else work, steps=steps, stop=stop, slots=self._slots)
+        reports = run(in_request(work), steps=steps, stop=stop, turns=self._turns, who=visit.key)
         try:
             for report in reports:
                 if turn != visit.turn:
                     return
                 if report.output is not None:
-                    best, before = report.output, visit.out
-                    self._pace[model.name] = best.reports[0]["seconds"] / max(_cost(report.step, steps), 1)
-                    if before is not None and best.reports[0]["l2"] > before.reports[0]["l2"]:
-                        best = before
-                    visit.out, report = best, dataclasses.replace(report, output=best)
+                    visit.out = report.output
                     if visit.example and model is self.models.first:
-                        self._examples[visit.example] = best
+                        self._examples[visit.example] = report.output
                 yield report
         finally:
             reports.close()  # ends the work
@@ -274,9 +274,16 @@ class Studio:
             raise ValueError(NOTHING)
         if not strengths:
             return out
-        if self.gpu and model.resolution > DEMONSTRATION:
-            return self.gpu.edit(model, out, strengths)
-        return model.tuner.edit(out, **strengths)
+        edited = self._do(model, partial(model.tuner.edit, _bare(out), **strengths))
+        return dataclasses.replace(edited, crops=out.crops)
+
+    def too_far(self, visit: Visit) -> str:
+        """What to say of an edit that looks wrong in a photo, though the drawn face may be right; "" of others."""
+        for name, value in visit.strengths.items():
+            limit = self.model(visit).directions[name].photo_limit
+            if limit and abs(value) > limit:
+                return f"Turns beyond {limit:g} bend the nose and the mouth in a photo. See the face the model draws."
+        return ""
 
     def example(self, visit: Visit, example: Example) -> None:
         """Open a photo of the package, whose inversion is kept for the next visitor."""
@@ -295,7 +302,9 @@ class Studio:
         visit.example = (model.name, example.name)
         found = self._examples.get(visit.example)
         if found is None and model.quick:
-            found = self._examples[visit.example] = self.invert(visit, self.crop(visit), model.quick)
+            found = self.invert(visit, self.crop(visit), model.quick)
+            if model is self.models.first:  # others, such as uploaded ones, would stay in memory with it
+                self._examples[visit.example] = found
         if turn == visit.turn:
             visit.out = found
             if found is not None and found.generator is not model.tuner.generator:
@@ -311,24 +320,21 @@ class Studio:
     def file(self, visit: Visit, out: InversionOutput, kind: Download) -> str:
         """Write a result to a file."""
         name, mark = f"{visit.photo.name if visit.photo else 'face'}-edited", kind_of(out)
-        if kind in ("jpeg", "png"):
-            suffix = "jpg" if kind == "jpeg" else "png"
-            return visit.publish(encode(self.pasted(out), mark, png=kind == "png"), f"{name}.{suffix}")
-        if kind == "face":
-            return visit.publish(
-                encode(self.pasted(out, around(out.crops[0], 0.25)), mark, png=True), f"{name}-face.png"
-            )
-        if kind == "drawn":
-            return visit.publish(encode(out.images[0], mark, png=True), f"{name}-drawn.png")
         if kind in ("mp4", "gif"):
             return self.animation(visit, out, kind, 24)
-        return visit.publish(self._inversion(out, mark), f"{name}.zip")
+        if kind == "inversion":
+            return visit.publish(self._inversion(out, mark), f"{name}.zip")
+        if kind in ("jpeg", "png"):
+            data = encode(self.pasted(out), mark, png=kind == "png")
+            return visit.publish(data, f"{name}.{'jpg' if kind == 'jpeg' else 'png'}")
+        picture = out.images[0] if kind == "drawn" else self.pasted(out, around(out.crops[0], 0.25))
+        return visit.publish(encode(picture, mark, png=True), f"{name}-{kind}.png")
 
     def animation(self, visit: Visit, out: InversionOutput, kind: Literal["mp4", "gif"], frames: int) -> str:
         """Write the photo around the face, from the unedited face to the edited one and back."""
         crop = around(out.crops[0], 1.0, ANIMATED)
         start = dataclasses.replace(out, w_plus=out.w_plus if out.w_inverted is None else out.w_inverted)
-        drawn = interpolate_outputs(start, out, steps=frames)
+        drawn = self._do(self.model(visit), partial(interpolate_outputs, _bare(start), _bare(out), steps=frames))
         pictures = [
             self.models.first.tuner.paste_back(dataclasses.replace(out, images=[each], crops=[crop]))[0]
             for each in drawn
@@ -336,7 +342,7 @@ class Studio:
         return self._animated(visit, pictures, kind, kind_of(out))
 
     def _animated(self, visit: Visit, pictures: list[Image.Image], kind: Literal["mp4", "gif"], mark: Kind) -> str:
-        data = encode_mp4(pictures, mark) if kind == "mp4" else encode_gif(pictures, mark)
+        data = (encode_mp4 if kind == "mp4" else encode_gif)(pictures, mark)
         return visit.publish(data, f"{visit.photo.name if visit.photo else 'face'}-animated.{kind}")
 
     def between(
@@ -344,11 +350,8 @@ class Studio:
     ) -> str:
         """Write the way from one face to another and back, as the generator draws it."""
         mark: Kind = "generated" if kind_of(a) == kind_of(b) == "generated" else "edited"
-        drawn = interpolate_outputs(a, b, steps=frames)
-        side = max(drawn[0].width, 512)
-        return self._animated(
-            visit, [each.resize((side, side), Image.Resampling.BICUBIC) for each in drawn], kind, mark
-        )
+        drawn = self._do(self.model(visit), partial(interpolate_outputs, _bare(a), _bare(b), steps=frames))
+        return self._animated(visit, [large(each) for each in drawn], kind, mark)
 
     def _inversion(self, out: InversionOutput, mark: Kind) -> bytes:
         """A zip that `InversionOutput.load` reads once it is unpacked, with pictures to look at."""
@@ -375,25 +378,38 @@ class Studio:
             except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, RuntimeError, EOFError) as e:
                 raise ValueError("`inversion` must be a zip that /download gave for kind='inversion'.") from e
             try:
-                return InversionOutput.load(scratch, base=self.model(visit).tuner.generator)[0]
+                out = InversionOutput.load(scratch, base=self.model(visit).tuner.generator)[0]
             except StyleGANInversionError as e:
                 raise ValueError(f"The inversion cannot be read: {str(e).replace(scratch, 'it')}") from e
+        is_shared = out.generator is self.model(visit).tuner.generator
+        self._memory.hold(out.crops[0].photo, *([] if is_shared else [out.generator]))
+        return _edit_of_a_photo(out)  # whatever the file says of itself
 
     # Play
 
     def random_face(self, visit: Visit, seed: int, truncation: float) -> InversionOutput:
         """Draw a face of nobody."""
-        return sample_face(self.model(visit).tuner, seed=seed, truncation=truncation)
+        model = self.model(visit)
+        return self._do(model, partial(sample_face, model.tuner, seed=seed, truncation=truncation))
 
-    def mix(self, a: InversionOutput, b: InversionOutput, what: str, amount: float) -> InversionOutput:
+    def mix(self, visit: Visit, a: InversionOutput, b: InversionOutput, what: str, amount: float) -> InversionOutput:
         """Give face a the pose, the features or the colours of face b."""
         if what not in PLACES:
             raise ValueError(f"`what` must be one of {', '.join(PLACES)}, got {what[:80]!r}.")
         layers = layer_ranges(a.generator.config.resolution)[PLACES[what]]
-        out = mix_outputs(a, b, layers=layers, alpha=amount)
-        if kind_of(a) != kind_of(b):  # no longer a face of nobody
-            out = dataclasses.replace(out, reports=[{k: v for k, v in out.reports[0].items() if k != "truncation"}])
-        return out
+        mixing = partial(mix_outputs, _bare(a), _bare(b), layers=layers, alpha=amount)
+        mixed = self._do(self.model(visit), mixing)
+        out = dataclasses.replace(mixed, crops=a.crops)
+        return out if kind_of(a) == kind_of(b) else _edit_of_a_photo(out)  # no longer a face of nobody
+
+
+def _bare(out: InversionOutput) -> InversionOutput:
+    """Without its photo, which need not be sent where there is a GPU."""
+    return dataclasses.replace(out, crops=[])
+
+
+def _edit_of_a_photo(out: InversionOutput) -> InversionOutput:
+    return dataclasses.replace(out, reports=[{k: v for k, v in out.reports[0].items() if k != "truncation"}])
 
 
 def _steps(model: Model, **options: Any) -> tuple[int, int]:
@@ -413,26 +429,6 @@ def range_of(model: Model, name: str) -> tuple[float, float]:
         raise ValueError(f"There is no direction {name[:80]!r}; there are {', '.join(model.directions)}.")
     low, high = model.directions[name].strength_range or (-5.0, 5.0)
     return -max(-low, high), max(-low, high)
-
-
-def around(crop: Crop, margin: float, side: int = 4096) -> Crop:
-    """The part of the photo around a face, as a crop of its own.
-
-    Args:
-        crop: The face.
-        margin: How much of the photo to keep on each side, relative to the face.
-        side: Pixels of the longer side at most.
-    """
-    width, height = crop.photo.size
-    quad = np.array([[0, 0], [0, height], [width, height], [width, 0]]) - 0.5 if crop.quad is None else crop.quad
-    reach = margin * (quad.max(0) - quad.min(0))
-    x0, y0 = np.maximum(np.floor(quad.min(0) - reach), 0).astype(int).tolist()
-    x1, y1 = np.minimum(np.ceil(quad.max(0) + reach), (width, height)).astype(int).tolist()
-    scale = min(side / max(x1 - x0, y1 - y0), 1.0)
-    size = (max(round((x1 - x0) * scale), 1), max(round((y1 - y0) * scale), 1))
-    photo = crop.photo.resize(size, Image.Resampling.LANCZOS, box=(x0, y0, x1, y1), reducing_gap=2.0)
-    moved = (quad - (x0, y0) + 0.5) * (size[0] / (x1 - x0), size[1] / (y1 - y0)) - 0.5
-    return dataclasses.replace(crop, photo=photo, quad=None if crop.quad is None else moved)
 
 
 def kind_of(out: InversionOutput) -> Kind:

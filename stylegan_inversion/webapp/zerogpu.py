@@ -10,8 +10,8 @@ Facts: https://huggingface.co/docs/hub/spaces-zerogpu and the package `spaces` 0
 """
 
 import contextvars
-import dataclasses
 import importlib
+import io
 import math
 import os
 import pickle
@@ -21,19 +21,19 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 
 from stylegan_inversion.errors import StyleGANInversionError
-from stylegan_inversion.pipelines.output import Base, InversionOutput
+from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines.pti import PTIPipeline
-from stylegan_inversion.preprocessing.align import Crop
-from stylegan_inversion.webapp.models import TUNED, UPLOAD, Model, load_model, make_model
+from stylegan_inversion.webapp.models import UPLOAD, Model, load_model, make_model
 from stylegan_inversion.webapp.run import OnStep
 
 START_SECONDS = 15  # for the process, CUDA and the way there and back
@@ -41,6 +41,7 @@ LEAST_SECONDS = 10  # for the steps: the first one takes the longest
 LONGEST_SECONDS = 120  # in all; a visitor has a few minutes a day
 SEND_SECONDS = 0.1  # between two reports from the process at least
 
+_T = TypeVar("_T")
 _held: dict[str, Model] = {}  # by name; a forked process finds what the app had loaded before
 
 
@@ -66,116 +67,132 @@ class _Job:
     """What the process gets. Bytes are pickles: of tensors, multiprocessing would share the app's own memory."""
 
     model: str
-    method: str  # "" edits
     seconds: int
-    networks: bytes | None = None  # of a model that the process cannot load by its name
-    crop: Crop | None = None
-    output: bytes | None = None  # to edit, without what the model has
-    options: dict[str, Any] = field(default_factory=dict)
-    stop: str = ""
+    stop: str  # path of a note that ends it
+    work: bytes
+    networks: bytes | None  # of a model that the process cannot load by its name
 
 
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """What the process tells now and then; `picture` is (1, 3, R, R), uint8."""
-
-    step: int
-    stage: str
-    loss: float
-    picture: np.ndarray
-
-    @property
-    def info(self) -> dict[str, Any]:
-        y_hat = torch.from_numpy(self.picture).float() / 127.5 - 1
-        return {"stage": self.stage, "loss": self.loss, "y_hat": y_hat}
+_Report = tuple[int, str, float, np.ndarray] | bytes | Exception
+"""What the process tells: now and then a step, its stage, its loss and (1, 3, R, R), uint8; at the end a parcel."""
 
 
 class BorrowedGPU:
-    """Runs the methods in a process that has a GPU for a while."""
+    """Does work in a process that has a GPU for a while."""
 
     def __init__(self, spaces: Any) -> None:
         """Announce the function, which ZeroGPU wants before the launch."""
-        self._work = spaces.GPU(duration=_seconds_of)(_work)
+        self._work = spaces.GPU(duration=lambda job: job.seconds)(_work)
 
     def hold(self, model: Model) -> None:
         """Have a model in the processes that are forked from now on."""
         _held[model.name] = model
 
-    def invert(self, model: Model, method: str, crop: Crop) -> InversionOutput:
-        """What `model.pipelines[method](crop)` gives."""
-        return self._run(model, method, lambda step, info: False, crop=crop)
+    def run(self, model: Model, work: Callable[[], _T], on_step: OnStep | None = None, *, steps: int = 0) -> _T:
+        """What `work()` gives: a partial, that can be pickled, of the model's pipelines or of functions of modules.
 
-    def edit(self, model: Model, out: InversionOutput, strengths: Mapping[str, float]) -> InversionOutput:
-        """What `model.tuner.edit(out, **strengths)` gives."""
-        shared = out.generator is model.tuner.generator
-        bare = dataclasses.replace(out, crops=[], base=None, generators=[] if shared else out.generators)
-        edited = self._run(model, "", lambda step, info: False, output=pickle.dumps(bare), options=dict(strengths))
-        return dataclasses.replace(edited, crops=out.crops, base=out.base, generators=out.generators)
-
-    def tune(self, model: Model, crop: Crop, on_step: OnStep, *, steps: int, **options: Any) -> InversionOutput:
-        """What `model.tuner(crop, callback=on_step, **options)` gives."""
-        return self._run(model, TUNED, on_step, steps, crop=crop, options=options)
-
-    def _run(self, model: Model, method: str, on_step: OnStep, steps: int = 0, **parts: Any) -> InversionOutput:
-        networks = _pack(model) if model.name.startswith(UPLOAD) else None
-        stop = Path(tempfile.gettempdir()) / f"stop-{secrets.token_hex(16)}"  # a note for the process
-        seconds = gpu_seconds(steps, model.resolution)
-        reports = self._work(_Job(model.name, method, seconds, networks, stop=str(stop), **parts))
-        output: InversionOutput | None = None
+        It may call `on_step`, so many times at most.
+        """
+        networks = None
+        if model.name.startswith(UPLOAD):
+            networks = pickle.dumps({**model.tuner.components, "detector": "builtin"})
+        stop = Path(tempfile.gettempdir()) / f"stop-{secrets.token_hex(16)}"
+        parcels = _Parcels(model, on_step)
+        job = _Job(model.name, gpu_seconds(steps, model.resolution), str(stop), parcels.pack(work), networks)
+        reports = self._work(job)
         try:
             for report in reports:
                 if isinstance(report, Exception):
                     raise report
                 if isinstance(report, bytes):
-                    output = pickle.loads(report)
-                elif on_step(report.step, report.info):
+                    result: _T = parcels.unpack(report, "cpu")
+                    return result
+                assert on_step is not None
+                step, stage, loss, picture = report
+                if on_step(step, {"stage": stage, "loss": loss, "y_hat": torch.from_numpy(picture) / 127.5 - 1}):
                     stop.touch()
         finally:
             reports.close()
             stop.unlink(missing_ok=True)
-        if output is None:
-            raise RuntimeError("The process with the borrowed GPU ended without a result.")
-        generators = output.generators or [model.tuner.generator]
-        base = Base(model.tuner.generator, model.tuner.base_name)
-        return dataclasses.replace(output, crops=[parts["crop"]] if method else [], base=base, generators=generators)
+        raise RuntimeError("The process with the borrowed GPU ended without a result.")
 
 
-def in_request(work: Callable[[OnStep], InversionOutput]) -> Callable[[OnStep], InversionOutput]:
+class _Parcels:
+    """Pickles that go to and fro, in which a number stands for what the other side has.
+
+    That is the model with what it calls, and each tuned generator and each photo that was sent once.
+    """
+
+    def __init__(self, model: Model, on_step: OnStep | None) -> None:
+        self.known: list[Any] = [model.tuner.generator, *model.pipelines.values(), on_step or object()]
+        self.face = model.resolution**2  # pixels of the largest picture that is no photo
+
+    def pack(self, value: Any) -> bytes:
+        sent, buffer = len(self.known), io.BytesIO()
+        pickler = _Pickler(buffer)
+        pickler.number = self._number
+        pickler.dump(value)
+        news = [each.cpu() if isinstance(each, Generator) else each for each in self.known[sent:]]
+        return pickle.dumps((news, buffer.getvalue()))
+
+    def unpack(self, data: bytes, device: str) -> Any:
+        news, body = pickle.loads(data)
+        self.known += [each.to(device) if isinstance(each, Generator) else each for each in news]
+        unpickler = _Unpickler(io.BytesIO(body))
+        unpickler.known = self.known
+        return unpickler.load()
+
+    def _number(self, thing: Any) -> int | None:
+        for k, each in enumerate(self.known):
+            if each is thing:
+                return k
+        is_photo = isinstance(thing, Image.Image) and thing.width * thing.height > self.face
+        if not (is_photo or isinstance(thing, Generator)):
+            return None
+        self.known.append(thing)
+        return len(self.known) - 1
+
+
+class _Pickler(pickle.Pickler):
+    number: Callable[[Any], int | None]
+
+    def persistent_id(self, obj: Any) -> int | None:
+        return self.number(obj)
+
+
+class _Unpickler(pickle.Unpickler):
+    known: list[Any]
+
+    def persistent_load(self, pid: int) -> Any:
+        return self.known[pid]
+
+
+def in_request(work: Callable[[OnStep], Any]) -> Callable[[OnStep], Any]:
     """The work for another thread, in the context of this request: it is this visitor's quota that it uses."""
     context = contextvars.copy_context()
     return lambda on_step: context.run(work, on_step)
 
 
-def _seconds_of(job: _Job) -> int:
-    return job.seconds
-
-
-def _pack(model: Model) -> bytes:
-    encoders = {name: each.encoder for name, each in model.pipelines.items() if name != TUNED}  # type: ignore[attr-defined]
-    return pickle.dumps({**model.tuner.components, "encoders": encoders, "detector": "builtin"})
-
-
 # In the process
 
 
-def _work(job: _Job) -> Iterator[_Step | bytes | Exception]:
-    """Steps now and then, and at the end the output or an error. Closing it ends the work in a step."""
-    reports: queue.SimpleQueue[_Step | bytes | Exception] = queue.SimpleQueue()
+def _work(job: _Job) -> Iterator[_Report]:
+    """Steps now and then, and at the end the result or an error. Closing it ends the work in a step."""
+    reports: queue.SimpleQueue[_Report] = queue.SimpleQueue()
     closed = threading.Event()
     work = threading.Thread(target=_do, args=(job, reports.put, closed), daemon=True)
     work.start()
     try:
         while True:
-            report = reports.get()
-            yield report
-            if not isinstance(report, _Step):
+            yield (report := reports.get())
+            if not isinstance(report, tuple):
                 return
     finally:
         closed.set()
         work.join()
 
 
-def _do(job: _Job, send: Callable[[_Step | bytes | Exception], None], closed: threading.Event) -> None:
+def _do(job: _Job, send: Callable[[_Report], None], closed: threading.Event) -> None:
     end, sent = time.monotonic() + job.seconds - START_SECONDS, -math.inf
 
     def on_step(step: int, info: dict[str, Any]) -> bool:
@@ -184,39 +201,22 @@ def _do(job: _Job, send: Callable[[_Step | bytes | Exception], None], closed: th
         if now - sent >= SEND_SECONDS:
             sent = now
             picture = ((info["y_hat"][:1].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
-            send(_Step(step, info["stage"], info["loss"], picture))
+            send((step, info["stage"], info["loss"], picture))
         return closed.is_set() or now > end or os.path.exists(job.stop)  # the best so far, before the GPU is taken away
 
     try:
         torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-        model = _model_of(job)
-        for pipeline in model.pipelines.values():
-            pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-        own = model.tuner.generator
-        if job.output is not None:
-            output: InversionOutput = pickle.loads(job.output)
-            generators = output.generators or [own]
-            output = model.tuner.edit(
-                dataclasses.replace(output, generators=[each.to(own.w_avg.device) for each in generators]),
-                **job.options,
-            )
-            generators = []
+        if job.networks is not None:
+            model = make_model(PTIPipeline(**pickle.loads(job.networks)), name=job.model)
         else:
-            assert job.crop is not None
-            callback: dict[str, Any] = {"callback": on_step} if job.method == TUNED else {}
-            output = model.pipelines[job.method](job.crop, **callback, **job.options)
-            generators = [] if output.generator is own else [each.cpu() for each in output.generators]
-        send(pickle.dumps(dataclasses.replace(output, crops=[], base=None, generators=generators)))
+            model = _held.get(job.model) or _held.setdefault(job.model, load_model(job.model, device="cpu"))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        for pipeline in model.pipelines.values():
+            pipeline.to(device)
+        parcels = _Parcels(model, on_step)
+        work: Callable[[], Any] = parcels.unpack(job.work, device)
+        send(parcels.pack(work()))
     except (StyleGANInversionError, ValueError) as e:
         send(e)
     except Exception:
         send(RuntimeError(f"It failed in the process with the borrowed GPU:\n{traceback.format_exc()}"))
-
-
-def _model_of(job: _Job) -> Model:
-    if job.networks is not None:
-        parts = pickle.loads(job.networks)
-        return make_model(PTIPipeline(**parts), name=job.model)
-    if job.model not in _held:
-        _held[job.model] = load_model(job.model, device="cpu")
-    return _held[job.model]

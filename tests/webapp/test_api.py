@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageChops
 
+import stylegan_inversion
 from stylegan_inversion import InversionOutput
 from tests.webapp.conftest import until
 from tests.webapp.marks import EDITED, GENERATED, read_mark
@@ -18,6 +19,7 @@ from tests.webapp.tiny_app import Served
 
 gradio_client = pytest.importorskip("gradio_client")
 httpx = pytest.importorskip("httpx")
+HEIC, AVIF = (base64.b64encode(b"\0\0\0\x1cftyp" + kind).decode() for kind in (b"heic" * 4, b"avif" * 4))
 Connect = Callable[[], Any]
 
 
@@ -71,6 +73,9 @@ def test_every_endpoint(connect: Connect, file: Any, photo: Image.Image, app: Se
     assert Path(ask("/interpolate", other=sent, frames=3)).suffix == ".gif"
     other = connect()  # needs no state: the file has it
     assert same(picture(other.predict(strengths={}, inversion=sent, api_name="/edit")[2]), picture(edited))
+    ask("/random_face", seed=7)  # a file may say of itself what it likes
+    sent = gradio_client.handle_file(ask("/download", kind="inversion"))
+    assert read_mark(Path(other.predict(strengths={}, inversion=sent, api_name="/edit")[2])) == EDITED
     assert ask("/stop") is False
     assert ask("/delete") > 5
     with pytest.raises(gradio_client.exceptions.AppError, match="There is no inverted face here"):
@@ -131,6 +136,12 @@ def test_tuning_by_a_program(connect: Connect, file: Any, app: Served) -> None:
         ("/invert", {"photo": [{"x": {"path": "https://example.org/x.png"}}]}, "fetches nothing from the web"),
         ("/invert", {"photo": {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}}, "was not uploaded here"),
         ("/invert", {"photo": "data:image/png;base64,AAAA"}, "not an image"),
+        (
+            "/invert",
+            {"photo": f"data:image/heic;base64,{HEIC}"},
+            "is a HEIC image or a video; convert it to JPEG or PNG",
+        ),
+        ("/invert", {"photo": f"data:image/avif;base64,{AVIF}"}, "is an AVIF image; convert it to JPEG or PNG first"),
         ("/invert", {"photo": None, "num_tuning_steps": 10**6}, "`num_tuning_steps`: Input should be less than"),
         ("/invert", {"photo": None, "preset": "quick", "method": "pti"}, "Choose a photo|`preset` must be one of"),
         ("/download", {"kind": "weights"}, "`kind`: Input should be 'jpeg'"),
@@ -158,6 +169,18 @@ def test_plain_http(app: Served, path: Path, photo: Image.Image) -> None:
     drawn = json.loads(http(app.url, "/edit", {"strengths": {"smile": 1.0}}, session="mine").rpartition("data: ")[2])
     assert httpx.get(drawn[0]["url"]).headers["content-type"] == "image/png"
     assert "There is no inverted face here" in http(app.url, "/edit", {"strengths": {}}, session="other")
+
+
+def test_nothing_says_where_the_package_is(app: Served) -> None:
+    places = ("/", "/config", "/gradio_api/info", "/gradio_api/openapi.json", "/gradio_api/mcp/schema")
+    with httpx.Client(base_url=app.url, timeout=60) as client:
+        for place in places:
+            assert str(Path(stylegan_inversion.__file__).parents[1]) not in client.get(place).text
+        parts = client.get("/config").json()["components"]
+        (samples,) = [each["props"]["value"] for each in parts if each["type"] == "gallery"]
+        for sample in samples:
+            image = client.get(f"/gradio_api/file={sample['image']['path']}")
+            assert image.headers["content-type"] == "image/jpeg"
 
 
 def http(url: str, name: str, arguments: dict[str, Any], session: str | None = None) -> str:

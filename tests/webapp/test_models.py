@@ -1,6 +1,8 @@
 """The models that visitors choose from."""
 
+import dataclasses
 import shutil
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +15,9 @@ from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.storage import builtin_path
 from stylegan_inversion.webapp import models as module
 from stylegan_inversion.webapp.app import private_folder
-from stylegan_inversion.webapp.models import Model, Models, best_cached, load_model, sentence
+from stylegan_inversion.webapp.models import LOADING, Model, Models, best_cached, load_model, sentence
 from tests.fake_hub import hub_client, serve
+from tests.webapp.conftest import until
 from tests.webapp.tiny_app import tiny_model
 
 
@@ -66,6 +69,35 @@ def test_visitors_who_may_choose_any(tiny: Model, tmp_path: Path) -> None:
     assert [model.name for model in models.loaded()] == ["tiny", "org/model"]
 
 
+def test_a_download_ends_when_nobody_waits_for_it(tiny: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 50_000)
+    models, cache = Models(tiny, open=True), tmp_path / "cache"
+    with serve() as hub, hub_client(hub, cache):
+        hub.add("org/model", builtin_path("faces64"))
+        hub.pause = 0.05
+        mine, other = models.load("org/model"), models.load("org/model")
+        next(mine)
+        until(lambda: "Downloading org/model: " in next(other).text)
+        mine.close()
+        assert "Downloading" in next(other).text  # somebody waits
+        other.close()
+        until(lambda: not any(thread.name == LOADING for thread in threading.enumerate()), 10)  # and not to its end
+        blobs = [*cache.rglob("blobs/*")]
+        assert sum(each.stat().st_size for each in blobs) < 5_000_000 and not [*cache.rglob("*.incomplete")]
+        asked, hub.pause = hub.gets(".safetensors"), 0.0
+        assert models.get("org/model").resolution == 64  # no lock is left
+        assert hub.gets(".safetensors") > asked
+
+
+def test_the_full_size_model_that_is_offered(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = Models(tiny, offers=True).offer()
+    assert offered is not None and "1202 MB, to download once · non-commercial" in sentence(offered)
+    assert [each.name for each in Models(tiny, offers=True).known()] == ["tiny", "faces64", offered.name]
+    assert Models(tiny).offer() is None
+    monkeypatch.setattr(module, "DEMONSTRATION", 16)
+    assert Models(tiny, offers=True).offer() is None  # it is full-size itself
+
+
 def test_an_uploaded_model(tiny: Model, folder: Path, tmp_path: Path) -> None:
     models = Models(tiny, open=True)
     tiny.tuner.save_pretrained(tmp_path / "model" / "mine")
@@ -94,9 +126,11 @@ def test_an_uploaded_model(tiny: Model, folder: Path, tmp_path: Path) -> None:
 
 def test_the_model_to_start_with(monkeypatch: pytest.MonkeyPatch) -> None:
     assert best_cached("cpu") == "faces64"
-    cached = [known for known in module.list_models() if known.name == "e4e-ffhq-1024"]
-    monkeypatch.setattr(module, "list_models", lambda: [module.dataclasses.replace(cached[0], where="cached")])
+    cached = [dataclasses.replace(known, where="cached") for known in module.list_models()]
+    monkeypatch.setattr(module, "list_models", lambda: cached)
     assert (best_cached("cuda"), best_cached("cpu")) == ("e4e-ffhq-1024", "faces64")
+    cached[:] = [known for known in cached if known.name in ("e4e-cars-512", "psp-ffhq-1024")]
+    assert best_cached("cuda:1") == "psp-ffhq-1024"  # a model of faces
 
 
 def test_a_folder_keeps_its_place_to_itself(tmp_path: Path, tiny: Model) -> None:

@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 gr = pytest.importorskip("gradio")
+from stylegan_inversion.preprocessing.align import around  # noqa: E402
 from stylegan_inversion.webapp.app import launch_options, private_folder  # noqa: E402
 from stylegan_inversion.webapp.editor import WORDS, Editor  # noqa: E402
 from stylegan_inversion.webapp.models import Model, Models  # noqa: E402
-from stylegan_inversion.webapp.studio import EXAMPLES, Studio, Visit, around  # noqa: E402
+from stylegan_inversion.webapp.play import CompareTab  # noqa: E402
+from stylegan_inversion.webapp.studio import EXAMPLES, Studio, Visit  # noqa: E402
 from tests.webapp.tiny_app import tiny_model  # noqa: E402
 
 
@@ -58,7 +60,7 @@ def test_a_page_opens_filled_and_a_reload_brings_the_result_back(editor: Editor,
 
 
 def test_a_photo_is_inverted_at_once_then_tuned(editor: Editor, upload: dict[str, Any], photo: Image.Image) -> None:
-    stale = editor._new(None)
+    stale = editor._new(Visit())
     visit = stale[editor.visit]
     assert "stale" in stale[editor.status] and visit.out is None
     assert "stale" in editor._edit(visit, 1.0)[editor.status]  # nothing to move yet
@@ -66,11 +68,13 @@ def test_a_photo_is_inverted_at_once_then_tuned(editor: Editor, upload: dict[str
     assert visit.strengths == {} and "2 faces: click one" in news[editor.hint] and "stale" not in news[editor.status]
     assert news[editor.save["jpeg"]]["interactive"] and size(news[editor.whole]) == photo.size
     quick = visit.out
-    *_, last = editor._tune(visit, "fast")
+    *_, last = editor._tune(visit)
     assert "Sharper version ready" in last[editor.status] and visit.out is not quick
-    assert list(editor._tune(visit, "fast")) == []  # only once by itself
-    editor._anew(visit)
-    assert list(editor._tune(visit, "fast"))
+    assert "about" in last[editor.sharpen["best"]]
+    assert [*editor._tune(visit)] == [
+        {editor.visit: visit}
+    ]  # only once by itself; never nothing: Gradio empties the page
+    assert "Sharper version ready" in [*editor._tune(visit, "fast")][-1][editor.status]
     smile = editor._chip(visit, 0)
     assert smile[editor.sliders[0]] > 0 and smile[editor.result][1] != last[editor.result][1]
     edited = editor._edit(visit, *[0.0] * len(editor.sliders))
@@ -93,12 +97,11 @@ def test_a_click_in_the_photo_chooses_a_face(editor: Editor, upload: dict[str, A
 
 
 def test_what_cannot_be_done_is_said(editor: Editor, upload: dict[str, Any]) -> None:
-    visit = editor._new(None)[editor.visit]
+    visit = editor._new(Visit())[editor.visit]
     Path(upload["path"]).write_bytes(b"no picture")
-    with pytest.raises(gr.Error, match="not an image"):
-        editor._take(visit, upload)
-    news = editor._failed(visit)
-    assert "stale" in news[editor.status] and news[editor.save["png"]]["interactive"] is False
+    news = editor._take(visit, upload)
+    assert "not an image" in news[editor.status] and "stale" in news[editor.status]  # it stays to be read
+    assert news[editor.save["png"]]["interactive"] is False and visit.photo is None
     with pytest.raises(gr.Error, match="There is no inverted face here"):
         editor._save(visit, "jpeg")
     with pytest.raises(gr.Error, match="cannot be chosen here"):
@@ -111,6 +114,33 @@ def test_another_model_inverts_the_photo_anew(editor: Editor, upload: dict[str, 
     *_, news = editor._load(visit, "faces64")
     assert visit.model == "faces64" and visit.out is not None and visit.out.images[0].size == (64, 64)
     assert news[editor.sliders[1]]["label"] == "Younger / older" and "64 x 64 pixels" in news[editor.note]
+
+
+def test_too_large_a_turn_is_said(editor: Editor, upload: dict[str, Any]) -> None:
+    visit = Visit(model="faces64")
+    editor._take(visit, upload)
+    place = editor._names(editor.studio.model(visit)).index("yaw")
+    for value, said in ((3.0, ""), (-5.0, "Turns beyond 4 ")):
+        news = editor._edit(visit, *[value if k == place else 0.0 for k in range(len(editor.sliders))])
+        assert news[editor.notice]["visible"] is bool(said) and news[editor.notice]["value"].startswith(said)
+    news = editor._chip(visit, 2 * place)
+    assert news[editor.sliders[place]] == 4.0 and not news[editor.notice]["visible"]  # a button never goes too far
+
+
+def test_the_methods_are_compared(editor: Editor, upload: dict[str, Any]) -> None:
+    tab, visit = CompareTab(editor), Visit()
+    editor._take(visit, upload)
+    *_, shown, last = tab._compare(visit)
+    assert len(shown[tab.gallery]) == 3 and "Done" in last[tab.compared]
+    assert all(
+        "100% in the photo" in words for _, words in shown[tab.gallery]
+    )  # without an edit it is the photo itself
+    tab.editor.tabs = gr.Tabs()
+    tab._adopt(visit, shown[tab.outs], SimpleNamespace(index=1))
+    assert visit.out is shown[tab.outs]["psp"]
+    visit.face = 1
+    with pytest.raises(gr.Error, match="of another photo, face or model"):
+        tab._adopt(visit, shown[tab.outs], SimpleNamespace(index=0))
 
 
 def test_a_new_photo_ends_the_run_of_the_old_one(editor: Editor, upload: dict[str, Any]) -> None:

@@ -1,12 +1,12 @@
 """The methods in a forked process, as ZeroGPU runs them: a stand-in for its package forks, and sends pickles."""
 
-import functools
 import multiprocessing
 import os
 import pickle
 import runpy
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +17,8 @@ from PIL import Image
 
 pytest.importorskip("gradio")
 from stylegan_inversion import InversionOutput
-from stylegan_inversion.webapp import studio, zerogpu
+from stylegan_inversion.pipelines.play import interpolate_outputs
+from stylegan_inversion.webapp import app, studio, zerogpu
 from stylegan_inversion.webapp.models import UPLOAD, Model, Models
 from tests.webapp.tiny_app import tiny_model
 
@@ -35,7 +36,7 @@ class Spaces(ModuleType):
         self.children: list[Any] = []
 
     def GPU(self, *, duration: Callable[..., int]) -> Callable[..., Any]:
-        return lambda task: functools.partial(self._run, task, duration)
+        return lambda task: partial(self._run, task, duration)
 
     def _run(self, task: Callable[..., Any], duration: Callable[..., int], *args: Any) -> Iterator[Any]:
         self.seconds.append(duration(*args))
@@ -93,10 +94,6 @@ def gpu(spaces: Spaces, model: Model, monkeypatch: pytest.MonkeyPatch) -> zerogp
     return found
 
 
-def never(step: int, info: dict[str, Any]) -> bool:
-    return False
-
-
 def bytes_of(module: torch.nn.Module) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in module.state_dict().items()}
 
@@ -121,19 +118,25 @@ def test_the_results_are_the_same_as_here(
     gpu: zerogpu.BorrowedGPU, model: Model, photo: Image.Image, spaces: Spaces
 ) -> None:
     before, crop = bytes_of(model.tuner.generator), model.tuner.align(photo)
-    quick = gpu.invert(model, "e4e", crop)
+    quick = gpu.run(model, partial(model.pipelines["e4e"], crop))
     assert same(quick, model.pipelines["e4e"](crop)) and quick.generator is model.tuner.generator
-    assert same(gpu.edit(model, quick, {"smile": 2.0}), model.tuner.edit(quick, smile=2.0))
+    assert same(gpu.run(model, partial(model.tuner.edit, quick, smile=2.0)), model.tuner.edit(quick, smile=2.0))
     reports: list[tuple[int, dict[str, Any]]] = []
+
+    def hear(step: int, info: dict[str, Any]) -> bool:
+        return bool(reports.append((step, info)))
+
     options: dict[str, Any] = {"num_w_steps": 3, "num_tuning_steps": 3, "pivot": "w_plus"}
-    out = gpu.tune(model, crop, lambda step, info: bool(reports.append((step, info))), steps=6, **options)
+    out = gpu.run(model, partial(model.tuner, crop, callback=hear, **options), hear, steps=6)
     assert same(out, model.tuner(crop, **options)) and out.generator is not model.tuner.generator
-    assert out.base is not None and out.base.generator is model.tuner.generator and out.crops == [crop]
+    assert out.base is not None and out.base.generator is model.tuner.generator and out.crops[0].photo is crop.photo
     step, info = reports[0]
     assert step == 1 and info["stage"] == "projection" and info["y_hat"].shape == (1, 3, 32, 32)
-    edited = gpu.edit(model, out, {"smile": 2.0})
+    edited = gpu.run(model, partial(model.tuner.edit, out, smile=2.0))
     assert same(edited, model.tuner.edit(out, smile=2.0)) and edited.generator is out.generator
-    assert bytes_of(model.tuner.generator) == before and len(spaces.seconds) == 4
+    frames = gpu.run(model, partial(interpolate_outputs, quick, edited, steps=2))
+    assert [each.tobytes() for each in frames] == [quick.images[0].tobytes(), edited.images[0].tobytes()]
+    assert bytes_of(model.tuner.generator) == before and len(spaces.seconds) == 5
 
 
 def test_no_weights_go_along_but_of_an_uploaded_model(
@@ -143,26 +146,30 @@ def test_no_weights_go_along_but_of_an_uploaded_model(
     work = gpu._work
     monkeypatch.setattr(gpu, "_work", lambda job: jobs.append(job) or work(job))
     crop = model.tuner.align(photo)
-    gpu.invert(model, "e4e", crop)
+    gpu.run(model, partial(model.pipelines["e4e"], crop))
     upload = Model(f"{UPLOAD}1", model.pipelines, model.groups)
-    assert same(gpu.invert(upload, "psp", crop), model.pipelines["psp"](crop))
+    assert same(gpu.run(upload, partial(upload.pipelines["psp"], crop)), model.pipelines["psp"](crop))
     plain, own = (len(pickle.dumps(job)) for job in jobs)
-    assert jobs[0].networks is None and jobs[1].networks and own > 10 * plain
+    assert jobs[0].networks is None and jobs[1].networks and own > plain + 100_000
+    assert plain < photo.width * photo.height * 3 + 20_000  # the photo, which an encoder reads
 
 
 def test_a_stop_and_an_error(gpu: zerogpu.BorrowedGPU, model: Model, photo: Image.Image) -> None:
     crop = model.tuner.align(photo)
-    options: dict[str, Any] = {"num_tuning_steps": 100_000, "pivot": "e4e"}
-    out = gpu.tune(model, crop, lambda step, info: step > 2, steps=100_000, **options)
-    assert out.reports[0]["stopped_by"] == "callback"
+
+    def tune(on_step: Callable[..., bool], **options: Any) -> InversionOutput:
+        options = {"num_tuning_steps": 100_000, "pivot": "e4e", **options}
+        return gpu.run(model, partial(model.tuner, crop, callback=on_step, **options), on_step, steps=100_000)
+
+    assert tune(lambda step, info: step > 2).reports[0]["stopped_by"] == "callback"
 
     def fail(step: int, info: dict[str, Any]) -> bool:
         raise ConnectionError("the visitor left")
 
     with pytest.raises(ConnectionError):
-        gpu.tune(model, crop, fail, steps=100_000, **options)
+        tune(fail)
     with pytest.raises(ValueError, match="`preset` must be one of"):
-        gpu.tune(model, crop, never, steps=1, preset="x")
+        tune(fail, preset="x")
 
 
 def test_a_process_that_is_killed(gpu: zerogpu.BorrowedGPU, model: Model, photo: Image.Image, spaces: Spaces) -> None:
@@ -170,8 +177,9 @@ def test_a_process_that_is_killed(gpu: zerogpu.BorrowedGPU, model: Model, photo:
         os.kill(spaces.children[-1].pid, 9)
         return False
 
+    endless = partial(model.tuner, model.tuner.align(photo), callback=kill, num_tuning_steps=100_000, pivot="e4e")
     with pytest.raises(RuntimeError, match="ended without a result"):
-        gpu.tune(model, model.tuner.align(photo), kill, steps=9, num_tuning_steps=100_000, pivot="e4e")
+        gpu.run(model, endless, kill, steps=9)
 
 
 @pytest.mark.parametrize(("steps", "resolution", "seconds"), [(50, 64, 25), (800, 1024, 120), (0, 1024, 25)])
@@ -189,13 +197,15 @@ def test_what_is_too_slow_for_the_cpu_borrows_it(
     *_, last = work.tune(visit, crop, pivot="e4e", num_tuning_steps=2)
     assert last.output is not None and len(spaces.seconds) == 1
     monkeypatch.setattr(studio, "DEMONSTRATION", 16)
-    work.edit(visit, work.invert(visit, crop, "e4e"), {"smile": 1.0})
+    out = work.edit(visit, work.invert(visit, crop, "e4e"), {"smile": 1.0})
     assert len(spaces.seconds) == 3
+    with app.private_folder():
+        work.animation(visit, out, "gif", 3)
+        work.mix(visit, out, work.random_face(visit, 0, 0.7), "pose", 1.0)
+    assert len(spaces.seconds) == 6
 
 
 def test_the_app_starts_on_the_cpu(spaces: Spaces, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    import stylegan_inversion.webapp.app as app
-
     devices: list[Any] = []
     monkeypatch.setattr(app, "load_model", lambda name, device: devices.append(device) or model)
     monkeypatch.setattr(app.signal, "signal", lambda *args: None)

@@ -1,0 +1,116 @@
+"""How visitors share the machine: whose turn it is to tune, and what their results may take of its memory."""
+
+import base64
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio")
+from stylegan_inversion.preprocessing.align import Crop
+from stylegan_inversion.webapp import run
+from stylegan_inversion.webapp.app import private_folder
+from stylegan_inversion.webapp.models import Model, Models
+from stylegan_inversion.webapp.studio import Studio, Visit
+from tests.webapp.marks import EDITED, read_mark
+from tests.webapp.tiny_app import tiny_model
+
+ENDLESS = {"num_tuning_steps": 10**5, "pivot": "e4e"}
+SHORT = {"num_tuning_steps": 1, "pivot": "e4e"}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model()
+
+
+@pytest.fixture
+def studio(model: Model) -> Iterator[Studio]:
+    with private_folder():
+        studio = Studio(Models(model))
+        yield studio
+        studio.close()
+
+
+@pytest.fixture
+def crop(model: Model, photo: Image.Image) -> Crop:
+    return model.tuner.align(photo)
+
+
+def test_the_one_who_came_first_is_next_and_each_waits_once(studio: Studio, crop: Crop) -> None:
+    greedy, other = Visit(), Visit()
+    running = studio.tune(greedy, crop, **ENDLESS)
+    next(running)
+    waiting = studio.tune(Visit(greedy.key), crop, **SHORT)  # another call of the same client
+    theirs = studio.tune(other, crop, **SHORT)
+    assert next(waiting).stage == next(theirs).stage == "waiting"
+    with pytest.raises(ValueError, match="A photo of yours waits to be sharpened already"):
+        next(studio.tune(Visit(greedy.key), crop, **SHORT))
+    waiting.close()  # cancelled: there is room for another
+    again = studio.tune(Visit(greedy.key), crop, **SHORT)
+    assert next(again).stage == "waiting"
+    running.close()
+    assert next(again).stage == "waiting"  # the other one came first
+    assert [*theirs][-1].output is other.out is not None
+    assert [*again][-1].output is not None
+
+
+def test_a_stop_gives_the_best_there_is(studio: Studio, model: Model, crop: Crop) -> None:
+    quick = model.pipelines["e4e"](crop)
+    for before in (None, quick):
+        visit = Visit(out=before)
+        reports = studio.tune(visit, crop, pivot="w", num_w_steps=1000)
+        while next(reports).stage != "projection":
+            pass
+        visit.end()
+        *_, last = reports
+        assert last.output is visit.out is not None
+        assert visit.out.reports[0]["l2"] <= quick.reports[0]["l2"]
+
+
+def test_the_oldest_results_go_when_memory_is_short(
+    studio: Studio, model: Model, crop: Crop, photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visits = [Visit() for _ in range(3)]
+    own = sum(tensor.nbytes for tensor in model.tuner.generator.state_dict().values())
+    monkeypatch.setattr(run, "MAX_HELD", 2 * own + 1000)
+    for visit in visits:
+        assert [*studio.tune(visit, crop, **SHORT)][-1].output is visit.out
+    outs = [visit.out for visit in visits if visit.out]
+    assert not [*outs[0].generator.synthesis.parameters()]
+    for work in (
+        lambda: studio.edit(visits[0], outs[0], {"smile": 1.0}),
+        lambda: studio.between(visits[1], outs[1], outs[0], "gif", 2),  # in whatever state it is kept
+        lambda: studio.file(visits[0], outs[0], "inversion"),
+    ):
+        with pytest.raises(ValueError, match="newer ones of other visitors took its memory"):
+            work()
+    for visit, out in zip(visits[1:], outs[1:]):
+        assert studio.edit(visit, out, {"smile": 1.0}).images
+    path = Path(studio.file(visits[2], model.pipelines["e4e"](crop), "inversion"))
+    monkeypatch.setattr(run, "MAX_HELD", 0)
+    studio.open_inversion(visits[2], str(path))
+    reports = studio.tune(visits[2], crop, pivot="w", num_w_steps=1000)
+    while next(reports).stage != "projection":
+        visits[2].out = None
+    visits[2].end()
+    assert [*reports] and model.pipelines["e4e"](crop).images  # the model itself stays
+    monkeypatch.setattr(run, "MAX_HELD", 5 * photo.width * photo.height)
+    path = Path(visits[0].publish(b"", "x.png"))
+    photo.save(path)
+    studio.take(visits[0], str(path))
+    assert studio.crop(visits[0]).image.size == (32, 32)
+    studio.take(visits[1], str(path))
+    with pytest.raises(ValueError, match="Invert the photo again"):
+        studio.crop(visits[0])
+    assert studio.crop(visits[1]).image.size == (32, 32)
+
+
+def test_the_preview_says_what_it_is(photo: Image.Image, tmp_path: Path) -> None:
+    text = run.status("Sharpening", preview=photo)
+    found = re.search(r"base64,([^\"]+)", text)
+    assert found is not None
+    (tmp_path / "preview.jpg").write_bytes(base64.b64decode(found[1]))
+    assert read_mark(tmp_path / "preview.jpg") == EDITED
