@@ -83,7 +83,7 @@ class CompareTab:
         centre = crop.quad.mean(axis=0)
         quad = centre + FACE_SCALE / tuner.crop_scale * (crop.quad - centre)
         photos = [crop.photo, *(tuner.paste_back(out, detail=detail)[0] for detail in ("move", "none"))]
-        faces = [to_tensor(crop_quad(photo, quad, FACE_SIDE), FACE_SIDE) for photo in photos]
+        faces = [to_tensor(crop_quad(photo, quad, FACE_SIDE)) for photo in photos]
         with torch.no_grad():
             photo, *others = self._identity.embed(torch.cat(faces))
         strangers = self._identity.strangers
