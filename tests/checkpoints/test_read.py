@@ -120,7 +120,7 @@ def test_every_kind_of_number(tmp_path: Path) -> None:
                 tensor.zero_()  # views of its own: the file stays
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", [2, 4])
 def test_values_of_python_and_numpy(protocol: int, read: Any) -> None:
     large = np.random.default_rng(0).integers(0, 256, (3, 1_000_000), dtype=np.uint8)
     value = {
@@ -160,7 +160,7 @@ def test_values_of_python_2_and_classes(read: Any) -> None:
     assert len(read(many_views(10))) == 10
 
 
-@pytest.mark.parametrize("dtype", ["f8", "f4", "i8", "u1", "?"])
+@pytest.mark.parametrize("dtype", ["f8", "u1", "?"])
 def test_npy(dtype: str, tmp_path: Path) -> None:
     for array in (np.arange(6).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3)), np.asarray(1)):
         np.save(tmp_path / "x.npy", array.astype(dtype))

@@ -1,5 +1,3 @@
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given
@@ -105,38 +103,6 @@ def test_the_threshold_stops_but_not_before_one_update(
     assert (tuned.stopped_by, len(tuned.losses), tuned.lpips_threshold) == ("threshold", 2, 1e6)
     tuned = tune(NEVER)
     assert (tuned.stopped_by, len(tuned.losses), tuned.lpips_threshold) == ("steps", 10, 0.0)
-
-
-def test_noise_of_the_projection_is_kept(
-    generator: Generator, perceptual: PerceptualDistance, photo: Tensor, w_pivot: Tensor
-) -> None:
-    noise = [torch.full((1, 1, *conv.noise_const.shape), 0.5) for conv in generator.synthesis.convs]
-    config = TuningConfig(num_steps=1)
-    tuned = tune_generator(generator, photo, w_pivot, perceptual=perceptual, config=config, noise=noise)
-    assert all((conv.noise_const == 0.5).all() for conv in tuned.generator.synthesis.convs)
-    assert not any((conv.noise_const == 0.5).any() for conv in generator.synthesis.convs)
-
-
-def test_callback_reports_stops_and_may_raise(
-    generator: Generator, perceptual: PerceptualDistance, photo: Tensor, w_pivot: Tensor
-) -> None:
-    seen: list[dict[str, Any]] = []
-
-    def callback(step: int, info: dict[str, Any]) -> bool:
-        seen.append(info)
-        return step == 2
-
-    tuned = tune_generator(generator, photo, w_pivot, perceptual=perceptual, config=NEVER, callback=callback)
-    assert tuned.stopped_by == "callback" and len(seen) == 2
-    assert seen[0].keys() == {"stage", "loss", "l2", "lpips", "y_hat"} and seen[0]["stage"] == "tuning"
-
-    def cancel(step: int, info: dict[str, Any]) -> bool:
-        raise KeyboardInterrupt
-
-    before = state(generator)
-    with pytest.raises(KeyboardInterrupt):
-        tune_generator(generator, photo, w_pivot, perceptual=perceptual, config=NEVER, callback=cancel)
-    assert same(generator, before)
 
 
 def test_nan_keeps_the_best_state(

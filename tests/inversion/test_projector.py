@@ -1,5 +1,4 @@
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -27,18 +26,6 @@ def test_noise_regularization_prefers_white_noise() -> None:
     assert noise_regularization([small]).item() == pytest.approx(2.0)  # 1 along each axis, no pyramid below 8 px
 
 
-def test_projection_approaches_the_target(generator: Generator, perceptual: PerceptualDistance, target: Tensor) -> None:
-    before = {key: value.clone() for key, value in generator.state_dict().items()}
-    with torch.no_grad():  # the caller's mode must not matter
-        found = project_w(generator, target, perceptual=perceptual, config=SHORT)
-    assert found.stopped_by == "steps" and len(found.losses) == 40
-    assert min(found.losses) < 0.5 * found.losses[0]
-    assert (found.w_plus == found.w_plus[:, :1]).all() and found.w_plus.shape == (1, 8, 16)
-    assert [tuple(t.shape) for t in found.noise] == [(1, 1, r, r) for r in (4, 8, 8, 16, 16, 32, 32)]
-    assert all(torch.equal(value, before[key]) for key, value in generator.state_dict().items())
-    assert not any(p.requires_grad or p.grad is not None for p in generator.parameters())
-
-
 def test_w_plus_frees_the_layers_and_a_seed_fixes_the_result(
     generator: Generator, perceptual: PerceptualDistance, target: Tensor
 ) -> None:
@@ -47,31 +34,6 @@ def test_w_plus_frees_the_layers_and_a_seed_fixes_the_result(
     assert not torch.equal(found.w_plus[:, 0], found.w_plus[:, 1])
     results = [project_w(generator, target, perceptual=perceptual, config=config, seed=s).w_plus for s in (1, 1, 2)]
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
-
-
-def test_images_of_a_batch_do_not_disturb_each_other(
-    generator: Generator, perceptual: PerceptualDistance, target: Tensor
-) -> None:
-    for conv in generator.synthesis.convs:  # each image has noise of its own: leave it out of the comparison
-        conv.noise_strength.data.zero_()
-    config = ProjectorConfig(num_steps=6, w_noise=0.0, learning_rate=0.05)
-    alone = project_w(generator, target, perceptual=perceptual, config=config).w_plus
-    both = project_w(generator, torch.cat([target, -target]), perceptual=perceptual, config=config).w_plus
-    torch.testing.assert_close(both[:1], alone, rtol=1e-3, atol=1e-3)
-    assert (both[1] - alone[0]).abs().max() > 0.05
-
-
-def test_callback_reports_and_stops(generator: Generator, perceptual: PerceptualDistance, target: Tensor) -> None:
-    seen: list[tuple[int, dict[str, Any]]] = []
-
-    def callback(step: int, info: dict[str, Any]) -> bool:
-        seen.append((step, info))
-        return step == 3
-
-    found = project_w(generator, target, perceptual=perceptual, config=SHORT, callback=callback)
-    assert [step for step, _ in seen] == [1, 2, 3] and found.stopped_by == "callback"
-    assert seen[0][1].keys() == {"stage", "loss", "learning_rate", "y_hat", "w_plus"}
-    assert seen[0][1]["stage"] == "projection" and seen[0][1]["w_plus"].shape == (1, 8, 16)
 
 
 class Poisoned(PerceptualDistance):

@@ -102,15 +102,6 @@ def test_a_damaged_picture_is_named(faces: Path, num_workers: int) -> None:
             pass
 
 
-@pytest.mark.parametrize(("world_size", "start"), [(1, 0), (2, 3), (3, 1)])
-def test_processes_share_the_positions_of_one(world_size: int, start: int) -> None:
-    samplers = [positions(4, rank=r, world_size=world_size, start=start, end=6) for r in range(world_size)]
-    alone = list(positions(4 * world_size, start=start, end=6))
-    together = [list(itertools.chain(*step)) for step in zip(*samplers)]
-    assert together == alone
-    assert alone[0][0] == start * 4 * world_size and len(alone) == 6 - start
-
-
 @pytest.mark.parametrize("limit", [0, 3, 8, 25])
 def test_the_tail_is_not_dropped(limit: int) -> None:
     batches = [list(positions(4, rank=rank, world_size=2, end=3, limit=limit)) for rank in range(2)]

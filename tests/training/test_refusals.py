@@ -272,22 +272,3 @@ def test_bad_files(tmp_path: Path, yaml: bytes | None, message: str) -> None:
         (tmp_path / "run.yaml").write_bytes(yaml)
     with pytest.raises(ValueError, match=message):
         load_config(["--config", str(tmp_path / "run.yaml"), "--data", "faces"])
-
-
-@pytest.mark.parametrize(
-    ("yaml", "arguments", "message"),
-    [
-        ("", ["--stesp", "3"], "Perhaps you meant: --steps INT"),
-        ("", ["--e4e.pool", "3"], "--e4e.pool-size"),
-        ("steps: many", [], "--steps: invalid literal"),
-        ("", ["--steps", "0"], "`steps` must be a whole number in"),
-    ],
-)
-def test_bad_arguments(
-    tmp_path: Path, yaml: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "run.yaml").write_text(yaml)
-    with pytest.raises(SystemExit, match="2"):
-        load_config(["--config", str(tmp_path / "run.yaml"), "--data", "faces", *arguments])
-    said = capsys.readouterr().err.translate(str.maketrans("│─", "  "))
-    assert message in " ".join(said.split())
