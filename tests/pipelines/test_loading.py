@@ -109,13 +109,14 @@ def test_through_the_hub_and_back(e4e: E4EPipeline, fake_hub: FakeHub, photo: Im
     assert address.startswith(fake_hub.url)
     e4e.push_to_hub("org/mine", token="write", variant="fp16")
     files = fake_hub.repositories["org/mine"]
+    files["code.py"] = b"raise SystemExit"
     assert {"README.md", "config.json", "generator/model.safetensors", "generator/model.fp16.safetensors"} <= set(files)
     assert b'from_pretrained("org/mine")' in files["README.md"] and b"license: mit" in files["README.md"]
     assert b"| l2 | 0.25 |" in files["README.md"]
 
     pipe = E4EPipeline.from_pretrained("org/mine", detector=detector)
     asked = [path for method, path in fake_hub.log if method == "GET" and "/resolve/" in path]
-    assert asked and not any("fp16" in path or path.endswith(".md") for path in asked)
+    assert asked and not any("fp16" in path or path.endswith((".md", ".py")) for path in asked)
     half = E4EPipeline.from_pretrained("org/mine", variant="fp16", detector=detector)
     assert torch.equal(half.generator.w_avg, e4e.generator.w_avg.half().float())
     assert half.directions.keys() == e4e.directions.keys()

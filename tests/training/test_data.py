@@ -50,18 +50,6 @@ def test_links_are_followed_but_not_in_circles(faces: Path, tmp_path: Path) -> N
     assert open_folder(linked, training=False)[7]["y"].shape == (3, 32, 32)
 
 
-def test_validation_takes_each_picture_as_it_is(faces: Path) -> None:
-    dataset = open_folder(faces, training=False)
-    for index, name in enumerate(NAMES):
-        example = dataset[index]
-        with Image.open(faces / name) as image:
-            rgb = image.convert("RGB")
-        assert example["index"] == index
-        torch.testing.assert_close(example["x"], to_tensor(uncropped(rgb, 16).image)[0])
-        torch.testing.assert_close(example["y"], to_tensor(uncropped(rgb, 32).image)[0])
-    assert dataset.names == NAMES and len(dataset) == 7
-
-
 def test_an_example_depends_on_seed_and_position_alone(faces: Path) -> None:
     state = torch.get_rng_state()
     dataset = open_folder(faces, make_task("frontalization"))
