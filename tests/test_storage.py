@@ -103,10 +103,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], bytes | None], str]] = {
         r"its header would have \d+ bytes, and at most 2000000 are read",
     ),
     "NaN": (lambda folder: saved({"a": torch.full((2,), float("nan"))}, folder), "'a' holds NaN or infinity"),
-    "dtype": (
-        lambda _: raw_tensors("F8_E4M3", 1, [2]),
-        r"tensor 'a' is torch\.float8_e4m3fn with 1 axes, which no",
-    ),
+    "dtype": (lambda _: raw_tensors("F8_E4M3", 1, [2]), r"tensor 'a' is torch\.float8_e4m3fn with 1 axes, which no"),
     "axes": (lambda _: raw_tensors("F32", 4, [1] * 65 + [2]), r"tensor 'a' is torch\.float32 with 66 axes"),
 }
 
@@ -194,10 +191,7 @@ def test_a_network_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"linear.bias": None, "extra": torch.ones(1)},
-            r"^the file does not fit Tiny: missing linear.bias; unexpec",
-        ),
+        ({"linear.bias": None, "extra": torch.ones(1)}, r"^the file does not fit Tiny: missing linear.bias; unexpec"),
         ({"linear.bias": torch.ones(1)}, r"linear.bias is \(1,\), not \(2,\)\.$"),  # would broadcast
         ({"linear.bias": torch.ones(2, dtype=torch.int64)}, r"linear.bias is torch.int64, not torch.float32\.$"),
         ({f"extra{i}": torch.ones(1) for i in range(8)}, r"unexpected extra3; unexpected extra4 and 3 more\.$"),

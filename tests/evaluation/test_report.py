@@ -3,9 +3,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stylegan_inversion.evaluation.report import (
-    plot_editability,
-)
+from stylegan_inversion.evaluation.report import plot_editability
 from stylegan_inversion.preprocessing.image import load_image
 
 RED, BLUE = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (64, 64), "blue")

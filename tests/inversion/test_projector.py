@@ -5,12 +5,7 @@ import torch
 from torch import Tensor
 
 from stylegan_inversion.errors import DivergedError
-from stylegan_inversion.inversion.projector import (
-    ProjectorConfig,
-    noise_regularization,
-    project_w,
-    w_statistics,
-)
+from stylegan_inversion.inversion.projector import ProjectorConfig, noise_regularization, project_w, w_statistics
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
 

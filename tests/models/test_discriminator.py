@@ -3,9 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from stylegan_inversion.models.discriminator import (
-    append_minibatch_std,
-)
+from stylegan_inversion.models.discriminator import append_minibatch_std
 
 
 def rng(seed: int = 0) -> torch.Generator:

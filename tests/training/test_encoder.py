@@ -130,10 +130,7 @@ def test_a_teacher_knows_the_w_of_pictures(make_learner: MakeLearner) -> None:
 
 @pytest.mark.parametrize(
     ("method", "task", "cls", "source"),
-    [
-        ("psp", "labels_to_face", PSPPipeline, LabelSource(4)),
-        ("e4e", "sketch_to_face", E4EPipeline, SketchSource()),
-    ],
+    [("psp", "labels_to_face", PSPPipeline, LabelSource(4)), ("e4e", "sketch_to_face", E4EPipeline, SketchSource())],
 )
 def test_a_run_of_a_paired_task(
     make_config: MakeConfig, pictures: Path, tmp_path: Path, method: str, task: str, cls: Any, source: Any

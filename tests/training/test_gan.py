@@ -13,11 +13,7 @@ from stylegan_inversion import latents, ops, storage
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.training import gan
-from stylegan_inversion.training.config import (
-    AdaptiveOptions,
-    AdversarialOptions,
-    DiscriminatorOptions,
-)
+from stylegan_inversion.training.config import AdaptiveOptions, AdversarialOptions, DiscriminatorOptions
 from stylegan_inversion.training.data import SeededDraws
 from stylegan_inversion.training.gan import GANLearner, grow_generator
 from tests.training.conftest import MakeGANLearner, batches_of, same
