@@ -150,15 +150,6 @@ def test_small_crops_and_small_faces_do_not_alias(period: int, side: int, degree
     assert np.asarray(pasted, dtype=float)[100:200, 100:200].std() < 8
 
 
-def test_align_face_chooses_the_face(photo: Image.Image) -> None:
-    faces = [landmarks_at(300, 200, 50), landmarks_at(150, 150, 40)]
-    crop = align_face(photo, faces, size=64, scale=0.74, face=1)
-    assert crop.image.size == (64, 64) and crop.photo is photo
-    assert (crop.face_count, crop.face_index) == (2, 1)
-    assert crop.quad is not None and np.allclose(crop.quad, face_quad(faces[1], 0.74))
-    assert np.array_equal(np.asarray(crop.image), np.asarray(crop_quad(photo, face_quad(faces[1], 0.74), 64)))
-
-
 @pytest.mark.parametrize(("width", "height", "size"), [(140, 100, 64), (101, 140, 300), (96, 96, 64)])
 def test_uncropped_takes_the_central_square(width: int, height: int, size: int) -> None:
     """Resized, and nothing else: its rims are those of the photo."""
