@@ -176,7 +176,7 @@ def test_other_errors_are_noticed(tmp_path: Path) -> None:
 
 
 COUNTS = [
-    pytest.param(1000, id="short"),
+    pytest.param(400, id="short"),
     pytest.param(10_000, id="full", marks=[pytest.mark.slow, pytest.mark.timeout(3000)]),
 ]
 

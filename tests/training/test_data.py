@@ -13,7 +13,7 @@ from stylegan_inversion import storage
 from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.preprocessing.align import uncropped
-from stylegan_inversion.preprocessing.image import list_images, to_tensor
+from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.training.config import TaskOptions
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, load_batches, positions
 from stylegan_inversion.training.tasks import Task, make_task
@@ -38,16 +38,6 @@ def faces(tmp_path: Path) -> Path:
 def open_folder(folder: Path, task: Task | None = None, *, seed: int = 0, training: bool = True) -> FaceFolder:
     task = task or make_task("inversion")
     return FaceFolder(folder, task, input_resolution=16, output_resolution=32, seed=seed, training=training)
-
-
-def test_links_are_followed_but_not_in_circles(faces: Path, tmp_path: Path) -> None:
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    (linked / "all").symlink_to(faces)
-    (linked / "one.png").symlink_to(faces / "a.png")
-    (faces / "b" / "back").symlink_to(linked)
-    assert list_images(linked) == [*(f"all/{name}" for name in NAMES), "one.png"]
-    assert open_folder(linked, training=False)[7]["y"].shape == (3, 32, 32)
 
 
 def test_an_example_depends_on_seed_and_position_alone(faces: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from stylegan_inversion.training.config import AdaptiveOptions, AdversarialOptions, GeneratorOptions, config_dict
@@ -59,6 +60,7 @@ def test_two_processes_go_on(make_config: MakeConfig) -> None:
     same_runs(whole, part)
 
 
+@pytest.mark.slow
 def test_two_processes_by_torchrun(make_config: MakeConfig, tmp_path: Path) -> None:
     """Whether `cpu` is set or not: without it each would train alone on a machine without a GPU."""
     config = make_config(steps=2, batch_size=2, cpu=torch.accelerator.is_available())
