@@ -118,6 +118,16 @@ def test_tensors_that_cannot_be_read(kind: str, tmp_path: Path) -> None:
         storage.read_tensors(tmp_path / "x.safetensors")
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+def test_devices_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / storage.CONFIG_NAME)
+    (tmp_path / "x.safetensors").symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=r"cannot be read as JSON: it is a folder or a device"):
+        storage.read_config(tmp_path)
+    with pytest.raises(CheckpointError, match=r"read as safetensors: it is a folder or a device"):
+        storage.read_tensors(tmp_path / "x.safetensors")
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage.write_config({"a": 1}, tmp_path)
     storage.write_tensors({"a": torch.ones(1)}, tmp_path / "model.safetensors")

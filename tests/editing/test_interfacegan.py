@@ -36,6 +36,16 @@ def test_conformance_conditioned(count: int) -> None:
     assert relative_error(ours[None], theirs[f"conditioned_on_{count}"]) <= 1e-5
 
 
+def test_boundary_points_to_higher_scores_and_separates() -> None:
+    w, scores, truth = problem()
+    boundary = fit_boundary(w, scores, chosen_ratio=0.2)
+    assert boundary.vector.dtype == torch.float32
+    assert boundary.vector.norm().item() == pytest.approx(1, abs=1e-6)
+    assert boundary.vector @ truth > 0.95
+    assert min(boundary.train_accuracy, boundary.validation_accuracy, boundary.full_accuracy) > 0.9
+    assert fit_boundary(w, -scores, chosen_ratio=0.2).vector @ truth < -0.95
+
+
 def test_the_seed_chooses_the_split_and_leaves_the_global_state_alone() -> None:
     w, scores, _ = problem()
     state = np.random.get_state(legacy=False)

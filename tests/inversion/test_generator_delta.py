@@ -68,6 +68,17 @@ def test_energy_and_tall_matrices(generator: Generator, tuned: Generator) -> Non
     torch.testing.assert_close(delta.apply(generator).mapping.layers[0].weight, affine, atol=1e-4, rtol=1e-4)
 
 
+def test_half_precision(generator: Generator, tuned: Generator) -> None:
+    exact, half = (GeneratorDelta.between(generator, tuned, dtype=dtype) for dtype in (None, torch.float16))
+    assert nbytes(half) * 2 == nbytes(exact) and 0 < half.relative_error < 1e-3
+    w_plus = torch.randn(1, generator.num_ws, 16)
+    drawn, wanted = (each.synthesis(w_plus) for each in (half.apply(generator), tuned))
+    assert 0 < (drawn - wanted).abs().max() < 1e-3
+    noisy = copy.deepcopy(generator)  # the error of noise counts if nothing else changed
+    noisy.synthesis.convs[0].noise_const.add_(0.1)
+    assert 0 < GeneratorDelta.between(generator, noisy, dtype=torch.float16).relative_error < 1e-3
+
+
 def test_options_out_of_range(generator: Generator, tuned: Generator) -> None:
     for options, message in (
         ({"rank": 0}, r"`rank` must be >= 1, got 0\."),

@@ -21,6 +21,18 @@ def test_noise_regularization_prefers_white_noise() -> None:
     assert noise_regularization([small]).item() == pytest.approx(2.0)  # 1 along each axis, no pyramid below 8 px
 
 
+def test_projection_approaches_the_target(generator: Generator, perceptual: PerceptualDistance, target: Tensor) -> None:
+    before = {key: value.clone() for key, value in generator.state_dict().items()}
+    with torch.no_grad():  # the caller's mode must not matter
+        found = project_w(generator, target, perceptual=perceptual, config=SHORT)
+    assert found.stopped_by == "steps" and len(found.losses) == 40
+    assert min(found.losses) < 0.5 * found.losses[0]
+    assert (found.w_plus == found.w_plus[:, :1]).all() and found.w_plus.shape == (1, 8, 16)
+    assert [tuple(t.shape) for t in found.noise] == [(1, 1, r, r) for r in (4, 8, 8, 16, 16, 32, 32)]
+    assert all(torch.equal(value, before[key]) for key, value in generator.state_dict().items())
+    assert not any(p.requires_grad or p.grad is not None for p in generator.parameters())
+
+
 class Poisoned(PerceptualDistance):
     """Gives NaN from the n-th distance on."""
 

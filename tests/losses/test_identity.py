@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.losses.identity import (
@@ -48,6 +48,11 @@ def moco() -> MoCoLoss:
     return seeded(lambda: MoCoLoss(ResNet(RESNET)))
 
 
+every_loss = pytest.mark.parametrize(
+    "build", [lambda: IdentityLoss(arcface()), lambda: IdentityLoss(dlib()), moco], ids=["arcface", "dlib", "moco"]
+)
+
+
 @pytest.mark.parametrize("build", [arcface, dlib])
 def test_unit_norm_similarity_and_loss(build: Callable[[], IdentityEmbedding]) -> None:
     embedding, a, b = build(), images(1), images(2)
@@ -67,6 +72,17 @@ def test_moco_formula(count: int) -> None:
     features = [loss.network(F.interpolate(x, size=224, mode="nearest")) for x in (y_hat, y)]
     torch.testing.assert_close(loss(y_hat, y), (1 - F.cosine_similarity(*features)).mean(), atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(loss.embed(y).norm(dim=1), torch.ones(count))
+
+
+@every_loss
+def test_train_mode_of_a_parent_changes_nothing(build: Callable[[], nn.Module]) -> None:
+    loss = build()
+    before = {key: value.clone() for key, value in loss.state_dict().items()}
+    expected = loss(images(1), images(2))
+    parent = nn.ModuleList([loss]).train()
+    assert parent.training and not any(m.training for m in loss.modules() if m is not loss)
+    assert torch.equal(loss(images(1), images(2)), expected)
+    assert all(torch.equal(value, before[key]) for key, value in loss.state_dict().items())
 
 
 def test_arcface_sees_the_inner_face_and_dlib_the_whole_crop() -> None:

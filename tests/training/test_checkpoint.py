@@ -33,6 +33,18 @@ def test_round_trip(tmp_path: Path) -> None:
     assert same(read_latest(tmp_path / "checkpoints"), {"step": 7, **state})
 
 
+def test_orphans_are_removed(tmp_path: Path) -> None:
+    write_checkpoint({"x": torch.ones(1)}, tmp_path, step=1)
+    names = ".step-00000002.safetensors.ab12cd34.partial", ".tmpKvrlkD"  # the second one is of safetensors
+    orphans = [tmp_path / name for name in names]
+    for orphan in orphans:
+        orphan.write_bytes(b"half")
+    (tmp_path / ".keep").touch()
+    assert read_latest(tmp_path, sweep=False) is not None and all(orphan.exists() for orphan in orphans)
+    assert read_latest(tmp_path) is not None
+    assert not any(orphan.exists() for orphan in orphans) and (tmp_path / ".keep").exists()
+
+
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for step in (1, 2):
         newest = write_checkpoint({"x": torch.full((100,), step)}, tmp_path, step=step)
