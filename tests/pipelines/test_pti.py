@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from stylegan_inversion import PSPPipeline, PTIPipeline
-from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.projector import project_w
 from stylegan_inversion.preprocessing.align import face_quad, recrop
 from stylegan_inversion.preprocessing.image import to_tensor
@@ -132,6 +132,20 @@ def test_pivots_of_encoders(name: str, both: PTIPipeline, photo: Image.Image) ->
     for conv, own in zip(out.generator.synthesis.convs, both.generator.synthesis.convs):
         assert torch.equal(conv.noise_const, own.noise_const)
     assert is_same(state(encoder), before)
+
+
+def test_pipelines_of_the_encoders(both: PTIPipeline, photo: Image.Image) -> None:
+    for name, kind in (("e4e", E4EPipeline), ("psp", PSPPipeline)):
+        pipeline = both.encoder_pipeline(name)
+        assert type(pipeline) is kind and pipeline.encoder is both.encoders[name]
+        assert pipeline.generator is both.generator and pipeline.detector is both.detector
+        assert pipeline.directions is both.directions and pipeline.crop_scale == both.crop_scale
+        out, untuned = pipeline(photo), both(photo, pivot=name, num_tuning_steps=0)
+        assert torch.equal(out.w_plus, untuned.w_plus) and out.images[0].tobytes() == untuned.images[0].tobytes()
+        assert out.reports[0]["l2"] == untuned.reports[0]["l2"] == pytest.approx(untuned.reports[0]["l2_pivot"])
+    del both.encoders["psp"]
+    with pytest.raises(ModelNotFoundError, match=r"holds no GradualStyleEncoder .* Take one of w, w_plus, e4e"):
+        both.encoder_pipeline("psp")
 
 
 def test_save_and_load(both: PTIPipeline, photo: Image.Image, tmp_path: Path, detector: Any) -> None:
