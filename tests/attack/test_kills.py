@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -129,6 +130,19 @@ def test_a_strangers_folder_that_is_saved_to_harms_nothing_else(tmp_path: Path) 
     make_model(2.0).save_pretrained(folder)
     assert owners(folder) == {2.0} and hidden(folder) == []
     assert {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()} == before
+
+
+def test_a_failed_saving_leaves_the_old_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_model(1.0).save_pretrained(tmp_path / "model")
+
+    monkeypatch.setattr(storage, "save_file", Mock(side_effect=OSError(28, "No space left on device")))
+    with pytest.raises(CheckpointError, match=r"model/generator/model\.safetensors could not be written: .*No space"):
+        make_model(2.0).save_pretrained(folder)
+    monkeypatch.undo()
+    assert owners(folder) == {1.0} and hidden(folder) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match=r"file could not be written: .*\. Save it again\."):
+        make_model(2.0).save_pretrained(tmp_path / "file")
 
 
 def whole_pictures(folder: Path) -> int:
