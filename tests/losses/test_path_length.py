@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stylegan_inversion.losses.path_length import path_length
+from stylegan_inversion.losses.path_length import path_length, path_length_penalty
 
 SHAPE = (3, 2, 4)  # of an image
 WS = (2, 5)  # num_ws, w_dim
@@ -44,6 +44,15 @@ def test_against_a_jacobian_of_finite_differences() -> None:
 
     w_plus.requires_grad_()
     torch.testing.assert_close(path_length(draw(w_plus), w_plus, noise), expected, rtol=1e-7, atol=0.0)
+
+
+def test_the_mean_moves_a_hundredth_and_is_a_constant() -> None:
+    lengths = torch.tensor([1.0, 3.0], requires_grad=True)
+    penalty, mean = path_length_penalty(lengths, torch.tensor(1.0, requires_grad=True))
+    assert mean.item() == pytest.approx(1.01) and not mean.requires_grad
+    assert penalty.item() == 2
+    penalty.backward()
+    assert lengths.grad is not None and lengths.grad.tolist() == [0, 2]
 
 
 def test_gradients_must_be_on() -> None:
