@@ -37,15 +37,6 @@ def test_the_table() -> None:
     assert {entry.edit for entry in edits_of("ffhq-1024")} == {"age", "smile", "pose", "ganspace"}
 
 
-def test_a_name_that_begins_others_suggests_them() -> None:
-    assert catalogue.suggest("e4e-ffhq") == catalogue.suggest("e4e-ffhq-102") == "Did you mean 'e4e-ffhq-1024'?"
-    assert catalogue.suggest("stylegan2-ffhq") == (
-        "Did you mean 'stylegan2-ffhq-1024' or 'stylegan2-ffhq-1024-small' or 'stylegan2-ffhq-1024-nvidia'?"
-    )
-    assert catalogue.suggest("faces") == "Did you mean 'faces64'?"
-    assert catalogue.suggest("") is None and catalogue.suggest("my-own-model") is None
-
-
 ENTRY = '{"entries": [{"name": "x", "kind": "", "description": "", "licence": "", "source": "", %s}]}'
 
 

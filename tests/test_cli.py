@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from stylegan_inversion import PTIPipeline, __version__, cli
-from stylegan_inversion.demo import draw_sheet, run_demo, sample_photos
+from stylegan_inversion.demo import run_demo, sample_photos
 from stylegan_inversion.preprocessing.image import load_image
 
 
@@ -116,33 +116,6 @@ def test_demo_writes_a_sheet(tiny_model: str, tmp_path: Path) -> None:
         "photo_age-3.jpg",
         "photo_age+3.jpg",
     }
-
-
-def test_sheet_places_pictures_under_their_labels() -> None:
-    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
-    sheet = draw_sheet([[("a", red), ("b", blue)], [("c", blue)]])
-    assert sheet.getpixel((86, 108)) == (255, 0, 0) and sheet.getpixel((252, 108)) == (0, 0, 255)
-    assert sheet.getpixel((86, 296)) == (0, 0, 255) and sheet.getpixel((252, 296)) == (255, 255, 255)
-
-
-def test_evaluate_generator(
-    tiny_model: str, photo: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "faces").mkdir()
-    for i in range(9):
-        photo.crop((20 * i, 0, 20 * i + 100, 100)).resize((32, 32)).save(tmp_path / "faces" / f"{i}.png")
-    arguments = ["evaluate-generator", "--data", str(tmp_path / "faces"), "--output", str(tmp_path / "out")]
-    arguments += ["--models", tiny_model, f"again={tiny_model}", "--device", "cpu", "--batch-size", "4"]
-    arguments += ["--num-samples", "8", "--num-paths", "2", "--limit", "8", "--identity", "none"]
-    assert cli.main(arguments) == 0
-    out = capsys.readouterr().out
-    assert "# 8 samples against 8 pictures at 32 px" in out and f"Everything is in {tmp_path / 'out'}." in out
-    figures = [line.split(" | ", 1)[1] for line in out.splitlines() if line.startswith(("| model |", "| again |"))]
-    assert len(figures) == 2 and figures[0] == figures[1]
-    assert (tmp_path / "out" / "again_samples.png").exists()
-
-    assert cli.main([*arguments, "--models", "faces46"]) == 2
-    assert "No model 'faces46'" in capsys.readouterr().err
 
 
 @pytest.fixture

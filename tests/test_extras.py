@@ -50,12 +50,10 @@ def data(tmp_path: Path) -> Path:
 
 
 EVALUATE = ["evaluate", "data", "--methods", "e4e"]
-ASKED = [
-    ("app", "gradio", ["app"]),
-    ("train", "accelerate", ["train", "--data", "data"]),
-    ("evaluate", "matplotlib", EVALUATE),
-]
+ASKED = [("train", "accelerate", ["train", "--data", "data"])]
 MORE = [
+    ("app", "gradio", ["app"]),
+    ("evaluate", "matplotlib", EVALUATE),
     ("app", "starlette", ["app"]),
     ("app", "python_multipart", ["app"]),
     ("train", "tyro", ["train", "--data", "data"]),
@@ -81,8 +79,7 @@ def test_a_command_without_its_extra(extra: str, missing: str, command: list[str
 
 def test_commands_that_need_no_extra(data: Path) -> None:
     everything = ",".join(name for names in EXTRAS.values() for name in names)
-    for command in (["--help"], ["models"], ["directions"]):
-        done = run(everything, *command, folder=data.parent)
-        assert done.returncode == 0 and done.stdout and not done.stderr, done
+    done = run(everything, "models", folder=data.parent)
+    assert done.returncode == 0 and done.stdout and not done.stderr, done
     done = run(everything, "invert", "data/0.png", "--method", "e4e", "--no-align", folder=data.parent)
     assert done.returncode == 0 and "1 of 1 photos done" in done.stdout, done

@@ -85,17 +85,6 @@ def test_upfirdn2d_and_bias_act_are_differentiable_twice() -> None:
     assert gradcheck(ops.bias_act, (x, bias))
 
 
-def test_upsample_keeps_a_constant_and_the_place() -> None:
-    inside = ops.upsample_2x(torch.ones(1, 1, 6, 6))[0, 0, 2:-2, 2:-2]
-    torch.testing.assert_close(inside, torch.ones_like(inside))
-    point = torch.zeros(1, 1, 5, 5)
-    point[0, 0, 2, 2] = 1
-    up = ops.upsample_2x(point)[0, 0]
-    # The centre of pixel 2 lies between the pixels 4 and 5 of the doubled image: the response is symmetric about it.
-    torch.testing.assert_close(up, up.flip(0, 1))
-    torch.testing.assert_close(up.sum(), torch.tensor(4.0))
-
-
 def test_no_weight_per_sample() -> None:
     """The memory that one call saves for the backward pass holds no (batch, out, in, k, k) tensor."""
     x, weight, style = torch.randn(8, 16, 4, 4), torch.randn(16, 16, 3, 3, requires_grad=True), torch.randn(8, 16)

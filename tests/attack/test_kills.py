@@ -117,16 +117,6 @@ def test_a_model_takes_no_parts_of_another_generator_along(tmp_path: Path, pti: 
     assert owners(folder / "church") == {5.0} and (folder / "notes.txt").read_text() == "mine"
 
 
-def test_saving_beside_foreign_folders_keeps_them(tmp_path: Path) -> None:
-    for name in ("bert", "directions", "e4e_encoder"):  # of other programs, in a folder that is no model yet
-        (tmp_path / name).mkdir()
-        for file in ("config.json", "model.safetensors"):
-            (tmp_path / name / file).write_text("mine")
-    make_model(1.0).save_pretrained(tmp_path)
-    make_model(2.0).save_pretrained(tmp_path)
-    assert owners(tmp_path) == {2.0} and (tmp_path / "bert" / "model.safetensors").read_text() == "mine"
-
-
 @pytest.mark.skipif(not hasattr(os, "symlink"), reason="there are no links here")
 def test_a_strangers_folder_that_is_saved_to_harms_nothing_else(tmp_path: Path) -> None:
     """What earlier versions or attackers may have left in it names nothing that is deleted or written."""

@@ -4,9 +4,9 @@ The checkpoints are small ones of ours in the official layouts.
 """
 
 import hashlib
+import os
 import shutil
-import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ from stylegan_inversion.checkpoints.find import download_url, fetch, find_file, 
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.hub import Access, file_sha256, storage_folder
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from tests.checkpoints.official_files import TINY, checkpoint_to_rosinality, generator, official_arcface
+from tests.checkpoints.official_files import checkpoint_to_rosinality, generator, official_arcface
 from tests.checkpoints.public_directions import FakeGitHub
 from tests.fake_hub import FakeHub, hub_client, serve
 
@@ -89,39 +89,6 @@ def test_a_subfolder_stays_inside(subfolder: str, tmp_path: Path) -> None:
             ValueError, match=r"`subfolder` must be a relative path inside the model, without '\.\.', g"
         ):
             find_folder(name, Access(subfolder=subfolder))
-
-
-def test_a_model_on_the_hub(tmp_path: Path) -> None:
-    source, network = model_folder(tmp_path / "source"), Generator(TINY)
-    for dtype, variant in ((torch.float16, "fp16"), (None, None)):
-        storage.save_module(network, source / "encoder", dtype=dtype, variant=variant)
-    storage.write_tensors({}, source / "directions" / storage.WEIGHTS_NAME)
-    (source / "code.py").write_text("raise SystemExit\n")
-
-    def files(folder: Path) -> list[str]:
-        return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-    with serve() as fake, hub_client(fake, tmp_path / "cache"):
-        fake.add("org/tiny", source)
-        fake.repositories["org/empty"] = {}
-        with pytest.raises(
-            ModelNotFoundError, match=r"may not be used for 'org/tiny': connect once, .*model: .*faces64"
-        ):
-            find_folder("org/tiny", OFFLINE)
-        for subfolder in ("encoder", "./encoder/", ".\\encoder"):
-            encoder = find_folder("org/tiny", Access(subfolder=subfolder))
-        there = ["config.json", "encoder/config.json", "encoder/model.safetensors"]
-        assert files(encoder.parent) == there[1:]
-        root = find_folder("org/tiny")
-        assert find_folder("org/tiny", Access(subfolder="encoder", local_files_only=True)) == encoder
-        half = find_folder("org/tiny", Access(cache_dir=tmp_path / "half"), variant="fp16")
-        with pytest.raises(ModelNotFoundError, match=r"holds no config\.json, so it is not a model saved by this pack"):
-            find_folder("org/empty")
-    assert root == encoder.parent and tmp_path / "cache" in root.parents
-    assert files(root) == [there[0], "directions/model.safetensors", *there[1:]]  # and no code
-    assert {"directions/model.safetensors", "encoder/model.fp16.safetensors"} < set(files(half))
-    assert "encoder/model.safetensors" not in files(half)
-    assert torch.equal(storage.load_module(Generator, GeneratorConfig, encoder).w_avg, network.w_avg)
 
 
 # --- files and addresses
@@ -267,43 +234,39 @@ def test_converted_once_and_not_kept_twice(fetched: list[Any], tmp_path: Path, m
     assert other.parent.parent == tmp_path / "other"
 
 
-_ONE_OF_SEVERAL = """
-import shutil, sys, time
-from pathlib import Path
-from stylegan_inversion import catalogue, hub, storage
-from stylegan_inversion.catalogue import CatalogueEntry
-from stylegan_inversion.checkpoints import find
-from stylegan_inversion.models.generator import Generator, GeneratorConfig
-
-file, cache = map(Path, sys.argv[1:])
-
-def fetch(entry, access):
-    with (cache / "log").open("a") as log:
-        log.write("fetched\\n")
-    return Path(shutil.copy(file, cache / "models" / "x.pt"))
-
-def write(file, folder):
-    write_model(file, folder)
-    time.sleep(1)  # the others come meanwhile
-
-write_model, find.write_model, find.fetch = find.write_model, write, fetch
-find.catalogue = catalogue.catalogue = lambda: (CatalogueEntry("test", "generator", "", "", ""),)
-find.cached_file = lambda entry, cache_dir: None
-folder = find.find_folder("test", hub.Access(cache_dir=cache))
-print(folder, float(storage.load_module(Generator, GeneratorConfig, folder / "generator").w_avg.sum()))
-"""
-
-
-def test_several_processes_convert_one_name(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")
+def test_several_processes_convert_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(checkpoint_to_rosinality(*generator()), tmp_path / "x.pt")
-    (tmp_path / "models").mkdir()
-    command = [sys.executable, "-c", _ONE_OF_SEVERAL, str(tmp_path / "x.pt"), str(tmp_path)]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    answers = [process.communicate()[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0, 0]
-    assert len(set(answers)) == 1 and "converted--" in answers[0]
+    write_model = find.write_model
+
+    def fake_fetch(entry: CatalogueEntry, access: Access) -> Path:
+        with (tmp_path / "log").open("a") as log:
+            log.write("fetched\n")
+        return Path(shutil.copy(tmp_path / "x.pt", tmp_path / "fetched.pt"))
+
+    def slow_write(file: Any, folder: Path) -> None:
+        write_model(file, folder)
+        time.sleep(0.5)  # the others come meanwhile
+
+    monkeypatch.setattr(find, "fetch", fake_fetch)
+    monkeypatch.setattr(find, "write_model", slow_write)
+    monkeypatch.setattr(find, "cached_file", lambda entry, cache_dir: None)
+    for module in (find, catalogue_module):
+        monkeypatch.setattr(module, "catalogue", lambda: (CatalogueEntry("test", "generator", "", "", ""),))
+    children = []
+    for _ in range(3):
+        if (child := os.fork()) == 0:
+            try:
+                folder = find_folder("test", Access(cache_dir=tmp_path))
+                storage.load_module(Generator, GeneratorConfig, folder / "generator")
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
+    assert len([path for path in tmp_path.glob("converted--*/*") if path.is_dir()]) == 1
     assert (tmp_path / "log").read_text() == "fetched\n"  # one converted, two waited
-    assert not list((tmp_path / "models").iterdir())
+    assert not (tmp_path / "fetched.pt").exists()
 
 
 @pytest.mark.parametrize("place", ["converted--stylegan-inversion", ".locks", "no locks"])

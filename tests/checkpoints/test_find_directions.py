@@ -132,22 +132,6 @@ def test_a_generator_is_known_by_its_average_w(
     assert list(PTIPipeline.from_single_file(rosinality, cache_dir=cache).directions) == (NAMES if near else [])
 
 
-def test_a_network_that_is_not_there_is_waited_for_once(
-    rosinality: Path, e4e: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    files = make_files(w_avg())
-    server = publish(monkeypatch, files, resolution=64)
-    PTIPipeline.from_single_file(rosinality, cache_dir=cache)
-    asked, server.down = len(server.asked), True
-    for path in (rosinality, e4e):
-        assert not PTIPipeline.from_single_file(path, cache_dir=cache.with_name("empty")).directions
-    assert len(server.asked) == asked + 1
-    assert ["no route to host" in message for message in caplog.messages] == [True, True]
-    for path in (rosinality, e4e):  # what is in a cache is still taken
-        assert list(PTIPipeline.from_single_file(path, cache_dir=cache).directions) == NAMES
-    assert len(server.asked) == asked + 1
-
-
 def test_a_generator_that_cannot_be_known(
     rosinality: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -161,19 +145,6 @@ def test_a_generator_that_cannot_be_known(
     with caplog.at_level(logging.INFO):
         assert not PTIPipeline.from_single_file(rosinality, cache_dir=cache).directions
     assert not caplog.records
-
-
-def test_what_cannot_be_had_at_the_address(
-    e4e: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    server = publish(monkeypatch, make_files(), resolution=64)
-    server.files = dict.fromkeys(server.files, b"<html>log in</html>")
-    assert not E4EPipeline.from_single_file(e4e, cache_dir=cache).directions
-    assert len(caplog.records) == 1 and "gave another file" in caplog.messages[0]
-    assert not [path for path in cache.rglob("*") if path.is_file()]
-    cache.with_name("file").write_text("")  # nothing can be written below a file, not even by root
-    assert not E4EPipeline.from_single_file(e4e, cache_dir=cache.with_name("file")).directions
-    assert len(caplog.records) == 2 and "could not be fetched" in caplog.messages[1]
 
 
 def test_a_direction_of_the_catalogue_by_its_name_and_the_command(

@@ -7,37 +7,21 @@ import pytest
 import torch
 
 from stylegan_inversion.checkpoints.encoder import (
-    arcface_from_official,
     encoder_from_official,
     encoder_to_official,
-    latent_discriminator_from_official,
-    moco_from_official,
 )
 from stylegan_inversion.checkpoints.generator import (
     average_w,
-    discriminator_from_rosinality,
     generator_from_official,
     generator_to_nvidia,
     generator_to_rosinality,
 )
-from stylegan_inversion.models.discriminator import (
-    Discriminator,
-    DiscriminatorConfig,
-    LatentDiscriminator,
-    LatentDiscriminatorConfig,
-)
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.models.irse import ArcFace
-from stylegan_inversion.models.resnet import ResNet, ResNetConfig
 from stylegan_inversion.storage import fill_module
 from tests.checkpoints.official_files import (
-    ARCFACE,
-    D_TINY,
     assert_same,
     draw,
     encoder,
-    official_arcface,
-    rosinality_discriminator,
     without,
 )
 from tests.conformance import DATA, draw_state_dict, load_case
@@ -109,29 +93,3 @@ def test_average_w() -> None:
     z = torch.randn(7_000, 6, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(ours, module.mapping(z).mean(0), atol=1e-5)  # in steps of 5 000: another stream, same mean
     assert torch.equal(ours, average_w(TINY, state_dict, samples=7_000))
-
-
-@pytest.mark.parametrize("config", [D_TINY, replace(D_TINY, resolution=32, channel_base=100)])
-def test_discriminators(config: DiscriminatorConfig) -> None:
-    found, state_dict = discriminator_from_rosinality(rosinality_discriminator(config))
-    assert_same(state_dict, draw(Discriminator(config)))
-    fill_module(Discriminator(found), state_dict, source="test")
-
-
-def test_other_networks() -> None:
-    config, state_dict = arcface_from_official(official_arcface())
-    assert config == ARCFACE
-    fill_module(ArcFace(config), state_dict, source="test")
-
-    judge = draw(LatentDiscriminator(LatentDiscriminatorConfig(w_dim=6, num_layers=3)))
-    found, state_dict = latent_discriminator_from_official(judge)
-    assert found == LatentDiscriminatorConfig(w_dim=6, num_layers=3)
-    assert_same(state_dict, judge)
-
-    sizes = ResNetConfig((4, 5, 6, 7), (1, 2, 1, 1))
-    trunk = draw(ResNet(sizes))
-    others = {"encoder_q.fc.0.weight": torch.zeros(28, 28), "queue": torch.zeros(8, 16)}
-    others |= {f"encoder_k.{key}": tensor for key, tensor in trunk.items()}
-    resnet, state_dict = moco_from_official({f"encoder_q.{key}": tensor for key, tensor in trunk.items()} | others)
-    assert resnet == sizes
-    assert_same(state_dict, trunk)

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from stylegan_inversion import PTIPipeline
 from stylegan_inversion.checkpoints.generator import generator_to_rosinality
 from stylegan_inversion.checkpoints.recognise import read_single_file
-from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.errors import CheckpointError
 from tests.checkpoints.hostile_files import call, whole
 from tests.checkpoints.official_files import (
     TINY,
@@ -163,14 +162,3 @@ def test_a_discriminator_with_another_filter_is_left_out(tmp_path: Path) -> None
     judge = rosinality_discriminator() | {"convs.1.conv2.0.kernel": torch.ones(4, 4)}
     torch.save({"g_ema": G_EMA, "latent_avg": LATENT_AVG, "d": judge}, tmp_path / "x.pt")
     assert read_single_file(tmp_path / "x.pt").notes == ("The file also holds `d`, which was left out.",)
-
-
-def test_a_folder_of_diffusers(tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with pytest.raises(ModelNotFoundError, match=r"a pipeline of diffusers \(model_index\.json\), not a GAN"):
-        PTIPipeline.from_pretrained(tmp_path)
-    with pytest.raises(ModelNotFoundError, match=r"a folder: use from_pretrained"):
-        PTIPipeline.from_single_file(tmp_path)
-    (tmp_path / "model_index.json").unlink()
-    with pytest.raises(ModelNotFoundError, match=r"holds no config\.json, so it is not a model saved by this package"):
-        PTIPipeline.from_pretrained(tmp_path)

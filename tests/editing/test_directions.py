@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stylegan_inversion.editing.directions import Direction, apply_directions, load_directions, save_directions
+from stylegan_inversion.editing.directions import Direction, load_directions, save_directions
 from stylegan_inversion.errors import CheckpointError
 
 NUM_WS, W_DIM = 6, 8
@@ -68,18 +68,6 @@ def test_the_unit_of_strength() -> None:
     torch.testing.assert_close(Direction.from_vector("pose", vector, unit=0.5).step, vector / 14)
     farthest = Direction("age", unit(0), unit=1e6, strength_range=(-1e6, 1e6))
     assert farthest.apply(codes(), 1e6).isfinite().all()
-
-
-def test_several_edits_add_up_in_any_order() -> None:
-    w_plus = codes()
-    known = {"smile": Direction("smile", unit(0), layers=(0, 4)), "age": Direction("age", unit(1))}
-    both = apply_directions(w_plus, known, strengths={"smile": 2.0, "age": -1.0})
-    expected = w_plus - unit(1)
-    expected[:, :4] += 2 * unit(0)
-    torch.testing.assert_close(both, expected)
-    torch.testing.assert_close(apply_directions(w_plus, known, strengths={"age": -1.0, "smile": 2.0}), both)
-    same = apply_directions(w_plus, known, strengths={})
-    assert torch.equal(same, w_plus) and same.data_ptr() != w_plus.data_ptr()
 
 
 def test_save_and_load_give_back_the_same_directions(tmp_path: Path) -> None:

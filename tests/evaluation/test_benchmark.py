@@ -257,7 +257,3 @@ def test_the_command(stubs: None, model: str, faces: Path, tmp_path: Path, capsy
     assert "Failed, and in no mean: e4e 1, pSp 1, PTI (W pivot) 1." in out and "No image was done by all" in out
     assert cli.main([*arguments.split(), "--edits", "smle"]) == 2
     assert "There is no direction 'smle'" in capsys.readouterr().err
-    for text in ("pti", "=3", "pti=0", "pti=x"):
-        with pytest.raises(SystemExit):
-            cli.main(["evaluate", "folder", "--limit-for", text])
-        assert f"{text!r} is not METHOD=N, such as pti=50" in capsys.readouterr().err

@@ -50,11 +50,7 @@ def edited(gain: float, cost: float, *, start: float = 0.9) -> dict[str, object]
 
 
 def test_methods_are_compared_at_a_level_that_all_reach() -> None:
-    rows = {
-        "far": [edited(2.0, 0.1), edited(4.0, 0.1)],
-        "near": [edited(1.0, 0.05, start=0.95)] * 3,
-        "none": [],
-    }
+    rows = {"far": [edited(2.0, 0.1), edited(4.0, 0.1)], "near": [edited(1.0, 0.05, start=0.95)] * 3, "none": []}
     found = summarise_edit(rows, "smile", STRENGTHS)
     assert found["level"] == pytest.approx(0.9) and found["level_to_photo"] == pytest.approx(0.85)
     assert list(found["methods"]) == ["far", "near"]

@@ -1,17 +1,11 @@
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from stylegan_inversion.errors import DivergedError
-from stylegan_inversion.inversion.projector import (
-    ProjectorConfig,
-    noise_regularization,
-    project_w,
-    w_statistics,
-)
+from stylegan_inversion.inversion.projector import ProjectorConfig, noise_regularization, project_w, w_statistics
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
 
@@ -37,41 +31,6 @@ def test_projection_approaches_the_target(generator: Generator, perceptual: Perc
     assert [tuple(t.shape) for t in found.noise] == [(1, 1, r, r) for r in (4, 8, 8, 16, 16, 32, 32)]
     assert all(torch.equal(value, before[key]) for key, value in generator.state_dict().items())
     assert not any(p.requires_grad or p.grad is not None for p in generator.parameters())
-
-
-def test_w_plus_frees_the_layers_and_a_seed_fixes_the_result(
-    generator: Generator, perceptual: PerceptualDistance, target: Tensor
-) -> None:
-    config = ProjectorConfig(num_steps=4)
-    found = project_w(generator, target, perceptual=perceptual, config=SHORT, per_layer=True)
-    assert not torch.equal(found.w_plus[:, 0], found.w_plus[:, 1])
-    results = [project_w(generator, target, perceptual=perceptual, config=config, seed=s).w_plus for s in (1, 1, 2)]
-    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
-
-
-def test_images_of_a_batch_do_not_disturb_each_other(
-    generator: Generator, perceptual: PerceptualDistance, target: Tensor
-) -> None:
-    for conv in generator.synthesis.convs:  # each image has noise of its own: leave it out of the comparison
-        conv.noise_strength.data.zero_()
-    config = ProjectorConfig(num_steps=6, w_noise=0.0, learning_rate=0.05)
-    alone = project_w(generator, target, perceptual=perceptual, config=config).w_plus
-    both = project_w(generator, torch.cat([target, -target]), perceptual=perceptual, config=config).w_plus
-    torch.testing.assert_close(both[:1], alone, rtol=1e-3, atol=1e-3)
-    assert (both[1] - alone[0]).abs().max() > 0.05
-
-
-def test_callback_reports_and_stops(generator: Generator, perceptual: PerceptualDistance, target: Tensor) -> None:
-    seen: list[tuple[int, dict[str, Any]]] = []
-
-    def callback(step: int, info: dict[str, Any]) -> bool:
-        seen.append((step, info))
-        return step == 3
-
-    found = project_w(generator, target, perceptual=perceptual, config=SHORT, callback=callback)
-    assert [step for step, _ in seen] == [1, 2, 3] and found.stopped_by == "callback"
-    assert seen[0][1].keys() == {"stage", "loss", "learning_rate", "y_hat", "w_plus"}
-    assert seen[0][1]["stage"] == "projection" and seen[0][1]["w_plus"].shape == (1, 8, 16)
 
 
 class Poisoned(PerceptualDistance):

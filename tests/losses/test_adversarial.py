@@ -36,17 +36,6 @@ def test_values_by_hand() -> None:
     assert generator_loss(high) < 1e-3 < 9 < generator_loss(low)
 
 
-def test_r1_by_hand_and_differentiable_by_the_parameters() -> None:
-    weight = torch.tensor([3.0, 4.0], requires_grad=True)
-    codes = torch.tensor([[1.0, 2.0], [0.0, 0.0]], requires_grad=True)
-    penalty = r1_penalty((codes @ weight)[:, None], codes)
-    assert penalty.item() == 25
-    penalty.backward()
-    assert weight.grad is not None and weight.grad.tolist() == [6, 8]
-    images = torch.zeros(2, 3, 4, 4, requires_grad=True)
-    assert r1_penalty(2 * images.sum(dim=(1, 2, 3)), images).item() == 4 * 3 * 4 * 4  # summed over all pixels
-
-
 def test_r1_needs_inputs_with_a_gradient() -> None:
     weight, images = torch.ones(2, requires_grad=True), torch.ones(3, 2)
     with pytest.raises(ValueError, match=r"call `real_inputs.requires_grad_\(\)` before the discriminator"):

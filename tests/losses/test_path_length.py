@@ -55,13 +55,6 @@ def test_the_mean_moves_a_hundredth_and_is_a_constant() -> None:
     assert lengths.grad is not None and lengths.grad.tolist() == [0, 2]
 
 
-def test_parts_of_a_batch_average_to_the_whole() -> None:
-    lengths, mean = torch.rand(6, generator=torch.Generator().manual_seed(0)), torch.tensor(0.2)
-    whole = torch.stack(path_length_penalty(lengths, mean))
-    parts = [torch.stack(path_length_penalty(part, mean)) for part in lengths.split(3)]
-    torch.testing.assert_close(torch.stack(parts).mean(0), whole)
-
-
 def test_gradients_must_be_on() -> None:
     draw, w_plus, noise = quadratic(), normal(2, *WS), normal(2, *SHAPE)
     with pytest.raises(ValueError, match=r"call `w_plus.requires_grad_\(\)` before the generator"):

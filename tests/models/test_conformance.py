@@ -34,7 +34,7 @@ def check(name: str, ours: Tensor, theirs: Tensor) -> None:
     assert error <= TOLERANCE, f"{name}: {error:.2e}"
 
 
-@pytest.mark.parametrize("name", ["psp_1024", "e4e_1024", "e4e_256"])
+@pytest.mark.parametrize("name", ["psp_1024", pytest.param("e4e_1024", marks=pytest.mark.slow), "e4e_256"])
 @torch.no_grad()
 def test_encoder_and_its_generator(name: str) -> None:
     case, expected = load_case(name)

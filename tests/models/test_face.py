@@ -112,14 +112,6 @@ def test_non_max_suppression_keeps_the_best_of_each_group() -> None:
     assert non_max_suppression(boxes[:0], 0.5).tolist() == []
 
 
-def test_recognition_tells_people_apart(recognition: FaceRecognitionNet) -> None:
-    one = face(3, (0.285, 0.18, 0.425, 0.32))
-    other = face(6, (0.61, 0.175, 0.75, 0.315))
-    first, darker, second = recognition(torch.cat([one, one * 0.7 - 0.3, other]))
-    assert (first - darker).norm() < 0.3
-    assert (first - second).norm() > 0.6
-
-
 def test_scores_have_the_right_order(scorer: FaceScorer) -> None:
     scores = scorer(torch.cat([LAUGHING, SERIOUS]))
     assert set(scores) == {"smile", "age", "gender", "yaw"}
@@ -138,11 +130,3 @@ def test_yaw_is_positive_when_the_nose_points_right() -> None:
     torch.testing.assert_close(landmark_yaw(landmarks), torch.tensor([0.25]))
     turn = torch.tensor([[0.8, 0.6], [-0.6, 0.8]])  # rolling the head changes nothing
     torch.testing.assert_close(landmark_yaw(landmarks @ turn), torch.tensor([0.25]))
-
-
-def test_every_network_takes_any_size_and_passes_gradients(scorer: FaceScorer, recognition: FaceRecognitionNet) -> None:
-    x = noise(64, 1).requires_grad_()
-    outputs = {**scorer(x), "identity": recognition(x).square().sum(dim=1)}
-    for name, value in outputs.items():
-        (gradient,) = torch.autograd.grad(value.sum(), x, retain_graph=True)
-        assert gradient.isfinite().all() and gradient.abs().sum() > 0, name

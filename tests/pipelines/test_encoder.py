@@ -15,7 +15,7 @@ from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.preprocessing.align import recrop, uncropped
 from stylegan_inversion.preprocessing.image import to_tensor
-from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, SketchSource
+from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource
 from tests.pipelines.conftest import small_pipeline
 
 
@@ -64,16 +64,6 @@ def test_labels_become_a_face(kind: str, generator: Generator, labels: Image.Ima
     assert again.source == LabelSource(5) and torch.equal(again.translate(labels).w_plus, out.w_plus)
 
 
-def test_a_sketch_from_a_file(generator: Generator, photo: Image.Image, tmp_path: Path) -> None:
-    pipeline = small_pipeline("psp", generator, SketchSource())
-    photo.convert("L").save(tmp_path / "sketch.png")
-    out = pipeline.translate(tmp_path / "sketch.png")
-    with torch.no_grad():
-        torch.testing.assert_close(out.w_plus, pipeline.encoder(SketchSource()(photo.convert("L"), 64)[None]))
-    levels = np.asarray(out.crops[0].image)
-    assert (levels == levels[..., :1]).all() and levels.std() > 10
-
-
 def test_a_photo_that_is_translated_is_not_aligned(generator: Generator, photo: Image.Image) -> None:
     pipeline = small_pipeline("psp", generator)
     out, called = pipeline.translate(photo), pipeline(photo, align=False)
@@ -113,12 +103,3 @@ def test_models_without_a_source_read_photos(generator: Generator, tmp_path: Pat
     assert PTIPipeline.from_pretrained(folder).pivots == ("w", "w_plus", "psp")
     storage.write_config({**config, "source": {"kind": "sketch"}}, folder)  # whose encoders give no pivot
     assert PTIPipeline.from_pretrained(folder).pivots == ("w", "w_plus")
-
-
-def test_the_passes_of_restyle(generator: Generator, photo: Image.Image, detector: Any) -> None:
-    pipeline = small_pipeline("restyle", generator, detector=detector)
-    one, usual = pipeline(photo, num_iterations=1), pipeline(photo)
-    x = to_tensor(recrop(usual.crops[0], 64))
-    with torch.no_grad():
-        assert torch.equal(one.w_plus, pipeline.encoder.refine(x, generator, iterations=1))
-        assert torch.equal(usual.w_plus, pipeline.encoder.refine(x, generator, iterations=5))

@@ -11,12 +11,7 @@ import torch
 from PIL import Image
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PSPPipeline, PTIPipeline, storage
-from stylegan_inversion.errors import (
-    CheckpointError,
-    FaceNotFoundError,
-    InvalidImageError,
-    ModelNotFoundError,
-)
+from stylegan_inversion.errors import CheckpointError, FaceNotFoundError, InvalidImageError, ModelNotFoundError
 from stylegan_inversion.losses.lpips import AlexLPIPS, AlexLPIPSConfig
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.pipelines.play import edit_frames, interpolate_outputs, mix_outputs, sample_face

@@ -33,8 +33,7 @@ def test_every_kind_of_source_gives_the_same_image(photo: Image.Image, tmp_path:
         assert difference(load_image(levels), grey.convert("RGB")) == 0
 
 
-@pytest.mark.parametrize("orientation", TURNS)
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize(("orientation", "file_format"), [*zip(TURNS, ["JPEG", "PNG", "WEBP", "TIFF"] * 2)])
 def test_formats_and_exif_orientation(photo: Image.Image, orientation: int, file_format: str) -> None:
     turn, exif = TURNS[orientation], Image.Exif()
     stored = photo if turn is None else photo.transpose(Image.Transpose(turn))

@@ -33,21 +33,6 @@ def test_round_trip(tmp_path: Path) -> None:
     assert same(read_latest(tmp_path / "checkpoints"), {"step": 7, **state})
 
 
-def test_two_are_kept(tmp_path: Path) -> None:
-    assert read_latest(tmp_path / "checkpoints") is None
-    for step in (1, 2, 30):
-        write_checkpoint({"x": torch.tensor(step)}, tmp_path, step=step)
-    (tmp_path / "notes.txt").write_text("mine")
-    write_checkpoint({"x": torch.tensor(4)}, tmp_path, step=200)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "notes.txt",
-        "step-00000030.safetensors",
-        "step-00000200.safetensors",
-    ]
-    latest = read_latest(tmp_path)
-    assert latest is not None and latest["step"] == 200
-
-
 def test_orphans_are_removed(tmp_path: Path) -> None:
     write_checkpoint({"x": torch.ones(1)}, tmp_path, step=1)
     names = ".step-00000002.safetensors.ab12cd34.partial", ".tmpKvrlkD"  # the second one is of safetensors

@@ -1,6 +1,5 @@
 """What a run is told: the command line and a YAML file."""
 
-import builtins
 import dataclasses
 import json
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from stylegan_inversion.errors import MissingDependencyError
 from stylegan_inversion.training.config import (
     E4EOptions,
     EncoderOptions,
@@ -68,19 +66,6 @@ def test_help_lists_every_field(method: str, config: Any, capsys: pytest.Capture
 
     check(config, "")
     assert "share of the run in which the learning rate rises from 0" in " ".join(text.replace("│", " ").split())
-
-
-def test_tyro_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name == "tyro":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'stylegan-inversion\[train\]'"):
-        load_config(["--data", "faces"])
 
 
 @pytest.mark.parametrize("recipe", ["psp", "e4e"])

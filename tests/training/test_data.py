@@ -13,7 +13,7 @@ from stylegan_inversion import storage
 from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.preprocessing.align import uncropped
-from stylegan_inversion.preprocessing.image import list_images, to_tensor
+from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.training.config import TaskOptions
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, load_batches, positions
 from stylegan_inversion.training.tasks import Task, make_task
@@ -38,28 +38,6 @@ def faces(tmp_path: Path) -> Path:
 def open_folder(folder: Path, task: Task | None = None, *, seed: int = 0, training: bool = True) -> FaceFolder:
     task = task or make_task("inversion")
     return FaceFolder(folder, task, input_resolution=16, output_resolution=32, seed=seed, training=training)
-
-
-def test_links_are_followed_but_not_in_circles(faces: Path, tmp_path: Path) -> None:
-    linked = tmp_path / "linked"
-    linked.mkdir()
-    (linked / "all").symlink_to(faces)
-    (linked / "one.png").symlink_to(faces / "a.png")
-    (faces / "b" / "back").symlink_to(linked)
-    assert list_images(linked) == [*(f"all/{name}" for name in NAMES), "one.png"]
-    assert open_folder(linked, training=False)[7]["y"].shape == (3, 32, 32)
-
-
-def test_validation_takes_each_picture_as_it_is(faces: Path) -> None:
-    dataset = open_folder(faces, training=False)
-    for index, name in enumerate(NAMES):
-        example = dataset[index]
-        with Image.open(faces / name) as image:
-            rgb = image.convert("RGB")
-        assert example["index"] == index
-        torch.testing.assert_close(example["x"], to_tensor(uncropped(rgb, 16).image)[0])
-        torch.testing.assert_close(example["y"], to_tensor(uncropped(rgb, 32).image)[0])
-    assert dataset.names == NAMES and len(dataset) == 7
 
 
 def test_an_example_depends_on_seed_and_position_alone(faces: Path) -> None:
@@ -100,15 +78,6 @@ def test_a_damaged_picture_is_named(faces: Path, num_workers: int) -> None:
     with pytest.raises(InvalidImageError, match=r"^/.*/i\.png: `i\.png` is damaged.*Replace the file, then resume\.$"):
         for _ in load_batches(open_folder(faces), positions(3, end=3), num_workers=num_workers):
             pass
-
-
-@pytest.mark.parametrize(("world_size", "start"), [(1, 0), (2, 3), (3, 1)])
-def test_processes_share_the_positions_of_one(world_size: int, start: int) -> None:
-    samplers = [positions(4, rank=r, world_size=world_size, start=start, end=6) for r in range(world_size)]
-    alone = list(positions(4 * world_size, start=start, end=6))
-    together = [list(itertools.chain(*step)) for step in zip(*samplers)]
-    assert together == alone
-    assert alone[0][0] == start * 4 * world_size and len(alone) == 6 - start
 
 
 @pytest.mark.parametrize("limit", [0, 3, 8, 25])

@@ -129,10 +129,7 @@ def test_a_teacher_knows_the_w_of_pictures(make_learner: MakeLearner) -> None:
 
 @pytest.mark.parametrize(
     ("method", "task", "cls", "source"),
-    [
-        ("psp", "labels_to_face", PSPPipeline, LabelSource(4)),
-        ("e4e", "sketch_to_face", E4EPipeline, SketchSource()),
-    ],
+    [("psp", "labels_to_face", PSPPipeline, LabelSource(4)), ("e4e", "sketch_to_face", E4EPipeline, SketchSource())],
 )
 def test_a_run_of_a_paired_task(
     make_config: MakeConfig, pictures: Path, tmp_path: Path, method: str, task: str, cls: Any, source: Any
@@ -198,8 +195,7 @@ def test_backbone_of_a_face_recognition_network(make_learner: MakeLearner, tmp_p
         assert learner.encoder.training and all(p.requires_grad for p in learner.encoder.parameters())
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
-@pytest.mark.parametrize(("method", "cls"), [("psp", PSPPipeline), ("e4e", E4EPipeline)])
+@pytest.mark.parametrize(("method", "cls", "ema_decay"), [("psp", PSPPipeline, 0.0), ("e4e", E4EPipeline, 0.5)])
 def test_export(make_learner: MakeLearner, tmp_path: Path, method: str, cls: Any, ema_decay: float) -> None:
     learner = make_learner(method=method, e4e=SPREAD, steps=10, ema_decay=ema_decay)
     for step in (5, 9):  # of e4e three offsets are open, then all

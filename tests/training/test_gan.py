@@ -13,11 +13,7 @@ from stylegan_inversion import latents, ops, storage
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.training import gan
-from stylegan_inversion.training.config import (
-    AdaptiveOptions,
-    AdversarialOptions,
-    DiscriminatorOptions,
-)
+from stylegan_inversion.training.config import AdaptiveOptions, AdversarialOptions, DiscriminatorOptions
 from stylegan_inversion.training.data import SeededDraws
 from stylegan_inversion.training.gan import GANLearner, grow_generator
 from tests.training.conftest import MakeGANLearner, batches_of, same
@@ -27,7 +23,7 @@ UNMOVED = {"conv.bias", "fc.bias", "out.bias"}  # the gradient by the pictures d
 
 def test_gradients_of_each_part(make_gan_learner: MakeGANLearner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the generator, its path length, the discriminator, its R1; each reaches its own network and no other."""
-    learner = make_gan_learner(adversarial=AdversarialOptions(style_mixing=0.5))
+    learner = make_gan_learner(adversarial=AdversarialOptions(style_mixing=0.5), ada=AdaptiveOptions(p=0.5))
     networks: dict[str, nn.Module] = {"generator": learner.generator, "discriminator": learner.discriminator}
     networks |= {"average": learner.average, "perceptual": learner.perceptual}
     phases: list[dict[tuple[str, str], Tensor | None]] = []

@@ -13,24 +13,21 @@ import torch
 from stylegan_inversion.training.config import AdaptiveOptions, AdversarialOptions, GeneratorOptions, config_dict
 from stylegan_inversion.training.trainer import train
 from tests.training import children
-from tests.training.conftest import EVERYTHING, FAST, MakeConfig, MakeGAN, alike, elsewhere, same_runs, saved
+from tests.training.conftest import EVERYTHING, MakeConfig, MakeGAN, alike, elsewhere, same_runs, saved
 
 
-@pytest.mark.parametrize("method", ["psp", "e4e"])
-def test_an_encoder_in_two_processes(make_config: MakeConfig, pictures: Path, method: str) -> None:
-    options = {"method": method, "steps": 6, "batch_size": 4, "trackers": ["tensorboard"], "validate_every": 3}
-    options |= {"synthetic_batch_size": 2} if method == "e4e" else {"synthetic_batch_size": 0, "loss": FAST}
-    one = make_config(**EVERYTHING | options, validation_data=str(pictures))
-    two = elsewhere(one, "two", batch_size=2, synthetic_batch_size=one.synthetic_batch_size // 2)
+def test_an_encoder_in_two_processes(make_config: MakeConfig, pictures: Path) -> None:
+    options = {"steps": 6, "batch_size": 4, "trackers": ["tensorboard"], "validate_every": 3}
+    one = make_config(**EVERYTHING | options | {"synthetic_batch_size": 2}, validation_data=str(pictures))
+    two = elsewhere(one, "two", batch_size=2, synthetic_batch_size=1)
     train(one)
     assert children.run(children.train_twofold, two) == 0
     alike(one, two, ("encoder", "ema"))
-    if method == "e4e":
-        a, b = saved(one)["learner"]["adversary"], saved(two)["learner"]["adversary"]
-        for name, weight in a["network"].items():
-            torch.testing.assert_close(b["network"][name], weight, rtol=1e-4, atol=1e-5)
-        for pool in ("real_pool", "fake_pool"):  # the same codes went in, in the same order
-            torch.testing.assert_close(b[pool], a[pool], rtol=1e-3, atol=1e-4)
+    a, b = saved(one)["learner"]["adversary"], saved(two)["learner"]["adversary"]
+    for name, weight in a["network"].items():
+        torch.testing.assert_close(b["network"][name], weight, rtol=1e-4, atol=1e-5)
+    for pool in ("real_pool", "fake_pool"):  # the same codes went in, in the same order
+        torch.testing.assert_close(b[pool], a[pool], rtol=1e-3, atol=1e-4)
 
 
 def test_a_generator_in_two_processes(make_gan: MakeGAN, model: Path) -> None:
@@ -63,6 +60,7 @@ def test_two_processes_go_on(make_config: MakeConfig) -> None:
     same_runs(whole, part)
 
 
+@pytest.mark.slow
 def test_two_processes_by_torchrun(make_config: MakeConfig, tmp_path: Path) -> None:
     """Whether `cpu` is set or not: without it each would train alone on a machine without a GPU."""
     config = make_config(steps=2, batch_size=2, cpu=torch.accelerator.is_available())

