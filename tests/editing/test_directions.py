@@ -76,14 +76,14 @@ def test_save_and_load_give_back_the_same_directions(tmp_path: Path) -> None:
         "zoom": Direction("zoom", rows[0], (1, 3), (-2.5, 4.0), "närmare"),
         "age": Direction("age", rows[1].double()),
         "pose": Direction("pose", unit(4, NUM_WS, W_DIM)),
-        "factor": Direction("factor", unit(5), unit=2.5),
+        "factor": Direction("factor", unit(5), unit=2.5, photo_limit=4.0),
     }
     save_directions(directions, tmp_path / "new" / "directions")
     loaded = load_directions(tmp_path / "new" / "directions")
     assert list(loaded) == ["zoom", "age", "pose", "factor"]
     for name, direction in directions.items():
         assert torch.equal(loaded[name].vector, direction.vector.float()) and loaded[name].vector.dtype == torch.float32
-        for field in ("name", "layers", "strength_range", "description", "unit"):
+        for field in ("name", "layers", "strength_range", "description", "unit", "photo_limit"):
             assert getattr(loaded[name], field) == getattr(direction, field)
     save_directions({}, tmp_path)
     assert load_directions(tmp_path) == {}
