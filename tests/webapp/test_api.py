@@ -177,7 +177,7 @@ def test_nothing_says_where_the_package_is(app: Served) -> None:
         for place in places:
             assert str(Path(stylegan_inversion.__file__).parents[1]) not in client.get(place).text
         parts = client.get("/config").json()["components"]
-        (samples,) = [each["props"]["value"] for each in parts if each["type"] == "gallery"]
+        (samples,) = [each["props"]["value"] for each in parts if each["props"].get("elem_id") == "examples"]
         for sample in samples:
             image = client.get(f"/gradio_api/file={sample['image']['path']}")
             assert image.headers["content-type"] == "image/jpeg"
