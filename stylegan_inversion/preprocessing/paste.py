@@ -28,6 +28,15 @@ _RIM = 0.12  # width of the border in which it fades to 0
 _MISMATCH = 6 / 320  # a point that goes forth and back may end so far from its start
 _NOISE = 2.0  # grey levels; changes as small as this are no sign of motion
 _DOUBT = 0.1  # weight of "no motion", where that of a motion that explains everything is 1
+_TINY = 0.25  # pixels of the generator; smaller motion fades to 0, since adding the change does as well there
+
+# Features and colours that the generator drew elsewhere than the photo has them; lengths are fractions of the crop.
+_MAP_SIZE = 160  # pixels a side of the maps that say where
+_FEATURE = 2.5 / 64  # standard deviation of the low-pass that splits features off
+_AREA = 3 / 64  # standard deviation of the window in which they are compared
+_FAR = 1 / 64  # motion from which on they count in full
+_AROUND = 0.08  # standard deviation of the neighbourhood of motion in which colours are doubted
+_TINT = 10.0  # grey levels; half of a change of tint is added where the generator misses the photo's by so much
 
 # What is added to the moved photo; lengths are pixels of the generator.
 _FINE = 0.8  # standard deviation of the low-pass that splits off the generator's finest detail
@@ -210,44 +219,63 @@ def _motion(cv2: Any, edited: np.ndarray, before: np.ndarray) -> np.ndarray:
     place = (np.arange(size, dtype=np.float32) + 0.5) / size
     ramp = np.clip(np.minimum(place, 1 - place) / _RIM, 0, 1)
     ramp = ramp * ramp * (3 - 2 * ramp)
-    return flow * (ramp[:, None] * ramp)[..., None]
+    flow *= (ramp[:, None] * ramp)[..., None]
+    power = (np.square(flow).sum(2)[..., None] * len(edited) ** 2) ** 2
+    return flow * (power / (power + _TINY**4))
 
 
 def _follow(
     cv2: Any, edited: np.ndarray, before: np.ndarray, target: np.ndarray, flow: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find how much of the moved photo is kept, (T, T), and what is added to it, (T, T, 3)."""
-    size = max(len(edited), len(flow))
-    pixel = size / len(edited)
+    size, small = max(len(edited), len(flow)), _MAP_SIZE
+    pixel, part = size / len(edited), small / len(edited)  # the generator's pixel in the large and the small pictures
     after, then, photo = (_resize(cv2, x, size) for x in (edited, before, target))
-    places = _places(cv2, flow, size)
-    moved = _moved(cv2, then, places)
-    # The generator's finest detail counts as far as it is the photo's: the structure of SSIM, in small windows.
-    fine = [x - _blur(cv2, x, _FINE * pixel) for x in (_grey(cv2, photo), _grey(cv2, then))]
-    both, power = (_blur(cv2, x, _WINDOW * pixel) for x in (2 * fine[0] * fine[1], fine[0] ** 2 + fine[1] ** 2))
-    trust = _moved(cv2, np.clip((both + _FAINT**2) / (power + _FAINT**2), 0, 1), places)[..., None]
+    moved = _moved(cv2, then, _places(cv2, flow, size))
     change = after - moved
-    drawn = _blur(cv2, change, _FINE * pixel)
-    change -= drawn  # in place from here on, which takes half the time
-    change *= trust
-    drawn += change
+    low = _blur(cv2, change, _FINE * pixel)
+    # The generator's finest detail counts as far as it is the photo's.
+    fine = (x - _blur(cv2, x, _FINE * pixel) for x in (_grey(cv2, photo), _grey(cv2, then)))
+    half = size // 2
+    detail = _moved(cv2, _alike(cv2, *fine, _WINDOW * pixel, half), _places(cv2, flow, half))
+    trust = cv2.resize(detail, (size, size))
+    drawn = cv2.blendLinear(change, low, trust, 1 - trust)
+    # So do whole features where they move: drawn elsewhere than in the photo, they leave a second edge.
+    new, old, photo, then, low, detail = (_resize(cv2, x, small) for x in (after, moved, photo, then, low, detail))
+    places, sigma = _places(cv2, flow, small), _FEATURE * small
+    bands = (_blur(cv2, x, _FINE * part) - _blur(cv2, x, sigma) for x in (_grey(cv2, photo), _grey(cv2, then)))
+    known = _moved(cv2, _alike(cv2, *bands, _AREA * small, small), places)
+    moves = _resize(cv2, np.hypot(flow[..., 0], flow[..., 1]), small) / _FAR
+    gain = 1 - (1 - known) * np.clip(moves, 0, 1)
+    # So do colours around them, such as those of the background, as far as the generator drew the photo's.
+    tone = _moved(cv2, photo - then, places)
+    off, base = _blur(cv2, tone, sigma), _blur(cv2, low, sigma)
+    off = np.square(off - _grey(cv2, off)[..., None]).sum(2)
+    tint = base - _grey(cv2, base)[..., None]
+    doubt = np.clip(_blur(cv2, moves, _AROUND * small), 0, 1) * off / (off + _TINT**2)
+    base = (1 - gain)[..., None] * base - doubt[..., None] * tint
     # Where the edited face has another structure than the moved one, such as teeth, the photo's detail has no place.
     # There the generator's picture replaces it, in the photo's colours, if it draws this photo well.
-    small = len(flow)
-    new, old, tone = (_resize(cv2, x, small) for x in (after, moved, photo - then))
-    a, b = _grey(cv2, new), _grey(cv2, old)
-    mean_a, mean_b, aa, bb, ab = (_blur(cv2, x, _STRUCTURE * small) for x in (a, b, a * a, b * b, a * b))
-    spread = np.sqrt(np.maximum(aa - mean_a**2, 0) * np.maximum(bb - mean_b**2, 0))
-    alike = (ab - mean_a * mean_b + _CONTRAST**2) / (spread + _CONTRAST**2)
-    lost = cv2.resize(_blur(cv2, np.clip((0.7 - alike) / 0.4, 0, 1), _SOFT * small), (size, size))[..., None]
-    lost = lost * np.clip((trust - 0.3) / 0.4, 0, 1)
-    tone = _moved(cv2, _blur(cv2, tone, _WINDOW * small / len(edited)), _places(cv2, flow, small))
-    replaced = cv2.resize(tone, (size, size))
-    replaced += after
-    replaced -= drawn
-    replaced *= lost
-    drawn += replaced
+    x, y = _grey(cv2, new), _grey(cv2, old)
+    mean_x, mean_y, xx, yy, xy = (_blur(cv2, i, _STRUCTURE * small) for i in (x, y, x * x, y * y, x * y))
+    spread = np.sqrt(np.maximum(xx - mean_x**2, 0) * np.maximum(yy - mean_y**2, 0))
+    alike = (xy - mean_x * mean_y + _CONTRAST**2) / (spread + _CONTRAST**2)
+    lost = _blur(cv2, np.clip((0.7 - alike) / 0.4, 0, 1), _SOFT * small) * np.clip((detail - 0.3) / 0.4, 0, 1)
+    base += lost[..., None] * (_blur(cv2, tone, _WINDOW * part) - base)
+    gain, lost, base = (cv2.resize(x, (size, size)) for x in (gain * (1 - lost), lost, base))
+    drawn *= gain[..., None]  # in place, which takes half the time
+    after *= lost[..., None]
+    drawn += after
+    drawn += base
     return 1 - lost, drawn
+
+
+def _alike(cv2: Any, a: np.ndarray, b: np.ndarray, sigma: float, size: int) -> np.ndarray:
+    """Compare details of two pictures as SSIM compares structure, in windows: (size, size), in [0, 1]."""
+    both, power = (
+        _blur(cv2, _resize(cv2, x, size), sigma * size / len(a)) + _FAINT**2 for x in (2 * a * b, a * a + b * b)
+    )
+    return np.clip(both / power, 0, 1)
 
 
 def _sharpness(crop: Crop, quad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
