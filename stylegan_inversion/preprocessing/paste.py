@@ -28,7 +28,7 @@ _RIM = 0.12  # width of the border in which it fades to 0
 _MISMATCH = 6 / 320  # a point that goes forth and back may end so far from its start
 _NOISE = 2.0  # grey levels; changes as small as this are no sign of motion
 _DOUBT = 0.1  # weight of "no motion", where that of a motion that explains everything is 1
-_TINY = 0.25  # pixels of the generator; smaller motion fades to 0, since adding the change does as well there
+_TINY = 0.2  # pixels of the generator; smaller motion fades to 0, since adding the change does as well there
 
 # Features and colours that the generator drew elsewhere than the photo has them; lengths are fractions of the crop.
 _MAP_SIZE = 160  # pixels a side of the maps that say where
