@@ -242,14 +242,14 @@ def _follow(
     low = _blur(cv2, change, _FINE * pixel)
     # The generator's finest detail counts as far as it is the photo's.
     fine = (x - _blur(cv2, x, _FINE * pixel) for x in (_grey(cv2, photo), _grey(cv2, then)))
-    detail = _moved(cv2, _alike(cv2, *fine, _WINDOW * pixel, size // 2), _places(cv2, flow, size // 2))
+    detail = _moved(cv2, _alike(cv2, _WINDOW * pixel, size // 2, *fine), _places(cv2, flow, size // 2))
     trust = cv2.resize(detail, (size, size))
     drawn = cv2.blendLinear(change, low, trust, 1 - trust)
     # So do whole features where they move: drawn elsewhere than in the photo, they leave a second edge.
     new, old, photo, then, detail = (_resize(cv2, x, small) for x in (after, moved, photo, then, detail))
     places, sigma = _places(cv2, flow, small), _FEATURE * small
     bands = (_blur(cv2, x, _FINE * part) - _blur(cv2, x, sigma) for x in (_grey(cv2, photo), _grey(cv2, then)))
-    known = _moved(cv2, _alike(cv2, *bands, _AREA * small, small), places)
+    known = _moved(cv2, _alike(cv2, _AREA * small, small, *bands), places)
     moves = _resize(cv2, np.hypot(flow[..., 0], flow[..., 1]), small) / _FAR
     gain = 1 - (1 - known) * np.clip(moves, 0, 1)
     # So do colours around them, such as those of the background, as far as the generator drew the photo's.
@@ -274,7 +274,7 @@ def _follow(
     return 1 - lost, drawn
 
 
-def _alike(cv2: Any, a: np.ndarray, b: np.ndarray, sigma: float, size: int) -> np.ndarray:
+def _alike(cv2: Any, sigma: float, size: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Compare details of two pictures as SSIM compares structure, in windows: (size, size), in [0, 1]."""
     both, power = (
         _blur(cv2, _resize(cv2, x, size), sigma * size / len(a)) + _FAINT**2 for x in (2 * a * b, a * a + b * b)
