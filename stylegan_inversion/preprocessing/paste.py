@@ -28,6 +28,15 @@ _RIM = 0.12  # width of the border in which it fades to 0
 _MISMATCH = 6 / 320  # a point that goes forth and back may end so far from its start
 _NOISE = 2.0  # grey levels; changes as small as this are no sign of motion
 _DOUBT = 0.1  # weight of "no motion", where that of a motion that explains everything is 1
+_TINY = 0.2  # pixels of the generator; smaller motion fades to 0, since adding the change does as well there
+
+# Features and colours that the generator drew elsewhere than the photo has them; lengths are fractions of the crop.
+_MAP_SIZE = 160  # pixels a side of the maps that say where
+_FEATURE = 2.5 / 64  # standard deviation of the low-pass that splits features off
+_AREA = 3 / 64  # standard deviation of the window in which they are compared
+_FAR = 1 / 64  # motion from which on they count in full
+_AROUND = 0.08  # standard deviation of the neighbourhood of motion in which colours are doubted
+_TINT = 10.0  # grey levels; half of a change of tint is added where the generator misses the photo's by so much
 
 # What is added to the moved photo; lengths are pixels of the generator.
 _FINE = 0.8  # standard deviation of the low-pass that splits off the generator's finest detail
@@ -99,9 +108,11 @@ def paste_back(
         keep, drawn = _follow(cv2, edited, before, np.asarray(crop.image, dtype=np.float32), flow)
         flow, method = flow @ axes.T.astype(np.float32), cv2.INTER_LINEAR  # faster, and `drawn` is fine enough
     moves = flow.any()
-    layers = np.dstack([drawn, keep])
-    layers = _fit(layers, np.minimum(sides, len(layers) if moves else max(len(layers), _MAX_RESIZED)))
+    shape = np.minimum(sides, len(keep) if moves else max(len(keep), _MAX_RESIZED))
+    if not moves or sides.min() < 0.8 * len(keep):  # otherwise sampling hardly aliases
+        drawn, keep = _fit(drawn, shape), _fit(keep[..., None], shape)
     reach = 3 + int(np.ceil(np.abs(flow).max()))  # pixels of the photo around a tile that may move into it
+    here = np.dstack(np.meshgrid(*[np.arange(_TILE + reach, dtype=np.float32)] * 2))
 
     to_face = np.linalg.inv(axes)
     low = np.maximum(np.ceil(quad.min(0)), 0).astype(int).tolist()
@@ -115,24 +126,23 @@ def paste_back(
             continue
         ramp = np.clip((inside / feather).astype(np.float32), 0, 1) if feather else (inside >= 0)
         ramp = np.minimum(ramp, np.minimum(sharp_x[left:right], sharp_y[top:bottom]), dtype=np.float32)
-        mask = (ramp * ramp * (3 - 2 * ramp))[..., None]
         origin = to_face @ (np.array([left, top]) - quad[0])
         size = (right - left, bottom - top)
-        sampled = _sample(cv2, layers, to_face, origin, size, method)
         x0, y0 = max(left - reach, 0), max(top - reach, 0)
-        around = crop.photo.crop((x0, y0, min(right + reach, photo.width), min(bottom + reach, photo.height)))
-        source = np.asarray(around)
-        kept = band = source[top - y0 : bottom - y0, left - x0 : right - x0].astype(np.float32)
+        end = min(right + reach, photo.width), min(bottom + reach, photo.height)
+        source = np.asarray(crop.photo.crop((x0, y0, *end)))
+        rows, columns = slice(top - y0, bottom - y0), slice(left - x0, right - x0)
+        kept = band = source[rows, columns]
         if moves:
             move = _sample(cv2, flow, to_face, origin, size, cv2.INTER_LINEAR)
-            move[..., 0] += np.arange(left - x0, right - x0, dtype=np.float32)
-            move[..., 1] += np.arange(top - y0, bottom - y0, dtype=np.float32)[:, None]
+            move += here[rows, columns]
             kept = cv2.remap(source, move, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
-        pasted = sampled[..., 3:] * kept
-        pasted += sampled[..., :3]
-        pasted -= band
-        band += mask * pasted
-        photo.paste(Image.fromarray(np.clip(np.rint(band), 0, 255).astype(np.uint8)), (left, top))
+        pasted = _times(cv2, kept.astype(np.float32), _sample(cv2, keep, to_face, origin, size, method))
+        pasted += _sample(cv2, drawn, to_face, origin, size, method)
+        if ramp.min() < 1:
+            mask = ramp * ramp * (3 - 2 * ramp)
+            pasted = cv2.blendLinear(pasted, band.astype(np.float32), mask, 1 - mask)
+        photo.paste(Image.fromarray(cv2.add(pasted, 0, dtype=cv2.CV_8U)), (left, top))  # rounds and clips
     return photo
 
 
@@ -155,6 +165,10 @@ def _fit(layers: np.ndarray, size: np.ndarray) -> np.ndarray:
     method = Image.Resampling.LANCZOS if width < layers.shape[1] else Image.Resampling.BICUBIC
     planes = [Image.fromarray(layers[..., i]).resize((width, height), method) for i in range(layers.shape[2])]
     return np.dstack([np.asarray(plane) for plane in planes])
+
+
+def _times(cv2: Any, x: np.ndarray, share: np.ndarray) -> np.ndarray:
+    return cv2.multiply(x, cv2.merge([share] * 3))  # twice as fast as numpy
 
 
 def _sample(
@@ -204,50 +218,68 @@ def _motion(cv2: Any, edited: np.ndarray, before: np.ndarray) -> np.ndarray:
     places = _places(cv2, flow, size)
     error = np.square(flow + _moved(cv2, back, places)).sum(2)
     weight = np.exp(-error / (2 * _MISMATCH**2))
-    change, left = (_blur(cv2, np.square(after - x).mean(2), sigma) for x in (then, _moved(cv2, then, places)))
+    errors = (after - x for x in (then, _moved(cv2, then, places)))
+    change, left = (_blur(cv2, np.einsum("hwc,hwc->hw", x, x) / 3, sigma) for x in errors)
     weight *= np.clip((change - left) / (change + _NOISE**2), 0, 1)
     flow = _blur(cv2, flow * weight[..., None], sigma) / (_blur(cv2, weight, sigma) + _DOUBT)[..., None]
     place = (np.arange(size, dtype=np.float32) + 0.5) / size
     ramp = np.clip(np.minimum(place, 1 - place) / _RIM, 0, 1)
     ramp = ramp * ramp * (3 - 2 * ramp)
-    return flow * (ramp[:, None] * ramp)[..., None]
+    flow *= (ramp[:, None] * ramp)[..., None]
+    power = (np.square(flow).sum(2)[..., None] * len(edited) ** 2) ** 2
+    return flow * (power / (power + _TINY**4))
 
 
 def _follow(
     cv2: Any, edited: np.ndarray, before: np.ndarray, target: np.ndarray, flow: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find how much of the moved photo is kept, (T, T), and what is added to it, (T, T, 3)."""
-    size = max(len(edited), len(flow))
-    pixel = size / len(edited)
+    size, small = max(len(edited), len(flow)), _MAP_SIZE
+    pixel, part = size / len(edited), small / len(edited)  # the generator's pixel in the large and the small pictures
     after, then, photo = (_resize(cv2, x, size) for x in (edited, before, target))
-    places = _places(cv2, flow, size)
-    moved = _moved(cv2, then, places)
-    # The generator's finest detail counts as far as it is the photo's: the structure of SSIM, in small windows.
-    fine = [x - _blur(cv2, x, _FINE * pixel) for x in (_grey(cv2, photo), _grey(cv2, then))]
-    both, power = (_blur(cv2, x, _WINDOW * pixel) for x in (2 * fine[0] * fine[1], fine[0] ** 2 + fine[1] ** 2))
-    trust = _moved(cv2, np.clip((both + _FAINT**2) / (power + _FAINT**2), 0, 1), places)[..., None]
+    moved = _moved(cv2, then, _places(cv2, flow, size))
     change = after - moved
-    drawn = _blur(cv2, change, _FINE * pixel)
-    change -= drawn  # in place from here on, which takes half the time
-    change *= trust
-    drawn += change
+    low = _blur(cv2, change, _FINE * pixel)
+    # The generator's finest detail counts as far as it is the photo's.
+    fine = (x - _blur(cv2, x, _FINE * pixel) for x in (_grey(cv2, photo), _grey(cv2, then)))
+    detail = _moved(cv2, _alike(cv2, _WINDOW * pixel, size // 2, *fine), _places(cv2, flow, size // 2))
+    trust = cv2.resize(detail, (size, size))
+    drawn = cv2.blendLinear(change, low, trust, 1 - trust)
+    # So do whole features where they move: drawn elsewhere than in the photo, they leave a second edge.
+    new, old, photo, then, detail = (_resize(cv2, x, small) for x in (after, moved, photo, then, detail))
+    places, sigma = _places(cv2, flow, small), _FEATURE * small
+    bands = (_blur(cv2, x, _FINE * part) - _blur(cv2, x, sigma) for x in (_grey(cv2, photo), _grey(cv2, then)))
+    known = _moved(cv2, _alike(cv2, _AREA * small, small, *bands), places)
+    moves = _resize(cv2, np.hypot(flow[..., 0], flow[..., 1]), small) / _FAR
+    gain = 1 - (1 - known) * np.clip(moves, 0, 1)
+    # So do colours around them, such as those of the background, as far as the generator drew the photo's.
+    tone = _moved(cv2, photo - then, places)
+    off, base = (_blur(cv2, x, sigma) for x in (tone, new - old))
+    off = np.square(off - _grey(cv2, off)[..., None]).sum(2)
+    tint = base - _grey(cv2, base)[..., None]
+    doubt = np.clip(_blur(cv2, moves, _AROUND * small), 0, 1) * off / (off + _TINT**2)
+    base = (1 - gain)[..., None] * base - doubt[..., None] * tint
     # Where the edited face has another structure than the moved one, such as teeth, the photo's detail has no place.
     # There the generator's picture replaces it, in the photo's colours, if it draws this photo well.
-    small = len(flow)
-    new, old, tone = (_resize(cv2, x, small) for x in (after, moved, photo - then))
-    a, b = _grey(cv2, new), _grey(cv2, old)
-    mean_a, mean_b, aa, bb, ab = (_blur(cv2, x, _STRUCTURE * small) for x in (a, b, a * a, b * b, a * b))
-    spread = np.sqrt(np.maximum(aa - mean_a**2, 0) * np.maximum(bb - mean_b**2, 0))
-    alike = (ab - mean_a * mean_b + _CONTRAST**2) / (spread + _CONTRAST**2)
-    lost = cv2.resize(_blur(cv2, np.clip((0.7 - alike) / 0.4, 0, 1), _SOFT * small), (size, size))[..., None]
-    lost = lost * np.clip((trust - 0.3) / 0.4, 0, 1)
-    tone = _moved(cv2, _blur(cv2, tone, _WINDOW * small / len(edited)), _places(cv2, flow, small))
-    replaced = cv2.resize(tone, (size, size))
-    replaced += after
-    replaced -= drawn
-    replaced *= lost
-    drawn += replaced
+    x, y = _grey(cv2, new), _grey(cv2, old)
+    mean_x, mean_y, xx, yy, xy = (_blur(cv2, i, _STRUCTURE * small) for i in (x, y, x * x, y * y, x * y))
+    spread = np.sqrt(np.maximum(xx - mean_x**2, 0) * np.maximum(yy - mean_y**2, 0))
+    alike = (xy - mean_x * mean_y + _CONTRAST**2) / (spread + _CONTRAST**2)
+    lost = _blur(cv2, np.clip((0.7 - alike) / 0.4, 0, 1), _SOFT * small) * np.clip((detail - 0.3) / 0.4, 0, 1)
+    base += lost[..., None] * (_blur(cv2, tone, _WINDOW * part) - base)
+    gain, lost, base = (cv2.resize(x, (size, size)) for x in (gain * (1 - lost), lost, base))
+    drawn = _times(cv2, drawn, gain)
+    drawn += _times(cv2, after, lost)
+    drawn += base
     return 1 - lost, drawn
+
+
+def _alike(cv2: Any, sigma: float, size: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Compare details of two pictures as SSIM compares structure, in windows: (size, size), in [0, 1]."""
+    both, power = (
+        _blur(cv2, _resize(cv2, x, size), sigma * size / len(a)) + _FAINT**2 for x in (2 * a * b, a * a + b * b)
+    )
+    return np.clip(both / power, 0, 1)
 
 
 def _sharpness(crop: Crop, quad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
