@@ -64,7 +64,9 @@ def synthesis(resolution: int, device: str, *, to: str = "nothing", batch: int =
         with torch.set_grad_enabled(to != "nothing"):
             loss = generator.synthesis(w_plus).square().mean()
         if to != "nothing":
-            torch.autograd.grad(loss, leaves)
+            loss.backward()
+            for leaf in leaves:
+                leaf.grad = None
 
     return run
 
