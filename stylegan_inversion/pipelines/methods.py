@@ -24,6 +24,11 @@ class Method:
         """A key of `models.encoders.ENCODERS`; `None` if it needs a generator only."""
         return self.pipeline.encoder_kind
 
+    @property
+    def optimizes(self) -> bool:
+        """Whether it optimises for each photo, which takes a while and can be stopped; an encoder answers at once."""
+        return self.pipeline.optimizes
+
 
 _ROWS = (
     Method("e4e", "e4e", "e4e · at once, made for edits", "2102.02766", E4EPipeline),

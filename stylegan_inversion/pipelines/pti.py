@@ -80,6 +80,7 @@ class PTIPipeline(InversionPipeline):
     """
 
     dtypes = (torch.float32, torch.float64)
+    optimizes = True
 
     def __init__(
         self,
@@ -258,6 +259,12 @@ class PTIPipeline(InversionPipeline):
             "lpips_threshold": tuned.lpips_threshold,
             "stopped_by": tuned.stopped_by if found.stopped_by == "steps" else found.stopped_by,
         }
+
+    def crop_sizes(self, options: Mapping[str, Any]) -> tuple[int, ...]:
+        """Sides at which a call looks at a face, as `InversionPipeline`; an option out of range raises `ValueError`."""
+        names = ("preset", "pivot", "num_w_steps", "num_tuning_steps")
+        pivot = self.plan(**{name: options.get(name) for name in names}).pivot
+        return (self.encoder_pipeline(pivot) if pivot in ENCODERS else super()).crop_sizes(options)
 
     # The encoders that give pivots
 
