@@ -128,12 +128,8 @@ def _add_invert(parser: argparse.ArgumentParser) -> None:
     add("--pivot", choices=PIVOTS, help="PTI: space of the pivot, or the encoder that gives it [w]")
     add("--perceptual", choices=PERCEPTUAL_NETWORKS, help="PTI: perceptual network [the model's own]")
     add("--seed", type=_at_least(0), help="PTI: seed of the random draws [0]")
-    add(
-        "--save",
-        type=lambda text: text.split(","),
-        metavar="KINDS",
-        help="folder: pictures to write too, of crop,inverted,photo [none]",
-    )
+    kinds = "folder: pictures to write too, some of crop,inverted,photo [none]"
+    add("--save", type=lambda text: text.split(","), metavar="KINDS", help=kinds)
     add("--batch-size", type=_at_least(1), metavar="N", help="folder: faces that go through an encoder together [16]")
     add("--workers", type=_at_least(0), metavar="N", help="folder: processes that find faces [all CPUs but one]")
     again = "folder: try the photos with an error again"

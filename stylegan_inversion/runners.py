@@ -1,6 +1,8 @@
 """Where the two steps of a folder run: faces are found in processes here, or everything on a Ray cluster."""
 
 import functools
+import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -50,6 +52,7 @@ def _start_worker(align: Align) -> None:
     _worker_align = align
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    logging.getLogger("stylegan_inversion").setLevel(logging.ERROR)  # the parent has said which detector it is
     parent = multiprocessing.parent_process()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
@@ -120,43 +123,63 @@ def _submit(executor: ProcessPoolExecutor, photo: tuple[str, tuple[str | None, .
 
 
 class _AlignActor:
-    """`Align` for Ray: photos -> rows, a list for each photo."""
+    """`Align` for Ray: photos as JSON -> the rows of each."""
 
     def __init__(self, align: Align) -> None:
         torch.set_num_threads(1)
         self.align = align
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"rows": _column([self.align(*photo) for photo in batch["photo"]])}
+        return _column([self.align(*json.loads(photo)) for photo in batch["item"]])
 
 
 class _InvertActor:
-    """`Invert` for Ray: lists of rows -> one list of rows with their codes."""
+    """`Invert` for Ray: the rows of some photos -> one list of rows with their codes."""
 
-    def __init__(self, invert: Invert, device: str) -> None:
-        self.invert = invert
-        invert.pipeline.to(device)
+    def __init__(self, invert: Any, device: str) -> None:
+        import ray
+
+        self.invert: Invert = ray.get(invert)
+        self.invert.pipeline.to(device)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"rows": _column([self.invert([row for rows in batch["rows"] for row in rows])])}
+        return _column([self.invert([row for rows in batch["rows"] for row in rows])])
 
 
-def _column(values: list[Any]) -> np.ndarray:
+def _column(values: list[list[Row]]) -> dict[str, Any]:
     column = np.empty(len(values), dtype=object)
-    column[:] = values
-    return column
+    for k, rows in enumerate(values):
+        column[k] = rows
+    return {"rows": column}
 
 
 def run_on_ray(align: Align, invert: Invert, photos: Photos, address: str) -> Generator[list[Row]]:
-    """Find faces on all CPUs of a cluster and invert them on all its GPUs; without any, on its CPUs: finished rows.
+    """Find faces on the CPUs of a cluster and invert them on its GPUs, or CPUs if it has none: finished rows.
 
-    Only the driver writes the table, so that a run goes on in the same way as without Ray.
+    The driver writes the table, so that a run goes on as without Ray; actors that die are replaced by Ray.
     """
-    with importing("ray", "distributed", otherwise="Without `ray` the folder is inverted on this machine."):
+    with importing("ray", "distributed", otherwise="Without Ray the folder is inverted on this machine."):
         import ray
+        from ray.data import ActorPoolStrategy
 
     if not ray.is_initialized():
         ray.init(None if address == "local" else address, log_to_driver=False)
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    todo = [{"photo": photo} for photo in photos]
-    yield from ()
+    items = [json.dumps(photo) for photo in photos]
+    cpus, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
+    share = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+    aligned = ray.data.from_items(items, override_num_blocks=1 + len(items) // 64).map_batches(
+        _AlignActor,
+        fn_constructor_args=(align,),
+        batch_size=8,
+        num_cpus=1,
+        compute=ActorPoolStrategy(min_size=1, max_size=max(1, cpus - 2)),
+    )
+    finished = aligned.map_batches(
+        _InvertActor,
+        fn_constructor_args=(ray.put(invert), "cuda" if gpus else "cpu"),
+        batch_size=4 * invert.batch_size if invert.batch_size > 1 else 1,
+        compute=ActorPoolStrategy(size=max(1, gpus)),
+        **share,
+    )
+    for row in finished.iter_rows():
+        yield row["rows"]

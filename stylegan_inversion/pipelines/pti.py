@@ -264,7 +264,7 @@ class PTIPipeline(InversionPipeline):
         """Sides at which a call looks at a face, as `InversionPipeline`; an option out of range raises `ValueError`."""
         names = ("preset", "pivot", "num_w_steps", "num_tuning_steps")
         pivot = self.plan(**{name: options.get(name) for name in names}).pivot
-        return (self.encoder_pipeline(pivot) if pivot in ENCODERS else super()).crop_sizes(options)
+        return self.encoder_pipeline(pivot).crop_sizes({}) if pivot in ENCODERS else super().crop_sizes(options)
 
     # The encoders that give pivots
 

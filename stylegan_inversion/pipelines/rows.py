@@ -151,20 +151,20 @@ class Invert:
         """Invert the faces; the other rows, and the order, stay."""
         faces = [row for row in rows if "cuts" in row]
         groups = [faces[k : k + self.batch_size] for k in range(0, len(faces), self.batch_size)]
-        done = iter([row for group in groups for row in self._invert(group)])
+        done = iter([row for group in groups for row in self._invert(group, self.batch_size)])
         finished = [next(done) if "cuts" in row else row for row in rows]
         return [{**self._model, **row, "id": row_id(row), "cuts": None} for row in finished]
 
-    def _invert(self, rows: list[Row]) -> list[Row]:
-        padded = rows + rows[-1:] * (self.batch_size - len(rows))
+    def _invert(self, rows: list[Row], fill: int) -> list[Row]:
+        padded = rows + rows[-1:] * (fill - len(rows))
         try:
             out = self.pipeline([self._crop(row) for row in padded], **self.options)
         except MissingDependencyError:
             raise
-        except Exception as e:  # such as too little memory
-            if len(rows) == 1:
+        except Exception as e:  # such as too little memory, so that each is tried alone
+            if fill == 1:
                 return [{**rows[0], "error": reason(e)}]
-            return [row for one in rows for row in self._invert([one])]
+            return [row for one in rows for row in self._invert([one], 1)]
         return [self._written(row, out[k]) for k, row in enumerate(rows)]
 
     def _crop(self, row: Row) -> Crop:
