@@ -1,10 +1,10 @@
 """Where the two steps of a folder run: faces are found in processes here, or everything on a Ray cluster."""
 
 import functools
-import json
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 from collections import deque
@@ -14,7 +14,6 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 
 from stylegan_inversion.errors import importing
@@ -123,14 +122,14 @@ def _submit(executor: ProcessPoolExecutor, photo: tuple[str, tuple[str | None, .
 
 
 class _AlignActor:
-    """`Align` for Ray: photos as JSON -> the rows of each."""
+    """`Align` for Ray: photos -> the rows of each, pickled, since Ray would make tensors of lists."""
 
     def __init__(self, align: Align) -> None:
         torch.set_num_threads(1)
         self.align = align
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return _column([self.align(*json.loads(photo)) for photo in batch["item"]])
+        return {"rows": [pickle.dumps(self.align(*pickle.loads(photo))) for photo in batch["item"]]}
 
 
 class _InvertActor:
@@ -143,14 +142,8 @@ class _InvertActor:
         self.invert.pipeline.to(device)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return _column([self.invert([row for rows in batch["rows"] for row in rows])])
-
-
-def _column(values: list[list[Row]]) -> dict[str, Any]:
-    column = np.empty(len(values), dtype=object)
-    for k, rows in enumerate(values):
-        column[k] = rows
-    return {"rows": column}
+        rows = [row for packed in batch["rows"] for row in pickle.loads(packed)]
+        return {"rows": [pickle.dumps(self.invert(rows))]}
 
 
 def run_on_ray(align: Align, invert: Invert, photos: Photos, address: str) -> Generator[list[Row]]:
@@ -164,9 +157,9 @@ def run_on_ray(align: Align, invert: Invert, photos: Photos, address: str) -> Ge
 
     if not ray.is_initialized():
         ray.init(None if address == "local" else address, log_to_driver=False)
-    items = [json.dumps(photo) for photo in photos]
+    items = [pickle.dumps(photo) for photo in photos]
     cpus, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
-    share = {"num_gpus": 1} if gpus else {"num_cpus": 1}
+    share: Any = {"num_gpus": 1} if gpus else {"num_cpus": 1}
     aligned = ray.data.from_items(items, override_num_blocks=1 + len(items) // 64).map_batches(
         _AlignActor,
         fn_constructor_args=(align,),
@@ -182,4 +175,4 @@ def run_on_ray(align: Align, invert: Invert, photos: Photos, address: str) -> Ge
         **share,
     )
     for row in finished.iter_rows():
-        yield row["rows"]
+        yield pickle.loads(row["rows"])
