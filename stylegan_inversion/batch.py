@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -319,8 +319,7 @@ def _settings(
 
 def weights_sha256(pipeline: InversionPipeline) -> str:
     """Compute one sha256 over the tensors of all networks."""
-    networks = cast(list[Any], pipeline.networks)
-    return hashlib.sha256("".join(map(generator_sha256, networks)).encode()).hexdigest()
+    return hashlib.sha256("".join(map(generator_sha256, pipeline.networks)).encode()).hexdigest()
 
 
 def _check_settings(output: Path, settings: dict[str, Any]) -> None:

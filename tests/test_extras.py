@@ -13,6 +13,7 @@ EXTRAS = {
     "evaluate": ("matplotlib",),
     "fid": ("torch_fidelity",),
     "faces": ("facexlib", "lpips", "torchvision"),
+    "folders": ("pyarrow",),
     "distributed": ("ray",),
 }
 RUN = """
@@ -54,6 +55,7 @@ ASKED = [
     ("app", "gradio", ["app"]),
     ("train", "accelerate", ["train", "--data", "data"]),
     ("evaluate", "matplotlib", EVALUATE),
+    ("folders", "pyarrow", ["invert", "data", "--method", "e4e", "--no-align"]),
 ]
 MORE = [
     ("app", "starlette", ["app"]),
