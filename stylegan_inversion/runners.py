@@ -8,7 +8,7 @@ import pickle
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
@@ -94,19 +94,26 @@ def _align_here(align: Align, photos: Photos, workers: int) -> Iterator[list[Row
             try:
                 yield future.result()
             except BrokenProcessPool:  # one of those under way ended its process: each goes again, alone
-                executor.shutdown()
                 again = [photo, *(photo for photo, _ in waiting)]
                 waiting.clear()
+                executor = _restarted(executor, start, 1)
                 for photo in again:
-                    with start(1) as alone:
-                        try:
-                            yield alone.submit(_align_there, *photo).result()
-                        except BrokenProcessPool:
-                            error = "The process that read the photo was ended: perhaps it takes too much memory."
-                            yield [align.failed(photo[0], error)]
-                executor = start(workers)
+                    try:
+                        yield executor.submit(_align_there, *photo).result()
+                    except BrokenProcessPool:
+                        error = "The process that read the photo was ended: perhaps it takes too much memory."
+                        yield [align.failed(photo[0], error)]
+                        executor = _restarted(executor, start, 1)
+                executor = _restarted(executor, start, workers)
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _restarted(
+    executor: ProcessPoolExecutor, start: Callable[[int], ProcessPoolExecutor], workers: int
+) -> ProcessPoolExecutor:
+    executor.shutdown()
+    return start(workers)
 
 
 def _submit(executor: ProcessPoolExecutor, photo: tuple[str, tuple[str | None, ...]]) -> "Future[list[Row]]":

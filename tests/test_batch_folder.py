@@ -130,7 +130,7 @@ def test_a_photo_that_ends_its_process_is_an_error_and_the_others_go_on(
     e4e: E4EPipeline, photos: Path, tmp_path: Path
 ) -> None:
     Image.new("RGB", (200, 120), (254, 0, 0)).save(photos / "d1" / "bomb.png")
-    assert invert_folder(e4e, photos, tmp_path / "out", workers=2) == FolderResult(13, 15, 4, 15)
+    assert invert_folder(e4e, photos, tmp_path / "out", workers=1) == FolderResult(13, 15, 4, 15)
     (error,) = [row["error"] for row in read_rows(tmp_path / "out") if row["path"] == "d1/bomb.png"]
     assert error == "The process that read the photo was ended: perhaps it takes too much memory."
 
@@ -310,3 +310,22 @@ def test_ten_kills_of_500_photos(e4e: E4EPipeline, tmp_path: Path) -> None:
     print(
         f"{done}, {sum(path.stat().st_size for path in (tmp_path / 'whole').glob('*.parquet')) / 500:.0f} bytes a photo"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_a_ray_cluster_gives_the_same_rows(
+    e4e: E4EPipeline, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False)
+    try:
+        done = invert_folder(e4e, photos, tmp_path / "out", ray="local", batch_size=4)
+        assert done == FolderResult(12, 15, 3, 15)
+        assert invert_folder(e4e, photos, tmp_path / "out", ray="local", batch_size=4).inverted == 0
+    finally:
+        ray.shutdown()
+    invert_folder(e4e, photos, tmp_path / "whole", workers=0, batch_size=4)
+    assert table(tmp_path / "out") == table(tmp_path / "whole")
