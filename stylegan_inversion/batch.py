@@ -1,28 +1,44 @@
-"""Invert photos one by one: each gets a folder with its pictures, or a line with the reason why not."""
+"""Invert many photos: one by one, each into a folder with pictures; or a folder of photos into a table. Resumes."""
 
+import csv
+import hashlib
 import inspect
+import io
+import itertools
 import json
 import logging
 import os
 import shutil
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
+from PIL import Image
+from tqdm.auto import tqdm
 
 from stylegan_inversion import storage
+from stylegan_inversion.bounds import plain_number
 from stylegan_inversion.editing.directions import apply_directions
-from stylegan_inversion.errors import MissingDependencyError, StyleGANInversionError
+from stylegan_inversion.errors import MissingDependencyError, importing
+from stylegan_inversion.inversion.generator_delta import generator_sha256
 from stylegan_inversion.pipelines.base import InversionPipeline
-from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.preprocessing.image import save_image
+from stylegan_inversion.pipelines.encoder import BATCH_SIZE
+from stylegan_inversion.pipelines.methods import METHODS
+from stylegan_inversion.pipelines.output import DELTAS, InversionOutput
+from stylegan_inversion.pipelines.rows import PICTURES, Align, Invert, Table, parts_of, read_rows, reason
+from stylegan_inversion.preprocessing.image import list_images, load_image, save_image
+from stylegan_inversion.runners import run_here, run_on_ray
 
 logger = logging.getLogger(__name__)
 
 REPORT = "report.json"
+RUN = "run.json"  # the settings of a folder's run
+_NOT_OF_A_RUN = ("image", "align", "face", "callback", "progress")  # `align` and `face` are settings of their own
 
 
 @dataclass(frozen=True)
@@ -115,9 +131,8 @@ def invert_photos(
         except MissingDependencyError:  # it concerns all photos
             raise
         except Exception as e:  # one photo must not stop the others
-            expected = isinstance(e, (StyleGANInversionError, OSError))
             logger.debug("%s failed", photo, exc_info=True)
-            record, out = Record(str(photo), error=str(e) if expected else f"{type(e).__name__}: {e}", path=path), None
+            record, out = Record(str(photo), error=reason(e), path=path), None
             _remove(folder, "crop", "inverted", "edited", "photo")
             if (folder / "inversion" / storage.CONFIG_NAME).is_file():
                 shutil.rmtree(folder / "inversion")
@@ -159,3 +174,260 @@ def _remove(folder: Path, *names: str) -> None:
     """Remove pictures of an earlier run, so that they are not taken for new ones."""
     for name in names:
         (folder / f"{name}.png").unlink(missing_ok=True)
+
+
+# --- a folder of photos -> a table
+
+
+@dataclass(frozen=True)
+class FolderResult:
+    """What the table of a folder holds, and what a run added to it."""
+
+    photos: int  # in the folder
+    faces: int  # rows with a code
+    errors: int  # rows with a reason
+    inverted: int  # faces of this run
+
+
+def invert_folder(
+    pipeline: InversionPipeline,
+    folder: str | Path,
+    output: str | Path,
+    *,
+    options: Mapping[str, Any] | None = None,
+    save: Sequence[str] = (),
+    batch_size: int = BATCH_SIZE,
+    workers: int | None = None,
+    ray: str | None = None,
+    retry_errors: bool = False,
+    progress: bool = False,
+) -> FolderResult:
+    """Invert every face of every photo in a folder and its subfolders, into the table `OUTPUT/faces-*.parquet`.
+
+    A face has one row: `id`, `path` (below the folder) and `sha256` of its photo, `face_index` (0 is the largest),
+    `face_count`, `quad`, `w_plus` in float16, `l2`, `seconds`, `model`, `commit`, `version`. A photo or a face that
+    cannot be done has one with the `error`. PTI's generators are `OUTPUT/deltas/<id>.safetensors`; their sha256 is
+    the row's `delta`.
+    `InversionOutput.from_row` makes an output of a row again, `edit_folder` draws edits.
+
+    A run that was stopped, even killed, goes on when it is called again; photos that are done are only hashed. A photo
+    that has changed replaces its rows. The rows do not depend on where the run was stopped, nor on `workers`.
+
+    Args:
+        pipeline: Inverts them.
+        folder: The photos.
+        output: Folder, made if needed. Pictures in it are no photos, even if it is inside `folder`.
+        options: Further arguments of the pipeline's call, such as `align` or `num_w_steps`; `face` takes only one face
+            of each photo.
+        save: Pictures to write too: "crop", "inverted" (what the generator draws) and "photo" (the photo with that in
+            place), as `OUTPUT/crop/<path>-<face_index>.png` and so on.
+        batch_size: Faces that go through an encoder together. A method that optimises takes one at a time.
+        workers: Processes that decode photos and find faces. `None` takes all CPUs but one; 0 takes this process,
+            which a script without `if __name__ == "__main__":` needs.
+        ray: Address of a Ray cluster to run on, whose machines all see both folders; "local" starts one here. It needs
+            the extra `distributed`. `None` runs without Ray.
+        retry_errors: Try the photos with an error again.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: Before the first photo, if an argument is out of range, the folder holds no photos, or the output
+            holds another run, one of other options, or one that is still going on.
+        MissingDependencyError: If pyarrow (or Ray) is not installed.
+        CheckpointError: If a file cannot be written.
+    """
+    with importing("pyarrow", "folders", otherwise="Single photos need no extra."):
+        import pyarrow.parquet
+    folder, output, options = Path(folder), Path(output), dict(options or {})
+    check_options(pipeline, options)
+    if unknown := [kind for kind in save if kind not in PICTURES]:
+        raise ValueError(f"`save` must name some of {', '.join(PICTURES)}, got {unknown[0]!r}.")
+    if batch_size < 1 or (workers is not None and workers < 0):
+        raise ValueError(f"`batch_size` must be >= 1 and `workers` >= 0, got {batch_size} and {workers}.")
+    sizes = pipeline.crop_sizes(options)
+    pipeline.align(Image.new("RGB", (sizes[0], sizes[0])), align=False)  # raises if it takes no photos
+    inside = os.path.relpath(output.resolve(), folder.resolve()) + os.sep
+    photos = [name for name in list_images(folder) if not name.startswith(inside)]
+    detector, face = pipeline.components["detector"], options.pop("face", None)
+    align = Align(
+        *(folder.resolve(), sizes),
+        detector=detector,
+        crop_scale=pipeline.crop_scale,
+        align=options.pop("align", True),
+        face=face,
+    )
+    if align.align:
+        _ = pipeline.detector  # raises if it cannot be had
+    settings = _settings(pipeline, folder, align, options, save, batch_size)
+    output.mkdir(parents=True, exist_ok=True)
+    with _only_run(output):
+        _check_settings(output, settings)
+        for each in (output, output / DELTAS):
+            storage.sweep(each, older_than=0)
+        table = Table(output, pipeline)
+        known, _ = table.tidy(retry_errors=retry_errors)
+        invert = Invert(
+            pipeline, align.folder, output.resolve(), sizes, options=options, batch_size=batch_size, save=save
+        )
+        todo = ((path, (known[path],) if path in known else ()) for path in photos)
+        workers = max(1, (os.cpu_count() or 1) - 1) if workers is None else workers
+        run = run_here(align, invert, todo, workers) if ray is None else run_on_ray(align, invert, todo, ray)
+        try:
+            with closing(run), tqdm(total=len(photos), unit="photo", disable=not progress) as bar:
+                for rows in run:
+                    table.add(rows)
+                    bar.update(sum(row["left"] == 0 for row in rows))
+        finally:  # Ctrl-C too
+            table.flush()
+        known, errors = table.tidy()
+        faces = sum(pyarrow.parquet.read_metadata(part).num_rows for part in parts_of(output)) - errors
+    return FolderResult(len(photos), faces, errors, table.inverted)
+
+
+def _settings(
+    pipeline: InversionPipeline,
+    folder: Path,
+    align: Align,
+    options: Mapping[str, Any],
+    save: Sequence[str],
+    batch_size: int,
+) -> dict[str, Any]:
+    """What makes a run the same run. `weights` is a hash of all networks."""
+    defaults = inspect.signature(pipeline.__call__).parameters
+    call = {name: options.get(name, p.default) for name, p in defaults.items() if name not in _NOT_OF_A_RUN}
+    config = {name: value for name, value in pipeline.config.items() if name != "_library_version"}
+    name = pipeline.base_name
+    detector: Any = type(pipeline.detector).__name__ if align.align else None
+    settings = {
+        "folder": str(folder.resolve()),
+        "model": name and name.name_or_path,
+        "commit": name and name.revision,
+        "subfolder": name and name.subfolder,
+        "weights": weights_sha256(pipeline),
+        "pipeline": config,
+        "align": align.align,
+        "face": align.face,
+        "detector": detector,
+        "options": call,
+        "save": sorted(save),
+        "batch_size": batch_size,
+    }
+    try:
+        return json.loads(json.dumps(settings, default=plain_number))
+    except TypeError as e:
+        raise ValueError(f"Options for a folder must be numbers and texts, which a later run can compare: {e}") from e
+
+
+def weights_sha256(pipeline: InversionPipeline) -> str:
+    """Compute one sha256 over the tensors of all networks."""
+    return hashlib.sha256("".join(map(generator_sha256, pipeline.networks)).encode()).hexdigest()
+
+
+def _check_settings(output: Path, settings: dict[str, Any]) -> None:
+    """Write the settings of a new run; compare those of one that goes on."""
+    if not (output / RUN).is_file():
+        storage.write_config(settings, output, name=RUN)
+        return
+    there = read_run(output)
+    for name, value in settings.items():
+        if there.get(name) != value:
+            moved = f" If the folder was moved, change `folder` in {RUN}." if name == "folder" else ""
+            raise ValueError(
+                f"{output} holds a run with {name}={there.get(name)!r}, and this one has {value!r}. Give another "
+                f"output folder, or repeat that run's settings, which {output / RUN} lists.{moved}"
+            )
+
+
+def read_run(output: Path) -> dict[str, Any]:
+    """Read the settings of a run. Raises `ValueError` if the folder holds none."""
+    try:
+        return dict(json.loads((output / RUN).read_text("utf-8")))
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{output / RUN} cannot be read: {e}. Give the output folder of an inverted folder.") from e
+
+
+def load_pipeline(output: str | Path, *, device: str | None = None) -> InversionPipeline:
+    """Load the pipeline that a run was made with, by its names. Raises `ValueError` if the model had none."""
+    run = read_run(Path(output))
+    if run["model"] is None:
+        raise ValueError("The run's model has no name: load the pipeline yourself, and call `edit_folder` with it.")
+    classes = (method.pipeline for method in METHODS.values())
+    cls = next(each for each in classes if each.__name__ == run["pipeline"]["_class_name"])
+    return cls.from_pretrained(run["model"], revision=run["commit"], subfolder=run["subfolder"], device=device)
+
+
+@contextmanager
+def _only_run(output: Path) -> Iterator[None]:
+    try:
+        with FileLock(output / ".lock").acquire(timeout=0):
+            yield
+    except Timeout as e:
+        raise ValueError(
+            f"Another run is writing to {output}. Wait until it ends, or give another output folder."
+        ) from e
+
+
+# --- and edits of it, later
+
+
+def edit_folder(
+    pipeline: InversionPipeline,
+    folder: str | Path,
+    output: str | Path,
+    *,
+    edits: Mapping[str, Sequence[float]],
+    paste: bool = False,
+    progress: bool = False,
+) -> int:
+    """Draw every combination of edits for every face of a table that `invert_folder` wrote.
+
+    The pictures are `OUTPUT/<path>-<face_index>_smile+2_age-1.png`, and `OUTPUT/edits.csv` lists them with their
+    strengths. Pictures that are there already are not drawn again.
+
+    Args:
+        pipeline: Of the model that the table was made with.
+        folder: The output of `invert_folder`.
+        output: Folder, made if needed; one for each set of options.
+        edits: Strengths by direction: `{"smile": [-4, 0, 4], "age": [-2, 2]}` draws six pictures a face.
+        paste: Draw the whole photos, with the edited faces in place. They must still be where they were.
+        progress: Show a progress bar.
+
+    Returns:
+        The number of pictures.
+
+    Raises:
+        ValueError: If a direction is unknown, no strengths are given, or the folder holds no table of this model.
+        OSError: If a photo is gone.
+    """
+    with importing("pyarrow", "folders", otherwise="Single photos need no extra."):
+        import pyarrow.parquet
+    folder, output, parts = Path(folder), Path(output), parts_of(Path(folder))
+    if not parts or not all(edits.values()):
+        raise ValueError(f"{folder} holds no table." if not parts else "`edits` must give each direction a strength.")
+    settings = read_run(folder)
+    if settings["weights"] != weights_sha256(pipeline):
+        raise ValueError(f"{folder} was made with {settings['model']!r}, which has other weights than this pipeline.")
+    grid = [dict(zip(edits, strengths)) for strengths in itertools.product(*edits.values())]
+    nothing = torch.zeros((1, pipeline.generator.num_ws, pipeline.generator.config.w_dim), device="cpu")
+    apply_directions(nothing, pipeline.directions, strengths=grid[0])  # raises before the first picture
+    listed, total = list[dict[str, Any]](), sum(pyarrow.parquet.read_metadata(part).num_rows for part in parts)
+    for row in tqdm(read_rows(folder), total=total, unit="face", disable=not progress):
+        if row["error"] is not None:
+            continue
+        out = None
+        for strengths in grid:
+            label = "".join(f"_{name}{strength:+g}" for name, strength in strengths.items())
+            name = f"{row['path']}-{row['face_index']}{label}.png"
+            listed.append({"picture": name, **{key: row[key] for key in ("id", "path", "face_index")}, **strengths})
+            if (output / name).is_file():
+                continue
+            if out is None:
+                photo = load_image(Path(settings["folder"], row["path"])) if paste else None
+                out = InversionOutput.from_row(row, pipeline.generator, folder=folder, photo=photo)
+            edited = pipeline.edit(out, **strengths)
+            save_image(pipeline.paste_back(edited)[0] if paste else edited.images[0], output / name)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["picture", "id", "path", "face_index", *edits])
+    writer.writeheader()
+    writer.writerows(listed)
+    storage.write_file(output / "edits.csv", lambda file: file.write_text(text.getvalue(), "utf-8", newline=""))
+    return len(listed)

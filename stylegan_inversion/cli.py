@@ -98,6 +98,18 @@ def _pair(number: Callable[[str], float], what: str) -> Callable[[str], tuple[st
     return pair
 
 
+def _grid(text: str) -> tuple[str, list[float]]:
+    """Read NAME=STRENGTH or NAME=LOW:HIGH:STEPS."""
+    name, _, numbers = text.partition("=")
+    with suppress(ValueError):
+        low, *more = numbers.split(":")
+        high, steps = more or (low, "1")
+        if name and int(steps) >= 1 and (more == [] or int(steps) >= 2):
+            step = (float(high) - float(low)) / max(1, int(steps) - 1)
+            return name, [round(float(low) + k * step, 6) for k in range(int(steps))]
+    raise argparse.ArgumentTypeError(f"{text!r} is not NAME=STRENGTH or NAME=LOW:HIGH:STEPS, such as smile=-4:4:9")
+
+
 def _add_model(parser: argparse.ArgumentParser) -> None:
     names = "built-in model, folder, name that `models` lists, or organisation/repository [%(default)s]"
     parser.add_argument("--model", default="faces64", help=names)
@@ -118,7 +130,7 @@ def _add_invert(parser: argparse.ArgumentParser) -> None:
     from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
 
     add = parser.add_argument
-    add("photos", nargs="+", metavar="PHOTO", help="photos to invert")
+    add("photos", nargs="+", metavar="PHOTO", help="photos to invert, or one folder of them")
     _add_model(parser)
     add("--method", default=DEFAULT_METHOD, choices=METHODS, help="how to invert [%(default)s]")
     edits = "direction and strength, such as smile=2; `stylegan-inversion directions` lists them"
@@ -133,6 +145,14 @@ def _add_invert(parser: argparse.ArgumentParser) -> None:
     add("--pivot", choices=PIVOTS, help="PTI: space of the pivot, or the encoder that gives it [w]")
     add("--perceptual", choices=PERCEPTUAL_NETWORKS, help="PTI: perceptual network [the model's own]")
     add("--seed", type=_at_least(0), help="PTI: seed of the random draws [0]")
+    kinds = "folder: pictures to write too, some of crop,inverted,photo [none]"
+    add("--save", type=lambda text: text.split(","), metavar="KINDS", help=kinds)
+    add("--batch-size", type=_at_least(1), metavar="N", help="folder: faces that go through an encoder together [16]")
+    add("--workers", type=_at_least(0), metavar="N", help="folder: processes that find faces [all CPUs but one]")
+    again = "folder: try the photos with an error again"
+    add("--retry-errors", action="store_true", default=None, help=again)
+    cluster = "folder: run on the Ray cluster at this address, or on one that is started here"
+    add("--ray", nargs="?", const="local", metavar="ADDRESS", help=cluster)
     _add_device(parser)
     _add_detector(parser)
 
@@ -152,11 +172,49 @@ def _invert(
     from stylegan_inversion.batch import invert_photos
     from stylegan_inversion.pipelines.methods import METHODS
 
+    folders = [photo for photo in photos if Path(photo).is_dir()]
+    if folders and (len(photos) > 1 or edit):
+        many = f"{folders[0]} is a folder: give it alone, without other photos."
+        raise ValueError(many if len(photos) > 1 else "A folder is edited later: stylegan-inversion edit-folder.")
     cls = METHODS[method].pipeline
     pipeline = cls.from_pretrained(model, device=device, detector=detector, perceptual=perceptual)
-    given = {name: value for name, value in options.items() if value is not None} | {"progress": True}
+    given = {name: value for name, value in options.items() if value is not None}
+    of_folder = {name: given.pop(name) for name in FOLDER_OPTIONS if name in given}
+    if folders:
+        return _invert_folder(pipeline, folders[0], output, options=given, **of_folder)
+    if of_folder:
+        raise ValueError(f"--{next(iter(of_folder)).replace('_', '-')} is for a folder of photos.")
+    given |= {"progress": True}
     results = invert_photos(pipeline, photos, output, edits=dict(edit), options=given)
     return _report((record for record, _ in results), output)
+
+
+def _invert_folder(pipeline: Any, folder: str, output: str, **options: Any) -> int:
+    from stylegan_inversion.batch import invert_folder
+
+    done = invert_folder(pipeline, folder, output, progress=True, **options)
+    print(f"{done.photos} photos: {done.faces} faces and {done.errors} errors; {done.inverted} faces are new.")
+    print(f"Look at {output}/faces-*.parquet.")
+    return 1 if done.errors else 0
+
+
+def _add_edit_folder(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", metavar="DIR", help="what `invert FOLDER --output DIR` wrote")
+    edits = "direction and strengths: smile=2, or smile=-4:4:9 for 9 from -4 to 4; several give all combinations"
+    add("--edit", nargs="+", action="extend", required=True, type=_grid, metavar="NAME=LOW:HIGH:STEPS", help=edits)
+    add("--output", default="edits", metavar="DIR", help="folder to write to [%(default)s]")
+    add("--paste", action="store_true", help="draw the whole photos, with the edited faces in place")
+    _add_device(parser)
+
+
+def _edit_folder(folder: str, edit: list[tuple[str, list[float]]], output: str, *, paste: bool, device: str) -> int:
+    from stylegan_inversion.batch import edit_folder, load_pipeline
+
+    pipeline = load_pipeline(folder, device=device)
+    count = edit_folder(pipeline, folder, output, edits=dict(edit), paste=paste, progress=True)
+    print(f"{count} pictures. {output}/edits.csv lists them.")
+    return 0
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -371,11 +429,15 @@ def _app(model: str, **options: Any) -> int:
     return 0
 
 
+FOLDER_OPTIONS = ("save", "batch_size", "workers", "retry_errors", "ray")
+"""Options of `invert` that are for a folder."""
+
 Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[..., int]]
 """What a subcommand does, its options, and its call."""
 
 COMMANDS: dict[str, Command] = {
     "invert": ("invert photos, edit them, put the faces back", _add_invert, _invert),
+    "edit-folder": ("draw edits of an inverted folder", _add_edit_folder, _edit_folder),
     "demo": ("invert and edit the bundled photos", _add_demo, _demo),
     "directions": ("list what a model can edit", _add_model, _directions),
     "models": ("list the models: built in, cached, and the known ones of the field", _add_models, _models),

@@ -13,6 +13,7 @@ EXTRAS = {
     "evaluate": ("matplotlib",),
     "fid": ("torch_fidelity",),
     "faces": ("facexlib", "lpips", "torchvision"),
+    "folders": ("pyarrow",),
     "distributed": ("ray",),
 }
 RUN = """
@@ -54,6 +55,7 @@ ASKED = [("train", "accelerate", ["train", "--data", "data"])]
 MORE = [
     ("app", "gradio", ["app"]),
     ("evaluate", "matplotlib", EVALUATE),
+    ("folders", "pyarrow", ["invert", "data", "--method", "e4e", "--no-align"]),
     ("app", "starlette", ["app"]),
     ("app", "python_multipart", ["app"]),
     ("train", "tyro", ["train", "--data", "data"]),

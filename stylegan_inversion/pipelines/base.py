@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from stylegan_inversion import __version__, hub, storage
 from stylegan_inversion.editing.directions import Direction, apply_directions
+from stylegan_inversion.errors import FaceNotFoundError, InvalidImageError
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines import loading
@@ -134,7 +135,18 @@ class InversionPipeline(abc.ABC):
         images = image if isinstance(image, (list, tuple)) else [image]
         if not images:
             raise ValueError("`image` must be a photo or a list of at least one photo, got an empty list.")
-        return [self.align(one, align=align, face=face) for one in images]
+        crops = []
+        for number, one in enumerate(images, 1):
+            try:
+                crops.append(self.align(one, align=align, face=face))
+            except (InvalidImageError, FaceNotFoundError) as e:
+                which = f"Photo {number} of {len(images)}: " if len(images) > 1 else ""
+                raise type(e)(f"{which}{e}") from e
+        return crops
+
+    def crop_sizes(self, options: Mapping[str, Any]) -> tuple[int, ...]:
+        """Sides at which a call with these options looks at a face: the generator's, then its encoder's."""
+        return (self.generator.config.resolution,)
 
     def _output(
         self, crops: list[Crop], w_plus: Tensor, generators: list[Generator], reports: list[dict[str, Any]]

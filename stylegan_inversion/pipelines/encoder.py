@@ -76,6 +76,10 @@ class EncoderPipeline(InversionPipeline):
         """Aligned faces as the encoder reads them, (B, 3, S, S), in [-1, 1]."""
         return torch.cat([to_tensor(recrop(crop, self._sizes.input_resolution)) for crop in crops])
 
+    def crop_sizes(self, options: Mapping[str, Any]) -> tuple[int, ...]:
+        """Sides at which a call looks at a face: the generator's and the encoder's."""
+        return (*super().crop_sizes(options), self._sizes.input_resolution)
+
     @torch.no_grad()
     def invert(
         self, crops: Sequence[Crop], *, progress: bool = False, encode: Callable[[Tensor], Tensor] | None = None

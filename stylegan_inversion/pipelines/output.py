@@ -5,6 +5,7 @@ and of each tuned generator only what differs from its base, which is found agai
 without a name are kept whole.
 """
 
+import hashlib
 import io
 import math
 import re
@@ -25,10 +26,11 @@ from stylegan_inversion.checkpoints.find import find_folder, is_known
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.generator_delta import GeneratorDelta, generator_sha256
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.preprocessing.align import Crop
+from stylegan_inversion.preprocessing.align import Crop, crop_quad, uncropped
 from stylegan_inversion.preprocessing.image import load_image, open_image, to_pil
 
 FORMAT = 2
+DELTAS = "deltas"  # in the output of `batch.invert_folder`
 _KINDS = ("image", "reconstruction", "crop", "photo")
 _FARTHEST = 1_000_000  # pixels from the photo's corner to a corner of a crop
 _ELSEWHERE = re.compile(r"[\\/](?:[\\/]|\?\?[\\/])")  # how Windows begins the names of other machines' folders
@@ -260,6 +262,44 @@ class InversionOutput:
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as e:
             raise CheckpointError(f"{folder} is damaged or incomplete: {type(e).__name__}: {e}") from e
         return out if base is None or name is None else replace(out, base=Base(base, name))
+
+    @classmethod
+    def from_row(
+        cls, row: Mapping[str, Any], base: Generator, *, folder: str | Path = ".", photo: Any = None
+    ) -> "InversionOutput":
+        """Make an output of a row that `batch.invert_folder` wrote, whoever read it: pyarrow, pandas or `datasets`.
+
+        Args:
+            row: The row, by column.
+            base: The generator of the model that the row names: `pipe.generator`.
+            folder: The output folder of the run, which holds the tuned generators; only rows with a `delta` need it.
+            photo: The photo, as `load_image` takes it. `None` takes the drawn face as the photo.
+
+        Raises:
+            ValueError: If the row holds no face, or codes of another model.
+            CheckpointError: If the file of the tuned generator is missing or is another one.
+        """
+        if row["error"] is not None:
+            raise ValueError(f"The row of {row['path']!r} holds no inversion: {row['error']}")
+        w_plus = torch.from_numpy(np.array([[np.asarray(w, np.float32) for w in row["w_plus"]]]))
+        if w_plus.shape[1:] != (sizes := (base.num_ws, base.config.w_dim)):
+            raise ValueError(f"`w_plus` is {tuple(w_plus.shape[1:])}, but `base` takes {sizes}.")
+        generator = base
+        if row["delta"] is not None:
+            file = Path(folder) / DELTAS / f"{row['id']}.safetensors"
+            if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != row["delta"]:
+                raise CheckpointError(f"{file} is missing, or another one: `folder` must be the output of the run.")
+            delta = GeneratorDelta.from_tensors(storage.read_tensors(file), storage.read_header(file)[1])
+            generator = delta.apply(base)
+        images = to_pil(draw([generator], w_plus))
+        crop = uncropped(images[0], images[0].width)
+        if photo is not None:
+            photo, size = load_image(photo), images[0].width
+            quad = None if row["quad"] is None else _quad([list(corner) for corner in row["quad"]])
+            face = uncropped(photo, size).image if quad is None else crop_quad(photo, quad, size)
+            crop = Crop(face, quad, photo, face_count=int(row["face_count"]), face_index=int(row["face_index"]))
+        report = {name: row[name] for name in ("l2", "seconds", "face_count", "face_index")}
+        return cls(images, images, w_plus, [generator], [crop], {}, [report], Base(base))
 
 
 def _redrawn(pictures: list[Image.Image], w_plus: Tensor, kept: Generator, mine: Sequence[bool]) -> list[Image.Image]:

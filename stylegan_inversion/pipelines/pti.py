@@ -260,6 +260,12 @@ class PTIPipeline(InversionPipeline):
             "stopped_by": tuned.stopped_by if found.stopped_by == "steps" else found.stopped_by,
         }
 
+    def crop_sizes(self, options: Mapping[str, Any]) -> tuple[int, ...]:
+        """Sides at which a call looks at a face, as `InversionPipeline`; an option out of range raises `ValueError`."""
+        names = ("preset", "pivot", "num_w_steps", "num_tuning_steps")
+        pivot = self.plan(**{name: options.get(name) for name in names}).pivot
+        return self.encoder_pipeline(pivot).crop_sizes({}) if pivot in ENCODERS else super().crop_sizes(options)
+
     # The encoders that give pivots
 
     @property

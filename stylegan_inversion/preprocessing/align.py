@@ -6,8 +6,8 @@ photo, (x, y), with whole numbers at the centres of pixels; the corners are top 
 right.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float
@@ -33,6 +33,7 @@ class Crop:
     photo: Image.Image  # RGB, upright
     face_count: int  # how many faces were found in the photo; 1 if there was no search
     face_index: int  # which of them this is, from 0
+    cuts: Mapping[int, Image.Image] = field(default_factory=dict)  # what `recrop` gave for some sizes
 
     @property
     def is_central(self) -> bool:
@@ -108,6 +109,8 @@ def align_face(
 
 def recrop(crop: Crop, size: int) -> Image.Image:
     """Cut a crop out of its photo again, at another size. This is sharper than resizing the crop."""
+    if size in crop.cuts:
+        return crop.cuts[size]
     if crop.quad is None or crop.is_central:
         return uncropped(crop.photo, size).image
     return crop_quad(crop.photo, crop.quad, size)

@@ -1,0 +1,331 @@
+"""A folder of photos becomes a table: each face and each failure once, wherever the run was stopped."""
+
+import csv
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli
+from stylegan_inversion.batch import FolderResult, edit_folder, invert_folder
+from stylegan_inversion.errors import CheckpointError, FaceNotFoundError
+from stylegan_inversion.pipelines.rows import read_rows
+from stylegan_inversion.preprocessing.image import load_image
+from stylegan_inversion.preprocessing.landmarks import Face
+from tests.conftest import landmarks_at, make_generator, make_photo
+from tests.pipelines.conftest import small_pipeline
+
+
+def faces_by_width(photo: Image.Image) -> list[Face]:
+    """None in a photo of 100 pixels, three in a wide one, one in others; a red one ends the process."""
+    if photo.getpixel((0, 0)) == (254, 0, 0) and multiprocessing.parent_process() is not None:
+        os._exit(1)
+    where = {100: [], 400: [50.0, 190.0, 330.0]}.get(photo.width, [120.0])
+    return [landmarks_at(x, 60.0, 15.0) for x in where]
+
+
+def write_photos(folder: Path, count: int) -> Path:
+    """One in four has three faces, one in five is broken, one in seven has no face."""
+    photo = make_photo()
+    for k in range(count):
+        path = folder / f"d{k % 3}" / f"{k:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        width = 100 if k % 7 == 6 else 400 if k % 4 == 3 else 200
+        photo.rotate(k).resize((width, 120)).save(path)
+        if k % 5 == 4:
+            path.write_bytes(path.read_bytes()[:500])
+    return folder
+
+
+def make_e4e() -> E4EPipeline:
+    return small_pipeline("e4e", make_generator(), detector=faces_by_width)
+
+
+@pytest.fixture
+def e4e() -> E4EPipeline:
+    return make_e4e()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write_photos(tmp_path / "photos", 12)
+
+
+def table(output: Path) -> dict[str, dict[str, Any]]:
+    """The rows by id, but for the time they took; no id may come twice."""
+    rows = list(read_rows(output))
+    found = {row["id"]: {name: value for name, value in row.items() if name != "seconds"} for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+def test_every_face_and_every_failure_has_one_row(e4e: E4EPipeline, photos: Path, tmp_path: Path) -> None:
+    done = invert_folder(e4e, photos, tmp_path / "out", workers=1, batch_size=4)
+    assert done == FolderResult(photos=12, faces=15, errors=3, inverted=15)
+    rows = list(read_rows(tmp_path / "out"))
+    numbers = sorted((row["path"], row["face_index"]) for row in rows if row["error"] is None)
+    assert [k for path, k in numbers if path == "d0/003.png"] == [0, 1, 2] and len(set(numbers)) == 15
+    errors = {row["path"]: row["error"] for row in rows if row["error"] is not None}
+    assert sorted(errors) == ["d0/006.png", "d0/009.png", "d1/004.png"]
+    assert "No face was found" in errors["d0/006.png"] and "damaged" in errors["d1/004.png"]
+    schema = pq.read_schema(next((tmp_path / "out").glob("faces-*.parquet")))
+    assert str(schema.field("w_plus").type).count("[16]") == 1 and "halffloat" in str(schema.field("w_plus").type)
+    alone = e4e(photos / "d0/000.png")
+    row = next(row for row in rows if row["path"] == "d0/000.png")
+    assert np.abs(np.array(row["w_plus"], np.float32) - alone.w_plus[0].numpy()).max() < 2e-3
+    assert row["l2"] == pytest.approx(alone.reports[0]["l2"], abs=1e-4)
+
+
+def test_rows_do_not_depend_on_the_neighbours_in_a_batch(e4e: E4EPipeline, photos: Path, tmp_path: Path) -> None:
+    invert_folder(e4e, photos, tmp_path / "out", workers=0, batch_size=4)
+    for path in photos.glob("d1/*"):
+        path.rename(path.with_suffix(".hidden"))
+    invert_folder(e4e, photos, tmp_path / "fewer", workers=0, batch_size=4)
+    for path in photos.glob("d1/*"):
+        path.rename(path.with_suffix(".png"))
+    invert_folder(e4e, photos, tmp_path / "fewer", workers=0, batch_size=4)
+    assert table(tmp_path / "fewer") == table(tmp_path / "out")
+
+
+def test_a_finished_run_computes_nothing_and_a_new_photo_only_itself(
+    e4e: E4EPipeline, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = invert_folder(e4e, photos, tmp_path / "out", workers=0)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr(type(e4e), "invert", None)  # whoever calls it fails
+    assert invert_folder(e4e, photos, tmp_path / "out", workers=0).inverted == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    monkeypatch.undo()
+
+    shutil.copy(photos / "d0/000.png", photos / "new.png")
+    shutil.copy(photos / "d0/003.png", photos / "d0/000.png")  # changed: three faces instead of one
+    assert invert_folder(e4e, photos, tmp_path / "out", workers=0) == FolderResult(13, first.faces + 3, first.errors, 4)
+    invert_folder(e4e, photos, tmp_path / "fresh", workers=0)
+    assert table(tmp_path / "out") == table(tmp_path / "fresh")
+
+
+def test_errors_can_be_tried_again(e4e: E4EPipeline, photos: Path, tmp_path: Path) -> None:
+    invert = e4e.encoder.forward
+    e4e.encoder.forward = lambda x: invert(x)[:0] if len(x) else x  # type: ignore[method-assign]
+    done = invert_folder(e4e, photos, tmp_path / "out", workers=0, batch_size=4)
+    assert (done.faces, done.errors) == (0, 18), "an error of the network is a row, too"
+    e4e.encoder.forward = invert  # type: ignore[method-assign]
+    assert invert_folder(e4e, photos, tmp_path / "out", workers=0, batch_size=4).inverted == 0
+    done = invert_folder(e4e, photos, tmp_path / "out", workers=0, batch_size=4, retry_errors=True)
+    assert (done.faces, done.errors) == (15, 3) and len(table(tmp_path / "out")) == 18
+
+
+def test_a_photo_that_ends_its_process_is_an_error_and_the_others_go_on(
+    e4e: E4EPipeline, photos: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (200, 120), (254, 0, 0)).save(photos / "d1" / "bomb.png")
+    assert invert_folder(e4e, photos, tmp_path / "out", workers=1) == FolderResult(13, 15, 4, 15)
+    (error,) = [row["error"] for row in read_rows(tmp_path / "out") if row["path"] == "d1/bomb.png"]
+    assert error == "The process that read the photo was ended: perhaps it takes too much memory."
+
+
+def test_ctrl_c_keeps_whole_photos(
+    e4e: E4EPipeline, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, invert = iter(range(3)), type(e4e).invert
+
+    def interrupted(self: E4EPipeline, *args: Any, **options: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return invert(self, *args, **options)
+
+    monkeypatch.setattr(type(e4e), "invert", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        invert_folder(e4e, photos, tmp_path / "out", workers=1, batch_size=4)
+    monkeypatch.undo()
+    kept = list(read_rows(tmp_path / "out"))
+    assert 4 <= sum(row["error"] is None for row in kept) <= 8
+    assert all(sum(other["path"] == row["path"] for other in kept) == max(1, row["face_count"]) for row in kept)
+    invert_folder(e4e, photos, tmp_path / "out", workers=1, batch_size=4)
+    invert_folder(e4e, photos, tmp_path / "whole", workers=0, batch_size=4)
+    assert table(tmp_path / "out") == table(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 2}, r"out holds a run with batch_size=4, and this one has 2\. Give another output folder"),
+        ({"options": {"face": 0}}, "holds a run with face=None, and this one has 0"),
+        ({"save": ["faces"]}, "`save` must name some of crop, inverted, photo, got 'faces'"),
+        ({"options": {"num_steps": 1}}, "E4EPipeline has no option 'num_steps'"),
+        ({"batch_size": 0}, "`batch_size` must be >= 1 and `workers` >= 0, got 0"),
+        ({"folder": "other"}, r"holds a run with folder=.*If the folder was moved, change `folder` in run\.json"),
+    ],
+)
+def test_another_run_is_refused(
+    change: dict[str, Any], message: str, e4e: E4EPipeline, photos: Path, tmp_path: Path
+) -> None:
+    write_photos(tmp_path / "other", 1)
+    given: dict[str, Any] = {"folder": "photos", "workers": 0, "batch_size": 4}
+    invert_folder(e4e, photos, tmp_path / "out", workers=0, batch_size=4)
+    given |= change
+    with pytest.raises(ValueError, match=message):
+        invert_folder(e4e, tmp_path / given.pop("folder"), tmp_path / "out", **given)
+
+
+def test_other_weights_are_another_run(e4e: E4EPipeline, photos: Path, tmp_path: Path) -> None:
+    invert_folder(e4e, photos, tmp_path / "out", workers=0)
+    next(iter(e4e.encoder.parameters())).data += 1
+    with pytest.raises(ValueError, match="holds a run with weights="):
+        invert_folder(e4e, photos, tmp_path / "out", workers=0)
+    with pytest.raises(ValueError, match="has other weights than this pipeline"):
+        edit_folder(e4e, tmp_path / "out", tmp_path / "edits", edits={"smile": [1.0]})
+
+
+def test_the_output_may_lie_inside_the_folder(e4e: E4EPipeline, photos: Path) -> None:
+    for _ in range(2):
+        done = invert_folder(e4e, photos, photos / "out", workers=0, save=["crop", "inverted", "photo"])
+        assert done.photos == 12
+    sizes = {
+        kind: load_image(photos / "out" / kind / "d0/003.png-2.png").size for kind in ("crop", "inverted", "photo")
+    }
+    assert sizes == {"crop": (32, 32), "inverted": (32, 32), "photo": (400, 120)}
+
+
+def test_rows_of_pti_bring_their_generators(pti: PTIPipeline, tmp_path: Path) -> None:
+    folder = write_photos(tmp_path / "photos", 2)
+    pti._detector = faces_by_width
+    invert_folder(pti, folder, tmp_path / "out", workers=0, options={"num_w_steps": 2, "num_tuning_steps": 2})
+    row = next(iter(read_rows(tmp_path / "out")))
+    out = InversionOutput.from_row(row, pti.generator, folder=tmp_path / "out", photo=folder / row["path"])
+    assert out.generator is not pti.generator
+    target = torch.from_numpy(np.array(out.crops[0].image)) / 127.5 - 1
+    drawn = torch.from_numpy(np.array(out.images[0])) / 127.5 - 1
+    assert (drawn - target).square().mean().item() == pytest.approx(row["l2"], abs=2e-3)
+    assert pti.paste_back(pti.edit(out, smile=1.0))[0].size == (200, 120)
+    file = tmp_path / "out" / "deltas" / f"{row['id']}.safetensors"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(CheckpointError, match="is missing, or another one"):
+        InversionOutput.from_row(row, pti.generator, folder=tmp_path / "out")
+
+
+def test_edits_of_a_table_are_a_grid_with_a_list(e4e: E4EPipeline, photos: Path, tmp_path: Path) -> None:
+    invert_folder(e4e, photos, tmp_path / "out", workers=0)
+    for paste in (False, True):
+        output = tmp_path / f"edits{paste}"
+        grid = {"smile": [-2.0, 0.0, 2.0], "age": [0.0, 1.0]}
+        assert edit_folder(e4e, tmp_path / "out", output, edits=grid, paste=paste) == 15 * 6
+        with (output / "edits.csv").open(newline="") as file:
+            listed = list(csv.DictReader(file))
+        assert {(float(row["smile"]), float(row["age"])) for row in listed} == {
+            (smile, age) for smile in grid["smile"] for age in grid["age"]
+        }
+        sizes = {load_image(output / row["picture"]).size for row in listed}
+        assert sizes == ({(200, 120), (400, 120)} if paste else {(32, 32)}) and len(listed) == 90
+    row = next(row for row in read_rows(tmp_path / "out") if row["error"] is not None)
+    with pytest.raises(ValueError, match="holds no inversion: "):
+        InversionOutput.from_row(row, e4e.generator)
+    with pytest.raises(ValueError, match="There is no direction 'smle'"):
+        edit_folder(e4e, tmp_path / "out", tmp_path / "more", edits={"smle": [1.0]})
+
+
+def test_on_the_command_line(pti: PTIPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, folder, out = str(pti.save_pretrained(tmp_path / "model")), str(tmp_path / "photos"), str(tmp_path / "out")
+    write_photos(tmp_path / "photos", 5)
+    arguments = ["invert", folder, "--model", model, "--no-align", "--preset", "fast", "--num-tuning-steps", "2"]
+    arguments += ["--num-w-steps", "2", "--output", out, "--device", "cpu", "--workers", "0"]
+    for new in (4, 0):
+        assert cli.main(arguments) == 1  # one is broken
+        assert f"5 photos: 4 faces and 1 errors; {new} faces are new." in capsys.readouterr().out
+    edit = ["edit-folder", out, "--edit", "smile=-4:4:3", "age=1", "--device", "cpu", "--output", f"{out}-edits"]
+    assert cli.main(edit) == 0 and "12 pictures." in capsys.readouterr().out
+    for wrong, message in (
+        ([*arguments, "--edit", "smile=1"], "edited later: stylegan-inversion edit-folder"),
+        (["invert", folder, *arguments[1:]], "is a folder: give it alone"),
+        (["invert", f"{folder}/d0/000.png", "--model", model, "--workers", "1"], "--workers is for a folder of photos"),
+        (["edit-folder", folder, "--edit", "smile=1"], "run.json cannot be read"),
+    ):
+        assert cli.main(wrong) == 2 and message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["edit-folder", out, "--edit", "smile=-4:4"])
+    assert "'smile=-4:4' is not NAME=STRENGTH or NAME=LOW:HIGH:STEPS" in capsys.readouterr().err
+
+
+def test_a_list_says_which_photo_failed(e4e: E4EPipeline, photos: Path) -> None:
+    with pytest.raises(FaceNotFoundError, match=r"^Photo 2 of 2: No face was found"):
+        e4e([photos / "d0/000.png", photos / "d0/006.png"])
+
+
+def _killed_runs(folder: Path, output: Path, kills: int, run: Callable[[Path, Path], None], *, longest: float) -> None:
+    """Kill as many runs at random moments, then let one end. No worker may outlive its parent."""
+    rng, context = random.Random(0), multiprocessing.get_context("spawn")
+    for _ in range(kills):
+        process = context.Process(target=run, args=(folder, output))
+        process.start()
+        while process.is_alive() and not (output / "run.json").exists():
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, longest))
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+    process = context.Process(target=run, args=(folder, output))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def run_tiny(folder: Path, output: Path) -> None:
+    """What a child of a test does: a slow network, and a part after each batch."""
+    from stylegan_inversion.pipelines import rows
+
+    rows._PART_SECONDS = 0.0
+    torch.set_num_threads(1)
+    pipeline = make_e4e()
+    encode = pipeline.encode
+    pipeline.encode = lambda x: (time.sleep(0.1), encode(x))[1]  # type: ignore[method-assign]
+    invert_folder(pipeline, folder, output, workers=1, batch_size=4)
+
+
+@pytest.mark.timeout(600)
+def test_two_kills_lose_nothing_and_give_nothing_twice(e4e: E4EPipeline, photos: Path, tmp_path: Path) -> None:
+    _killed_runs(photos, tmp_path / "out", 2, run_tiny, longest=4.0)
+    invert_folder(e4e, photos, tmp_path / "whole", workers=0, batch_size=4)
+    assert table(tmp_path / "out") == table(tmp_path / "whole")
+    assert sorted(path.name for path in (tmp_path / "out").glob(".*")) == [".lock"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_ten_kills_of_500_photos(e4e: E4EPipeline, tmp_path: Path) -> None:
+    folder = write_photos(tmp_path / "photos", 500)
+    _killed_runs(folder, tmp_path / "out", 10, run_tiny, longest=12.0)
+    done = invert_folder(e4e, folder, tmp_path / "whole", workers=0, batch_size=4)
+    assert done.photos == 500 and len(table(tmp_path / "whole")) == done.faces + done.errors
+    assert table(tmp_path / "out") == table(tmp_path / "whole")
+    print(
+        f"{done}, {sum(path.stat().st_size for path in (tmp_path / 'whole').glob('*.parquet')) / 500:.0f} bytes a photo"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_a_ray_cluster_gives_the_same_rows(
+    e4e: E4EPipeline, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=4, include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False)
+    try:
+        done = invert_folder(e4e, photos, tmp_path / "out", ray="local", batch_size=4)
+        assert done == FolderResult(12, 15, 3, 15)
+        assert invert_folder(e4e, photos, tmp_path / "out", ray="local", batch_size=4).inverted == 0
+    finally:
+        ray.shutdown()
+    invert_folder(e4e, photos, tmp_path / "whole", workers=0, batch_size=4)
+    assert table(tmp_path / "out") == table(tmp_path / "whole")
