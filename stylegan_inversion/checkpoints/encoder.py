@@ -1,8 +1,8 @@
 """The papers' encoders, latent discriminator, identity network and MoCo's ResNet: official key names <-> ours.
 
 Formats: eladrich/pixel2style2pixel, omertov/encoder4editing, yuval-alaluf/restyle-encoder, ControlGenAI/
-StyleFeatureEditor, TreB1eN/InsightFace_Pytorch and facebookresearch/moco (all MIT). Sizes are read from the tensors; where one is missing, a
-`KeyError` names it.
+StyleFeatureEditor, TreB1eN/InsightFace_Pytorch and facebookresearch/moco (all MIT). Sizes are read from the tensors;
+where one is missing, a `KeyError` names it.
 """
 
 import re
@@ -124,7 +124,7 @@ def _restyle_config(official: Mapping[str, Tensor], options: Mapping[str, Any]) 
 
 
 def _style_feature_config(official: Mapping[str, Tensor], options: Mapping[str, Any]) -> StyleFeatureConfig:
-    """Read the sizes. The input's side no tensor tells: it is a quarter of the generator's, and 256 at most."""
+    """Read the sizes. No tensor tells the side of the input: it is the generator's, and 256 at most."""
     backbone = "inverter.fs_backbone."
     stages = [f"{backbone}block_{i}." for i in range(1, 5)]
     num_ws = _count(official, f"{backbone}styles.")

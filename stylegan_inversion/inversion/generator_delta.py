@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.generator import Generator
@@ -23,8 +23,8 @@ FORMAT = "generator-delta-1"
 _KINDS = ("value", "difference", "left", "right")  # the last part of a tensor's name
 
 
-def generator_sha256(generator: Generator) -> str:
-    """Compute the sha256 over the names, shapes and float32 bytes of a generator's tensors, sorted by name."""
+def generator_sha256(generator: nn.Module) -> str:
+    """Compute the sha256 over the names, shapes and float32 bytes of a network's tensors, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(plain_state_dict(generator).items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())

@@ -83,15 +83,12 @@ class FeatureGenerator(Generator):
         keep: Float[Tensor, "1 1 side side"] | None = None,
     ) -> None:
         _share(self, generator)
-        side, channels, codes = (
-            features.shape[-1],
-            editor.config.channels,
-            (1, generator.num_ws, generator.config.w_dim),
-        )
+        sizes, side, channels = generator.config, features.shape[-1], editor.config.channels
         photo = {"features": features, "w_inverted": w_inverted, "w_edit": w_edit}
         photo["keep"] = features.new_zeros(1, 1, side, side) if keep is None else keep
+        codes = (1, sizes.num_ws, sizes.w_dim)
         shapes = dict(zip(PHOTO, ((1, channels, side, side), codes, codes, (1, 1, side, side))))
-        fits = side in generator.config.resolutions[:-1] and channels == generator.config.channels(side)
+        fits = side in sizes.resolutions[:-1] and channels == sizes.channels(side)
         if not fits or any(tuple(photo[name].shape) != shape for name, shape in shapes.items()):
             found = {name: tuple(tensor.shape) for name, tensor in photo.items()}
             raise ValueError(f"The features do not fit the generator or the editor: expected {shapes}, got {found}.")

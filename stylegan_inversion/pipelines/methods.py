@@ -7,6 +7,7 @@ from types import MappingProxyType
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.encoder import E4EPipeline, PSPPipeline, ReStylePipeline
 from stylegan_inversion.pipelines.pti import PTIPipeline
+from stylegan_inversion.pipelines.sfe import SFEPipeline
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Method:
         return self.pipeline.encoder_kind
 
 
-_ROWS = (
+_ROWS = (  # the page takes the first that the model has
+    Method("sfe", "SFE", "SFE · at once, sharp", "2406.10601", SFEPipeline),
     Method("e4e", "e4e", "e4e · at once, made for edits", "2102.02766", E4EPipeline),
     Method("psp", "pSp", "pSp · at once, nearer to the photo", "2008.00951", PSPPipeline),
     Method("restyle", "ReStyle", "ReStyle · a few passes, nearer still", "2104.02699", ReStylePipeline),

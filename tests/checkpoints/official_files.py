@@ -22,6 +22,7 @@ from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
+from stylegan_inversion.models.sfe_encoder import StyleFeatureConfig, StyleFeatureEncoder
 from stylegan_inversion.ops import blur_kernel
 
 TINY = GeneratorConfig(resolution=64, z_dim=6, w_dim=8, mapping_layers=3, channel_base=256, channel_max=8)
@@ -32,6 +33,7 @@ ENCODER_SIZES = {
     SMALL: PyramidEncoderConfig(128, 32, 8, widths=WIDTHS, units=(2, 1, 1, 2), reduction=4),
 }
 ARCFACE = ArcFaceConfig(widths=WIDTHS, units=UNITS, reduction=2, resolution=32, embedding_dim=5)
+SFE = StyleFeatureConfig(64, 64, 8, widths=WIDTHS, units=UNITS, channels=8, depth=2)
 RESTYLE = ReStyleConfig(64, 64, 8, widths=WIDTHS, units=UNITS, reduction=2)
 D_TINY = DiscriminatorConfig(resolution=16, channel_base=64, channel_max=8)
 PARTS = ("weight", "bias")
@@ -91,6 +93,18 @@ def restyle(*, offsets: bool, **options: Any) -> dict[str, Any]:
     opts = {"encoder_type": form, "input_nc": 6, "n_iters_per_batch": 3, "output_size": 64, **options}
     tensors = prefixed(encoder, "encoder.") | prefixed(decoder, "decoder.")
     return {"state_dict": tensors, "opts": opts, "latent_avg": w_avg.repeat(TINY.num_ws, 1)}
+
+
+def style_features(*, whole: bool = True) -> dict[str, Any]:
+    """A checkpoint of StyleFeatureEditor, with features of 16 px; the whole one has all that it is used with."""
+    tensors = encoder_to_official("sfe", SFE, lively(StyleFeatureEncoder, SFE).state_dict())[0]
+    if not whole:
+        return {"state_dict": tensors}
+    decoder, w_avg = generator_to_rosinality(TINY, lively(Generator, TINY).state_dict())
+    sizes = ENCODER_SIZES[TINY]
+    e4e = encoder_to_official("e4e", sizes, lively(ENCODERS["e4e"].network, sizes).state_dict())[0]
+    tensors |= prefixed(decoder, "decoder.") | prefixed(e4e, "e4e_encoder.")
+    return {"state_dict": tensors, "latent_avg": w_avg}
 
 
 def checkpoint_to_rosinality(config: GeneratorConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
