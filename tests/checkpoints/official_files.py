@@ -95,15 +95,21 @@ def restyle(*, offsets: bool, **options: Any) -> dict[str, Any]:
     return {"state_dict": tensors, "opts": opts, "latent_avg": w_avg.repeat(TINY.num_ws, 1)}
 
 
+def lively_e4e() -> dict[str, Any]:
+    """A checkpoint of e4e that gives small numbers, with an average w of its own."""
+    sizes = ENCODER_SIZES[TINY]
+    encoder = sizes, lively(ENCODERS["e4e"].network, sizes).state_dict()
+    return checkpoint_to_official("e4e", encoder, (TINY, lively(Generator, TINY).state_dict()))
+
+
 def style_features(*, whole: bool = True) -> dict[str, Any]:
     """A checkpoint of StyleFeatureEditor, with features of 16 px; the whole one has all that it is used with."""
     tensors = encoder_to_official("sfe", SFE, lively(StyleFeatureEncoder, SFE).state_dict())[0]
     if not whole:
         return {"state_dict": tensors}
     decoder, w_avg = generator_to_rosinality(TINY, lively(Generator, TINY).state_dict())
-    sizes = ENCODER_SIZES[TINY]
-    e4e = encoder_to_official("e4e", sizes, lively(ENCODERS["e4e"].network, sizes).state_dict())[0]
-    tensors |= prefixed(decoder, "decoder.") | prefixed(e4e, "e4e_encoder.")
+    e4e = {key.replace("encoder.", "e4e_encoder.", 1): v for key, v in lively_e4e()["state_dict"].items()}
+    tensors |= prefixed(decoder, "decoder.") | {key: v for key, v in e4e.items() if key.startswith("e4e_")}
     return {"state_dict": tensors, "latent_avg": w_avg}
 
 

@@ -29,7 +29,14 @@ from stylegan_inversion.pipelines.play import edit_frames, interpolate_outputs, 
 from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.models import make_model
-from tests.checkpoints.official_files import TINY, checkpoint_to_rosinality, lively, official, style_features
+from tests.checkpoints.official_files import (
+    TINY,
+    checkpoint_to_rosinality,
+    lively,
+    lively_e4e,
+    official,
+    style_features,
+)
 from tests.fake_hub import hub_client, serve
 
 Detector = Callable[[Image.Image], list[Face]]
@@ -44,11 +51,15 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def loaded(file: Path) -> SFEPipeline:
+    return SFEPipeline.from_single_file(file)
+
+
 @pytest.fixture
-def pipe(file: Path, detector: Detector) -> SFEPipeline:
-    pipe = SFEPipeline.from_single_file(file, detector=detector)
-    pipe.directions |= {"age": AGE, GANSPACE.name: GANSPACE}
-    return pipe
+def pipe(loaded: SFEPipeline, detector: Detector) -> SFEPipeline:
+    directions = {"age": AGE, GANSPACE.name: GANSPACE}
+    return SFEPipeline(**{**loaded.components, "directions": directions, "detector": detector})
 
 
 class Reference:
@@ -155,7 +166,8 @@ def test_the_whole_road(pipe: SFEPipeline, photo: Image.Image, tmp_path: Path) -
     out = pipe([photo, photo.rotate(180)], align=False)
     edited = pipe.edit(out, age=1.0)
     assert all(torch.equal(v, before[k]) for network in pipe.networks for k, v in network.state_dict().items())
-    assert not same(edited.images, out.images) and same(pipe.edit(edited, age=-1.0).images, out.images)
+    back = np.stack(pipe.edit(edited, age=-1.0).images).astype(int) - np.stack(out.images)
+    assert not same(edited.images, out.images) and np.abs(back).max() <= 1
     assert same(pipe.paste_back(out, detail="move"), [crop.photo for crop in out.crops])
     assert not same(pipe.paste_back(edited), pipe.paste_back(out))
     folder = pipe.save_pretrained(tmp_path / "model")
@@ -171,7 +183,7 @@ def test_the_whole_road(pipe: SFEPipeline, photo: Image.Image, tmp_path: Path) -
         ("whole", edited, {}),
     ):
         loaded = InversionOutput.load(one.save(tmp_path / name), **options)
-        assert same(loaded.images, one.images) and same(again.edit(loaded, age=-1.0).images, one.reconstructions)
+        assert same(loaded.images, one.images) and same(loaded.reconstructions, out.images)
         assert same(again.edit(loaded[1], age=1.0).images, again.edit(one[1], age=1.0).images)
     sizes = {name: (tmp_path / name / storage.WEIGHTS_NAME).stat().st_size for name in ("named", "whole")}
     weights = sum(v.nbytes for n in (pipe.generator, pipe.encoder.editor) for v in n.state_dict().values())
@@ -195,8 +207,8 @@ def test_what_a_mask_keeps(pipe: SFEPipeline, photo: Image.Image) -> None:
     assert not moved.keep.any()
     with pytest.raises(ValueError, match="`mask` must be one picture or 1, one for each photo, got 2"):
         pipe.keep(out, [half, half])
-    with pytest.raises(ValueError, match="`mask` must be square, as the crop is, got 4 x 5"):
-        pipe.keep(out, Image.new("L", (4, 5)))
+    with pytest.raises(ValueError, match="`mask` must be square, as the crop is, got 40 x 50"):
+        pipe.keep(out, Image.new("L", (40, 50)))
     with pytest.raises(ValueError, match="`out` must be of an SFEPipeline"):
         pipe.keep(sample_face(pipe), half)
 
@@ -207,7 +219,7 @@ def test_nobody_asks_which_method_it_was(pipe: SFEPipeline, photo: Image.Image, 
     for first, last in ((a, b), (a, plain), (plain, a)):
         frames = interpolate_outputs(first, last, steps=3)
         assert same([frames[0], frames[2]], [first.images[0], last.images[0]])
-        assert same(mix_outputs(first, last, alpha=0).images, first.images)
+        assert same(mix_outputs(first, last, alpha=0.0).images, first.images)
     assert same(edit_frames(pipe, a, {"age": 1.0}, steps=2)[1:], pipe.edit(a, age=1.0).images)
     ((record, out),) = batch.invert_photos(pipe, [_saved(photo, tmp_path)], tmp_path / "out", edits={"age": 1.0})
     assert record.error is None and out is not None and out.edits == {"age": 1.0}
@@ -232,7 +244,7 @@ def test_from_the_catalogue(
     """The published file holds neither the generator nor e4e: they come from other entries, each fetched once."""
     contents: dict[str, Any] = {
         "sfe": style_features(whole=False),
-        "e4e": official("e4e"),
+        "e4e": lively_e4e(),
         "generator": checkpoint_to_rosinality(TINY, lively(Generator, TINY).state_dict()),
     }
     entries = []
@@ -254,9 +266,9 @@ def test_from_the_catalogue(
         assert cli.main(["convert", str(tmp_path / "sfe.pt"), str(tmp_path / "model")]) == 0
         assert [hub.gets(f"{kind}.pt") for kind in contents] == [1, 1, 1]
         loaded = InversionOutput.load(out.save(tmp_path / "saved"))
+        folders = {kind: find.find_folder(f"test-{kind}") for kind in contents}
     assert same(single(photo).images, out.images) and same(loaded.images, out.images)
     torch.testing.assert_close(pipe.generator.w_avg, lively(Generator, TINY).w_avg)  # not e4e's
-    folders = {kind: find.find_folder(f"test-{kind}") for kind in contents}
     for part, kind in (("generator", "generator"), ("e4e_encoder", "e4e")):
         ours, theirs = (folders[each] / part / storage.WEIGHTS_NAME for each in ("sfe", kind))
         assert ours.samefile(theirs)  # one copy on the disk
