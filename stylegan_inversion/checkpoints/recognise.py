@@ -48,7 +48,7 @@ _REFUSED = {  # how the names of tensors begin -> what has them
     r"mapping\.embed\.": "a conditional generator, which takes labels",
     r"(synthesis\.blocks|pyramid)\.": "a file of this package, whose folder `from_pretrained` reads",
     r"hypernet\.": "a checkpoint of HyperStyle",
-    r"(encoder|inverter)\.(fs_backbone|fuser)\.": "the inverter of StyleFeatureEditor alone, without its editor",
+    r"(encoder|inverter)\.(fs_backbone|fuser)\.": "a checkpoint of StyleFeatureEditor without its editor",
     r"(stylegan_decoder\.)?(style_mlp|style_conv1|style_convs|constant_input)\.": "a StyleGAN2 of BasicSR or GFPGAN",
     r"(generator(_ema)?\.)?style_mapping\.": "a generator of MMGeneration or MMagic",
     r"(model\.diffusion_model|first_stage_model|unet|down_blocks|transformer_blocks|double_blocks)\.|.*lora_"

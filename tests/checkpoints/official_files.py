@@ -27,13 +27,18 @@ from stylegan_inversion.ops import blur_kernel
 
 TINY = GeneratorConfig(resolution=64, z_dim=6, w_dim=8, mapping_layers=3, channel_base=256, channel_max=8)
 SMALL = GeneratorConfig(resolution=128, z_dim=8, w_dim=8, mapping_layers=2, channel_base=1024, channel_max=12)
+FULL = GeneratorConfig()
 WIDTHS, UNITS = (4, 6, 8, 10), (1, 3, 2, 1)
 ENCODER_SIZES = {
     TINY: PyramidEncoderConfig(64, 64, 8, widths=WIDTHS, units=UNITS, reduction=2),
     SMALL: PyramidEncoderConfig(128, 32, 8, widths=WIDTHS, units=(2, 1, 1, 2), reduction=4),
+    FULL: PyramidEncoderConfig(),
 }
 ARCFACE = ArcFaceConfig(widths=WIDTHS, units=UNITS, reduction=2, resolution=32, embedding_dim=5)
-SFE = StyleFeatureConfig(64, 64, 8, widths=WIDTHS, units=UNITS, channels=8, depth=2)
+SFE_SIZES = {
+    TINY: StyleFeatureConfig(64, 64, 8, widths=WIDTHS, units=UNITS, channels=8, depth=2),
+    FULL: StyleFeatureConfig(),
+}
 RESTYLE = ReStyleConfig(64, 64, 8, widths=WIDTHS, units=UNITS, reduction=2)
 D_TINY = DiscriminatorConfig(resolution=16, channel_base=64, channel_max=8)
 PARTS = ("weight", "bias")
@@ -95,16 +100,17 @@ def restyle(*, offsets: bool, **options: Any) -> dict[str, Any]:
     return {"state_dict": tensors, "opts": opts, "latent_avg": w_avg.repeat(TINY.num_ws, 1)}
 
 
-def lively_e4e() -> dict[str, Any]:
+def lively_e4e(config: GeneratorConfig = TINY) -> dict[str, Any]:
     """A checkpoint of e4e that gives small numbers, with an average w of its own."""
-    sizes = ENCODER_SIZES[TINY]
+    sizes = ENCODER_SIZES[config]
     encoder = sizes, lively(ENCODERS["e4e"].network, sizes).state_dict()
-    return checkpoint_to_official("e4e", encoder, (TINY, lively(Generator, TINY).state_dict()))
+    return checkpoint_to_official("e4e", encoder, (config, lively(Generator, config).state_dict()))
 
 
-def style_features(*, whole: bool = True) -> dict[str, Any]:
-    """A checkpoint of StyleFeatureEditor, with features of 16 px; the whole one has all that it is used with."""
-    tensors = encoder_to_official("sfe", SFE, lively(StyleFeatureEncoder, SFE).state_dict())[0]
+def style_features(config: GeneratorConfig = TINY, *, whole: bool = True) -> dict[str, Any]:
+    """A checkpoint of StyleFeatureEditor; the small one has features of 16 px. A whole one has all that it needs."""
+    sizes = SFE_SIZES[config]
+    tensors = encoder_to_official("sfe", sizes, lively(StyleFeatureEncoder, sizes).state_dict())[0]
     if not whole:
         return {"state_dict": tensors}
     decoder, w_avg = generator_to_rosinality(TINY, lively(Generator, TINY).state_dict())

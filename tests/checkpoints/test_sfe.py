@@ -1,7 +1,8 @@
 """StyleFeatureEditor at a small size. The reference works on the official tensors alone, in the official names."""
 
-import dataclasses
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from PIL import Image
 from torch import Tensor
 
 from stylegan_inversion import Direction, E4EPipeline, InversionOutput, PTIPipeline, SFEPipeline, batch, cli, storage
 from stylegan_inversion import catalogue as catalogue_module
-from stylegan_inversion.catalogue import CatalogueEntry
 from stylegan_inversion.checkpoints import find
 from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.checkpoints.recognise import recognise
@@ -22,7 +23,7 @@ from stylegan_inversion.editing.ganspace import fit_pca, name_components
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.hub import file_sha256
 from stylegan_inversion.models.feature_generator import FeatureGenerator
-from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.sfe_encoder import StyleFeatureConfig, StyleFeatureEncoder
 from stylegan_inversion.pipelines.loading import check_folder
 from stylegan_inversion.pipelines.play import edit_frames, interpolate_outputs, mix_outputs, sample_face
@@ -30,6 +31,7 @@ from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.models import make_model
 from tests.checkpoints.official_files import (
+    FULL,
     TINY,
     checkpoint_to_rosinality,
     lively,
@@ -190,7 +192,7 @@ def test_the_whole_road(pipe: SFEPipeline, photo: Image.Image, tmp_path: Path) -
     assert sizes["whole"] - sizes["named"] > 0.9 * weights
     with pytest.raises(ModelNotFoundError, match=r"Feature Editor.* is not in `networks`.*networks=pipe\.networks"):
         InversionOutput.load(tmp_path / "named", base=again.generator)
-    other = lively(StyleFeatureEncoder, dataclasses.replace(again.encoder.config, depth=1))
+    other = lively(StyleFeatureEncoder, replace(again.encoder.config, depth=1))
     with pytest.raises(CheckpointError, match="belongs to another Feature Editor"):
         InversionOutput.load(tmp_path / "named", base=again.generator, networks=[other])
 
@@ -238,50 +240,73 @@ def _saved(photo: Image.Image, folder: Path) -> Path:
     return folder / "photo.png"
 
 
+@pytest.mark.parametrize(
+    "config",
+    [TINY, pytest.param(FULL, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])],
+    ids=lambda config: str(config.resolution),
+)
 def test_from_the_catalogue(
-    photo: Image.Image, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: GeneratorConfig, photo: Image.Image, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The published file holds neither the generator nor e4e: they come from other entries, each fetched once."""
-    contents: dict[str, Any] = {
-        "sfe": style_features(whole=False),
-        "e4e": lively_e4e(),
-        "generator": checkpoint_to_rosinality(TINY, lively(Generator, TINY).state_dict()),
+    makers: dict[str, Callable[[], Any]] = {
+        "sfe-ffhq-1024": lambda: style_features(config, whole=False),
+        "e4e-ffhq-1024": lambda: lively_e4e(config),
+        "stylegan2-ffhq-1024": lambda: checkpoint_to_rosinality(config, lively(Generator, config).state_dict()),
     }
-    entries = []
-    for kind, content in contents.items():
-        torch.save(content, path := tmp_path / f"{kind}.pt")
-        names = (f"test-{kind}", kind, "", "", "", "hub", "org/repo", path.name)
-        parts = (("generator", "test-generator"), ("e4e_encoder", "test-e4e")) if kind == "sfe" else ()
-        entries.append(CatalogueEntry(*names, sha256=file_sha256(path), parts=parts))  # type: ignore[arg-type]
+    entries, paths, known = [], {}, {entry.name: entry for entry in catalogue_module.catalogue()}
+    for name, make in makers.items():
+        paths[name] = path = tmp_path / Path(str(known[name].file)).name
+        torch.save(make(), path)
+        entries.append(replace(known[name], sha256=file_sha256(path), size=path.stat().st_size, domain=None))
     for module in (find, catalogue_module):
         monkeypatch.setattr(module, "catalogue", lambda: tuple(entries))
     with serve() as hub, hub_client(hub, tmp_path / "cache"):
-        hub.repositories["org/repo"] = {f"{kind}.pt": (tmp_path / f"{kind}.pt").read_bytes() for kind in contents}
-        E4EPipeline.from_pretrained("test-e4e")
-        pipe = SFEPipeline.from_pretrained("test-sfe", detector=detector)
+        for limit in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+            monkeypatch.setattr(constants, limit, 300)  # the fake Hub hashes what it serves
+        for entry in entries:
+            hub.repositories[str(entry.repository)] = {str(entry.file): paths[entry.name].read_bytes()}
+        e4e = E4EPipeline.from_pretrained("e4e-ffhq-1024", detector=detector)
+        pipe = SFEPipeline.from_pretrained("sfe-ffhq-1024", detector=detector)
+        pipe.directions["age"] = Direction.from_vector("age", torch.linspace(-1, 2, config.w_dim))
+        e4e.directions = pipe.directions
         out = pipe(photo)
-        assert [hub.gets(f"{kind}.pt") for kind in contents] == [1, 1, 1]
-        assert same(SFEPipeline.from_pretrained("test-sfe", detector=detector)(photo).images, out.images)
-        single = SFEPipeline.from_single_file(tmp_path / "sfe.pt", detector=detector)
-        assert cli.main(["convert", str(tmp_path / "sfe.pt"), str(tmp_path / "model")]) == 0
-        assert [hub.gets(f"{kind}.pt") for kind in contents] == [1, 1, 1]
-        loaded = InversionOutput.load(out.save(tmp_path / "saved"))
-        folders = {kind: find.find_folder(f"test-{kind}") for kind in contents}
-    assert same(single(photo).images, out.images) and same(loaded.images, out.images)
-    torch.testing.assert_close(pipe.generator.w_avg, lively(Generator, TINY).w_avg)  # not e4e's
-    for part, kind in (("generator", "generator"), ("e4e_encoder", "e4e")):
-        ours, theirs = (folders[each] / part / storage.WEIGHTS_NAME for each in ("sfe", kind))
+        asked = [hub.gets(str(entry.file)) for entry in entries]
+        again = SFEPipeline.from_pretrained("sfe-ffhq-1024", detector=detector)
+        single = SFEPipeline.from_single_file(paths["sfe-ffhq-1024"], detector=detector)
+        assert same(again(photo).images, out.images) and same(single(photo).images, out.images)
+        assert cli.main(["convert", str(paths["sfe-ffhq-1024"]), str(tmp_path / "model")]) == 0
+        assert asked == [hub.gets(str(entry.file)) for entry in entries] == [1, 1, 1]
+        edited = pipe.edit(out, age=1.0)
+        assert pipe.paste_back(edited)[0].size == photo.size and not same(edited.images, out.images)
+        loaded = InversionOutput.load(edited.save(tmp_path / "saved"))
+        assert same(pipe.edit(loaded, age=1.0).images, pipe.edit(edited, age=1.0).images)
+        folders = {name: find.find_folder(name) for name in makers}
+    torch.testing.assert_close(pipe.generator.w_avg, lively(Generator, config).w_avg)  # not e4e's
+    for part, name in entries[0].parts:
+        ours, theirs = (folders[each] / part / storage.WEIGHTS_NAME for each in ("sfe-ffhq-1024", name))
         assert ours.samefile(theirs)  # one copy on the disk
     back = torch.load(write_official(tmp_path / "model", tmp_path / "back.pt", layout="sfe"), weights_only=True)
-    given = contents["sfe"]["state_dict"]
+    given = style_features(config, whole=False)["state_dict"]
     assert back.keys() == {"state_dict"} and back["state_dict"].keys() == given.keys()
     assert all(torch.equal(back["state_dict"][k], v) and v.dtype == given[k].dtype for k, v in given.items())
+    crop, seconds = out.crops[0], dict[str, list[float]]()
+    for _ in range(3):
+        for name, each in (("e4e", e4e), ("sfe", pipe)):
+            marks = [time.perf_counter()]
+            for step in (lambda: each(crop), lambda: each.edit(found, age=1.0)):  # noqa: B023  called at once
+                found = step()
+                marks.append(time.perf_counter())
+            for what, taken in zip(("inversion", "edit"), np.diff(marks)):
+                seconds.setdefault(f"{name} {what}", []).append(taken)
+    size = (tmp_path / "saved" / storage.WEIGHTS_NAME).stat().st_size
+    print({name: round(float(np.median(taken)), 2) for name, taken in seconds.items()}, f"saved: {size / 1e6:.1f} MB")
 
 
 def test_refusals(pipe: SFEPipeline, file: Path, tmp_path: Path) -> None:
     tensors = style_features(whole=False)["state_dict"]
     inverter = {k.replace("inverter.", "encoder."): v for k, v in tensors.items() if k.startswith("inverter.")}
-    with pytest.raises(CheckpointError, match="the inverter of StyleFeatureEditor alone, without its editor"):
+    with pytest.raises(CheckpointError, match="a checkpoint of StyleFeatureEditor without its editor"):
         recognise({"state_dict": inverter})
     with pytest.raises(CheckpointError, match="It is a checkpoint of sfe, not of e4e: use the pipeline of sfe"):
         E4EPipeline.from_single_file(file)
@@ -291,7 +316,7 @@ def test_refusals(pipe: SFEPipeline, file: Path, tmp_path: Path) -> None:
     E4EPipeline.from_single_file(tmp_path / "e4e.pt").save_pretrained(tmp_path / "e4e")
     with pytest.raises(ModelNotFoundError, match=r"holds no StyleFeatureEncoder \(folder 'sfe_encoder'\)"):
         SFEPipeline.from_pretrained(tmp_path / "e4e")
-    narrow = lively(StyleFeatureEncoder, dataclasses.replace(pipe.encoder.config, channels=4))
+    narrow = lively(StyleFeatureEncoder, replace(pipe.encoder.config, channels=4))
     with pytest.raises(ValueError, match=r"must have the same channels at 16 px, got \(4, 8\)"):
         SFEPipeline(pipe.generator, narrow, e4e=pipe.e4e)
     with pytest.raises(ValueError, match="`input_resolution` must be below 4 output_resolution, got 256 with"):
