@@ -30,7 +30,7 @@ class FeatureSynthesis(SynthesisNetwork):
     keep: Tensor
 
     def __init__(self, synthesis: SynthesisNetwork, editor: FeatureEditor, photo: dict[str, Tensor]) -> None:
-        _share(self, synthesis)
+        _share(self, synthesis, "_modules", "_buffers")
         self.editor = editor
         for name in PHOTO:
             self.register_buffer(name, photo[name])
@@ -44,12 +44,15 @@ class FeatureSynthesis(SynthesisNetwork):
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "batch 3 resolution resolution"]:
         """Draw images, as `SynthesisNetwork` does; the features follow from `w_inverted` to `w_plus`."""
-        features = self.features.expand(len(w_plus), -1, -1, -1)
-        move, change = w_plus - self.w_inverted, torch.zeros_like(features)
+        features, w_inverted, w_edit, keep = (
+            getattr(self, name).to(self.const) for name in PHOTO
+        )  # all may have moved
+        features = features.expand(len(w_plus), -1, -1, -1)
+        move, change = w_plus - w_inverted, torch.zeros_like(features)
         if move.any():
             side = features.shape[-1]
-            before = features_at(self, self.w_edit, side)
-            change = (before - features_at(self, self.w_edit + move, side)) * (1 - self.keep)
+            change = features_at(self, w_edit, side) - features_at(self, w_edit + move, side)
+            change = change * (1 - keep)
         return super().forward(
             w_plus, noise_mode=noise_mode, noise=noise, rng=rng, features=self.editor(features, change)
         )
@@ -82,7 +85,7 @@ class FeatureGenerator(Generator):
         w_edit: Float[Tensor, "1 num_ws w_dim"],
         keep: Float[Tensor, "1 1 side side"] | None = None,
     ) -> None:
-        _share(self, generator)
+        _share(self, generator, "_modules")
         sizes, side, channels = generator.config, features.shape[-1], editor.config.channels
         photo = {"features": features, "w_inverted": w_inverted, "w_edit": w_edit}
         photo["keep"] = features.new_zeros(1, 1, side, side) if keep is None else keep
@@ -112,7 +115,7 @@ class FeatureGenerator(Generator):
         return FeatureGenerator(self.base, self.synthesis.editor, **{**self.photo, "keep": small})
 
 
-def _share(module: nn.Module, other: nn.Module) -> None:
-    """Give a new module everything of another: the same tensors and parts, in containers of its own."""
+def _share(module: nn.Module, other: nn.Module, *own: str) -> None:
+    """Give a new module everything of another, which moves with it; the containers named are its own."""
     parts: dict[str, Any] = vars(other)
-    vars(module).update({name: copy.copy(part) if isinstance(part, dict) else part for name, part in parts.items()})
+    vars(module).update({name: copy.copy(part) if name in own else part for name, part in parts.items()})

@@ -1,5 +1,6 @@
 """StyleFeatureEditor at a small size. The reference works on the official tensors alone, in the official names."""
 
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -195,6 +196,19 @@ def test_the_whole_road(pipe: SFEPipeline, photo: Image.Image, tmp_path: Path) -
     other = lively(StyleFeatureEncoder, replace(again.encoder.config, depth=1))
     with pytest.raises(CheckpointError, match="belongs to another Feature Editor"):
         InversionOutput.load(tmp_path / "named", base=again.generator, networks=[other])
+
+
+def test_what_was_inverted_before_the_pipeline_moved(file: Path, photo: Image.Image) -> None:
+    pipe = SFEPipeline.from_single_file(file)
+    out = pipe(photo, align=False)
+    pipe.directions["age"] = AGE
+    edited = pipe.edit(out, age=1.0)
+    pipe.to(torch.float64)
+    apart = np.stack(pipe.edit(out, age=1.0).images).astype(int) - np.stack(edited.images)
+    assert np.abs(apart).max() <= 1 and out.generator.w_avg.dtype == torch.float64
+    copied = pickle.loads(pickle.dumps(out.generator))
+    assert copied.base.synthesis.blocks["16"] is copied.synthesis.blocks["16"]
+    assert torch.equal(copied.synthesis(out.w_plus.double()), out.generator.synthesis(out.w_plus.double()))
 
 
 def test_what_a_mask_keeps(pipe: SFEPipeline, photo: Image.Image) -> None:
