@@ -44,14 +44,12 @@ class FeatureSynthesis(SynthesisNetwork):
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "batch 3 resolution resolution"]:
         """Draw images, as `SynthesisNetwork` does; the features follow from `w_inverted` to `w_plus`."""
-        features, w_inverted, w_edit, keep = (
-            getattr(self, name).to(self.const) for name in PHOTO
-        )  # all may have moved
-        features = features.expand(len(w_plus), -1, -1, -1)
+        # the shared weights may have moved, with the pipeline
+        features, w_inverted, w_edit, keep = (getattr(self, name).to(self.const) for name in PHOTO)
+        features, side = features.expand(len(w_plus), -1, -1, -1), features.shape[-1]
         move, change = w_plus - w_inverted, torch.zeros_like(features)
         if move.any():
-            side = features.shape[-1]
-            change = features_at(self, w_edit, side) - features_at(self, w_edit + move, side)
+            change = features_at(self, w_edit, side) - features_at(self, w_edit + move, side)  # before minus after
             change = change * (1 - keep)
         return super().forward(
             w_plus, noise_mode=noise_mode, noise=noise, rng=rng, features=self.editor(features, change)
@@ -59,7 +57,7 @@ class FeatureSynthesis(SynthesisNetwork):
 
 
 class FeatureGenerator(Generator):
-    """The generator of one photo: it shares all weights with the one it is made of.
+    """The generator of one photo: it shares all weights with the one it is made of, and moves with it.
 
     Args:
         generator: Draws. It stays as it is.
