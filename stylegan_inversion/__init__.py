@@ -1,4 +1,4 @@
-"""Real photos inside StyleGAN2's latent space: pSp, e4e, ReStyle and PTI."""
+"""Real photos inside StyleGAN2's latent space: pSp, e4e, ReStyle, StyleFeatureEditor and PTI."""
 
 from typing import TYPE_CHECKING, Any
 

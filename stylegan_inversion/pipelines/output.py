@@ -266,7 +266,7 @@ class InversionOutput:
             name = None if config["base"] is None else BaseName(**config["base"])
             if base is None and name is not None:
                 base = name.load(allow_download=allow_download, device=device)
-                if config.get("editor"):
+                if config.get("editor") is not None:
                     row, model = ENCODERS["sfe"], name.find(allow_download=allow_download)
                     networks = [storage.load_module(row.network, row.config, model / row.folder, device=device)]
             out = _read(folder / storage.WEIGHTS_NAME, config, base, networks, device)
@@ -299,7 +299,7 @@ def _read(
     tensors, photos = storage.read_tensors(weights), config["photos"]
     own = _read_generators(weights, config, tensors, base, device)
     generators = [own[int(entry["generator"])] for entry in photos]
-    if config.get("editor"):
+    if config.get("editor") is not None:
         editor = _read_editor(weights, config, tensors, networks)
         for i, generator in enumerate(generators):
             photo = {name: tensors[f"photo.{i}.{name}"].to(generator.w_avg) for name in PHOTO}

@@ -1,5 +1,6 @@
 """StyleFeatureEditor at a small size. The reference works on the official tensors alone, in the official names."""
 
+import json
 import pickle
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.checkpoints.recognise import recognise
 from stylegan_inversion.editing.ganspace import fit_pca, name_components
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
+from stylegan_inversion.evaluation.benchmark import evaluate
 from stylegan_inversion.hub import file_sha256
 from stylegan_inversion.models.feature_generator import FeatureGenerator
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
@@ -196,6 +198,11 @@ def test_the_whole_road(pipe: SFEPipeline, photo: Image.Image, tmp_path: Path) -
     other = lively(StyleFeatureEncoder, replace(again.encoder.config, depth=1))
     with pytest.raises(CheckpointError, match="belongs to another Feature Editor"):
         InversionOutput.load(tmp_path / "named", base=again.generator, networks=[other])
+    config = storage.read_config(tmp_path / "whole")
+    for editor in ("x", {}, {**config["editor"], "channels": 9}, {**config["editor"], "depth": 10**9}):
+        storage.write_config({**config, "editor": editor}, tmp_path / "whole")
+        with pytest.raises(CheckpointError, match=r"is damaged or incomplete|does not describe a FeatureEditor"):
+            InversionOutput.load(tmp_path / "whole")
 
 
 def test_what_was_inverted_before_the_pipeline_moved(file: Path, photo: Image.Image) -> None:
@@ -245,11 +252,19 @@ def test_nobody_asks_which_method_it_was(pipe: SFEPipeline, photo: Image.Image, 
     assert tuner(photo, pivot=a, num_tuning_steps=1).reports[0]["tuning_steps"] == 1
     page = make_model(tuner, name="small")
     assert page.quick == "sfe" and same(page.pipelines["sfe"](photo).images, a.images)
+    for k in range(2):  # whose generators differ
+        _saved(photo.rotate(180 * k), tmp_path / "photos" / str(k))
+    options: dict[str, Any] = {"methods": ["sfe", "e4e"], "edits": [], "identity": None, "perceptual": "alex"}
+    evaluate(tmp_path / "photos", tmp_path / "report", model=str(tmp_path / "model"), **options)
+    rows = [json.loads(line) for line in (tmp_path / "report" / "records.jsonl").read_text().splitlines()]
+    assert {(row["method"], row["error"]) for row in rows} == {("sfe", None), ("e4e", None)} and len(rows) == 4
+    assert len({row["l2"] for row in rows if row["method"] == "sfe"}) == 2
     several = pipe.translate(photo, num_outputs=2, latent_mask=range(4, 10), mix_alpha=0.5)
     assert len(several) == 2 and several.generators[0] is several.generators[1]
 
 
 def _saved(photo: Image.Image, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     photo.save(folder / "photo.png")
     return folder / "photo.png"
 
