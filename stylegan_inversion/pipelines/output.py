@@ -99,7 +99,7 @@ class InversionOutput:
         images: What the generators draw at `w_plus`: RGB, R x R.
         reconstructions: What they draw without the edits; the same as `images` before any edit.
         w_plus: Style codes, (B, num_ws, w_dim), on the CPU.
-        generators: The generator that draws each photo: one shared by all, or a tuned copy for each.
+        generators: The generator that draws each photo: one shared by all, or one of its own for each.
         crops: The aligned faces and their photos.
         edits: The sum of all edits so far, by direction, each in its unit.
         reports: Figures for each inversion, such as "l2" (mean squared error in [-1, 1]), "seconds", "stopped_by".

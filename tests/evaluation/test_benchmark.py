@@ -220,7 +220,10 @@ def test_without_edits_and_identity(run: Run, model: str, tmp_path: Path) -> Non
         ({"edits": ("yaw",)}, "There is no score for the edit 'yaw'; there are age, smile"),
         ({"identity": None}, "`edits` are measured by what they cost in identity"),
         ({"resolution": 8}, "MS-SSIM needs images of at least 11 px"),
-        ({"methods": ["w", "hfgi"]}, "There is no method 'hfgi'; there are e4e, psp, restyle, w, w_plus, pti, pti-e4e"),
+        (
+            {"methods": ["w", "hfgi"]},
+            "There is no method 'hfgi'; there are sfe, e4e, psp, restyle, w, w_plus, pti, pti-sfe",
+        ),
         ({"limits": {"pti": 3}}, "`limits` names 'pti', which is not compared; compared are w"),
     ],
 )
