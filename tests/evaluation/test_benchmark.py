@@ -222,7 +222,7 @@ def test_without_edits_and_identity(run: Run, model: str, tmp_path: Path) -> Non
         ({"resolution": 8}, "MS-SSIM needs images of at least 11 px"),
         (
             {"methods": ["w", "hfgi"]},
-            "There is no method 'hfgi'; there are sfe, e4e, psp, restyle, w, w_plus, pti, pti-sfe",
+            "There is no method 'hfgi'; there are sfe, e4e, psp, restyle, w, w_plus, pti",
         ),
         ({"limits": {"pti": 3}}, "`limits` names 'pti', which is not compared; compared are w"),
     ],

@@ -59,7 +59,7 @@ CALLS: list[Case] = [
     ("pivot list", ValueError, lambda g: g.pti.plan(pivot=["w"]), PIVOTS),
     ("preset", ValueError, lambda g: g.pti(g.photo, preset="good"), rf"{PRESETS}'good'\."),
     ("no encoder", ModelNotFoundError, lambda g: g.pti(g.photo, pivot="psp"), r"'psp_encoder'\) for pivot='psp'"),
-    ("name", ValueError, lambda g: g.pti.encoder_pipeline("w"), "`name` must be one of e4e, psp, restyle, sfe, got 'w'"),
+    ("name", ValueError, lambda g: g.pti.encoder_pipeline("w"), "be one of e4e, psp, restyle, sfe, got 'w'"),
     ("name list", ValueError, lambda g: g.pti.encoder_pipeline(["e4e"]), r"got \['e4e'\]"),
     ("crop", ValueError, lambda g: g.e4e(PTIPipeline.from_pretrained("faces64").align(g.photo, align=False)), "64 x"),
     ("dtype of PTI", ValueError, lambda g: g.pti.to(torch.bfloat16), PRECISE),
