@@ -201,7 +201,7 @@ def test_the_whole_road(pipe: SFEPipeline, photo: Image.Image, tmp_path: Path) -
     config = storage.read_config(tmp_path / "whole")
     for editor in ("x", {}, {**config["editor"], "channels": 9}, {**config["editor"], "depth": 10**9}):
         storage.write_config({**config, "editor": editor}, tmp_path / "whole")
-        with pytest.raises(CheckpointError, match=r"is damaged or incomplete|does not describe a FeatureEditor"):
+        with pytest.raises(CheckpointError, match=r"damaged or incomplete|does not (describe a|fit) FeatureEditor"):
             InversionOutput.load(tmp_path / "whole")
 
 
@@ -295,17 +295,18 @@ def test_from_the_catalogue(
             monkeypatch.setattr(constants, limit, 300)  # the fake Hub hashes what it serves
         for entry in entries:
             hub.repositories[str(entry.repository)] = {str(entry.file): paths[entry.name].read_bytes()}
-        e4e = E4EPipeline.from_pretrained("e4e-ffhq-1024", detector=detector)
+        E4EPipeline.from_pretrained("e4e-ffhq-1024")
         pipe = SFEPipeline.from_pretrained("sfe-ffhq-1024", detector=detector)
         pipe.directions["age"] = Direction.from_vector("age", torch.linspace(-1, 2, config.w_dim))
-        e4e.directions = pipe.directions
         out = pipe(photo)
-        asked = [hub.gets(str(entry.file)) for entry in entries]
+        hub.repositories.clear()  # nothing is fetched twice
         again = SFEPipeline.from_pretrained("sfe-ffhq-1024", detector=detector)
-        single = SFEPipeline.from_single_file(paths["sfe-ffhq-1024"], detector=detector)
-        assert same(again(photo).images, out.images) and same(single(photo).images, out.images)
+        assert same(again(photo).images, out.images)
+        again = SFEPipeline.from_single_file(paths["sfe-ffhq-1024"], detector=detector)
+        assert same(again(photo).images, out.images)
+        del again
         assert cli.main(["convert", str(paths["sfe-ffhq-1024"]), str(tmp_path / "model")]) == 0
-        assert asked == [hub.gets(str(entry.file)) for entry in entries] == [1, 1, 1]
+        assert [hub.gets(str(entry.file)) for entry in entries] == [1, 1, 1]
         edited = pipe.edit(out, age=1.0)
         assert pipe.paste_back(edited)[0].size == photo.size and not same(edited.images, out.images)
         loaded = InversionOutput.load(edited.save(tmp_path / "saved"))
@@ -320,6 +321,7 @@ def test_from_the_catalogue(
     assert back.keys() == {"state_dict"} and back["state_dict"].keys() == given.keys()
     assert all(torch.equal(back["state_dict"][k], v) and v.dtype == given[k].dtype for k, v in given.items())
     crop, seconds = out.crops[0], dict[str, list[float]]()
+    e4e = E4EPipeline(pipe.generator, pipe.e4e, directions=pipe.directions)
     for _ in range(3):
         for name, each in (("e4e", e4e), ("sfe", pipe)):
             marks = [time.perf_counter()]
