@@ -182,7 +182,8 @@ class EncoderPipeline(InversionPipeline):
         try:
             return cls(model.generator, encoder, source=source_from_config(model.config.get("source", _PHOTO)), **parts)
         except (TypeError, ValueError) as e:
-            raise CheckpointError(f"{model.where}: bad settings, or networks of different models: {e}") from e
+            what = "networks of different models" if parts else "bad settings under `source`"
+            raise CheckpointError(f"{model.where}: {what}: {e}") from e
 
     def saved_networks(self) -> dict[str, nn.Module]:
         """The networks of a saved model, by folder."""
