@@ -165,8 +165,9 @@ def test_every_method_inverts(model: str, faces: Path, tmp_path: Path) -> None:
     for name, entry in entries.items():
         in_w = entry["metrics"]["offset_norm"]["mean"] == 0
         assert in_w == (name in ("w", "pti")), name
-        assert (entry["metrics"]["lec_smile"] is not None) == (name in ("e4e", "psp", "restyle")), name
-    assert {row["report"].get("pivot") for row in rows_of(tmp_path)} == {None, "w", "w_plus", "e4e", "psp", "restyle"}
+        assert (entry["metrics"]["lec_smile"] is not None) == (name in ("e4e", "psp", "restyle", "sfe")), name
+    pivots = {row["report"].get("pivot") for row in rows_of(tmp_path)}
+    assert pivots == {None, "w", "w_plus", "e4e", "psp", "restyle", "sfe"}
     assert {row["report"]["tuning_steps"] for row in rows_of(tmp_path) if row["method"][:1] == "w"} == {0}
 
 
