@@ -1,4 +1,4 @@
-"""Real photos inside StyleGAN2's latent space: pSp, e4e, ReStyle and PTI."""
+"""Real photos inside StyleGAN2's latent space: pSp, e4e, ReStyle, StyleFeatureEditor and PTI."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stylegan_inversion.pipelines.methods import METHODS
     from stylegan_inversion.pipelines.output import InversionOutput
     from stylegan_inversion.pipelines.pti import PTIPipeline
+    from stylegan_inversion.pipelines.sfe import SFEPipeline
     from stylegan_inversion.preprocessing.image import load_image
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "PSPPipeline",
     "PTIPipeline",
     "ReStylePipeline",
+    "SFEPipeline",
     "StyleGANInversionError",
     "UploadError",
     "load_image",
@@ -52,6 +54,7 @@ _MODULES = {
     "PSPPipeline": "pipelines.encoder",
     "PTIPipeline": "pipelines.pti",
     "ReStylePipeline": "pipelines.encoder",
+    "SFEPipeline": "pipelines.sfe",
     "load_image": "preprocessing.image",
 }  # where each name is; the others are in `errors`
 

@@ -43,6 +43,8 @@ class CatalogueEntry:
     sha256: str | None = None  # of the file, if known
     # what its generator draws, and how large: "ffhq-1024"; directions are for such generators
     domain: str | None = None
+    # what it is used with and does not hold: the folder in a model, and the entry that has it
+    parts: tuple[tuple[str, str], ...] = ()
     edit: str | None = None  # every generator of the domain gets this direction by this name; None: only if asked for
     strength_range: tuple[float, float] | None = None  # of a direction, in the unit of its file
     note: str | None = None  # what else to know
@@ -74,8 +76,10 @@ def catalogue() -> tuple[CatalogueEntry, ...]:
         for fields in table:
             if "strength_range" in fields:
                 fields["strength_range"] = tuple(map(float, fields["strength_range"]))
+            if "parts" in fields:
+                fields["parts"] = tuple(fields["parts"].items())
         entries = tuple(CatalogueEntry(**fields) for fields in table)
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise CheckpointError(f"{path} is damaged: {e}. Install the package again.") from e
     for entry in entries:
         if entry.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", entry.sha256):

@@ -283,14 +283,14 @@ def _convert(
     source: str, destination: str, *, to: Any, encoder: str | None, name: str, crop_scale: float, sha256: str | None
 ) -> int:
     from stylegan_inversion.checkpoints.export import write_model, write_official
-    from stylegan_inversion.checkpoints.find import find_file, find_folder, with_directions
+    from stylegan_inversion.checkpoints.find import find_file, find_folder, with_directions, with_parts
     from stylegan_inversion.checkpoints.recognise import read_single_file
 
     if to is not None:
         print(write_official(find_folder(source), Path(destination), layout=to))
         return 0
     path = find_file(source, sha256=sha256)
-    file = with_directions(read_single_file(path, encoder=encoder), path, source=source)
+    file = with_directions(with_parts(read_single_file(path, encoder=encoder)), path, source=source)
     for note in file.notes:
         print(f"Note: {note}")
     print(f"{file.kind}: {write_model(file, Path(destination), name=name, crop_scale=crop_scale)}")

@@ -1,8 +1,8 @@
 """The papers' encoders, latent discriminator, identity network and MoCo's ResNet: official key names <-> ours.
 
-Formats: eladrich/pixel2style2pixel, omertov/encoder4editing, yuval-alaluf/restyle-encoder (all MIT), TreB1eN/
-InsightFace_Pytorch (MIT) and facebookresearch/moco (MIT). Sizes are read from the tensors; where one is missing, a
-`KeyError` names it.
+Formats: eladrich/pixel2style2pixel, omertov/encoder4editing, yuval-alaluf/restyle-encoder, ControlGenAI/
+StyleFeatureEditor, TreB1eN/InsightFace_Pytorch and facebookresearch/moco (all MIT). Sizes are read from the tensors;
+where one is missing, a `KeyError` names it.
 """
 
 import re
@@ -19,6 +19,7 @@ from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.psp_encoder import EncoderConfig, PyramidEncoderConfig
 from stylegan_inversion.models.resnet import ResNetConfig
 from stylegan_inversion.models.restyle_encoder import ReStyleConfig
+from stylegan_inversion.models.sfe_encoder import StyleFeatureConfig
 
 StateDict = dict[str, Tensor]
 
@@ -32,14 +33,33 @@ _NAMES: dict[str, str | Callable[[re.Match[str]], str]] = {  # patterns of our n
     r"^head\.": "output_layer.",
 }
 
+_UNIT = ("bn1", "conv1", "bn2", "prelu", "conv2", "bn3")  # SFE's names in a unit of the backbone
+_SFE_NAMES: dict[str, str | Callable[[re.Match[str]], str]] = {
+    r"^editor\.": "encoder.",
+    r"^fuser\.": "inverter.fuser.",
+    r"\.blocks\.(\d+)\.": r".body.\1.body.",
+    r"^backbone\.": "inverter.fs_backbone.",
+    r"_backbone\.stem\.": "_backbone.conv.",
+    r"_backbone\.content\.": "_backbone.content_layer.",
+    r"\.stages\.(\d)\.": lambda match: f".block_{int(match[1]) + 1}.",
+    r"\.residual\.(\d)\.": lambda match: f".{_UNIT[int(match[1])]}.",
+    r"\.shortcut\.": ".downsample.",
+}
+
 
 def _official_names(network: type[nn.Module], config: Any) -> dict[str, str]:
-    """Pair the names of a network on IR-SE50, ours -> theirs."""
+    """Pair the names of a network, ours -> theirs."""
     with torch.device("meta"):
         names = {name: name for name in network(config).state_dict()}
+    if isinstance(config, StyleFeatureConfig):
+        return _replaced(names, _SFE_NAMES)
     firsts = [sum(config.units[:stage]) for stage in range(len(config.units))]  # theirs are counted through all stages
     units = {r"^(?:pyramid\.)?backbone\.stages\.(\d)\.(\d+)": lambda m: f"body.{firsts[int(m[1])] + int(m[2])}"}
-    for pattern, theirs in {**units, **_NAMES}.items():
+    return _replaced(names, {**units, **_NAMES})
+
+
+def _replaced(names: dict[str, str], table: Mapping[str, Any]) -> dict[str, str]:
+    for pattern, theirs in table.items():
         names = {ours: re.sub(pattern, theirs, name) for ours, name in names.items()}
     return names
 
@@ -103,6 +123,23 @@ def _restyle_config(official: Mapping[str, Tensor], options: Mapping[str, Any]) 
     )
 
 
+def _style_feature_config(official: Mapping[str, Tensor]) -> StyleFeatureConfig:
+    """Read the sizes. No tensor tells the side of the input: it is the generator's, and 256 at most."""
+    backbone = "inverter.fs_backbone."
+    stages = [f"{backbone}block_{i}." for i in range(1, 5)]
+    num_ws = _count(official, f"{backbone}styles.")
+    side = 2 ** (num_ws // 2 + 1)
+    return StyleFeatureConfig(
+        output_resolution=side if num_ws % 2 == 0 else num_ws,
+        input_resolution=min(256, side),
+        w_dim=official[f"{backbone}styles.0.weight"].shape[0],
+        widths=tuple(official[f"{stage}0.conv1.weight"].shape[0] for stage in stages),
+        units=tuple(_count(official, stage) for stage in stages),
+        channels=official["encoder.conv.weight"].shape[0],
+        depth=_count(official, "encoder.body."),
+    )
+
+
 def config_class(official: Mapping[str, Tensor]) -> type[EncoderConfig]:
     """Tell by the tensors which config an official encoder needs: ReStyle reads six channels, or has no pyramid."""
     stem = official.get("input_layer.0.weight", official.get("conv1.weight"))
@@ -127,7 +164,11 @@ def encoder_from_official(
     `latent_avg`, (w_dim,) or (num_ws, w_dim), is the average w beside it in the file; `None` gives zeros. Of the file's
     `opts`, ReStyle's say its form and how many passes. Raises `CheckpointError` if it is another encoder.
     """
-    read = _restyle_config if ENCODERS[kind].config is ReStyleConfig else _pyramid_config
+    config_of = ENCODERS[kind].config
+    if config_of is StyleFeatureConfig:  # the average is the generator's
+        features = _style_feature_config(official)
+        return features, _rename(official, ENCODERS[kind].network, features)
+    read = _restyle_config if config_of is ReStyleConfig else _pyramid_config
     config: Any = read(official, options)
     num_ws, w_dim = config.num_ws, config.w_dim
     w_avg = torch.zeros(w_dim, device="cpu", dtype=torch.float32) if latent_avg is None else latent_avg
@@ -140,11 +181,12 @@ def encoder_from_official(
 def encoder_to_official(kind: str, config: Any, state_dict: Mapping[str, Tensor]) -> tuple[StateDict, Tensor]:
     """Write an encoder in the official names, without the prefix `encoder.`; exact to the bit.
 
-    Returns its state dict and `latent_avg`, (num_ws, w_dim), which lies beside it in a checkpoint.
+    Returns its state dict and `latent_avg`, (num_ws, w_dim), which lies beside it in a checkpoint; StyleFeatureEditor's
+    has none: an empty tensor.
     """
     names = _official_names(ENCODERS[kind].network, config)
     official = {theirs: state_dict[ours] for ours, theirs in names.items()}
-    return official, official.pop("latent_avg")
+    return official, official.pop("latent_avg", torch.empty(0))
 
 
 def arcface_from_official(official: Mapping[str, Tensor]) -> tuple[ArcFaceConfig, StateDict]:

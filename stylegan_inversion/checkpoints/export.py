@@ -22,7 +22,7 @@ from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.preprocessing.sources import to_config
 
-LAYOUTS = (*SINGLE_PASS, "rosinality", "nvidia")
+LAYOUTS = (*SINGLE_PASS, "sfe", "rosinality", "nvidia")
 
 
 def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop_scale: float = 1.0) -> Path:
@@ -101,8 +101,9 @@ def write_official(folder: Path, path: Path, *, layout: str) -> Path:
     Args:
         folder: Of the model.
         path: The file; it is written whole or not at all.
-        layout: One of `LAYOUTS`. The encoders': encoder and generator, with `opts`. "rosinality": `g_ema` and
-            `latent_avg`. "nvidia": the state dict of NVIDIA's PyTorch generator, to be loaded into their `Generator`.
+        layout: One of `LAYOUTS`. pSp's and e4e's: encoder and generator, with `opts`. "sfe": StyleFeatureEditor's
+            networks alone, as published. "rosinality": `g_ema` and `latent_avg`. "nvidia": the state dict of NVIDIA's
+            PyTorch generator, to be loaded into their `Generator`.
 
     Raises:
         ValueError: If `layout` is none of these.
@@ -123,5 +124,9 @@ def write_official(folder: Path, path: Path, *, layout: str) -> Path:
         if not (folder / row.folder).is_dir():
             raise ModelNotFoundError(f"{folder} holds no encoder of {layout} (folder {row.folder!r}).")
         encoder = storage.load_module(row.network, row.config, folder / row.folder)
-        checkpoint = checkpoint_to_official(layout, (cast(Any, encoder).config, encoder.state_dict()), generator)
+        parts = cast(Any, encoder).config, encoder.state_dict()
+        if layout in SINGLE_PASS:
+            checkpoint = checkpoint_to_official(layout, parts, generator)
+        else:
+            checkpoint = {"state_dict": encoder_to_official(layout, *parts)[0]}
     return storage.write_file(path, lambda temporary: torch.save(checkpoint, temporary))

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
@@ -33,6 +34,7 @@ from stylegan_inversion.hub import (
     remove,
 )
 from stylegan_inversion.models.encoders import ENCODERS
+from stylegan_inversion.models.generator import Generator, GeneratorConfig
 
 logger = logging.getLogger(__name__)
 
@@ -257,13 +259,42 @@ def _find_converted(entry: CatalogueEntry, access: Access) -> Path:
 
 
 def _convert(entry: CatalogueEntry, folder: Path, access: Access) -> None:
-    """Fetch and convert a checkpoint, and remove it again unless it was in the cache before."""
+    """Fetch and convert a checkpoint, and remove it again unless it was in the cache before.
+
+    Parts that other entries have are linked, not copied, where the disk can.
+    """
     kept = cached_file(entry, access.cache_dir) is not None
     path = fetch(entry, access)
     file = read_single_file(path, encoder=entry.kind if entry.kind in ENCODERS else None)
-    write_model(with_directions(file, path, access, source=entry.name), folder)
+    write_model(with_directions(with_parts(file, access), path, access, source=entry.name), folder)
+    for part, name in entry.parts if "generator" not in file.parts else ():
+        for own in (find_folder(name, replace(access, force_download=False)) / part).iterdir():
+            with suppress(OSError):
+                os.link(own, folder / part / f"{own.name}.linked")
+                os.replace(folder / part / f"{own.name}.linked", folder / part / own.name)
     if not kept:
         remove(path)
+
+
+def with_parts(file: SingleFile, access: Access = Access()) -> SingleFile:
+    """Add the networks that a file is used with and does not hold, where the catalogue says which they are.
+
+    StyleFeatureEditor's file is for one generator and one e4e encoder, which other entries have.
+
+    Raises:
+        ModelNotFoundError: If one cannot be fetched.
+        CheckpointError: If one is damaged.
+    """
+    entry = next((each for each in catalogue() if each.kind == file.kind and each.parts), None)
+    if entry is None or "generator" in file.parts:
+        return file
+    classes: dict[str, tuple[type[Any], type[Any]]] = {"generator": (Generator, GeneratorConfig)}
+    classes |= {row.folder: (row.network, row.config) for row in ENCODERS.values()}
+    parts = dict(file.parts)
+    for part, name in entry.parts:
+        network = storage.load_module(*classes[part], find_folder(name, replace(access, force_download=False)) / part)
+        parts[part] = Part(type(network), network.config, network.state_dict())
+    return replace(file, parts=parts)
 
 
 # --- the papers' directions for the generators that they were found in

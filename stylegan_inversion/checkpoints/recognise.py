@@ -38,8 +38,8 @@ _UNFIT = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError,
 _WRAPPERS = {"module", "_orig_mod"}  # of `DataParallel` and `torch.compile`
 _AVERAGED = re.compile(r"(^|[^a-zA-Z])(ema|EMA)([^a-zA-Z]|$)|running")
 _KNOWN = (
-    "Supported are unconditional StyleGAN2 generators of rosinality and NVIDIA, checkpoints of pSp, e4e, ReStyle and "
-    "PTI, IR-SE50, MoCo, and the directions of InterFaceGAN and GANSpace."
+    "Supported are unconditional StyleGAN2 generators of rosinality and NVIDIA, checkpoints of pSp, e4e, ReStyle, "
+    "StyleFeatureEditor and PTI, IR-SE50, MoCo, and the directions of InterFaceGAN and GANSpace."
 )
 _REFUSED = {  # how the names of tensors begin -> what has them
     r"synthesis\.(input\.|L\d+_)": "a StyleGAN3 generator",
@@ -48,7 +48,7 @@ _REFUSED = {  # how the names of tensors begin -> what has them
     r"mapping\.embed\.": "a conditional generator, which takes labels",
     r"(synthesis\.blocks|pyramid)\.": "a file of this package, whose folder `from_pretrained` reads",
     r"hypernet\.": "a checkpoint of HyperStyle",
-    r"inverter\.": "a checkpoint of StyleFeatureEditor",
+    r"(encoder|inverter)\.(fs_backbone|fuser)\.": "a checkpoint of StyleFeatureEditor without its editor",
     r"(stylegan_decoder\.)?(style_mlp|style_conv1|style_convs|constant_input)\.": "a StyleGAN2 of BasicSR or GFPGAN",
     r"(generator(_ema)?\.)?style_mapping\.": "a generator of MMGeneration or MMagic",
     r"(model\.diffusion_model|first_stage_model|unet|down_blocks|transformer_blocks|double_blocks)\.|.*lora_"
@@ -86,7 +86,8 @@ class SingleFile:
     """What a foreign file is."""
 
     kind: str  # a key of `ENCODERS`, rosinality, nvidia, pti, stylegan3-editing, arcface, moco, direction or ganspace
-    parts: dict[str, Part] = field(default_factory=dict)  # encoder, generator, (latent_)discriminator, identity, moco
+    # encoder, generator, (latent_)discriminator, identity, moco, or the folder of a second encoder
+    parts: dict[str, Part] = field(default_factory=dict)
     vectors: dict[str, Tensor] = field(default_factory=dict)  # directions by name; one without a name is "direction"
     directions: dict[str, Direction] = field(default_factory=dict)  # the papers', for its generator: see `find.py`
     components: PrincipalComponents | None = None  # GANSpace's
@@ -159,6 +160,8 @@ def recognise(checkpoint: Any, encoder: str | None = None) -> SingleFile:
             return SingleFile("moco", {"moco": Part(ResNet, *encoders.moco_from_official(each.tensors))})
         if "output_layer.3.weight" in each.tensors:
             return SingleFile("arcface", {"identity": Part(ArcFace, *encoders.arcface_from_official(each.tensors))})
+        if {"encoder.conv.weight", "inverter.fs_backbone.styles.0.weight"} <= each.tensors.keys():
+            return _style_feature_file(each, encoder)
         whole = any(key.startswith("encoder.") for key in each.tensors)
         cut = (each.tensors, []) if whole else _cut_out(each.tensors, "encoder.input_layer.0.weight")
         if cut is not None:
@@ -332,6 +335,28 @@ def _encoder_file(
         except (CheckpointError, *_UNFIT):
             others.append("discriminator_state_dict")
     return SingleFile(kind, parts, options=options, notes=(*notes, *_left_out(others)))
+
+
+def _style_feature_file(each: _Found, asked: str | None) -> SingleFile:
+    """Convert StyleFeatureEditor's file: `encoder.*` is the Feature Editor, `inverter.*` the rest.
+
+    The training files also hold the generator and e4e's encoder, `decoder.*` and `e4e_encoder.*`.
+    """
+    if asked not in (None, "sfe"):
+        raise CheckpointError(f"It is a checkpoint of sfe, not of {asked}: use the pipeline of sfe.")
+    tops: dict[str, StateDict] = {}
+    for key, tensor in each.tensors.items():
+        top = key.partition(".")[0]
+        tops.setdefault(top, {})[key if top in ("encoder", "inverter") else key.removeprefix(f"{top}.")] = tensor
+    official = {**tops.pop("encoder"), **tops.pop("inverter")}
+    parts = {"encoder": Part(ENCODERS["sfe"].network, *encoders.encoder_from_official("sfe", official))}
+    notes, average = list[str](), each.beside.get("latent_avg")
+    if "decoder" in tops and "e4e_encoder" in tops:
+        parts["generator"], notes = _generator_part(tops.pop("decoder"), average)
+        w_avg, second = parts["generator"].state_dict["w_avg"], ENCODERS["e4e"]
+        converted = encoders.encoder_from_official("e4e", tops.pop("e4e_encoder"), latent_avg=w_avg)
+        parts[second.folder] = Part(second.network, *converted)
+    return SingleFile("sfe", parts, notes=(*notes, *_left_out(sorted(tops))))
 
 
 def _encoder_kind(config: type[Any], options: Mapping[str, Any], asked: str | None) -> str:

@@ -362,7 +362,8 @@ class _Run:
         """Invert photos: all in one pass of an encoder; PTI finds their pivots together and tunes one by one."""
         pipeline, options = self.methods[name].pipeline, self.methods[name].options
         if "pivot" not in options:
-            yield pipeline(list(crops.values()), **options)
+            out = pipeline(list(crops.values()), **options)
+            yield from [out] if len(set(out.generators)) == 1 else out
             return
         search = {**options, "num_tuning_steps": 0}
         key = (tuple(crops), *search.items())

@@ -8,6 +8,7 @@ from torch import nn
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
+from stylegan_inversion.models.sfe_encoder import StyleFeatureConfig, StyleFeatureEncoder
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class EncoderKind:
     grew_from: str | None = None  # the kind whose code its authors extended: their `opts` may keep that kind's options
     average_samples: int = 10_000  # how many z its authors average w over where a file has no average
     progressive: bool = False  # whether training switches its offsets from the first w on one by one
+    needs: tuple[str, ...] = ()  # other kinds that its pipeline uses as well
     from_average: bool = False  # whether it starts at the average w, whatever `start_from_latent_avg` in `opts` says
 
 
@@ -49,6 +51,7 @@ ENCODERS = {
         ("BackboneEncoder", "ProgressiveBackboneEncoder"),
         from_average=True,
     ),
+    "sfe": EncoderKind(StyleFeatureEncoder, StyleFeatureConfig, "sfe_encoder", types=(), options=(), needs=("e4e",)),
 }
 SINGLE_PASS = tuple(name for name, row in ENCODERS.items() if row.config is PyramidEncoderConfig)
 """Those that map a picture to w_plus at once. They can be trained here, and written as their authors' files."""

@@ -140,6 +140,7 @@ class SynthesisNetwork(nn.Module):
         noise_mode: NoiseMode = "const",
         noise: Sequence[Tensor | None] | None = None,
         rng: torch.Generator | None = None,
+        features: Float[Tensor, "batch channels side side"] | None = None,
     ) -> Float[Tensor, "batch 3 resolution resolution"]:
         """Draw images, RGB, about [-1, 1] (not clamped).
 
@@ -148,6 +149,8 @@ class SynthesisNetwork(nn.Module):
             noise_mode: See `noise`.
             noise: The noise itself, one tensor (1 or B, 1, r, r) for each style layer. Overrides `noise_mode`.
             rng: See `noise`.
+            features: What the block after the one of their side reads in place of that one's own features. `None`
+                replaces nothing.
 
         Raises:
             ValueError: If `w_plus` or `noise` has the wrong number of layers, or `noise_mode` is unknown.
@@ -172,6 +175,8 @@ class SynthesisNetwork(nn.Module):
             w = next(ws)  # a ToRGB shares its w with the next block's first convolution
             rgb = block.to_rgb(x, w)
             image = rgb if image is None else ops.upsample_2x(image) + rgb
+            if features is not None and features.shape[-1] == x.shape[-1]:
+                x = features  # the coarser ToRGB layers have read the generator's own
         assert image is not None
         return image.contiguous()
 

@@ -72,9 +72,18 @@ class EncoderPipeline(InversionPipeline):
         """Images of the encoder's side, (B, C, S, S), in the range of `source` -> w_plus, (B, num_ws, w_dim)."""
         return self.encoder(x)
 
+    @property
+    def side(self) -> int:
+        """Side of the images for `encode` and `find`."""
+        return self._sizes.input_resolution
+
     def inputs(self, crops: Sequence[Crop]) -> Tensor:
         """Aligned faces as the encoder reads them, (B, 3, S, S), in [-1, 1]."""
-        return torch.cat([to_tensor(recrop(crop, self._sizes.input_resolution)) for crop in crops])
+        return torch.cat([to_tensor(recrop(crop, self.side)) for crop in crops])
+
+    def find(self, x: Tensor, encode: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, list[Generator]]:
+        """Find the codes of images, by `self.encode` or `encode`, and name the generators that draw them."""
+        return (encode or self.encode)(x), [self.generator] * len(x)
 
     def crop_sizes(self, options: Mapping[str, Any]) -> tuple[int, ...]:
         """Sides at which a call looks at a face: the generator's and the encoder's."""
@@ -84,13 +93,13 @@ class EncoderPipeline(InversionPipeline):
     def invert(
         self, crops: Sequence[Crop], *, progress: bool = False, encode: Callable[[Tensor], Tensor] | None = None
     ) -> Inverted:
-        """Find the codes of aligned faces, by `self.encode` or `encode`; the generator is the pipeline's own."""
-        start, encode = time.perf_counter(), encode or self.encode
+        """Find the codes of aligned faces, by `self.encode` or `encode`, and the generators that draw them."""
+        start = time.perf_counter()
         batches = self.inputs(crops).split(BATCH_SIZE)
         bar = tqdm(batches, disable=not progress, unit="batch", leave=False)
-        w_plus = torch.cat([encode(x.to(self.device, self.dtype)) for x in bar])
+        codes, generators = zip(*(self.find(x.to(self.device, self.dtype), encode) for x in bar))
         seconds = round((time.perf_counter() - start) / len(crops), 4)
-        return w_plus, [self.generator] * len(crops), [{"seconds": seconds} for _ in crops]
+        return torch.cat(codes), [each for batch in generators for each in batch], [{"seconds": seconds} for _ in crops]
 
     def align(self, image: ImageLike, *, align: bool = True, face: int = 0) -> Crop:
         """Cut a face out, as `InversionPipeline.align`; a `ValueError` if the encoder reads sketches or label maps."""
@@ -147,8 +156,8 @@ class EncoderPipeline(InversionPipeline):
         preview = picture if is_photo else to_pil(self.source.preview(self.source(picture, resolution)[None]))[0]
         crop = uncropped(preview, resolution)
         start = time.perf_counter()
-        x = self.source(picture, self._sizes.input_resolution)[None]
-        w_plus = self.encode(x.to(self.device, self.dtype)).repeat(num_outputs, 1, 1)
+        w_plus, generators = self.find(self.source(picture, self.side)[None].to(self.device, self.dtype))
+        w_plus = w_plus.repeat(num_outputs, 1, 1)
         if layers is not None:
             rng, size = random_source(seed), self.generator.config.z_dim
             z = [torch.randn(size, generator=rng, device="cpu", dtype=torch.float32) for _ in range(num_outputs)]
@@ -157,7 +166,7 @@ class EncoderPipeline(InversionPipeline):
             mask[layers] = True
             w_plus = mix_styles(w_plus, broadcast(w, num_ws), layers=mask, alpha=alpha)
         report = {"seconds": round((time.perf_counter() - start) / num_outputs, 4)}
-        out = self._output([crop] * num_outputs, w_plus, [self.generator] * num_outputs, [report] * num_outputs)
+        out = self._output([crop] * num_outputs, w_plus, generators * num_outputs, [report] * num_outputs)
         for full in out.reports if not is_photo else []:
             del full["l2"]
         return out
@@ -166,19 +175,21 @@ class EncoderPipeline(InversionPipeline):
     def _build(cls, model: LoadedModel, perceptual: PerceptualDistance | str | None) -> Self:
         if perceptual is not None:
             raise ValueError(f"`perceptual` is for PTI; {cls.__name__} optimises nothing. Leave it out.")
-        if cls.encoder_kind not in model.encoders:
+        names = (cls.encoder_kind, *ENCODERS[cls.encoder_kind].needs)
+        for kind in (ENCODERS[name] for name in names if name not in model.encoders):
             from stylegan_inversion.pipelines.methods import ANY_GENERATOR  # it imports this file
 
-            kind = ENCODERS[cls.encoder_kind]
             raise ModelNotFoundError(
                 f"{model.where.parent.name!r} holds no {kind.network.__name__} (folder {kind.folder!r}). "
                 f"{ANY_GENERATOR} needs only the generator."
             )
-        encoder = model.encoders[cls.encoder_kind]()
+        encoder, *others = (model.encoders[name]() for name in names)
+        parts: dict[str, Any] = dict(zip(names[1:], others))
         try:
-            return cls(model.generator, encoder, source=source_from_config(model.config.get("source", _PHOTO)))
+            return cls(model.generator, encoder, source=source_from_config(model.config.get("source", _PHOTO)), **parts)
         except (TypeError, ValueError) as e:
-            raise CheckpointError(f"{model.where}: bad settings under `source`: {e}") from e
+            what = "networks of different models" if parts else "bad settings under `source`"
+            raise CheckpointError(f"{model.where}: {what}: {e}") from e
 
     def saved_networks(self) -> dict[str, nn.Module]:
         """The networks of a saved model, by folder."""

@@ -20,7 +20,7 @@ from torch import nn
 
 from stylegan_inversion import hub, storage
 from stylegan_inversion.checkpoints.direction import vector_from_official
-from stylegan_inversion.checkpoints.find import find_file, find_folder, known_entry, with_directions
+from stylegan_inversion.checkpoints.find import find_file, find_folder, known_entry, with_directions, with_parts
 from stylegan_inversion.checkpoints.recognise import read_single_file, source_of
 from stylegan_inversion.editing.directions import Direction, layer_slice, load_directions, save_directions
 from stylegan_inversion.editing.ganspace import name_components
@@ -103,7 +103,7 @@ def read_file(
     from stylegan_inversion.pipelines.methods import ANY_GENERATOR  # it imports this file
 
     path = find_file(source, access, sha256=sha256)
-    file = read_single_file(path, encoder=encoder)
+    file = with_parts(read_single_file(path, encoder=encoder), access)
     if file.vectors or file.components is not None:
         way = "`pipeline.load_direction` or `pipeline.load_components` reads it"
         raise CheckpointError(f"{path} holds a {file.kind}, of which no pipeline can be built: {way}.")
@@ -117,6 +117,7 @@ def read_file(
     config: dict[str, Any] = {"crop_scale": crop_scale}
     encoders = {}
     if "encoder" in file.parts:
+        encoders = {name: file.parts[row.folder].build for name, row in ENCODERS.items() if row.folder in file.parts}
         encoders[file.kind] = file.parts["encoder"].build
         config["source"] = to_config(source_of(file.parts["encoder"]))
     generator = cast(Generator, file.parts["generator"].build())

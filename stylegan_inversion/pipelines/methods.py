@@ -7,6 +7,7 @@ from types import MappingProxyType
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.encoder import E4EPipeline, PSPPipeline, ReStylePipeline
 from stylegan_inversion.pipelines.pti import PTIPipeline
+from stylegan_inversion.pipelines.sfe import SFEPipeline
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Method:
         return self.pipeline.optimizes
 
 
-_ROWS = (
+_ROWS = (  # the page takes the first that the model has
+    Method("sfe", "SFE", "SFE · at once, sharp", "2406.10601", "AIRI-Institute/StyleFeatureEditor", SFEPipeline),
     Method("e4e", "e4e", "e4e · at once, made for edits", "2102.02766", "omertov/encoder4editing", E4EPipeline),
     Method("psp", "pSp", "pSp · at once, nearer to the photo", "2008.00951", "eladrich/pixel2style2pixel", PSPPipeline),
     Method(

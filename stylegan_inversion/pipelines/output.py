@@ -1,15 +1,15 @@
 """What an inversion is: the pair (`w_plus`, `generator`), the pictures it draws, and where they came from.
 
 Its folder holds `config.json` (numbers and names) and `model.safetensors`: the codes, the photo and the crop as PNG,
-and of each tuned generator only what differs from its base, which is found again by its name. Generators of a base
-without a name are kept whole.
+and of each tuned generator only what differs from its base, which is found again by its name; of a generator that
+draws on the photo's own features, those. Generators of a base without a name are kept whole.
 """
 
 import hashlib
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -19,13 +19,16 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from stylegan_inversion import hub, storage
 from stylegan_inversion.checkpoints.find import find_folder, is_known
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.generator_delta import GeneratorDelta, generator_sha256
+from stylegan_inversion.models.encoders import ENCODERS
+from stylegan_inversion.models.feature_generator import PHOTO, FeatureGenerator
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.models.sfe_encoder import FeatureEditor, FeatureEditorConfig, StyleFeatureEncoder
 from stylegan_inversion.preprocessing.align import Crop, crop_quad, uncropped
 from stylegan_inversion.preprocessing.image import load_image, open_image, to_pil
 
@@ -62,13 +65,17 @@ class BaseName:
         name = self.name_or_path  # another machine's folder is not touched: that would contact the machine
         return bool(_ELSEWHERE.match(name)) or not (self.revision or name in storage.builtin_models() or is_known(name))
 
-    def load(self, *, allow_download: bool, device: torch.device | str | None = None) -> Generator:
-        """Load the generator; from the Hub or another machine only if that is allowed or it is in the cache."""
+    def find(self, *, allow_download: bool) -> Path:
+        """Find the model's folder; on the Hub or another machine only if that is allowed or it is in the cache."""
         if not allow_download and any(_ELSEWHERE.match(each) for each in (self.name_or_path, self.revision or "")):
             raise ModelNotFoundError("It is in a folder of another machine.")
         access = hub.Access(self.revision, self.subfolder, local_files_only=not allow_download)
-        folder = find_folder(self.name_or_path, access)
-        return storage.load_module(Generator, GeneratorConfig, folder / "generator", device=device)
+        return find_folder(self.name_or_path, access)
+
+    def load(self, *, allow_download: bool, device: torch.device | str | None = None) -> Generator:
+        """Load the generator, of a model that `find` finds."""
+        folder = self.find(allow_download=allow_download) / "generator"
+        return storage.load_module(Generator, GeneratorConfig, folder, device=device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +101,7 @@ class InversionOutput:
         images: What the generators draw at `w_plus`: RGB, R x R.
         reconstructions: What they draw without the edits; the same as `images` before any edit.
         w_plus: Style codes, (B, num_ws, w_dim), on the CPU.
-        generators: The generator that draws each photo: one shared by all, or a tuned copy for each.
+        generators: The generator that draws each photo: one shared by all, or one of its own for each.
         crops: The aligned faces and their photos.
         edits: The sum of all edits so far, by direction, each in its unit.
         reports: Figures for each inversion, such as "l2" (mean squared error in [-1, 1]), "seconds", "stopped_by".
@@ -170,8 +177,9 @@ class InversionOutput:
                 "`rank`, `energy` and `dtype` are for the change from a base model, so not with `whole`, nor where "
                 "that has no name: save the pipeline with `save_pretrained`, and load it with `from_pretrained`."
             )
-        unique = list({id(generator): generator for generator in self.generators}.values())
-        numbers = [next(k for k, one in enumerate(unique) if one is generator) for generator in self.generators]
+        bases = [each.base if isinstance(each, FeatureGenerator) else each for each in self.generators]
+        unique = list({id(generator): generator for generator in bases}.values())
+        numbers = [next(k for k, one in enumerate(unique) if one is generator) for generator in bases]
         tensors: dict[str, Tensor] = {"w_plus": self.w_plus}
         if self.w_inverted is not None:
             tensors["w_inverted"] = self.w_inverted
@@ -191,7 +199,13 @@ class InversionOutput:
                 generators.append({"kind": "delta", "relative_error": delta.relative_error})
             tensors |= {f"generator.{k}.{name}": tensor for name, tensor in parts.items()}
             header |= {f"generator.{k}.{name}": text for name, text in texts.items()}
-        photos, pictures = list[dict[str, Any]](), dict[bytes, int]()
+        photos, pictures, editor = list[dict[str, Any]](), dict[bytes, int](), None
+        for i, each in enumerate(self.generators):
+            if isinstance(each, FeatureGenerator):
+                editor = each.synthesis.editor  # one for all
+                tensors |= {f"photo.{i}.{name}": tensor.clone() for name, tensor in each.photo.items()}
+        if editor is not None and base is None:
+            tensors |= {f"editor.{name}": tensor for name, tensor in storage.plain_state_dict(editor).items()}
         for i, crop in enumerate(self.crops):
             entry = {
                 "generator": numbers[i],
@@ -213,6 +227,7 @@ class InversionOutput:
             "base": None if base is None or base.name is None else asdict(base.name),
             "edits": self.edits,
             "generators": generators,
+            "editor": editor and {**asdict(editor.config), "_sha256": generator_sha256(editor)},
             "photos": photos,
         }
         with storage.write_together(Path(folder)) as stage:
@@ -226,6 +241,7 @@ class InversionOutput:
         folder: str | Path,
         *,
         base: Generator | None = None,
+        networks: Iterable[nn.Module] = (),
         allow_download: bool = False,
         device: torch.device | str | None = None,
     ) -> "InversionOutput":
@@ -234,6 +250,7 @@ class InversionOutput:
         Args:
             folder: The folder.
             base: The generator of the model that the inversion was made with. `None` loads that model by its name.
+            networks: With `base`, the `networks` of its pipeline: among them is what moves the features of a photo.
             allow_download: Fetch that model from the Hub or a folder of another machine if it is not here. Who wrote
                 the folder chose the name, so by default only models on this machine are loaded.
             device: Where to put the generators.
@@ -251,13 +268,16 @@ class InversionOutput:
             name = None if config["base"] is None else BaseName(**config["base"])
             if base is None and name is not None:
                 base = name.load(allow_download=allow_download, device=device)
-            out = _read(folder / storage.WEIGHTS_NAME, config, base, device)
+                if config.get("editor") is not None:
+                    row, model = ENCODERS["sfe"], name.find(allow_download=allow_download)
+                    networks = [storage.load_module(row.network, row.config, model / row.folder, device=device)]
+            out = _read(folder / storage.WEIGHTS_NAME, config, base, networks, device)
         except ModelNotFoundError as e:
             fetch = "" if allow_download else ", or let it be fetched: load(folder, allow_download=True)"
             raise ModelNotFoundError(
                 f"{folder} holds only what differs from the base model {config['base']['name_or_path']!r}, which is "
                 f"not there: {e} If you have it elsewhere, give its generator: "
-                f"load(folder, base=pipe.generator){fetch}."
+                f"load(folder, base=pipe.generator, networks=pipe.networks){fetch}."
             ) from e
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as e:
             raise CheckpointError(f"{folder} is damaged or incomplete: {type(e).__name__}: {e}") from e
@@ -310,11 +330,20 @@ def _redrawn(pictures: list[Image.Image], w_plus: Tensor, kept: Generator, mine:
 
 
 def _read(
-    weights: Path, config: Mapping[str, Any], base: Generator | None, device: torch.device | str | None
+    weights: Path,
+    config: Mapping[str, Any],
+    base: Generator | None,
+    networks: Iterable[nn.Module],
+    device: torch.device | str | None,
 ) -> InversionOutput:
     tensors, photos = storage.read_tensors(weights), config["photos"]
     own = _read_generators(weights, config, tensors, base, device)
     generators = [own[int(entry["generator"])] for entry in photos]
+    if config.get("editor") is not None:
+        editor = _read_editor(weights, config, tensors, networks)
+        for i, generator in enumerate(generators):
+            photo = {name: tensors[f"photo.{i}.{name}"].to(generator.w_avg) for name in PHOTO}
+            generators[i] = FeatureGenerator(generator, editor.to(generator.w_avg), **photo)
     shapes = {(len(photos), generator.num_ws, generator.config.w_dim) for generator in generators}
     for name in {"w_plus", *tensors} & {"w_plus", "w_inverted"}:
         if {tuple(tensors[name].shape)} != shapes:
@@ -385,6 +414,24 @@ def _read_generators(
             raise ValueError(f"its generators would take {copies / 1e9:.1f} GB")
         generators.append(delta.apply(base).to(device=device))
     return generators
+
+
+def _read_editor(
+    weights: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], networks: Iterable[nn.Module]
+) -> FeatureEditor:
+    """Take the Feature Editor out of the file, or else out of the networks of the model; it must be the same."""
+    own = {key.removeprefix("editor."): tensor for key, tensor in tensors.items() if key.startswith("editor.")}
+    editors = [each.editor for each in networks if isinstance(each, StyleFeatureEncoder)]
+    if own:
+        where = f"{weights}, its editor,"
+        editors = [
+            storage.build_module(FeatureEditor, FeatureEditorConfig, config["editor"], own, source=where, weights=where)
+        ]
+    if not editors and config["base"]:
+        raise ModelNotFoundError("Its Feature Editor, which moves the features of the photo, is not in `networks`.")
+    if generator_sha256(editors[0]) != config["editor"]["_sha256"]:
+        raise CheckpointError(f"{weights} belongs to another Feature Editor: load the model that it was made with.")
+    return editors[0]
 
 
 def _by_generator(named: Mapping[str, _T]) -> dict[str, dict[str, _T]]:

@@ -90,7 +90,8 @@ def mix_outputs(
 def interpolate_outputs(a: InversionOutput, b: InversionOutput, *, steps: int) -> list[Image.Image]:
     """Turn one face into another: w_plus moves on a line, and so do all weights and the noise of tuned generators.
 
-    Two tuned generators come from the same one and differ little, so what lies between them draws faces too.
+    Two tuned generators come from the same one and differ little, so what lies between them draws faces too. Where only
+    one of the two draws on the features of its photo, the pictures are faded into each other.
 
     Args:
         a: One photo, edited or not: the first frame.
@@ -109,10 +110,15 @@ def interpolate_outputs(a: InversionOutput, b: InversionOutput, *, steps: int) -
     here, there = storage.plain_state_dict(first), storage.plain_state_dict(last)
     frames = []
     for share in (step / (steps - 1) for step in range(steps)):
+        w_plus = a.w_plus.lerp(b.w_plus, share)
+        if here.keys() != there.keys():
+            frames += to_pil(draw([first], w_plus).lerp(draw([last], w_plus), share))
+            continue
         if between is not first:
             for name, tensor in storage.plain_state_dict(between).items():
-                torch.lerp(here[name], there[name].to(here[name]), share, out=tensor)
-        frames += to_pil(draw([between], a.w_plus.lerp(b.w_plus, share)))
+                if tensor.is_floating_point():
+                    torch.lerp(here[name], there[name].to(here[name]), share, out=tensor)
+        frames += to_pil(draw([between], w_plus))
     return frames
 
 

@@ -226,7 +226,7 @@ class PTIPipeline(InversionPipeline):
                     options: dict[str, Any] = {"config": projector, "seed": seed, "callback": on_step}
                     found = _PROJECTORS[pivot](self.generator, target, perceptual=self.perceptual, **options)
                 else:
-                    found = _encoded_pivots(_pipeline_of(pivot)(self.generator, self._encoder(pivot)), group, target)
+                    found = _encoded_pivots(self._encoder_pipeline(pivot), group, target)
                 seconds = (time.perf_counter() - start) / len(group)
                 for i in range(len(group)):
                     start = time.perf_counter()
@@ -284,6 +284,10 @@ class PTIPipeline(InversionPipeline):
             self.encoders[name] = self._loaders[name]().to(self.device, self.dtype)
         return self.encoders[name]
 
+    def _encoder_pipeline(self, name: str) -> EncoderPipeline:
+        others: dict[str, Any] = {other: self._encoder(other) for other in ENCODERS[name].needs}
+        return _pipeline_of(name)(self.generator, self._encoder(name), **others)
+
     def encoder_pipeline(self, name: str) -> EncoderPipeline:
         """The model's encoder as a pipeline of its own; it shares this one's networks, directions and detector.
 
@@ -297,8 +301,8 @@ class PTIPipeline(InversionPipeline):
         """
         if not isinstance(name, str) or name not in ENCODERS:
             raise ValueError(f"`name` must be one of {', '.join(ENCODERS)}, got {name!r}.")
-        encoder = self._encoder(name)
-        pipeline = _pipeline_of(name)(self.generator, encoder, crop_scale=self.crop_scale, detector=self.detector)
+        pipeline = self._encoder_pipeline(name)
+        pipeline.crop_scale, pipeline._detector = self.crop_scale, self.detector
         pipeline.directions, pipeline.base_name = self.directions, self.base_name
         if self.perceptual.name is not None:
             pipeline.other_settings = {**self.other_settings, "pti": self.config["pti"]}

@@ -16,6 +16,7 @@ from gradio.data_classes import FileData, ImageData
 from PIL import Image
 from pydantic import Field, TypeAdapter, ValidationError, WithJsonSchema
 
+from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
@@ -85,7 +86,8 @@ Share = Annotated[float, Field(ge=0, le=1, description="How much of it.")]
 Picture = Annotated[dict[str, Any], _file_schema("A picture.")]
 File = Annotated[dict[str, Any], _file_schema("A file.")]
 
-_FIRST, _UNEDITED = next(iter(METHODS)), dict[str, float]()
+_FIRST = next(name for name, each in METHODS.items() if each.encoder and not ENCODERS[each.encoder].needs)
+_UNEDITED = dict[str, float]()
 
 
 class Api:

@@ -378,7 +378,8 @@ class Studio:
             except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, RuntimeError, EOFError) as e:
                 raise ValueError("`inversion` must be a zip that /download gave for kind='inversion'.") from e
             try:
-                out = InversionOutput.load(scratch, base=self.model(visit).tuner.generator)[0]
+                tuner = self.model(visit).tuner
+                out = InversionOutput.load(scratch, base=tuner.generator, networks=tuner.networks)[0]
             except StyleGANInversionError as e:
                 raise ValueError(f"The inversion cannot be read: {str(e).replace(scratch, 'it')}") from e
         is_shared = out.generator is self.model(visit).tuner.generator

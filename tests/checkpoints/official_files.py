@@ -22,16 +22,23 @@ from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
+from stylegan_inversion.models.sfe_encoder import StyleFeatureConfig, StyleFeatureEncoder
 from stylegan_inversion.ops import blur_kernel
 
 TINY = GeneratorConfig(resolution=64, z_dim=6, w_dim=8, mapping_layers=3, channel_base=256, channel_max=8)
 SMALL = GeneratorConfig(resolution=128, z_dim=8, w_dim=8, mapping_layers=2, channel_base=1024, channel_max=12)
+FULL = GeneratorConfig()
 WIDTHS, UNITS = (4, 6, 8, 10), (1, 3, 2, 1)
 ENCODER_SIZES = {
     TINY: PyramidEncoderConfig(64, 64, 8, widths=WIDTHS, units=UNITS, reduction=2),
     SMALL: PyramidEncoderConfig(128, 32, 8, widths=WIDTHS, units=(2, 1, 1, 2), reduction=4),
+    FULL: PyramidEncoderConfig(),
 }
 ARCFACE = ArcFaceConfig(widths=WIDTHS, units=UNITS, reduction=2, resolution=32, embedding_dim=5)
+SFE_SIZES = {
+    TINY: StyleFeatureConfig(64, 64, 8, widths=WIDTHS, units=UNITS, channels=8, depth=2),
+    FULL: StyleFeatureConfig(),
+}
 RESTYLE = ReStyleConfig(64, 64, 8, widths=WIDTHS, units=UNITS, reduction=2)
 D_TINY = DiscriminatorConfig(resolution=16, channel_base=64, channel_max=8)
 PARTS = ("weight", "bias")
@@ -91,6 +98,25 @@ def restyle(*, offsets: bool, **options: Any) -> dict[str, Any]:
     opts = {"encoder_type": form, "input_nc": 6, "n_iters_per_batch": 3, "output_size": 64, **options}
     tensors = prefixed(encoder, "encoder.") | prefixed(decoder, "decoder.")
     return {"state_dict": tensors, "opts": opts, "latent_avg": w_avg.repeat(TINY.num_ws, 1)}
+
+
+def lively_e4e(config: GeneratorConfig = TINY) -> dict[str, Any]:
+    """A checkpoint of e4e that gives small numbers, with an average w of its own."""
+    sizes = ENCODER_SIZES[config]
+    encoder = sizes, lively(ENCODERS["e4e"].network, sizes).state_dict()
+    return checkpoint_to_official("e4e", encoder, (config, lively(Generator, config).state_dict()))
+
+
+def style_features(config: GeneratorConfig = TINY, *, whole: bool = True) -> dict[str, Any]:
+    """A checkpoint of StyleFeatureEditor; the small one has features of 16 px. A whole one has all that it needs."""
+    sizes = SFE_SIZES[config]
+    tensors = encoder_to_official("sfe", sizes, lively(StyleFeatureEncoder, sizes).state_dict())[0]
+    if not whole:
+        return {"state_dict": tensors}
+    decoder, w_avg = generator_to_rosinality(TINY, lively(Generator, TINY).state_dict())
+    e4e = {key.replace("encoder.", "e4e_encoder.", 1): v for key, v in lively_e4e()["state_dict"].items()}
+    tensors |= prefixed(decoder, "decoder.") | {key: v for key, v in e4e.items() if key.startswith("e4e_")}
+    return {"state_dict": tensors, "latent_avg": w_avg}
 
 
 def checkpoint_to_rosinality(config: GeneratorConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -6,10 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, ReStylePipeline
+from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline, ReStylePipeline, SFEPipeline
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
+from stylegan_inversion.models.sfe_encoder import StyleFeatureConfig, StyleFeatureEncoder
 
 SIZES: dict[str, Any] = {"w_dim": 16, "widths": (4, 4, 8, 8), "units": (1, 1, 1, 1), "reduction": 2}
 
@@ -26,6 +27,8 @@ def model(pti: PTIPipeline, tmp_path: Path) -> str:
             PSPPipeline(generator, GradualStyleEncoder(config)),
         ]
         pipelines.append(ReStylePipeline(generator, ReStyleEncoder(ReStyleConfig(32, 32, **SIZES))))
+        features = StyleFeatureEncoder(StyleFeatureConfig(32, 32, channels=8, **{**SIZES, "reduction": 1}))
+        pipelines.append(SFEPipeline(generator, features, e4e=pipelines[0].encoder))
     for pipeline in (*pipelines, pti):
         pipeline.save_pretrained(folder)
     return str(folder)

@@ -165,8 +165,9 @@ def test_every_method_inverts(model: str, faces: Path, tmp_path: Path) -> None:
     for name, entry in entries.items():
         in_w = entry["metrics"]["offset_norm"]["mean"] == 0
         assert in_w == (name in ("w", "pti")), name
-        assert (entry["metrics"]["lec_smile"] is not None) == (name in ("e4e", "psp", "restyle")), name
-    assert {row["report"].get("pivot") for row in rows_of(tmp_path)} == {None, "w", "w_plus", "e4e", "psp", "restyle"}
+        assert (entry["metrics"]["lec_smile"] is not None) == (name in ("e4e", "psp", "restyle", "sfe")), name
+    pivots = {row["report"].get("pivot") for row in rows_of(tmp_path)}
+    assert pivots == {None, "w", "w_plus", "e4e", "psp", "restyle", "sfe"}
     assert {row["report"]["tuning_steps"] for row in rows_of(tmp_path) if row["method"][:1] == "w"} == {0}
 
 
@@ -220,7 +221,10 @@ def test_without_edits_and_identity(run: Run, model: str, tmp_path: Path) -> Non
         ({"edits": ("yaw",)}, "There is no score for the edit 'yaw'; there are age, smile"),
         ({"identity": None}, "`edits` are measured by what they cost in identity"),
         ({"resolution": 8}, "MS-SSIM needs images of at least 11 px"),
-        ({"methods": ["w", "hfgi"]}, "There is no method 'hfgi'; there are e4e, psp, restyle, w, w_plus, pti, pti-e4e"),
+        (
+            {"methods": ["w", "hfgi"]},
+            "There is no method 'hfgi'; there are sfe, e4e, psp, restyle, w, w_plus, pti",
+        ),
         ({"limits": {"pti": 3}}, "`limits` names 'pti', which is not compared; compared are w"),
     ],
 )

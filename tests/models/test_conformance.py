@@ -12,8 +12,10 @@ from stylegan_inversion.checkpoints import generator as convert_generator
 from stylegan_inversion.losses.identity import crop_face
 from stylegan_inversion.models.discriminator import Discriminator
 from stylegan_inversion.models.encoders import ENCODERS
+from stylegan_inversion.models.feature_generator import FeatureGenerator
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.irse import ArcFace
+from stylegan_inversion.models.sfe_encoder import features_at
 from stylegan_inversion.storage import fill_module
 from tests.conformance import draw_state_dict, load_case, relative_error
 
@@ -112,3 +114,80 @@ def test_nvidia() -> None:
     check("const", generator.synthesis(ws), expected["image_const_noise"])
     check("none", generator.synthesis(ws, noise_mode="none"), expected["image_no_noise"])
     check("w_plus", generator.synthesis(inputs["w_plus"]), expected["image_from_w_plus"])
+
+
+def check_features(name: str, ours: Tensor, expected: dict[str, Tensor]) -> None:
+    check(f"{name}_patch", ours[:, :32:4, 28:36, 28:36], expected[f"{name}_patch"])
+    check(f"{name}_mean", ours.mean(dim=(2, 3)), expected[f"{name}_mean"])
+    check(f"{name}_std", ours.std(dim=(2, 3)), expected[f"{name}_std"])
+
+
+def check_picture(name: str, ours: Tensor, expected: dict[str, Tensor]) -> None:
+    middle = slice(ours.shape[-1] // 2 - 16, ours.shape[-1] // 2 + 16)
+    check(f"{name}_32", nn.functional.adaptive_avg_pool2d(ours, 32), expected[f"{name}_32"])
+    check(f"{name}_patch", ours[..., middle, middle], expected[f"{name}_patch"])
+    check(f"{name}_mean", ours.mean(dim=(2, 3)), expected[f"{name}_mean"])
+    check(f"{name}_std", ours.std(dim=(2, 3)), expected[f"{name}_std"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@torch.no_grad()
+def test_style_feature_editor() -> None:
+    case, expected = load_case("sfe_1024")
+    others, seed = load_case(case["parts_of"])[0]["state_dict"], case["seed"]
+
+    def part(prefix: str, kept: str = "") -> dict[str, Tensor]:
+        names = {key: f"{kept}{key.removeprefix(prefix)}" for key in others if key.startswith(prefix)}
+        drawn = draw_state_dict({names[key]: others[key] for key in names}, seed)
+        return {key.removeprefix(kept): tensor for key, tensor in drawn.items()}
+
+    official = draw_state_dict(case["editor"], seed)
+    converted = convert_encoder.encoder_from_official("sfe", official)
+    back, _ = convert_encoder.encoder_to_official("sfe", *converted)
+    assert len(back) == 701 and back.keys() == official.keys()
+    assert all(torch.equal(back[key], tensor) for key, tensor in official.items())
+    sfe = build(ENCODERS["sfe"].network, converted)
+    latent_avg = draw_state_dict({"latent_avg": case["latent_avg"]}, seed)["latent_avg"]
+    converted = convert_generator.generator_from_official(part("decoder."), latent_avg=latent_avg)
+    generator = build(Generator, converted)
+    converted = convert_encoder.encoder_from_official("e4e", part("encoder.", "encoder."), latent_avg=latent_avg)
+    e4e = build(ENCODERS["e4e"].network, converted)
+    del official, back, converted
+    inputs = draw_state_dict(case["inputs"], seed)
+    coarse, mask = (
+        inputs[f"{name}_coarse"].repeat_interleave(scale, dim=2).repeat_interleave(scale, dim=3)
+        for name, scale in (("input", 64), ("mask", 4))
+    )
+    x = sfe.shrink((coarse + inputs["input_fine"]).clamp(-1, 1))
+
+    codes, predicted = sfe.backbone(x)
+    check("codes", codes, expected["codes"])
+    check_features("f_pred", predicted, expected)
+    w_plus, fused = sfe(x, generator)
+    check_features("f_w", features_at(generator.synthesis, w_plus, 64), expected)
+    check_features("f_fused", fused, expected)
+    check_features("f_inversion", sfe.editor(fused, torch.zeros_like(fused)), expected)
+    w_edit = e4e(x)
+    check("w_e4e", w_edit, expected["w_e4e"])
+    drawn_by = FeatureGenerator(generator, sfe.editor, features=fused, w_inverted=w_plus, w_edit=w_edit)
+    check_picture("inversion", drawn_by.synthesis(w_plus), expected)
+
+    # half the official power is our strength; our directions have the unit of their file
+    step = case["edit"]["power"] / 2 * inputs["direction"]
+    before = features_at(generator.synthesis, w_edit, 64)
+    delta = before - features_at(generator.synthesis, w_edit + step, 64)
+    check_features("delta", delta, expected)
+    check_features("f_edit", sfe.editor(fused, delta), expected)
+    check_picture("edit", drawn_by.synthesis(w_plus + step), expected)
+    drawn_by = drawn_by.keeping(mask)
+    check_features("delta_masked", delta * (1 - drawn_by.photo["keep"]), expected)
+    check_picture("edit_masked", drawn_by.synthesis(w_plus + step), expected)
+
+    # in StyleSpace: what is added to a channel of a style can be added to the bias that it comes from
+    for layer, channel in case["stylespace"]["channels"]:
+        conv = generator.synthesis.convs[2 * ((layer + 1) // 3) - (layer % 3 == 2)]
+        conv.affine.bias[channel] += 3 * case["stylespace"]["power"]
+    delta = before - features_at(generator.synthesis, w_edit, 64)
+    check_features("delta_stylespace", delta, expected)
+    check_picture("stylespace", generator.synthesis(w_plus, features=sfe.editor(fused, delta)), expected)

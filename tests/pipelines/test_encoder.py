@@ -24,7 +24,7 @@ def labels() -> Image.Image:
     return Image.fromarray(np.arange(48 * 40, dtype=np.uint8).reshape(48, 40) // 9 % 5)
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize("kind", [kind for kind, row in ENCODERS.items() if not row.needs])
 def test_a_photo(kind: str, generator: Generator, photo: Image.Image, detector: Any, tmp_path: Path) -> None:
     pipeline = small_pipeline(kind, generator, detector=detector)
     before = {key: value.clone() for network in pipeline.networks for key, value in network.state_dict().items()}

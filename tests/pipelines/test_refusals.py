@@ -23,7 +23,7 @@ Case = tuple[str, type[Exception], Callable[[Any], object], str]
 DEVICES = "`device` must be auto, cuda, mps, cpu or such as cuda:1, got 'gpu'"
 FLOATS = "`dtype` of E4EPipeline must be one of torch.float16, torch.bfloat16, torch.float32, torch.float64, got "
 PRECISE = "`dtype` of PTIPipeline must be one of torch.float32, torch.float64, got torch.bfloat16"
-PIVOTS = "`pivot` must be one of w, w_plus, e4e, psp, restyle, or an earlier inversion, got "
+PIVOTS = "`pivot` must be one of w, w_plus, e4e, psp, restyle, sfe, or an earlier inversion, got "
 PRESETS = r"`preset` must be one of fast, balanced, best, got "
 TO = '`to` takes a device such as "cuda" and a dtype such as torch.float64, got '
 
@@ -54,7 +54,7 @@ CALLS: list[Case] = [
     ("pivot list", ValueError, lambda g: g.pti.plan(pivot=["w"]), PIVOTS),
     ("preset", ValueError, lambda g: g.pti(g.photo, preset="good"), rf"{PRESETS}'good'\."),
     ("no encoder", ModelNotFoundError, lambda g: g.pti(g.photo, pivot="psp"), r"'psp_encoder'\) for pivot='psp'"),
-    ("name", ValueError, lambda g: g.pti.encoder_pipeline("w"), "`name` must be one of e4e, psp, restyle, got 'w'"),
+    ("name", ValueError, lambda g: g.pti.encoder_pipeline("w"), "be one of e4e, psp, restyle, sfe, got 'w'"),
     ("name list", ValueError, lambda g: g.pti.encoder_pipeline(["e4e"]), r"got \['e4e'\]"),
     ("crop", ValueError, lambda g: g.e4e(PTIPipeline.from_pretrained("faces64").align(g.photo, align=False)), "64 x"),
     ("dtype of PTI", ValueError, lambda g: g.pti.to(torch.bfloat16), PRECISE),
@@ -66,7 +66,7 @@ CALLS: list[Case] = [
     ("no such model", ModelNotFoundError, lambda g: PTIPipeline.from_pretrained("faces46"), "faces64"),
     ("push", ValueError, lambda g: g.e4e.push_to_hub("mine"), "`repo_id` must be organisation/repository, got 'mine'"),
     ("encoders", ValueError, lambda g: PTIPipeline(g.pti.generator, perceptual=g.pti.perceptual,
-     encoders={"w": small_encoder("psp")}), "`encoders` must be named e4e, psp, restyle, got 'w'"),
+     encoders={"w": small_encoder("psp")}), "`encoders` must be named e4e, psp, restyle, sfe, got 'w'"),
     ("components", ValueError, lambda g: g.pti.load_components("x.pt", count=0), "`count` must be at least 1, got 0"),
     ("layers", ValueError, lambda g: g.pti.load_components("x.pt", layers=(2, 18)), r"0 <= start < stop <= 8, got \(2"),
     # translate
