@@ -287,14 +287,15 @@ def build_module(
     """
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items() if not k.startswith("_")}
     try:
-        with torch.device("meta"):  # first without memory: a config may ask for more than there is
-            outline = cls(config_cls(**fields))
-        check_fit(outline, state_dict, source=weights)
-        module = new_module(cls, config_cls(**fields))
+        with torch.device("meta"):  # without memory: a config may ask for more than there is
+            module = cls(config_cls(**fields))
+        check_fit(module, state_dict, source=weights)
+        if len(list(module.buffers())) > sum(key in state_dict for key, _ in module.named_buffers()):
+            module = new_module(cls, config_cls(**fields))  # for buffers that no file holds
     except (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError) as e:  # a wrong type
         raise CheckpointError(f"{source} does not describe a {cls.__name__}: {e}") from e
-    module.load_state_dict(state_dict, strict=True)
-    return module.eval().requires_grad_(False)
+    module.load_state_dict(state_dict, strict=True, assign=True)
+    return module.to(torch.float32).eval().requires_grad_(False)
 
 
 def new_module(cls: type[Module], config: Any) -> Module:
