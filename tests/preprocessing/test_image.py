@@ -159,9 +159,6 @@ def test_tensor_and_image_are_exact_inverses() -> None:
     assert tensor[0, 0, 0, 5].item() == pytest.approx(5 / 127.5 - 1)
     [back] = to_pil(tensor)
     assert np.array_equal(np.asarray(back), np.asarray(image))
-    stripes = np.tile(np.array([0, 255], np.uint8), (128, 64))
-    tensor = to_tensor(Image.fromarray(stripes).convert("RGB"), 16)  # resized with antialiasing
-    assert tensor.shape == (1, 3, 16, 16) and tensor[..., 2:-2].abs().max() < 0.02
     values = torch.tensor([-7.0, -1.0, 1.0, 9.0, 100.6 / 127.5 - 1, 100.4 / 127.5 - 1])
     [image] = to_pil(values.reshape(1, 1, 1, 6).repeat(1, 3, 1, 1).requires_grad_())
     assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 255, 255, 101, 100]  # clamped and rounded
