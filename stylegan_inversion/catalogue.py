@@ -61,7 +61,7 @@ class KnownModel:
 
     name: str  # what users type
     where: str  # "built in"; "cached", on this disk; "to fetch", by its name; "by hand"; or "not read", by this package
-    size: int | None  # bytes on this disk, or of the file; None: unknown
+    size: int | None  # bytes on this disk, or to fetch; None: unknown
     licence: str  # in words
     detail: str  # the folder, or where the file is
     about: str = ""  # what it is, in words
@@ -110,8 +110,10 @@ def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[KnownMo
         if newest is not None and all((newest / name).is_file() for name in ours):
             name = repository.name.removeprefix("models--").replace("--", "/", 1)
             models.append(KnownModel(name, "cached", _bytes(newest), read_licence(newest), str(newest)))
-    for entry in catalogue():
+    files = {entry.name: entry for entry in catalogue()}
+    for entry in files.values():
         there = converted_folder(entry, cache_dir)
+        to_fetch = [entry]
         found = there if (there / storage.CONFIG_NAME).is_file() else cached_file(entry, cache_dir)
         if entry.kind == "unread":
             where, detail = "not read", entry.note or ""
@@ -119,9 +121,12 @@ def list_models(cache_dir: str | os.PathLike[str] | None = None) -> list[KnownMo
             where, detail = "cached", str(found)
         elif entry.fetchable:
             where, detail = "to fetch", f"{entry.repository}: {entry.file}"
+            to_fetch += [files[name] for _, name in entry.parts if cached_file(files[name], cache_dir) is None]
         else:
             where, detail = "by hand", entry.source
-        models.append(KnownModel(entry.name, where, entry.size, entry.licence, detail, entry.description))
+        sizes = [each.size for each in to_fetch if each.size is not None]
+        needed = sum(sizes) if len(sizes) == len(to_fetch) else None
+        models.append(KnownModel(entry.name, where, needed, entry.licence, detail, entry.description))
     return models
 
 

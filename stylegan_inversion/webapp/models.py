@@ -174,7 +174,7 @@ class Models:
     def offer(self) -> KnownModel | None:
         """The full-size model that a visitor may have instead of a small one; `sentence` describes it."""
         full = full_size("cached", "to fetch") if self.offers and self.first.resolution <= DEMONSTRATION else []
-        return full[0] if full else None
+        return min(full, key=lambda known: (known.where != "cached", known.size or 1 << 40), default=None)
 
     def known(self) -> list[KnownModel]:
         """What can be chosen, the first model first. Uses no network."""

@@ -128,7 +128,7 @@ def test_the_model_to_start_with(monkeypatch: pytest.MonkeyPatch) -> None:
     assert best_cached("cpu") == "faces64"
     cached = [dataclasses.replace(known, where="cached") for known in module.list_models()]
     monkeypatch.setattr(module, "list_models", lambda: cached)
-    assert (best_cached("cuda"), best_cached("cpu")) == ("e4e-ffhq-1024", "faces64")
+    assert (best_cached("cuda"), best_cached("cpu")) == ("sfe-ffhq-1024", "faces64")
     cached[:] = [known for known in cached if known.name in ("e4e-cars-512", "psp-ffhq-1024")]
     assert best_cached("cuda:1") == "psp-ffhq-1024"  # a model of faces
 
