@@ -1,6 +1,5 @@
 """The other tabs: the methods side by side, and faces that mix."""
 
-import dataclasses
 import random
 from collections.abc import Iterator
 from functools import cached_property, partial
@@ -98,16 +97,17 @@ class CompareTab:
             pictures: list[tuple[str, str]] = []
             yield {self.stop: gr.update(visible=True), self.compared: status("Beginning …", busy=True)}
             for name, pipeline in model.pipelines.items():
-                other = dataclasses.replace(visit, stop=None, out=None, files=visit.files)
+                other = visit.apart(out=None)
                 if pipeline.optimizes:
                     for report in self.studio.tune(other, crop, preset=next(iter(PRESETS))):
-                        if turn != visit.turn:  # another photo, or all was deleted
-                            return
+                        if turn != visit.turn:
+                            break
                         share = report.step / max(report.total, 1)
                         yield {self.compared: status(report.words, share=share, preview=report.preview)}
                 else:
-                    self.studio.invert(other, crop, name)
-                if other.out is None or turn != visit.turn:
+                    other.out = self.studio.invert(other, crop, name)
+                if other.out is None or turn != visit.turn:  # another photo, or all was deleted
+                    yield self._end("Ended, since another photo, face or model was chosen.")
                     return
                 outs[name] = out = other.out
                 edited = self.studio.edit(visit, out, visit.strengths)
