@@ -21,15 +21,7 @@ from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
 from stylegan_inversion.preprocessing.align import around
 from stylegan_inversion.webapp import marking
-from stylegan_inversion.webapp.studio import (
-    PLACES,
-    Download,
-    Studio,
-    Visit,
-    kind_of,
-    range_of,
-    sentences,
-)
+from stylegan_inversion.webapp.studio import PLACES, Download, Studio, Visit, kind_of, range_of, sentences
 
 MAX_STEPS = 1000  # of each stage
 
@@ -54,8 +46,7 @@ Inversion = Annotated[Any, _file_schema("A zip from /download to take instead of
 Other = Annotated[Any, _file_schema("A zip from /download: the other face.")]
 Method = Annotated[str, Field(json_schema_extra={"enum": list(METHODS)}, description="How to invert, from /models.")]
 Preset = Annotated[
-    str | None,
-    Field(json_schema_extra={"enum": [*PRESETS, None]}, description="How long the tuning of pti may take."),
+    str | None, Field(json_schema_extra={"enum": [*PRESETS, None]}, description="How long the tuning of pti may take.")
 ]
 Pivot = Annotated[
     str | None,

@@ -91,11 +91,7 @@ class Editor:
 
     def _lay_out_photos(self) -> None:
         photo = gr.Image(
-            label="Your photo",
-            type="filepath",
-            height=230,
-            sources=["upload", "webcam", "clipboard"],
-            elem_id="photos",
+            label="Your photo", type="filepath", height=230, sources=["upload", "webcam", "clipboard"], elem_id="photos"
         )
         self.photo = _raw(photo, lambda payload: payload and payload.model_dump())  # `photos.py` opens it
         self.hint = gr.Markdown(elem_classes="quiet")

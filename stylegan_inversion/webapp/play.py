@@ -42,11 +42,7 @@ class CompareTab:
         self.compared = gr.HTML(status(""))
         self.outs = gr.State({}, time_to_live=TIME_TO_LIVE)
         self.gallery = gr.Gallery(
-            label="Choose one to go on with it",
-            elem_id="compared",
-            columns=2,
-            object_fit="contain",
-            **CHOICE,
+            label="Choose one to go on with it", elem_id="compared", columns=2, object_fit="contain", **CHOICE
         )
 
     def connect(self, delete: Any) -> None:

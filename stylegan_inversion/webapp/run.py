@@ -132,12 +132,7 @@ class _Gone(nn.Module):
 
 
 def run(
-    work: Callable[[OnStep], InversionOutput],
-    *,
-    steps: tuple[int, int],
-    stop: threading.Event,
-    turns: Turns,
-    who: str,
+    work: Callable[[OnStep], InversionOutput], *, steps: tuple[int, int], stop: threading.Event, turns: Turns, who: str
 ) -> Generator[Progress, None, None]:
     """Do the work in a thread, once it is the visitor's turn; closing the iterator, or `stop`, ends it in a step.
 
