@@ -243,13 +243,15 @@ class Editor:
         except gr.Error as e:
             if turn == visit.turn:
                 visit.out, visit.tuned = None, turn
-                disabled = {part: gr.update(interactive=False) for part in self.tools}
-                return {self.visit: visit, self.status: status(str(e.message), stale=True), **disabled}
+                news = {part: gr.update(interactive=False) for part in self.tools}
+                news |= {self.stop: gr.update(visible=False), self.hint: ""}
+                return {**news, self.visit: visit, self.status: status(str(e.message), stale=True)}
         return {self.visit: visit}  # a newer photo, face or model has begun
 
     def _example(self, visit: Visit, event: gr.SelectData) -> dict[Any, Any]:
         with sentences():
-            self.studio.example(visit, EXAMPLES[event.index])
+            if not self.studio.example(visit, EXAMPLES[event.index]):
+                return {self.visit: visit}
             return {**self.show(visit, "An example, edited. A sharper version is on its way …"), self.photo: None}
 
     def _face(self, visit: Visit, event: gr.SelectData) -> dict[Any, Any]:

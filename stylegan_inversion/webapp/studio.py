@@ -295,14 +295,14 @@ class Studio:
                 return f"Turns beyond {limit:g} bend the nose and the mouth in a photo. See the face the model draws."
         return ""
 
-    def example(self, visit: Visit, example: Example) -> None:
-        """Open a photo of the package, whose inversion is kept for the next visitor."""
+    def example(self, visit: Visit, example: Example) -> bool:
+        """Open a photo of the package, whose inversion is kept for the next visitor; whether nothing newer began."""
         turn = visit.begin()
         path = storage.builtin_path(f"samples/{example.name}")
         with Image.open(path) as image:
             photo = Photo(image.convert("RGB"), path.stem)
         if not self._look(visit, photo, turn):
-            return
+            return False
         model = self.model(visit)
         visit.strengths = {
             name: round(share * range_of(model, name)[1], 2)
@@ -319,6 +319,7 @@ class Studio:
             visit.out = found
             if found is not None and "tuning_steps" in found.reports[0]:
                 visit.tuned = turn  # by an earlier visitor
+        return turn == visit.turn
 
     # Pictures and files
 

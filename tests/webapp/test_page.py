@@ -102,6 +102,7 @@ def test_what_cannot_be_done_is_said(editor: Editor, upload: dict[str, Any]) -> 
     Path(upload["path"]).write_bytes(b"no picture")
     news = editor._take(visit, upload)
     assert "not an image" in news[editor.status] and "stale" in news[editor.status]  # it stays to be read
+    assert news[editor.stop]["visible"] is False and news[editor.hint] == ""
     assert news[editor.save["png"]]["interactive"] is False and visit.photo is None
     with pytest.raises(gr.Error, match="There is no inverted face here"):
         editor._save(visit, "jpeg")
