@@ -4,7 +4,6 @@ What `/invert` made is kept for the same client (the same `session_hash` of plai
 file can be sent instead. Over MCP nothing is kept between two calls, since all its callers share one client.
 """
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
@@ -22,15 +21,7 @@ from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
 from stylegan_inversion.preprocessing.align import around
 from stylegan_inversion.webapp import marking
-from stylegan_inversion.webapp.studio import (
-    PLACES,
-    Download,
-    Studio,
-    Visit,
-    kind_of,
-    range_of,
-    sentences,
-)
+from stylegan_inversion.webapp.studio import PLACES, Download, Studio, Visit, kind_of, range_of, sentences
 
 MAX_STEPS = 1000  # of each stage
 
@@ -55,8 +46,7 @@ Inversion = Annotated[Any, _file_schema("A zip from /download to take instead of
 Other = Annotated[Any, _file_schema("A zip from /download: the other face.")]
 Method = Annotated[str, Field(json_schema_extra={"enum": list(METHODS)}, description="How to invert, from /models.")]
 Preset = Annotated[
-    str | None,
-    Field(json_schema_extra={"enum": [*PRESETS, None]}, description="How long the tuning of pti may take."),
+    str | None, Field(json_schema_extra={"enum": [*PRESETS, None]}, description="How long the tuning of pti may take.")
 ]
 Pivot = Annotated[
     str | None,
@@ -120,8 +110,9 @@ class Api:
         Returns:
             Box (x0, y0, x1, y1) in pixels and score of each face, the largest first
         """
-        self.studio.take(visit, photo)
-        return [{"box": [round(v, 1) for v in face.box], "score": face.score} for face in visit.faces]
+        own = self._own(visit, "")
+        self.studio.take(own, photo)
+        return [{"box": [round(v, 1) for v in face.box], "score": face.score} for face in own.faces]
 
     def invert(self, visit: Visit, photo: Photo, **others: Any) -> Iterator[tuple[Picture, dict[str, Any]] | None]:
         """Invert the face of a photo: find its place in latent space. The result is kept for this client.
@@ -155,7 +146,7 @@ class Api:
             The face as the model draws it
             Figures, as of /invert
         """
-        own = Visit(model=self.studio.models.get(others["model"]).name)
+        own = self._own(visit, others["model"])
         for out in self._invert(visit, photo, **others):
             pictures = out and self._pictures(visit, self.studio.edit(own, out, strengths))
             yield (*pictures, out.reports[0]) if out and pictures else None
@@ -166,9 +157,10 @@ class Api:
         Returns:
             The face
         """
-        self._empty(visit, model)
-        visit.out = self.studio.random_face(visit, seed, truncation)
-        return self._picture(visit, visit.out.images[0], "face", "generated")
+        own, turn = self._own(visit, model), visit.turn
+        own.out = self.studio.random_face(own, seed, truncation)
+        self._keep(visit, own, turn)
+        return self._picture(visit, own.out.images[0], "face", "generated")
 
     def mix(self, visit: Visit, other: Other, what: Place = "colours", amount: Share = 1.0, **kept: Any) -> Picture:
         """Give the kept face the pose, the features or the colours of another one.
@@ -176,9 +168,10 @@ class Api:
         Returns:
             The new face, as the model draws it
         """
-        a = self._out(visit, **kept)
-        visit.out = self.studio.mix(visit, a, self.studio.open_inversion(visit, other), what, amount)
-        return self._picture(visit, visit.out.images[0], "mix", kind_of(visit.out))
+        a, own, turn = self._out(visit, **kept), visit.apart(), visit.turn
+        own.out = self.studio.mix(own, a, self.studio.open_inversion(own, other), what, amount)
+        self._keep(visit, own, turn)
+        return self._picture(visit, own.out.images[0], "mix", kind_of(own.out))
 
     def interpolate(self, visit: Visit, other: Other, frames: Frames = 24, kind: Film = "gif", **kept: Any) -> File:
         """Animate the way from the kept face to another one and back.
@@ -236,37 +229,44 @@ class Api:
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> Iterator[InversionOutput | None]:
         """Invert apart from the client's other calls, which may go on at the same time; keep the result at the end."""
-        own, turn = Visit(visit.key, self.studio.models.get(model).name), visit.turn
+        own, turn = self._own(visit, model), visit.turn
+        for loading in self.studio.models.load(model):
+            if loading.model is None:
+                progress(0.0, desc=loading.text)
+                yield None
         self.studio.take(own, photo, align=align)
         own.face = face
         crop = self.studio.crop(own, align=align)
         if method in METHODS and METHODS[method].optimizes:
             steps = {"num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
             for report in self.studio.tune(own, crop, preset=preset, pivot=pivot, **steps):
-                visit.stop = own.stop  # for /stop
+                visit.stops |= own.stops  # for /stop
                 progress((report.step, report.total), desc=report.words, unit="steps")
                 yield None
-            visit.stop = None
         else:
-            self.studio.invert(own, crop, method)
+            own.out = self.studio.invert(own, crop, method)
         if own.out is None:
             raise ValueError("The run was stopped before it began.")
-        if turn == visit.turn:  # nothing was deleted meanwhile
-            visit.keep(own)
+        self._keep(visit, own, turn)
         yield own.out
 
-    def _empty(self, visit: Visit, model: str) -> None:
-        visit.begin()
-        visit.model, visit.photo = self.studio.models.get(model).name, None
+    def _own(self, visit: Visit, model: str) -> Visit:
+        """A visit for one call, apart from what the client's others do at the same time."""
+        return Visit(visit.key, model, files=visit.files)
+
+    def _keep(self, visit: Visit, own: Visit, turn: int) -> None:
+        if turn == visit.turn:  # nothing was deleted meanwhile
+            for name in ("model", "photo", "faces", "face", "out"):
+                setattr(visit, name, getattr(own, name))
 
     def _out(
         self, visit: Visit, inversion: Inversion = None, model: Name = "", *, strengths: Mapping[str, float] = _UNEDITED
     ) -> InversionOutput:
-        own = dataclasses.replace(visit, stop=None)
+        own = visit.apart()
         if inversion is not None:
-            self._empty(own, model)
+            own, turn = self._own(visit, model), visit.turn
             own.out = self.studio.open_inversion(own, inversion)
-            visit.keep(own)
+            self._keep(visit, own, turn)
         return self.studio.edit(own, own.out, strengths)
 
     def _pictures(self, visit: Visit, out: InversionOutput) -> tuple[Picture, Picture, Picture]:

@@ -25,7 +25,7 @@ from stylegan_inversion import storage
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.webapp.api import Api, name_endpoints
 from stylegan_inversion.webapp.editor import TIME_TO_LIVE, Editor, visit_state
-from stylegan_inversion.webapp.models import Models, best_cached, load_model
+from stylegan_inversion.webapp.models import MAX_BYTES, Models, best_cached, load_model
 from stylegan_inversion.webapp.photos import (
     LOOPBACK,
     NO_ADDRESS,
@@ -40,7 +40,6 @@ from stylegan_inversion.webapp.play import CompareTab, PlayTab
 from stylegan_inversion.webapp.studio import EXAMPLES, FAILED, Studio, Visit, logger
 from stylegan_inversion.webapp.zerogpu import find_gpu
 
-MODEL_BYTES = 2_000_000_000  # of an uploaded model at most
 PAPERS = " · ".join(
     f"[{each.label}](https://arxiv.org/abs/{each.paper}) ([code](https://github.com/{each.code}))"
     for each in METHODS.values()
@@ -148,7 +147,7 @@ def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> d
         "js": SCRIPT,
         "ssr_mode": False,
         "show_error": False,  # `gr.Error` is shown all the same; other errors may hold paths
-        "max_file_size": MODEL_BYTES if open_choice else "20mb",
+        "max_file_size": MAX_BYTES if open_choice else "20mb",
         "num_workers": 0,  # Gradio's file workers would take uploads without our middleware
         "state_session_capacity": 64,  # what they hold together `run.Memory` limits
         "enable_monitoring": False,
@@ -156,7 +155,7 @@ def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> d
         "mcp_server": importlib.util.find_spec("mcp") is not None,
         "footer_links": ["api", "gradio", "settings"],
         "app_kwargs": {
-            "middleware": [Middleware(Door, hosts=hosts, max_bytes=MODEL_BYTES if open_choice else 24_000_000)]
+            "middleware": [Middleware(Door, hosts=hosts, max_bytes=MAX_BYTES if open_choice else 24_000_000)]
         },
     }
 

@@ -1,7 +1,6 @@
 """The first tab: a photo in, the face found, the sliders, the photo out."""
 
 import contextlib
-import dataclasses
 import json
 import weakref
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ import gradio as gr
 from PIL import Image, ImageDraw
 
 from stylegan_inversion.editing.directions import MAX_STRENGTH
+from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PRESETS
 from stylegan_inversion.preprocessing.align import around
@@ -91,11 +91,7 @@ class Editor:
 
     def _lay_out_photos(self) -> None:
         photo = gr.Image(
-            label="Your photo",
-            type="filepath",
-            height=230,
-            sources=["upload", "webcam", "clipboard"],
-            elem_id="photos",
+            label="Your photo", type="filepath", height=230, sources=["upload", "webcam", "clipboard"], elem_id="photos"
         )
         self.photo = _raw(photo, lambda payload: payload and payload.model_dump())  # `photos.py` opens it
         self.hint = gr.Markdown(elem_classes="quiet")
@@ -204,17 +200,18 @@ class Editor:
         """A new page: the last result of this browser, or the first example, edited."""
         old = self.visits.get(key or "")
         if old is not None and old.out is not None:
-            visit = dataclasses.replace(old, files=[*old.files], stop=None)
-            words = "Your last result is back."
-        else:
-            visit = Visit()
-            with sentences():
-                self.studio.example(visit, EXAMPLES[0])
-            words = "An example. Drag the line in the picture, move a slider, or drop a photo of your own."
-            words = f"Your last result has expired. {words}" if key else words
+            with contextlib.suppress(ValueError, StyleGANInversionError):  # it was given up, or its model was
+                return {**self._whole(old.apart(), "Your last result is back."), self.key: key}
+        visit = Visit()
+        with sentences():
+            self.studio.example(visit, EXAMPLES[0])
+        words = "An example. Drag the line in the picture, move a slider, or drop a photo of your own."
+        return {**self._whole(visit, f"Your last result has expired. {words}" if key else words), self.key: ""}
+
+    def _whole(self, visit: Visit, words: str) -> dict[Any, Any]:
+        news = {**self.show(visit, words), **self.modelled(self.studio.model(visit), visit)}
         self.visits[visit.key] = visit
-        model = self.studio.model(visit)
-        return {**self.show(visit, words), **self.modelled(model, visit), self.key: visit.key if old else ""}
+        return news
 
     def _new(self, visit: Visit) -> dict[Any, Any]:
         """At once, before anything is computed: the old result is marked as such, and its run ends."""
@@ -226,26 +223,35 @@ class Editor:
         if not photo:
             return {self.visit: visit}
         visit.strengths = {}
+        return self._invert(visit, photo)
+
+    def _invert(self, visit: Visit, photo: Any = None) -> dict[Any, Any]:
+        """The quick inversion of the chosen face, or of a new photo's; what is wrong is said where it would be."""
+        turn = visit.begin()
         try:
             with sentences():
-                self.studio.take(visit, photo)
-                return self._invert(visit)
+                if photo:
+                    visit.photo, visit.faces = None, []
+                    self.studio.take(visit, photo, turn)
+                model = self.studio.model(visit)
+                out = self.studio.invert(visit, self.studio.crop(visit), model.quick) if model.quick else None
+                if turn == visit.turn:
+                    visit.out = out
+                    self.visits[visit.key] = visit
+                    news = self.show(visit, "Ready to edit. A sharper version is on its way …")
+                    return {**news, self.key: visit.key}
         except gr.Error as e:
-            visit.photo, visit.faces = None, []
-            return self.show(visit, str(e.message))
-
-    def _invert(self, visit: Visit) -> dict[Any, Any]:
-        """The quick inversion of the chosen face, ready to be edited."""
-        model = self.studio.model(visit)
-        crop = self.studio.crop(visit)
-        self.visits[visit.key] = visit
-        if model.quick:
-            self.studio.invert(visit, crop, model.quick)
-        return {**self.show(visit, "Ready to edit. A sharper version is on its way …"), self.key: visit.key}
+            if turn == visit.turn:
+                visit.out, visit.tuned = None, turn
+                news = {part: gr.update(interactive=False) for part in self.tools}
+                news |= {self.stop: gr.update(visible=False), self.hint: ""}
+                return {**news, self.visit: visit, self.status: status(str(e.message), stale=True)}
+        return {self.visit: visit}  # a newer photo, face or model has begun
 
     def _example(self, visit: Visit, event: gr.SelectData) -> dict[Any, Any]:
         with sentences():
-            self.studio.example(visit, EXAMPLES[event.index])
+            if not self.studio.example(visit, EXAMPLES[event.index]):
+                return {self.visit: visit}
             return {**self.show(visit, "An example, edited. A sharper version is on its way …"), self.photo: None}
 
     def _face(self, visit: Visit, event: gr.SelectData) -> dict[Any, Any]:
@@ -257,31 +263,43 @@ class Editor:
         found = self.studio.face_at(visit, event.index[0] * scale, event.index[1] * scale)
         if found is None or found == visit.face:
             return {self.visit: visit}
-        visit.begin()
         visit.face, visit.strengths = found, {}
-        with sentences():
-            return self._invert(visit)
+        return self._invert(visit)
 
     def _tune(self, visit: Visit, preset: str = "") -> Iterator[dict[Any, Any]]:
         """The better method, behind the page: previews, then its result in the place of the quick one."""
         if visit.photo is None or (visit.tuned == visit.turn and not preset):
             yield {self.visit: visit}  # Gradio empties the outputs of a generator that gives nothing
             return
-        turn = visit.tuned = visit.turn
-        with sentences():
-            crop = self.studio.crop(visit)
-            with contextlib.closing(self.studio.tune(visit, crop, preset=preset or next(iter(PRESETS)))) as reports:
+        turn, old, words = visit.turn, visit.out, "Stopped before it began."
+        visit.tuned = turn
+        preset = preset or next(iter(PRESETS))
+        try:
+            with (
+                sentences(),
+                contextlib.closing(self.studio.tune(visit, self.studio.crop(visit), turn, preset=preset)) as reports,
+            ):
                 for report in reports:
                     if report.output is None:
-                        share = report.step / max(report.total, 1)
-                        words = status(report.words, share=share, preview=report.preview)
-                        yield {self.status: words, self.stop: gr.update(visible=True)}
-                    elif turn == visit.turn:
-                        seconds = report.output.reports[0]["seconds"]
-                        yield self.show(visit, f"Sharper version ready ({seconds:.0f} s). {MOVE}") | {
-                            button: f"{name.capitalize()} (about {self.studio.seconds(visit, name):.0f} s)"
-                            for name, button in self.sharpen.items()
-                        }
+                        old, share = visit.out, report.step / max(report.total, 1)
+                        line = status(report.words, share=share, preview=report.preview)
+                        yield {self.status: line, self.stop: gr.update(visible=True)}
+                    elif report.output is old:
+                        words = f"The earlier result stays: it is nearer to the photo. {MOVE}"
+                    else:
+                        words = f"Sharper version ready ({report.output.reports[0]['seconds']:.0f} s). {MOVE}"
+                if turn == visit.turn:
+                    yield self.show(visit, words) | {
+                        button: f"{name.capitalize()} (about {seconds:.0f} s)"
+                        for name, button in self.sharpen.items()
+                        if (seconds := self.studio.seconds(visit, name))
+                    }
+        except gr.Error as e:
+            if turn == visit.turn:
+                yield {
+                    self.status: status(str(e.message), stale=visit.out is None),
+                    self.stop: gr.update(visible=False),
+                }
 
     def _edit(self, visit: Visit, *values: float) -> dict[Any, Any]:
         if visit.out is None:

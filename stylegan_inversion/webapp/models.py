@@ -1,12 +1,10 @@
 """The models that visitors choose from: loaded once, shared by all, never changed."""
 
 import dataclasses
-import io
 import re
 import secrets
 import tempfile
 import threading
-import zipfile
 from collections import OrderedDict
 from collections.abc import Generator
 from concurrent.futures import Future, wait
@@ -29,11 +27,12 @@ from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.play import find_components
 from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector
-from stylegan_inversion.webapp.photos import read_upload
+from stylegan_inversion.webapp.photos import unpack_upload
 
 OWN = "Directions"  # title of the group of a model's own
 DEMONSTRATION = 128  # pixels a side, up to which a model only shows how the methods work
-MAX_FILES, MAX_BYTES = 32, 2 * 2**30  # of an uploaded model
+MAX_BYTES = 2_000_000_000  # of an uploaded model
+HOW_TO_ZIP = "zip a folder that `save_pretrained` wrote."
 REPORT_SECONDS = 0.3  # between two reports of a load at most
 LOADING = "loading"  # name of the threads
 UPLOAD = "upload-"  # how the names of uploaded models begin
@@ -125,7 +124,8 @@ def make_model(tuner: PTIPipeline, *, name: str, licence: str = "not stated") ->
 
 def full_size(*places: str) -> list[KnownModel]:
     """The catalogue's full-size models of faces that are in such places, the first of each method."""
-    faces = [each for each in catalogue() if (each.domain or "").startswith("ffhq")]
+    # one that takes parts of others may lack them where its own file is
+    faces = [each for each in catalogue() if (each.domain or "").startswith("ffhq") and not each.parts]
     first = [next((each.name for each in faces if each.kind == method.encoder), None) for method in METHODS.values()]
     there = {known.name: known for known in list_models() if known.where in places}
     return [there[name] for name in first if name in there]
@@ -174,7 +174,7 @@ class Models:
     def offer(self) -> KnownModel | None:
         """The full-size model that a visitor may have instead of a small one; `sentence` describes it."""
         full = full_size("cached", "to fetch") if self.offers and self.first.resolution <= DEMONSTRATION else []
-        return min(full, key=lambda known: (known.where != "cached", known.size or 1 << 40), default=None)
+        return full[0] if full else None
 
     def known(self) -> list[KnownModel]:
         """What can be chosen, the first model first. Uses no network."""
@@ -233,9 +233,13 @@ class Models:
         if not self.open:
             raise ModelNotFoundError("Models cannot be uploaded here: run the app yourself, with `--any-model`.")
         with tempfile.TemporaryDirectory() as scratch:
-            folder = _unpack(io.BytesIO(read_upload(path, max_bytes=MAX_BYTES)[0]), Path(scratch).resolve())
+            folder = Path(scratch).resolve()
+            unpack_upload(path, folder, max_bytes=MAX_BYTES, unreadable=f"This zip cannot be read: {HOW_TO_ZIP}")
+            roots = sorted(folder.rglob(storage.CONFIG_NAME), key=lambda path: len(path.parts))
+            if not roots:
+                raise ValueError(f"There is no {storage.CONFIG_NAME} in the zip: {HOW_TO_ZIP}")
             try:
-                model = load_model(folder, device=self._device, detector=self.first.tuner.detector)
+                model = load_model(roots[0].parent, device=self._device, detector=self.first.tuner.detector)
             except (CheckpointError, ModelNotFoundError, TypeError, ValueError) as e:
                 raise CheckpointError(f"The zip holds no model: {_FOLDERS.sub('', str(e))}") from e
         name = f"{UPLOAD}{secrets.token_hex(16)}"
@@ -318,21 +322,3 @@ class _Load:
         if not 0 < self.done < self.total:
             return f"Loading {self.name} …"
         return f"Downloading {self.name}: {self.done / 1e6:.0f} of {self.total / 1e6:.0f} MB"
-
-
-def _unpack(file: io.BytesIO, folder: Path) -> Path:
-    """Unpack JSON, safetensors and Markdown of a zip, and find the model's folder in it."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            parts = [each for each in archive.infolist() if not each.is_dir()]
-            if len(parts) > MAX_FILES or sum(each.file_size for each in parts) > MAX_BYTES:
-                raise ValueError(f"A model has {MAX_FILES} files and 2 GB at most.")
-            for each in parts:
-                if Path(each.filename).suffix in (".json", ".safetensors", ".md"):
-                    archive.extract(each, folder)  # never outside of it
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as e:
-        raise ValueError("This is no zip that can be read: zip a folder that `save_pretrained` wrote.") from e
-    roots = sorted(folder.rglob(storage.CONFIG_NAME), key=lambda path: len(path.parts))
-    if not roots:
-        raise ValueError(f"There is no {storage.CONFIG_NAME} in the zip: zip a folder that `save_pretrained` wrote.")
-    return roots[0].parent

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import io
 import ipaddress
 import logging
 import os
@@ -9,6 +10,7 @@ import re
 import socket
 import stat
 import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from stylegan_inversion.preprocessing.image import ImageLimits, load_image
 logger = logging.getLogger(__name__)
 
 MAX_PHOTO_BYTES = 20_000_000
+MAX_FILES = 32  # of a zip
 # No photo takes more than 300 MB and 3 seconds, so a JPEG has at most about 100 scans
 PHOTOS = ImageLimits(
     ("JPEG", "PNG", "WEBP"), max_pixels=40_000_000, max_memory=300_000_000, max_table_pixels=20_000_000
@@ -92,6 +95,26 @@ def read_upload(value: Any, *, max_bytes: int) -> tuple[bytes, Path | None]:
             return file.read(), real
     except (OSError, ValueError, RuntimeError, KeyError):  # KeyError: the app has ended; RuntimeError: a loop of links
         raise ValueError(NOT_UPLOADED) from None
+
+
+def unpack_upload(value: Any, folder: Path, *, max_bytes: int, unreadable: str) -> None:
+    """Unpack JSON, safetensors and Markdown of a zip that was sent to this app.
+
+    Raises:
+        ValueError: With the words of `unreadable` if it is no such zip; if it was not sent here, or is too large.
+    """
+    data, _ = read_upload(value, max_bytes=max_bytes)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            parts = [each for each in archive.infolist() if not each.is_dir()]
+            if len(parts) <= MAX_FILES and sum(each.file_size for each in parts) <= max_bytes:
+                for each in parts:
+                    if Path(each.filename).suffix in (".json", ".safetensors", ".md"):
+                        archive.extract(each, folder)  # never outside of it
+                return
+    except Exception as e:  # whatever the decompressors raise
+        raise ValueError(unreadable) from e
+    raise ValueError(f"A zip has {MAX_FILES} files and {max_bytes / 1e9:g} GB at most.")
 
 
 def samples() -> Path:

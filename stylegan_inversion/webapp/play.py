@@ -1,6 +1,5 @@
 """The other tabs: the methods side by side, and faces that mix."""
 
-import dataclasses
 import random
 from collections.abc import Iterator
 from functools import cached_property, partial
@@ -43,11 +42,7 @@ class CompareTab:
         self.compared = gr.HTML(status(""))
         self.outs = gr.State({}, time_to_live=TIME_TO_LIVE)
         self.gallery = gr.Gallery(
-            label="Choose one to go on with it",
-            elem_id="compared",
-            columns=2,
-            object_fit="contain",
-            **CHOICE,
+            label="Choose one to go on with it", elem_id="compared", columns=2, object_fit="contain", **CHOICE
         )
 
     def connect(self, delete: Any) -> None:
@@ -98,16 +93,17 @@ class CompareTab:
             pictures: list[tuple[str, str]] = []
             yield {self.stop: gr.update(visible=True), self.compared: status("Beginning …", busy=True)}
             for name, pipeline in model.pipelines.items():
-                other = dataclasses.replace(visit, stop=None, out=None, files=visit.files)
+                other = visit.apart(out=None)
                 if pipeline.optimizes:
                     for report in self.studio.tune(other, crop, preset=next(iter(PRESETS))):
-                        if turn != visit.turn:  # another photo, or all was deleted
-                            return
+                        if turn != visit.turn:
+                            break
                         share = report.step / max(report.total, 1)
                         yield {self.compared: status(report.words, share=share, preview=report.preview)}
                 else:
-                    self.studio.invert(other, crop, name)
-                if other.out is None or turn != visit.turn:
+                    other.out = self.studio.invert(other, crop, name)
+                if other.out is None or turn != visit.turn:  # another photo, or all was deleted
+                    yield self._end("Ended, since another photo, face or model was chosen.")
                     return
                 outs[name] = out = other.out
                 edited = self.studio.edit(visit, out, visit.strengths)

@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image
 from torch import nn
 
+from stylegan_inversion.models.feature_generator import FeatureGenerator
 from stylegan_inversion.models.generator import Generator as StyleGAN
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.preprocessing.image import to_pil
@@ -99,10 +100,13 @@ class Memory:
         with self._lock:
             kept: list[weakref.ref[Any]] = []
             left = MAX_HELD
-            for ref in [*map(weakref.ref, reversed(things)), *self._held]:
+            newest = [*map(weakref.ref, reversed(things)), *self._held]
+            for ref in {id(ref): ref for ref in newest}.values():  # there is one of each thing
                 thing = ref()
                 if isinstance(thing, Image.Image):
                     left -= 4 * thing.width * thing.height  # Pillow keeps RGB in four bytes
+                elif isinstance(thing, FeatureGenerator):  # its weights are another's
+                    left -= sum(tensor.nbytes for tensor in thing.photo.values())
                 elif thing is not None:
                     left -= sum(tensor.nbytes for tensor in thing.state_dict().values())
                 if thing is not None and left >= 0:
@@ -110,6 +114,11 @@ class Memory:
                 elif thing is not None:  # whoever holds it is told so when it is used
                     setattr(thing, "im" if isinstance(thing, Image.Image) else "synthesis", _Gone())
             self._held = kept
+
+
+def is_gone(generator: StyleGAN) -> bool:
+    """Whether a generator was given up."""
+    return isinstance(generator.synthesis, _Gone)
 
 
 class _Gone(nn.Module):
@@ -123,12 +132,7 @@ class _Gone(nn.Module):
 
 
 def run(
-    work: Callable[[OnStep], InversionOutput],
-    *,
-    steps: tuple[int, int],
-    stop: threading.Event,
-    turns: Turns,
-    who: str,
+    work: Callable[[OnStep], InversionOutput], *, steps: tuple[int, int], stop: threading.Event, turns: Turns, who: str
 ) -> Generator[Progress, None, None]:
     """Do the work in a thread, once it is the visitor's turn; closing the iterator, or `stop`, ends it in a step.
 

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import secrets
-import shutil
 import tempfile
 import threading
 import weakref
@@ -34,8 +33,8 @@ from stylegan_inversion.preprocessing.align import Crop, align_face, around, unc
 from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.marking import Kind, encode, encode_gif, encode_mp4
 from stylegan_inversion.webapp.models import DEMONSTRATION, Model, Models
-from stylegan_inversion.webapp.photos import NO_PHOTO, Photo, read_photo, read_upload
-from stylegan_inversion.webapp.run import RUN, TUNING_COST, Memory, OnStep, Progress, Turns, run
+from stylegan_inversion.webapp.photos import NO_PHOTO, Photo, read_photo, unpack_upload
+from stylegan_inversion.webapp.run import RUN, TUNING_COST, Memory, OnStep, Progress, Turns, is_gone, run
 from stylegan_inversion.webapp.zerogpu import BorrowedGPU, in_request
 
 logger = logging.getLogger(__name__)
@@ -44,6 +43,7 @@ FAILED = "Something went wrong on the server. Try again, or another photo."
 NOTHING = "There is no inverted face here, or it has expired. Invert a photo first."
 SHOWN, ANIMATED = 1280, 640  # pixels of the longer side, on the page and in an animation
 MAX_INVERSION_BYTES = 300_000_000
+NO_INVERSION = "`inversion` must be a zip that /download gave for kind='inversion'."
 PLACES = {"pose": "coarse", "features": "middle", "colours": "fine"}  # what one face gives another -> its layers
 
 _T = TypeVar("_T")
@@ -77,11 +77,11 @@ class Visit:
     face: int = 0  # which of them
     out: InversionOutput | None = None  # unedited; None while there is none of this photo
     strengths: dict[str, float] = field(default_factory=dict)  # where the sliders stand
-    stop: threading.Event | None = None  # ends the run that goes on
+    stops: weakref.WeakSet[threading.Event] = field(default_factory=weakref.WeakSet)  # end the runs that go on
     turn: int = 0  # counts photos, faces and models: what an earlier one began is dropped
     tuned: int = -1  # the turn whose photo was tuned, or is
     example: tuple[str, str] | None = None  # model and photo of an example that is open: its result is kept for others
-    files: list[str] = field(default_factory=list)  # written for it
+    files: set[str] = field(default_factory=set)  # sent by it, or written for it
 
     def __deepcopy__(self, memo: Any) -> "Visit":
         """Gradio copies what a state begins with: each session has a visit of its own."""
@@ -95,11 +95,15 @@ class Visit:
         return self.turn
 
     def end(self) -> bool:
-        """End the run that goes on, with the best so far; whether there was one."""
-        stop, self.stop = self.stop, None
-        if stop is not None:
+        """End the runs that go on, with the best so far; whether there was one."""
+        running = [stop for stop in self.stops if not stop.is_set()]
+        for stop in running:
             stop.set()
-        return stop is not None
+        return bool(running)
+
+    def apart(self, **changes: Any) -> "Visit":
+        """A copy for what is done beside the rest; its files are this visitor's."""
+        return dataclasses.replace(self, stops=weakref.WeakSet(), **changes)
 
     def publish(self, data: bytes, name: str) -> str:
         """Write a file for this visitor alone, where Gradio serves it from; the same file has the same address."""
@@ -107,23 +111,17 @@ class Visit:
         folder.mkdir(exist_ok=True)
         path = folder / strip_invalid_filename_characters(Path(name).name)
         path.write_bytes(data)
-        self.files.append(str(path))
-        return self.files[-1]
-
-    def keep(self, other: "Visit") -> None:
-        """Take over what was made apart."""
-        self.model, self.photo, self.faces, self.face, self.out = (
-            *(other.model, other.photo, other.faces, other.face, other.out),
-        )
+        self.files.add(str(path))
+        return str(path)
 
     def forget(self) -> int:
         """Delete everything; how many files there were."""
         self.begin()
-        files = {*self.files, *([str(self.photo.path)] if self.photo and self.photo.path else [])}
+        self.photo, self.faces, self.strengths = None, [], {}
+        files = [*self.files]
         for path in files:
             Path(path).unlink(missing_ok=True)
-        self.photo, self.faces, self.strengths = None, [], {}
-        self.files.clear()  # the list is shared with what is made apart
+        self.files.clear()  # the set is shared with what is made apart
         return len(files)
 
 
@@ -177,14 +175,20 @@ class Studio:
 
     # A photo, and the face in it
 
-    def take(self, visit: Visit, value: Any, *, align: bool = True) -> None:
-        """Take a photo and find its faces; the largest one is chosen."""
-        visit.begin()
+    def take(self, visit: Visit, value: Any, turn: int = 0, *, align: bool = True) -> None:
+        """Take a photo and find its faces, unless something newer than this turn has begun; the largest is chosen."""
         with self._decoding:
-            visit.photo = read_photo(value)
-        self._memory.hold(visit.photo.image)
-        visit.faces = self.models.first.tuner.detector(visit.photo.image) if align else []
-        visit.face = 0
+            photo = read_photo(value)
+        if photo.path:
+            visit.files.add(str(photo.path))
+        self._memory.hold(photo.image)
+        self._look(visit, photo, turn, align=align)
+
+    def _look(self, visit: Visit, photo: Photo, turn: int, *, align: bool = True) -> bool:
+        faces = self.models.first.tuner.detector(photo.image) if align else []
+        if turn == visit.turn:
+            visit.photo, visit.faces, visit.face = photo, faces, 0
+        return turn == visit.turn
 
     def crop(self, visit: Visit, *, align: bool = True) -> Crop:
         """The chosen face, cut out as the model wants it."""
@@ -214,18 +218,26 @@ class Studio:
         model = self.model(visit)
         if method not in model.pipelines:
             raise ValueError(f"This model has no {method[:80]!r}; it has {', '.join(model.pipelines)}.")
-        turn = visit.turn
         out = self._do(model, partial(model.pipelines[method], crop))
-        if turn == visit.turn:
-            visit.out = out
+        self._hold(model, out)
         return out
 
-    def tune(self, visit: Visit, crop: Crop, **options: Any) -> Generator[Progress, None, None]:
-        """Invert by optimisation; what is worse than what is there already, as after a stop, does not replace it."""
-        model, turn = self.model(visit), visit.turn
+    def _hold(self, model: Model, out: InversionOutput) -> None:
+        own = [each for each in (out.generator, getattr(out.generator, "base", None)) if each is not None]
+        self._memory.hold(*(each for each in own if each is not model.tuner.generator))
+
+    def tune(
+        self, visit: Visit, crop: Crop, turn: int | None = None, **options: Any
+    ) -> Generator[Progress, None, None]:
+        """Invert by optimisation; what is worse than what is there already, as after a stop, does not replace it.
+
+        It is for a turn of the visitor; `None` is the one that goes on.
+        """
+        model, turn = self.model(visit), visit.turn if turn is None else turn
         steps = _steps(model, **options)
         visit.end()
-        stop = visit.stop = threading.Event()
+        stop = threading.Event()
+        visit.stops.add(stop)
         self._stops.add(stop)
 
         def work(on_step: OnStep) -> InversionOutput:
@@ -238,8 +250,7 @@ class Studio:
                 before = self._do(model, partial(model.pipelines[model.quick], crop))
             if before is not None and before.reports[0].get("l2", math.inf) < figures["l2"]:
                 return before
-            if not (visit.example and model is self.models.first):  # which is kept for others
-                self._memory.hold(tuned.generator)
+            self._hold(model, tuned)
             return tuned
 
         reports = run(in_request(work), steps=steps, stop=stop, turns=self._turns, who=visit.key)
@@ -254,8 +265,7 @@ class Studio:
                 yield report
         finally:
             reports.close()  # ends the work
-            if visit.stop is stop:
-                visit.stop = None
+            stop.set()
 
     def seconds(self, visit: Visit, preset: str) -> float:
         """How long a run takes here, as the last one of this model did; 0 before it."""
@@ -285,14 +295,14 @@ class Studio:
                 return f"Turns beyond {limit:g} bend the nose and the mouth in a photo. See the face the model draws."
         return ""
 
-    def example(self, visit: Visit, example: Example) -> None:
-        """Open a photo of the package, whose inversion is kept for the next visitor."""
+    def example(self, visit: Visit, example: Example) -> bool:
+        """Open a photo of the package, whose inversion is kept for the next visitor; whether nothing newer began."""
         turn = visit.begin()
         path = storage.builtin_path(f"samples/{example.name}")
         with Image.open(path) as image:
-            visit.photo = Photo(image.convert("RGB"), path.stem)
-        visit.faces = self.models.first.tuner.detector(visit.photo.image)
-        visit.face = 0
+            photo = Photo(image.convert("RGB"), path.stem)
+        if not self._look(visit, photo, turn):
+            return False
         model = self.model(visit)
         visit.strengths = {
             name: round(share * range_of(model, name)[1], 2)
@@ -301,14 +311,15 @@ class Studio:
         }
         visit.example = (model.name, example.name)
         found = self._examples.get(visit.example)
-        if found is None and model.quick:
+        if (found is None or is_gone(found.generator)) and model.quick:
             found = self.invert(visit, self.crop(visit), model.quick)
             if model is self.models.first:  # others, such as uploaded ones, would stay in memory with it
                 self._examples[visit.example] = found
         if turn == visit.turn:
             visit.out = found
-            if found is not None and found.generator is not model.tuner.generator:
+            if found is not None and "tuning_steps" in found.reports[0]:
                 visit.tuned = turn  # by an earlier visitor
+        return turn == visit.turn
 
     # Pictures and files
 
@@ -366,24 +377,15 @@ class Studio:
 
     def open_inversion(self, visit: Visit, value: Any) -> InversionOutput:
         """Read such a zip that a program sends back."""
-        data, _ = read_upload(value, max_bytes=MAX_INVERSION_BYTES)
+        tuner = self.model(visit).tuner
         with tempfile.TemporaryDirectory() as scratch:
+            unpack_upload(value, Path(scratch), max_bytes=MAX_INVERSION_BYTES, unreadable=NO_INVERSION)
             try:
-                with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                    for name in (storage.CONFIG_NAME, storage.WEIGHTS_NAME):
-                        if archive.getinfo(name).file_size > MAX_INVERSION_BYTES:
-                            raise ValueError("too large")
-                        with archive.open(name) as source, (Path(scratch) / name).open("wb") as target:
-                            shutil.copyfileobj(source, target)
-            except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, RuntimeError, EOFError) as e:
-                raise ValueError("`inversion` must be a zip that /download gave for kind='inversion'.") from e
-            try:
-                tuner = self.model(visit).tuner
                 out = InversionOutput.load(scratch, base=tuner.generator, networks=tuner.networks)[0]
-            except StyleGANInversionError as e:
+            except (StyleGANInversionError, ValueError, LookupError) as e:
                 raise ValueError(f"The inversion cannot be read: {str(e).replace(scratch, 'it')}") from e
-        is_shared = out.generator is self.model(visit).tuner.generator
-        self._memory.hold(out.crops[0].photo, *([] if is_shared else [out.generator]))
+        self._memory.hold(out.crops[0].photo)
+        self._hold(self.model(visit), out)
         return _edit_of_a_photo(out)  # whatever the file says of itself
 
     # Play

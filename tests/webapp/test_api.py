@@ -14,7 +14,7 @@ from PIL import Image, ImageChops
 import stylegan_inversion
 from stylegan_inversion import InversionOutput
 from tests.webapp.conftest import until
-from tests.webapp.marks import EDITED, GENERATED, read_mark
+from tests.webapp.marks import EDITED, GENERATED, damaged_zips, read_mark
 from tests.webapp.tiny_app import Served
 
 gradio_client = pytest.importorskip("gradio_client")
@@ -93,6 +93,39 @@ def test_calls_of_one_client_at_the_same_time(connect: Connect, photo: Image.Ima
     assert not same(*expected)
     jobs = [(k, client.submit(photo=files[k], **about)) for k in (0, 1, 0, 1, 0, 1)]
     assert all(same(picture(job.result(60)[2]), expected[k]) for k, job in jobs)
+
+
+def test_calls_beside_a_run_leave_it_alone_and_a_stop_ends_all(connect: Connect, file: Any) -> None:
+    client = connect()
+    client.predict(photo=file, api_name="/invert")
+    endless = {"method": "pti", "num_tuning_steps": 1000, "pivot": "e4e"}
+    jobs = [client.submit(photo=file, **endless, api_name="/invert") for _ in range(2)]
+    until(lambda: all(job.status().progress_data for job in jobs))  # one runs, one waits
+    assert len(client.predict(photo=file, api_name="/faces")) == 2
+    assert client.predict(strengths={}, api_name="/edit")  # what was inverted is still there
+    client.predict(seed=1, api_name="/random_face")
+    assert not any(job.done() for job in jobs)
+    assert client.predict(api_name="/stop") and not client.predict(api_name="/stop")
+    ended = [job.exception(60) or job.result()[1]["stopped_by"] for job in jobs]
+    assert sorted(map(str, ended)) == ["The run was stopped before it began.", "callback"]
+
+
+def test_a_deletion_takes_earlier_photos_too(connect: Connect, photo: Image.Image, app: Served, tmp_path: Path) -> None:
+    client = connect()
+    for k in range(2):
+        photo.rotate(k).save(tmp_path / f"mine{k}.png")
+        client.predict(photo=gradio_client.handle_file(tmp_path / f"mine{k}.png"), api_name="/invert")
+    assert len([*app.folder.rglob("mine?.png")]) == 2
+    client.predict(api_name="/delete")
+    assert not [*app.folder.rglob("mine?.png")]
+
+
+@pytest.mark.parametrize("data", [b"PK", *damaged_zips()])
+def test_a_damaged_zip(data: bytes, connect: Connect, tmp_path: Path, caplog: Any) -> None:
+    (tmp_path / "x.zip").write_bytes(data)
+    with pytest.raises(gradio_client.exceptions.AppError, match="`inversion` must be a zip that /download gave"):
+        connect().predict(strengths={}, inversion=gradio_client.handle_file(tmp_path / "x.zip"), api_name="/edit")
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_what_is_deleted_while_a_call_goes_on_does_not_come_back(connect: Connect, file: Any) -> None:

@@ -18,6 +18,7 @@ from stylegan_inversion.webapp.app import private_folder
 from stylegan_inversion.webapp.models import LOADING, Model, Models, best_cached, load_model, sentence
 from tests.fake_hub import hub_client, serve
 from tests.webapp.conftest import until
+from tests.webapp.marks import damaged_zips
 from tests.webapp.tiny_app import tiny_model
 
 
@@ -111,7 +112,7 @@ def test_an_uploaded_model(tiny: Model, folder: Path, tmp_path: Path) -> None:
     for content, match in (
         ({"a.json": "{}"}, r"There is no config\.json in the zip"),
         ({"config.json": "{}"}, "The zip holds no model"),
-        ({f"{k}.json": "{}" for k in range(40)}, "A model has 32 files"),
+        ({f"{k}.json": "{}" for k in range(40)}, "A zip has 32 files and 2 GB at most"),
     ):
         with zipfile.ZipFile(folder / "bad.zip", "w") as bad:
             for part, text in content.items():
@@ -119,16 +120,17 @@ def test_an_uploaded_model(tiny: Model, folder: Path, tmp_path: Path) -> None:
         with pytest.raises((ValueError, CheckpointError), match=match) as caught:
             models.add_zip(str(folder / "bad.zip"))
         assert str(folder) not in str(caught.value) and "/tmp" not in str(caught.value)
-    (folder / "no.zip").write_bytes(b"PK")
-    with pytest.raises(ValueError, match="This is no zip that can be read"):
-        models.add_zip(str(folder / "no.zip"))
+    for data in (b"PK", *damaged_zips()):
+        (folder / "no.zip").write_bytes(data)
+        with pytest.raises(ValueError, match="This zip cannot be read"):
+            models.add_zip(str(folder / "no.zip"))
 
 
 def test_the_model_to_start_with(monkeypatch: pytest.MonkeyPatch) -> None:
     assert best_cached("cpu") == "faces64"
     cached = [dataclasses.replace(known, where="cached") for known in module.list_models()]
     monkeypatch.setattr(module, "list_models", lambda: cached)
-    assert (best_cached("cuda"), best_cached("cpu")) == ("sfe-ffhq-1024", "faces64")
+    assert (best_cached("cuda"), best_cached("cpu")) == ("e4e-ffhq-1024", "faces64")
     cached[:] = [known for known in cached if known.name in ("e4e-cars-512", "psp-ffhq-1024")]
     assert best_cached("cuda:1") == "psp-ffhq-1024"  # a model of faces
 

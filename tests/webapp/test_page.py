@@ -11,6 +11,7 @@ from PIL import Image
 
 gr = pytest.importorskip("gradio")
 from stylegan_inversion.preprocessing.align import around  # noqa: E402
+from stylegan_inversion.webapp import run  # noqa: E402
 from stylegan_inversion.webapp.app import launch_options, private_folder  # noqa: E402
 from stylegan_inversion.webapp.editor import WORDS, Editor  # noqa: E402
 from stylegan_inversion.webapp.models import Model, Models  # noqa: E402
@@ -101,6 +102,7 @@ def test_what_cannot_be_done_is_said(editor: Editor, upload: dict[str, Any]) -> 
     Path(upload["path"]).write_bytes(b"no picture")
     news = editor._take(visit, upload)
     assert "not an image" in news[editor.status] and "stale" in news[editor.status]  # it stays to be read
+    assert news[editor.stop]["visible"] is False and news[editor.hint] == ""
     assert news[editor.save["png"]]["interactive"] is False and visit.photo is None
     with pytest.raises(gr.Error, match="There is no inverted face here"):
         editor._save(visit, "jpeg")
@@ -169,6 +171,59 @@ def test_a_stop_keeps_the_better_result_and_frees_the_place(editor: Editor, uplo
     assert last.output is visit.out and visit.out is not None
     *_, last = waiting
     assert last.output is not None
+
+
+def test_what_the_page_says_of_a_run_that_gives_nothing_new(editor: Editor, upload: dict[str, Any]) -> None:
+    visit, other = Visit(), Visit()
+    for each in (visit, other):
+        editor._take(each, upload)
+    quick = visit.out
+    quick.reports[0]["l2"] = 0.0  # nothing is nearer
+    running = editor._tune(visit, "best")
+    while "Sharpening" not in next(running)[editor.status]:
+        pass
+    waiting = editor._tune(other)
+    assert "Waiting" in next(waiting)[editor.status]
+    other.end()
+    *_, last = waiting
+    assert "Stopped before it began" in last[editor.status] and not last[editor.stop]["visible"]
+    visit.end()
+    *_, last = running
+    assert visit.out is quick and "The earlier result stays" in last[editor.status]
+    visit.model = "nobody/nothing"
+    (last,) = editor._tune(visit, "fast")
+    assert "cannot be chosen here" in last[editor.status] and not last[editor.stop]["visible"]
+    assert "cannot be chosen here" in editor._take(visit, upload)[editor.status]  # such as an upload that is gone
+
+
+def test_of_two_photos_at_once_the_later_stays(
+    editor: Editor, upload: dict[str, Any], photo: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = Path(upload["path"]).with_name("later.png")
+    photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(later)
+    visit, news, take = Visit(), [], editor.studio.take
+
+    def slow(*arguments: Any) -> None:
+        if not news:
+            news.append(None)
+            news.append(editor._take(visit, {"path": str(later)}))  # before the first is read
+        take(*arguments)
+
+    monkeypatch.setattr(editor.studio, "take", slow)
+    assert editor._take(visit, upload) == {editor.visit: visit}  # shows nothing of the first
+    assert "Ready to edit" in news[1][editor.status] and visit.photo is not None and visit.photo.name == "later"
+    assert visit.out is not None and visit.out.crops[0].photo is visit.photo.image
+
+
+def test_a_result_that_was_given_up_has_expired(
+    editor: Editor, upload: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    visit = Visit()
+    key = editor._take(visit, upload)[editor.key]
+    monkeypatch.setattr(run, "MAX_HELD", 0)
+    assert "took its memory" in editor._take(Visit(), upload)[editor.status]
+    page = editor._open(key)
+    assert "has expired" in page[editor.status] and page[editor.visit].out is not None
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.3, 1e4])

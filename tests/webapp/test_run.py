@@ -13,7 +13,8 @@ from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.webapp import run
 from stylegan_inversion.webapp.app import private_folder
 from stylegan_inversion.webapp.models import Model, Models
-from stylegan_inversion.webapp.studio import Studio, Visit
+from stylegan_inversion.webapp.studio import EXAMPLES, Studio, Visit
+from tests.conftest import make_generator
 from tests.webapp.marks import EDITED, read_mark
 from tests.webapp.tiny_app import tiny_model
 
@@ -106,6 +107,28 @@ def test_the_oldest_results_go_when_memory_is_short(
     with pytest.raises(ValueError, match="Invert the photo again"):
         studio.crop(visits[0])
     assert studio.crop(visits[1]).image.size == (32, 32)
+
+
+def test_a_result_counts_once_and_an_example_is_made_again(
+    studio: Studio, model: Model, crop: Crop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = sum(tensor.nbytes for tensor in model.tuner.generator.state_dict().values())
+    monkeypatch.setattr(run, "MAX_HELD", 2 * own)
+    visit, other, memory, generator = Visit(), Visit(), run.Memory(), make_generator()
+    studio.example(visit, EXAMPLES[0])
+    [*studio.tune(visit, studio.crop(visit), **SHORT)]
+    studio.example(other, EXAMPLES[0])
+    assert visit.out is other.out and visit.out is not None
+    for _ in range(3):
+        memory.hold(generator)
+    assert [*generator.synthesis.parameters()]
+    monkeypatch.setattr(run, "MAX_HELD", 0)
+    with pytest.raises(ValueError, match="took its memory"):
+        [*studio.tune(Visit(), crop, **SHORT)][-1].output.generator.synthesis(crop)
+    with pytest.raises(ValueError, match="took its memory"):
+        studio.edit(visit, visit.out, {"smile": 1.0})
+    studio.example(other, EXAMPLES[0])
+    assert other.out is not None and studio.edit(other, other.out, {"smile": 1.0}).images
 
 
 def test_the_preview_says_what_it_is(photo: Image.Image, tmp_path: Path) -> None:
