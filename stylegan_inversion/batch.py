@@ -29,7 +29,7 @@ from stylegan_inversion.inversion.generator_delta import generator_sha256
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.encoder import BATCH_SIZE
 from stylegan_inversion.pipelines.methods import METHODS
-from stylegan_inversion.pipelines.output import DELTAS, InversionOutput
+from stylegan_inversion.pipelines.output import DELTAS, BaseName, InversionOutput
 from stylegan_inversion.pipelines.rows import (
     PICTURES,
     Align,
@@ -277,7 +277,7 @@ def invert_folder(
             with closing(run), tqdm(total=len(photos), unit="photo", disable=not progress) as bar:
                 for rows in run:
                     table.add(rows)
-                    bar.update(sum(row["left"] == 0 for row in rows))
+                    bar.update(len({row["path"] for row in rows}))
         finally:  # Ctrl-C too
             table.flush()
         _, faces, errors = table.tidy()
@@ -288,12 +288,9 @@ def _settings(pipeline: InversionPipeline, align: Align, options: Mapping[str, A
     """What makes a run the same run. `weights` is a hash of all networks, also those that are loaded when needed."""
     defaults = inspect.signature(pipeline.__call__).parameters
     pipeline.saved_networks()  # loads them
-    name = pipeline.base_name
     settings = {
         "folder": str(align.folder),
-        "model": name and name.name_or_path,
-        "commit": name and name.revision,
-        "subfolder": name and name.subfolder,
+        "model": pipeline.base_name and asdict(pipeline.base_name),
         "generator": generator_sha256(pipeline.generator),
         "weights": hashlib.sha256("".join(map(generator_sha256, pipeline.networks)).encode()).hexdigest(),
         "pipeline": {name: value for name, value in pipeline.config.items() if name != "_library_version"},
@@ -335,14 +332,14 @@ def load_pipeline(output: str | Path, *, device: str | None = None) -> Inversion
     """Load the pipeline that a run was made with, by its names. Raises `ValueError` if the model had none."""
     run = read_run(Path(output))
     try:
-        name, access = run["model"], {"revision": run["commit"], "subfolder": run["subfolder"]}
+        name = run["model"] and BaseName(**run["model"])
         classes = (method.pipeline for method in METHODS.values())
         cls = next(each for each in classes if each.__name__ == run["pipeline"]["_class_name"])
     except (LookupError, TypeError, StopIteration) as e:
         raise ValueError(f"{output}/{RUN} does not describe a run: {type(e).__name__}: {e}") from e
     if name is None:
         raise ValueError("The run's model has no name: load the pipeline yourself, and call `edit_folder` with it.")
-    return cls.from_pretrained(name, **access, device=device)
+    return cls.from_pretrained(**asdict(name), device=device)
 
 
 @contextmanager
@@ -398,8 +395,7 @@ def edit_folder(
     settings, schema = read_run(folder), Table(folder, pipeline).schema
     mine = {"folder": str(folder.resolve()), "generator": generator_sha256(pipeline.generator), "paste": paste}
     if settings.get("generator") != mine["generator"]:
-        made = f"{folder} was made with {settings.get('model')!r}"
-        raise ValueError(f"{made}, whose generator has other weights than this pipeline's.")
+        raise ValueError(f"{folder} was made with a generator that has other weights than this pipeline's.")
     if other := [part for part in parts if not pyarrow.parquet.read_schema(part).equals(schema)]:
         raise ValueError(f"{other[0]} is not a part of a table that `invert_folder` wrote; remove it.")
     grid = [dict(zip(edits, strengths)) for strengths in itertools.product(*edits.values())]

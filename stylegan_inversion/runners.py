@@ -31,15 +31,17 @@ def run_here(align: Align, invert: Invert, photos: Photos, workers: int) -> Gene
 
 
 def _batches(aligned: Iterator[list[Row]], size: int) -> Iterator[list[Row]]:
-    """Group the rows of photos so that each group has `size` faces; rows without a face wait for no others."""
+    """Group whole photos by `size` faces, or a few less or, of one photo, more; those without a face do not wait."""
     batch, faces = list[Row](), 0
     for rows in aligned:
-        for row in rows:
-            batch.append(row)
-            faces += "cuts" in row
-            if faces in (0, size) or len(batch) >= 64 * size:
-                yield batch
-                batch, faces = [], 0
+        new = sum("crop" in row for row in rows)
+        if faces and faces + new > size:
+            yield batch
+            batch, faces = [], 0
+        batch, faces = batch + rows, faces + new
+        if faces == 0 or faces >= size or len(batch) >= 64 * size:
+            yield batch
+            batch, faces = [], 0
     yield batch
 
 

@@ -240,7 +240,7 @@ def test_other_weights_are_another_run(e4e: E4EPipeline, photos: Path, tmp_path:
         invert_folder(e4e, photos, tmp_path / "out", workers=0)
     edit_folder(e4e, tmp_path / "out", tmp_path / "edits", edits={"smile": [1.0]})  # the generator is the same
     next(iter(e4e.generator.parameters())).data += 1
-    with pytest.raises(ValueError, match="generator has other weights than this pipeline's"):
+    with pytest.raises(ValueError, match="generator that has other weights than this pipeline's"):
         edit_folder(e4e, tmp_path / "out", tmp_path / "edits", edits={"smile": [1.0]})
 
 

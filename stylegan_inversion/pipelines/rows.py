@@ -10,26 +10,17 @@ import hashlib
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from stylegan_inversion import __version__, storage
-from stylegan_inversion.errors import (
-    CheckpointError,
-    DivergedError,
-    InvalidImageError,
-    MissingDependencyError,
-    StyleGANInversionError,
-)
+from stylegan_inversion import __version__, errors, storage
 from stylegan_inversion.inversion.generator_delta import GeneratorDelta
 from stylegan_inversion.pipelines.base import Detector, InversionPipeline
 from stylegan_inversion.pipelines.output import InversionOutput, delta_file
-from stylegan_inversion.preprocessing.align import Crop, align_face, recrop, uncropped
+from stylegan_inversion.preprocessing.align import align_face, recrop, uncropped
 from stylegan_inversion.preprocessing.image import load_image, save_image
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector, get_landmark_detector
 
@@ -45,7 +36,7 @@ def printable(text: str) -> str:
 
 def reason(error: Exception) -> str:
     """What a record says about a failure."""
-    known = isinstance(error, (StyleGANInversionError, OSError))
+    known = isinstance(error, (errors.StyleGANInversionError, OSError))
     return printable(str(error) if known else f"{type(error).__name__}: {error}")
 
 
@@ -77,16 +68,15 @@ class Align:
             known: Hashes under which the photo is done; `None` stands for one that could not be read.
 
         Returns:
-            The rows of the photo. `left` counts those that follow. One row that is `done` stands for a known photo.
+            The rows of the photo. One row that is `done` stands for a known photo.
         """
         photo_row = _photo_row(path)
         try:
-            rows = self._rows(path, photo_row, known)
-        except MissingDependencyError:  # it concerns all photos
+            return self._rows(path, photo_row, known)
+        except errors.MissingDependencyError:  # it concerns all photos
             raise
         except Exception as e:  # decoders and detectors of a user's choice raise anything
-            rows = [{**photo_row, "error": reason(e), "done": photo_row["sha256"] in known}]
-        return [{**row, "left": len(rows) - 1 - k} for k, row in enumerate(rows)]
+            return [{**photo_row, "error": reason(e), "done": photo_row["sha256"] in known}]
 
     def killed(self, path: str, known: Collection[str | None]) -> list[Row]:
         """Make the row of a photo that ends the process that reads it."""
@@ -101,7 +91,7 @@ class Align:
 
     def _rows(self, path: str, photo_row: Row, known: Collection[str | None]) -> list[Row]:
         if photo_row["path"] != path:
-            raise InvalidImageError("Its name is not UTF-8, which the table needs; rename it.")
+            raise errors.InvalidImageError("Its name is not UTF-8, which the table needs; rename it.")
         file = self.folder / path
         data = file.read_bytes() if file.is_file() else None
         if data is not None:
@@ -119,17 +109,17 @@ class Align:
                     crop = align_face(photo, landmarks, size=size, scale=self.crop_scale, face=k)
                 else:
                     crop = uncropped(photo, size)
-            except (StyleGANInversionError, ValueError) as e:
+            except (errors.StyleGANInversionError, ValueError) as e:
                 rows.append({**row, "error": reason(e)})
                 continue
-            pictures = [crop.image, *(recrop(crop, each) for each in self.sizes[1:])]
+            cuts = {size: crop.image} | {each: recrop(crop, each) for each in self.sizes[1:]}
             quad = None if crop.quad is None else crop.quad.tolist()
-            rows.append({**row, "quad": quad, "cuts": [picture.tobytes() for picture in pictures]})
+            rows.append({**row, "quad": quad, "crop": replace(crop, photo=crop.image, cuts=cuts)})
         return rows
 
 
 def _photo_row(path: str) -> Row:
-    unknown = {"sha256": None, "face_index": None, "face_count": 0, "left": 0, "error": None}
+    unknown = {"sha256": None, "face_index": None, "face_count": 0, "error": None}
     return {"path": printable(path), **unknown}
 
 
@@ -150,19 +140,20 @@ class Invert:
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
         """Invert the faces; the other rows, and the order, stay."""
-        faces = [row for row in rows if "cuts" in row]
-        groups = [faces[k : k + self.batch_size] for k in range(0, len(faces), self.batch_size)]
-        done = iter([row for group in groups for row in self._invert(group, self.batch_size)])
-        finished = [next(done) if "cuts" in row else row for row in rows]
+        faces, size = [row for row in rows if "crop" in row], self.batch_size
+        done = iter([row for k in range(0, len(faces), size) for row in self._invert(faces[k : k + size], size)])
+        finished = [next(done) if "crop" in row else row for row in rows]
         name = self.pipeline.base_name
         model = {"model": name and printable(name.name_or_path), "commit": name and name.revision}
-        return [{**model, "version": __version__, **row, "id": row_id(row), "cuts": None} for row in finished]
+        return [{**model, "version": __version__, **row, "id": row_id(row), "crop": None} for row in finished]
 
     def _invert(self, rows: list[Row], fill: int) -> list[Row]:
         try:
-            crops = [self._crop(row) for row in rows]
+            crops = [row["crop"] for row in rows]
+            if "photo" in self.save:
+                crops = [replace(row["crop"], photo=load_image(self.align.folder / row["path"])) for row in rows]
             out = self.pipeline(crops + crops[-1:] * (fill - len(rows)), **self.options)
-        except MissingDependencyError:
+        except errors.MissingDependencyError:
             raise
         except Exception as e:  # such as too little memory, so that each is tried alone
             if fill == 1:
@@ -170,19 +161,11 @@ class Invert:
             return [row for one in rows for row in self._invert([one], 1)]
         return [self._written(row, out[k]) for k, row in enumerate(rows)]
 
-    def _crop(self, row: Row) -> Crop:
-        sizes = self.align.sizes
-        pictures = [Image.frombytes("RGB", (size, size), data) for size, data in zip(sizes, row["cuts"])]
-        photo = load_image(self.align.folder / row["path"]) if "photo" in self.save else pictures[0]
-        quad = None if row["quad"] is None else np.array(row["quad"])
-        return Crop(pictures[0], quad, photo, row["face_count"], row["face_index"], dict(zip(sizes, pictures)))
-
     def _written(self, row: Row, out: InversionOutput) -> Row:
-        """The row of one inversion, after its files are written."""
         try:
             return {**row, **self._write(row, out)}
         except Exception as e:
-            of_all = isinstance(e, (CheckpointError, MissingDependencyError))  # such as a full disk
+            of_all = isinstance(e, (errors.CheckpointError, errors.MissingDependencyError))  # such as a full disk
             if of_all and getattr(e.__cause__, "errno", None) != errno.ENAMETOOLONG:
                 raise
             return {**row, "error": reason(e)}
@@ -190,7 +173,7 @@ class Invert:
     def _write(self, row: Row, out: InversionOutput) -> Row:
         w_plus, report, delta = out.w_plus[0].half(), out.reports[0], None
         if not torch.isfinite(w_plus).all():
-            raise DivergedError("The code does not fit float16: the inversion went astray.")
+            raise errors.DivergedError("The code does not fit float16: the inversion went astray.")
         for kind in self.save:
             picture = out.crops[0].image if kind == "crop" else out.images[0]
             if kind == "photo":
@@ -221,7 +204,7 @@ def picture_file(folder: Path, row: Row, label: str = "") -> Path:
     """
     name = PurePath(f"{row['path']}-{row['face_index']}{label}.png")
     if name.anchor or ".." in name.parts:
-        raise CheckpointError(f"The table names a photo {row['path']!r}, which is outside its folder; remove that row.")
+        raise errors.CheckpointError(f"The table names a photo {row['path']!r}, which is outside its folder.")
     return folder / name
 
 
@@ -245,25 +228,22 @@ class Table:
         self._start = self._written = time.monotonic()
 
     def add(self, rows: Sequence[Row]) -> None:
-        """Keep finished rows, and write a part when it is time: the longer a run takes, the larger are its parts."""
+        """Keep finished rows of whole photos, and write a part when it is time: a longer run gets larger parts."""
         self._rows += rows
         now = time.monotonic()
         if len(self._rows) >= _PART_ROWS or now - self._written >= max(_PART_SECONDS, (now - self._start) / 50):
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows of whole photos."""
+        """Write them."""
         import pyarrow as pa
 
-        end = max((k for k, row in enumerate(self._rows, 1) if row["left"] == 0), default=0)
-        whole = [row for row in self._rows[:end] if not row.get("done")]
-        if whole:
-            codes = [{**row, "w_plus": list(row["w_plus"]) if "w_plus" in row else None} for row in whole]
+        if new := [row for row in self._rows if not row.get("done")]:
+            codes = [{**row, "w_plus": list(row["w_plus"]) if "w_plus" in row else None} for row in new]
             table = pa.Table.from_pylist(codes, self.schema)
             self._write(table, self.output / f"faces-{self._number:05}.parquet")
-        del self._rows[:end]
-        self._number += bool(whole)
-        self.inverted += sum(row["error"] is None for row in whole)
+        self._rows, self._number = [], self._number + bool(new)
+        self.inverted += sum(row["error"] is None for row in new)
         self._written = time.monotonic()
 
     def _write(self, table: Any, part: Path) -> None:
@@ -300,8 +280,8 @@ class Table:
             delta_file(self.output, row["id"]).unlink(missing_ok=True)
             for kind in PICTURES if (row["path"], row["face_index"]) not in faces else ():
                 picture_file(self.output / kind, row).unlink(missing_ok=True)
-        errors = sum(row["error"] is not None for row in kept)
-        return known, len(kept) - errors, errors
+        failed = sum(row["error"] is not None for row in kept)
+        return known, len(kept) - failed, failed
 
 
 def parts_of(output: Path) -> list[Path]:
