@@ -259,29 +259,33 @@ class Table:
         """
         import pyarrow.parquet as pq
 
-        names = ["path", "sha256", "error", "face_index", "id"]
-        tables = {part: pq.read_table(part, columns=names) for part in parts_of(self.output)}
-        rows = {part: table.to_pylist() for part, table in tables.items()}
-        known = {row["path"]: row["sha256"] for each in rows.values() for row in each}
+        def rows_of(part: Path) -> list[Row]:
+            return pq.read_table(part, columns=["id", "path", "sha256", "face_index", "error"]).to_pylist()
+
+        known, again = dict[str, str | None](), set[str]()
+        for row in (row for part in parts_of(self.output) for row in rows_of(part)):
+            if known.get(row["path"], row["sha256"]) != row["sha256"] or (retry_errors and row["error"] is not None):
+                again.add(row["path"])
+            known[row["path"]] = row["sha256"]
         if retry_errors:
-            for path in {row["path"] for each in rows.values() for row in each if row["error"] is not None}:
-                del known[path]
-        kept, dropped = list[Row](), list[Row]()
-        for part, each in rows.items():
-            keep = [row["path"] in known and known[row["path"]] == row["sha256"] for row in each]
+            known = {path: sha256 for path, sha256 in known.items() if path not in again}
+        counts, faces, dropped = [0, 0], set[tuple[str, int]](), list[Row]()
+        for part in parts_of(self.output):
+            rows = rows_of(part)
+            keep = [row["path"] in known and known[row["path"]] == row["sha256"] for row in rows]
             if not any(keep):
                 part.unlink()
             elif not all(keep):
                 self._write(pq.read_table(part).filter(keep), part)
-            for row, stays in zip(each, keep):
-                (kept if stays else dropped).append(row)
-        faces = {(row["path"], row["face_index"]) for row in kept} if dropped else set()
+            dropped += [row for row, stays in zip(rows, keep) if not stays]
+            for row in (row for row, stays in zip(rows, keep) if stays):
+                counts[row["error"] is not None] += 1
+                faces |= {(row["path"], row["face_index"])} if row["path"] in again else set()
         for row in dropped:
             delta_file(self.output, row["id"]).unlink(missing_ok=True)
             for kind in PICTURES if (row["path"], row["face_index"]) not in faces else ():
                 picture_file(self.output / kind, row).unlink(missing_ok=True)
-        failed = sum(row["error"] is not None for row in kept)
-        return known, len(kept) - failed, failed
+        return known, counts[0], counts[1]
 
 
 def parts_of(output: Path) -> list[Path]:
