@@ -29,8 +29,18 @@ from stylegan_inversion.inversion.generator_delta import generator_sha256
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.encoder import BATCH_SIZE
 from stylegan_inversion.pipelines.methods import METHODS
-from stylegan_inversion.pipelines.output import DELTAS, InversionOutput
-from stylegan_inversion.pipelines.rows import PICTURES, Align, Invert, Table, parts_of, read_rows, reason
+from stylegan_inversion.pipelines.output import DELTAS, BaseName, InversionOutput
+from stylegan_inversion.pipelines.rows import (
+    PICTURES,
+    Align,
+    Invert,
+    Table,
+    parts_of,
+    picture_file,
+    printable,
+    read_rows,
+    reason,
+)
 from stylegan_inversion.preprocessing.image import list_images, load_image, save_image
 from stylegan_inversion.runners import run_here, run_on_ray
 
@@ -236,7 +246,7 @@ def invert_folder(
         CheckpointError: If a file cannot be written.
     """
     with importing("pyarrow", "folders", otherwise="Single photos need no extra."):
-        import pyarrow.parquet
+        import pyarrow.parquet  # noqa: F401
     folder, output, options = Path(folder), Path(output), dict(options or {})
     check_options(pipeline, options)
     if unknown := [kind for kind in save if kind not in PICTURES]:
@@ -245,81 +255,54 @@ def invert_folder(
         raise ValueError(f"`batch_size` must be >= 1 and `workers` >= 0, got {batch_size} and {workers}.")
     sizes = pipeline.crop_sizes(options)
     pipeline.align(Image.new("RGB", (sizes[0], sizes[0])), align=False)  # raises if it takes no photos
-    inside = os.path.relpath(output.resolve(), folder.resolve()) + os.sep
-    photos = [name for name in list_images(folder) if not name.startswith(inside)]
-    detector, face = pipeline.components["detector"], options.pop("face", None)
-    align = Align(
-        *(folder.resolve(), sizes),
-        detector=detector,
-        crop_scale=pipeline.crop_scale,
-        align=options.pop("align", True),
-        face=face,
-    )
-    if align.align:
-        _ = pipeline.detector  # raises if it cannot be had
-    settings = _settings(pipeline, folder, align, options, save, batch_size)
+    photos = list_images(folder, without=output)
+    detector, aligned, face = pipeline.components["detector"], options.pop("align", True), options.pop("face", None)
+    align = Align(folder.resolve(), sizes, detector, pipeline.crop_scale, aligned, face)
+    settings = _settings(pipeline, align, options) | {"save": sorted(save), "batch_size": batch_size}
     output.mkdir(parents=True, exist_ok=True)
     with _only_run(output):
         _check_settings(output, settings)
-        for each in (output, output / DELTAS):
-            storage.sweep(each, older_than=0)
+        for kind in ("", DELTAS, *save):
+            for root, *_ in os.walk(output / kind) if kind else [(output,)]:
+                storage.sweep(Path(root), older_than=0)
         table = Table(output, pipeline)
-        known, _ = table.tidy(retry_errors=retry_errors)
-        invert = Invert(
-            pipeline, align.folder, output.resolve(), sizes, options=options, batch_size=batch_size, save=save
-        )
-        todo = ((path, (known[path],) if path in known else ()) for path in photos)
+        known = table.tidy(retry_errors=retry_errors)[0]
+        size = 1 if pipeline.optimizes else batch_size
+        invert = Invert(pipeline, align, output.resolve(), options, size, save)
+        names = ((path, printable(path)) for path in photos)
+        todo = ((path, (known[name],) if name in known else ()) for path, name in names)
         workers = max(1, (os.cpu_count() or 1) - 1) if workers is None else workers
         run = run_here(align, invert, todo, workers) if ray is None else run_on_ray(align, invert, todo, ray)
         try:
             with closing(run), tqdm(total=len(photos), unit="photo", disable=not progress) as bar:
                 for rows in run:
                     table.add(rows)
-                    bar.update(sum(row["left"] == 0 for row in rows))
+                    bar.update(len({row["path"] for row in rows}))
         finally:  # Ctrl-C too
             table.flush()
-        known, errors = table.tidy()
-        faces = sum(pyarrow.parquet.read_metadata(part).num_rows for part in parts_of(output)) - errors
+        _, faces, errors = table.tidy()
     return FolderResult(len(photos), faces, errors, table.inverted)
 
 
-def _settings(
-    pipeline: InversionPipeline,
-    folder: Path,
-    align: Align,
-    options: Mapping[str, Any],
-    save: Sequence[str],
-    batch_size: int,
-) -> dict[str, Any]:
-    """What makes a run the same run. `weights` is a hash of all networks."""
+def _settings(pipeline: InversionPipeline, align: Align, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run the same run. `weights` is a hash of all networks, also those that are loaded when needed."""
     defaults = inspect.signature(pipeline.__call__).parameters
-    call = {name: options.get(name, p.default) for name, p in defaults.items() if name not in _NOT_OF_A_RUN}
-    config = {name: value for name, value in pipeline.config.items() if name != "_library_version"}
-    name = pipeline.base_name
-    detector: Any = type(pipeline.detector).__name__ if align.align else None
+    pipeline.saved_networks()  # loads them
     settings = {
-        "folder": str(folder.resolve()),
-        "model": name and name.name_or_path,
-        "commit": name and name.revision,
-        "subfolder": name and name.subfolder,
-        "weights": weights_sha256(pipeline),
-        "pipeline": config,
+        "folder": str(align.folder),
+        "model": pipeline.base_name and asdict(pipeline.base_name),
+        "generator": generator_sha256(pipeline.generator),
+        "weights": hashlib.sha256("".join(map(generator_sha256, pipeline.networks)).encode()).hexdigest(),
+        "pipeline": {name: value for name, value in pipeline.config.items() if name != "_library_version"},
         "align": align.align,
         "face": align.face,
-        "detector": detector,
-        "options": call,
-        "save": sorted(save),
-        "batch_size": batch_size,
+        "detector": type(pipeline.detector).__name__ if align.align else None,  # raises if it cannot be had
+        "options": {name: options.get(name, p.default) for name, p in defaults.items() if name not in _NOT_OF_A_RUN},
     }
     try:
-        return json.loads(json.dumps(settings, default=plain_number))
+        return dict(json.loads(json.dumps(settings, default=plain_number)))
     except TypeError as e:
         raise ValueError(f"Options for a folder must be numbers and texts, which a later run can compare: {e}") from e
-
-
-def weights_sha256(pipeline: InversionPipeline) -> str:
-    """Compute one sha256 over the tensors of all networks."""
-    return hashlib.sha256("".join(map(generator_sha256, pipeline.networks)).encode()).hexdigest()
 
 
 def _check_settings(output: Path, settings: dict[str, Any]) -> None:
@@ -341,18 +324,22 @@ def read_run(output: Path) -> dict[str, Any]:
     """Read the settings of a run. Raises `ValueError` if the folder holds none."""
     try:
         return dict(json.loads((output / RUN).read_text("utf-8")))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, TypeError) as e:
         raise ValueError(f"{output / RUN} cannot be read: {e}. Give the output folder of an inverted folder.") from e
 
 
 def load_pipeline(output: str | Path, *, device: str | None = None) -> InversionPipeline:
     """Load the pipeline that a run was made with, by its names. Raises `ValueError` if the model had none."""
     run = read_run(Path(output))
-    if run["model"] is None:
+    try:
+        name = run["model"] and BaseName(**run["model"])
+        classes = (method.pipeline for method in METHODS.values())
+        cls = next(each for each in classes if each.__name__ == run["pipeline"]["_class_name"])
+    except (LookupError, TypeError, StopIteration) as e:
+        raise ValueError(f"{output}/{RUN} does not describe a run: {type(e).__name__}: {e}") from e
+    if name is None:
         raise ValueError("The run's model has no name: load the pipeline yourself, and call `edit_folder` with it.")
-    classes = (method.pipeline for method in METHODS.values())
-    cls = next(each for each in classes if each.__name__ == run["pipeline"]["_class_name"])
-    return cls.from_pretrained(run["model"], revision=run["commit"], subfolder=run["subfolder"], device=device)
+    return cls.from_pretrained(**asdict(name), device=device)
 
 
 @contextmanager
@@ -381,12 +368,12 @@ def edit_folder(
     """Draw every combination of edits for every face of a table that `invert_folder` wrote.
 
     The pictures are `OUTPUT/<path>-<face_index>_smile+2_age-1.png`, and `OUTPUT/edits.csv` lists them with their
-    strengths. Pictures that are there already are not drawn again.
+    strengths. Pictures that are newer than the table are not drawn again.
 
     Args:
-        pipeline: Of the model that the table was made with.
+        pipeline: It must have the generator that the table was made with.
         folder: The output of `invert_folder`.
-        output: Folder, made if needed; one for each set of options.
+        output: Folder, made if needed; of one table, with or without `paste`.
         edits: Strengths by direction: `{"smile": [-4, 0, 4], "age": [-2, 2]}` draws six pictures a face.
         paste: Draw the whole photos, with the edited faces in place. They must still be where they were.
         progress: Show a progress bar.
@@ -395,7 +382,9 @@ def edit_folder(
         The number of pictures.
 
     Raises:
-        ValueError: If a direction is unknown, no strengths are given, or the folder holds no table of this model.
+        ValueError: If a direction is unknown, no strengths are given, the folder holds no table of this generator, or
+            the output pictures of another table.
+        CheckpointError: If a row names a file outside the folders.
         OSError: If a photo is gone.
     """
     with importing("pyarrow", "folders", otherwise="Single photos need no extra."):
@@ -403,28 +392,36 @@ def edit_folder(
     folder, output, parts = Path(folder), Path(output), parts_of(Path(folder))
     if not parts or not all(edits.values()):
         raise ValueError(f"{folder} holds no table." if not parts else "`edits` must give each direction a strength.")
-    settings = read_run(folder)
-    if settings["weights"] != weights_sha256(pipeline):
-        raise ValueError(f"{folder} was made with {settings['model']!r}, which has other weights than this pipeline.")
+    settings, schema = read_run(folder), Table(folder, pipeline).schema
+    mine = {"folder": str(folder.resolve()), "generator": generator_sha256(pipeline.generator), "paste": paste}
+    if settings.get("generator") != mine["generator"]:
+        raise ValueError(f"{folder} was made with a generator that has other weights than this pipeline's.")
+    if other := [part for part in parts if not pyarrow.parquet.read_schema(part).equals(schema)]:
+        raise ValueError(f"{other[0]} is not a part of a table that `invert_folder` wrote; remove it.")
     grid = [dict(zip(edits, strengths)) for strengths in itertools.product(*edits.values())]
     nothing = torch.zeros((1, pipeline.generator.num_ws, pipeline.generator.config.w_dim), device="cpu")
-    apply_directions(nothing, pipeline.directions, strengths=grid[0])  # raises before the first picture
+    for strengths in grid:
+        apply_directions(nothing, pipeline.directions, strengths=strengths)  # raises before the first picture
+    output.mkdir(parents=True, exist_ok=True)
+    _check_settings(output, mine)
+    changed = max(part.stat().st_mtime for part in parts)
     listed, total = list[dict[str, Any]](), sum(pyarrow.parquet.read_metadata(part).num_rows for part in parts)
     for row in tqdm(read_rows(folder), total=total, unit="face", disable=not progress):
         if row["error"] is not None:
             continue
         out = None
         for strengths in grid:
-            label = "".join(f"_{name}{strength:+g}" for name, strength in strengths.items())
-            name = f"{row['path']}-{row['face_index']}{label}.png"
+            label = "".join(f"_{name}{strength:+.9g}" for name, strength in strengths.items())
+            file = picture_file(output, row, label)
+            name = file.relative_to(output).as_posix()
             listed.append({"picture": name, **{key: row[key] for key in ("id", "path", "face_index")}, **strengths})
-            if (output / name).is_file():
+            if file.is_file() and file.stat().st_mtime >= changed:
                 continue
             if out is None:
                 photo = load_image(Path(settings["folder"], row["path"])) if paste else None
                 out = InversionOutput.from_row(row, pipeline.generator, folder=folder, photo=photo)
             edited = pipeline.edit(out, **strengths)
-            save_image(pipeline.paste_back(edited)[0] if paste else edited.images[0], output / name)
+            save_image(pipeline.paste_back(edited)[0] if paste else edited.images[0], file)
     text = io.StringIO()
     writer = csv.DictWriter(text, ["picture", "id", "path", "face_index", *edits])
     writer.writeheader()

@@ -1,6 +1,5 @@
 """Where the two steps of a folder run: faces are found in processes here, or everything on a Ray cluster."""
 
-import functools
 import logging
 import multiprocessing
 import os
@@ -8,9 +7,10 @@ import pickle
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -19,8 +19,9 @@ import torch
 from stylegan_inversion.errors import importing
 from stylegan_inversion.pipelines.rows import Align, Invert, Row
 
-Photos = Iterator[tuple[str, tuple[str | None, ...]]]
-"""Paths below the folder, and the hash under which each is done."""
+Photo = tuple[str, tuple[str | None, ...]]
+"""A path below the folder, and the hash under which it is done."""
+Photos = Iterator[Photo]
 
 
 def run_here(align: Align, invert: Invert, photos: Photos, workers: int) -> Generator[list[Row]]:
@@ -30,15 +31,17 @@ def run_here(align: Align, invert: Invert, photos: Photos, workers: int) -> Gene
 
 
 def _batches(aligned: Iterator[list[Row]], size: int) -> Iterator[list[Row]]:
-    """Group the rows of photos so that each group has `size` faces; rows without a face wait for no others."""
+    """Group whole photos by `size` faces, or a few less or, of one photo, more; those without a face do not wait."""
     batch, faces = list[Row](), 0
     for rows in aligned:
-        for row in rows:
-            batch.append(row)
-            faces += "cuts" in row
-            if faces in (0, size) or len(batch) >= 64 * size:
-                yield batch
-                batch, faces = [], 0
+        new = sum("crop" in row for row in rows)
+        if faces and faces + new > size:
+            yield batch
+            batch, faces = [], 0
+        batch, faces = batch + rows, faces + new
+        if faces == 0 or faces >= size or len(batch) >= 64 * size:
+            yield batch
+            batch, faces = [], 0
     yield batch
 
 
@@ -70,59 +73,47 @@ def _align_here(align: Align, photos: Photos, workers: int) -> Iterator[list[Row
     if workers == 0:
         yield from (align(*photo) for photo in photos)
         return
-    start = functools.partial(
-        ProcessPoolExecutor,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(align,),
-    )
-    executor, waiting = start(workers), deque[tuple[tuple[str, tuple[str | None, ...]], Future[list[Row]]]]()
+    waiting, results = deque[Photo](), deque[Future[list[Row]]]()
+    executor = _processes(align, workers)
     try:
         try:
             executor.submit(os.getpid).result()
-        except BrokenProcessPool as e:
+        except (BrokenProcessPool, AttributeError, TypeError, pickle.PicklingError) as e:
             raise ValueError(
                 'The processes that find faces could not start. A script needs `if __name__ == "__main__":` around its '
                 "call, and a detector of your own must be a module's function; or pass `workers=0`."
             ) from e
         while True:
-            for photo in islice(photos, 4 * workers - len(waiting)):
-                waiting.append((photo, _submit(executor, photo)))
+            waiting.extend(islice(photos, 4 * workers - len(waiting)))
             if not waiting:
                 return
-            photo, future = waiting.popleft()
             try:
-                yield future.result()
+                results.extend(executor.submit(_align_there, *photo) for photo in islice(waiting, len(results), None))
+                rows = results[0].result()
             except BrokenProcessPool:  # one of those under way ended its process: each goes again, alone
-                again = [photo, *(photo for photo, _ in waiting)]
-                waiting.clear()
-                executor = _restarted(executor, start, 1)
-                for photo in again:
-                    try:
-                        yield executor.submit(_align_there, *photo).result()
-                    except BrokenProcessPool:
-                        error = "The process that read the photo was ended: perhaps it takes too much memory."
-                        yield [align.failed(photo[0], error)]
-                        executor = _restarted(executor, start, 1)
-                executor = _restarted(executor, start, workers)
+                while waiting:
+                    executor.shutdown()
+                    executor = _processes(align, 1)
+                    with suppress(BrokenProcessPool):
+                        while waiting:
+                            yield executor.submit(_align_there, *waiting[0]).result()
+                            waiting.popleft()
+                    if waiting:
+                        yield align.killed(*waiting.popleft())
+                results.clear()
+                executor.shutdown()
+                executor = _processes(align, workers)
+            else:
+                waiting.popleft()
+                results.popleft()
+                yield rows
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-def _restarted(
-    executor: ProcessPoolExecutor, start: Callable[[int], ProcessPoolExecutor], workers: int
-) -> ProcessPoolExecutor:
-    executor.shutdown()
-    return start(workers)
-
-
-def _submit(executor: ProcessPoolExecutor, photo: tuple[str, tuple[str | None, ...]]) -> "Future[list[Row]]":
-    try:
-        return executor.submit(_align_there, *photo)
-    except BrokenProcessPool as e:
-        future = Future[list[Row]]()
-        future.set_exception(e)
-        return future
+def _processes(align: Align, workers: int) -> ProcessPoolExecutor:
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(align,))
 
 
 # --- on a Ray cluster

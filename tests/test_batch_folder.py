@@ -6,12 +6,14 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -133,6 +135,58 @@ def test_a_photo_that_ends_its_process_is_an_error_and_the_others_go_on(
     assert invert_folder(e4e, photos, tmp_path / "out", workers=1) == FolderResult(13, 15, 4, 15)
     (error,) = [row["error"] for row in read_rows(tmp_path / "out") if row["path"] == "d1/bomb.png"]
     assert error == "The process that read the photo was ended: perhaps it takes too much memory."
+    before = table(tmp_path / "out")
+    assert invert_folder(e4e, photos, tmp_path / "out", workers=1) == FolderResult(13, 15, 4, 0)
+    assert table(tmp_path / "out") == before
+
+
+def test_a_detector_that_no_process_can_be_given_is_refused(e4e: E4EPipeline, photos: Path, tmp_path: Path) -> None:
+    e4e._detector = lambda photo: []
+    with pytest.raises(ValueError, match="a detector of your own must be a module's function; or pass `workers=0`"):
+        invert_folder(e4e, photos, tmp_path / "out", workers=1)
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="such names do not exist there")
+def test_names_that_a_table_or_a_disk_cannot_hold_are_errors(e4e: E4EPipeline, photos: Path, tmp_path: Path) -> None:
+    names = [b"d0/\xff.png", b"d0/" + b"n" * 245 + b".png", b'd0/a b,"c\n\xc3\xa9.png']
+    for name in names:
+        shutil.copy(photos / "d0/000.png", os.fsencode(photos) + b"/" + name)
+    for new in (16, 0):
+        done = invert_folder(e4e, photos, tmp_path / "out", workers=0, save=["crop"])
+        assert done == FolderResult(15, 16, 5, new)
+    errors = {row["path"]: row["error"] for row in read_rows(tmp_path / "out") if row["error"] is not None}
+    assert errors["d0/\\udcff.png"] == "Its name is not UTF-8, which the table needs; rename it."
+    assert "File name too long" in errors[names[1].decode()]
+
+
+def test_a_picture_that_cannot_be_made_is_an_error_and_a_full_disk_ends_the_run(
+    e4e: E4EPipeline, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise ValueError("does not fit")
+
+    monkeypatch.setattr(type(e4e), "paste_back", fail)
+    done = invert_folder(e4e, photos, tmp_path / "out", workers=0, save=["photo"])
+    assert (done.faces, done.errors) == (0, 18)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "crop").write_text("no folder can be made here")
+    with pytest.raises(CheckpointError, match="could not be written"):
+        invert_folder(e4e, photos, tmp_path / "full", workers=0, save=["crop"])
+
+
+def test_a_photo_that_changed_takes_its_old_files_along(e4e: E4EPipeline, photos: Path, tmp_path: Path) -> None:
+    out, kept = tmp_path / "out", photos / "d0" / "003.png"  # three faces
+    invert_folder(e4e, photos, out, workers=0, save=["crop"])
+    edit_folder(e4e, out, tmp_path / "edits", edits={"smile": [1.0]})
+    before = (tmp_path / "edits/d0/003.png-0_smile+1.png").read_bytes()
+    assert len(list(out.glob("crop/d0/003.png-?.png"))) == 3
+    partial = out / "crop" / "d0" / ".003.png-0.png.01234567.partial"
+    partial.touch()  # of a killed run
+    shutil.copy(photos / "d1/001.png", kept)
+    invert_folder(e4e, photos, out, workers=0, save=["crop"])
+    assert [path.name for path in out.glob("crop/d0/003.png-?.png")] == ["003.png-0.png"] and not partial.exists()
+    edit_folder(e4e, out, tmp_path / "edits", edits={"smile": [1.0]})
+    assert (tmp_path / "edits/d0/003.png-0_smile+1.png").read_bytes() != before
 
 
 def test_ctrl_c_keeps_whole_photos(
@@ -184,7 +238,9 @@ def test_other_weights_are_another_run(e4e: E4EPipeline, photos: Path, tmp_path:
     next(iter(e4e.encoder.parameters())).data += 1
     with pytest.raises(ValueError, match="holds a run with weights="):
         invert_folder(e4e, photos, tmp_path / "out", workers=0)
-    with pytest.raises(ValueError, match="has other weights than this pipeline"):
+    edit_folder(e4e, tmp_path / "out", tmp_path / "edits", edits={"smile": [1.0]})  # the generator is the same
+    next(iter(e4e.generator.parameters())).data += 1
+    with pytest.raises(ValueError, match="generator that has other weights than this pipeline's"):
         edit_folder(e4e, tmp_path / "out", tmp_path / "edits", edits={"smile": [1.0]})
 
 
@@ -196,6 +252,8 @@ def test_the_output_may_lie_inside_the_folder(e4e: E4EPipeline, photos: Path) ->
         kind: load_image(photos / "out" / kind / "d0/003.png-2.png").size for kind in ("crop", "inverted", "photo")
     }
     assert sizes == {"crop": (32, 32), "inverted": (32, 32), "photo": (400, 120)}
+    with pytest.raises(ValueError, match="holds no picture outside"):
+        invert_folder(e4e, photos, photos, workers=0)
 
 
 def test_rows_of_pti_bring_their_generators(pti: PTIPipeline, tmp_path: Path) -> None:
@@ -210,9 +268,46 @@ def test_rows_of_pti_bring_their_generators(pti: PTIPipeline, tmp_path: Path) ->
     assert (drawn - target).square().mean().item() == pytest.approx(row["l2"], abs=2e-3)
     assert pti.paste_back(pti.edit(out, smile=1.0))[0].size == (200, 120)
     file = tmp_path / "out" / "deltas" / f"{row['id']}.safetensors"
+    with pytest.raises(CheckpointError, match="must be 32 hexadecimal digits, got"):
+        InversionOutput.from_row({**row, "id": "../secret"}, pti.generator, folder=tmp_path / "out")
     file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(CheckpointError, match="is missing, or another one"):
         InversionOutput.from_row(row, pti.generator, folder=tmp_path / "out")
+
+
+def test_pti_goes_on_after_it_loaded_an_encoder(e4e: E4EPipeline, tmp_path: Path) -> None:
+    folder, out = write_photos(tmp_path / "photos", 2), tmp_path / "out"
+    pti = PTIPipeline.from_pretrained(e4e.save_pretrained(tmp_path / "model"), detector=faces_by_width)
+    options = {"pivot": "e4e", "num_tuning_steps": 1}
+    assert [invert_folder(pti, folder, out, workers=0, options=options).inverted for _ in range(2)] == [2, 0]
+    shutil.copy(folder / "d0/000.png", folder / "d1/001.png")
+    assert invert_folder(pti, folder, out, workers=0, options=options).inverted == 1
+    assert {path.stem for path in (out / "deltas").iterdir()} == set(table(out))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "error", "message"),
+    [
+        ("path", ["../../evil.png"], CheckpointError, "names a photo '../../evil.png', which is outside its folder"),
+        ("path", ["/evil.png"], CheckpointError, "outside its folder"),
+        ("path", [5], ValueError, "is not a part of a table that `invert_folder` wrote"),
+        ("error", ["no face"], None, ""),
+    ],
+)
+def test_tables_from_anyone(
+    column: str, values: list[Any], error: type[Exception] | None, message: str, e4e: E4EPipeline, tmp_path: Path
+) -> None:
+    invert_folder(e4e, write_photos(tmp_path / "photos", 1), tmp_path / "out", workers=0)
+    (part,) = (tmp_path / "out").glob("faces-*.parquet")
+    rows = pq.read_table(part)
+    changed = rows.set_column(rows.schema.get_field_index(column), column, pa.array(values))
+    pq.write_table(changed, part)
+    if error is None:  # a table of errors only
+        assert edit_folder(e4e, tmp_path / "out", tmp_path / "a" / "b", edits={"smile": [1.0]}) == 0
+        return
+    with pytest.raises(error, match=message):
+        edit_folder(e4e, tmp_path / "out", tmp_path / "a" / "b", edits={"smile": [1.0]})
+    assert not list(tmp_path.rglob("*evil*"))
 
 
 def test_edits_of_a_table_are_a_grid_with_a_list(e4e: E4EPipeline, photos: Path, tmp_path: Path) -> None:
@@ -228,6 +323,10 @@ def test_edits_of_a_table_are_a_grid_with_a_list(e4e: E4EPipeline, photos: Path,
         }
         sizes = {load_image(output / row["picture"]).size for row in listed}
         assert sizes == ({(200, 120), (400, 120)} if paste else {(32, 32)}) and len(listed) == 90
+    with pytest.raises(ValueError, match="holds a run with paste=True, and this one has False"):
+        edit_folder(e4e, tmp_path / "out", output, edits=grid)
+    with pytest.raises(ValueError, match="must be finite"):
+        edit_folder(e4e, tmp_path / "out", tmp_path / "more", edits={"smile": [1.0, float("inf")]})
     row = next(row for row in read_rows(tmp_path / "out") if row["error"] is not None)
     with pytest.raises(ValueError, match="holds no inversion: "):
         InversionOutput.from_row(row, e4e.generator)

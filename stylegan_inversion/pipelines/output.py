@@ -306,7 +306,7 @@ class InversionOutput:
             raise ValueError(f"`w_plus` is {tuple(w_plus.shape[1:])}, but `base` takes {sizes}.")
         generator = base
         if row["delta"] is not None:
-            file = Path(folder) / DELTAS / f"{row['id']}.safetensors"
+            file = delta_file(Path(folder), row["id"])
             if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != row["delta"]:
                 raise CheckpointError(f"{file} is missing, or another one: `folder` must be the output of the run.")
             delta = GeneratorDelta.from_tensors(storage.read_tensors(file), storage.read_header(file)[1])
@@ -320,6 +320,13 @@ class InversionOutput:
             crop = Crop(face, quad, photo, face_count=int(row["face_count"]), face_index=int(row["face_index"]))
         report = {name: row[name] for name in ("l2", "seconds", "face_count", "face_index")}
         return cls(images, images, w_plus, [generator], [crop], {}, [report], Base(base))
+
+
+def delta_file(folder: Path, row_id: object) -> Path:
+    """Where the tuned generator of a row is. Raises `CheckpointError` for an id that is none, but perhaps a path."""
+    if not re.fullmatch("[0-9a-f]{32}", str(row_id)):
+        raise CheckpointError(f"The id of a row must be 32 hexadecimal digits, got {row_id!r}.")
+    return folder / DELTAS / f"{row_id}.safetensors"
 
 
 def _redrawn(pictures: list[Image.Image], w_plus: Tensor, kept: Generator, mine: Sequence[bool]) -> list[Image.Image]:

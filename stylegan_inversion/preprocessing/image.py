@@ -1,5 +1,6 @@
 """Read photos, and convert between images and tensors: the one place for file formats, colour modes and 127.5."""
 
+import functools
 import io
 import logging
 import os
@@ -136,10 +137,11 @@ def save_image(image: Image.Image, path: Path, *, quality: int | None = None) ->
     storage.write_file(path, lambda temporary: image.save(temporary, kind, **options))
 
 
-def list_images(folder: Path) -> list[str]:
+def list_images(folder: Path, *, without: Path | None = None) -> list[str]:
     """List the pictures in a folder and its subfolders: paths relative to it, with "/", sorted.
 
-    Links are followed, hidden files and folders left out.
+    Links are followed; hidden files and folders, and the folder `without`, are left out. A subfolder that cannot be
+    read is left out with a warning.
 
     Raises:
         ValueError: If it is not a folder, or holds no picture.
@@ -147,8 +149,9 @@ def list_images(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give a folder of pictures.")
     suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
-    names, seen = [], set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    names, seen = [], {os.path.realpath(without)} if without else set()
+    left_out = functools.partial(logger.warning, "A folder is left out: %s")
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=left_out):
         if (real := os.path.realpath(root)) in seen:  # a link may lead back to a folder above
             folders.clear()
             continue
@@ -157,7 +160,8 @@ def list_images(folder: Path) -> list[str]:
         found = [Path(root, name) for name in files if not name.startswith(".")]
         names += [path.relative_to(folder).as_posix() for path in found if path.suffix.lower() in suffixes]
     if not names:
-        raise ValueError(f"{folder} holds no picture ({', '.join(sorted(suffixes))}).")
+        where = f" outside {without}" if without else ""
+        raise ValueError(f"{folder} holds no picture{where} ({', '.join(sorted(suffixes))}).")
     return sorted(names)
 
 

@@ -2,9 +2,11 @@
 
 import io
 import logging
+import os
 import struct
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,7 +167,9 @@ def test_tensor_and_image_are_exact_inverses() -> None:
     assert len(to_pil(torch.zeros(3, 3, 8, 8, dtype=torch.bfloat16))) == 3
 
 
-def test_pictures_of_a_folder(tmp_path: Path) -> None:
+def test_pictures_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     names = ["a/photo.PNG", "b.jpg", "c/d/e.webp"]
     for name in (*names, ".hidden.png", ".cache/a.png", "notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +177,16 @@ def test_pictures_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "a" / "up").symlink_to(tmp_path)  # back to where it came from
     (tmp_path / "none").mkdir()
     assert list_images(tmp_path) == names
+    (tmp_path / "link").symlink_to(tmp_path / "c")
+    assert list_images(tmp_path, without=tmp_path / "c") == names[:2], "by no way"
+    scandir = os.scandir
+
+    def denied(path: Any) -> Any:
+        return os.listdir(tmp_path / "locked") if Path(path).name == "a" else scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    assert list_images(tmp_path) == names[1:]
+    assert "A folder is left out: " in caplog.text
     with pytest.raises(ValueError, match=r"holds no picture \(.*\.jpg, .*\.png"):
         list_images(tmp_path / "none")
     with pytest.raises(ValueError, match="is not a folder; give a folder of pictures"):
