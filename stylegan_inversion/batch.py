@@ -206,8 +206,8 @@ def invert_folder(
 
     A face has one row: `id`, `path` (below the folder) and `sha256` of its photo, `face_index` (0 is the largest),
     `face_count`, `quad`, `w_plus` in float16, `l2`, `seconds`, `model`, `commit`, `version`. A photo or a face that
-    cannot be done has one with the `error`. PTI's generators are `OUTPUT/deltas/<id>.safetensors`; their sha256 is
-    the row's `delta`.
+    cannot be done has one with the `error`. A generator of its own, tuned by PTI or with the photo's features, is
+    `OUTPUT/deltas/<id>.safetensors`; its sha256 is the row's `delta`.
     `InversionOutput.from_row` makes an output of a row again, `edit_folder` draws edits.
 
     A run that was stopped, even killed, goes on when it is called again; photos that are done are only hashed. A photo
@@ -406,6 +406,7 @@ def edit_folder(
     settings = read_run(folder)
     if settings["weights"] != weights_sha256(pipeline):
         raise ValueError(f"{folder} was made with {settings['model']!r}, which has other weights than this pipeline.")
+    made: dict[str, Any] = {"base": pipeline.generator, "networks": pipeline.networks, "folder": folder}
     grid = [dict(zip(edits, strengths)) for strengths in itertools.product(*edits.values())]
     nothing = torch.zeros((1, pipeline.generator.num_ws, pipeline.generator.config.w_dim), device="cpu")
     apply_directions(nothing, pipeline.directions, strengths=grid[0])  # raises before the first picture
@@ -422,7 +423,7 @@ def edit_folder(
                 continue
             if out is None:
                 photo = load_image(Path(settings["folder"], row["path"])) if paste else None
-                out = InversionOutput.from_row(row, pipeline.generator, folder=folder, photo=photo)
+                out = InversionOutput.from_row(row, **made, photo=photo)
             edited = pipeline.edit(out, **strengths)
             save_image(pipeline.paste_back(edited)[0] if paste else edited.images[0], output / name)
     text = io.StringIO()

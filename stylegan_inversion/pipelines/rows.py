@@ -16,7 +16,7 @@ from PIL import Image
 
 from stylegan_inversion import __version__, storage
 from stylegan_inversion.errors import MissingDependencyError, StyleGANInversionError
-from stylegan_inversion.inversion.generator_delta import GeneratorDelta
+from stylegan_inversion.inversion.generator_delta import write_generator
 from stylegan_inversion.pipelines.base import Detector, InversionPipeline
 from stylegan_inversion.pipelines.output import DELTAS, InversionOutput
 from stylegan_inversion.preprocessing.align import Crop, align_face, recrop, uncropped
@@ -179,11 +179,8 @@ class Invert:
         if not torch.isfinite(w_plus).all():
             return {**row, "error": "The code does not fit float16: the inversion went astray."}
         if out.generator is not self.pipeline.generator:
-            change = GeneratorDelta.between(self.pipeline.generator, out.generator, dtype=torch.float16)
-            tensors, texts = change.to_tensors()
             file = self.output / DELTAS / f"{row_id(row)}.safetensors"
-            storage.write_tensors(tensors, file, metadata=texts)
-            delta = hashlib.sha256(file.read_bytes()).hexdigest()
+            delta = write_generator(file, out.generator, self.pipeline.generator)
         for kind in self.save:
             picture = out.crops[0].image if kind == "crop" else out.images[0]
             if kind == "photo":
