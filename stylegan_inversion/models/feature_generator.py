@@ -110,7 +110,7 @@ class FeatureGenerator(Generator):
     def keeping(self, mask: Float[Tensor, "1 1 height width"]) -> "FeatureGenerator":
         """The same generator, whose edits leave a part of the photo alone: where the mask is 1."""
         side = self.synthesis.features.shape[-1]
-        small = nn.functional.interpolate(mask.float(), size=side, mode="bilinear", antialias=True)
+        small = nn.functional.interpolate(mask.to(self.w_avg), size=side, mode="bilinear", align_corners=False)
         return FeatureGenerator(self.base, self.synthesis.editor, **{**self.photo, "keep": small})
 
 
