@@ -216,8 +216,8 @@ def invert_folder(
 
     A face has one row: `id`, `path` (below the folder) and `sha256` of its photo, `face_index` (0 is the largest),
     `face_count`, `quad`, `w_plus` in float16, `l2`, `seconds`, `model`, `commit`, `version`. A photo or a face that
-    cannot be done has one with the `error`. PTI's generators are `OUTPUT/deltas/<id>.safetensors`; their sha256 is
-    the row's `delta`.
+    cannot be done has one with the `error`. A generator of its own, tuned by PTI or with the photo's features, is
+    `OUTPUT/deltas/<id>.safetensors`; its sha256 is the row's `delta`.
     `InversionOutput.from_row` makes an output of a row again, `edit_folder` draws edits.
 
     A run that was stopped, even killed, goes on when it is called again; photos that are done are only hashed. A photo
@@ -398,6 +398,7 @@ def edit_folder(
         raise ValueError(f"{folder} was made with a generator that has other weights than this pipeline's.")
     if other := [part for part in parts if not pyarrow.parquet.read_schema(part).equals(schema)]:
         raise ValueError(f"{other[0]} is not a part of a table that `invert_folder` wrote; remove it.")
+    made: dict[str, Any] = {"base": pipeline.generator, "networks": pipeline.networks, "folder": folder}
     grid = [dict(zip(edits, strengths)) for strengths in itertools.product(*edits.values())]
     nothing = torch.zeros((1, pipeline.generator.num_ws, pipeline.generator.config.w_dim), device="cpu")
     for strengths in grid:
@@ -419,7 +420,7 @@ def edit_folder(
                 continue
             if out is None:
                 photo = load_image(Path(settings["folder"], row["path"])) if paste else None
-                out = InversionOutput.from_row(row, pipeline.generator, folder=folder, photo=photo)
+                out = InversionOutput.from_row(row, **made, photo=photo)
             edited = pipeline.edit(out, **strengths)
             save_image(pipeline.paste_back(edited)[0] if paste else edited.images[0], file)
     text = io.StringIO()

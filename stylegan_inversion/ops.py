@@ -131,10 +131,11 @@ def styled_conv(
         w = w * style[0, :, None, None]
         w = w * ((w.square().sum(dim=(1, 2, 3), keepdim=True) + DEMODULATION_EPS).rsqrt() * LRELU_GAIN)
     else:
-        norm = style.square() @ w.square().sum(dim=(2, 3)).t()  # (B, out_channels)
         largest = style.detach().abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(wide).tiny)  # it cancels
-        x = x * (style / largest)[:, :, None, None].to(x.dtype)
-        scale = ((norm + DEMODULATION_EPS).rsqrt() * largest * LRELU_GAIN).to(x.dtype)
+        style = style / largest
+        norm = style.square() @ w.square().mean(dim=(2, 3)).t()  # (B, out_channels), near 1: autocast takes float16
+        x = x * style[:, :, None, None].to(x.dtype)
+        scale = ((norm + DEMODULATION_EPS / (k * largest).square()).rsqrt() * (LRELU_GAIN / k)).to(x.dtype)
     w, shift = w.to(x.dtype), bias if own else None
     if up:
         blur = (blur_kernel(x.device, x.dtype) * 4).expand(channels, 1, 4, 4)

@@ -67,14 +67,17 @@ def test_to_rgb_equals_its_reference() -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_under_autocast(batch: int) -> None:
+@pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 1.0), (torch.float16, 1.0), (torch.float16, 1e-4)])
+def test_under_autocast(batch: int, dtype: torch.dtype, size: float) -> None:
+    """The squares of small styles vanish in float16, in which autocast computes matrix products."""
     shapes = ((batch, 8, 16, 16), (8, 8, 3, 3), (batch, 8), (8,), (1, 1, 16, 16))
     x, weight, style, bias, noise = (randn(*shape, seed=i).float() for i, shape in enumerate(shapes))
-    want = ops.to_rgb(ops.styled_conv(x, weight, style, bias, noise), weight[:3, :, :1, :1], style, bias[:3])
-    with torch.autocast("cpu", torch.bfloat16):
-        features = ops.styled_conv(x, weight, style, bias, noise)
-        got = ops.to_rgb(features, weight[:3, :, :1, :1], style, bias[:3])
-    assert features.dtype == torch.bfloat16
+    inputs, rgb = (x, weight, style * size, bias, noise), (weight[:3, :, :1, :1], style, bias[:3])
+    want = ops.to_rgb(ops.styled_conv(*inputs), *rgb)
+    with torch.autocast("cpu", dtype):
+        features = ops.styled_conv(*inputs)
+        got = ops.to_rgb(features, *rgb)
+    assert features.dtype == dtype
     torch.testing.assert_close(got.float(), want, rtol=0, atol=0.02 * float(want.abs().max()))
 
 

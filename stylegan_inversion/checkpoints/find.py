@@ -267,8 +267,8 @@ def _convert(entry: CatalogueEntry, folder: Path, access: Access) -> None:
     path = fetch(entry, access)
     file = read_single_file(path, encoder=entry.kind if entry.kind in ENCODERS else None)
     write_model(with_directions(with_parts(file, access), path, access, source=entry.name), folder)
-    for part, name in entry.parts if "generator" not in file.parts else ():
-        for own in (find_folder(name, replace(access, force_download=False)) / part).iterdir():
+    for part, there in _part_folders(entry, access).items() if "generator" not in file.parts else ():
+        for own in there.iterdir():
             with suppress(OSError):
                 os.link(own, folder / part / f"{own.name}.linked")
                 os.replace(folder / part / f"{own.name}.linked", folder / part / own.name)
@@ -291,10 +291,16 @@ def with_parts(file: SingleFile, access: Access = Access()) -> SingleFile:
     classes: dict[str, tuple[type[Any], type[Any]]] = {"generator": (Generator, GeneratorConfig)}
     classes |= {row.folder: (row.network, row.config) for row in ENCODERS.values()}
     parts = dict(file.parts)
-    for part, name in entry.parts:
-        network = storage.load_module(*classes[part], find_folder(name, replace(access, force_download=False)) / part)
+    for part, folder in _part_folders(entry, access).items():
+        network = storage.load_module(*classes[part], folder)
         parts[part] = Part(type(network), network.config, network.state_dict())
     return replace(file, parts=parts)
+
+
+def _part_folders(entry: CatalogueEntry, access: Access) -> dict[str, Path]:
+    """Find the parts of an entry that others have: theirs, whatever folder of such a name there is."""
+    known, access = {each.name: each for each in catalogue()}, replace(access, subfolder=None, force_download=False)
+    return {part: _find_converted(known[name], access) / part for part, name in entry.parts}
 
 
 # --- the papers' directions for the generators that they were found in

@@ -8,16 +8,18 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.models.feature_generator import PHOTO, FeatureGenerator, editor_among
 from stylegan_inversion.models.generator import Generator
-from stylegan_inversion.storage import plain_name, plain_state_dict
+from stylegan_inversion.storage import plain_name, plain_state_dict, read_header, read_tensors, write_tensors
 
 FORMAT = "generator-delta-1"
 _KINDS = ("value", "difference", "left", "right")  # the last part of a tensor's name
@@ -217,3 +219,26 @@ def _restore(parts: Mapping[str, Tensor], shape: torch.Size) -> Float[Tensor, ".
     if whole.shape != shape:
         raise RuntimeError(f"it is {tuple(whole.shape)}")
     return whole.float()
+
+
+def write_generator(file: Path, generator: Generator, base: Generator) -> str:
+    """Write what makes the generator of one photo out of its base, about in float16, and return the file's sha256."""
+    if isinstance(generator, FeatureGenerator):
+        halves = {name: (tensor, tensor.half()) for name, tensor in generator.photo.items()}
+        tensors = {name: half if half.isfinite().all() else tensor for name, (tensor, half) in halves.items()}
+        texts = dict[str, str]()
+    else:
+        tensors, texts = GeneratorDelta.between(base, generator, dtype=torch.float16).to_tensors()
+    write_tensors(tensors, file, metadata=texts)
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def read_generator(file: Path, sha256: str, base: Generator, networks: Iterable[nn.Module]) -> Generator:
+    """Read what `write_generator` wrote; the `networks` of the pipeline have what moves the features of a photo."""
+    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        raise CheckpointError(f"{file} is missing, or another one: `folder` must be the output of the run.")
+    tensors = read_tensors(file)
+    if tensors.keys() == set(PHOTO):
+        photo = {name: tensor.to(base.w_avg) for name, tensor in tensors.items()}
+        return FeatureGenerator(base, editor_among(networks), **photo)
+    return GeneratorDelta.from_tensors(tensors, read_header(file)[1]).apply(base)

@@ -6,7 +6,7 @@ through the Feature Editor. Whoever draws need not know: a code goes in, a pictu
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stylegan_inversion import storage
+from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.models.generator import Generator, SynthesisNetwork
 from stylegan_inversion.models.layers import NoiseMode
-from stylegan_inversion.models.sfe_encoder import FeatureEditor, features_at
+from stylegan_inversion.models.sfe_encoder import FeatureEditor, StyleFeatureEncoder, features_at
 
 PHOTO = ("features", "w_inverted", "w_edit", "keep")  # what a generator holds of its photo
 
@@ -113,7 +114,18 @@ class FeatureGenerator(Generator):
         return FeatureGenerator(self.base, self.synthesis.editor, **{**self.photo, "keep": small})
 
 
+def editor_among(networks: Iterable[nn.Module]) -> FeatureEditor:
+    """Find the Feature Editor among the networks of a pipeline. Raises `ModelNotFoundError` if it is not there."""
+    for network in map(storage.uncompiled, networks):
+        if isinstance(network, StyleFeatureEncoder):
+            return network.editor
+    raise ModelNotFoundError(
+        "Its Feature Editor, which moves the features of the photo, is not in `networks`, those of its pipeline."
+    )
+
+
 def _share(module: nn.Module, other: nn.Module, *own: str) -> None:
     """Give a new module everything of another, which moves with it; the containers named are its own."""
     parts: dict[str, Any] = vars(other)
     vars(module).update({name: copy.copy(part) if name in own else part for name, part in parts.items()})
+    vars(module).pop("_compiled_call_impl", None)  # of `Module.compile`: it would call the other one's `forward`

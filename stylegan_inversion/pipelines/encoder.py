@@ -86,8 +86,8 @@ class EncoderPipeline(InversionPipeline):
         return (encode or self.encode)(x), [self.generator] * len(x)
 
     def crop_sizes(self, options: Mapping[str, Any]) -> tuple[int, ...]:
-        """Sides at which a call looks at a face: the generator's and the encoder's."""
-        return (*super().crop_sizes(options), self._sizes.input_resolution)
+        """Sides at which a call looks at a face: the generator's, and the encoder's if it is another."""
+        return tuple(dict.fromkeys((*super().crop_sizes(options), self.side)))
 
     @torch.no_grad()
     def invert(

@@ -5,7 +5,6 @@ and of each tuned generator only what differs from its base, which is found agai
 draws on the photo's own features, those. Generators of a base without a name are kept whole.
 """
 
-import hashlib
 import io
 import math
 import re
@@ -24,9 +23,9 @@ from torch import Tensor, nn
 from stylegan_inversion import hub, storage
 from stylegan_inversion.checkpoints.find import find_folder, is_known
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.inversion.generator_delta import GeneratorDelta, generator_sha256
+from stylegan_inversion.inversion.generator_delta import GeneratorDelta, generator_sha256, read_generator
 from stylegan_inversion.models.encoders import ENCODERS
-from stylegan_inversion.models.feature_generator import PHOTO, FeatureGenerator
+from stylegan_inversion.models.feature_generator import PHOTO, FeatureGenerator, editor_among
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.sfe_encoder import FeatureEditor, FeatureEditorConfig, StyleFeatureEncoder
 from stylegan_inversion.preprocessing.align import Crop, crop_quad, uncropped
@@ -269,8 +268,9 @@ class InversionOutput:
             if base is None and name is not None:
                 base = name.load(allow_download=allow_download, device=device)
                 if config.get("editor") is not None:
-                    row, model = ENCODERS["sfe"], name.find(allow_download=allow_download)
-                    networks = [storage.load_module(row.network, row.config, model / row.folder, device=device)]
+                    model = name.find(allow_download=allow_download)
+                    rows = [row for row in ENCODERS.values() if row.network is StyleFeatureEncoder]
+                    networks = [storage.load_module(r.network, r.config, model / r.folder, device=device) for r in rows]
             out = _read(folder / storage.WEIGHTS_NAME, config, base, networks, device)
         except ModelNotFoundError as e:
             fetch = "" if allow_download else ", or let it be fetched: load(folder, allow_download=True)"
@@ -285,19 +285,27 @@ class InversionOutput:
 
     @classmethod
     def from_row(
-        cls, row: Mapping[str, Any], base: Generator, *, folder: str | Path = ".", photo: Any = None
+        cls,
+        row: Mapping[str, Any],
+        base: Generator,
+        *,
+        folder: str | Path = ".",
+        photo: Any = None,
+        networks: Iterable[nn.Module] = (),
     ) -> "InversionOutput":
         """Make an output of a row that `batch.invert_folder` wrote, whoever read it: pyarrow, pandas or `datasets`.
 
         Args:
             row: The row, by column.
             base: The generator of the model that the row names: `pipe.generator`.
-            folder: The output folder of the run, which holds the tuned generators; only rows with a `delta` need it.
+            folder: The output folder of the run, which holds the generators; only rows with a `delta` need it.
             photo: The photo, as `load_image` takes it. `None` takes the drawn face as the photo.
+            networks: As in `load`.
 
         Raises:
             ValueError: If the row holds no face, or codes of another model.
-            CheckpointError: If the file of the tuned generator is missing or is another one.
+            CheckpointError: If the file of the generator is missing or is another one.
+            ModelNotFoundError: If `networks` lacks what moves the features of the photo.
         """
         if row["error"] is not None:
             raise ValueError(f"The row of {row['path']!r} holds no inversion: {row['error']}")
@@ -306,11 +314,7 @@ class InversionOutput:
             raise ValueError(f"`w_plus` is {tuple(w_plus.shape[1:])}, but `base` takes {sizes}.")
         generator = base
         if row["delta"] is not None:
-            file = delta_file(Path(folder), row["id"])
-            if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != row["delta"]:
-                raise CheckpointError(f"{file} is missing, or another one: `folder` must be the output of the run.")
-            delta = GeneratorDelta.from_tensors(storage.read_tensors(file), storage.read_header(file)[1])
-            generator = delta.apply(base)
+            generator = read_generator(delta_file(Path(folder), row["id"]), row["delta"], base, networks)
         images = to_pil(draw([generator], w_plus))
         crop = uncropped(images[0], images[0].width)
         if photo is not None:
@@ -337,20 +341,16 @@ def _redrawn(pictures: list[Image.Image], w_plus: Tensor, kept: Generator, mine:
 
 
 def _read(
-    weights: Path,
-    config: Mapping[str, Any],
-    base: Generator | None,
-    networks: Iterable[nn.Module],
-    device: torch.device | str | None,
+    weights: Path, config: Mapping[str, Any], base: Generator | None, networks: Iterable[nn.Module], device: Any
 ) -> InversionOutput:
     tensors, photos = storage.read_tensors(weights), config["photos"]
     own = _read_generators(weights, config, tensors, base, device)
     generators = [own[int(entry["generator"])] for entry in photos]
     if config.get("editor") is not None:
-        editor = _read_editor(weights, config, tensors, networks)
+        editor = _read_editor(weights, config, tensors, networks, device)
         for i, generator in enumerate(generators):
             photo = {name: tensors[f"photo.{i}.{name}"].to(generator.w_avg) for name in PHOTO}
-            generators[i] = FeatureGenerator(generator, editor.to(generator.w_avg), **photo)
+            generators[i] = FeatureGenerator(generator, editor, **photo)
     shapes = {(len(photos), generator.num_ws, generator.config.w_dim) for generator in generators}
     for name in {"w_plus", *tensors} & {"w_plus", "w_inverted"}:
         if {tuple(tensors[name].shape)} != shapes:
@@ -424,21 +424,18 @@ def _read_generators(
 
 
 def _read_editor(
-    weights: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], networks: Iterable[nn.Module]
+    weights: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], networks: Iterable[nn.Module], device: Any
 ) -> FeatureEditor:
     """Take the Feature Editor out of the file, or else out of the networks of the model; it must be the same."""
     own = {key.removeprefix("editor."): tensor for key, tensor in tensors.items() if key.startswith("editor.")}
-    editors = [each.editor for each in networks if isinstance(each, StyleFeatureEncoder)]
-    if own:
-        where = f"{weights}, its editor,"
-        editors = [
-            storage.build_module(FeatureEditor, FeatureEditorConfig, config["editor"], own, source=where, weights=where)
-        ]
-    if not editors and config["base"]:
-        raise ModelNotFoundError("Its Feature Editor, which moves the features of the photo, is not in `networks`.")
-    if generator_sha256(editors[0]) != config["editor"]["_sha256"]:
+    if own or not config["base"]:
+        where, sizes = f"{weights}, its editor,", config["editor"]
+        editor = storage.build_module(FeatureEditor, FeatureEditorConfig, sizes, own, source=where, weights=where)
+        return editor.to(device)
+    editor = editor_among(networks)
+    if generator_sha256(editor) != config["editor"]["_sha256"]:
         raise CheckpointError(f"{weights} belongs to another Feature Editor: load the model that it was made with.")
-    return editors[0]
+    return editor
 
 
 def _by_generator(named: Mapping[str, _T]) -> dict[str, dict[str, _T]]:

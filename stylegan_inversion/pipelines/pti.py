@@ -271,7 +271,8 @@ class PTIPipeline(InversionPipeline):
     @property
     def pivots(self) -> tuple[str, ...]:
         """What a call can take as `pivot`: both projections, and the encoders that the model has."""
-        return (*_PROJECTORS, *(name for name in ENCODERS if name in self.encoders or name in self._loaders))
+        there = {*self.encoders, *self._loaders}
+        return (*_PROJECTORS, *(name for name, row in ENCODERS.items() if there >= {name, *row.needs}))
 
     @torch.inference_mode(False)  # an encoder that is loaded in a caller's inference mode is used outside it too
     def _encoder(self, name: str) -> nn.Module:

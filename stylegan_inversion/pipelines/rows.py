@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from stylegan_inversion import __version__, errors, storage
-from stylegan_inversion.inversion.generator_delta import GeneratorDelta
+from stylegan_inversion.inversion.generator_delta import write_generator
 from stylegan_inversion.pipelines.base import Detector, InversionPipeline
 from stylegan_inversion.pipelines.output import InversionOutput, delta_file
 from stylegan_inversion.preprocessing.align import align_face, recrop, uncropped
@@ -180,11 +180,7 @@ class Invert:
                 (picture,) = self.pipeline.paste_back(out, detail="none")
             save_image(picture, picture_file(self.output / kind, row))
         if out.generator is not self.pipeline.generator:
-            change = GeneratorDelta.between(self.pipeline.generator, out.generator, dtype=torch.float16)
-            tensors, texts = change.to_tensors()
-            file = delta_file(self.output, row_id(row))
-            storage.write_tensors(tensors, file, metadata=texts)
-            delta = hashlib.sha256(file.read_bytes()).hexdigest()
+            delta = write_generator(delta_file(self.output, row_id(row)), out.generator, self.pipeline.generator)
         return {"w_plus": w_plus.numpy(), "l2": report["l2"], "seconds": report["seconds"], "delta": delta}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,6 +31,7 @@ from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.sfe_encoder import StyleFeatureConfig, StyleFeatureEncoder
 from stylegan_inversion.pipelines.loading import check_folder
 from stylegan_inversion.pipelines.play import edit_frames, interpolate_outputs, mix_outputs, sample_face
+from stylegan_inversion.pipelines.rows import read_rows
 from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.models import make_model
@@ -218,6 +220,41 @@ def test_what_was_inverted_before_the_pipeline_moved(file: Path, photo: Image.Im
     assert torch.equal(copied.synthesis(out.w_plus.double()), out.generator.synthesis(out.w_plus.double()))
 
 
+def test_compiled_networks(file: Path, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Module.compile` keeps the compiled `forward` in the module, of which a photo's generator is a copy."""
+    pipe = SFEPipeline.from_pretrained(_model(file, tmp_path))
+    expected = pipe(photo, align=False).images
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function, **options: function)  # jaxtyping's checks do not compile
+        pipe.generator.synthesis.compile()
+    out = pipe(photo, align=False)
+    assert same(out.images, expected)
+    given: dict[str, Any] = {"base": pipe.generator, "networks": [torch.compile(pipe.encoder, backend="eager")]}
+    assert same(InversionOutput.load(out.save(tmp_path / "out"), **given).images, expected)
+
+
+def _model(file: Path, folder: Path) -> Path:
+    return SFEPipeline.from_single_file(file).save_pretrained(folder / "model")
+
+
+def test_a_folder_of_photos(file: Path, photo: Image.Image, tmp_path: Path) -> None:
+    pipe = SFEPipeline.from_pretrained(_model(file, tmp_path))
+    pipe.directions["age"] = AGE
+    _saved(photo, tmp_path / "photos")
+    done = batch.invert_folder(pipe, tmp_path / "photos", tmp_path / "out", options={"align": False}, workers=0)
+    assert done.faces == 1 and done.errors == 0
+    (row,), direct = read_rows(tmp_path / "out"), pipe(photo, align=False)
+    with pytest.raises(ModelNotFoundError, match="is not in `networks`"):
+        InversionOutput.from_row(row, pipe.generator, folder=tmp_path / "out")
+    out = InversionOutput.from_row(row, pipe.generator, folder=tmp_path / "out", networks=pipe.networks)
+    edits = {"edits": {"age": [0.0, 1.0]}}
+    assert batch.edit_folder(pipe, tmp_path / "out", tmp_path / "edits", **edits) == 2
+    drawn = [Image.open(tmp_path / "edits" / f"photo.png-0_age{strength}.png") for strength in ("+0", "+1")]
+    apart = np.stack([*out.images, *drawn]).astype(int)
+    apart -= np.stack([*direct.images, *direct.images, *pipe.edit(direct, age=1.0).images])
+    assert np.abs(apart).mean() < 1
+
+
 def test_what_a_mask_keeps(pipe: SFEPipeline, photo: Image.Image) -> None:
     out = pipe(photo)
     free, none, half = pipe.edit(out, age=2.0), Image.new("L", (40, 40)), Image.new("L", (64, 64))
@@ -259,6 +296,9 @@ def test_nobody_asks_which_method_it_was(pipe: SFEPipeline, photo: Image.Image, 
     rows = [json.loads(line) for line in (tmp_path / "report" / "records.jsonl").read_text().splitlines()]
     assert {(row["method"], row["error"]) for row in rows} == {("sfe", None), ("e4e", None)} and len(rows) == 4
     assert len({row["l2"] for row in rows if row["method"] == "sfe"}) == 2
+    shutil.rmtree(tmp_path / "model" / "e4e_encoder")  # without which sfe is of no use
+    alone = PTIPipeline.from_pretrained(tmp_path / "model")
+    assert alone.pivots == ("w", "w_plus") and alone.plan(preset="fast").pivot == "w"
     several = pipe.translate(photo, num_outputs=2, latent_mask=range(4, 10), mix_alpha=0.5)
     assert len(several) == 2 and several.generators[0] is several.generators[1]
 
@@ -296,6 +336,8 @@ def test_from_the_catalogue(
         for entry in entries:
             hub.repositories[str(entry.repository)] = {str(entry.file): paths[entry.name].read_bytes()}
         E4EPipeline.from_pretrained("e4e-ffhq-1024")
+        monkeypatch.chdir(tmp_path)
+        Path("stylegan2-ffhq-1024").mkdir()  # a user's folder of that name is none of the parts
         pipe = SFEPipeline.from_pretrained("sfe-ffhq-1024", detector=detector)
         pipe.directions["age"] = Direction.from_vector("age", torch.linspace(-1, 2, config.w_dim))
         out = pipe(photo)
@@ -311,6 +353,7 @@ def test_from_the_catalogue(
         assert pipe.paste_back(edited)[0].size == photo.size and not same(edited.images, out.images)
         loaded = InversionOutput.load(edited.save(tmp_path / "saved"))
         assert same(pipe.edit(loaded, age=1.0).images, pipe.edit(edited, age=1.0).images)
+        Path("stylegan2-ffhq-1024").rmdir()
         folders = {name: find.find_folder(name) for name in makers}
     torch.testing.assert_close(pipe.generator.w_avg, lively(Generator, config).w_avg)  # not e4e's
     for part, name in entries[0].parts:

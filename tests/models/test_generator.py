@@ -7,6 +7,7 @@ from torch import Tensor
 from stylegan_inversion import ops
 from stylegan_inversion.losses.path_length import path_length
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.models.layers import channels_last_is_fast
 
 TINY = GeneratorConfig(resolution=16, z_dim=6, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8)
 
@@ -67,3 +68,9 @@ def test_fast_forms_draw_what_the_reference_forms_draw(batch: int, tuned: bool) 
         assert (fast is None) == (plain is None)
         if fast is not None:
             torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-4 * float(plain.detach().abs().max()) + 1e-12)
+
+
+def test_channels_last_only_where_it_was_measured() -> None:
+    """Of other devices, such as MPS, nobody knows whether it is faster, or right."""
+    for dtype in (torch.float16, torch.float32):
+        assert not channels_last_is_fast(torch.empty(1, dtype=dtype, device="meta"))
