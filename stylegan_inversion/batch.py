@@ -25,11 +25,11 @@ from stylegan_inversion import storage
 from stylegan_inversion.bounds import plain_number
 from stylegan_inversion.editing.directions import apply_directions
 from stylegan_inversion.errors import MissingDependencyError, importing
-from stylegan_inversion.inversion.generator_delta import generator_sha256
+from stylegan_inversion.inversion.generator_delta import DELTAS, generator_sha256
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.encoder import BATCH_SIZE
 from stylegan_inversion.pipelines.methods import METHODS
-from stylegan_inversion.pipelines.output import DELTAS, BaseName, InversionOutput
+from stylegan_inversion.pipelines.output import BaseName, InversionOutput
 from stylegan_inversion.pipelines.rows import (
     PICTURES,
     Align,

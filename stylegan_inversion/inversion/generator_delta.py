@@ -22,6 +22,7 @@ from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.storage import plain_name, plain_state_dict, read_header, read_tensors, write_tensors
 
 FORMAT = "generator-delta-1"
+DELTAS = "deltas"  # in the output of `batch.invert_folder`
 _KINDS = ("value", "difference", "left", "right")  # the last part of a tensor's name
 
 
@@ -219,6 +220,13 @@ def _restore(parts: Mapping[str, Tensor], shape: torch.Size) -> Float[Tensor, ".
     if whole.shape != shape:
         raise RuntimeError(f"it is {tuple(whole.shape)}")
     return whole.float()
+
+
+def delta_file(folder: Path, row_id: object) -> Path:
+    """Where the tuned generator of a row is. Raises `CheckpointError` for an id that is none, but perhaps a path."""
+    if not re.fullmatch("[0-9a-f]{32}", str(row_id)):
+        raise CheckpointError(f"The id of a row must be 32 hexadecimal digits, got {row_id!r}.")
+    return folder / DELTAS / f"{row_id}.safetensors"
 
 
 def write_generator(file: Path, generator: Generator, base: Generator) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from stylegan_inversion import hub, storage
 from stylegan_inversion.checkpoints.find import find_folder, is_known
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.inversion.generator_delta import GeneratorDelta, generator_sha256, read_generator
+from stylegan_inversion.inversion.generator_delta import GeneratorDelta, delta_file, generator_sha256, read_generator
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.feature_generator import PHOTO, FeatureGenerator, editor_among
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
@@ -32,7 +32,6 @@ from stylegan_inversion.preprocessing.align import Crop, crop_quad, uncropped
 from stylegan_inversion.preprocessing.image import load_image, open_image, to_pil
 
 FORMAT = 2
-DELTAS = "deltas"  # in the output of `batch.invert_folder`
 _KINDS = ("image", "reconstruction", "crop", "photo")
 _FARTHEST = 1_000_000  # pixels from the photo's corner to a corner of a crop
 _ELSEWHERE = re.compile(r"[\\/](?:[\\/]|\?\?[\\/])")  # how Windows begins the names of other machines' folders
@@ -324,13 +323,6 @@ class InversionOutput:
             crop = Crop(face, quad, photo, face_count=int(row["face_count"]), face_index=int(row["face_index"]))
         report = {name: row[name] for name in ("l2", "seconds", "face_count", "face_index")}
         return cls(images, images, w_plus, [generator], [crop], {}, [report], Base(base))
-
-
-def delta_file(folder: Path, row_id: object) -> Path:
-    """Where the tuned generator of a row is. Raises `CheckpointError` for an id that is none, but perhaps a path."""
-    if not re.fullmatch("[0-9a-f]{32}", str(row_id)):
-        raise CheckpointError(f"The id of a row must be 32 hexadecimal digits, got {row_id!r}.")
-    return folder / DELTAS / f"{row_id}.safetensors"
 
 
 def _redrawn(pictures: list[Image.Image], w_plus: Tensor, kept: Generator, mine: Sequence[bool]) -> list[Image.Image]:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from stylegan_inversion import __version__, errors, storage
-from stylegan_inversion.inversion.generator_delta import write_generator
+from stylegan_inversion.inversion.generator_delta import delta_file, write_generator
 from stylegan_inversion.pipelines.base import Detector, InversionPipeline
-from stylegan_inversion.pipelines.output import InversionOutput, delta_file
+from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.preprocessing.align import align_face, recrop, uncropped
 from stylegan_inversion.preprocessing.image import load_image, save_image
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector, get_landmark_detector

@@ -16,7 +16,7 @@ from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PRESETS
 from stylegan_inversion.preprocessing.align import around
 from stylegan_inversion.webapp.marking import encode
-from stylegan_inversion.webapp.models import OWN, Model, sentence
+from stylegan_inversion.webapp.models import OWN, Model, sentence, words_of
 from stylegan_inversion.webapp.photos import samples
 from stylegan_inversion.webapp.run import status
 from stylegan_inversion.webapp.studio import EXAMPLES, SHOWN, Studio, Visit, kind_of, large, range_of, sentences
@@ -27,14 +27,6 @@ MARGIN = 0.3  # of the photo around the face in the large picture, relative to t
 HEIGHT = 560  # of a large picture, in pixels
 CHIP = 0.75  # of a direction's range that a chip goes to
 
-# A direction in plain words: its slider, and what its two ends are called
-WORDS = {
-    "smile": ("Smile", "Smile", "Serious"),
-    "age": ("Younger / older", "Older", "Younger"),
-    "yaw": ("Turn head", "Look right", "Look left"),
-    "pose": ("Turn head", "Turn one way", "Turn the other"),
-    "gender": ("Female / male", "More male", "More female"),
-}
 LABELS = {
     "jpeg": "Save photo as JPEG",
     "png": "Save photo as PNG",
@@ -382,7 +374,7 @@ class Editor:
         news: dict[Any, Any] = {self.note: model.note, self.leave: gr.update(visible=False), self.offer: offered}
         own = model.groups.get(OWN, [])
         for k, (part, name) in enumerate(zip(self.sliders, self._names(model))):
-            label, *ends = WORDS.get(name or "", (_plain(name or ""), "", ""))
+            label, *ends = words_of(name or "")
             reach = range_of(model, name)[1] if name else 1.0
             news[part] = gr.update(
                 visible=name is not None,
@@ -391,7 +383,7 @@ class Editor:
                 maximum=reach,
                 value=visit.strengths.get(name or "", 0),
                 step=reach / 100,
-                info=(model.directions[name].description or None) if name in own and name not in WORDS else None,
+                info=(model.directions[name].description or None) if name in own and not any(ends) else None,
             )
             if k < MAIN:
                 for chip, end in zip(self.chips[2 * k : 2 * k + 2], ends):
@@ -454,10 +446,3 @@ def _raw(component: Any, read: Callable[[Any], Any]) -> Any:
 
 def _slider() -> Any:
     return gr.Slider(-1, 1, 0, visible=False, buttons=[], elem_classes="slider")
-
-
-def _plain(name: str) -> str:
-    """What a direction without words of ours is called: "ganspace_1" is "Change 1 (GANSpace)"."""
-    method, _, number = name.rpartition("_")
-    label = {"ganspace": "GANSpace", "sefa": "SeFa"}.get(method)
-    return f"Change {number} ({label})" if label else name.replace("_", " ").capitalize()

@@ -39,6 +39,13 @@ UPLOAD = "upload-"  # how the names of uploaded models begin
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SNAPSHOT = re.compile(r"[^\s`'\"(]*snapshots[\\/]+\w+")  # where the Hub's client keeps a repository
 _FOLDERS = re.compile(r"(?<![\w:/\\.-])(?:[A-Za-z]:)?[\\/]+(?:[\w.~+@%-]+[\\/]+)+")  # of an absolute path, not of a URL
+_WORDS = {
+    "smile": ("Smile", "Smile", "Serious"),
+    "age": ("Younger / older", "Older", "Younger"),
+    "yaw": ("Turn head", "Look right", "Look left"),
+    "pose": ("Turn head", "Turn one way", "Turn the other"),
+    "gender": ("Female / male", "More male", "More female"),
+}
 _LICENCES = {"non-commercial-research": "non-commercial research", "mit": "MIT", "apache-2.0": "Apache 2.0"}
 
 
@@ -136,6 +143,14 @@ def best_cached(device: str) -> str:
     has_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     full = full_size("cached") if has_gpu else []
     return full[0].name if full else storage.builtin_models()[0]
+
+
+def words_of(direction: str) -> tuple[str, str, str]:
+    """A direction in plain words: its slider ("Change 1 (GANSpace)" of ganspace_1), and what its ends are called."""
+    method, _, number = direction.rpartition("_")
+    found = {"ganspace": "GANSpace", "sefa": "SeFa"}.get(method)
+    label = f"Change {number} ({found})" if found else direction.replace("_", " ").capitalize()
+    return _WORDS.get(direction, (label, "", ""))
 
 
 def in_words(licence: str) -> str:

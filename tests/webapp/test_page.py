@@ -13,8 +13,8 @@ gr = pytest.importorskip("gradio")
 from stylegan_inversion.preprocessing.align import around  # noqa: E402
 from stylegan_inversion.webapp import run  # noqa: E402
 from stylegan_inversion.webapp.app import launch_options, private_folder  # noqa: E402
-from stylegan_inversion.webapp.editor import WORDS, Editor  # noqa: E402
-from stylegan_inversion.webapp.models import Model, Models  # noqa: E402
+from stylegan_inversion.webapp.editor import Editor  # noqa: E402
+from stylegan_inversion.webapp.models import Model, Models, words_of  # noqa: E402
 from stylegan_inversion.webapp.play import CompareTab  # noqa: E402
 from stylegan_inversion.webapp.studio import EXAMPLES, Studio, Visit  # noqa: E402
 from tests.webapp.tiny_app import tiny_model  # noqa: E402
@@ -52,7 +52,7 @@ def test_a_page_opens_filled_and_a_reload_brings_the_result_back(editor: Editor,
     assert visit.out is not None and page[editor.key] == "" and "An example." in page[editor.status]
     before, after = page[editor.result]
     assert size(before) == size(after)  # in register
-    assert page[editor.sliders[0]]["label"] == WORDS[editor._names(editor.studio.model(visit))[0] or ""][0]
+    assert page[editor.sliders[0]]["label"] == words_of(editor._names(editor.studio.model(visit))[0] or "")[0]
     news = editor._take(visit, upload)
     again = editor._open(news[editor.key])
     assert "Your last result is back." in again[editor.status] and again[editor.visit].out is visit.out
