@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from stylegan_inversion import storage
 from stylegan_inversion.bounds import plain_number
 from stylegan_inversion.editing.directions import apply_directions
-from stylegan_inversion.errors import MissingDependencyError, importing
+from stylegan_inversion.errors import MissingDependencyError, ModelNotFoundError, importing
 from stylegan_inversion.inversion.generator_delta import DELTAS, generator_sha256
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.encoder import BATCH_SIZE
@@ -328,8 +328,15 @@ def read_run(output: Path) -> dict[str, Any]:
         raise ValueError(f"{output / RUN} cannot be read: {e}. Give the output folder of an inverted folder.") from e
 
 
-def load_pipeline(output: str | Path, *, device: str | None = None) -> InversionPipeline:
-    """Load the pipeline that a run was made with, by its names. Raises `ValueError` if the model had none."""
+def load_pipeline(output: str | Path, *, allow_download: bool = False, device: str | None = None) -> InversionPipeline:
+    """Load the pipeline that a run was made with, by its names.
+
+    Who wrote the output chose the model's name, so it is fetched only with `allow_download`.
+
+    Raises:
+        ValueError: If the model had no name.
+        ModelNotFoundError: If it is not on this machine.
+    """
     run = read_run(Path(output))
     try:
         name = run["model"] and BaseName(**run["model"])
@@ -339,7 +346,12 @@ def load_pipeline(output: str | Path, *, device: str | None = None) -> Inversion
         raise ValueError(f"{output}/{RUN} does not describe a run: {type(e).__name__}: {e}") from e
     if name is None:
         raise ValueError("The run's model has no name: load the pipeline yourself, and call `edit_folder` with it.")
-    return cls.from_pretrained(**asdict(name), device=device)
+    try:
+        name.find(allow_download=allow_download)
+    except ModelNotFoundError as e:
+        fetch = f"stylegan-inversion directions --model {name.name_or_path}"
+        raise ModelNotFoundError(f"{e} If you trust who made {output}, fetch the run's model first: {fetch}") from e
+    return cls.from_pretrained(**asdict(name), local_files_only=not allow_download, device=device)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """A folder of photos becomes a table: each face and each failure once, wherever the run was stopped."""
 
 import csv
+import json
 import multiprocessing
 import os
 import random
@@ -354,6 +355,10 @@ def test_on_the_command_line(pti: PTIPipeline, tmp_path: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         cli.main(["edit-folder", out, "--edit", "smile=-4:4"])
     assert "'smile=-4:4' is not NAME=STRENGTH or NAME=LOW:HIGH:STEPS" in capsys.readouterr().err
+    run = json.loads((tmp_path / "out/run.json").read_text())
+    run["model"] = {"name_or_path": "a-stranger/model", "revision": None, "subfolder": None}
+    (tmp_path / "out/run.json").write_text(json.dumps(run))
+    assert cli.main(edit) == 2 and "If you trust who made" in capsys.readouterr().err
 
 
 def test_a_list_says_which_photo_failed(e4e: E4EPipeline, photos: Path) -> None:
