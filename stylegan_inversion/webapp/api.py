@@ -147,7 +147,7 @@ class Api:
             Figures, as of /invert
         """
         own = self._own(visit, others["model"])
-        for out in self._invert(visit, photo, **others):
+        for out in self._invert(visit, photo, strengths=strengths, **others):
             pictures = out and self._pictures(visit, self.studio.edit(own, out, strengths))
             yield (*pictures, out.reports[0]) if out and pictures else None
 
@@ -227,13 +227,19 @@ class Api:
         num_w_steps: WSteps = None,
         num_tuning_steps: TuningSteps = None,
         progress: Any = gr.Progress(),  # noqa: B008
+        *,
+        strengths: Mapping[str, float] = _UNEDITED,
     ) -> Iterator[InversionOutput | None]:
-        """Invert apart from the client's other calls, which may go on at the same time; keep the result at the end."""
+        """Invert apart from the client's other calls, which may go on at the same time; keep the result at the end.
+
+        `strengths` of an edit that follows are checked first.
+        """
         own, turn = self._own(visit, model), visit.turn
         for loading in self.studio.models.load(model):
             if loading.model is None:
                 progress(0.0, desc=loading.text)
                 yield None
+        self.studio.check(own, {name: value for name, value in strengths.items() if value})
         self.studio.take(own, photo, align=align)
         own.face = face
         crop = self.studio.crop(own, align=align)

@@ -276,16 +276,20 @@ class Studio:
         """Edit an inversion; strengths count from the unedited face."""
         model = self.model(visit)
         strengths = {name: value for name, value in strengths.items() if value}
-        for name, value in strengths.items():
-            low, high = range_of(model, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name!r} must be in [{low:g}, {high:g}], got {value:g}.")
+        self.check(visit, strengths)
         if out is None:
             raise ValueError(NOTHING)
         if not strengths:
             return out
         edited = self._do(model, partial(model.tuner.edit, _bare(out), **strengths))
         return dataclasses.replace(edited, crops=out.crops)
+
+    def check(self, visit: Visit, strengths: Mapping[str, float]) -> None:
+        """Check strengths against the ranges of a visit's model."""
+        for name, value in strengths.items():
+            low, high = range_of(self.model(visit), name)
+            if not low <= value <= high:
+                raise ValueError(f"{name!r} must be in [{low:g}, {high:g}], got {value:g}.")
 
     def too_far(self, visit: Visit) -> str:
         """What to say of an edit that looks wrong in a photo, though the drawn face may be right; "" of others."""

@@ -160,6 +160,7 @@ def test_tuning_by_a_program(connect: Connect, file: Any, app: Served) -> None:
     ("name", "arguments", "match"),
     [
         ("/edit", {"strengths": {"smile": 1e9}}, r"'smile' must be in \[-\d.*\], got 1e\+09"),
+        ("/invert_and_edit", {"photo": None, "strengths": {"smile": 1e9}}, "'smile' must be in"),  # before all else
         ("/edit", {"strengths": {"nobody": 1.0}}, "There is no direction 'nobody'; there are smile"),
         ("/edit", {"strengths": {"smile": "x"}}, "`strengths`: Input should be a valid number.*got"),
         ("/edit", {"strengths": {}, "model": "../../etc"}, "There is no inverted face here|cannot be chosen here"),
