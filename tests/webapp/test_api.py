@@ -106,8 +106,8 @@ def test_calls_beside_a_run_leave_it_alone_and_a_stop_ends_all(connect: Connect,
     client.predict(seed=1, api_name="/random_face")
     assert not any(job.done() for job in jobs)
     assert client.predict(api_name="/stop") and not client.predict(api_name="/stop")
-    ended = [job.exception(60) or job.result()[1]["stopped_by"] for job in jobs]
-    assert sorted(map(str, ended)) == ["The run was stopped before it began.", "callback"]
+    ended = {str(job.exception(60) or job.result()[1]["stopped_by"]) for job in jobs}
+    assert "callback" in ended <= {"callback", "The run was stopped before it began."}  # or just when its turn came
 
 
 def test_a_deletion_takes_earlier_photos_too(connect: Connect, photo: Image.Image, app: Served, tmp_path: Path) -> None:
