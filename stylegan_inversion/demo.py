@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from stylegan_inversion import storage
 from stylegan_inversion.batch import Record, invert_photos
+from stylegan_inversion.editing.directions import MAX_STRENGTH
 from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.preprocessing.image import save_image
@@ -29,7 +30,7 @@ def run_demo(
     model: str = "faces64",
     device: str = "auto",
 ) -> list[Record]:
-    """Invert photos by PTI, move each along every direction to both ends of its range, paste back, draw a sheet.
+    """Invert photos by PTI, move each along every direction as far as a photo bears it, paste back, draw a sheet.
 
     The sheet shows the photos around the face, and below each row what the generator drew.
 
@@ -53,7 +54,8 @@ def run_demo(
         crop = out.crops[0]
         pasted, drawn = [("photo", around(crop, crop.photo))], [("inverted", out.images[0])]
         for name, direction in pipeline.directions.items():
-            for strength in direction.strength_range or (-3.0, 3.0):
+            limit = direction.photo_limit or MAX_STRENGTH
+            for strength in (max(min(end, limit), -limit) for end in direction.strength_range or (-3.0, 3.0)):
                 edited = pipeline.edit(out, **{name: strength})
                 label = f"{name}{strength:+g}"
                 save_image(edited.images[0], Path(record.folder) / f"{label}.png")
