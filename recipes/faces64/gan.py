@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from stylegan_inversion import storage
 from stylegan_inversion.bounds import number
-from stylegan_inversion.losses.identity import DlibEmbedding, load_identity
+from stylegan_inversion.losses.identity import FaceResEmbedding, load_identity
 from stylegan_inversion.training.config import GANConfig, load_config
 from stylegan_inversion.training.gan import Batches, GANLearner
 from stylegan_inversion.training.objective import Terms, check_side
@@ -81,7 +81,7 @@ class WarmGANLearner(GANLearner):
         )
         if "face" in config.discriminator.networks:
             face = load_identity(device=accelerator.device)
-            self.score_features["fd (dlib faces)"] = lambda images: [face.embed(images)]
+            self.score_features["fd (FaceRes)"] = lambda images: [face.embed(images)]
 
     def make_discriminator(self) -> nn.Module:
         """Build heads and fit them to training pictures, or load those of `init`."""
@@ -92,7 +92,7 @@ class WarmGANLearner(GANLearner):
             check_side(self.perceptual, side, otherwise="set --discriminator.networks face")
             sources.append(self.perceptual.features)
         if "face" in options.networks:
-            network = cast(DlibEmbedding, load_identity(device=device)).network
+            network = cast(FaceResEmbedding, load_identity(device=device)).network
             sources.append(partial(network.features, resolution=options.face_resolution))
 
         def features(x: Tensor) -> list[Tensor]:

@@ -8,11 +8,11 @@ import torch
 
 from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.models.face import (
-    AgeGenderConfig,
-    AgeGenderNet,
     ExpressionNet,
     FaceFeaturesConfig,
     FaceLandmarks68,
+    FaceRecognitionConfig,
+    FaceRecognitionNet,
     FaceScorer,
 )
 from stylegan_inversion.storage import builtin_path, load_module
@@ -29,7 +29,7 @@ def load_face_scorer(*, device: torch.device | str | None = None) -> FaceScorer:
     return FaceScorer(
         load_module(FaceLandmarks68, FaceFeaturesConfig, face / "landmarks", device=device),
         load_module(ExpressionNet, FaceFeaturesConfig, face / "expression", device=device),
-        load_module(AgeGenderNet, AgeGenderConfig, face / "age_gender", device=device),
+        load_module(FaceRecognitionNet, FaceRecognitionConfig, face / "recognition", device=device),
     )
 
 

@@ -18,7 +18,7 @@ from stylegan_inversion.errors import CheckpointError, InvalidImageError, import
 from stylegan_inversion.evaluation import report
 from stylegan_inversion.evaluation.distribution import draw_samples, measure, perceptual_path_length, sample_w_plus
 from stylegan_inversion.losses.frechet import pool_features
-from stylegan_inversion.losses.identity import DlibEmbedding, load_identity
+from stylegan_inversion.losses.identity import FaceResEmbedding, load_identity
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.pipelines.loading import find_device
@@ -186,7 +186,7 @@ def _load_networks(
     networks = [FeatureNetwork(name, name, lambda images: pool_features(perceptual.features(images)))]
     if identity is not None:
         face = load_identity(identity, None if identity == "builtin" else find_folder(identity), device=device)
-        key, label = ("dlib", "dlib faces") if isinstance(face, DlibEmbedding) else ("arcface", "ArcFace")
+        key, label = ("faceres", "FaceRes") if isinstance(face, FaceResEmbedding) else ("arcface", "ArcFace")
         networks.append(FeatureNetwork(key, label, lambda images: pool_features([face.embed(images)])))
     if fid:
         networks.append(FeatureNetwork("inception", "Inception", _load_inception(device)))

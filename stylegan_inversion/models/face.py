@@ -1,8 +1,12 @@
-"""Small face networks on a face crop: 68 landmarks, expression, age and gender, and scores for editing directions.
+"""Small face networks on a face crop: 68 landmarks, expression, who it is with age and gender, and scores for editing.
 
-Architectures and weights: @vladmandic/face-api 1.7.15 (https://github.com/vladmandic/face-api), after face-api.js by
-Vincent Mühler (https://github.com/justadudewhohacks/face-api.js), both MIT; rewritten in PyTorch. Age and gender use
-a small Xception (Chollet 2017, arXiv:1610.02357), the others a small densely summed network of separable convolutions.
+Landmarks and expression: @vladmandic/face-api 1.7.15 (https://github.com/vladmandic/face-api), after face-api.js by
+Vincent Mühler (https://github.com/justadudewhohacks/face-api.js), both MIT: a small densely summed network of separable
+convolutions. Identity, age and gender: HSE-FaceRes by Savchenko 2019, "Efficient Facial Representations for Age, Gender
+and Identity Recognition in Organizing Photo Albums using Multi-output CNN", arXiv:1807.07718, weights of
+https://github.com/HSE-asavchenko/HSE_FaceRec_tf (Apache-2.0): a MobileNet v1 (Howard et al. 2017, arXiv:1704.04861), as
+packed in @vladmandic/human 3.3.6 (https://github.com/vladmandic/human, MIT). All rewritten in PyTorch. Departures of
+FaceRes: batch norms are folded into the convolutions, equal up to rounding; the age is the mean over the classes.
 
 All take RGB in [-1, 1], are differentiable, and resize their input themselves.
 """
@@ -19,7 +23,15 @@ from stylegan_inversion.bounds import BoundedConfig, number
 
 EXPRESSIONS = ("neutral", "happy", "sad", "angry", "fearful", "disgusted", "surprised")
 NUM_LANDMARKS = 68
-_MEAN_RGB = (122.782, 117.001, 104.298)  # in [0, 255], of the training photos
+_MEAN_BGR = (103.939, 116.779, 123.68)  # in [0, 255], of the training photos of HSE-FaceRes
+_MEAN_RGB = (122.782, 117.001, 104.298)  # in [0, 255], of the training photos of the others
+
+
+def resize(x: Float[Tensor, "batch channels height width"], size: int) -> Float[Tensor, "batch channels {size} {size}"]:
+    """Resize to `size` x `size` pixels, bilinear and antialiased; what has that size is given back as it is."""
+    if x.shape[-2:] == (size, size):
+        return x
+    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def resize_and_normalize(x: Float[Tensor, "batch 3 height width"], size: int) -> Float[Tensor, "batch 3 {size} {size}"]:
@@ -28,10 +40,8 @@ def resize_and_normalize(x: Float[Tensor, "batch 3 height width"], size: int) ->
     Departure: the original resizes without antialiasing, which makes the networks noisy on large images. An image of
     `size` itself gives equal results.
     """
-    if x.shape[-2:] != (size, size):
-        x = F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
     mean = torch.tensor(_MEAN_RGB, device=x.device, dtype=x.dtype)[:, None, None]
-    return (x * 127.5 + 127.5 - mean) / 255
+    return (resize(x, size) * 127.5 + 127.5 - mean) / 255
 
 
 def pad_same(
@@ -70,6 +80,20 @@ class SeparableConv(nn.Module):
     def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch out_channels h w"]:
         """Run both convolutions."""
         return self.pointwise(self.depthwise(x))
+
+
+class DepthwiseSeparable(nn.Module):
+    """MobileNet's block: a 3 x 3 convolution of each channel, then a 1 x 1 one, each followed by ReLU6."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
+        super().__init__()
+        self.depthwise = Conv2dSame(in_channels, in_channels, kernel_size=3, stride=stride, depthwise=True)
+        self.depthwise.bias = nn.Parameter(torch.zeros(in_channels))  # the folded batch norm's
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch out_channels h w"]:
+        """Run the block."""
+        return F.relu6(self.pointwise(F.relu6(self.depthwise(x))))
 
 
 class DenseBlock(nn.Module):
@@ -150,85 +174,71 @@ class ExpressionNet(nn.Module):
         return self.fc(self.features(x))
 
 
-class ReductionBlock(nn.Module):
-    """Two separable convolutions and a maximum pool beside a strided 1 x 1 convolution. Halves the size."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, rectify_input: bool) -> None:
-        super().__init__()
-        self.rectify_input = rectify_input
-        self.conv0 = SeparableConv(in_channels, out_channels)
-        self.conv1 = SeparableConv(out_channels, out_channels)
-        self.shortcut = Conv2dSame(in_channels, out_channels, kernel_size=1, stride=2)
-
-    def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch out_channels h w"]:
-        """Run the block."""
-        out = self.conv1(F.relu(self.conv0(F.relu(x) if self.rectify_input else x)))
-        return F.max_pool2d(pad_same(out, 3, 2, value=-torch.inf), 3, 2) + self.shortcut(x)
-
-
-class MiddleBlock(nn.Module):
-    """Three separable convolutions and a shortcut."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList([SeparableConv(channels, channels) for _ in range(3)])
-
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
-        """Run the block."""
-        out = x
-        for conv in self.convs:
-            out = conv(F.relu(out))
-        return out + x
-
-
 @dataclass(frozen=True)
-class AgeGenderConfig(BoundedConfig):
-    """Sizes of the age and gender network."""
+class FaceRecognitionConfig(BoundedConfig):
+    """Sizes of the network."""
 
-    resolution: int = number(112, 16, 1024)  # side of the network's input in pixels
-    # channels of the first convolution, the reductions and the last convolution
-    channels: tuple[int, ...] = number((32, 64, 128, 256, 512), 1, 4096, count=(4, 8))
-    num_middle_blocks: int = number(2, 0, 100)  # between the last two reductions
+    resolution: int = number(224, 16, 1024)  # side of the network's input in pixels
+    # of the first convolution, which halves the size, and of the blocks; those in `halving` halve it, too
+    channels: tuple[int, ...] = number(
+        (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024), 1, 4096, count=(2, 32)
+    )
+    halving: tuple[int, ...] = number((1, 3, 5, 11), 0, 31, count=(0, 8))
+    num_features: int = number(256, 1, 8192)  # between the embedding and the guesses of age and gender
+    num_ages: int = number(100, 1, 1000)  # classes: 0 years, 1 year, ...
 
 
-class AgeGenderNet(nn.Module):
-    """Apparent age, and the two-class gender of the training labels. Both are guesses from looks, no more."""
+class FaceRecognitionNet(nn.Module):
+    """Embed a face, and guess its age and gender. The guesses are from looks, no more."""
 
-    def __init__(self, config: AgeGenderConfig) -> None:
+    def __init__(self, config: FaceRecognitionConfig) -> None:
         super().__init__()
         self.config = config
-        first, *reductions, last = config.channels
-        widths = (first, *reductions)
-        self.conv_in = Conv2dSame(3, first, kernel_size=3, stride=2)
-        self.reductions = nn.ModuleList(
-            [ReductionBlock(i, o, rectify_input=n > 0) for n, (i, o) in enumerate(zip(widths, reductions))]
-        )
-        self.middle = nn.Sequential(*(MiddleBlock(reductions[-2]) for _ in range(config.num_middle_blocks)))
-        self.conv_out = SeparableConv(reductions[-1], last)
-        self.age = nn.Linear(last, 1)
-        self.gender = nn.Linear(last, 2)
+        self.conv_in = Conv2dSame(3, config.channels[0], kernel_size=3, stride=2)
+        strides = [2 if index in config.halving else 1 for index in range(len(config.channels) - 1)]
+        widths = pairwise(config.channels)
+        self.blocks = nn.ModuleList([DepthwiseSeparable(i, o, stride=s) for (i, o), s in zip(widths, strides)])
+        self.fc = nn.Linear(config.channels[-1], config.num_features)
+        self.age = nn.Linear(config.num_features, config.num_ages)
+        self.gender = nn.Linear(config.num_features, 1)
 
-    def forward(
+    def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
+        """Embed aligned, square face crops, RGB, in [-1, 1]. The numbers are in [0, 6]; cosines compare them."""
+        return self.features(x)[-1].mean(dim=(2, 3))
+
+    def features(self, x: Float[Tensor, "batch 3 height width"], *, resolution: int | None = None) -> list[Tensor]:
+        """Compute the last output of each size, in [0, 6], (B, C, h, w), each half as large as the one before.
+
+        Args:
+            x: Aligned, square face crops, RGB, in [-1, 1].
+            resolution: Side that they are resized to. `None` means the network's own.
+        """
+        mean = torch.tensor(_MEAN_BGR, device=x.device, dtype=x.dtype)[:, None, None]
+        x = resize(x, resolution or self.config.resolution).flip(1) * 127.5 + 127.5 - mean
+        out, stages = F.relu6(self.conv_in(x)), list[Tensor]()
+        for index, block in enumerate(self.blocks):
+            if index in self.config.halving:
+                stages.append(out)
+            out = block(out)
+        return [*stages, out]
+
+    def age_and_gender(
         self, x: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-        """Guess the age in years and the log-odds of male against female, both unbounded, of crops in [-1, 1]."""
-        out = F.relu(self.conv_in(resize_and_normalize(x, self.config.resolution)))
-        for reduction in self.reductions[:-1]:
-            out = reduction(out)
-        out = F.relu(self.conv_out(self.reductions[-1](self.middle(out))))
-        features = out.mean(dim=(2, 3))
-        male, female = self.gender(features).unbind(1)
-        return self.age(features).squeeze(1), male - female
+        """Guess the age in years and the log-odds of male against female of crops as in `forward`."""
+        features = F.relu(self.fc(self(x)))
+        years = torch.arange(self.config.num_ages, device=x.device, dtype=x.dtype)
+        return self.age(features).softmax(dim=1) @ years, self.gender(features).squeeze(1)
 
 
 class FaceScorer(nn.Module):
     """Continuous scores of aligned faces, to label latent codes with: nothing saturates, all is differentiable."""
 
-    def __init__(self, landmarks: FaceLandmarks68, expression: ExpressionNet, age_gender: AgeGenderNet) -> None:
+    def __init__(self, landmarks: FaceLandmarks68, expression: ExpressionNet, recognition: FaceRecognitionNet) -> None:
         super().__init__()
         self.landmarks = landmarks
         self.expression = expression
-        self.age_gender = age_gender
+        self.recognition = recognition
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> dict[str, Float[Tensor, " batch"]]:
         """Score aligned faces.
@@ -244,7 +254,7 @@ class FaceScorer(nn.Module):
         log_p = self.expression(x).log_softmax(dim=1)
         happy = EXPRESSIONS.index("happy")
         others = [i for i in range(len(EXPRESSIONS)) if i != happy]
-        age, gender = self.age_gender(x)
+        age, gender = self.recognition.age_and_gender(x)
         return {
             "smile": log_p[:, happy] - log_p[:, others].logsumexp(dim=1),
             "age": age,

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from stylegan_inversion.bounds import BoundedConfig, number
-from stylegan_inversion.models.face import Conv2dSame
+from stylegan_inversion.models.face import Conv2dSame, DepthwiseSeparable, resize
 
 _MAX_CANDIDATES = 400
 
@@ -37,20 +37,6 @@ class FaceDetectorConfig(BoundedConfig):
     max_scale: float = number(0.95, 0.0, 1.0)  # largest anchor
     score_threshold: float = number(0.5, 0.0, 1.0)  # detections must score above this
     iou_threshold: float = number(0.5, 0.0, 1.0)  # of two boxes that overlap more than this, the lower one is dropped
-
-
-class DepthwiseSeparable(nn.Module):
-    """MobileNet's block: a 3 x 3 convolution of each channel, then a 1 x 1 one, each followed by ReLU6."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int) -> None:
-        super().__init__()
-        self.depthwise = Conv2dSame(in_channels, in_channels, kernel_size=3, stride=stride, depthwise=True)
-        self.depthwise.bias = nn.Parameter(torch.zeros(in_channels))  # the folded batch norm's
-        self.pointwise = nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch out_channels h w"]:
-        """Run the block."""
-        return F.relu6(self.pointwise(F.relu6(self.depthwise(x))))
 
 
 class ExtraBlock(nn.Module):
@@ -119,9 +105,7 @@ class FaceDetector(nn.Module):
         size = self.config.resolution
         side = max(x.shape[2:])
         out = F.pad(x, (0, side - x.shape[3], 0, side - x.shape[2]), value=-1.0)
-        if side != size:
-            out = F.interpolate(out, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
-        out = F.relu6(self.conv_in(out))
+        out = F.relu6(self.conv_in(resize(out, size)))
         maps = []
         for index, block in enumerate(self.blocks):
             out = block(out)

@@ -74,19 +74,19 @@ def test_the_command(models: list[str], data: Path, tmp_path: Path, capsys: pyte
     results, table = json.loads((out / "generators.json").read_text()), (out / "generators.md").read_text("utf-8")
     assert table in capsys.readouterr().out
     heads = ["generator", "FD (alex)", "KD (alex) x 1000", "precision (alex)", "recall (alex)"]
-    heads += ["FD (dlib faces)", "KD (dlib faces) x 1000", "precision (dlib faces)", "recall (dlib faces)"]
+    heads += ["FD (FaceRes)", "KD (FaceRes) x 1000", "precision (FaceRes)", "recall (FaceRes)"]
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")]
     assert rows[0] == [*heads, "PPL (W, alex)"]
     assert [row[0] for row in rows[1:]] == ["tiny", "ema", "one half of the data against the other"]
     assert all(len(row) == 10 for row in rows) and rows[3][-1] == "-"
-    for words in ("10 samples against 12 pictures at 32 px", "Truncation psi 0.5,", "alex 1152, dlib faces 128"):
+    for words in ("10 samples against 12 pictures at 32 px", "Truncation psi 0.5,", "alex 1152, FaceRes 1024"):
         assert words in table
     # The figures, by hand.
     generator = storage.load_module(Generator, GeneratorConfig, tmp_path / "tiny" / "generator")
     real = [read_picture(data / name, 32) for name in [*(f"{i:02}.png" for i in range(11)), "more/a.png"]]
     images = (torch.cat(real), draw_samples(generator, range(10), seed=0, truncation_psi=0.5))
-    expected = measure(*(load_identity().embed(x) * 128**0.5 for x in images), seed=0)
-    figures = results["generators"]["tiny"]["figures"]["dlib"]
+    expected = measure(*(load_identity().embed(x) * 1024**0.5 for x in images), seed=0)
+    figures = results["generators"]["tiny"]["figures"]["faceres"]
     assert figures == {key: pytest.approx(value, rel=1e-3, abs=1e-6) for key, value in expected.items()}
     assert figures["kernel_subset"] == 5
 

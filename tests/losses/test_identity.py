@@ -10,20 +10,18 @@ from torch import Tensor, nn
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.losses.identity import (
     ArcFaceEmbedding,
-    DlibEmbedding,
+    FaceResEmbedding,
     IdentityEmbedding,
     IdentityLoss,
     MoCoEmbedding,
     load_identity,
     load_moco,
 )
-from stylegan_inversion.models.face_recognition import FaceRecognitionConfig, FaceRecognitionNet
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.resnet import ResNet, ResNetConfig
 from stylegan_inversion.storage import save_module
 
 ARCFACE = ArcFaceConfig(widths=(4, 6, 8, 10), units=(1, 1, 1, 1), reduction=2, resolution=32, embedding_dim=5)
-DLIB = FaceRecognitionConfig(40, (4, 6), (1, 1), 7)
 RESNET = ResNetConfig((4, 4, 4, 4), (1, 1, 1, 1))
 
 
@@ -41,20 +39,23 @@ def arcface() -> ArcFaceEmbedding:
     return seeded(lambda: ArcFaceEmbedding(ArcFace(ARCFACE)))
 
 
-def dlib() -> DlibEmbedding:
-    return seeded(lambda: DlibEmbedding(FaceRecognitionNet(DLIB)))
+def faceres() -> FaceResEmbedding:
+    embedding = load_identity()  # random weights on pixels in [0, 255] saturate its ReLU6
+    assert isinstance(embedding, FaceResEmbedding)
+    return embedding
 
 
 def moco() -> MoCoEmbedding:
     return seeded(lambda: MoCoEmbedding(ResNet(RESNET)))
 
 
+BUILDERS = [arcface, faceres, moco]
 every_loss = pytest.mark.parametrize(
-    "build", [lambda each=each: IdentityLoss(each()) for each in (arcface, dlib, moco)], ids=["arcface", "dlib", "moco"]
+    "build", [lambda each=each: IdentityLoss(each()) for each in BUILDERS], ids=[each.__name__ for each in BUILDERS]
 )
 
 
-@pytest.mark.parametrize("build", [arcface, dlib, moco])
+@pytest.mark.parametrize("build", BUILDERS)
 def test_unit_norm_similarity_and_loss(build: Callable[[], IdentityEmbedding]) -> None:
     embedding, a, b = build(), images(1), images(2)
     e, f = embedding.embed(a), embedding.embed(b)
@@ -86,19 +87,19 @@ def test_train_mode_of_a_parent_changes_nothing(build: Callable[[], nn.Module]) 
     assert all(torch.equal(value, before[key]) for key, value in loss.state_dict().items())
 
 
-def test_arcface_sees_the_inner_face_and_dlib_the_whole_crop() -> None:
+def test_arcface_sees_the_inner_face_and_faceres_the_whole_crop() -> None:
     x = images(1, side=256)
     border = x.clone()
     border[:, :, :35] = border[:, :, 223:] = 1.0
     border[:, :, :, :32] = border[:, :, :, 220:] = 1.0
     assert torch.equal(arcface().embed(x), arcface().embed(border))
-    assert not torch.allclose(dlib().embed(x), dlib().embed(border))
+    assert not torch.allclose(faceres().embed(x), faceres().embed(border))
 
 
 def test_loading(tmp_path: Path) -> None:
     builtin = load_identity()
-    assert isinstance(builtin, DlibEmbedding) and builtin.name == "builtin" and not builtin.training
-    assert builtin.embed(images(0)).shape == (2, 128)
+    assert isinstance(builtin, FaceResEmbedding) and builtin.name == "builtin" and not builtin.training
+    assert builtin.embed(images(0)).shape == (2, 1024)
     save_module(arcface().network, tmp_path / "arcface")
     embedding = load_identity("mine", tmp_path / "arcface")
     assert isinstance(embedding, ArcFaceEmbedding) and embedding.name == "mine"
@@ -109,8 +110,8 @@ def test_loading(tmp_path: Path) -> None:
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
-    save_module(dlib().network, tmp_path)
+    save_module(faceres().network, tmp_path)
     with pytest.raises(CheckpointError, match="is of a 'FaceRecognitionNet', not of a ArcFace"):
-        load_identity("dlib", tmp_path)
+        load_identity("faceres", tmp_path)
     with pytest.raises(CheckpointError, match="is of a 'FaceRecognitionNet', not of a ResNet"):
         load_moco(tmp_path)
