@@ -220,3 +220,16 @@ def modulated_conv2d_reference(
         else:
             rows.append(F.conv2d(x_i[None], w, padding=weight.shape[-1] // 2))
     return torch.cat(rows)
+
+
+def average_pool(x: Float[Tensor, "batch channels height width"], side: int) -> Float[Tensor, "batch channels s s"]:
+    """Average as `F.adaptive_avg_pool2d`, which MPS lacks for sides that `side` does not divide (pytorch#96056)."""
+    if x.shape[2] % side == 0 == x.shape[3] % side:
+        return F.adaptive_avg_pool2d(x, side)
+    rows = torch.arange(side, device=x.device)[:, None]
+    weights = []
+    for length in x.shape[2:]:
+        positions = torch.arange(length, device=x.device)
+        inside = (positions >= rows * length // side) & (positions * side < (rows + 1) * length)
+        weights.append(inside.to(x.dtype) / inside.sum(dim=1, keepdim=True).to(x.dtype))
+    return weights[0] @ x @ weights[1].T

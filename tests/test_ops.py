@@ -110,3 +110,9 @@ def test_float16_with_styles_of_any_size(size: float, batch: int) -> None:
         assert got.dtype == torch.float16 and torch.isfinite(got).all()
         assert bool(want.any()) == (size > 0)
         torch.testing.assert_close(got.float(), want, rtol=0, atol=4e-3 * max(1e-4, float(want.abs().max())))
+
+
+@pytest.mark.parametrize(("size", "side"), [((188, 188), 112), ((10, 7), 3), ((5, 8), 16), ((12, 6), 3)])
+def test_average_pool_equals_pytorchs(size: tuple[int, int], side: int) -> None:
+    x = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(ops.average_pool(x, side), torch.nn.functional.adaptive_avg_pool2d(x, side))

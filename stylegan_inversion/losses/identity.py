@@ -24,6 +24,7 @@ from stylegan_inversion import storage
 from stylegan_inversion.models.face import FaceRecognitionConfig, FaceRecognitionNet
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.resnet import ResNet, ResNetConfig
+from stylegan_inversion.ops import average_pool
 
 _ROWS, _COLUMNS, _SIDE = (35, 223), (32, 220), 256  # the face in FFHQ's crop at 256 px
 
@@ -51,8 +52,8 @@ def inner_face(x: Float[Tensor, "batch channels height width"]) -> Float[Tensor,
 def crop_face(x: Float[Tensor, "batch 3 height width"], resolution: int = 112) -> Float[Tensor, "batch 3 r r"]:
     """Pool FFHQ crops to 256 px, cut out the inner face, and pool it to `resolution`, as the papers' ID loss does."""
     if x.shape[-1] != _SIDE:
-        x = F.adaptive_avg_pool2d(x, _SIDE)
-    return F.adaptive_avg_pool2d(inner_face(x), resolution)
+        x = average_pool(x, _SIDE)
+    return average_pool(inner_face(x), resolution)
 
 
 class IdentityEmbedding(nn.Module, abc.ABC):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from stylegan_inversion.bounds import BoundedConfig, number
 from stylegan_inversion.models.generator import Generator, SynthesisNetwork
 from stylegan_inversion.models.psp_encoder import EncoderConfig
+from stylegan_inversion.ops import average_pool
 
 _STRIDES = (2, 2, 1, 2)  # of the four stages
 _POOLED = 3  # side to which each stage's features are averaged for the codes
@@ -78,15 +79,6 @@ def _residual(in_channels: int, channels: int, stride: int = 1) -> nn.Sequential
     )
 
 
-def _averages(x: Tensor) -> Tensor:
-    """Average as `F.adaptive_avg_pool2d` does, which MPS lacks for sides that 3 does not divide (pytorch#96056)."""
-    for dim in (2, 3):
-        side = x.shape[dim]
-        bounds = [(i * side // _POOLED, -(-(i + 1) * side // _POOLED)) for i in range(_POOLED)]
-        x = torch.stack([x.narrow(dim, start, stop - start).mean(dim) for start, stop in bounds], dim)
-    return x
-
-
 class BottleneckIR(nn.Module):
     """Improved residual unit of ArcFace (arXiv:1801.07698), without squeeze-and-excitation."""
 
@@ -134,7 +126,7 @@ class StyleFeatureBackbone(nn.Module):
         for stage in self.stages:
             x = stage(x)
             levels.append(x)
-        pooled = torch.cat([_averages(level) for level in levels], dim=1).flatten(1)
+        pooled = torch.cat([average_pool(level, _POOLED) for level in levels], dim=1).flatten(1)
         return torch.stack([style(pooled) for style in self.styles], dim=1), self.content(levels[2])
 
 
