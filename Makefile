@@ -5,7 +5,7 @@ CONSTRAINTS ?= -c constraints-cpu.txt
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint types app space clean
+.PHONY: demo test test-slow lint types docs app space clean
 
 demo: $(VENV)/.base
 	$(BIN)/stylegan-inversion demo --output demo
@@ -30,6 +30,9 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, such as: make demo PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
@@ -43,7 +46,12 @@ $(VENV)/.app: pyproject.toml | $(BIN)/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'  # dependency groups
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[app,train,evaluate,folders]' --group dev
+	touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --group docs
 	touch $@
 
 clean:

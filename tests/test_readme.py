@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from pathlib import Path
@@ -48,6 +49,18 @@ def test_the_pages_run(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     w = torch.randn(4000, 512, generator=torch.Generator().manual_seed(0))
     exec(blocks("docs/edits.md")[0], names | {"w": w, "scores": w[:, 0]})
     assert abs(float(names["pipe"].directions["glasses"].vector.flatten()[0])) > 0.3
+
+
+def test_the_notebook_runs(photo: Path) -> None:
+    """The cells as they stand, but for the installation."""
+    notebook = json.loads((ROOT / "docs/first_photo.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert cells[0] == "%pip install -q stylegan-inversion"
+    names: dict[str, Any] = {}
+    for cell in cells[1:]:
+        exec(cell, names)
+    assert load_image("turned.png").size == load_image(names["photo"]).size
+    assert names["tuned"].reports[0]["l2"] < names["out"].reports[0]["l2"]
 
 
 def test_the_api_answers(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
