@@ -131,8 +131,8 @@ def paste_back(
             inside = _inside(to_face, x, y)
             if inside.max() < 0:
                 continue
-            ramp = np.clip((inside / feather).astype(np.float32), 0, 1) if feather else (inside >= 0)
-            ramp = np.minimum(ramp, sharp, dtype=np.float32)
+            ramp = np.clip(inside / feather, 0, 1) if feather else (inside >= 0)
+            ramp = np.float32(np.minimum(ramp, sharp))
         origin = to_face @ (np.array([left, top]) - quad[0])
         size = (right - left, bottom - top)
         kept = old = result[top - low[1] : bottom - low[1], left - low[0] : right - low[0]]
