@@ -7,6 +7,7 @@ along, and what the motion does not explain is added. Lengths are in pixels of t
 """
 
 import itertools
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -18,7 +19,7 @@ from stylegan_inversion.preprocessing.align import Crop, rectangle, shrink_facto
 Detail = Literal["move", "add", "none"]
 """What becomes of the photo's own detail, see `paste_back`."""
 
-_TILE = 256  # pixels of the photo; tiles fit into the processor's cache, and bound the memory for a large photo
+_TILE = 256  # pixels a side of the photo's tiles, which fit into the processor's cache
 _MAX_RESIZED = 2048  # pixels a side
 
 # Motion; lengths are fractions of the crop.
@@ -37,6 +38,8 @@ _AREA = 3 / 64  # standard deviation of the window in which they are compared
 _FAR = 1 / 64  # motion from which on they count in full
 _AROUND = 0.08  # standard deviation of the neighbourhood of motion in which colours are doubted
 _TINT = 10.0  # grey levels; half of a change of tint is added where the generator misses the photo's by so much
+
+_BAND = 128  # rows that are worked on at once: they fit into the processor's cache
 
 # What is added to the moved photo; lengths are pixels of the generator.
 _FINE = 0.8  # standard deviation of the low-pass that splits off the generator's finest detail
@@ -92,58 +95,71 @@ def paste_back(
     sharp_x, sharp_y = np.ones(photo.width, np.float32), np.ones((photo.height, 1), np.float32)
     axes = np.stack([quad[3] - quad[0], quad[1] - quad[0]], axis=1)  # (u, v), 0 to 1 across the face -> photo (x, y)
     sides = np.maximum(np.rint(np.hypot(*axes)), 1).astype(int)
-    edited = np.asarray(image, dtype=np.float32)
-    # The pasted picture is keep * photo + drawn, in which the photo has moved by the flow.
+    edited = np.asarray(image)
+    # The pasted picture is the photo, moved by the flow, times the last of four layers, plus the other three.
     flow, method = np.zeros((1, 1, 2), np.float32), cv2.INTER_CUBIC
     if reference is None or detail == "none":
-        keep, drawn = np.zeros(edited.shape[:2], np.float32), edited
+        layers = cv2.merge([np.float32(edited), np.zeros(edited.shape[:2], np.float32)])
         if not crop.is_central:
             sharp_x, sharp_y = _sharpness(crop, quad)
-    elif np.array_equal(before := np.asarray(reference, dtype=np.float32), edited):
+    elif np.array_equal(before := np.asarray(reference), edited):
         return photo
     elif detail == "add":
-        keep, drawn = np.ones(edited.shape[:2], np.float32), edited - before
+        layers = cv2.merge([np.float32(edited) - before, np.ones(edited.shape[:2], np.float32)])
     else:
-        flow = _motion(cv2, edited, before)
-        keep, drawn = _follow(cv2, edited, before, np.asarray(crop.image, dtype=np.float32), flow)
-        flow, method = flow @ axes.T.astype(np.float32), cv2.INTER_LINEAR  # faster, and `drawn` is fine enough
+        flow, layers = _follow(cv2, edited, before, np.asarray(crop.image))
+        flow, method = flow @ axes.T.astype(np.float32), cv2.INTER_LINEAR  # faster, and the layers are fine enough
     moves = flow.any()
-    shape = np.minimum(sides, len(keep) if moves else max(len(keep), _MAX_RESIZED))
-    if not moves or sides.min() < 0.8 * len(keep):  # otherwise sampling hardly aliases
-        drawn, keep = _fit(drawn, shape), _fit(keep[..., None], shape)
-    reach = 3 + int(np.ceil(np.abs(flow).max()))  # pixels of the photo around a tile that may move into it
-    here = np.dstack(np.meshgrid(*[np.arange(_TILE + reach, dtype=np.float32)] * 2))
-
+    shape = np.minimum(sides, len(layers) if moves else max(len(layers), _MAX_RESIZED))
+    if not moves or sides.min() < 0.8 * len(layers):  # otherwise sampling hardly aliases
+        layers = _fit(layers, shape)
     to_face = np.linalg.inv(axes)
     low = np.maximum(np.ceil(quad.min(0)), 0).astype(int).tolist()
     high = np.minimum(np.floor(quad.max(0)) + 1, photo.size).astype(int).tolist()
+    if low[0] >= high[0] or low[1] >= high[1]:
+        return photo
+    reach = 3 + int(np.ceil(np.abs(flow).max()))  # pixels of the photo around the face that may move into it
+    begin, end = [max(x - reach, 0) for x in low], [min(x + reach, y) for x, y in zip(high, photo.size)]
+    source = np.asarray(photo.crop((*begin, *end)))
+    result = source[low[1] - begin[1] :, low[0] - begin[0] :][: high[1] - low[1], : high[0] - low[0]].copy()
+    step = max(int(sides.min() / len(flow)), 1)  # pixels of the photo; the flow is no finer
     for left, top in itertools.product(range(low[0], high[0], _TILE), range(low[1], high[1], _TILE)):
         right, bottom = min(left + _TILE, high[0]), min(top + _TILE, high[1])
         x, y = np.arange(left, right) - quad[0, 0], np.arange(top, bottom)[:, None] - quad[0, 1]
-        u, v = to_face[0, 0] * x + to_face[0, 1] * y, to_face[1, 0] * x + to_face[1, 1] * y
-        inside = np.minimum(np.minimum(u, 1 - u), np.minimum(v, 1 - v))  # (H, W), distance from the edge
-        if inside.max() < 0:
-            continue
-        ramp = np.clip((inside / feather).astype(np.float32), 0, 1) if feather else (inside >= 0)
-        ramp = np.minimum(ramp, np.minimum(sharp_x[left:right], sharp_y[top:bottom]), dtype=np.float32)
+        sharp = np.minimum(sharp_x[left:right], sharp_y[top:bottom])
+        if seam := _inside(to_face, x[[0, -1]], y[[0, -1]]).min() < feather or sharp.min() < 1:  # the corners tell
+            inside = _inside(to_face, x, y)
+            if inside.max() < 0:
+                continue
+            ramp = np.clip(inside / feather, 0, 1) if feather else (inside >= 0)
+            ramp = np.float32(np.minimum(ramp, sharp))
         origin = to_face @ (np.array([left, top]) - quad[0])
         size = (right - left, bottom - top)
-        x0, y0 = max(left - reach, 0), max(top - reach, 0)
-        end = min(right + reach, photo.width), min(bottom + reach, photo.height)
-        source = np.asarray(crop.photo.crop((x0, y0, *end)))
-        rows, columns = slice(top - y0, bottom - y0), slice(left - x0, right - x0)
-        kept = band = source[rows, columns]
+        kept = old = result[top - low[1] : bottom - low[1], left - low[0] : right - low[0]]
         if moves:
-            move = _sample(cv2, flow, to_face, origin, size, cv2.INTER_LINEAR)
-            move += here[rows, columns]
-            kept = cv2.remap(source, move, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
-        pasted = _times(cv2, kept.astype(np.float32), _sample(cv2, keep, to_face, origin, size, method))
-        pasted += _sample(cv2, drawn, to_face, origin, size, method)
-        if ramp.min() < 1:
+            start, wide = origin - to_face @ np.full(2, (step + 1) / 2), (size[0] // step + 3, size[1] // step + 3)
+            move = _sample(cv2, flow, to_face * step, start, wide, cv2.INTER_LINEAR)
+            move = cv2.resize(move, None, fx=step, fy=step)[step:, step:][: size[1], : size[0]]
+            if np.abs(move).max() > 1 / 64:  # less is nothing to OpenCV
+                move = cv2.add(move + _grid(_TILE)[: size[1], : size[0]], (left - begin[0], top - begin[1], 0, 0))
+                kept = cv2.remap(source, move, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
+        sampled = _sample(cv2, layers, to_face, origin, size, method)
+        keep, drawn = cv2.extractChannel(sampled, 3), cv2.cvtColor(sampled, cv2.COLOR_RGBA2RGB)
+        if keep.min() < 0.999:
+            kept = _times(cv2, kept, keep)
+        pasted = cv2.add(kept, drawn, dtype=cv2.CV_8U)  # rounds and clips
+        if seam:
             mask = ramp * ramp * (3 - 2 * ramp)
-            pasted = cv2.blendLinear(pasted, band.astype(np.float32), mask, 1 - mask)
-        photo.paste(Image.fromarray(cv2.add(pasted, 0, dtype=cv2.CV_8U)), (left, top))  # rounds and clips
+            pasted = cv2.blendLinear(pasted, old, mask, 1 - mask)
+        old[...] = pasted
+    photo.paste(Image.fromarray(result), tuple(low))
     return photo
+
+
+def _inside(to_face: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Measure how far points lie inside the face's edge, relative to its side, (H, W)."""
+    u, v = (np.abs(row[0] * x + row[1] * y - 0.5) for row in to_face)
+    return 0.5 - np.maximum(u, v)
 
 
 def _opencv() -> Any:
@@ -168,7 +184,12 @@ def _fit(layers: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 
 def _times(cv2: Any, x: np.ndarray, share: np.ndarray) -> np.ndarray:
-    return cv2.multiply(x, cv2.merge([share] * 3))  # twice as fast as numpy
+    return cv2.multiply(x, cv2.merge([share] * 3), dtype=cv2.CV_32F)  # twice as fast as numpy
+
+
+def _power(cv2: Any, x: np.ndarray) -> np.ndarray:
+    """Sum the squares of the channels."""
+    return cv2.transform(x * x, np.ones((1, x.shape[2])))
 
 
 def _sample(
@@ -181,81 +202,81 @@ def _sample(
 
 
 def _blur(cv2: Any, x: np.ndarray, sigma: float) -> np.ndarray:
-    return cv2.GaussianBlur(x, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+    if sigma < 5 or any(side % 2 for side in x.shape[:2]):
+        return cv2.GaussianBlur(x, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+    half = cv2.resize(x, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)  # nearly the same, and much faster
+    return cv2.resize(_blur(cv2, half, sigma / 2), x.shape[1::-1], interpolation=cv2.INTER_CUBIC)
 
 
 def _resize(cv2: Any, x: np.ndarray, size: int) -> np.ndarray:
     if len(x) == size:
         return x
-    return cv2.resize(x, (size, size), interpolation=cv2.INTER_CUBIC if len(x) < size else cv2.INTER_AREA)
+    method = cv2.INTER_CUBIC if len(x) < size else cv2.INTER_AREA
+    if len(x) >= 2 * size and len(x) % 2 == 0:
+        x = cv2.resize(x, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    return cv2.resize(np.float32(x) if len(x) != size else x, (size, size), interpolation=method)
 
 
 def _grey(cv2: Any, x: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)
 
 
-def _places(cv2: Any, flow: np.ndarray, size: int) -> np.ndarray:
-    """Say in pixels of a picture where each pixel comes from; the flow is in fractions of it."""
-    line = np.arange(size, dtype=np.float32)
-    places = cv2.resize(flow, (size, size)) * np.float32(size)
-    places[..., 0] += line
-    places[..., 1] += line[:, None]
-    return places
+@lru_cache(maxsize=8)
+def _grid(size: int) -> np.ndarray:
+    """Say where each pixel of a square lies, (x, y): (S, S, 2)."""
+    return np.dstack(np.meshgrid(*[np.arange(size, dtype=np.float32)] * 2))
 
 
-def _moved(cv2: Any, x: np.ndarray, places: np.ndarray) -> np.ndarray:
+def _moved(cv2: Any, x: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """Move a picture by a flow, which is in fractions of it."""
+    size = len(x)
+    places = cv2.resize(flow * np.float32(size), (size, size)) + _grid(size)
     return cv2.remap(x, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _motion(cv2: Any, edited: np.ndarray, before: np.ndarray) -> np.ndarray:
+def _motion(cv2: Any, after: np.ndarray, then: np.ndarray, resolution: int) -> np.ndarray:
     """Find for each place of the edited face where it was before, (S, S, 2), (x, y) in fractions of the crop."""
-    size, sigma = _FLOW_SIZE, _SMOOTH * _FLOW_SIZE
-    after, then = (_resize(cv2, x, size) for x in (edited, before))
+    size, sigma = len(after), _SMOOTH * len(after)
     grey = [_grey(cv2, np.clip(x, 0, 255).astype(np.uint8)) for x in (after, then)]
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     flow, back = (search.calc(a, b, None) / size for a, b in (grey, grey[::-1]))
     # Believe motion that leads back to where it began, and as far as it explains the change.
-    places = _places(cv2, flow, size)
-    error = np.square(flow + _moved(cv2, back, places)).sum(2)
-    weight = np.exp(-error / (2 * _MISMATCH**2))
-    errors = (after - x for x in (then, _moved(cv2, then, places)))
-    change, left = (_blur(cv2, np.einsum("hwc,hwc->hw", x, x) / 3, sigma) for x in errors)
+    weight = np.exp(-_power(cv2, flow + _moved(cv2, back, flow)) / (2 * _MISMATCH**2))
+    errors = (after - x for x in (then, _moved(cv2, then, flow)))
+    change, left = (_blur(cv2, _power(cv2, x) / 3, sigma) for x in errors)
     weight *= np.clip((change - left) / (change + _NOISE**2), 0, 1)
     flow = _blur(cv2, flow * weight[..., None], sigma) / (_blur(cv2, weight, sigma) + _DOUBT)[..., None]
     place = (np.arange(size, dtype=np.float32) + 0.5) / size
     ramp = np.clip(np.minimum(place, 1 - place) / _RIM, 0, 1)
     ramp = ramp * ramp * (3 - 2 * ramp)
     flow *= (ramp[:, None] * ramp)[..., None]
-    power = (np.square(flow).sum(2)[..., None] * len(edited) ** 2) ** 2
+    power = (_power(cv2, flow)[..., None] * resolution**2) ** 2
     return flow * (power / (power + _TINY**4))
 
 
-def _follow(
-    cv2: Any, edited: np.ndarray, before: np.ndarray, target: np.ndarray, flow: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Find how much of the moved photo is kept, (T, T), and what is added to it, (T, T, 3)."""
-    size, small = max(len(edited), len(flow)), _MAP_SIZE
+def _follow(cv2: Any, edited: np.ndarray, before: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find how the photo moves, (S, S, 2), what is added to it and, last, how much of it is kept, (T, T, 4)."""
+    middle = [np.float32(_resize(cv2, x, _FLOW_SIZE)) for x in (edited, before, target)]
+    flow = _motion(cv2, middle[0], middle[1], len(edited))
+    size, small = max(len(edited), _FLOW_SIZE), _MAP_SIZE
     pixel, part = size / len(edited), small / len(edited)  # the generator's pixel in the large and the small pictures
     after, then, photo = (_resize(cv2, x, size) for x in (edited, before, target))
-    moved = _moved(cv2, then, _places(cv2, flow, size))
-    change = after - moved
-    low = _blur(cv2, change, _FINE * pixel)
     # The generator's finest detail counts as far as it is the photo's.
-    fine = (x - _blur(cv2, x, _FINE * pixel) for x in (_grey(cv2, photo), _grey(cv2, then)))
-    detail = _moved(cv2, _alike(cv2, _WINDOW * pixel, size // 2, *fine), _places(cv2, flow, size // 2))
-    trust = cv2.resize(detail, (size, size))
-    drawn = cv2.blendLinear(change, low, trust, 1 - trust)
+    greys = [np.float32(_grey(cv2, x)) for x in (photo, then)]
+    fine = (x - _blur(cv2, x, _FINE * pixel) for x in greys)
+    detail = _moved(cv2, _alike(cv2, _WINDOW * pixel, size // 2, *fine), flow)
     # So do whole features where they move: drawn elsewhere than in the photo, they leave a second edge.
-    new, old, photo, then, detail = (_resize(cv2, x, small) for x in (after, moved, photo, then, detail))
-    places, sigma = _places(cv2, flow, small), _FEATURE * small
-    bands = (_blur(cv2, x, _FINE * part) - _blur(cv2, x, sigma) for x in (_grey(cv2, photo), _grey(cv2, then)))
-    known = _moved(cv2, _alike(cv2, _AREA * small, small, *bands), places)
+    old = _resize(cv2, _moved(cv2, middle[1], flow), small)
+    new, base, face, known = (_resize(cv2, x, small) for x in (*middle, detail))
+    sigma = _FEATURE * small
+    bands = (_blur(cv2, x, _FINE * part) - _blur(cv2, x, sigma) for x in (_grey(cv2, face), _grey(cv2, base)))
+    alike = _moved(cv2, _alike(cv2, _AREA * small, small, *bands), flow)
     moves = _resize(cv2, np.hypot(flow[..., 0], flow[..., 1]), small) / _FAR
-    gain = 1 - (1 - known) * np.clip(moves, 0, 1)
+    gain = 1 - (1 - alike) * np.clip(moves, 0, 1)
     # So do colours around them, such as those of the background, as far as the generator drew the photo's.
-    tone = _moved(cv2, photo - then, places)
+    tone = _moved(cv2, face - base, flow)
     off, base = (_blur(cv2, x, sigma) for x in (tone, new - old))
-    off = np.square(off - _grey(cv2, off)[..., None]).sum(2)
+    off = _power(cv2, off - _grey(cv2, off)[..., None])
     tint = base - _grey(cv2, base)[..., None]
     doubt = np.clip(_blur(cv2, moves, _AROUND * small), 0, 1) * off / (off + _TINT**2)
     base = (1 - gain)[..., None] * base - doubt[..., None] * tint
@@ -265,13 +286,23 @@ def _follow(
     mean_x, mean_y, xx, yy, xy = (_blur(cv2, i, _STRUCTURE * small) for i in (x, y, x * x, y * y, x * y))
     spread = np.sqrt(np.maximum(xx - mean_x**2, 0) * np.maximum(yy - mean_y**2, 0))
     alike = (xy - mean_x * mean_y + _CONTRAST**2) / (spread + _CONTRAST**2)
-    lost = _blur(cv2, np.clip((0.7 - alike) / 0.4, 0, 1), _SOFT * small) * np.clip((detail - 0.3) / 0.4, 0, 1)
+    lost = _blur(cv2, np.clip((0.7 - alike) / 0.4, 0, 1), _SOFT * small) * np.clip((known - 0.3) / 0.4, 0, 1)
     base += lost[..., None] * (_blur(cv2, tone, _WINDOW * part) - base)
-    gain, lost, base = (cv2.resize(x, (size, size)) for x in (gain * (1 - lost), lost, base))
-    drawn = _times(cv2, drawn, gain)
-    drawn += _times(cv2, after, lost)
-    drawn += base
-    return 1 - lost, drawn
+    maps = (flow * np.float32(size), detail, gain * (1 - lost), lost, cv2.merge([base, 1 - lost]))
+    tall = [cv2.resize(x, (x.shape[1], size)) for x in maps]
+    layers, halo = np.empty((size, size, 4), np.float32), int(4 * _FINE * pixel) + 2  # rows that a blur reaches
+    for top in range(0, size, _BAND):
+        start, stop = max(top - halo, 0), min(top + _BAND + halo, size)
+        places, trust, gain, lost, layer = (cv2.resize(x[start:stop], (size, stop - start)) for x in tall)
+        places += _grid(size)[start:stop]
+        moved = cv2.remap(then, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        change = cv2.subtract(after[start:stop], moved, dtype=cv2.CV_32F)
+        drawn = _times(cv2, cv2.blendLinear(change, _blur(cv2, change, _FINE * pixel), trust, 1 - trust), gain)
+        if lost.max() > 1e-3:
+            drawn += _times(cv2, after[start:stop], lost)
+        layer += cv2.merge([drawn, np.zeros_like(trust)])
+        layers[top : top + _BAND] = layer[top - start :][:_BAND]
+    return flow, layers
 
 
 def _alike(cv2: Any, sigma: float, size: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
