@@ -78,9 +78,7 @@ def reference(x: Tensor, checkpoint: dict[str, Any], passes: int, *, offsets: bo
 
 @pytest.mark.parametrize("resnet", [False, True])
 @pytest.mark.parametrize(("offsets", "passes"), [(False, None), (True, None), (True, 1), (False, 4)])
-def test_it_gives_what_the_official_loop_gives(
-    offsets: bool, passes: int | None, resnet: bool, tmp_path: Path
-) -> None:
+def test_it_gives_what_the_official_loop_gives(offsets: bool, passes: int | None, resnet: bool, tmp_path: Path) -> None:
     checkpoint = restyle(offsets=offsets, resnet=resnet)
     torch.save(checkpoint, tmp_path / "restyle.pt")
     pipeline = ReStylePipeline.from_single_file(tmp_path / "restyle.pt")
@@ -102,7 +100,7 @@ def test_it_gives_what_the_official_loop_gives(
 
 
 def test_cars_are_looked_at_without_their_bars(tmp_path: Path) -> None:
-    """The encoder sees 3/4 of the height; what the generator drew is cut to the same, as `coach_restyle_psp.py` does."""
+    """The encoder sees 3/4 of the height; what the generator drew is cut to the same, as the official code does."""
     checkpoint = restyle(offsets=False, resnet=True)
     file = recognise(checkpoint)
     encoder, generator = file.parts["encoder"].build(), file.parts["generator"].build()

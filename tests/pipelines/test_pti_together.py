@@ -38,7 +38,9 @@ def test_one_generator_for_several_photos(named: PTIPipeline, photo: Image.Image
         seen.append((step, info["photo"], info["stage"], len(info["y_hat"])))
 
     out = named(views(photo), together=True, num_w_steps=2, num_tuning_steps=6, batch_size=2, callback=note)
-    assert [each[1:] for each in seen] == [(0, "projection", 2)] * 2 + [(2, "projection", 1)] * 2 + [(0, "tuning", 3)] * 6
+    assert [each[1:] for each in seen] == [(0, "projection", 2)] * 2 + [(2, "projection", 1)] * 2 + [
+        (0, "tuning", 3)
+    ] * 6
     assert out.generator is not named.generator and out.generators == [out.generator] * 3
     assert all(torch.equal(value, before[key]) for key, value in named.generator.state_dict().items())
     alone = named(views(photo), num_w_steps=2, num_tuning_steps=6, batch_size=2)
