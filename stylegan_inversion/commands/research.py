@@ -33,7 +33,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--align", action="store_true", help="find the face in each photo and cut it out")
     add("--resolution", type=at_least(11), metavar="PX", help="side at which pictures are compared [the model's]")
     add("--perceptual", default="alex", choices=PERCEPTUAL_NETWORKS, help="network that measures LPIPS [%(default)s]")
-    faces = "network that compares faces: builtin, an ArcFace's folder, none [%(default)s]"
+    faces = "network that compares faces: builtin, curricularface-ir-101 (the papers'), a folder, none [%(default)s]"
     add("--identity", default="builtin", help=faces)
     together = "photos that go through together [%(default)s]"
     add("--batch-size", type=at_least(1), default=16, metavar="N", help=together)
