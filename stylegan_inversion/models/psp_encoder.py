@@ -75,7 +75,7 @@ class MapToStyle(nn.Module):
         self.linear = EqualLinear(channels, w_dim)
 
     def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch w_dim"]:
-        """Map features of the side it was built for to one w."""
+        """Map features of the side it was built for, or less high, to one w."""
         for conv in self.convs:
             x = F.leaky_relu(conv(x), 0.01)
         return self.linear(x.flatten(1))

@@ -55,7 +55,7 @@ class ReStyleEncoder(nn.Module):
         """Take one step: compute what to add to the code of `y_hat`.
 
         Args:
-            x: Images, (B, 3, S, S), RGB, in [-1, 1], S = `input_resolution`; those of cars are 3/4 as high.
+            x: Images, (B, 3, H, S), RGB, in [-1, 1], S = `input_resolution`, H <= S.
             y_hat: What the generator draws from the code so far, of the same shape and range.
         """
         features = self.backbone(torch.cat([x, y_hat], dim=1)).c3
@@ -95,7 +95,7 @@ class ReStyleEncoder(nn.Module):
         return w_plus.expand(len(x), -1, -1), y_hat.expand_as(x)
 
     def look(self, x: Tensor, drawn: Tensor) -> Tensor:
-        """Pool what a generator drew, (B, 3, R, R), to the size of the images; of cars, without the bars."""
+        """Pool what a generator drew, (B, 3, R, R), to the shape of the images: what lies above and below are bars."""
         y_hat = F.adaptive_avg_pool2d(drawn, x.shape[-1])
         top = (x.shape[-1] - x.shape[-2]) // 2
         return y_hat[:, :, top : top + x.shape[-2]]
