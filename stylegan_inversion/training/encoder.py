@@ -112,13 +112,19 @@ class EncoderLearner:
         sums: Terms = {}
         codes = []
         for micro, batch in enumerate(batches):
-            before: Pass | None = None
+            serial = step * len(batches) + micro  # counts the micro-batches of this process
+            with self.accelerator.autocast():
+                x, true_w = self._inputs(batch, serial)
+            seen = self._start(x) if self.kind.iterative else None
             for number in range(self.passes):  # ReStyle's have a loss and a gradient each, which add up
+                turn = serial * self.passes + number
                 with self.accelerator.autocast():
-                    loss, terms, before = self._losses(batch, step * len(batches) + micro, stage, before)
+                    loss, terms, w_plus, drawn = self._losses(batch.get("y"), x, true_w, turn, stage, seen)
                 self.accelerator.backward(loss / len(batches))
                 if number == 0:  # whose codes the discriminator is trained on, as in ReStyle's code
-                    codes.append(before[0].float())
+                    codes.append(w_plus.detach().float())
+                if number + 1 < self.passes:
+                    seen = self._look(x, w_plus.detach().float(), drawn)
             add_terms(sums, {**terms, "loss": loss}, len(batches))
         max_norm = self.config.optimizer.max_grad_norm
         if not apply_gradients(self.accelerator, self.optimizer, sums["loss"], max_norm=max_norm):
@@ -135,50 +141,51 @@ class EncoderLearner:
         terms, finite = self.adversary.update(real_w, w_plus, stage=stage, step=step, rng=rng)
         return sums | terms, finite
 
-    def _losses(
-        self, batch: dict[str, Tensor], serial: int, stage: int, before: Pass | None
-    ) -> tuple[Tensor, Terms, Pass]:
-        """Loss and terms of a pass over a micro-batch; `serial` counts the micro-batches of one process."""
+    def _inputs(self, batch: dict[str, Tensor], serial: int) -> tuple[Tensor, Tensor]:
+        """What the encoder reads, pictures and then samples of the generator, and the w of the samples."""
         synthetic, true_w = self.draws.synthesize(serial, self.config.synthetic_batch_size, side=self.input_resolution)
         pictures = [batch["x"]] if self.config.batch_size else []
         x = torch.cat(pictures + [synthetic] * bool(len(synthetic)))  # a sketch has other channels
         if self.config.mixed_precision != "no":
             x = x.contiguous(memory_format=torch.channels_last)  # in which half precision is fast
-        if self.kind.iterative:
-            w_before, y_before = before or self._start(x)
-            w_plus = w_before + self.encoder(x, y_before)
-        else:
-            w_plus = self.encoder(x)
-        count, drawn = len(w_plus) - len(synthetic), None
+        return x, true_w
+
+    def _losses(
+        self, y: Tensor | None, x: Tensor, true_w: Tensor, turn: int, stage: int, seen: Pass | None
+    ) -> tuple[Tensor, Terms, Tensor, Tensor | None]:
+        """Loss, terms, codes and pictures of a pass over a micro-batch, which has `seen` the one before, if any.
+
+        `turn` counts the passes of this process.
+        """
+        w_plus = self.encoder(x) if seen is None else seen[0] + self.encoder(x, seen[1])
+        drawn = None
         terms = self.objective.codes(w_plus, w_avg=self.encoder.w_avg, num_deltas=stage)
-        if count and self.objective.image_terms:
-            noise = self.draws.noise(serial, count)
-            drawn = self.generator.synthesis(w_plus[:count], noise=noise)
-            terms |= self.objective.images(self.resize(drawn), batch["y"])
+        if y is not None and self.objective.image_terms:
+            noise = self.draws.noise(turn, len(y))
+            drawn = self.generator.synthesis(w_plus[: len(y)], noise=noise)
+            terms |= self.objective.images(self.resize(drawn), y)
         if "w_distance" in self.weights:
-            if self.teacher is not None:
+            if self.teacher is not None and y is not None:
                 with torch.no_grad():
-                    true_w = torch.cat([self.teacher(batch["y"]).float(), true_w])
+                    true_w = torch.cat([self.teacher(y).float(), true_w])
             terms["w_distance"] = w_distance_loss(w_plus[len(w_plus) - len(true_w) :], true_w)
         if self.adversary is not None:
             terms["adversarial"] = self.adversary.encoder_loss(w_plus, stage)
-        after = w_plus.detach()
-        return self.objective.total(terms), terms, (after, self._look(x, after, drawn) if self.kind.iterative else x)
+        return self.objective.total(terms), terms, w_plus, drawn
 
     @torch.no_grad()
     def _start(self, x: Tensor) -> Pass:
-        with torch.autocast(x.device.type, enabled=False):  # whose cache of weights would keep none for gradients
-            return self.encoder.start(x, self.generator)
+        """The average w and its picture, which the first pass looks at."""
+        return self.encoder.start(x, self.generator)
 
     @torch.no_grad()
-    def _look(self, x: Tensor, w_plus: Tensor, drawn: Tensor | None) -> Tensor:
+    def _look(self, x: Tensor, w_plus: Tensor, drawn: Tensor | None) -> Pass:
         """What the next pass looks at: the pictures that are drawn already, and those of the other codes."""
         pictures = [] if drawn is None else [drawn.detach().float()]
-        others = w_plus[len(pictures[0]) :] if pictures else w_plus
+        others = w_plus[sum(map(len, pictures)) :]
         if len(others):
-            with torch.autocast(x.device.type, enabled=False):
-                pictures.append(self.generator.synthesis(others.float()))
-        return self.encoder.look(x, torch.cat(pictures))
+            pictures.append(self.generator.synthesis(others))
+        return w_plus, self.encoder.look(x, torch.cat(pictures))
 
     def resize(self, images: Tensor) -> Tensor:
         """Pool pictures to the side at which they are compared."""

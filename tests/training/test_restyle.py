@@ -31,9 +31,9 @@ def test_each_pass_has_a_loss_and_a_gradient_of_its_own(make_learner: MakeLearne
     x = torch.cat([batch["x"], learner.draws.synthesize(0, 1, side=32)[0]])
     w_plus = encoder.w_avg.repeat(5, 1, 1)
     y_hat = F.adaptive_avg_pool2d(generator.synthesis(w_plus), 32)
-    for _ in range(3):
+    for number in range(3):
         w_plus = w_plus + encoder(x, y_hat)
-        drawn = generator.synthesis(w_plus[:4], noise=learner.draws.noise(0, 4))
+        drawn = generator.synthesis(w_plus[:4], noise=learner.draws.noise(number, 4))
         loss = (drawn - batch["y"]).square().mean()
         loss.backward()
         w_plus = w_plus.detach()
