@@ -35,6 +35,7 @@ from stylegan_inversion.pipelines.rows import (
     Align,
     Invert,
     Table,
+    each_inverted,
     parts_of,
     picture_file,
     printable,
@@ -48,7 +49,8 @@ logger = logging.getLogger(__name__)
 
 REPORT = "report.json"
 RUN = "run.json"  # the settings of a folder's run
-_NOT_OF_A_RUN = ("image", "align", "face", "callback", "progress")  # `align` and `face` are settings of their own
+TOGETHER = "together"  # the inversion of photos that share a generator
+_NOT_OF_A_RUN = ("image", "align", "face", "together", "callback", "progress")  # or settings of their own
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def invert_photos(
     A photo `cat.jpg` gets the folder `OUTPUT/cat` with `crop.png`, `inverted.png`, with edits `edited.png` and
     `photo.png` (the photo with the edited face), and `inversion/`, which `InversionOutput.load` reads. Another `cat`
     becomes `cat_2`, even in a later call. `OUTPUT/report.json` holds all records, also those of earlier calls. Each
-    file is written whole or not at all.
+    file is written whole or not at all. With the option `together` there is one inversion of all, `OUTPUT/together`.
 
     Args:
         pipeline: Inverts them.
@@ -121,15 +123,18 @@ def invert_photos(
     output.mkdir(parents=True, exist_ok=True)
     storage.sweep(output)
     records = _read_records(output)
-    for photo in photos:
-        path, out = os.path.abspath(photo), None
-        folder = output / _folder_name(path, records)
+    for photo, out in each_inverted(pipeline, photos, options, shared=output / TOGETHER):
+        folder = output / _folder_name(path := os.path.abspath(photo), records)
         try:
-            out = pipeline(photo, **options)
+            if isinstance(out, Exception):
+                raise out
             edited = pipeline.edit(out, **edits) if edits else out
             pasted = pipeline.paste_back(edited)[0] if edits else None
             storage.sweep(folder)
-            out.save(folder / "inversion")  # in place of the old one, so that an interruption loses nothing
+            if options.get("together"):
+                shutil.rmtree(folder / "inversion", ignore_errors=True)
+            else:
+                out.save(folder / "inversion")  # in place of the old one, so that an interruption loses nothing
             save_image(out.crops[0].image, folder / "crop.png")
             save_image(out.images[0], folder / "inverted.png")
             if pasted is None:
@@ -155,7 +160,7 @@ def _folder_name(path: str, records: Mapping[str, Record]) -> str:
     """The name of the folder that a photo had before, or a free one from the name of its file."""
     if path in records and records[path].folder:
         return Path(str(records[path].folder)).name
-    taken = {REPORT, *(_key(Path(record.folder).name) for record in records.values() if record.folder)}
+    taken = {REPORT, TOGETHER, *(_key(Path(record.folder).name) for record in records.values() if record.folder)}
     stem = Path(path).stem.strip(". ") or "photo"  # the stem of "...png" is "..", the folder above
     names = (stem, *(f"{stem}_{k}" for k in range(2, len(taken) + 3)))
     return next(name for name in names if _key(name) not in taken)
@@ -249,6 +254,8 @@ def invert_folder(
         import pyarrow.parquet  # noqa: F401
     folder, output, options = Path(folder), Path(output), dict(options or {})
     check_options(pipeline, options)
+    if options.get("together"):
+        raise ValueError("`together` is for single photos: in the table of a folder each face has its own generator.")
     if unknown := [kind for kind in save if kind not in PICTURES]:
         raise ValueError(f"`save` must name some of {', '.join(PICTURES)}, got {unknown[0]!r}.")
     if batch_size < 1 or (workers is not None and workers < 0):

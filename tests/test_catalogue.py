@@ -79,7 +79,7 @@ def test_list(fake_hub: FakeHub, pti: PTIPipeline, tmp_path: Path, capsys: pytes
     for name, place in places.items():
         assert (models[name].where, models[name].detail) == ("cached", str(place))
     assert models["e4e-cars-512"].where == models["direction-ffhq-pose"].where == "to fetch"
-    assert models["curricularface-ir-101"].where == "not read" and models["psp-ffhq-toonify"].where == "by hand"
+    assert models["curricularface-ir-101"].where == "to fetch" and models["psp-ffhq-toonify"].where == "by hand"
 
     fake_hub.add(f"{'o' * 40}/{'m' * 50}", tmp_path / "model")
     PTIPipeline.from_pretrained(f"{'o' * 40}/{'m' * 50}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.discriminator import LatentDiscriminatorConfig
-from stylegan_inversion.models.encoders import ENCODERS
+from stylegan_inversion.models.encoders import ENCODERS, RESTYLE_FORMS
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.psp_encoder import EncoderConfig, PyramidEncoderConfig
 from stylegan_inversion.models.resnet import ResNetConfig
@@ -27,6 +27,8 @@ _NAMES: dict[str, str | Callable[[re.Match[str]], str]] = {  # patterns of our n
     r"^(pyramid\.)?w_avg$": "latent_avg",  # which lies beside the state dict
     r"^pyramid\.": "",
     r"^backbone\.stem\.": "input_layer.",
+    r"^backbone\.prelu\.": "relu.",
+    r"^backbone\.(conv1|bn1)\.": r"\1.",
     r"\.(residual|shortcut)\.": lambda match: f".{'res' if match[1] == 'residual' else match[1]}_layer.",
     r"^lateral(\d)\.": lambda match: f"latlayer{3 - int(match[1])}.",  # theirs count from the coarse end
     r"\.convs\.(\d+)\.": lambda match: f".convs.{2 * int(match[1])}.",  # theirs count the activations too
@@ -77,13 +79,20 @@ def _count(official: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _backbone_sizes(official: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read the fields of `IRSEConfig`; a stage of the body begins where the width changes."""
-    width, in_channels = official["input_layer.0.weight"].shape[:2]
-    squeeze = official["body.0.res_layer.5.fc1.weight"].shape[0]
-    depths = [official[f"body.{i}.res_layer.3.weight"].shape[0] for i in range(_count(official, "body."))]
+    """Read the fields of `IRSEConfig`; a stage of the body begins where the width changes. ResNet-34's are alike."""
+    resnet = "conv1.weight" in official
+    width, in_channels = official["conv1.weight" if resnet else "input_layer.0.weight"].shape[:2]
+    squeeze = official.get("body.0.res_layer.5.fc1.weight")
+    conv = "conv1" if resnet else "res_layer.3"
+    depths = [official[f"body.{i}.{conv}.weight"].shape[0] for i in range(_count(official, "body."))]
     widths = tuple(sorted(set(depths)))
-    units = tuple(map(depths.count, widths))
-    return {"in_channels": in_channels, "widths": widths, "units": units, "reduction": width // squeeze}
+    reduction = 0 if squeeze is None else width // squeeze.shape[0]
+    return {
+        "in_channels": in_channels,
+        "widths": widths,
+        "units": tuple(map(depths.count, widths)),
+        "reduction": reduction,
+    }
 
 
 def _pyramid_config(official: Mapping[str, Tensor], options: Mapping[str, Any]) -> PyramidEncoderConfig:
@@ -112,12 +121,17 @@ def _restyle_config(official: Mapping[str, Tensor], options: Mapping[str, Any]) 
             "It is a ReStyle checkpoint, of pSp's form or of e4e's, whose tensors have the same names; `encoder_type` "
             "in its `opts` must say which."
         )
+    resnet = "conv1.weight" in official
+    forms = {name: offsets for (on_resnet, offsets), name in RESTYLE_FORMS.items() if on_resnet == resnet}
+    if form not in forms:
+        raise CheckpointError(f"Its `opts` say {form}, but its tensors are those of {' or '.join(forms)}.")
     num_ws, sizes = _count(official, "styles."), _backbone_sizes(official)
     return ReStyleConfig(
         output_resolution=2 ** (num_ws // 2 + 1) if num_ws % 2 == 0 else num_ws,
         input_resolution=16 * 2 ** _count(official, "styles.0.convs."),
         w_dim=official["styles.0.linear.weight"].shape[0],
-        offsets=form == "ProgressiveBackboneEncoder",
+        resnet=resnet,
+        offsets=forms[form],
         iterations=passes if isinstance(passes, int) and 1 <= passes <= 100 else 5,
         **{**sizes, "in_channels": sizes["in_channels"] // 2},
     )
@@ -147,12 +161,11 @@ def config_class(official: Mapping[str, Tensor]) -> type[EncoderConfig]:
     tops = {key.split(".")[0] for key in official}
     if not six and ("styles" not in tops or tops & {"latlayer1", "latlayer2"}):
         return PyramidEncoderConfig
-    for key, what in {"conv1.weight": "on a ResNet34", "latlayer1.weight": "with a feature pyramid"}.items():
-        if key in official:
-            raise CheckpointError(
-                f"It is a ReStyle encoder {what} (tensor {key!r}), which is not supported: only those on an IR-SE50, "
-                "of faces, are. Take the e4e checkpoint of the same domain."
-            )
+    if "latlayer1.weight" in official:
+        raise CheckpointError(
+            "It is a ReStyle encoder with a feature pyramid (tensor 'latlayer1.weight'), which is not supported: only "
+            "the released ones, without, are."
+        )
     return ReStyleConfig
 
 
@@ -190,11 +203,12 @@ def encoder_to_official(kind: str, config: Any, state_dict: Mapping[str, Tensor]
 
 
 def arcface_from_official(official: Mapping[str, Tensor]) -> tuple[ArcFaceConfig, StateDict]:
-    """Read the identity network `model_ir_se50.pth`, or raise `CheckpointError`."""
+    """Read an identity network, `model_ir_se50.pth` or `CurricularFace_Backbone.pth`, or raise `CheckpointError`."""
     sizes = _backbone_sizes(official)
     embedding_dim, features = official["output_layer.3.weight"].shape
     side = round((features / sizes["widths"][-1]) ** 0.5)
-    config = ArcFaceConfig(**sizes, resolution=16 * side, embedding_dim=embedding_dim)
+    affine = "output_layer.4.weight" in official
+    config = ArcFaceConfig(**sizes, resolution=16 * side, embedding_dim=embedding_dim, affine=affine)
     return config, _rename(official, ArcFace, config)
 
 

@@ -17,12 +17,13 @@ from stylegan_inversion.checkpoints.generator import generator_to_nvidia, genera
 from stylegan_inversion.checkpoints.recognise import SingleFile, source_of
 from stylegan_inversion.editing.directions import Direction, save_directions
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.models.encoders import ENCODERS, SINGLE_PASS
+from stylegan_inversion.models.encoders import ENCODERS, RESTYLE_FORMS, TRAINABLE
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
-from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
+from stylegan_inversion.models.psp_encoder import EncoderConfig
+from stylegan_inversion.models.restyle_encoder import ReStyleConfig
 from stylegan_inversion.preprocessing.sources import to_config
 
-LAYOUTS = (*SINGLE_PASS, "sfe", "rosinality", "nvidia")
+LAYOUTS = (*TRAINABLE, "sfe", "rosinality", "nvidia")
 
 
 def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop_scale: float = 1.0) -> Path:
@@ -57,16 +58,16 @@ def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop
 
 def checkpoint_to_official(
     kind: str,
-    encoder: tuple[PyramidEncoderConfig, Mapping[str, Tensor]],
+    encoder: tuple[EncoderConfig, Mapping[str, Tensor]],
     generator: tuple[GeneratorConfig, Mapping[str, Tensor]],
 ) -> dict[str, Any]:
-    """Write an encoder and its generator as a pSp or e4e `.pt` holds them, with the `opts` that their code reads.
+    """Write an encoder and its generator as a pSp, e4e or ReStyle `.pt` holds them, with the `opts` its code reads.
 
     The official code builds IR-SE50 encoders for images of 256 px with map2style as wide as w: what has other sizes
     is written as well, but only this package and tools that read sizes from tensors load it.
 
     Args:
-        kind: Whose file, one of `LAYOUTS` and a key of `ENCODERS`.
+        kind: Whose file, one of `TRAINABLE`.
         encoder: Config and state dict.
         generator: Config and state dict. Where its average w is not the encoder's, the entry `w_avg` keeps it, which
             the official code ignores.
@@ -78,7 +79,7 @@ def checkpoint_to_official(
         latent_avg = w_avg.expand_as(latent_avg).clone()
     in_channels = encoder[0].in_channels
     options: dict[str, Any] = {
-        "encoder_type": ENCODERS[kind].network.__name__,
+        "encoder_type": ENCODERS[kind].types[0],
         "start_from_latent_avg": from_average,
         "learn_in_w": False,
         "input_nc": in_channels,
@@ -89,6 +90,10 @@ def checkpoint_to_official(
         ENCODERS[kind].options[0]: generator[0].resolution,
         "n_styles": generator[0].num_ws,
     }
+    if isinstance(encoder[0], ReStyleConfig):
+        form = RESTYLE_FORMS[encoder[0].resnet, encoder[0].offsets]
+        passes = {"n_iters_per_batch": encoder[0].iterations}
+        options |= {"encoder_type": form, "input_nc": 2 * in_channels, "start_from_latent_avg": True, **passes}
     tensors = {f"encoder.{key}": tensor for key, tensor in official.items()}
     tensors |= {f"decoder.{key}": tensor for key, tensor in decoder.items()}
     checkpoint = {"state_dict": tensors, "opts": options, "latent_avg": latent_avg}
@@ -125,7 +130,7 @@ def write_official(folder: Path, path: Path, *, layout: str) -> Path:
             raise ModelNotFoundError(f"{folder} holds no encoder of {layout} (folder {row.folder!r}).")
         encoder = storage.load_module(row.network, row.config, folder / row.folder)
         parts = cast(Any, encoder).config, encoder.state_dict()
-        if layout in SINGLE_PASS:
+        if layout in TRAINABLE:
             checkpoint = checkpoint_to_official(layout, parts, generator)
         else:
             checkpoint = {"state_dict": encoder_to_official(layout, *parts)[0]}

@@ -33,6 +33,9 @@ def add_invert(parser: argparse.ArgumentParser) -> None:
     add("--num-w-steps", type=at_least(1), metavar="N", help="PTI: steps of the projection [450]")
     add("--num-tuning-steps", type=at_least(0), metavar="N", help="PTI: steps of the tuning at most [350]")
     add("--pivot", choices=PIVOTS, help="PTI: space of the pivot, or the encoder that gives it [w]")
+    shared = "PTI: tune one generator for all photos, such as those of one person; it is saved once"
+    add("--together", action="store_true", default=None, help=shared)
+    add("--num-iterations", type=at_least(1), metavar="N", help="ReStyle: passes of the encoder [the model's own]")
     add("--perceptual", choices=PERCEPTUAL_NETWORKS, help="PTI: perceptual network [the model's own]")
     add("--seed", type=at_least(0), help="PTI: seed of the random draws [0]")
     kinds = "folder: pictures to write too, some of crop,inverted,photo [none]"

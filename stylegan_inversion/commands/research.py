@@ -33,10 +33,11 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     add("--align", action="store_true", help="find the face in each photo and cut it out")
     add("--resolution", type=at_least(11), metavar="PX", help="side at which pictures are compared [the model's]")
     add("--perceptual", default="alex", choices=PERCEPTUAL_NETWORKS, help="network that measures LPIPS [%(default)s]")
-    faces = "network that compares faces: builtin, an ArcFace's folder, none [%(default)s]"
+    faces = "network that compares faces: builtin, curricularface-ir-101 (the papers'), a folder, none [%(default)s]"
     add("--identity", default="builtin", help=faces)
     together = "photos that go through together [%(default)s]"
     add("--batch-size", type=at_least(1), default=16, metavar="N", help=together)
+    add("--num-iterations", type=at_least(1), metavar="N", help="ReStyle: passes of the encoder [the model's own]")
     add("--num-w-steps", type=at_least(1), metavar="N", help="steps of the projection [450]")
     add("--num-tuning-steps", type=at_least(0), metavar="N", help="PTI: steps of the tuning [350]")
     add_device(parser)
@@ -49,6 +50,7 @@ def evaluate(
     *,
     limit_for: list[tuple[str, int]],
     identity: str,
+    num_iterations: int | None,
     num_w_steps: int | None,
     num_tuning_steps: int | None,
     **options: Any,
@@ -56,7 +58,7 @@ def evaluate(
     from stylegan_inversion.evaluation.benchmark import evaluate
 
     options |= {"identity": None if identity == "none" else identity, "limits": dict(limit_for), "progress": True}
-    steps = {"num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
+    steps = {"num_iterations": num_iterations, "num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
     results, table = evaluate(data, output, options=steps, **options)
     print(f"{table}\nEverything is in {output}.")
     return 1 if any(entry["failed"] for entry in results["all"]["methods"].values()) else 0

@@ -106,13 +106,17 @@ def load_methods(
             )
         taken = inspect.signature(pipeline.__call__).parameters
         given = {key: value for key, value in options.items() if value is not None and key in taken}
-        encode = functools.partial(_encode, pipeline) if method.encoder else None
+        passes: dict[str, int] = {}
+        if "num_iterations" in taken:
+            passes = {"num_iterations": given.get("num_iterations", pipeline.encoder.config.iterations)}
+            label, given = f"{label} ({passes['num_iterations']} passes)", given | passes
+        encode = functools.partial(_encode, pipeline, passes) if method.encoder else None
         methods[name] = Candidate(label, pipeline, {**given, **fixed}, limits.get(name), encode)
     return methods
 
 
-def _encode(pipeline: Any, images: Tensor) -> Tensor:
-    return pipeline.encode(resize(images, pipeline.encoder.config.input_resolution))
+def _encode(pipeline: Any, passes: Mapping[str, int], images: Tensor) -> Tensor:
+    return pipeline.encode(resize(images, pipeline.encoder.config.input_resolution), **passes)
 
 
 def evaluate(

@@ -4,13 +4,15 @@ Paper: Roich et al. 2022, "Pivotal Tuning for Latent-based Editing of Real Image
 Original code: danielroich/PTI (MIT), `configs/hyperparameters.py`, `training/coaches/`. Own code.
 
 Departures from PTI's code:
-- The threshold is checked from the second step on, so that the generator is tuned at least once.
+- The threshold is checked from the second step on, so that the generator is tuned at least once. Several images also
+  stop at it, once all are below; PTI takes all steps there. An image that is below makes no update meanwhile.
 - The state of the lowest loss is returned, not the last one.
 - A locality step that would go past the sampled w ends there, so that the codes always lie between pivot and sample.
 - The noise of the projection, if given, becomes the tuned generator's constant noise; PTI goes back to the old one.
 """
 
 import copy
+import itertools
 import logging
 import math
 from collections.abc import Sequence
@@ -55,7 +57,7 @@ class Tuning:
     """Result of pivotal tuning."""
 
     generator: Generator  # a tuned copy, frozen, in eval mode
-    losses: list[float] = field(default_factory=list)  # weighted loss on the targets at each step
+    losses: list[float] = field(default_factory=list)  # weighted loss at each step, mean over the targets
     stopped_by: str = "steps"  # or "threshold", "callback", "nan"
     lpips_threshold: float = 0.0  # the perceptual distance below which it stops
 
@@ -77,7 +79,8 @@ def tune_generator(
 
     Args:
         generator: Not changed.
-        target: Images, RGB, in [-1, 1]. Several images share one tuned generator.
+        target: Images, RGB, in [-1, 1]. Several images share one tuned generator: in each step each image has a turn,
+            which ends in an update of its own, as in PTI's `multi_id_coach.py`.
         w_pivot: A pivot for each image. It is not optimised.
         perceptual: The perceptual distance of the loss.
         config: Settings. `None` means PTI's.
@@ -85,10 +88,11 @@ def tune_generator(
             noise. `None` keeps the generator's own.
         seed: Seed of the locality term's draws of z.
         callback: Called after each step with the step, from 1, and {"stage": "tuning", "loss", "l2", "lpips",
-            "y_hat"}. Returning True stops the run with the best state so far; an exception passes through.
+            "y_hat"}, means over the images. Returning True stops the run with the best state so far; an exception
+            passes through.
 
     Returns:
-        The state of the lowest loss.
+        The state of the lowest loss, which is the mean over the images, each measured in its turn.
 
     Raises:
         ValueError: If shapes do not fit, or `noise` belongs to several images.
@@ -108,49 +112,55 @@ def tune_generator(
             conv.noise_const.copy_(tensor[0, 0])
     parameters = [p.requires_grad_() for p in tuned.synthesis.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=config.learning_rate, fused=True)  # saves a fifth of a step on a CPU
-    target, w_pivot = target.clone(), w_pivot.detach().clone()  # leave the caller's inference mode
+    pairs = [(y[None].clone(), w[None].detach().clone()) for y, w in zip(target, w_pivot)]  # leave inference mode
     with torch.no_grad():
-        wanted = perceptual.features(target)
+        wanted = [perceptual.features(y) for y, _ in pairs]
         best = [p.clone() for p in parameters]
     rng = latents.random_source(seed)
     threshold = perceptual.threshold if config.lpips_threshold is None else config.lpips_threshold
 
     losses: list[float] = []
     best_loss, stopped_by = float("inf"), "steps"
-    for step in range(config.num_steps + 1):  # the last round only measures the loss
-        local = config.use_locality and step < config.num_steps and step % config.locality_interval == 0
-        w_local, frozen = _locality_targets(generator, w_pivot, config, rng) if local else (w_pivot[:0], target[:0])
-        drawn = _draw(tuned, w_pivot, w_local)  # one pass is faster than two on a CPU
+    figures, pictures = dict[str, list[float]](), list[Tensor]()  # of a step: a turn of each image
+    for step, turn in itertools.product(range(config.num_steps + 1), range(len(pairs))):
+        (y, w), last = pairs[turn], step == config.num_steps  # the last step only measures the losses
+        local = config.use_locality and not last and step % config.locality_interval == 0
+        w_local, frozen = _locality_targets(generator, w, config, rng) if local else (w[:0], y[:0])
+        drawn = _draw(tuned, w, w_local)  # one pass is faster than two on a CPU
         features = perceptual.features(drawn)
-        y_hat = drawn[: len(target)]
-        l2 = F.mse_loss(y_hat, target)
-        lpips = perceptual.distance([layer[: len(target)] for layer in features], wanted).mean()
+        l2 = F.mse_loss(drawn[:1], y)
+        lpips = perceptual.distance([layer[:1] for layer in features], wanted[turn]).mean()
         loss = config.l2_weight * l2 + config.lpips_weight * lpips
-        figures = dict(zip(("loss", "l2", "lpips"), torch.stack([loss, l2, lpips]).tolist()))  # the only wait in a step
-        if not math.isfinite(figures["loss"]):
+        values = torch.stack([loss, l2, lpips]).tolist()  # the only wait in a turn
+        if not math.isfinite(values[0]):
             if not losses:
-                raise DivergedError(f"The loss of the first step is {figures['loss']}: check the target and the pivot.")
+                raise DivergedError(f"The loss of the first step is {values[0]}: check the target and the pivot.")
             logger.warning("Step %d gave NaN or infinity; keeping the best state so far.", step + 1)
             stopped_by = "nan"
             break
-        losses.append(figures["loss"])
-        if losses[-1] <= best_loss:
-            best_loss = losses[-1]
-            with torch.no_grad():
-                torch._foreach_copy_(best, parameters)
-        if step > 0:
-            if callback and callback(step, {"stage": "tuning", **figures, "y_hat": y_hat.detach()}):
-                stopped_by = "callback"
-                break
-            if figures["lpips"] <= threshold:
-                stopped_by = "threshold"
-                break
-        if step == config.num_steps:
-            break
+        for name, value in zip(("loss", "l2", "lpips"), values):
+            figures.setdefault(name, []).append(value)
+        pictures += [drawn[:1].detach()] if callback else []
+        if turn == len(pairs) - 1:
+            means = {name: sum(each) / len(pairs) for name, each in figures.items()}
+            losses.append(means["loss"])
+            if losses[-1] <= best_loss:
+                best_loss = losses[-1]
+                with torch.no_grad():
+                    torch._foreach_copy_(best, parameters)
+            if step > 0:
+                if callback and callback(step, {"stage": "tuning", **means, "y_hat": torch.cat(pictures)}):
+                    stopped_by = "callback"
+                    break
+                if max(figures["lpips"]) <= threshold:  # no image was due, so all were measured in one state
+                    stopped_by = "threshold"
+                    break
+            figures, pictures = {}, []
+        if last or (step > 0 and values[2] <= threshold):  # an image that is near enough makes no change
+            continue
         if local:
-            local_l2 = F.mse_loss(drawn[len(target) :], frozen)
-            local_features = [layer[len(target) :] for layer in features]
-            local_lpips = perceptual.distance(local_features, perceptual.features(frozen)).mean()
+            local_l2 = F.mse_loss(drawn[1:], frozen)
+            local_lpips = perceptual.distance([layer[1:] for layer in features], perceptual.features(frozen)).mean()
             loss = loss + config.locality_l2_weight * local_l2 + config.locality_lpips_weight * local_lpips
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -164,13 +174,11 @@ def tune_generator(
 def _locality_targets(
     generator: Generator, w_pivot: Tensor, config: TuningConfig, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw codes near the pivots, and the given generator's images there, which the tuned one must reproduce (L_R)."""
+    """Draw codes near a pivot, and the given generator's images there, which the tuned one must reproduce (L_R)."""
     z = torch.randn(config.locality_samples, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
     w_sampled = latents.broadcast(generator.mapping(z.to(w_pivot)), generator.num_ws)
     w_sampled = latents.truncate(w_sampled, generator.w_avg, truncation_psi=config.locality_truncation_psi)
-    # Each code goes from a random pivot, so that several images are treated alike.
-    pivots = w_pivot[torch.randint(len(w_pivot), (config.locality_samples,), generator=rng, device="cpu")]
-    w_local = interpolate_codes(pivots, w_sampled, alpha=config.locality_alpha)
+    w_local = interpolate_codes(w_pivot.expand_as(w_sampled), w_sampled, alpha=config.locality_alpha)
     return w_local, generator.synthesis(w_local, noise_mode="none")
 
 
@@ -190,9 +198,9 @@ def interpolate_codes(
 
 
 def _draw(tuned: Generator, w_pivot: Tensor, w_local: Tensor) -> Tensor:
-    """Draw images at the pivots, with the constant noise, then those near them, without noise."""
+    """Draw the image at a pivot, with the constant noise, then those near it, without noise."""
     if not len(w_local):
         return tuned.synthesis(w_pivot)
     codes = torch.cat([w_pivot, w_local])
-    with_noise = (torch.arange(len(codes), device=codes.device) < len(w_pivot)).view(-1, 1, 1, 1)
+    with_noise = (torch.arange(len(codes), device=codes.device) < 1).view(-1, 1, 1, 1)
     return tuned.synthesis(codes, noise=[conv.noise_const * with_noise for conv in tuned.synthesis.convs])

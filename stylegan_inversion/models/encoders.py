@@ -25,8 +25,15 @@ class EncoderKind:
     progressive: bool = False  # whether training switches its offsets from the first w on one by one
     needs: tuple[str, ...] = ()  # other kinds that its pipeline uses as well
     from_average: bool = False  # whether it starts at the average w, whatever `start_from_latent_avg` in `opts` says
+    iterative: bool = False  # whether it looks at its own last result, in several passes
 
 
+RESTYLE_FORMS = {  # by `resnet` and `offsets` of the config
+    (False, False): "BackboneEncoder",
+    (False, True): "ProgressiveBackboneEncoder",
+    (True, False): "ResNetBackboneEncoder",
+    (True, True): "ResNetProgressiveBackboneEncoder",
+}
 ENCODERS = {
     "e4e": EncoderKind(
         Encoder4Editing,
@@ -48,10 +55,13 @@ ENCODERS = {
         ReStyleEncoder,
         ReStyleConfig,
         "restyle_encoder",
-        ("BackboneEncoder", "ProgressiveBackboneEncoder"),
+        tuple(RESTYLE_FORMS.values()),
         from_average=True,
+        iterative=True,
     ),
     "sfe": EncoderKind(StyleFeatureEncoder, StyleFeatureConfig, "sfe_encoder", types=(), options=(), needs=("e4e",)),
 }
 SINGLE_PASS = tuple(name for name, row in ENCODERS.items() if row.config is PyramidEncoderConfig)
-"""Those that map a picture to w_plus at once. They can be trained here, and written as their authors' files."""
+"""Those that map a picture to w_plus at once."""
+TRAINABLE = tuple(name for name, row in ENCODERS.items() if row.types)
+"""Those that can be trained here, and written with their generator as their authors' files."""

@@ -21,12 +21,12 @@ class IRSEConfig(BoundedConfig):
     in_channels: int = number(3, 1, 512)
     widths: tuple[int, ...] = number((64, 128, 256, 512), 1, 4096, count=4)
     units: tuple[int, ...] = number((3, 4, 14, 3), 1, 100, count=4)  # IR-SE50; (3, 13, 30, 3) is IR-SE100
-    reduction: int = number(16, 1, 4096)  # squeeze of the SE module
+    reduction: int = number(16, 0, 4096)  # squeeze of the SE module; 0: there is none, as in IR-101
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.reduction > min(self.widths):
-            raise ValueError(f"`reduction` must be in [1, smallest width], got {self.reduction} for {self.widths}.")
+            raise ValueError(f"`reduction` must be in [0, smallest width], got {self.reduction} for {self.widths}.")
 
 
 class SqueezeExcitation(nn.Module):
@@ -59,7 +59,7 @@ class BottleneckIRSE(nn.Module):
             nn.PReLU(width),
             nn.Conv2d(width, width, 3, stride, 1, bias=False),
             nn.BatchNorm2d(width),
-            SqueezeExcitation(width, reduction),
+            *([SqueezeExcitation(width, reduction)] if reduction else []),
         )
 
     def forward(
@@ -112,6 +112,7 @@ class ArcFaceConfig(IRSEConfig):
     resolution: int = number(112, 16, 1024)
     embedding_dim: int = number(512, 1, 8192)
     dropout: float = number(0.6, 0.0, 1.0)
+    affine: bool = True  # whether the last normalisation scales and shifts; not in CurricularFace's IR-101
 
 
 class ArcFace(nn.Module):
@@ -127,7 +128,7 @@ class ArcFace(nn.Module):
             nn.Dropout(config.dropout),
             nn.Flatten(),
             nn.Linear(width * side * side, config.embedding_dim),
-            nn.BatchNorm1d(config.embedding_dim),
+            nn.BatchNorm1d(config.embedding_dim, affine=config.affine),
         )
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:

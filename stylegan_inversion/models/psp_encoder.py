@@ -28,7 +28,7 @@ class EncoderConfig(BoundedConfig):
     in_channels: int = number(3, 1, 512)
     widths: tuple[int, ...] = number((64, 128, 256, 512), 1, 4096, count=4)
     units: tuple[int, ...] = number((3, 4, 14, 3), 1, 100, count=4)
-    reduction: int = number(16, 1, 4096)
+    reduction: int = number(16, 0, 4096)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,8 +74,8 @@ class MapToStyle(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise(widths))
         self.linear = EqualLinear(channels, w_dim)
 
-    def forward(self, x: Float[Tensor, "batch in_channels side side"]) -> Float[Tensor, "batch w_dim"]:
-        """Map features of the side it was built for to one w."""
+    def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch w_dim"]:
+        """Map features of the side it was built for, or less high, to one w."""
         for conv in self.convs:
             x = F.leaky_relu(conv(x), 0.01)
         return self.linear(x.flatten(1))

@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import operator
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, cast
 
@@ -61,6 +62,10 @@ class Plan(NamedTuple):
     num_tuning_steps: int
 
 
+_Found = tuple[Tensor, Projection, float]
+"""A face, (1, 3, R, R), its pivot, and the seconds that took."""
+
+
 class PTIPipeline(InversionPipeline):
     """Inversion by optimisation: a w near the photo, then a copy of the generator tuned to draw the photo at that w.
 
@@ -114,12 +119,13 @@ class PTIPipeline(InversionPipeline):
         pivot: str | InversionOutput | None = None,
         num_w_steps: int | None = None,
         num_tuning_steps: int | None = None,
+        together: bool = False,
         batch_size: int = 1,
         seed: int = 0,
         callback: Callback | None = None,
         progress: bool = False,
     ) -> InversionOutput:
-        """Invert one photo, or several; each gets a tuned generator of its own.
+        """Invert one photo, or several; each gets a tuned generator of its own, or all share one.
 
         Args:
             image: A photo (path, PIL image, bytes, array), or a list of them.
@@ -136,6 +142,8 @@ class PTIPipeline(InversionPipeline):
                 model's setting, by default 450.
             num_tuning_steps: Steps of the second stage at most; 0 leaves the generator as it is. `None` means the
                 preset's, or the model's setting, by default 350.
+            together: Tune one generator for all photos, such as some dozens of one person: `out.generator` draws them
+                all and what lies between them. In each step every photo has a turn, until all are near enough.
             batch_size: Photos whose pivots are found together: quicker, to the same result but for rounding. The tuning
                 always takes one after the other.
             seed: Seed of all random draws.
@@ -167,8 +175,8 @@ class PTIPipeline(InversionPipeline):
         if plan.pivot in ENCODERS:
             self._encoder(plan.pivot)  # an error comes before the search for faces
         crops = self._crops(image, align, face)
-        inverted = self.invert(crops, plan=plan, batch_size=batch_size, seed=seed, callback=callback, progress=progress)
-        return self._output(crops, *inverted)
+        options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "callback": callback, "progress": progress}
+        return self._output(crops, *self.invert(crops, plan=plan, together=together, **options))
 
     def plan(
         self,
@@ -199,11 +207,12 @@ class PTIPipeline(InversionPipeline):
         *,
         progress: bool = False,
         plan: Plan | None = None,
+        together: bool = False,
         batch_size: int = 1,
         seed: int = 0,
         callback: Callback | None = None,
     ) -> Inverted:
-        """Find the pivots of aligned faces, some together, and tune a copy of the generator around each."""
+        """Find the pivots of aligned faces, some at a time, and tune a copy of the generator around each, or all."""
         pivot, num_w_steps, num_tuning_steps = plan or self.plan()
         projector = dataclasses.replace(self.projector, num_steps=num_w_steps)
         tuning = dataclasses.replace(self.tuning, num_steps=num_tuning_steps)
@@ -213,52 +222,79 @@ class PTIPipeline(InversionPipeline):
                 raise ValueError("`pivot` is of another model: its generator has other sizes, or another average w.")
             if [crop.image.tobytes() for crop in pivot.crops] != [crop.image.tobytes() for crop in crops]:
                 raise ValueError("`pivot` must be of the photos in `image`, in the same order and cut out alike.")
-        codes, generators, reports = list[Tensor](), list[Generator](), list[dict[str, Any]]()
         total = len(crops) * (w_steps + tuning.num_steps)
+        codes, generators, reports = list[Tensor](), list[Generator](), list[dict[str, Any]]()
         with tqdm(total=total, disable=not progress, unit="step", leave=False) as bar:
-            for first in range(0, len(crops), batch_size):
-                start, group = time.perf_counter(), crops[first : first + batch_size]
-                target = torch.cat([to_tensor(crop.image) for crop in group]).to(self.device, self.dtype)
-                on_step = functools.partial(_on_step, bar, callback, first, len(group))
-                if isinstance(pivot, InversionOutput):
-                    found = _given_pivots(pivot, first, target)
-                elif pivot in _PROJECTORS:
-                    options: dict[str, Any] = {"config": projector, "seed": seed, "callback": on_step}
-                    found = _PROJECTORS[pivot](self.generator, target, perceptual=self.perceptual, **options)
-                else:
-                    found = _encoded_pivots(self._encoder_pipeline(pivot), group, target)
-                seconds = (time.perf_counter() - start) / len(group)
-                for i in range(len(group)):
-                    start = time.perf_counter()
-                    noise = [tensor[i : i + 1] for tensor in found.noise]
-                    one = dataclasses.replace(found, w_plus=found.w_plus[i : i + 1], noise=noise)
-                    on_step = functools.partial(_on_step, bar, callback, first + i, 1)
-                    tuned, report = self._tune(target[i : i + 1], one, tuning, seed, on_step)
-                    report |= {"pivot": pivot, "seconds": round(seconds + time.perf_counter() - start, 2)}
-                    if isinstance(pivot, InversionOutput):
-                        report |= {name: pivot.reports[first + i].get(name) for name in ("pivot", "w_steps")}
-                    codes.append(one.w_plus)
-                    generators.append(tuned)
-                    reports.append(report)
+            tell = functools.partial(_on_step, bar, callback)
+            found = self._find_pivots(crops, pivot, projector, batch_size=batch_size, seed=seed, tell=tell)
+            while some := list(itertools.islice(found, len(crops) if together else 1)):
+                on_step = functools.partial(tell, len(codes), len(some))
+                tuned, figures = self._tune(some, tuning, seed, on_step)
+                codes += [each.w_plus for _, each, _ in some]
+                generators += [tuned] * len(some)
+                reports += figures
+        for i, report in enumerate(reports):
+            report["pivot"] = pivot
+            if isinstance(pivot, InversionOutput):
+                report |= {name: pivot.reports[i].get(name) for name in ("pivot", "w_steps")}
         return torch.cat(codes), generators, reports
 
+    def _find_pivots(
+        self,
+        crops: Sequence[Crop],
+        pivot: str | InversionOutput,
+        projector: ProjectorConfig,
+        *,
+        batch_size: int,
+        seed: int,
+        tell: Callable[..., bool | None],
+    ) -> Iterator[_Found]:
+        """Find the pivots of aligned faces, some at a time."""
+        for first in range(0, len(crops), batch_size):
+            start, group = time.perf_counter(), crops[first : first + batch_size]
+            target = torch.cat([to_tensor(crop.image) for crop in group]).to(self.device, self.dtype)
+            on_step = functools.partial(tell, first, len(group))
+            if isinstance(pivot, InversionOutput):
+                found = _given_pivots(pivot, first, target)
+            elif pivot in _PROJECTORS:
+                options: dict[str, Any] = {"config": projector, "seed": seed, "callback": on_step}
+                found = _PROJECTORS[pivot](self.generator, target, perceptual=self.perceptual, **options)
+            else:
+                found = _encoded_pivots(self._encoder_pipeline(pivot), group, target)
+            seconds = (time.perf_counter() - start) / len(group)
+            for i in range(len(group)):
+                one, noise = slice(i, i + 1), [tensor[i : i + 1] for tensor in found.noise]
+                yield target[one], dataclasses.replace(found, w_plus=found.w_plus[one], noise=noise), seconds
+
     def _tune(
-        self, target: Tensor, found: Projection, tuning: TuningConfig, seed: int, callback: Callback
-    ) -> tuple[Generator, dict[str, Any]]:
+        self, some: Sequence[_Found], tuning: TuningConfig, seed: int, callback: Callback
+    ) -> tuple[Generator, list[dict[str, Any]]]:
+        """Tune one generator for all of them, and report on each."""
+        start = time.perf_counter()
+        targets, pivots, _ = zip(*some)
         with torch.no_grad():
-            y_hat = self.generator.synthesis(found.w_plus, noise=found.noise).clamp(-1, 1)
-        if found.stopped_by != "steps":  # a stopped projection stops the run
+            drawn = [self.generator.synthesis(each.w_plus, noise=each.noise).clamp(-1, 1) for each in pivots]
+        stops = [each.stopped_by for each in pivots if each.stopped_by != "steps"]
+        if stops:  # a stopped projection stops the run
             tuning = dataclasses.replace(tuning, num_steps=0)
-        options: dict[str, Any] = {"config": tuning, "noise": found.noise, "seed": seed, "callback": callback}
-        tuned = tune_generator(self.generator, target, found.w_plus, perceptual=self.perceptual, **options)
-        return tuned.generator, {
-            "l2_pivot": (y_hat - target).square().mean().item(),
-            "w_steps": len(found.losses),
-            "tuning_steps": len(tuned.losses) - 1,
-            "perceptual": self.perceptual.name,
-            "lpips_threshold": tuned.lpips_threshold,
-            "stopped_by": tuned.stopped_by if found.stopped_by == "steps" else found.stopped_by,
-        }
+        # a generator has one constant noise: that of its one projection, or else its own
+        options: dict[str, Any] = {"noise": pivots[0].noise if len(some) == 1 else None, "seed": seed}
+        w_plus = torch.cat([each.w_plus for each in pivots])
+        options |= {"perceptual": self.perceptual, "config": tuning, "callback": callback}
+        tuned = tune_generator(self.generator, torch.cat(targets), w_plus, **options)
+        seconds = (time.perf_counter() - start) / len(some)
+        return tuned.generator, [
+            {
+                "l2_pivot": (y_hat - target).square().mean().item(),
+                "w_steps": len(each.losses),
+                "tuning_steps": len(tuned.losses) - 1,
+                "perceptual": self.perceptual.name,
+                "lpips_threshold": tuned.lpips_threshold,
+                "stopped_by": stops[0] if stops else tuned.stopped_by,
+                "seconds": round(before + seconds, 2),
+            }
+            for y_hat, (target, each, before) in zip(drawn, some)
+        ]
 
     def crop_sizes(self, options: Mapping[str, Any]) -> tuple[int, ...]:
         """Sides at which a call looks at a face, as `InversionPipeline`; an option out of range raises `ValueError`."""

@@ -7,8 +7,9 @@ error that concerns one photo: the reason becomes the `error` of its row.
 import errno
 import functools
 import hashlib
+import itertools
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -20,7 +21,7 @@ from stylegan_inversion import __version__, errors, storage
 from stylegan_inversion.inversion.generator_delta import delta_file, write_generator
 from stylegan_inversion.pipelines.base import Detector, InversionPipeline
 from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.preprocessing.align import align_face, recrop, uncropped
+from stylegan_inversion.preprocessing.align import Crop, align_face, recrop, uncropped
 from stylegan_inversion.preprocessing.image import load_image, save_image
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector, get_landmark_detector
 
@@ -38,6 +39,33 @@ def reason(error: Exception) -> str:
     """What a record says about a failure."""
     known = isinstance(error, (errors.StyleGANInversionError, OSError))
     return printable(str(error) if known else f"{type(error).__name__}: {error}")
+
+
+def each_inverted(
+    pipeline: InversionPipeline, photos: Sequence[str | Path], options: Mapping[str, Any], *, shared: Path
+) -> Iterator[tuple[str | Path, Any]]:
+    """Each photo with its inversion, or the error.
+
+    If the option `together` is set, those that hold a face are inverted in one call, whose output goes to `shared`.
+    """
+    if not options.get("together"):
+        yield from ((photo, _attempt(pipeline, photo, options)) for photo in photos)
+        return
+    which = {name: options[name] for name in ("align", "face") if name in options}
+    crops = [_attempt(pipeline.align, photo, which) for photo in photos]
+    faces = [crop for crop in crops if isinstance(crop, Crop)]
+    out = _attempt(pipeline, faces, options) if faces else None
+    if isinstance(out, InversionOutput):
+        out.save(shared)
+    made = iter(out if isinstance(out, InversionOutput) else itertools.repeat(out))
+    yield from ((photo, next(made) if isinstance(crop, Crop) else crop) for photo, crop in zip(photos, crops))
+
+
+def _attempt(call: Callable[..., Any], image: Any, options: Mapping[str, Any]) -> Any:
+    try:
+        return call(image, **options)
+    except Exception as e:
+        return e
 
 
 @dataclass

@@ -118,10 +118,19 @@ class E4EOptions:
 
 
 @dataclass(frozen=True)
-class EncoderRunConfig(RunConfig):
-    """A training run of a pSp or e4e encoder."""
+class ReStyleOptions:
+    """What only ReStyle has. The defaults are pSp's form for faces."""
 
-    method: str = "psp"  # whose encoder: psp, e4e, ...; `--method gan --help` lists the options of a generator's run
+    offsets: bool = False  # e4e's form: one w and offsets to it, with e4e's losses and schedule
+    resnet: bool = False  # a ResNet-34 instead of an IR-SE50, as for other domains than faces
+    iterations: int = number(5, 1, 100)  # passes over a picture, each with a loss of its own
+
+
+@dataclass(frozen=True)
+class EncoderRunConfig(RunConfig):
+    """A training run of a pSp, e4e or ReStyle encoder."""
+
+    method: str = "psp"  # whose encoder: psp, e4e, restyle; `--method gan --help` lists a generator's options
     output: str = "runs/encoder"  # folder of the run
     model: str = "faces64"  # whose generator: built-in model, folder, or repository on the Hub
     sources: str | None = None  # folder of sketches or label maps, for tasks that pair two pictures
@@ -133,19 +142,21 @@ class EncoderRunConfig(RunConfig):
     loss: LossOptions = field(default_factory=LossOptions)
     perceptual: str = "alex"  # network of the lpips terms: alex or vgg
     identity: str = "builtin"  # network of the identity term: the built-in one, or an ArcFace IR-SE50 (folder or Hub)
-    moco: str | None = None  # network of the moco term: a MoCo ResNet-50 (folder or Hub)
+    moco: str = "moco-v2-800ep"  # network of the moco term: the papers', which is fetched, or a folder or Hub
     e4e: E4EOptions = field(default_factory=E4EOptions)
+    restyle: ReStyleOptions = field(default_factory=ReStyleOptions)
+    train_decoder: bool = False  # train the generator too; it is saved with the encoder
     batch_size: int = number(8, 0, 10**6)  # pictures per process in a micro-batch; 0 trains on samples alone
     synthetic_batch_size: int = number(0, 0, 10**6)  # samples of the generator with their true w, beside the pictures
     ema_decay: float = number(0.0, 0.0, 0.999999999)  # decay of the average encoder, which is saved; 0: none
 
     def __post_init__(self) -> None:
         """Check the values."""
-        from stylegan_inversion.models.encoders import SINGLE_PASS  # needs PyTorch, which `--help` does without
+        from stylegan_inversion.models.encoders import TRAINABLE  # needs PyTorch, which `--help` does without
 
         super().__post_init__()
-        if self.method not in SINGLE_PASS:
-            known = ", ".join(SINGLE_PASS)
+        if self.method not in TRAINABLE:
+            known = ", ".join(TRAINABLE)
             raise ValueError(f"`method` must be one of {known}, or gan for a generator, got {self.method!r}.")
         if self.batch_size + self.synthetic_batch_size == 0:
             raise ValueError("`batch_size` and `synthetic_batch_size` are both 0: there is nothing to train on.")
@@ -160,11 +171,17 @@ class EncoderRunConfig(RunConfig):
         return self.batch_size + self.synthetic_batch_size
 
     @property
-    def extendable(self) -> bool:
-        """Whether a stopped run may go on with more `steps`: e4e's stages are shares of its length."""
+    def progressive(self) -> bool:
+        """Whether the encoder gives one w and offsets that are switched on one by one, as e4e's does."""
         from stylegan_inversion.models.encoders import ENCODERS
 
-        return not ENCODERS[self.method].progressive and super().extendable
+        kind = ENCODERS[self.method]
+        return kind.progressive or (kind.iterative and self.restyle.offsets)
+
+    @property
+    def extendable(self) -> bool:
+        """Whether a stopped run may go on with more `steps`: e4e's stages are shares of its length."""
+        return not self.progressive and super().extendable
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
-"""The training of a pSp or e4e encoder in front of a frozen generator: what a run starts from, and one step of it.
+"""The training of an encoder of pSp, e4e or ReStyle in front of a generator: what a run starts from, and its step.
 
-Papers: Richardson et al. 2021 (pSp), arXiv:2008.00951; Tov et al. 2021 (e4e), arXiv:2102.02766. Original code:
-eladrich/pixel2style2pixel and omertov/encoder4editing (MIT), training/coach.py. Own code.
+Papers: Richardson et al. 2021 (pSp), arXiv:2008.00951; Tov et al. 2021 (e4e), arXiv:2102.02766; Alaluf et al. 2021
+(ReStyle), arXiv:2104.02699. Original code: eladrich/pixel2style2pixel, omertov/encoder4editing and
+yuval-alaluf/restyle-encoder (all MIT), training/coach*.py. Own code.
 """
 
 import copy
+import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,15 +27,16 @@ from stylegan_inversion.losses.w_distance import w_distance_loss
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
-from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
+from stylegan_inversion.models.resnet import ResNetConfig
 from stylegan_inversion.preprocessing.sources import PhotoSource, to_config
-from stylegan_inversion.training.config import EncoderOptions, EncoderRunConfig
+from stylegan_inversion.training.config import EncoderOptions, EncoderRunConfig, ReStyleOptions
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
 from stylegan_inversion.training.e4e import LatentAdversary, progressive_stage
 from stylegan_inversion.training.objective import EncoderObjective, Terms, add_terms, loss_weights
 from stylegan_inversion.training.optimizer import apply_gradients, make_optimizer, update_ema
 from stylegan_inversion.training.tasks import Task, make_task
 
+Pass = tuple[Tensor, Tensor]  # the codes, (B, num_ws, w_dim), and what the next one looks at, (B, 3, S, S)
 LOSS_RESOLUTION = 256  # pictures are compared at this side at most, as pSp and e4e do
 
 
@@ -49,6 +52,7 @@ class EncoderLearner:
         self.kind = ENCODERS[config.method]
         self.model_folder = find_folder(config.model)
         self.generator = storage.load_module(Generator, GeneratorConfig, self.model_folder / "generator", device=device)
+        self.generator.synthesis.requires_grad_(config.train_decoder)
         self.adversary: LatentAdversary | None = None
         with seeded_weights(config.seed):
             self.encoder = make_encoder(config, self.task, self.generator).to(device)
@@ -57,10 +61,13 @@ class EncoderLearner:
         synchronize_batch_norm(self.encoder)
         self.input_resolution = self.encoder.config.input_resolution
         self.output_resolution = min(self.generator.config.resolution, LOSS_RESOLUTION)
-        self.ema = copy.deepcopy(self.encoder).eval().requires_grad_(False) if config.ema_decay else None
-        self.optimizer, self.schedule = make_optimizer(
-            config.optimizer, list(self.encoder.parameters()), steps=config.steps
+        self.passes = self.encoder.config.iterations if self.kind.iterative else 1
+        self.ema, self.ema_generator = (
+            copy.deepcopy(network).eval().requires_grad_(False) if config.ema_decay and trained else None
+            for network, trained in ((self.encoder, True), (self.generator, config.train_decoder))
         )
+        trained = [p for network in (self.encoder, self.generator) for p in network.parameters() if p.requires_grad]
+        self.optimizer, self.schedule = make_optimizer(config.optimizer, trained, steps=config.steps)
         self.draws = SeededDraws(self.generator, accelerator, seed=config.seed)
         self.objective = EncoderObjective(self.weights, config, resolution=self.output_resolution, device=device)
         if config.compile:
@@ -85,7 +92,7 @@ class EncoderLearner:
     def stage(self, step: int) -> int:
         """How many offsets are switched on at a step: for pSp, which has none, all of the later styles count."""
         num_ws, e4e = self.generator.num_ws, self.config.e4e
-        if not self.kind.progressive:
+        if not self.config.progressive:
             return num_ws - 1
         share = step / self.config.steps
         return progressive_stage(share, num_ws=num_ws, open_from=e4e.open_from, open_until=e4e.open_until)
@@ -97,7 +104,7 @@ class EncoderLearner:
         """
         stage = self.stage(step)
         for network in (self.encoder, self.ema):
-            if self.kind.progressive and network is not None:
+            if self.config.progressive and network is not None:
                 network.progressive_stage = stage
         buffers = [buffer.clone() for buffer in self.encoder.buffers()]
         self.schedule.step(step)
@@ -105,18 +112,28 @@ class EncoderLearner:
         sums: Terms = {}
         codes = []
         for micro, batch in enumerate(batches):
+            serial = step * len(batches) + micro  # counts the micro-batches of this process
             with self.accelerator.autocast():
-                loss, terms, w_plus = self._losses(batch, step * len(batches) + micro, stage)
-            self.accelerator.backward(loss / len(batches))
-            codes.append(w_plus.detach().float())
+                x, true_w = self._inputs(batch, serial)
+            seen = self._start(x) if self.kind.iterative else None
+            for number in range(self.passes):  # ReStyle's have a loss and a gradient each, which add up
+                turn = serial * self.passes + number
+                with self.accelerator.autocast():
+                    loss, terms, w_plus, drawn = self._losses(batch.get("y"), x, true_w, turn, stage, seen)
+                self.accelerator.backward(loss / len(batches))
+                if number == 0:  # whose codes the discriminator is trained on, as in ReStyle's code
+                    codes.append(w_plus.detach().float())
+                if number + 1 < self.passes:
+                    seen = self._look(x, w_plus.detach().float(), drawn)
             add_terms(sums, {**terms, "loss": loss}, len(batches))
         max_norm = self.config.optimizer.max_grad_norm
         if not apply_gradients(self.accelerator, self.optimizer, sums["loss"], max_norm=max_norm):
             for buffer, before in zip(self.encoder.buffers(), buffers):
                 buffer.copy_(before)
             return sums, False
-        if self.ema is not None:
-            update_ema(self.ema, self.encoder, self.config.ema_decay)
+        for average, network in ((self.ema, self.encoder), (self.ema_generator, self.generator)):
+            if average is not None:
+                update_ema(average, network, self.config.ema_decay)
         if self.adversary is None:
             return sums, True
         w_plus = self._gather_codes(torch.stack(codes))
@@ -124,28 +141,51 @@ class EncoderLearner:
         terms, finite = self.adversary.update(real_w, w_plus, stage=stage, step=step, rng=rng)
         return sums | terms, finite
 
-    def _losses(self, batch: dict[str, Tensor], serial: int, stage: int) -> tuple[Tensor, Terms, Tensor]:
-        """Loss, terms and codes of a micro-batch; `serial` counts the micro-batches of one process."""
+    def _inputs(self, batch: dict[str, Tensor], serial: int) -> tuple[Tensor, Tensor]:
+        """What the encoder reads, pictures and then samples of the generator, and the w of the samples."""
         synthetic, true_w = self.draws.synthesize(serial, self.config.synthetic_batch_size, side=self.input_resolution)
         pictures = [batch["x"]] if self.config.batch_size else []
         x = torch.cat(pictures + [synthetic] * bool(len(synthetic)))  # a sketch has other channels
         if self.config.mixed_precision != "no":
             x = x.contiguous(memory_format=torch.channels_last)  # in which half precision is fast
-        w_plus = self.encoder(x)
-        count = len(w_plus) - len(synthetic)
+        return x, true_w
+
+    def _losses(
+        self, y: Tensor | None, x: Tensor, true_w: Tensor, turn: int, stage: int, seen: Pass | None
+    ) -> tuple[Tensor, Terms, Tensor, Tensor | None]:
+        """Loss, terms, codes and pictures of a pass over a micro-batch, which has `seen` the one before, if any.
+
+        `turn` counts the passes of this process.
+        """
+        w_plus = self.encoder(x) if seen is None else seen[0] + self.encoder(x, seen[1])
+        drawn = None
         terms = self.objective.codes(w_plus, w_avg=self.encoder.w_avg, num_deltas=stage)
-        if count and self.objective.image_terms:
-            noise = self.draws.noise(serial, count)
-            y_hat = self.resize(self.generator.synthesis(w_plus[:count], noise=noise))
-            terms |= self.objective.images(y_hat, batch["y"])
+        if y is not None and self.objective.image_terms:
+            noise = self.draws.noise(turn, len(y))
+            drawn = self.generator.synthesis(w_plus[: len(y)], noise=noise)
+            terms |= self.objective.images(self.resize(drawn), y)
         if "w_distance" in self.weights:
-            if self.teacher is not None:
+            if self.teacher is not None and y is not None:
                 with torch.no_grad():
-                    true_w = torch.cat([self.teacher(batch["y"]).float(), true_w])
+                    true_w = torch.cat([self.teacher(y).float(), true_w])
             terms["w_distance"] = w_distance_loss(w_plus[len(w_plus) - len(true_w) :], true_w)
         if self.adversary is not None:
             terms["adversarial"] = self.adversary.encoder_loss(w_plus, stage)
-        return self.objective.total(terms), terms, w_plus
+        return self.objective.total(terms), terms, w_plus, drawn
+
+    @torch.no_grad()
+    def _start(self, x: Tensor) -> Pass:
+        """The average w and its picture, which the first pass looks at."""
+        return self.encoder.start(x, self.generator)
+
+    @torch.no_grad()
+    def _look(self, x: Tensor, w_plus: Tensor, drawn: Tensor | None) -> Pass:
+        """What the next pass looks at: the pictures that are drawn already, and those of the other codes."""
+        pictures = [] if drawn is None else [drawn.detach().float()]
+        others = w_plus[sum(map(len, pictures)) :]
+        if len(others):
+            pictures.append(self.generator.synthesis(others))
+        return w_plus, self.encoder.look(x, torch.cat(pictures))
 
     def resize(self, images: Tensor) -> Tensor:
         """Pool pictures to the side at which they are compared."""
@@ -170,14 +210,16 @@ class EncoderLearner:
         `score` is ignored: scoring a few pictures costs nothing. Returns each term's mean over all pictures of all
         processes, "loss" among them; and the first batch's sources, targets and outputs.
         """
-        encoder = self.encoder if self.ema is None else self.ema
+        encoder, generator = self._saved()
         was_training = encoder.training
         encoder.eval()
         count = torch.zeros((), device=self.accelerator.device)
         sums = {name: torch.zeros_like(count) for name in ("l2", "loss", *self.objective.image_terms)}
         columns: list[Tensor] = []
         for batch in batches:
-            y_hat = self.resize(self.generator.synthesis(encoder(batch["x"])))
+            x = batch["x"]
+            w_plus = encoder.refine(x, generator) if self.kind.iterative else encoder(x)
+            y_hat = self.resize(generator.synthesis(w_plus))
             terms = self.objective.images(y_hat, batch["y"])
             l2 = l2_loss(y_hat, batch["y"])  # what is compared when the run weighs no pictures
             for name, term in {"l2": l2, "loss": self.objective.total(terms) if terms else l2, **terms}.items():
@@ -194,6 +236,8 @@ class EncoderLearner:
         return {
             "encoder": self.encoder.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
+            "generator": self.generator.synthesis.state_dict() if self.config.train_decoder else None,
+            "ema_generator": None if self.ema_generator is None else self.ema_generator.synthesis.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "adversary": None if self.adversary is None else self.adversary.state(),
         }
@@ -204,23 +248,34 @@ class EncoderLearner:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+        if self.config.train_decoder:
+            self.generator.synthesis.load_state_dict(state["generator"])
+        if self.ema_generator is not None:
+            self.ema_generator.synthesis.load_state_dict(state["ema_generator"])
         if self.adversary is not None:
             self.adversary.load_state(state["adversary"])
+
+    def _saved(self) -> tuple[Any, Generator]:
+        """The encoder and the generator that are judged and saved: the averages, if there are any."""
+        return self.ema or self.encoder, self.ema_generator or self.generator
 
     def export(self, folder: Path) -> None:
         """Write a model that the pipelines read: the encoder, with the generator and the directions beside it.
 
         Offsets of e4e that are not open yet are written as 0: the pipelines switch all of them on.
         """
-        encoder = copy.deepcopy(self.encoder if self.ema is None else self.ema)
-        if self.kind.progressive:
+        encoder, generator = self._saved()
+        encoder = copy.deepcopy(encoder)
+        if self.config.progressive:
             close_offsets(encoder, encoder.progressive_stage)
         config = storage.read_config(self.model_folder) | {"source": to_config(self.task.source)}
         with storage.write_together(folder) as stage:
-            for part in ("generator", "directions"):
+            for part in ("directions",) if self.config.train_decoder else ("generator", "directions"):
                 for file in sorted((self.model_folder / part).glob("*")):
                     (stage / part).mkdir(exist_ok=True)
                     shutil.copyfile(file, stage / part / file.name)
+            if self.config.train_decoder:
+                storage.save_module(generator, stage / "generator")
             storage.save_module(encoder, stage / self.kind.folder)
             storage.write_config(config, stage)
 
@@ -230,19 +285,24 @@ def make_encoder(config: EncoderRunConfig, task: Task, generator: Generator) -> 
 
     Its average w is that of the generator, also when an encoder of another generator is fine-tuned.
     """
-    sizes: dict[str, Any] = {name: value for name, value in vars(config.encoder).items() if name != "backbone"}
+    kind = ENCODERS[config.method]
+    fields = {each.name for each in dataclasses.fields(kind.config)}
+    sizes: dict[str, Any] = {n: v for n, v in (vars(config.encoder) | vars(config.restyle)).items() if n in fields}
+    if sizes.get("resnet") and config.encoder.units == EncoderOptions().units:  # those of IR-SE50
+        sizes["units"] = ResNetConfig().units
     needed: dict[str, Any] = {
         "output_resolution": generator.config.resolution,
         "w_dim": generator.config.w_dim,
         "in_channels": task.source.in_channels,
     }
     if config.init is None:
-        encoder: Any = ENCODERS[config.method].network(PyramidEncoderConfig(**sizes, **needed))
+        encoder: Any = kind.network(kind.config(**sizes, **needed))
         if config.encoder.backbone is not None:
-            _load_backbone(encoder, config.encoder.backbone)
+            _load_backbone(encoder, config.encoder.backbone, pairs=kind.iterative)
     else:
         encoder = _load_encoder(config.init, config.method)
-        for name, wanted in (needed if config.encoder == EncoderOptions() else needed | sizes).items():
+        default = (config.encoder, config.restyle) == (EncoderOptions(), ReStyleOptions())
+        for name, wanted in (needed if default else needed | sizes).items():
             if wanted != (found := getattr(encoder.config, name, None)):
                 raise ValueError(
                     f"`init` brings an encoder with {name}={found}, but `model`, `task` or `encoder` asks for {wanted}."
@@ -273,17 +333,23 @@ def _load_encoder(name: str, method: str) -> Any:
 
 def close_offsets(encoder: Any, stage: int) -> None:
     """Make the offsets of e4e above a stage 0 for every picture, in place."""
-    for style in list(encoder.pyramid.styles)[stage + 1 :]:
+    for style in list(getattr(encoder, "pyramid", encoder).styles)[stage + 1 :]:  # ReStyle has no pyramid
         nn.init.zeros_(style.linear.weight)
         nn.init.zeros_(style.linear.bias)
 
 
-def _load_backbone(encoder: Any, name: str) -> None:
-    """Start from the backbone of a face recognition network, as pSp does; but for the stem if the channels differ."""
+def _load_backbone(encoder: Any, name: str, *, pairs: bool) -> None:
+    """Start from the backbone of a face recognition network, as pSp does; but for the stem if the channels differ.
+
+    With `pairs` of pictures, ReStyle's input, the first of the two is read like theirs.
+    """
     arcface = storage.load_module(ArcFace, ArcFaceConfig, find_folder(name))
-    backbone = encoder.pyramid.backbone
+    backbone = getattr(encoder, "pyramid", encoder).backbone
     theirs: dict[str, Tensor] = arcface.backbone.state_dict()
-    if backbone.config.in_channels != arcface.config.in_channels:
+    if pairs:
+        stem = backbone.state_dict()["stem.0.weight"][:, arcface.config.in_channels :]
+        theirs["stem.0.weight"] = torch.cat([theirs["stem.0.weight"], stem], dim=1)
+    elif backbone.config.in_channels != arcface.config.in_channels:
         ours = backbone.state_dict()
         theirs = {key: ours[key] if key.startswith("stem.") else tensor for key, tensor in theirs.items()}
     storage.fill_module(backbone, theirs, source=name)

@@ -1,4 +1,4 @@
-"""The losses of pSp and e4e, and how they are weighed.
+"""The losses of pSp, e4e and ReStyle, and how they are weighed.
 
 Papers: Richardson et al. 2021 (pSp), arXiv:2008.00951, section 3.2; Tov et al. 2021 (e4e), arXiv:2102.02766,
 section 3.3.
@@ -17,7 +17,6 @@ from stylegan_inversion.losses.identity import IdentityLoss, inner_face, load_id
 from stylegan_inversion.losses.l2 import l2_loss
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.losses.w_norm import w_norm_loss
-from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.training.config import EncoderRunConfig
 from stylegan_inversion.training.tasks import Task
 
@@ -35,23 +34,18 @@ def loss_weights(task: Task, config: EncoderRunConfig, *, knows_w: bool = False)
     `knows_w` says whether the w of pictures are known, as a `teacher` of `EncoderLearner` knows them. Raises
     `ValueError` if weights exclude each other, or the run has nothing that a term could be computed from.
     """
-    progressive = ENCODERS[config.method].progressive
     chosen = {name: value for name, value in asdict(config.loss).items() if value is not None}
-    weights = task.loss | (E4E_WEIGHTS if progressive else {}) | chosen
+    weights = task.loss | (E4E_WEIGHTS if config.progressive else {}) | chosen
     weights = {name: float(weights[name]) for name in asdict(config.loss) if weights.get(name)}
     if "identity" in weights and "moco" in weights:
         raise ValueError(
             "`loss.identity` (faces) and `loss.moco` (everything else) cannot be used together, got "
             f"{weights['identity']:g} and {weights['moco']:g}; set one of them to 0."
         )
-    if ("moco" in weights) != (config.moco is not None):
+    if "adversarial" in weights and not config.progressive:
         raise ValueError(
-            f"`loss.moco` is {weights.get('moco', 0):g} and its network `moco` is {config.moco}: give both, such as "
-            "--moco FOLDER --loss.moco 0.5 --loss.identity 0, or neither."
-        )
-    if "adversarial" in weights and not progressive:
-        raise ValueError(
-            f"`loss.adversarial` is {weights['adversarial']:g}, but only --method e4e has a latent discriminator."
+            f"`loss.adversarial` is {weights['adversarial']:g}, but only --method e4e, and restyle with "
+            "--restyle.offsets, have a latent discriminator."
         )
     if "w_distance" in weights and config.synthetic_batch_size == 0 and not knows_w:
         raise ValueError(
@@ -93,7 +87,7 @@ class EncoderObjective:
                     "papers chose their weights.",
                     weights["identity"],
                 )
-        if "moco" in weights and config.moco is not None:
+        if "moco" in weights:
             self.compare["moco"] = IdentityLoss(load_moco(find_folder(config.moco), device=device))
 
     def images(self, y_hat: Tensor, y: Tensor) -> Terms:

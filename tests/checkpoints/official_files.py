@@ -39,7 +39,10 @@ SFE_SIZES = {
     TINY: StyleFeatureConfig(64, 64, 8, widths=WIDTHS, units=UNITS, channels=8, depth=2),
     FULL: StyleFeatureConfig(),
 }
-RESTYLE = ReStyleConfig(64, 64, 8, widths=WIDTHS, units=UNITS, reduction=2)
+RESTYLE = {  # by whether it is on a ResNet-34, which has no squeeze
+    False: ReStyleConfig(64, 64, 8, widths=WIDTHS, units=UNITS, reduction=2),
+    True: ReStyleConfig(64, 64, 8, widths=WIDTHS, units=UNITS, reduction=0, resnet=True),
+}
 D_TINY = DiscriminatorConfig(resolution=16, channel_base=64, channel_max=8)
 PARTS = ("weight", "bias")
 BUFFERS = ("w_avg", "noise_const", "resample_filter")
@@ -90,11 +93,13 @@ def lively(cls: type[Any], config: Any) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def restyle(*, offsets: bool, **options: Any) -> dict[str, Any]:
+def restyle(*, offsets: bool, resnet: bool = False, **options: Any) -> dict[str, Any]:
     """A checkpoint of ReStyle, the generator beside the encoder."""
-    encoder = encoder_to_official("restyle", RESTYLE, lively(ReStyleEncoder, RESTYLE).state_dict())[0]
+    sizes = RESTYLE[resnet]
+    encoder = encoder_to_official("restyle", sizes, lively(ReStyleEncoder, sizes).state_dict())[0]
     decoder, w_avg = generator_to_rosinality(TINY, lively(Generator, TINY).state_dict())
     form = "ProgressiveBackboneEncoder" if offsets else "BackboneEncoder"
+    form = f"ResNet{form}" if resnet else form
     opts = {"encoder_type": form, "input_nc": 6, "n_iters_per_batch": 3, "output_size": 64, **options}
     tensors = prefixed(encoder, "encoder.") | prefixed(decoder, "decoder.")
     return {"state_dict": tensors, "opts": opts, "latent_avg": w_avg.repeat(TINY.num_ws, 1)}

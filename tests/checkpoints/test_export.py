@@ -53,7 +53,9 @@ def test_whole_file_there_and_back(
 def test_what_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="A file of kind ganspace has no form in a folder"):
         write_model(SingleFile("ganspace"), tmp_path)
-    with pytest.raises(ValueError, match=r"`layout` must be one of e4e, psp, sfe, rosinality, nvidia, got 'tf'"):
+    with pytest.raises(
+        ValueError, match=r"`layout` must be one of e4e, psp, restyle, sfe, rosinality, nvidia, got 'tf'"
+    ):
         write_official(storage.builtin_path("faces64"), tmp_path / "x.pt", layout="tf")
     storage.save_module(
         Generator(GeneratorConfig(16, 8, 8, 2, channel_base=128, channel_max=8)), tmp_path / "m/generator"

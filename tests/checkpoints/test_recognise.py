@@ -5,6 +5,7 @@ import io
 import logging
 import pathlib
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,12 @@ def test_arcface_moco_and_directions(tmp_path: Path) -> None:
     torch.save(official_arcface(), tmp_path / "model_ir_se50.pth", _use_new_zipfile_serialization=False)
     file = read_single_file(tmp_path / "model_ir_se50.pth")
     assert (file.kind, file.parts["identity"].config) == ("arcface", ARCFACE)
+    # CurricularFace's IR-101: no squeeze, and a last normalisation without parameters
+    plain = {key: v for key, v in official_arcface().items() if ".res_layer.5." not in key}
+    plain = {key: v for key, v in plain.items() if key not in ("output_layer.4.weight", "output_layer.4.bias")}
+    part = recognise(plain).parts["identity"]
+    assert part.config == replace(ARCFACE, reduction=0, affine=False)
+    assert part.build()(torch.zeros(1, 3, 32, 32)).shape == (1, 5)
     trunk = draw(ResNet(ResNetConfig((4, 8, 12, 16), (1, 1, 1, 1))))
     torch.save({"arch": "resnet50", "state_dict": prefixed(trunk, "module.encoder_q.")}, tmp_path / "moco.pth.tar")
     assert_same(read_single_file(tmp_path / "moco.pth.tar").parts["moco"].state_dict, trunk)

@@ -12,17 +12,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from stylegan_inversion import E4EPipeline, PTIPipeline, ReStylePipeline
-from stylegan_inversion.checkpoints.export import write_model
+from stylegan_inversion.checkpoints.export import write_model, write_official
 from stylegan_inversion.checkpoints.recognise import read_single_file, recognise
 from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines.loading import check_folder
 from stylegan_inversion.preprocessing.landmarks import Face
-from tests.checkpoints.official_files import TINY, UNITS, lively, restyle
+from tests.checkpoints.official_files import TINY, UNITS, assert_same, lively, restyle
 
 
 def reference_encoder(x: Tensor, weights: dict[str, Tensor], *, offsets: bool) -> Tensor:
-    """One pass of `BackboneEncoder`, from the tensors of a checkpoint."""
+    """One pass of `BackboneEncoder` or `ResNetBackboneEncoder`, from the tensors of a checkpoint."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         parts = [weights[f"encoder.{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
@@ -31,9 +31,19 @@ def reference_encoder(x: Tensor, weights: dict[str, Tensor], *, offsets: bool) -
     def conv(x: Tensor, name: str, **how: int) -> Tensor:
         return F.conv2d(x, weights[f"encoder.{name}.weight"], weights.get(f"encoder.{name}.bias"), **how)
 
-    x = F.prelu(norm(conv(x, "input_layer.0", padding=1), "input_layer.1"), weights["encoder.input_layer.2.weight"])
     firsts = [sum(UNITS[:stage]) for stage in range(4)]  # a stage halves the side in its first unit
-    for k in range(sum(UNITS)):
+    if resnet := "encoder.conv1.weight" in weights:
+        x = F.prelu(norm(conv(x, "conv1", stride=2, padding=3), "bn1"), weights["encoder.relu.weight"])
+        for k in range(sum(UNITS)):
+            unit, stride = f"body.{k}", 2 if k in firsts[1:] else 1  # but ResNet's first
+            inner = F.relu(norm(conv(x, f"{unit}.conv1", stride=stride, padding=1), f"{unit}.bn1"))
+            inner = norm(conv(inner, f"{unit}.conv2", padding=1), f"{unit}.bn2")
+            if f"encoder.{unit}.downsample.0.weight" in weights:
+                x = norm(conv(x, f"{unit}.downsample.0", stride=stride), f"{unit}.downsample.1")
+            x = F.relu(inner + x)
+    else:
+        x = F.prelu(norm(conv(x, "input_layer.0", padding=1), "input_layer.1"), weights["encoder.input_layer.2.weight"])
+    for k in range(0 if resnet else sum(UNITS)):
         unit, stride = f"body.{k}", 2 if k in firsts else 1
         inner = conv(norm(x, f"{unit}.res_layer.0"), f"{unit}.res_layer.1", padding=1)
         inner = F.prelu(inner, weights[f"encoder.{unit}.res_layer.2.weight"])
@@ -66,9 +76,10 @@ def reference(x: Tensor, checkpoint: dict[str, Any], passes: int, *, offsets: bo
     return w_plus
 
 
+@pytest.mark.parametrize("resnet", [False, True])
 @pytest.mark.parametrize(("offsets", "passes"), [(False, None), (True, None), (True, 1), (False, 4)])
-def test_it_gives_what_the_official_loop_gives(offsets: bool, passes: int | None, tmp_path: Path) -> None:
-    checkpoint = restyle(offsets=offsets)
+def test_it_gives_what_the_official_loop_gives(offsets: bool, passes: int | None, resnet: bool, tmp_path: Path) -> None:
+    checkpoint = restyle(offsets=offsets, resnet=resnet)
     torch.save(checkpoint, tmp_path / "restyle.pt")
     pipeline = ReStylePipeline.from_single_file(tmp_path / "restyle.pt")
     photos = list(np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8))
@@ -79,6 +90,26 @@ def test_it_gives_what_the_official_loop_gives(offsets: bool, passes: int | None
     assert float((out.w_plus - checkpoint["latent_avg"]).norm()) > 0.1  # the passes do something
     other = reference(x, checkpoint, (passes or 3) + 1, offsets=offsets)
     assert float((out.w_plus - other).norm() / expected.norm()) > 1e-3
+    # and back: the same tensors and the options that their code needs
+    pipeline.save_pretrained(tmp_path / "model")
+    write_official(tmp_path / "model", tmp_path / "back.pt", layout="restyle")
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert_same(back["state_dict"], checkpoint["state_dict"])
+    assert torch.equal(back["latent_avg"], checkpoint["latent_avg"])
+    assert checkpoint["opts"].items() <= back["opts"].items()
+
+
+def test_cars_are_looked_at_without_their_bars(tmp_path: Path) -> None:
+    """The encoder sees 3/4 of the height; what the generator drew is cut to the same, as the official code does."""
+    checkpoint = restyle(offsets=False, resnet=True)
+    file = recognise(checkpoint)
+    encoder, generator = file.parts["encoder"].build(), file.parts["generator"].build()
+    x = torch.rand(2, 3, 48, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    w_plus = checkpoint["latent_avg"].repeat(2, 1, 1)
+    for _ in range(2):
+        y_hat = generator.synthesis(w_plus, noise_mode="const")[:, :, 8:56]  # type: ignore[operator, union-attr]
+        w_plus = w_plus + reference_encoder(torch.cat([x, y_hat], 1), checkpoint["state_dict"], offsets=False)
+    torch.testing.assert_close(encoder.refine(x, generator, iterations=2), w_plus, rtol=1e-4, atol=1e-4)  # type: ignore[operator]
 
 
 def test_saved_and_loaded(photo: Image.Image, detector: Callable[[Image.Image], list[Face]], tmp_path: Path) -> None:

@@ -45,11 +45,11 @@ def set_stage(stage: int) -> None:
             lambda: Discriminator(DiscriminatorConfig(16, 64, 8, group_size=2))(torch.zeros(3, 3, 16, 16)),
             r"The batch \(3\) must be smaller than, or a multiple of, `group_size` \(2\)\.",
         ),
-        (lambda: IRSEConfig(reduction=65), r"`reduction` must be in \[1, smallest width\], got 65 for"),
+        (lambda: IRSEConfig(reduction=65), r"`reduction` must be in \[0, smallest width\], got 65 for"),
         (lambda: replace(ENCODER, output_resolution=100), r"`resolution` must be a power of two from 4 to 2048, got 1"),
         (lambda: replace(ENCODER, input_resolution=96), r"`input_resolution` must be a power of two from 32 to 2048"),
         (lambda: replace(ENCODER, coarse_end=8), r"`coarse_end` must be in \[1, middle_end\], got 8 with middle_end=7"),
-        (lambda: replace(ENCODER, reduction=5), r"`reduction` must be in \[1, smallest width\], got 5"),
+        (lambda: replace(ENCODER, reduction=5), r"`reduction` must be in \[0, smallest width\], got 5"),
         (lambda: replace(RESTYLE, input_resolution=96), r"`input_resolution` must be a power of two from 32 to 2048"),
         (lambda: replace(RESTYLE, in_channels=1), r"`in_channels` must be a whole number in \[3, 3\], got 1"),
         (

@@ -101,9 +101,9 @@ class BadSteps:
         self.skipped: list[int] = []
         step, losses = EncoderLearner.step, EncoderLearner._losses
 
-        def spoil(learner: EncoderLearner, batch: Any, serial: int, stage: int) -> Any:
-            loss, terms, w_plus = losses(learner, batch, serial, stage)
-            return (loss * float("nan") if self.now in self.bad else loss), terms, w_plus
+        def spoil(learner: EncoderLearner, *arguments: Any) -> Any:
+            loss, *others = losses(learner, *arguments)
+            return loss * float("nan") if self.now in self.bad else loss, *others
 
         def watch(learner: EncoderLearner, batches: Any, number: int) -> Any:
             self.now = number
