@@ -45,12 +45,12 @@ class ReStyleEncoder(nn.Module):
         self.register_buffer("w_avg", torch.zeros(config.num_ws, config.w_dim))
 
     def forward(
-        self, x: Float[Tensor, "batch channels side side"], y_hat: Float[Tensor, "batch channels side side"]
+        self, x: Float[Tensor, "batch channels height side"], y_hat: Float[Tensor, "batch channels height side"]
     ) -> Float[Tensor, "batch num_ws w_dim"]:
         """Take one step: compute what to add to the code of `y_hat`.
 
         Args:
-            x: Images, (B, 3, S, S), RGB, in [-1, 1], S = `input_resolution`.
+            x: Images, (B, 3, H, S), RGB, in [-1, 1], S = `input_resolution`, H <= S.
             y_hat: What the generator draws from the code so far, of the same shape and range.
         """
         features = self.backbone(torch.cat([x, y_hat], dim=1)).c3
@@ -60,7 +60,7 @@ class ReStyleEncoder(nn.Module):
         return steps
 
     def refine(
-        self, x: Float[Tensor, "batch channels side side"], generator: Generator, *, iterations: int | None = None
+        self, x: Float[Tensor, "batch channels height side"], generator: Generator, *, iterations: int | None = None
     ) -> Float[Tensor, "batch num_ws w_dim"]:
         """Invert images: start at the average w and its picture, and let each pass correct the last (equations 2, 3).
 
@@ -76,12 +76,15 @@ class ReStyleEncoder(nn.Module):
         if count < 1:
             raise ValueError(f"`iterations` must be at least 1, got {count}.")
         w_plus = self.w_avg.expand(len(x), -1, -1)
-        y_hat = self._draw(generator, w_plus[:1]).expand_as(x)
+        y_hat = self._draw(generator, w_plus[:1], rows=x.shape[-2]).expand_as(x)
         for step in range(count):
             w_plus = w_plus + self(x, y_hat)
             if step < count - 1:
-                y_hat = self._draw(generator, w_plus)
+                y_hat = self._draw(generator, w_plus, rows=x.shape[-2])
         return w_plus
 
-    def _draw(self, generator: Generator, w_plus: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(generator.synthesis(w_plus, noise_mode="const"), self.config.input_resolution)
+    def _draw(self, generator: Generator, w_plus: Tensor, *, rows: int) -> Tensor:
+        """Draw in the shape of the input: what lies above and below it are black bars."""
+        side = self.config.input_resolution
+        drawn = F.adaptive_avg_pool2d(generator.synthesis(w_plus, noise_mode="const"), side)
+        return drawn.narrow(-2, (side - rows) // 2, rows)

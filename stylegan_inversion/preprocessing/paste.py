@@ -61,7 +61,7 @@ def paste_back(
 
     Args:
         crop: Where the face came from.
-        image: The edited face: RGB, square, any size.
+        image: The edited face: RGB, in the shape of the crop, any size.
         reference: The face before the edit as the same generator draws it, same size as `image`. If it equals `image`,
             the photo comes back unchanged. `None` replaces the face, as `detail="none"` does.
         detail: `"move"` lets the photo's own detail follow the motion of the edit, and adds the rest of the change.
@@ -71,11 +71,14 @@ def paste_back(
             edge. A crop that is the whole photo has no seam.
 
     Raises:
-        ValueError: If `image` is not RGB and square, `reference` does not match it, or `detail` or `feather` is bad.
+        ValueError: If `image` is not RGB, or in another shape than the crop, `reference` does not match it, or `detail`
+            or `feather` is bad.
         MissingDependencyError: If OpenCV is not installed.
     """
-    if image.mode != "RGB" or image.width != image.height:
-        raise ValueError(f"`image` must be RGB and square, got {image.mode}, {image.width} x {image.height}.")
+    wide, high = crop.image.size
+    if image.mode != "RGB" or abs(image.width * high - image.height * wide) >= max(wide, high):
+        what = f"RGB, in the shape of the crop ({wide} x {high})"
+        raise ValueError(f"`image` must be {what}, got {image.mode}, {image.width} x {image.height}.")
     if reference is not None and (reference.mode != "RGB" or reference.size != image.size):
         raise ValueError(
             f"`reference` must be RGB and as large as `image`, got {reference.mode}, {reference.width} x "
@@ -108,8 +111,8 @@ def paste_back(
         keep, drawn = _follow(cv2, edited, before, np.asarray(crop.image, dtype=np.float32), flow)
         flow, method = flow @ axes.T.astype(np.float32), cv2.INTER_LINEAR  # faster, and `drawn` is fine enough
     moves = flow.any()
-    shape = np.minimum(sides, len(keep) if moves else max(len(keep), _MAX_RESIZED))
-    if not moves or sides.min() < 0.8 * len(keep):  # otherwise sampling hardly aliases
+    shape = np.minimum(sides, max(keep.shape) if moves else max(_MAX_RESIZED, max(keep.shape)))
+    if not moves or (sides < 0.8 * np.array(keep.shape[::-1])).any():  # otherwise sampling hardly aliases
         drawn, keep = _fit(drawn, shape), _fit(keep[..., None], shape)
     reach = 3 + int(np.ceil(np.abs(flow).max()))  # pixels of the photo around a tile that may move into it
     here = np.dstack(np.meshgrid(*[np.arange(_TILE + reach, dtype=np.float32)] * 2))
@@ -185,9 +188,9 @@ def _blur(cv2: Any, x: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _resize(cv2: Any, x: np.ndarray, size: int) -> np.ndarray:
-    if len(x) == size:
+    if x.shape[:2] == (size, size):
         return x
-    return cv2.resize(x, (size, size), interpolation=cv2.INTER_CUBIC if len(x) < size else cv2.INTER_AREA)
+    return cv2.resize(x, (size, size), interpolation=cv2.INTER_CUBIC if max(x.shape) < size else cv2.INTER_AREA)
 
 
 def _grey(cv2: Any, x: np.ndarray) -> np.ndarray:
@@ -226,7 +229,7 @@ def _motion(cv2: Any, edited: np.ndarray, before: np.ndarray) -> np.ndarray:
     ramp = np.clip(np.minimum(place, 1 - place) / _RIM, 0, 1)
     ramp = ramp * ramp * (3 - 2 * ramp)
     flow *= (ramp[:, None] * ramp)[..., None]
-    power = (np.square(flow).sum(2)[..., None] * len(edited) ** 2) ** 2
+    power = (np.square(flow).sum(2)[..., None] * max(edited.shape) ** 2) ** 2
     return flow * (power / (power + _TINY**4))
 
 
@@ -234,8 +237,9 @@ def _follow(
     cv2: Any, edited: np.ndarray, before: np.ndarray, target: np.ndarray, flow: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find how much of the moved photo is kept, (T, T), and what is added to it, (T, T, 3)."""
-    size, small = max(len(edited), len(flow)), _MAP_SIZE
-    pixel, part = size / len(edited), small / len(edited)  # the generator's pixel in the large and the small pictures
+    side = max(edited.shape)  # a picture that is not square is stretched to one
+    size, small = max(side, len(flow)), _MAP_SIZE
+    pixel, part = size / side, small / side  # the generator's pixel in the large and the small pictures
     after, then, photo = (_resize(cv2, x, size) for x in (edited, before, target))
     moved = _moved(cv2, then, _places(cv2, flow, size))
     change = after - moved
