@@ -252,7 +252,7 @@ class PTIPipeline(InversionPipeline):
         options: dict[str, Any] = {"config": tuning, "noise": found.noise, "seed": seed, "callback": callback}
         tuned = tune_generator(self.generator, target, found.w_plus, perceptual=self.perceptual, **options)
         return tuned.generator, {
-            "l2_pivot": (y_hat - target).square().mean().item(),
+            "l2_pivot": self.domain.without_bars(y_hat - target).square().mean().item(),
             "w_steps": len(found.losses),
             "tuning_steps": len(tuned.losses) - 1,
             "perceptual": self.perceptual.name,
