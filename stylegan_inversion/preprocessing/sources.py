@@ -185,7 +185,7 @@ class LabelSource(BoundedConfig):
         return sheet
 
 
-def reduced(image: Image.Image, factor: float) -> Image.Image:
+def reduced(image: Image.Image, factor: int | float) -> Image.Image:
     """Make a picture so many times smaller and enlarge it again: what pSp's super-resolution reads.
 
     The kernels are the original's: bicubic (a = -0.5), antialiased, down to 8 bits; bilinear up.
