@@ -101,6 +101,7 @@ def test_a_photo_that_shows_no_face(
     assert again.images[0].tobytes() == edited.images[0].tobytes() and again.crops[1].is_central
     folder = pipe.save_pretrained("saved")
     assert storage.read_config(folder)["domain"] == dataclasses.asdict(pipe.domain)
+    assert "photos of no faces as they are, and sees the largest central" in (folder / "README.md").read_text()
     pti = PTIPipeline.from_pretrained(folder, detector=no_detector)
     seen: list[tuple[int, ...]] = []
     tuned = pti("wide.png", pivot="e4e", num_tuning_steps=2, callback=lambda _, info: seen.append(info["y_hat"].shape))
