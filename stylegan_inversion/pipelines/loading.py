@@ -81,8 +81,7 @@ def read_model(name_or_path: str | os.PathLike[str], access: hub.Access, *, vari
         raise ModelNotFoundError(f"{entry.name!r} is no model that a pipeline can be built of: {entry.description}.")
     folder = find_folder(name_or_path, access, variant=variant)
     config, path = storage.read_config(folder), folder / storage.CONFIG_NAME
-    found = config.get("_class_name")
-    ours = [method.pipeline.__name__ for method in METHODS.values()]
+    found, ours = config.get("_class_name"), [method.pipeline.__name__ for method in METHODS.values()]
     if found is not None and found not in (*ours, "InversionPipeline", *storage.builtin_models()):
         raise CheckpointError(f"{path} is of a {str(found)[:100]!r}, not of a pipeline of this package.")
     load = functools.partial(storage.load_module, variant=variant)
@@ -93,8 +92,7 @@ def read_model(name_or_path: str | os.PathLike[str], access: hub.Access, *, vari
     }
     generator = load(Generator, GeneratorConfig, folder / "generator")
     name = BaseName.of(name_or_path, folder, subfolder=access.subfolder) if variant is None else None
-    domain = Domain.of_config(config, path)
-    return LoadedModel(path, generator, encoders, directions_in(folder), config, domain, name)
+    return LoadedModel(path, generator, encoders, directions_in(folder), config, Domain.of_config(config, path), name)
 
 
 def read_file(

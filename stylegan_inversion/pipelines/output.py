@@ -87,10 +87,7 @@ class Base:
 
 @torch.no_grad()
 def draw(generators: Sequence[Generator], w_plus: Tensor, *, rows: int | None = None) -> Tensor:
-    """Draw each code with its own generator: (B, num_ws, w_dim) -> (B, 3, R, R), RGB, about [-1, 1], on the CPU.
-
-    `rows` keeps only so many, in the middle: those between black bars.
-    """
+    """Draw codes by their own generators: (B, 3, R, R), about [-1, 1], on the CPU; `rows` keeps some in the middle."""
     pairs = zip(generators, w_plus, strict=True)
     drawn = torch.cat([generator.synthesis(w[None].to(generator.w_avg)).cpu().float() for generator, w in pairs])
     return drawn if rows is None else middle_rows(drawn, rows)
@@ -183,9 +180,7 @@ class InversionOutput:
         bases = [each.base if isinstance(each, FeatureGenerator) else each for each in self.generators]
         unique = list({id(generator): generator for generator in bases}.values())
         numbers = [next(k for k, one in enumerate(unique) if one is generator) for generator in bases]
-        tensors: dict[str, Tensor] = {"w_plus": self.w_plus}
-        if self.w_inverted is not None:
-            tensors["w_inverted"] = self.w_inverted
+        tensors = {"w_plus": self.w_plus} | ({} if self.w_inverted is None else {"w_inverted": self.w_inverted})
         header, generators = dict[str, str](), list[dict[str, Any]]()
         images, reconstructions = self.images, self.reconstructions
         for k, generator in enumerate(unique):
@@ -354,8 +349,7 @@ def _read(
             generators[i] = FeatureGenerator(generator, editor, **photo)
     shapes = {(len(photos), generator.num_ws, generator.config.w_dim) for generator in generators}
     for name in {"w_plus", *tensors} & {"w_plus", "w_inverted"}:
-        if {tuple(tensors[name].shape)} != shapes:
-            found = tuple(tensors[name].shape)
+        if {found := tuple(tensors[name].shape)} != shapes:
             raise ValueError(f"`{name}` is {found}, and the photos and their generators need {shapes}")
     edits = {name: float(strength) for name, strength in config["edits"].items()}
     if not all(math.isfinite(strength) for strength in edits.values()):
