@@ -131,6 +131,8 @@ def test_a_photo_that_shows_no_face(
     (pasted,) = pipe.paste_back(out[1], detail="none")
     assert difference(load_image("table/photo/wide.png-0.png"), pasted) < 0.1
     assert load_image("table/crop/wide.png-0.png").size == (SIDE, high)
+    assert cli.main(["evaluate", "photos", *arguments[:2], "--model", "saved", "--methods", "e4e", "--edits"]) == 0
+    assert '"error": null' in Path("evaluation/records.jsonl").read_text()
     assert invert_folder(pipe, "photos", "own", workers=0).errors == 0
     assert edit_folder(pipe, "own", "edits", edits={"ganspace_1": [2.0]}, paste=True) == 1
     (pasted,) = pipe.paste_back(pipe.edit(out[1], ganspace_1=2.0))
