@@ -23,7 +23,7 @@ from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.pipelines.loading import find_device
 from stylegan_inversion.preprocessing.domain import FACES, Domain
-from stylegan_inversion.preprocessing.image import list_images, load_image, to_pil, to_tensor
+from stylegan_inversion.preprocessing.image import list_images, load_image, to_pil
 
 FEWEST = 8  # pictures of a set: each half of the data must hold more than 3 neighbours
 _GRID, _GRID_PSI = 64, 0.7  # samples of a grid, and the truncation of the second one
@@ -212,7 +212,7 @@ def _load_inception(device: torch.device) -> Callable[[Tensor], Tensor]:
 
 
 def read_picture(path: Path, resolution: int, domain: Domain = FACES) -> Tensor:
-    """Read a picture as training does, (1, 3, R, R): the central part, resized with antialiasing, with its black bars."""
+    """Read a picture as training does, (1, 3, R, R): the central part, antialiased, with its black bars."""
     try:
         return domain.with_bars(domain.crop(load_image(path), resolution).image)
     except InvalidImageError as e:
