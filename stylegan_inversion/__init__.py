@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from stylegan_inversion.pipelines.output import InversionOutput
     from stylegan_inversion.pipelines.pti import PTIPipeline
     from stylegan_inversion.pipelines.sfe import SFEPipeline
+    from stylegan_inversion.preprocessing.domain import Domain
     from stylegan_inversion.preprocessing.image import load_image
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "CheckpointError",
     "Direction",
     "DivergedError",
+    "Domain",
     "E4EPipeline",
     "FaceNotFoundError",
     "Generator",
@@ -48,6 +50,7 @@ __all__ = [
 _MODULES = {
     "METHODS": "pipelines.methods",
     "Direction": "editing.directions",
+    "Domain": "preprocessing.domain",
     "E4EPipeline": "pipelines.encoder",
     "Generator": "models.generator",
     "InversionOutput": "pipelines.output",

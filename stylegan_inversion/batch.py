@@ -261,10 +261,11 @@ def invert_folder(
     if batch_size < 1 or (workers is not None and workers < 0):
         raise ValueError(f"`batch_size` must be >= 1 and `workers` >= 0, got {batch_size} and {workers}.")
     sizes = pipeline.crop_sizes(options)
+    aligned, face = pipeline.finds_faces(options.pop("align", None)), options.pop("face", None)
     pipeline.align(Image.new("RGB", (sizes[0], sizes[0])), align=False)  # raises if it takes no photos
     photos = list_images(folder, without=output)
-    detector, aligned, face = pipeline.components["detector"], options.pop("align", True), options.pop("face", None)
-    align = Align(folder.resolve(), sizes, detector, pipeline.crop_scale, aligned, face)
+    detector = pipeline.components["detector"]
+    align = Align(folder.resolve(), sizes, detector, pipeline.domain, aligned, face)
     settings = _settings(pipeline, align, options) | {"save": sorted(save), "batch_size": batch_size}
     output.mkdir(parents=True, exist_ok=True)
     with _only_run(output):
@@ -417,7 +418,8 @@ def edit_folder(
         raise ValueError(f"{folder} was made with a generator that has other weights than this pipeline's.")
     if other := [part for part in parts if not pyarrow.parquet.read_schema(part).equals(schema)]:
         raise ValueError(f"{other[0]} is not a part of a table that `invert_folder` wrote; remove it.")
-    made: dict[str, Any] = {"base": pipeline.generator, "networks": pipeline.networks, "folder": folder}
+    made: dict[str, Any] = {"base": pipeline.generator, "networks": pipeline.networks, "domain": pipeline.domain}
+    made["folder"] = folder
     grid = [dict(zip(edits, strengths)) for strengths in itertools.product(*edits.values())]
     nothing = torch.zeros((1, pipeline.generator.num_ws, pipeline.generator.config.w_dim), device="cpu")
     for strengths in grid:

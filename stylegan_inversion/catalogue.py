@@ -20,7 +20,7 @@ from stylegan_inversion import storage
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.hub import cache_root, storage_folder
 
-CONVERTED = 2  # number of the format of converted models in the cache: another one fetches and converts again
+CONVERTED = 3  # number of the format of converted models in the cache: another one fetches and converts again
 _WIDTH, _NAME, _LICENCE = 100, 27, 14  # columns of the table in text, and of the names and licences in it
 
 

@@ -75,6 +75,7 @@ Command = tuple[str, Callable[[argparse.ArgumentParser], None], Callable[..., in
 COMMANDS: dict[str, Command] = {
     "invert": ("invert photos, edit them, put the faces back", photos.add_invert, photos.invert),
     "edit-folder": ("draw edits of an inverted folder", photos.add_edit_folder, photos.edit_folder),
+    "translate": ("draw faces of sketches, label maps, small or odd photos", photos.add_translate, photos.translate),
     "demo": ("invert and edit the bundled photos", photos.add_demo, photos.demo),
     "directions": ("list what a model can edit", arguments.add_model, models.directions),
     "models": ("list the models: built in, cached, and the known ones of the field", models.add_models, models.models),

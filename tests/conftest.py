@@ -11,6 +11,7 @@ from stylegan_inversion.inversion.pivotal_tuning import TuningConfig
 from stylegan_inversion.inversion.projector import ProjectorConfig
 from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.preprocessing.domain import Domain
 from stylegan_inversion.preprocessing.landmarks import Face
 
 # Examples are drawn the same way each time, and a busy machine is no failure.
@@ -56,7 +57,7 @@ def make_pti(generator: Generator) -> PTIPipeline:
             "smile": Direction("smile", vector[0], strength_range=(-5.0, 5.0)),
             "age": Direction("age", vector[1]),
         },
-        crop_scale=0.8,
+        domain=Domain(crop_scale=0.8),
         detector=two_faces,
     )
 

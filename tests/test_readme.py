@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 
+from stylegan_inversion import cli
 from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.preprocessing.image import load_image
 from stylegan_inversion.storage import builtin_path
+from tests.pipelines.test_domains import official_e4e
+from tests.pipelines.test_tasks_of_psp import TASKS, make_picture, official_psp
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -61,6 +65,50 @@ def test_the_notebook_runs(photo: Path) -> None:
         exec(cell, names)
     assert load_image("turned.png").size == load_image(names["photo"]).size
     assert names["tuned"].reports[0]["l2"] < names["out"].reports[0]["l2"]
+
+
+TINY_RUN = "--steps 1 --batch-size 2 --num-workers 0 --cpu --trackers"
+TINY_SIZES = {
+    "gan": f"{TINY_RUN} --generator.resolution 32 --generator.w-dim 16 --generator.channel-max 8 --generator.z-dim 8",
+    "e4e": f"{TINY_RUN} --encoder.widths 4 4 8 8 --encoder.units 1 1 1 1 --encoder.reduction 2",
+}
+
+
+def test_the_page_of_other_domains_runs(photo: Path) -> None:
+    """As it stands, with tiny models in folders of the names that it uses, and one step of each training."""
+    models = {"e4e-cars-512": official_e4e("cars_encode", styles=12)}
+    tasks = {
+        "psp-celebs-sketch-to-face": "celebs_sketch_to_face",
+        "models/psp-celebs-seg-to-face": "celebs_seg_to_face",
+    }
+    tasks |= {"psp-celebs-super-resolution": "celebs_super_resolution", "psp-ffhq-frontalization": "ffhq_frontalize"}
+    models |= {name: official_psp(task, TASKS[task][0]) for name, task in tasks.items()}
+    models["models/psp-ffhq-toonify"] = official_psp("toonify", 3)
+    for name, checkpoint in models.items():
+        torch.save(checkpoint, "official.pt")
+        assert cli.main(["convert", "official.pt", name]) == 0
+    Path("pictures").mkdir()
+    for copy in ("car.jpg", "small.jpg", "pictures/1.jpg", "pictures/2.jpg"):
+        shutil.copy(photo, copy)
+    for name, channels in {"drawing.png": 1, "labels.png": 19}.items():
+        make_picture(channels).save(name)
+
+    def run(page: str) -> None:
+        for line in page.strip().splitlines():
+            words = shlex.split(line)
+            words += shlex.split(TINY_SIZES[words[words.index("--method") + 1]]) if words[1] == "train" else []
+            assert cli.main(words[1:]) == 0, line
+
+    text = (ROOT / "docs/domains.md").read_text(encoding="utf-8")
+    found = re.findall(r"```(python|bash)\n(.*?)```", text, flags=re.DOTALL)
+    assert [kind for kind, _ in found] == ["python", "bash", "bash", "python", "bash", "python"]
+    for kind, block in found:
+        run(block) if kind == "bash" else exec(block, {})
+    whole = load_image(photo)
+    for name in ("edited.png", "outputs/car/photo.png", "own.png"):
+        assert load_image(name).size == whole.size and load_image(name).tobytes() != whole.tobytes()
+    assert load_image("inverted/photo/inverted.png").size == (32, 32) and load_image("face.png").size == (64, 64)
+    assert {path.name for path in Path("from-labels/labels").glob("*.png")} >= {"input.png", "output_4.png"}
 
 
 def test_the_api_answers(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import copy
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from stylegan_inversion import latents, storage
 from stylegan_inversion.bounds import number
 from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.losses.lpips import load_perceptual
+from stylegan_inversion.preprocessing.domain import Domain
 from stylegan_inversion.training.config import GeneratorOptions, OptimizerOptions, RunConfig, load_config
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
 from stylegan_inversion.training.gan import make_generator
@@ -212,9 +213,9 @@ class AutoencoderLearner:
             fit_prior(generator, encoder, w)
         else:  # a run that has diverged is saved nevertheless
             logger.warning("The mapping network is left as it is: the w of training pictures are not finite.")
-        config: dict[str, Any] = {"crop_scale": 1.0} if self.init is None else storage.read_config(self.init)
-        if self.config.crop_scale is not None:
-            config = {**config, "crop_scale": self.config.crop_scale}
+        config: dict[str, Any] = {} if self.init is None else storage.read_config(self.init)
+        domain = Domain.of_config(config, self.init or Path()).changed({"crop_scale": self.config.crop_scale})
+        config["domain"] = asdict(domain)
         with storage.write_together(folder) as stage:
             storage.save_module(generator, stage / "generator")
             storage.save_module(encoder, stage / "autoencoder")

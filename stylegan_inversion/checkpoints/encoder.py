@@ -191,6 +191,21 @@ def encoder_from_official(
     return config, _rename(whole, ENCODERS[kind].network, config)
 
 
+def without_last_styles(
+    official: Mapping[str, Tensor], latent_avg: Tensor | None, num_ws: int
+) -> tuple[StateDict, Tensor | None, int]:
+    """Leave out the styles that a generator does not take, and count them: e4e's for cars gives 18, of which 16 count.
+
+    e4e's later styles are offsets to the first, so the others stay as they are.
+    """
+    count = _count(official, "styles.")
+    extra = tuple(f"styles.{i}." for i in range(num_ws, count))
+    kept = {key: tensor for key, tensor in official.items() if not key.startswith(extra)} if extra else dict(official)
+    if latent_avg is not None and len(latent_avg) == count:
+        latent_avg = latent_avg[:num_ws]
+    return kept, latent_avg, len(extra)
+
+
 def encoder_to_official(kind: str, config: Any, state_dict: Mapping[str, Tensor]) -> tuple[StateDict, Tensor]:
     """Write an encoder in the official names, without the prefix `encoder.`; exact to the bit.
 

@@ -5,6 +5,7 @@ dict of NVIDIA's generator. A whole NVIDIA `.pkl` holds NVIDIA's source code, wh
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,17 +22,18 @@ from stylegan_inversion.models.encoders import ENCODERS, RESTYLE_FORMS, TRAINABL
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import EncoderConfig
 from stylegan_inversion.models.restyle_encoder import ReStyleConfig
+from stylegan_inversion.preprocessing.domain import Domain
 from stylegan_inversion.preprocessing.sources import to_config
 
 LAYOUTS = (*TRAINABLE, "sfe", "rosinality", "nvidia")
 
 
-def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop_scale: float = 1.0) -> Path:
+def write_model(file: SingleFile, folder: Path, *, name: str = "direction", domain: Domain | None = None) -> Path:
     """Write what a foreign file holds in our own format: a model that `from_pretrained` and `train` read.
 
-    The file does not tell the name of a direction, a Python identifier, nor the side of the face crop relative to
-    FFHQ's. A network for face identity or MoCo, or directions, fill the folder themselves. Raises `CheckpointError` if
-    the file holds nothing that can be kept so, or a file cannot be written.
+    The file does not tell the name of a direction, a Python identifier. `domain` is what the model takes; `None` means
+    what the file says of it. A network for face identity or MoCo, or directions, fill the folder themselves. Raises
+    `CheckpointError` if the file holds nothing that can be kept so, or a file cannot be written.
     """
     if file.kind == "direction":
         vectors = file.vectors if len(file.vectors) > 1 else {name: next(iter(file.vectors.values()))}
@@ -43,7 +45,7 @@ def write_model(file: SingleFile, folder: Path, *, name: str = "direction", crop
             return folder
     if "generator" not in file.parts:
         raise CheckpointError(f"A file of kind {file.kind} has no form in a folder: its parts are read where they are.")
-    config: dict[str, Any] = {"crop_scale": crop_scale}
+    config: dict[str, Any] = {"domain": asdict(domain or file.domain)}
     with storage.write_together(folder) as stage:
         for part, network in file.parts.items():
             module = network.build()

@@ -35,6 +35,7 @@ from stylegan_inversion.hub import (
 )
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.preprocessing.domain import domain_named
 
 logger = logging.getLogger(__name__)
 
@@ -309,7 +310,7 @@ def _part_folders(entry: CatalogueEntry, access: Access) -> dict[str, Path]:
 def with_directions(
     file: SingleFile, path: Path, access: Access = Access(), *, source: str | os.PathLike[str] = ""
 ) -> SingleFile:
-    """Add the papers' directions to a file if its generator is one that they were found in.
+    """Add the papers' directions to a file if its generator is one that they were found in; and what an entry draws.
 
     A generator is recognised by its entry in the catalogue, if `source` is one, by the training set that a checkpoint
     of pSp or e4e names, or, if it draws FFHQ, by its average w. If the directions cannot be fetched, one warning says
@@ -319,6 +320,8 @@ def with_directions(
     if part is None:
         return file
     entry, resolution = known_entry(source) if source else None, part.config.resolution
+    if entry is not None and entry.domain is not None:
+        file = replace(file, domain=domain_named(entry.domain))
     name = path.name if entry is None else entry.name
     trained = str(file.options.get("dataset_type")).partition("_")[0]  # "ffhq_encode" -> "ffhq"
     domain = (entry.domain if entry is not None else None) or f"{trained}-{resolution}"

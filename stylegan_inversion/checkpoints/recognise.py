@@ -30,6 +30,7 @@ from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.irse import ArcFace
 from stylegan_inversion.models.resnet import ResNet
+from stylegan_inversion.preprocessing.domain import FACES, Domain, domain_named
 from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, SketchSource, Source
 
 StateDict = dict[str, Tensor]
@@ -92,6 +93,7 @@ class SingleFile:
     directions: dict[str, Direction] = field(default_factory=dict)  # the papers', for its generator: see `find.py`
     components: PrincipalComponents | None = None  # GANSpace's
     options: dict[str, Any] = field(default_factory=dict)  # the file's `opts`, as plain values
+    domain: Domain = FACES  # what the model takes, by the data set that `opts` name
     notes: tuple[str, ...] = ()  # what the file lacks and how that was made up for, one sentence each
 
 
@@ -320,6 +322,9 @@ def _encoder_file(
         average = None
     elif average is None:
         raise CheckpointError("It has neither an average w (`latent_avg`) nor a generator to compute it from.")
+    if row.progressive and "generator" in parts:
+        encoder, average, cut = encoders.without_last_styles(encoder, average, parts["generator"].config.num_ws)
+        notes += [f"Its encoder gives {cut} styles more than the generator takes: they were left out."] * bool(cut)
     if "linear.weight" in encoder and not any(key.startswith("styles.") for key in encoder):
         notes.append("Its encoder into W was left out: no pipeline takes it.")
     else:
@@ -334,7 +339,8 @@ def _encoder_file(
             parts["latent_discriminator"] = Part(LatentDiscriminator, *judge)
         except (CheckpointError, *_UNFIT):
             others.append("discriminator_state_dict")
-    return SingleFile(kind, parts, options=options, notes=(*notes, *_left_out(others)))
+    domain = domain_named(options.get("dataset_type"))
+    return SingleFile(kind, parts, options=options, domain=domain, notes=(*notes, *_left_out(others)))
 
 
 def _style_feature_file(each: _Found, asked: str | None) -> SingleFile:

@@ -41,6 +41,17 @@ def grid(text: str) -> tuple[str, list[float]]:
     raise argparse.ArgumentTypeError(f"{text!r} is not NAME=STRENGTH or NAME=LOW:HIGH:STEPS, such as smile=-4:4:9")
 
 
+def layer_list(text: str) -> list[int]:
+    """Read layers: 8,9 or 8-17."""
+    layers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not (first.isdigit() and (last or first).isdigit()):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of layers, such as 8-17 or 8,9,10")
+        layers += range(int(first), int(last or first) + 1)
+    return layers
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add `--model`."""
     names = "built-in model, folder, name that `models` lists, or organisation/repository [%(default)s]"

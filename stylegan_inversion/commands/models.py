@@ -37,12 +37,25 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     add("--to", choices=LAYOUTS, help="convert a model back: SRC is a model, DST a .pt file of this layout")
     add("--encoder", choices=ENCODERS, help="kind of the encoder, if the file does not say it")
     add("--name", default="direction", help="name for an imported direction [%(default)s]")
-    add("--crop-scale", type=float, default=1.0, help="side of the face crop relative to FFHQ's [%(default)s]")
+    add("--crop-scale", type=float, help="side of the face crop relative to FFHQ's [what the file says, or 1]")
+    whole = "the model draws no faces, or none that are cut out as FFHQ's: photos are taken whole [what the file says]"
+    add("--whole-photos", action="store_true", help=whole)
+    bars = "height of its pictures between black bars, relative to their width: cars 0.75 [what the file says, or 1]"
+    add("--height", type=float, help=bars)
     add("--sha256", help="expected hash of the file; required for https")
 
 
 def convert(
-    source: str, destination: str, *, to: Any, encoder: str | None, name: str, crop_scale: float, sha256: str | None
+    source: str,
+    destination: str,
+    *,
+    to: Any,
+    encoder: str | None,
+    name: str,
+    sha256: str | None,
+    whole_photos: bool,
+    crop_scale: float | None,
+    height: float | None,
 ) -> int:
     from stylegan_inversion.checkpoints.export import write_model, write_official
     from stylegan_inversion.checkpoints.find import find_file, find_folder, with_directions, with_parts
@@ -55,7 +68,9 @@ def convert(
     file = with_directions(with_parts(read_single_file(path, encoder=encoder)), path, source=source)
     for note in file.notes:
         print(f"Note: {note}")
-    print(f"{file.kind}: {write_model(file, Path(destination), name=name, crop_scale=crop_scale)}")
+    faces = False if whole_photos else None
+    domain = file.domain.changed({"has_faces": faces, "crop_scale": crop_scale, "height": height})
+    print(f"{file.kind}: {write_model(file, Path(destination), name=name, domain=domain)}")
     return 0
 
 

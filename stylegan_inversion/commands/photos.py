@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stylegan_inversion.commands.arguments import add_detector, add_device, add_model, at_least, grid, pair
+from stylegan_inversion.commands.arguments import add_detector, add_device, add_model, at_least, grid, layer_list, pair
+from stylegan_inversion.errors import FaceNotFoundError, InvalidImageError
 
 if TYPE_CHECKING:
     from stylegan_inversion.batch import Record
@@ -108,6 +109,52 @@ def edit_folder(folder: str, edit: list[tuple[str, list[float]]], output: str, *
     count = edit_folder(pipeline, folder, output, edits=dict(edit), paste=paste, progress=True)
     print(f"{count} pictures. {output}/edits.csv lists them.")
     return 0
+
+
+def add_translate(parser: argparse.ArgumentParser) -> None:
+    from stylegan_inversion.pipelines.methods import METHODS
+
+    add, methods = parser.add_argument, [name for name, method in METHODS.items() if method.encoder]
+    add("pictures", nargs="+", metavar="PICTURE", help="sketches, label maps or photos, as the model reads")
+    add_model(parser)
+    add("--method", default="psp", choices=methods, help="whose encoder the model holds [%(default)s]")
+    add("--num-outputs", type=at_least(1), default=1, metavar="N", help="pictures to draw of each [%(default)s]")
+    layers = "layers that get a random w, such as 8-17 [none for one output, or else those of pSp: 8-17 at 1024 px]"
+    add("--latent-mask", type=layer_list, metavar="LAYERS", help=layers)
+    add("--mix-alpha", type=float, metavar="SHARE", help="weight of the random w in these layers, 0 to 1 [1]")
+    factor = "make photos so many times smaller first, for super-resolution, such as 8 [they are as small as they are]"
+    add("--resize-factor", type=float, metavar="FACTOR", help=factor)
+    add("--align", action="store_true", help="find the face of a photo and cut it out")
+    add("--seed", type=at_least(0), default=0, help="seed of the random w [%(default)s]")
+    add("--output", default="translated", metavar="DIR", help="folder to write to [%(default)s]")
+    add_device(parser)
+    add_detector(parser)
+
+
+def translate(
+    pictures: list[str], output: str, *, model: str, method: str, device: str, detector: Any, **options: Any
+) -> int:
+    from stylegan_inversion.pipelines.methods import METHODS
+    from stylegan_inversion.preprocessing.image import save_image
+
+    folders = {Path(output) / Path(picture).stem: picture for picture in pictures}
+    if len(folders) < len(pictures):
+        raise ValueError("Two pictures have the same name, and so the same folder: translate them one by one.")
+    pipeline: Any = METHODS[method].pipeline.from_pretrained(model, device=device, detector=detector)
+    failed = 0
+    for folder, picture in folders.items():
+        try:
+            out = pipeline.translate(picture, **options)
+        except (InvalidImageError, FaceNotFoundError, OSError) as e:  # one picture must not stop the others
+            print(f"{picture}: failed: {e}", flush=True)
+            failed += 1
+            continue
+        out.save(folder / "inversion")
+        save_image(pipeline.source.with_legend(out.crops[0].image), folder / "input.png")
+        for k, image in enumerate(out.images, 1):
+            save_image(image, folder / f"output_{k}.png")
+        print(f"{picture}: {len(out)} drawn, in {folder}", flush=True)
+    return 1 if failed else 0
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:

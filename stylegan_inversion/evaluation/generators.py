@@ -22,8 +22,8 @@ from stylegan_inversion.losses.identity import FaceResEmbedding, load_identity
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.pipelines.loading import find_device
-from stylegan_inversion.preprocessing.align import uncropped
-from stylegan_inversion.preprocessing.image import list_images, load_image, to_pil, to_tensor
+from stylegan_inversion.preprocessing.domain import FACES, Domain
+from stylegan_inversion.preprocessing.image import list_images, load_image, to_pil
 
 FEWEST = 8  # pictures of a set: each half of the data must hold more than 3 neighbours
 _GRID, _GRID_PSI = 64, 0.7  # samples of a grid, and the truncation of the second one
@@ -88,6 +88,9 @@ def evaluate_generators(
     device = find_device(device)
     folders = find_generators(models)
     generators = {n: storage.load_module(Generator, GeneratorConfig, f, device=device) for n, f in folders.items()}
+    first = next(iter(folders.values())).parent  # the model, unless it is a generator alone
+    config = storage.read_config(first) if (first / storage.CONFIG_NAME).is_file() else {}
+    domain = Domain.of_config(config, first)
     sides = {name: generator.config.resolution for name, generator in generators.items()}
     resolution = next(iter(sides.values()))
     if len(set(sides.values())) > 1:
@@ -120,7 +123,7 @@ def evaluate_generators(
                 yield draw_samples(generator, range(count)[first : first + batch_size], seed=seed, truncation_psi=psi)
 
         parts = [paths[first : first + batch_size] for first in range(0, len(paths), batch_size)]
-        real = embed(torch.cat([read_picture(path, resolution) for path in part]).to(device) for part in parts)
+        real = embed(torch.cat([read_picture(path, resolution, domain) for path in part]).to(device) for part in parts)
         for name, generator in generators.items():
             fake = embed(draw(generator, num_samples, truncation_psi))
             found[name] = {each.key: measure(real[each.key], fake[each.key], seed=seed) for each in networks}
@@ -208,10 +211,10 @@ def _load_inception(device: torch.device) -> Callable[[Tensor], Tensor]:
     return lambda images: network(((images + 1) * 127.5).round().to(torch.uint8))[0].float()
 
 
-def read_picture(path: Path, resolution: int) -> Tensor:
-    """Read a picture as training does, (1, 3, R, R): RGB, the central square, resized with antialiasing, of 8 bits."""
+def read_picture(path: Path, resolution: int, domain: Domain = FACES) -> Tensor:
+    """Read a picture as training does, (1, 3, R, R): the central part, antialiased, with its black bars."""
     try:
-        return to_tensor(uncropped(load_image(path), resolution).image)
+        return domain.with_bars(domain.crop(load_image(path), resolution).image)
     except InvalidImageError as e:
         raise InvalidImageError(f"{path}: {e} Replace or remove the file.") from e
 

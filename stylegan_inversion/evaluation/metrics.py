@@ -16,6 +16,7 @@ from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.losses.identity import IdentityEmbedding
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.preprocessing.domain import middle_rows
 
 PSNR_PEAK = 2.0  # images span [-1, 1]
 _PSNR_FLOOR = 1e-10  # lowest mean squared error, so that a perfect copy has 106 dB instead of infinity
@@ -31,12 +32,13 @@ Step = tuple[str, float] | None
 
 
 def resize(images: Tensor, side: int) -> Tensor:
-    """Resize images (B, 3, R, R): area averages downwards, as pSp and e4e do, bicubic upwards."""
+    """Resize images (B, 3, H, R) to a width: area averages downwards, as pSp and e4e do, bicubic upwards."""
     if images.shape[-1] == side:
         return images
+    size = (round(side * images.shape[-2] / images.shape[-1]), side)
     if images.shape[-1] > side:
-        return F.interpolate(images, size=(side, side), mode="area")
-    return F.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
+        return F.interpolate(images, size=size, mode="area")
+    return F.interpolate(images, size=size, mode="bicubic", antialias=True)
 
 
 def l2(images: Tensor, targets: Tensor) -> Tensor:
@@ -159,7 +161,7 @@ class Scorer:
         Args:
             w_plus: (n, num_ws, w_dim), on the generator's device.
             generator: Draws all of them.
-            originals: The photos' crops, (n, 3, R, R).
+            originals: The photos' crops, (n, 3, R, R), or less high.
             encode: Images (B, 3, R, R) -> w_plus, for LEC; `None` for a method without an encoder.
 
         Returns:
@@ -168,6 +170,7 @@ class Scorer:
         Raises:
             FloatingPointError: If a figure is NaN or infinite.
         """
+        rows = originals.shape[-2]  # without black bars above and below
         originals = resize(originals, self.resolution).clamp(-1, 1)
         pictures: dict[Step, Tensor] = {}
         embeddings: dict[Step, Tensor] = {}
@@ -176,6 +179,7 @@ class Scorer:
         for step in steps:
             codes = w_plus if step is None else self.edits[step[0]].direction.apply(w_plus, step[1])
             full = generator.synthesis(codes).clamp(-1, 1)
+            full = middle_rows(full, rows)
             if step is None or step[1] in self.edits[step[0]].ends:
                 pictures[step] = full
             images = resize(full, self.resolution).clamp(-1, 1)

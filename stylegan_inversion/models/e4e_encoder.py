@@ -38,7 +38,7 @@ class Encoder4Editing(nn.Module):
         return self.pyramid.w_avg
 
     def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch num_ws w_dim"]:
-        """Encode images, (B, 3, S, S), RGB, in [-1, 1], S = `input_resolution`. `w_avg` is included."""
+        """Encode images, (B, 3, H, S), RGB, in [-1, 1], S = `input_resolution`, H <= S. `w_avg` is included."""
         maps = self.pyramid.levels(self.pyramid.backbone(x))
         w = self.pyramid.styles[0](maps[0])
         styles = [w]

@@ -22,7 +22,8 @@ from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines import loading
 from stylegan_inversion.pipelines.output import Base, BaseName, InversionOutput, draw
-from stylegan_inversion.preprocessing.align import Crop, align_face, uncropped
+from stylegan_inversion.preprocessing.align import Crop
+from stylegan_inversion.preprocessing.domain import FACES, Domain
 from stylegan_inversion.preprocessing.image import load_image, to_pil, to_tensor
 from stylegan_inversion.preprocessing.landmarks import FacexlibLandmarkDetector, LandmarkDetector, get_landmark_detector
 from stylegan_inversion.preprocessing.paste import Detail, paste_back
@@ -47,7 +48,7 @@ class InversionPipeline(abc.ABC):
     Args:
         generator: The StyleGAN2 generator; it is frozen and put in eval mode.
         directions: What `edit` can change, by name.
-        crop_scale: Side of the face crop relative to FFHQ's; the generator was trained on such crops.
+        domain: What the generator was trained to draw, and so what a photo is cut to.
         detector: Finds faces: a callable, or the name of one (`preprocessing.landmarks`).
 
     Attributes:
@@ -64,12 +65,12 @@ class InversionPipeline(abc.ABC):
         generator: Generator,
         *,
         directions: Mapping[str, Direction] | None = None,
-        crop_scale: float = 1.0,
+        domain: Domain = FACES,
         detector: Detector = "auto",
     ) -> None:
         self.generator = generator.eval().requires_grad_(False)
         self.directions = dict(directions or {})
-        self.crop_scale = crop_scale
+        self.domain = domain
         self.base_name: BaseName | None = None
         self.other_settings: Mapping[str, Any] = MappingProxyType({})
         self._detector = detector
@@ -78,18 +79,25 @@ class InversionPipeline(abc.ABC):
 
     @torch.no_grad()
     def __call__(
-        self, image: ImageLike | Sequence[ImageLike], *, align: bool = True, face: int = 0, progress: bool = False
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        *,
+        align: bool | None = None,
+        face: int = 0,
+        progress: bool = False,
     ) -> InversionOutput:
         """Invert one photo or a list of them.
 
         Args:
             image: A photo (path, PIL image, bytes, array), or a list of them.
-            align: Find the face and cut it out. False takes the photo as an aligned crop.
+            align: Find the face and cut it out. False takes the photo as an aligned crop: its largest central part in
+                the shape of the model's pictures. `None` finds a face if the model is one of faces.
             face: Which face of the photo, by size: 0 is the largest. It must be below the number of faces found.
             progress: Show a progress bar.
 
         Raises:
-            ValueError: If the list is empty, or a crop was made for another resolution.
+            ValueError: If the list is empty, a crop was made for another resolution, or a model without faces is asked
+                to find one.
             InvalidImageError: If a photo cannot be read.
             FaceNotFoundError: If there is no face, or not that many.
         """
@@ -106,8 +114,8 @@ class InversionPipeline(abc.ABC):
             progress: Show a progress bar.
         """
 
-    def align(self, image: ImageLike, *, align: bool = True, face: int = 0) -> Crop:
-        """Load one photo and cut the face out of it.
+    def align(self, image: ImageLike, *, align: bool | None = None, face: int = 0) -> Crop:
+        """Load one photo and cut the face, or the part that the model takes, out of it.
 
         Args:
             image: The photo. A crop is given back as it is.
@@ -117,21 +125,28 @@ class InversionPipeline(abc.ABC):
         Raises:
             InvalidImageError: If the photo cannot be read.
             FaceNotFoundError: If there is no face, or not that many.
-            ValueError: If a crop was made for another resolution.
+            ValueError: If a crop was made for another resolution, or a model without faces is asked to find one.
         """
-        resolution = self.generator.config.resolution
+        resolution, finds_faces = self.generator.config.resolution, self.finds_faces(align)
         if isinstance(image, Crop):
-            if image.image.size != (resolution, resolution):
-                size, fits = f"{image.image.width} x {image.image.height}", f"{resolution} x {resolution}"
+            width, height = self.domain.size(resolution)
+            if image.image.size != (width, height):
+                size, fits = f"{image.image.width} x {image.image.height}", f"{width} x {height}"
                 raise ValueError(f"The crop is {size}, but this model draws {fits}: cut it out with its `align`.")
             return image
         photo = load_image(image)
-        if not align:
-            return uncropped(photo, resolution)
-        landmarks = [found.landmarks for found in self.detector(photo)]
-        return align_face(photo, landmarks, size=resolution, scale=self.crop_scale, face=operator.index(face))
+        landmarks = [found.landmarks for found in self.detector(photo)] if finds_faces else None
+        return self.domain.crop(photo, resolution, landmarks, face=operator.index(face))
 
-    def _crops(self, image: ImageLike | Sequence[ImageLike], align: bool, face: int) -> list[Crop]:
+    def finds_faces(self, align: bool | None) -> bool:
+        """Whether a call with this `align` looks for faces. Raises `ValueError` if the model is not one of faces."""
+        if align and not self.domain.has_faces:
+            raise ValueError(
+                "`align` is True, but this model draws no faces: leave it out, and whole photos are taken."
+            )
+        return self.domain.has_faces if align is None else align
+
+    def _crops(self, image: ImageLike | Sequence[ImageLike], align: bool | None, face: int) -> list[Crop]:
         images = image if isinstance(image, (list, tuple)) else [image]
         if not images:
             raise ValueError("`image` must be a photo or a list of at least one photo, got an empty list.")
@@ -151,7 +166,7 @@ class InversionPipeline(abc.ABC):
     def _output(
         self, crops: list[Crop], w_plus: Tensor, generators: list[Generator], reports: list[dict[str, Any]]
     ) -> InversionOutput:
-        drawn = draw(generators, w_plus)
+        drawn = self.domain.without_bars(draw(generators, w_plus))
         targets = torch.cat([to_tensor(crop.image) for crop in crops])
         l2 = (drawn.clamp(-1, 1) - targets).square().mean(dim=(1, 2, 3)).tolist()
         full = [
@@ -180,7 +195,7 @@ class InversionPipeline(abc.ABC):
             limits = self.directions[name].strength_range
             if limits and not limits[0] <= edits[name] <= limits[1]:
                 logger.warning("%s=%g is outside its calibrated range [%g, %g].", name, edits[name], *limits)
-        images = to_pil(draw(out.generators, w_plus))
+        images = to_pil(self.domain.without_bars(draw(out.generators, w_plus)))
         return dataclasses.replace(out, images=images, w_plus=w_plus, w_inverted=out.w_unedited, edits=edits)
 
     def paste_back(
@@ -227,9 +242,14 @@ class InversionPipeline(abc.ABC):
         return self._detector
 
     @property
+    def crop_scale(self) -> float:
+        """Side of the face crop relative to FFHQ's."""
+        return self.domain.crop_scale
+
+    @property
     def components(self) -> dict[str, Any]:
         """The parts by the constructor's names: `type(pipe)(**pipe.components)` shares them."""
-        settings = {"directions": self.directions, "crop_scale": self.crop_scale, "detector": self._detector}
+        settings = {"directions": self.directions, "domain": self.domain, "detector": self._detector}
         return {"generator": self.generator, **settings}
 
     @property
@@ -242,8 +262,8 @@ class InversionPipeline(abc.ABC):
     @property
     def config(self) -> dict[str, Any]:
         """What `config.json` of the saved model says."""
-        root = {"_class_name": type(self).__name__, "_library_version": __version__, "crop_scale": self.crop_scale}
-        return {**root, **self.other_settings}
+        root = {"_class_name": type(self).__name__, "_library_version": __version__}
+        return {**root, "domain": dataclasses.asdict(self.domain), **self.other_settings}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -366,7 +386,7 @@ class InversionPipeline(abc.ABC):
         local_files_only: bool = False,
         force_download: bool = False,
         dtype: torch.dtype | None = None,
-        crop_scale: float = 1.0,
+        domain: Domain | None = None,
         device: torch.device | str | None = None,
         detector: Detector = "auto",
         perceptual: PerceptualDistance | str | None = None,
@@ -379,12 +399,12 @@ class InversionPipeline(abc.ABC):
         Args:
             source: A path; "hf://organisation/repository/file"; or an "https://" address, with its `sha256`.
             sha256: Expected hash of the file.
-            token: As in `from_pretrained`, and so are all that follow but `crop_scale`.
+            token: As in `from_pretrained`, and so are all that follow but `domain`.
             cache_dir: Where downloads are kept.
             local_files_only: Never use the network.
             force_download: Download again.
             dtype: Floating-point type of the networks.
-            crop_scale: Side of the face crop relative to FFHQ's, which the file does not say.
+            domain: What the model takes. `None` follows from the data set that the file names, by default FFHQ's faces.
             device: Where to put it.
             detector: Finds faces.
             perceptual: Perceptual network of a pipeline that optimises.
@@ -398,15 +418,15 @@ class InversionPipeline(abc.ABC):
         cls.check_dtype(dtype)
         device = loading.find_device(device)
         access = hub.Access(None, None, token, cache_dir, local_files_only, force_download)
-        model = loading.read_file(source, access, sha256=sha256, encoder=cls.encoder_kind, crop_scale=crop_scale)
+        model = loading.read_file(source, access, sha256=sha256, encoder=cls.encoder_kind, domain=domain)
         return cls._of(model, detector, perceptual).to(device, dtype or torch.float32)
 
     @classmethod
     def _of(cls, model: loading.LoadedModel, detector: Detector, perceptual: PerceptualDistance | str | None) -> Self:
         pipeline = cls._build(model, perceptual)
-        settings, own = model.config, ("crop_scale", "source")  # `config` writes its own anew
+        settings, own = model.config, ("crop_scale", "domain", "source")  # `config` writes its own anew
         pipeline.other_settings = {k: v for k, v in settings.items() if k not in own and not k.startswith("_")}
-        pipeline.directions, pipeline.crop_scale = dict(model.directions), float(settings["crop_scale"])
+        pipeline.directions, pipeline.domain = dict(model.directions), model.domain
         pipeline.base_name, pipeline._detector = model.base_name, detector
         return pipeline
 

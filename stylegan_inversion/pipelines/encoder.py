@@ -22,10 +22,12 @@ from stylegan_inversion.models.restyle_encoder import ReStyleEncoder
 from stylegan_inversion.pipelines.base import Detector, ImageLike, InversionPipeline, Inverted
 from stylegan_inversion.pipelines.loading import LoadedModel
 from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.preprocessing.align import Crop, recrop, uncropped
+from stylegan_inversion.preprocessing.align import Crop, uncropped
+from stylegan_inversion.preprocessing.domain import FACES, Domain
 from stylegan_inversion.preprocessing.image import to_pil, to_tensor
-from stylegan_inversion.preprocessing.sources import PhotoSource, Source, source_from_config, to_config
+from stylegan_inversion.preprocessing.sources import PhotoSource, Source, reduced, source_from_config, to_config
 
+FIRST_MIXED = 8 / 18  # where the layers of pSp's style mixing begin, as a share of all: they draw from 64 px on at 1024
 BATCH_SIZE = 16  # photos that go through an encoder at once
 _PHOTO = to_config(PhotoSource())
 
@@ -38,7 +40,7 @@ class EncoderPipeline(InversionPipeline):
         encoder: Images -> w_plus.
         source: What the encoder reads: photos, sketches or label maps. `None` means photos.
         directions: As in `InversionPipeline`.
-        crop_scale: As in `InversionPipeline`.
+        domain: As in `InversionPipeline`.
         detector: As in `InversionPipeline`.
 
     Raises:
@@ -54,10 +56,10 @@ class EncoderPipeline(InversionPipeline):
         *,
         source: Source | None = None,
         directions: Mapping[str, Direction] | None = None,
-        crop_scale: float = 1.0,
+        domain: Domain = FACES,
         detector: Detector = "auto",
     ) -> None:
-        super().__init__(generator, directions=directions, crop_scale=crop_scale, detector=detector)
+        super().__init__(generator, directions=directions, domain=domain, detector=detector)
         self.source = source or PhotoSource()
         self.encoder = encoder.eval().requires_grad_(False)
         if (found := self._sizes.in_channels) != self.source.in_channels:
@@ -69,7 +71,7 @@ class EncoderPipeline(InversionPipeline):
         return cast(EncoderConfig, self.encoder.config)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Images of the encoder's side, (B, C, S, S), in the range of `source` -> w_plus, (B, num_ws, w_dim)."""
+        """Images of the encoder's side, (B, C, H, S), in the range of `source` -> w_plus, (B, num_ws, w_dim)."""
         return self.encoder(x)
 
     @property
@@ -78,8 +80,8 @@ class EncoderPipeline(InversionPipeline):
         return self._sizes.input_resolution
 
     def inputs(self, crops: Sequence[Crop]) -> Tensor:
-        """Aligned faces as the encoder reads them, (B, 3, S, S), in [-1, 1]."""
-        return torch.cat([to_tensor(recrop(crop, self.side)) for crop in crops])
+        """Crops as the encoder reads them, (B, 3, H, S), in [-1, 1]; H is S for faces."""
+        return torch.cat([to_tensor(self.domain.recrop(crop, self.side)) for crop in crops])
 
     def find(self, x: Tensor, encode: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, list[Generator]]:
         """Find the codes of images, by `self.encode` or `encode`, and name the generators that draw them."""
@@ -101,7 +103,7 @@ class EncoderPipeline(InversionPipeline):
         seconds = round((time.perf_counter() - start) / len(crops), 4)
         return torch.cat(codes), [each for batch in generators for each in batch], [{"seconds": seconds} for _ in crops]
 
-    def align(self, image: ImageLike, *, align: bool = True, face: int = 0) -> Crop:
+    def align(self, image: ImageLike, *, align: bool | None = None, face: int = 0) -> Crop:
         """Cut a face out, as `InversionPipeline.align`; a `ValueError` if the encoder reads sketches or label maps."""
         if not isinstance(self.source, PhotoSource):
             what = f"This encoder reads {self.source}, in which no face can be found"
@@ -116,6 +118,8 @@ class EncoderPipeline(InversionPipeline):
         num_outputs: int = 1,
         latent_mask: Sequence[int] | None = None,
         mix_alpha: float | None = None,
+        resize_factor: float | None = None,
+        align: bool = False,
         seed: int = 0,
     ) -> InversionOutput:
         """Turn a picture of the kind the encoder was trained on into one or more faces (pSp, section 4).
@@ -124,9 +128,12 @@ class EncoderPipeline(InversionPipeline):
             image: A photo that is an aligned crop, a sketch, or a label map (path, PIL image, bytes, array). Of a
                 picture that is not square the central square is taken.
             num_outputs: How many faces: each has another random w in the layers of `latent_mask`.
-            latent_mask: The layers that get a random w, each in [0, num_ws - 1]; pSp's are 8 to 17 at 1024 px. `None`
-                mixes nothing.
+            latent_mask: The layers that get a random w, each in [0, num_ws - 1]. `None` means pSp's if there are
+                several outputs or `mix_alpha` is given, 8 to 17 at 1024 px, and otherwise none.
             mix_alpha: Weight of the random w in these layers, in [0, 1]; the rest is the picture's. `None` means 1.
+            resize_factor: Make a photo so many times smaller first, at least 1, for super-resolution: the official
+                `--resize_factors`. `None` takes it as it is.
+            align: Find the face of a photo and cut it out.
             seed: Seed of the random w. Output i does not depend on `num_outputs`.
 
         Returns:
@@ -135,28 +142,36 @@ class EncoderPipeline(InversionPipeline):
 
         Raises:
             InvalidImageError: If the picture cannot be read, or a label map holds a number that is no label.
-            ValueError: If an argument is out of range, or `num_outputs` or `mix_alpha` is given without `latent_mask`.
+            FaceNotFoundError: If a face is looked for and there is none.
+            ValueError: If an argument is out of range, or is for photos and the encoder reads others.
         """
         num_ws, resolution = self._sizes.num_ws, self.generator.config.resolution
+        if latent_mask is None and (num_outputs > 1 or mix_alpha is not None):
+            latent_mask = range(round(num_ws * FIRST_MIXED), num_ws)
         layers = None if latent_mask is None else list(latent_mask)
         alpha = 1.0 if mix_alpha is None else mix_alpha
         if num_outputs < 1:
             raise ValueError(f"`num_outputs` must be at least 1, got {num_outputs}.")
-        if layers is None and (num_outputs > 1 or mix_alpha is not None):
-            raise ValueError(
-                f"`num_outputs` is {num_outputs} and `mix_alpha` is {mix_alpha}, but without `latent_mask` nothing is "
-                "mixed and all outputs would be the same; name the layers that get a random w, such as "
-                f"latent_mask=range({num_ws // 2}, {num_ws})."
-            )
         if layers is not None and not (layers and all(0 <= layer < num_ws for layer in layers)):
             raise ValueError(f"`latent_mask` must name layers in [0, {num_ws - 1}], at least one, got {layers}.")
         if not 0 <= alpha <= 1:  # NaN is not
             raise ValueError(f"`mix_alpha` must be in [0, 1], got {mix_alpha}.")
-        picture, is_photo = self.source.load(image), isinstance(self.source, PhotoSource)
-        preview = picture if is_photo else to_pil(self.source.preview(self.source(picture, resolution)[None]))[0]
-        crop = uncropped(preview, resolution)
+        if resize_factor is not None and not 1 <= resize_factor <= self.side:
+            raise ValueError(f"`resize_factor` must be in [1, {self.side}], got {resize_factor}.")
+        is_photo = isinstance(self.source, PhotoSource)
+        if not is_photo and (resize_factor is not None or align):
+            raise ValueError(f"`resize_factor` and `align` are for photos, and this encoder reads {self.source}.")
+        if is_photo:
+            crop = self.align(image, align=align)
+            if resize_factor is not None:
+                crop = self.domain.crop(reduced(self.domain.recrop(crop, self.side), resize_factor), resolution)
+            x = self.inputs([crop])
+        else:
+            picture = self.source.load(image)
+            crop = uncropped(to_pil(self.source.preview(self.source(picture, resolution)[None]))[0], resolution)
+            x = self.source(picture, self.side)[None]
         start = time.perf_counter()
-        w_plus, generators = self.find(self.source(picture, self.side)[None].to(self.device, self.dtype))
+        w_plus, generators = self.find(x.to(self.device, self.dtype))
         w_plus = w_plus.repeat(num_outputs, 1, 1)
         if layers is not None:
             rng, size = random_source(seed), self.generator.config.z_dim
@@ -232,7 +247,7 @@ class ReStylePipeline(EncoderPipeline):
         self,
         image: ImageLike | Sequence[ImageLike],
         *,
-        align: bool = True,
+        align: bool | None = None,
         face: int = 0,
         progress: bool = False,
         num_iterations: int | None = None,
@@ -241,7 +256,7 @@ class ReStylePipeline(EncoderPipeline):
 
         Args:
             image: A photo (path, PIL image, bytes, array), or a list of them.
-            align: Find the face and cut it out. False takes the photo as an aligned crop.
+            align: As in `InversionPipeline`.
             face: Which face of the photo, by size: 0 is the largest.
             progress: Show a progress bar.
             num_iterations: How many passes, at least 1. `None` takes those of the encoder's config, usually 5.

@@ -29,6 +29,7 @@ from stylegan_inversion.hub import model_card, upload_folder
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.pipelines.output import BaseName
+from stylegan_inversion.preprocessing.domain import Domain
 from stylegan_inversion.preprocessing.sources import PhotoSource, to_config
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class LoadedModel:
     generator: Generator
     encoders: Mapping[str, Callable[[], nn.Module]]  # by the names of `ENCODERS`; each loads its network
     directions: Mapping[str, Direction]
-    config: Mapping[str, Any]  # as in `config.json`, with `crop_scale`
+    config: Mapping[str, Any]  # as in `config.json`
+    domain: Domain
     base_name: BaseName | None = None  # where the generator came from, if that has the same numbers
 
 
@@ -79,12 +81,9 @@ def read_model(name_or_path: str | os.PathLike[str], access: hub.Access, *, vari
         raise ModelNotFoundError(f"{entry.name!r} is no model that a pipeline can be built of: {entry.description}.")
     folder = find_folder(name_or_path, access, variant=variant)
     config, path = storage.read_config(folder), folder / storage.CONFIG_NAME
-    found, scale = config.get("_class_name"), config.get("crop_scale", 1.0)
-    ours = [method.pipeline.__name__ for method in METHODS.values()]
+    found, ours = config.get("_class_name"), [method.pipeline.__name__ for method in METHODS.values()]
     if found is not None and found not in (*ours, "InversionPipeline", *storage.builtin_models()):
         raise CheckpointError(f"{path} is of a {str(found)[:100]!r}, not of a pipeline of this package.")
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 0 < scale < 100:
-        raise CheckpointError(f"{path}: `crop_scale` must be a number in (0, 100), got {str(scale)[:100]!r}.")
     load = functools.partial(storage.load_module, variant=variant)
     encoders = {
         name: functools.partial(load, kind.network, kind.config, folder / kind.folder)
@@ -93,11 +92,16 @@ def read_model(name_or_path: str | os.PathLike[str], access: hub.Access, *, vari
     }
     generator = load(Generator, GeneratorConfig, folder / "generator")
     name = BaseName.of(name_or_path, folder, subfolder=access.subfolder) if variant is None else None
-    return LoadedModel(path, generator, encoders, directions_in(folder), {**config, "crop_scale": scale}, name)
+    return LoadedModel(path, generator, encoders, directions_in(folder), config, Domain.of_config(config, path), name)
 
 
 def read_file(
-    source: str | os.PathLike[str], access: hub.Access, *, sha256: str | None, encoder: str | None, crop_scale: float
+    source: str | os.PathLike[str],
+    access: hub.Access,
+    *,
+    sha256: str | None,
+    encoder: str | None,
+    domain: Domain | None,
 ) -> LoadedModel:
     """Find a foreign file and read it; see `InversionPipeline.from_single_file`. `encoder` is the one that it needs."""
     from stylegan_inversion.pipelines.methods import ANY_GENERATOR  # it imports this file
@@ -114,14 +118,13 @@ def read_file(
     file = with_directions(file, path, access, source=source)
     for note in file.notes:
         logger.warning("%s: %s", path.name, note)
-    config: dict[str, Any] = {"crop_scale": crop_scale}
-    encoders = {}
+    encoders, config = {}, dict[str, Any]()
     if "encoder" in file.parts:
         encoders = {name: file.parts[row.folder].build for name, row in ENCODERS.items() if row.folder in file.parts}
         encoders[file.kind] = file.parts["encoder"].build
         config["source"] = to_config(source_of(file.parts["encoder"]))
     generator = cast(Generator, file.parts["generator"].build())
-    return LoadedModel(path, generator, encoders, file.directions, config)
+    return LoadedModel(path, generator, encoders, file.directions, config, domain or file.domain)
 
 
 def directions_in(folder: Path) -> dict[str, Direction]:
@@ -284,10 +287,10 @@ def push_to_hub(
         token: Access token with the right to write. `None` takes the one that is logged in.
         revision: Branch, created if needed. `None` means the default branch.
         commit_message: Message of the commit.
-        variant: As in `save_pretrained`.
-        dtype: As in `save_pretrained`.
-        metrics: As in `save_pretrained`.
-        license: As in `save_pretrained`.
+        variant: As in `save_pretrained`, and so are the next three.
+        dtype: Type in the files.
+        metrics: Figures for the card.
+        license: For the card.
         overwrite_card: Also replace a README.md that is in the folder or the repository.
 
     Returns:
@@ -395,7 +398,7 @@ pipe = {main}.{_load_call(name)}
 {_example(directions, config)}
 ```
 
-Face crops have {config.get("crop_scale", 1.0):g} times the side of FFHQ's.
+{Domain.of_config(config, path).describe()}
 {_section("Parts", ("folder", "what", "files"), (_part(*part) for part in parts))}\
 {_section("Directions", ("name", "strength", "what"), map(_direction, directions.values()))}\
 {_section("Measured", ("figure", "value"), ((key, f"{value:.4g}") for key, value in metrics.items()))}

@@ -28,7 +28,8 @@ from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.feature_generator import PHOTO, FeatureGenerator, editor_among
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.sfe_encoder import FeatureEditor, FeatureEditorConfig, StyleFeatureEncoder
-from stylegan_inversion.preprocessing.align import Crop, crop_quad, uncropped
+from stylegan_inversion.preprocessing.align import Crop, crop_quad
+from stylegan_inversion.preprocessing.domain import FACES, Domain, middle_rows
 from stylegan_inversion.preprocessing.image import load_image, open_image, to_pil
 
 FORMAT = 2
@@ -85,10 +86,11 @@ class Base:
 
 
 @torch.no_grad()
-def draw(generators: Sequence[Generator], w_plus: Tensor) -> Tensor:
-    """Draw each code with its own generator: (B, num_ws, w_dim) -> (B, 3, R, R), RGB, about [-1, 1], on the CPU."""
+def draw(generators: Sequence[Generator], w_plus: Tensor, *, rows: int | None = None) -> Tensor:
+    """Draw codes by their own generators: (B, 3, R, R), about [-1, 1], on the CPU; `rows` keeps some in the middle."""
     pairs = zip(generators, w_plus, strict=True)
-    return torch.cat([generator.synthesis(w[None].to(generator.w_avg)).cpu().float() for generator, w in pairs])
+    drawn = torch.cat([generator.synthesis(w[None].to(generator.w_avg)).cpu().float() for generator, w in pairs])
+    return drawn if rows is None else middle_rows(drawn, rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,11 +98,11 @@ class InversionOutput:
     """One or more inverted photos, edited or not; `out[i]` is the i-th alone.
 
     Attributes:
-        images: What the generators draw at `w_plus`: RGB, R x R.
+        images: What the generators draw at `w_plus`: RGB, R x R, or without black bars above and below.
         reconstructions: What they draw without the edits; the same as `images` before any edit.
         w_plus: Style codes, (B, num_ws, w_dim), on the CPU.
         generators: The generator that draws each photo: one shared by all, or one of its own for each.
-        crops: The aligned faces and their photos.
+        crops: The parts of the photos that were inverted, and the photos.
         edits: The sum of all edits so far, by direction, each in its unit.
         reports: Figures for each inversion, such as "l2" (mean squared error in [-1, 1]), "seconds", "stopped_by".
         base: The pipeline's generator, which the tuned ones are copies of; `None` if it is unknown.
@@ -178,9 +180,7 @@ class InversionOutput:
         bases = [each.base if isinstance(each, FeatureGenerator) else each for each in self.generators]
         unique = list({id(generator): generator for generator in bases}.values())
         numbers = [next(k for k, one in enumerate(unique) if one is generator) for generator in bases]
-        tensors: dict[str, Tensor] = {"w_plus": self.w_plus}
-        if self.w_inverted is not None:
-            tensors["w_inverted"] = self.w_inverted
+        tensors = {"w_plus": self.w_plus} | ({} if self.w_inverted is None else {"w_inverted": self.w_inverted})
         header, generators = dict[str, str](), list[dict[str, Any]]()
         images, reconstructions = self.images, self.reconstructions
         for k, generator in enumerate(unique):
@@ -291,6 +291,7 @@ class InversionOutput:
         folder: str | Path = ".",
         photo: Any = None,
         networks: Iterable[nn.Module] = (),
+        domain: Domain = FACES,
     ) -> "InversionOutput":
         """Make an output of a row that `batch.invert_folder` wrote, whoever read it: pyarrow, pandas or `datasets`.
 
@@ -300,6 +301,7 @@ class InversionOutput:
             folder: The output folder of the run, which holds the generators; only rows with a `delta` need it.
             photo: The photo, as `load_image` takes it. `None` takes the drawn face as the photo.
             networks: As in `load`.
+            domain: What the model takes: `pipe.domain`.
 
         Raises:
             ValueError: If the row holds no face, or codes of another model.
@@ -314,13 +316,14 @@ class InversionOutput:
         generator = base
         if row["delta"] is not None:
             generator = read_generator(delta_file(Path(folder), row["id"]), row["delta"], base, networks)
-        images = to_pil(draw([generator], w_plus))
-        crop = uncropped(images[0], images[0].width)
+        images = to_pil(domain.without_bars(draw([generator], w_plus)))
+        crop = domain.crop(images[0], images[0].width)
         if photo is not None:
-            photo, size = load_image(photo), images[0].width
-            quad = None if row["quad"] is None else _quad([list(corner) for corner in row["quad"]])
-            face = uncropped(photo, size).image if quad is None else crop_quad(photo, quad, size)
-            crop = Crop(face, quad, photo, face_count=int(row["face_count"]), face_index=int(row["face_index"]))
+            crop = domain.crop(load_image(photo), images[0].width)
+            if domain.has_faces and row["quad"] is not None:
+                quad = _quad([list(corner) for corner in row["quad"]])
+                crop = replace(crop, quad=quad, image=crop_quad(crop.photo, quad, images[0].width))
+            crop = replace(crop, face_count=int(row["face_count"]), face_index=int(row["face_index"]))
         report = {name: row[name] for name in ("l2", "seconds", "face_count", "face_index")}
         return cls(images, images, w_plus, [generator], [crop], {}, [report], Base(base))
 
@@ -328,7 +331,8 @@ class InversionOutput:
 def _redrawn(pictures: list[Image.Image], w_plus: Tensor, kept: Generator, mine: Sequence[bool]) -> list[Image.Image]:
     """The pictures, with what `kept` draws in place of those that are marked."""
     return [
-        to_pil(draw([kept], w[None]))[0] if redraw else picture for picture, w, redraw in zip(pictures, w_plus, mine)
+        to_pil(draw([kept], w[None], rows=picture.height))[0] if redraw else picture
+        for picture, w, redraw in zip(pictures, w_plus, mine)
     ]
 
 
@@ -345,8 +349,7 @@ def _read(
             generators[i] = FeatureGenerator(generator, editor, **photo)
     shapes = {(len(photos), generator.num_ws, generator.config.w_dim) for generator in generators}
     for name in {"w_plus", *tensors} & {"w_plus", "w_inverted"}:
-        if {tuple(tensors[name].shape)} != shapes:
-            found = tuple(tensors[name].shape)
+        if {found := tuple(tensors[name].shape)} != shapes:
             raise ValueError(f"`{name}` is {found}, and the photos and their generators need {shapes}")
     edits = {name: float(strength) for name, strength in config["edits"].items()}
     if not all(math.isfinite(strength) for strength in edits.values()):

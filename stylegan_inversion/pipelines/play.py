@@ -22,7 +22,6 @@ from stylegan_inversion.latents import broadcast, random_source, truncate
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.output import Base, InversionOutput, draw
-from stylegan_inversion.preprocessing.align import uncropped
 from stylegan_inversion.preprocessing.image import to_pil
 
 logger = logging.getLogger(__name__)
@@ -57,9 +56,9 @@ def sample_face(pipeline: InversionPipeline, *, seed: int = 0, truncation: float
     z = torch.randn(1, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
     w = broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws)
     w_plus = truncate(w, generator.w_avg, truncation_psi=float(truncation)).cpu().float()
-    (image,) = images = to_pil(draw([generator], w_plus))
+    (image,) = images = to_pil(pipeline.domain.without_bars(draw([generator], w_plus)))
     report = {"seed": int(seed), "truncation": float(truncation)}
-    base, crop = Base(generator, pipeline.base_name), uncropped(image, image.width)
+    base, crop = Base(generator, pipeline.base_name), pipeline.domain.crop(image, image.width)
     return InversionOutput(images, images, w_plus, [generator], [crop], {}, [report], base)
 
 
@@ -82,7 +81,7 @@ def mix_outputs(
     """
     _check(a=a, b=b)
     w_plus = mix_styles(a.w_plus, b.w_plus, layers=layers, alpha=alpha)
-    images = to_pil(draw(a.generators, w_plus))
+    images = to_pil(draw(a.generators, w_plus, rows=a.images[0].height))
     return dataclasses.replace(a, images=images, w_plus=w_plus, w_inverted=a.w_unedited)
 
 
@@ -108,17 +107,17 @@ def interpolate_outputs(a: InversionOutput, b: InversionOutput, *, steps: int) -
     first, last = a.generator, b.generator
     between = first if first is last else copy.deepcopy(first)
     here, there = storage.plain_state_dict(first), storage.plain_state_dict(last)
-    frames = []
+    frames, rows = [], a.images[0].height
     for share in (step / (steps - 1) for step in range(steps)):
         w_plus = a.w_plus.lerp(b.w_plus, share)
         if here.keys() != there.keys():
-            frames += to_pil(draw([first], w_plus).lerp(draw([last], w_plus), share))
+            frames += to_pil(draw([first], w_plus, rows=rows).lerp(draw([last], w_plus, rows=rows), share))
             continue
         if between is not first:
             for name, tensor in storage.plain_state_dict(between).items():
                 if tensor.is_floating_point():
                     torch.lerp(here[name], there[name].to(here[name]), share, out=tensor)
-        frames += to_pil(draw([between], w_plus))
+        frames += to_pil(draw([between], w_plus, rows=rows))
     return frames
 
 
@@ -142,8 +141,8 @@ def edit_frames(
     """
     _check(steps, out=out)
     last = apply_directions(out.w_plus, pipeline.directions, strengths=strengths)
-    shares = (step / (steps - 1) for step in range(steps))
-    return [to_pil(draw(out.generators, out.w_plus.lerp(last, share)))[0] for share in shares]
+    codes = (out.w_plus.lerp(last, step / (steps - 1)) for step in range(steps))
+    return [to_pil(draw(out.generators, w_plus, rows=out.images[0].height))[0] for w_plus in codes]
 
 
 def _check(steps: int = 2, **outputs: InversionOutput) -> None:

@@ -26,7 +26,7 @@ from stylegan_inversion.pipelines.encoder import EncoderPipeline
 from stylegan_inversion.pipelines.loading import LoadedModel
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.preprocessing.align import Crop
-from stylegan_inversion.preprocessing.image import to_tensor
+from stylegan_inversion.preprocessing.domain import FACES, Domain
 from stylegan_inversion.preprocessing.sources import PhotoSource, to_config
 
 PresetName = Literal["fast", "balanced", "best"]
@@ -77,7 +77,7 @@ class PTIPipeline(InversionPipeline):
         encoders: Encoders that can give the pivot, by the names of `models.encoders.ENCODERS`. Those of a model that
             `from_pretrained` finds are loaded when first needed.
         directions: As in `InversionPipeline`.
-        crop_scale: As in `InversionPipeline`.
+        domain: As in `InversionPipeline`.
         detector: As in `InversionPipeline`.
 
     Raises:
@@ -96,10 +96,10 @@ class PTIPipeline(InversionPipeline):
         tuning: TuningConfig | None = None,
         encoders: Mapping[str, nn.Module] | None = None,
         directions: Mapping[str, Direction] | None = None,
-        crop_scale: float = 1.0,
+        domain: Domain = FACES,
         detector: Detector = "auto",
     ) -> None:
-        super().__init__(generator, directions=directions, crop_scale=crop_scale, detector=detector)
+        super().__init__(generator, directions=directions, domain=domain, detector=detector)
         unknown = [name for name in encoders or {} if name not in ENCODERS]
         if unknown:
             raise ValueError(f"`encoders` must be named {', '.join(ENCODERS)}, got {unknown[0]!r}.")
@@ -113,7 +113,7 @@ class PTIPipeline(InversionPipeline):
         self,
         image: ImageLike | Sequence[ImageLike],
         *,
-        align: bool = True,
+        align: bool | None = None,
         face: int = 0,
         preset: PresetName | None = None,
         pivot: str | InversionOutput | None = None,
@@ -129,7 +129,7 @@ class PTIPipeline(InversionPipeline):
 
         Args:
             image: A photo (path, PIL image, bytes, array), or a list of them.
-            align: Find the face and cut it out. False takes the photo as an aligned crop.
+            align: As in `InversionPipeline`.
             face: Which face of the photo, by size: 0 is the largest.
             preset: How much time to take: "fast" tunes a little around the pivot of an encoder, if the model has one,
                 "balanced" does so three times as long, "best" takes the paper's W pivot and steps; see `PRESETS`. The
@@ -252,7 +252,7 @@ class PTIPipeline(InversionPipeline):
         """Find the pivots of aligned faces, some at a time."""
         for first in range(0, len(crops), batch_size):
             start, group = time.perf_counter(), crops[first : first + batch_size]
-            target = torch.cat([to_tensor(crop.image) for crop in group]).to(self.device, self.dtype)
+            target = torch.cat([self.domain.with_bars(crop.image) for crop in group]).to(self.device, self.dtype)
             on_step = functools.partial(tell, first, len(group))
             if isinstance(pivot, InversionOutput):
                 found = _given_pivots(pivot, first, target)
@@ -285,7 +285,7 @@ class PTIPipeline(InversionPipeline):
         seconds = (time.perf_counter() - start) / len(some)
         return tuned.generator, [
             {
-                "l2_pivot": (y_hat - target).square().mean().item(),
+                "l2_pivot": self.domain.without_bars(y_hat - target).square().mean().item(),
                 "w_steps": len(each.losses),
                 "tuning_steps": len(tuned.losses) - 1,
                 "perceptual": self.perceptual.name,
@@ -323,7 +323,7 @@ class PTIPipeline(InversionPipeline):
 
     def _encoder_pipeline(self, name: str) -> EncoderPipeline:
         others: dict[str, Any] = {other: self._encoder(other) for other in ENCODERS[name].needs}
-        return _pipeline_of(name)(self.generator, self._encoder(name), **others)
+        return _pipeline_of(name)(self.generator, self._encoder(name), domain=self.domain, **others)
 
     def encoder_pipeline(self, name: str) -> EncoderPipeline:
         """The model's encoder as a pipeline of its own; it shares this one's networks, directions and detector.
@@ -339,7 +339,7 @@ class PTIPipeline(InversionPipeline):
         if not isinstance(name, str) or name not in ENCODERS:
             raise ValueError(f"`name` must be one of {', '.join(ENCODERS)}, got {name!r}.")
         pipeline = self._encoder_pipeline(name)
-        pipeline.crop_scale, pipeline._detector = self.crop_scale, self.detector
+        pipeline._detector = self.detector
         pipeline.directions, pipeline.base_name = self.directions, self.base_name
         if self.perceptual.name is not None:
             pipeline.other_settings = {**self.other_settings, "pti": self.config["pti"]}

@@ -21,7 +21,8 @@ from stylegan_inversion import __version__, errors, storage
 from stylegan_inversion.inversion.generator_delta import delta_file, write_generator
 from stylegan_inversion.pipelines.base import Detector, InversionPipeline
 from stylegan_inversion.pipelines.output import InversionOutput
-from stylegan_inversion.preprocessing.align import Crop, align_face, recrop, uncropped
+from stylegan_inversion.preprocessing.align import Crop
+from stylegan_inversion.preprocessing.domain import Domain
 from stylegan_inversion.preprocessing.image import load_image, save_image
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector, get_landmark_detector
 
@@ -73,13 +74,14 @@ class Align:
     """A photo -> a row for each face, with the face cut out; or one row with the reason why there is none.
 
     `folder` is what the paths of the photos are relative to; `sizes` are the sides of the crops, the generator's
-    first. The others are as in `InversionPipeline` and its call, but that `face=None` takes all faces.
+    first. The others are as in `InversionPipeline` and its call, but that `face=None` takes all faces, and `align` says
+    whether they are looked for.
     """
 
     folder: Path
     sizes: Sequence[int]
     detector: Detector
-    crop_scale: float
+    domain: Domain
     align: bool
     face: int | None
 
@@ -133,14 +135,11 @@ class Align:
         for k in range(max(1, count)) if self.face is None or not self.align else (self.face,):
             row = {**photo_row, "face_index": k if count else None}
             try:
-                if self.align:
-                    crop = align_face(photo, landmarks, size=size, scale=self.crop_scale, face=k)
-                else:
-                    crop = uncropped(photo, size)
+                crop = self.domain.crop(photo, size, landmarks if self.align else None, face=k)
             except (errors.StyleGANInversionError, ValueError) as e:
                 rows.append({**row, "error": reason(e)})
                 continue
-            cuts = {size: crop.image} | {each: recrop(crop, each) for each in self.sizes[1:]}
+            cuts = {size: crop.image} | {each: self.domain.recrop(crop, each) for each in self.sizes[1:]}
             quad = None if crop.quad is None else crop.quad.tolist()
             rows.append({**row, "quad": quad, "crop": replace(crop, photo=crop.image, cuts=cuts)})
         return rows

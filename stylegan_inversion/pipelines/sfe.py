@@ -16,6 +16,7 @@ from stylegan_inversion.pipelines.base import Detector, ImageLike
 from stylegan_inversion.pipelines.encoder import EncoderPipeline
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.preprocessing.align import Crop
+from stylegan_inversion.preprocessing.domain import FACES, Domain
 from stylegan_inversion.preprocessing.image import load_image, to_tensor
 from stylegan_inversion.preprocessing.sources import Source
 
@@ -31,7 +32,7 @@ class SFEPipeline(EncoderPipeline):
         e4e: An e4e encoder for the same generator: how an edit changes the features is measured at its code.
         source: As in `EncoderPipeline`; only photos.
         directions: As in `InversionPipeline`.
-        crop_scale: As in `InversionPipeline`.
+        domain: As in `InversionPipeline`.
         detector: As in `InversionPipeline`.
 
     Raises:
@@ -48,12 +49,10 @@ class SFEPipeline(EncoderPipeline):
         e4e: nn.Module,
         source: Source | None = None,
         directions: Mapping[str, Direction] | None = None,
-        crop_scale: float = 1.0,
+        domain: Domain = FACES,
         detector: Detector = "auto",
     ) -> None:
-        super().__init__(
-            generator, encoder, source=source, directions=directions, crop_scale=crop_scale, detector=detector
-        )
+        super().__init__(generator, encoder, source=source, directions=directions, domain=domain, detector=detector)
         self.e4e = e4e.eval().requires_grad_(False)
         made, second, drawn = self._network.config, cast(Any, e4e).config, generator.config
         side = made.feature_resolution

@@ -22,13 +22,13 @@ _OFFICIAL_SIZE = 256  # crops of at least this size equal the official ones
 
 @dataclass(frozen=True, eq=False)
 class Crop:
-    """A square cut out of a photo, and all that is needed to put it back.
+    """A part of a photo, square for faces, and all that is needed to put it back.
 
     `quad` holds the corners of what `image` shows. It equals the requested quad, except that the official procedure
     moves it by up to half a pixel of `image` when the face is at least 4 times as large as `image`.
     """
 
-    image: Image.Image  # RGB, square
+    image: Image.Image  # RGB
     quad: Float[np.ndarray, "4 2"] | None  # in pixels of `photo`; `None` if `image` is the whole photo
     photo: Image.Image  # RGB, upright
     face_count: int  # how many faces were found in the photo; 1 if there was no search
@@ -37,8 +37,8 @@ class Crop:
 
     @property
     def is_central(self) -> bool:
-        """Whether `image` is the whole photo or its central square, as `uncropped` takes it: nothing was aligned."""
-        return self.quad is None or np.array_equal(self.quad, _central_square(self.photo))
+        """Whether `image` is the whole photo or its central part, as `uncropped` takes it: nothing was aligned."""
+        return self.quad is None or np.array_equal(self.quad, _central_part(self.photo, *self.image.size))
 
 
 def face_quad(landmarks: np.ndarray, scale: float = 1.0) -> Float[np.ndarray, "4 2"]:
@@ -136,22 +136,33 @@ def around(crop: Crop, margin: float, side: int = 4096) -> Crop:
     return replace(crop, photo=photo, quad=None if crop.quad is None else moved)
 
 
-def uncropped(photo: Image.Image, size: int) -> Crop:
-    """Take the central square of a photo, such as one that is already an aligned crop, as a crop of this size."""
+def uncropped(
+    photo: Image.Image,
+    size: int,
+    *,
+    height: int | None = None,
+    resample: Image.Resampling = Image.Resampling.LANCZOS,
+) -> Crop:
+    """Take the central part of a photo, such as one that is already an aligned crop, as a crop.
+
+    It is the largest in the shape of the crop, `size` pixels wide and `height` high; `None` means a square.
+    """
     _check_photo(photo)
-    quad = _central_square(photo)
-    left, top = (quad[0] + 0.5).astype(int).tolist()
-    side = min(photo.size)
-    image = photo.crop((left, top, left + side, top + side))
-    if side != size:
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
-    return Crop(image, None if photo.width == photo.height else quad, photo, face_count=1, face_index=0)
+    shape = (size, height or size)
+    quad = _central_part(photo, *shape)
+    (left, top), (right, bottom) = (quad[[0, 2]] + 0.5).astype(int).tolist()
+    image = photo.crop((left, top, right, bottom))
+    if image.size != shape:
+        image = image.resize(shape, resample)
+    whole = (right - left, bottom - top) == photo.size
+    return Crop(image, None if whole else quad, photo, face_count=1, face_index=0)
 
 
-def _central_square(photo: Image.Image) -> np.ndarray:
-    """Find the quad of the largest square of whole pixels in the middle."""
-    side = min(photo.size)
-    return rectangle((photo.width - side) // 2, (photo.height - side) // 2, side, side)
+def _central_part(photo: Image.Image, width: int, height: int) -> np.ndarray:
+    """Find the quad of the largest rectangle of whole pixels in the middle that has the shape of width x height."""
+    across = min(photo.width, round(photo.height * width / height))
+    down = min(photo.height, round(photo.width * height / width))
+    return rectangle((photo.width - across) // 2, (photo.height - down) // 2, max(across, 1), max(down, 1))
 
 
 def _crop(photo: Image.Image, quad: np.ndarray, size: int) -> tuple[Image.Image, np.ndarray]:

@@ -64,7 +64,7 @@ def paste_back(
 
     Args:
         crop: Where the face came from.
-        image: The edited face: RGB, square, any size.
+        image: The edited face: RGB, in the shape of the crop, any size.
         reference: The face before the edit as the same generator draws it, same size as `image`. If it equals `image`,
             the photo comes back unchanged. `None` replaces the face, as `detail="none"` does.
         detail: `"move"` lets the photo's own detail follow the motion of the edit, and adds the rest of the change.
@@ -74,11 +74,14 @@ def paste_back(
             edge. A crop that is the whole photo has no seam.
 
     Raises:
-        ValueError: If `image` is not RGB and square, `reference` does not match it, or `detail` or `feather` is bad.
+        ValueError: If `image` is not RGB, or in another shape than the crop, `reference` does not match it, or `detail`
+            or `feather` is bad.
         MissingDependencyError: If OpenCV is not installed.
     """
-    if image.mode != "RGB" or image.width != image.height:
-        raise ValueError(f"`image` must be RGB and square, got {image.mode}, {image.width} x {image.height}.")
+    width, height = crop.image.size
+    if image.mode != "RGB" or abs(image.width * height - image.height * width) >= max(width, height):
+        what = f"RGB, in the shape of the crop ({width} x {height})"
+        raise ValueError(f"`image` must be {what}, got {image.mode}, {image.width} x {image.height}.")
     if reference is not None and (reference.mode != "RGB" or reference.size != image.size):
         raise ValueError(
             f"`reference` must be RGB and as large as `image`, got {reference.mode}, {reference.width} x "
@@ -110,8 +113,9 @@ def paste_back(
         flow, layers = _follow(cv2, edited, before, np.asarray(crop.image))
         flow, method = flow @ axes.T.astype(np.float32), cv2.INTER_LINEAR  # faster, and the layers are fine enough
     moves = flow.any()
-    shape = np.minimum(sides, len(layers) if moves else max(len(layers), _MAX_RESIZED))
-    if not moves or sides.min() < 0.8 * len(layers):  # otherwise sampling hardly aliases
+    largest = max(layers.shape[:2])
+    shape = np.minimum(sides, largest if moves else max(largest, _MAX_RESIZED))
+    if not moves or (sides < 0.8 * np.array(layers.shape[1::-1])).any():  # otherwise sampling hardly aliases
         layers = _fit(layers, shape)
     to_face = np.linalg.inv(axes)
     low = np.maximum(np.ceil(quad.min(0)), 0).astype(int).tolist()
@@ -209,12 +213,13 @@ def _blur(cv2: Any, x: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _resize(cv2: Any, x: np.ndarray, size: int) -> np.ndarray:
-    if len(x) == size:
+    if x.shape[:2] == (size, size):
         return x
-    method = cv2.INTER_CUBIC if len(x) < size else cv2.INTER_AREA
-    if len(x) >= 2 * size and len(x) % 2 == 0:
+    shape = np.array(x.shape[:2])
+    method = cv2.INTER_CUBIC if shape.max() < size else cv2.INTER_AREA
+    if shape.min() >= 2 * size and not (shape % 2).any():
         x = cv2.resize(x, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-    return cv2.resize(np.float32(x) if len(x) != size else x, (size, size), interpolation=method)
+    return cv2.resize(np.float32(x) if x.shape[:2] != (size, size) else x, (size, size), interpolation=method)
 
 
 def _grey(cv2: Any, x: np.ndarray) -> np.ndarray:
@@ -257,9 +262,10 @@ def _motion(cv2: Any, after: np.ndarray, then: np.ndarray, resolution: int) -> n
 def _follow(cv2: Any, edited: np.ndarray, before: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find how the photo moves, (S, S, 2), what is added to it and, last, how much of it is kept, (T, T, 4)."""
     middle = [np.float32(_resize(cv2, x, _FLOW_SIZE)) for x in (edited, before, target)]
-    flow = _motion(cv2, middle[0], middle[1], len(edited))
-    size, small = max(len(edited), _FLOW_SIZE), _MAP_SIZE
-    pixel, part = size / len(edited), small / len(edited)  # the generator's pixel in the large and the small pictures
+    side = max(edited.shape)  # a picture that is not square is stretched to one
+    flow = _motion(cv2, middle[0], middle[1], side)
+    size, small = max(side, _FLOW_SIZE), _MAP_SIZE
+    pixel, part = size / side, small / side  # the generator's pixel in the large and the small pictures
     after, then, photo = (_resize(cv2, x, size) for x in (edited, before, target))
     # The generator's finest detail counts as far as it is the photo's.
     greys = [np.float32(_grey(cv2, x)) for x in (photo, then)]

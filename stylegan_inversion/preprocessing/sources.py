@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
 from stylegan_inversion.bounds import BoundedConfig, number
@@ -23,6 +23,27 @@ from stylegan_inversion.preprocessing.image import MAX_PIXELS, MAX_SIDE, load_im
 
 _LABEL_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")
 _GOLDEN_RATIO = 0.618034
+_CELEBAMASK_HQ = {  # the names of its labels (arXiv:1907.11922), in their order, and the colours of its own pictures
+    "background": "#000000",
+    "skin": "#cc0000",
+    "nose": "#4c9900",
+    "glasses": "#cccc00",
+    "left eye": "#3333ff",
+    "right eye": "#cc00cc",
+    "left brow": "#00ffff",
+    "right brow": "#ffcccc",
+    "left ear": "#663300",
+    "right ear": "#ff0000",
+    "mouth": "#66cc00",
+    "upper lip": "#ffff00",
+    "lower lip": "#000099",
+    "hair": "#0000cc",
+    "hat": "#ff3399",
+    "earring": "#00cccc",
+    "necklace": "#003300",
+    "neck": "#ff9933",
+    "clothes": "#00cc00",
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,10 @@ class PhotoSource:
     def preview(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Show the encoder's input as a picture, RGB, in [-1, 1]."""
         return x
+
+    def with_legend(self, picture: Image.Image) -> Image.Image:
+        """Give a picture back: it explains itself."""
+        return picture
 
 
 @dataclass(frozen=True)
@@ -65,10 +90,17 @@ class SketchSource:
         """Show the encoder's input as a picture, RGB, in [-1, 1]."""
         return x.repeat(1, 3, 1, 1) * 2 - 1
 
+    def with_legend(self, picture: Image.Image) -> Image.Image:
+        """Give a picture back: it explains itself."""
+        return picture
+
 
 @dataclass(frozen=True)
 class LabelSource(BoundedConfig):
-    """A label map, one whole number for each pixel: one channel for each label, 0 or 1. CelebAMask-HQ has 19 labels."""
+    """A label map, one whole number for each pixel: one channel for each label, 0 or 1.
+
+    19 labels are CelebAMask-HQ's, which have names and colours.
+    """
 
     kind: ClassVar[str] = "labels"
     num_labels: int = number(19, 1, 256)
@@ -125,10 +157,41 @@ class LabelSource(BoundedConfig):
 
     def preview(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Show the encoder's input as a picture with one colour for each label, RGB, in [-1, 1]."""
-        # Label 0, the background, is black; steps of the golden ratio keep neighbouring hues far apart
-        hues = [colorsys.hsv_to_rgb(k * _GOLDEN_RATIO % 1, 0.7, 0.95) for k in range(self.num_labels)]
-        colours = torch.tensor([(0.0, 0.0, 0.0), *hues[1:]], device=x.device, dtype=torch.float32)
+        levels = [ImageColor.getrgb(colour) for colour in self.colours().values()]
+        colours = torch.tensor(levels, device=x.device, dtype=torch.float32) / 255
         return colours[x.argmax(dim=1)].permute(0, 3, 1, 2).to(x.dtype) * 2 - 1
+
+    def colours(self) -> dict[str, str]:
+        """The colour of each label, by its name: the data set's, or else black for label 0, and far hues in turn."""
+        if self.num_labels == len(_CELEBAMASK_HQ):
+            return _CELEBAMASK_HQ
+        hues = [colorsys.hsv_to_rgb(k * _GOLDEN_RATIO % 1, 0.7, 0.95) for k in range(self.num_labels)]
+        levels = [(0, 0, 0), *([round(255 * part) for part in hue] for hue in hues[1:])]
+        return {f"label {k}": f"#{bytes(level).hex()}" for k, level in enumerate(levels)}
+
+    def with_legend(self, picture: Image.Image) -> Image.Image:
+        """Put the names of the labels in a picture of `preview` beside it, each with its colour."""
+        seen = {f"#{bytes(colour).hex()}" for colour in np.unique(np.asarray(picture).reshape(-1, 3), axis=0)}
+        legend = [(name, colour) for name, colour in self.colours().items() if colour in seen]
+        side = max(picture.height, 256)
+        line = min(24, side // max(len(legend), 1))
+        sheet = Image.new("RGB", (side * picture.width // picture.height + 8 * line, side), "white")
+        sheet.paste(picture.resize((sheet.width - 8 * line, side), Image.Resampling.NEAREST))
+        pen, left = ImageDraw.Draw(sheet), sheet.width - 8 * line + line // 2
+        for k, (name, colour) in enumerate(legend):
+            pen.rectangle((left, k * line + line // 8, left + line * 3 // 4, k * line + line * 7 // 8), fill=colour)
+            font = ImageFont.load_default(line * 3 / 5)
+            pen.text((left + line, (k + 0.5) * line), name, fill="black", font=font, anchor="lm")
+        return sheet
+
+
+def reduced(image: Image.Image, factor: int | float) -> Image.Image:
+    """Make a picture so many times smaller and enlarge it again: what pSp's super-resolution reads.
+
+    The kernels are the original's: bicubic (a = -0.5), antialiased, down to 8 bits; bilinear up.
+    """
+    small = [max(1, round(side / factor)) for side in image.size]
+    return image.resize((small[0], small[1]), Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BILINEAR)
 
 
 Source = PhotoSource | SketchSource | LabelSource

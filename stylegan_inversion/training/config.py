@@ -261,7 +261,9 @@ class GANConfig(RunConfig):
     init: str | None = None  # a model to start from: built-in model, folder, or repository on the Hub
     mirror: bool = True  # mirror every second picture
     perceptual: str = "alex"  # network of the Frechet distance: alex or vgg
-    crop_scale: float | None = number(None, 1e-6, 1e6)  # crop relative to FFHQ's; None: that of `init`, or 1.0
+    crop_scale: float | None = number(None, 1e-6, 100.0)  # crop relative to FFHQ's; None: that of `init`, or 1.0
+    whole_photos: bool = False  # it draws no faces, or none that are cut out as FFHQ's: photos are taken whole
+    height: float | None = number(None, 0.125, 1.0)  # of its pictures, relative to their width: the rest is black bars
     batch_size: int = number(32, 1, 10**6)  # pictures per process in a micro-batch
     validation_images: int = number(10_000, 0, 10**9)  # how many validation pictures are used, at most
     optimizer: OptimizerOptions = field(default_factory=lambda: OptimizerOptions("adam", 2.5e-3, betas=(0.0, 0.99)))

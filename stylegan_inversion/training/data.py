@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from stylegan_inversion import latents
 from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.models.generator import Generator as StyleGAN
+from stylegan_inversion.preprocessing.domain import FACES, Domain
 from stylegan_inversion.preprocessing.image import list_images, load_image
 from stylegan_inversion.training.tasks import Task
 
@@ -49,19 +50,21 @@ class FaceFolder(Dataset[dict[str, Any]]):
         seed: int,
         training: bool,
         sources: str | Path | None = None,
+        domain: Domain = FACES,
     ) -> None:
         """List the pictures; none is opened yet.
 
         `targets` is the folder of what is to be drawn, `sources` that of the encoder's input, for paired tasks: the
-        same relative names, but for the suffix. Only `training` shuffles and augments. Raises `ValueError` if a folder
-        holds no picture, or the sources do not fit the task or the targets.
+        same relative names, but for the suffix. `domain` says what is cut out of photos. Only `training` shuffles and
+        augments. Raises `ValueError` if a folder holds no picture, or the sources do not fit the task or the targets.
         """
         if task.paired and sources is None:
             raise ValueError(f"Task {task.name!r} needs a folder of sources beside the targets: give `sources`.")
         if not task.paired and sources is not None:
             raise ValueError(f"Task {task.name!r} makes its sources from the targets: leave out `sources`.")
         self.task, self.seed, self.training = task, seed, training
-        self.sides = {"input_resolution": input_resolution, "output_resolution": output_resolution}
+        self.sides: dict[str, Any] = {"input_resolution": input_resolution, "output_resolution": output_resolution}
+        self.sides["domain"] = domain
         self.targets, self.sources = Path(targets), Path(sources or targets)
         self.names = list_images(self.targets)  # relative to the folder, in order of the index
         self.source_names = match_sources(self.names, self.sources) if task.paired else []

@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,7 @@ from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.resnet import ResNetConfig
+from stylegan_inversion.preprocessing.domain import Domain
 from stylegan_inversion.preprocessing.sources import PhotoSource, to_config
 from stylegan_inversion.training.config import EncoderOptions, EncoderRunConfig, ReStyleOptions
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
@@ -47,10 +49,13 @@ class EncoderLearner:
         """Build or load everything. `teacher`, (B, 3, R, R) -> (B, w_dim), knows the w of pictures for `w_distance`."""
         self.config, self.accelerator, self.teacher = config, accelerator, teacher
         device = accelerator.device
+        self.model_folder = find_folder(config.model)
+        self.domain = Domain.of_config(storage.read_config(self.model_folder), self.model_folder)
         self.task = make_task(config.task, config.task_options)
+        if not self.domain.has_faces:  # a network that tells people apart has nothing to say
+            self.task = replace(self.task, loss={k: v for k, v in self.task.loss.items() if k != "identity"})
         self.weights = loss_weights(self.task, config, knows_w=teacher is not None)
         self.kind = ENCODERS[config.method]
-        self.model_folder = find_folder(config.model)
         self.generator = storage.load_module(Generator, GeneratorConfig, self.model_folder / "generator", device=device)
         self.generator.synthesis.requires_grad_(config.train_decoder)
         self.adversary: LatentAdversary | None = None
@@ -87,6 +92,7 @@ class EncoderLearner:
             seed=config.seed,
             training=training and not held_out,
             sources=folders[1],
+            domain=self.domain,
         )
 
     def stage(self, step: int) -> int:
@@ -145,7 +151,7 @@ class EncoderLearner:
         """What the encoder reads, pictures and then samples of the generator, and the w of the samples."""
         synthetic, true_w = self.draws.synthesize(serial, self.config.synthetic_batch_size, side=self.input_resolution)
         pictures = [batch["x"]] if self.config.batch_size else []
-        x = torch.cat(pictures + [synthetic] * bool(len(synthetic)))  # a sketch has other channels
+        x = torch.cat(pictures + [self.domain.without_bars(synthetic)] * bool(len(synthetic)))  # a sketch: 1 channel
         if self.config.mixed_precision != "no":
             x = x.contiguous(memory_format=torch.channels_last)  # in which half precision is fast
         return x, true_w
@@ -188,10 +194,10 @@ class EncoderLearner:
         return w_plus, self.encoder.look(x, torch.cat(pictures))
 
     def resize(self, images: Tensor) -> Tensor:
-        """Pool pictures to the side at which they are compared."""
-        if images.shape[-1] == self.output_resolution:
-            return images
-        return F.adaptive_avg_pool2d(images, self.output_resolution)
+        """Pool what the generator draws to the side at which pictures are compared, without its bars."""
+        if images.shape[-1] != self.output_resolution:
+            images = F.adaptive_avg_pool2d(images, self.output_resolution)
+        return self.domain.without_bars(images)
 
     def _gather_codes(self, w_plus: Tensor) -> Tensor:
         """The codes of all processes, so that each updates the discriminator in the same way.
@@ -268,7 +274,10 @@ class EncoderLearner:
         encoder = copy.deepcopy(encoder)
         if self.config.progressive:
             close_offsets(encoder, encoder.progressive_stage)
-        config = storage.read_config(self.model_folder) | {"source": to_config(self.task.source)}
+        config = storage.read_config(self.model_folder) | {
+            "domain": asdict(self.domain),
+            "source": to_config(self.task.source),
+        }
         with storage.write_together(folder) as stage:
             for part in ("directions",) if self.config.train_decoder else ("generator", "directions"):
                 for file in sorted((self.model_folder / part).glob("*")):

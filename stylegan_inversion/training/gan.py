@@ -28,6 +28,7 @@ from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.losses.path_length import path_length, path_length_penalty
 from stylegan_inversion.models.discriminator import Discriminator, DiscriminatorConfig
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.preprocessing.domain import Domain
 from stylegan_inversion.training.augment import AdaptiveProbability, augment
 from stylegan_inversion.training.config import GANConfig, GeneratorOptions
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
@@ -54,6 +55,10 @@ class GANLearner:
         self.config, self.accelerator = config, accelerator
         options, device = config.adversarial, accelerator.device
         self.init = None if config.init is None else find_folder(config.init)
+        self.settings = {} if self.init is None else storage.read_config(self.init)
+        faces = False if config.whole_photos else None
+        given = {"has_faces": faces, "crop_scale": config.crop_scale, "height": config.height}
+        self.domain = Domain.of_config(self.settings, self.init or Path()).changed(given)
         with seeded_weights(config.seed):
             self.generator = make_generator(config.generator, self.init).to(device).train().requires_grad_(True)
             self.perceptual = load_perceptual(config.perceptual, device=device)
@@ -116,11 +121,12 @@ class GANLearner:
             return None
         pictures = FaceFolder(
             folder,
-            (Inversion if config.mirror else Task)("pictures", {}),
+            (Inversion if config.mirror else Task)("pictures", {}, bars=True),
             input_resolution=side,
             output_resolution=side,
             seed=config.seed,
             training=training and not held_out,
+            domain=self.domain,
         )
         if held_out and (count := min(len(pictures), config.validation_images)) < 2:
             raise ValueError(
@@ -320,12 +326,8 @@ class GANLearner:
 
         The settings of the pipeline of `init` stay. Its directions and encoders belong to its generator: left out.
         """
-        config: dict[str, Any] = {"crop_scale": 1.0}  # FFHQ's
-        if self.init is not None and (self.init / storage.CONFIG_NAME).exists():
-            config = storage.read_config(self.init)
-            config.pop("_class_name", None)  # of a pipeline with an encoder, perhaps
-        if self.config.crop_scale is not None:
-            config["crop_scale"] = self.config.crop_scale
+        config = self.settings | {"domain": dataclasses.asdict(self.domain)}
+        config.pop("_class_name", None)  # of a pipeline with an encoder, perhaps
         with storage.write_together(folder) as stage:
             for name, network in self.exported().items():
                 storage.save_module(network, stage / name)

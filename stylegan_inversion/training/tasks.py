@@ -12,8 +12,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from stylegan_inversion.preprocessing.domain import FACES, Domain
 from stylegan_inversion.preprocessing.image import to_pil, to_tensor
-from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, SketchSource, Source
+from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, SketchSource, Source, reduced
 from stylegan_inversion.training.config import TaskOptions
 
 Pair = tuple[Float[Tensor, "channels S S"], Float[Tensor, "3 R R"]]
@@ -29,12 +30,14 @@ class Task:
         loss: The paper's weights; the other terms are left out.
         source: What the encoder reads.
         paired: Whether each target has a source picture of its own, in a second folder.
+        bars: Whether photos come as the generator draws them, with its black bars.
     """
 
     name: str
     loss: dict[str, float]
     source: Source = field(default_factory=PhotoSource)
     paired: bool = False
+    bars: bool = False
 
     def pair(
         self,
@@ -44,14 +47,25 @@ class Task:
         input_resolution: int,
         output_resolution: int,
         rng: torch.Generator | None,
+        domain: Domain = FACES,
     ) -> Pair:
         """Make one example of a target, RGB, and of its source, the same picture unless the task is paired.
 
-        `rng` is the source of the random changes; `None` means validation, without changes.
+        `rng` is the source of the random changes; `None` means validation, without changes. Photos get the shape of
+        the domain.
         """
-        y = PhotoSource()(target, output_resolution)
-        alike = source is target and self.source == PhotoSource() and input_resolution == output_resolution
-        return self.change(y if alike else self.source(source, input_resolution), y, rng)
+
+        def pixels(photo: Image.Image, side: int) -> Tensor:
+            picture = domain.crop(photo, side).image
+            return (domain.with_bars(picture) if self.bars else to_tensor(picture))[0]
+
+        y = pixels(target, output_resolution)
+        if not isinstance(self.source, PhotoSource):
+            x = self.source(source, input_resolution)
+        else:
+            alike = source is target and input_resolution == output_resolution
+            x = y if alike else pixels(source, input_resolution)
+        return self.change(x, y, rng)
 
     def change(self, x: Tensor, y: Tensor, rng: torch.Generator | None) -> Pair:
         """Change a pair. Label maps and drawings stay: left and right are different labels."""
@@ -85,11 +99,7 @@ class SuperResolution(Task):
         factor = sorted(self.factors)[len(self.factors) // 2]
         if rng is not None:
             factor = self.factors[int(torch.randint(len(self.factors), (), generator=rng))]
-        image = to_pil(x[None])[0]
-        small = max(1, round(image.width / factor))
-        # The original's kernels: bicubic (a = -0.5), antialiased, down to 8 bits; bilinear up
-        reduced = image.resize((small, small), Image.Resampling.BICUBIC)
-        return to_tensor(reduced.resize(image.size, Image.Resampling.BILINEAR))[0], y
+        return to_tensor(reduced(to_pil(x[None])[0], factor))[0], y
 
 
 TASKS: dict[str, Task] = {

@@ -358,11 +358,11 @@ class Trainer:
             file.write(json.dumps({"step": self.step, "kind": kind, **finite}, allow_nan=False) + "\n")
 
     def _draw(self, columns: Sequence[Tensor]) -> None:
-        """Save pictures side by side, each column (B, 3, H, W), RGB, in [-1, 1], on the CPU; at the last one's side."""
+        """Save pictures side by side, each column (B, 3, H, W), RGB, in [-1, 1], on the CPU; at the last one's size."""
         if not self.accelerator.is_main_process:
             return
-        side = columns[-1].shape[-1]
-        same = [x if x.shape[-1] == side else F.interpolate(x, size=side, mode="nearest") for x in columns]
+        size = columns[-1].shape[-2:]
+        same = [x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="nearest") for x in columns]
         rows = torch.cat(same, dim=3).clamp(-1, 1)  # (B, 3, H, columns * W)
         rows = F.pad(rows, (0, 0, 0, 0, 0, 0, 0, -len(rows) % GRID_COLUMN), value=1.0)
         stacks = rows.unflatten(0, (-1, GRID_COLUMN)).transpose(1, 2).flatten(2, 3)  # (stacks, 3, 4 H, columns * W)

@@ -24,6 +24,7 @@ from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import PyramidEncoderConfig
 from stylegan_inversion.pipelines.methods import METHODS
+from stylegan_inversion.preprocessing.domain import Domain
 from tests.checkpoints.official_files import nvidia_pickle
 from tests.fake_hub import FakeHub
 
@@ -113,7 +114,7 @@ def test_a_road(source: Path | str, photo: Image.Image) -> None:
 def test_a_pivot_that_is_near_is_tuned_too(name: str, tmp_path: Path) -> None:
     """Of a trained model in an official file: its first pictures pass a threshold of another network's scale."""
     path = write_official(storage.builtin_path("faces64"), tmp_path / "file.pt", layout=name)
-    pipeline = load(path, crop_scale=0.74, detector="builtin")
+    pipeline = load(path, domain=Domain(crop_scale=0.74), detector="builtin")
     report = pipeline(sample_photos()[0], pivot=name, num_tuning_steps=6).reports[0]
     assert (report["perceptual"], report["lpips_threshold"], report["w_steps"]) == ("alex", 0.06, 0)
     assert report["tuning_steps"] > 1 and report["l2"] < report["l2_pivot"] < 0.03
@@ -124,7 +125,8 @@ def test_settings_survive_a_round_trip_through_any_pipeline(name: str, files: Pa
     kind = METHODS[name].pipeline
     shutil.copytree(files / name, tmp_path / "model")
     settings = {"perceptual": "alex", "tuning": {"learning_rate": 0.002, "lpips_threshold": 0.01}}
-    config = {**storage.read_config(tmp_path / "model"), "pti": settings, "crop_scale": 0.7}
+    config = {**storage.read_config(tmp_path / "model"), "pti": settings}
+    config["domain"] = {"has_faces": True, "crop_scale": 0.7, "height": 1.0}
     storage.write_config(config, tmp_path / "model")
     saved = kind.from_pretrained(tmp_path / "model").save_pretrained(tmp_path / "saved")
     assert storage.read_config(saved) == config

@@ -71,8 +71,8 @@ CALLS: list[Case] = [
     ("layers", ValueError, lambda g: g.pti.load_components("x.pt", layers=(2, 18)), r"0 <= start < stop <= 8, got \(2"),
     # translate
     ("outputs", ValueError, lambda g: labels(g).translate(g.photo, num_outputs=0), "`num_outputs` must be at least 1"),
-    ("same outputs", ValueError, lambda g: labels(g).translate(g.photo, num_outputs=2), r"latent_mask=range\(4, 8\)"),
-    ("no mask", ValueError, lambda g: labels(g).translate(g.photo, mix_alpha=0.5), "`mix_alpha` is 0.5, but without"),
+    ("factor", ValueError, lambda g: g.e4e.translate(g.photo, resize_factor=0.5), r"must be in \[1, 64\], got 0\.5"),
+    ("no photo", ValueError, lambda g: labels(g).translate(g.photo, align=True), "are for photos, and this encoder"),
     ("alpha", ValueError, lambda g: labels(g).translate(g.photo, latent_mask=[0], mix_alpha=math.nan),
      r"`mix_alpha` must be in \[0, 1\], got nan"),
     ("mask", ValueError, lambda g: labels(g).translate(g.photo, latent_mask=[8]), r"layers in \[0, 7\], at least one"),
@@ -102,8 +102,14 @@ def test_a_call(given: SimpleNamespace, error: type[Exception], call: Callable[[
     [
         ("", {"_class_name": "os.system"}, r"config\.json is of a 'os\.system', not of a pipeline of this package"),
         ("", {"_class_name": ["E4EPipeline"]}, r"not of a pipeline of this package"),
-        ("", {"crop_scale": "../x"}, r"`crop_scale` must be a number in \(0, 100\), got '\.\./x'"),
-        ("", {"crop_scale": math.nan}, r"`crop_scale` must be a number in \(0, 100\), got 'nan'"),
+        (
+            "",
+            {"domain": {"crop_scale": -1.0}},
+            r"under `domain`: `crop_scale` must be a number in .*, got -1.0",
+        ),
+        ("", {"domain": {"crop_scale": math.nan}}, "`crop_scale` must be a number in .*, got nan"),
+        ("", {"domain": {"height": 0.75}}, "`height` must be 1 for a model of faces, whose crops are square, got 0.75"),
+        ("", {"domain": {"wheels": 4}}, "bad settings under `domain`.*wheels"),
         ("", {"source": {"kind": "../x"}}, r"bad settings under `source`: `kind` of a source must be one of photo"),
         ("", {"source": {"kind": "labels", "num_labels": 4}}, "bad settings under `source`"),
         ("", {"source": 3}, "bad settings under `source`"),

@@ -13,11 +13,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline
+from stylegan_inversion import Domain, E4EPipeline, PSPPipeline, PTIPipeline
 from stylegan_inversion.errors import DivergedError
 from stylegan_inversion.preprocessing.image import load_image
 from stylegan_inversion.training import trainer
-from stylegan_inversion.training.config import AdversarialOptions, GeneratorOptions, OptimizerOptions
+from stylegan_inversion.training.config import AdversarialOptions, GeneratorOptions, LossOptions, OptimizerOptions
 from stylegan_inversion.training.encoder import EncoderLearner
 from stylegan_inversion.training.gan import GANLearner
 from stylegan_inversion.training.trainer import train
@@ -26,6 +26,7 @@ from tests.training.conftest import (
     EVERYTHING,
     MakeConfig,
     MakeGAN,
+    batches_of,
     elsewhere,
     read_log,
     same,
@@ -91,6 +92,30 @@ def test_a_run_of_a_generator_starts_from_another(make_gan: MakeGAN, tmp_path: P
     assert same(dict(learner.discriminator.state_dict()), dict(state["discriminator"]))
     learner.export(tmp_path / "export")
     assert PTIPipeline.from_pretrained(tmp_path / "export").crop_scale == 0.7
+
+
+def test_a_domain_of_wide_pictures(make_gan: MakeGAN, make_config: Any, tmp_path: Path) -> None:
+    """A generator learns the black bars, its encoder reads and compares what is between them."""
+    save_pictures(tmp_path / "wide", 3, side=40)
+    config = make_gan(data=str(tmp_path / "wide"), steps=1, whole_photos=True, height=0.5)
+    learner = GANLearner(config, Accelerator(cpu=True))
+    (batch,) = batches_of(learner, 1)
+    assert batch["y"].shape == (4, 3, 16, 16) and batch["y"][:, :, 4:12].abs().mean() < 0.9
+    assert (batch["y"][:, :, :4] == -1).all() and (batch["y"][:, :, 12:] == -1).all()
+    train(config)
+    loss = LossOptions(lpips=0.0, w_distance=1.0)  # the identity of faces is left out by itself
+    second = make_config(
+        model=str(Path(config.output, "last")), output=str(tmp_path / "encoder"), loss=loss, synthetic_batch_size=2
+    )
+    encoder = EncoderLearner(second, Accelerator(cpu=True))
+    assert encoder.weights == {"l2": 1.0, "w_distance": 1.0}
+    (batch,) = batches_of(encoder, 1)
+    assert batch["x"].shape == (4, 3, 16, 32) and batch["y"].shape == (4, 3, 8, 16)
+    train(second)
+    pipe = PSPPipeline.from_pretrained(tmp_path / "encoder/last")
+    assert pipe.domain == Domain(has_faces=False, height=0.5)
+    out = pipe(tmp_path / "wide/00.png")
+    assert out.images[0].size == (16, 8) and pipe.paste_back(out)[0].tobytes() == out.crops[0].photo.tobytes()
 
 
 class BadSteps:
