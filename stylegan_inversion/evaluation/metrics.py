@@ -174,8 +174,11 @@ class Scorer:
         scores: dict[Step, Mapping[str, Tensor]] = {}
         steps: list[Step] = [None, *((name, s) for name, edit in self.edits.items() for s in edit.strengths if s != 0)]
         for step in steps:
-            codes = w_plus if step is None else self.edits[step[0]].direction.apply(w_plus, step[1])
-            full = generator.synthesis(codes).clamp(-1, 1)
+            codes, drawing = w_plus, generator
+            if step is not None:
+                direction = self.edits[step[0]].direction
+                codes, drawing = direction.apply(w_plus, step[1]), direction.restyle(generator, step[1])
+            full = drawing.synthesis(codes).clamp(-1, 1)
             if step is None or step[1] in self.edits[step[0]].ends:
                 pictures[step] = full
             images = resize(full, self.resolution).clamp(-1, 1)
