@@ -39,6 +39,13 @@ def resize(images: Tensor, side: int) -> Tensor:
     return F.interpolate(images, size=(side, side), mode="bicubic", antialias=True)
 
 
+def scored_part(images: Tensor, crop_scale: float) -> Tensor:
+    """Cut out the middle that the face scorer was trained on, of crops `crop_scale` times as wide as FFHQ's."""
+    side = images.shape[-1]
+    margin = round(side * max(0.0, 1 - _SCORED_SHARE / crop_scale) / 2)
+    return images[..., margin : side - margin, margin : side - margin]
+
+
 def l2(images: Tensor, targets: Tensor) -> Tensor:
     """Mean of (x - y)^2 over channels and pixels, (B,), in [0, 4]: the "L2" or "MSE" of pSp, e4e and PTI."""
     return (images.clamp(-1, 1) - targets.clamp(-1, 1)).square().mean(dim=(1, 2, 3))
@@ -221,6 +228,4 @@ class Scorer:
     def attribute_scores(self, images: Tensor) -> Mapping[str, Tensor]:
         """Score the part of the pictures that the face scorer was trained on, (B,) by attribute."""
         assert self.attributes is not None
-        side = images.shape[-1]
-        margin = round(side * max(0.0, 1 - _SCORED_SHARE / self.crop_scale) / 2)
-        return self.attributes(images[..., margin : side - margin, margin : side - margin])
+        return self.attributes(scored_part(images, self.crop_scale))

@@ -48,6 +48,12 @@ class GeneratorConfig(BoundedConfig):
         """Sides of the blocks: 4, 8, ..., resolution."""
         return [2**k for k in range(2, self.resolution.bit_length())]
 
+    @property
+    def style_sizes(self) -> list[int]:
+        """How many styles each style layer has: one for each of its input channels. In a row, they make S space."""
+        sides = [4, *(side for r in self.resolutions[1:] for side in (r // 2, r))]
+        return [self.channels(side) for side in sides]
+
     def channels(self, resolution: int) -> int:
         """Count the channels of the features at a side."""
         return min(self.channel_base // resolution, self.channel_max)
@@ -98,6 +104,7 @@ class SynthesisNetwork(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.num_ws = config.num_ws
+        self.style_sizes = config.style_sizes
         self.const = nn.Parameter(torch.randn(1, config.channels(4), 4, 4))
         self.blocks = nn.ModuleDict({str(r): SynthesisBlock(config, r) for r in config.resolutions})
 
@@ -109,11 +116,6 @@ class SynthesisNetwork(nn.Module):
     def convs(self) -> list[StyledConv]:
         """The num_ws - 1 style layers, which take noise, coarsest first."""
         return [conv for block in self._blocks for conv in (block.conv0, block.conv1) if conv is not None]
-
-    @property
-    def style_sizes(self) -> list[int]:
-        """How many styles each style layer has: one for each of its input channels. In a row, they make S space."""
-        return [conv.weight.shape[1] for conv in self.convs]
 
     def split_styles(
         self, styles: Float[Tensor, "b num_styles"] | Float[Tensor, " num_styles"] | None
@@ -233,13 +235,13 @@ class Generator(nn.Module):
         As style = A w + b, this is the same generator with other biases b. It shares all weights and moves with it.
 
         Args:
-            offset: In the order of `synthesis.style_sizes`; it replaces an earlier one. `None` or zeros give
+            offset: In the order of `config.style_sizes`; it replaces an earlier one. `None` or zeros give
                 `unstyled`, the same object.
 
         Raises:
             ValueError: If there is not one number for each style.
         """
-        plain, count = self.unstyled, sum(storage.uncompiled(self.synthesis).style_sizes)
+        plain, count = self.unstyled, sum(self.config.style_sizes)
         if offset is not None and offset.shape != (count,):
             raise ValueError(f"`offset` must have one number for each of {count} styles, got {tuple(offset.shape)}.")
         if offset is None or not offset.any():

@@ -106,7 +106,7 @@ def interpolate_outputs(a: InversionOutput, b: InversionOutput, *, steps: int) -
     """
     _check(steps, a=a, b=b)
     first, last = a.generator.unstyled, b.generator.unstyled
-    none = torch.zeros(sum(first.synthesis.style_sizes), dtype=torch.float64)
+    none = torch.zeros(sum(first.config.style_sizes), dtype=torch.float64)
     offsets = [none if each.style_offset is None else each.style_offset for each in (a.generator, b.generator)]
     between = first if first is last else copy.deepcopy(first)
     here, there = storage.plain_state_dict(first), storage.plain_state_dict(last)
