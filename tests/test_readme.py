@@ -48,6 +48,13 @@ def test_the_pages_run(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     w = torch.randn(4000, 512, generator=torch.Generator().manual_seed(0))
     exec(blocks("docs/edits.md")[0], names | {"w": w, "scores": w[:, 0]})
     assert abs(float(names["pipe"].directions["glasses"].vector.flatten()[0])) > 0.3
+    found = blocks("docs/find-directions.md")[0]
+    assert "num_samples=256, num_points=64, num_tests=16" in found
+    exec(
+        found.replace("num_samples=256, num_points=64, num_tests=16", "num_samples=64, num_points=16, num_tests=8"),
+        names,
+    )
+    assert {"smile", "brightness", "warmth"} <= {*load_directions(Path("my-own/directions"))}
 
 
 def test_the_api_answers(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

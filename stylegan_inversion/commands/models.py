@@ -38,9 +38,9 @@ def add_find_directions(parser: argparse.ArgumentParser) -> None:
     spaces = "w: vectors of InterFaceGAN; s: channels of StyleSpace, whose names get an _s [%(default)s]"
     add("--space", choices=("w", "s"), default="w", help=spaces)
     sizes = {
-        "--num-samples": (64, 768, "random images that are scored"),
-        "--num-points": (16, 256, "images at which each score's gradient is taken"),
-        "--num-tests": (8, 48, "images that set each range, and as many that check it"),
+        "--num-samples": (64, 512, "random images that are scored"),
+        "--num-points": (16, 640, "images at which the gradients of the scores are taken"),
+        "--num-tests": (8, 24, "images that set each range, and as many that check it"),
         "--num-channels": (1, 16, "s: channels that a direction moves at most"),
         "--batch-size": (1, 8, "images that go through together"),
         "--seed": (0, 0, "seed of all images"),

@@ -6,7 +6,7 @@ arXiv:2011.12799, section 5 (which style channels an attribute depends on). Own 
 In W:
 1. Global boundary. Images of random w are scored, and `fit_boundary` separates high from low scores among the leading
    components of w: what goes along with the score in the data. For a score without gradients this is all.
-2. Local boundary. At points spread along the global boundary's normal the gradient of the score by w is taken, and
+2. Local boundary. At points spread along the global boundaries' normals the gradient of the score by w is taken, and
    `fit_boundary` separates the gradients from their negatives: the one direction along which the score of as many
    images as possible rises.
 In S the gradient by each style, averaged over images and times the style's standard deviation, says how much the score
@@ -38,6 +38,9 @@ Score = Callable[[Tensor], Mapping[str, Tensor]]
 MAPPED = 4096  # w that are mapped, but not drawn, for the components and the spread of W
 GLOBAL_COMPONENTS, LOCAL_COMPONENTS = 60, 160  # of w: in the others a direction has no share
 CHOSEN_RATIO, NUM_FITS = 0.45, 3
+SOFTNESS = (
+    0.3  # scale of the gradients before the fit: below 1 the margin is softer, which suits few points in many axes
+)
 STEPS, FEWEST_STEPS, MONOTONE_SHARE = 6, 2, 0.9  # of the range, on each side of 0
 REACH = 0.38  # of 6 steps in W, relative to the spread of w
 STYLE_REACH = 12.0  # of 6 steps in S, in standard deviations of the styles
@@ -63,9 +66,9 @@ def find_directions(
     *,
     names: Sequence[str] | None = None,
     space: Literal["w", "s"] = "w",
-    num_samples: int = 768,
-    num_points: int = 256,
-    num_tests: int = 48,
+    num_samples: int = 512,
+    num_points: int = 640,
+    num_tests: int = 24,
     num_channels: int = 16,
     batch_size: int = 8,
     seed: int = 0,
@@ -80,7 +83,7 @@ def find_directions(
         names: Scores to find directions of. The other scores are only kept still. `None` takes all.
         space: "w" or "s"; see `Direction`.
         num_samples: Images that are scored first, >= 64.
-        num_points: Images at which gradients are taken for each score, >= 16.
+        num_points: Images at which the gradients of all scores are taken, >= 16.
         num_tests: Images that set the range, and as many that measure it, at 6 strengths on each side; >= 8.
         num_channels: Styles that a direction in S moves at most, >= the number of scores.
         batch_size: Images that go through together, >= 1.
@@ -110,7 +113,7 @@ def find_directions(
                 f"`names` must be among the scores, which are identifiers: {', '.join(known)}; got {name!r}."
             )
     per_name = num_tests * (2 * STEPS + 1) + num_tests * (STEPS + 1)
-    total = num_samples + num_points * len(known) + per_name * len(names)
+    total = num_samples + num_points + per_name * len(names)
     with tqdm(total=total, unit="image", disable=not progress, desc=f"directions in {space.upper()}") as search.bar:
         w = search.sample(FIT, num_samples)
         samples = torch.cat([search.draw_scores(part) for part in w.split(batch_size)])
@@ -183,39 +186,38 @@ class _Search:
         return torch.stack(columns, dim=1)
 
     @torch.enable_grad()
-    def gradients(self, name: str, w: Tensor, *, styles: bool = False) -> Tensor | None:
-        """Gradients of a score by w, (B, w_dim), or by the styles; `None` if the score has none."""
-        rows = []
+    def gradients(self, w: Tensor, *, styles: bool = False) -> dict[str, Tensor]:
+        """Gradients by w, (B, w_dim), or by the styles, (B, num_styles), of each score that has some."""
+        rows: dict[str, list[Tensor]] = {name: [] for name in self.scores}
         for part in w.split(self.batch_size):
             leaf = part.clone().requires_grad_()
             offset = part.new_zeros(len(part), sum(self.generator.config.style_sizes)).requires_grad_()
-            score = self.score(self.draw(leaf, styles=offset if styles else None))[name]
-            if not score.requires_grad:
-                self.bar.total -= len(w)
-                return None
-            rows.append(torch.autograd.grad(score.sum(), offset if styles else leaf)[0].cpu().float())
+            scores = self.score(self.draw(leaf, styles=offset if styles else None))
+            for name, score in scores.items():
+                if score.requires_grad:
+                    (row,) = torch.autograd.grad(score.sum(), offset if styles else leaf, retain_graph=True)
+                    rows[name].append(row.cpu().float())
             self.bar.update(len(part))
-        return torch.cat(rows)
+        return {name: torch.cat(parts) for name, parts in rows.items() if parts}
 
     def fit_codes(
         self, w: Tensor, samples: Tensor, num_points: int, num_channels: int
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Steps 1 to 3 in W: by score, the direction and the accuracy of its boundary."""
-        wide, narrow, mean = self.components(LOCAL_COMPONENTS), self.components(GLOBAL_COMPONENTS), w.mean(dim=0)
-        uniform = torch.rand(num_points, 1, generator=latents.seeded(self.seed, POINTS, 1), device="cpu") * 2 - 1
-        local, accuracies = {}, {}
-        for index, name in enumerate(self.scores):
-            reduced = (w - mean).cpu().float() @ narrow
-            local[name], accuracies[name] = _boundary(reduced, samples[:, index], narrow, CHOSEN_RATIO)
-            along = uniform * local[name] * (REACH * self.spread() * 2 / 3)
-            gradients = self.gradients(name, self.sample(POINTS, num_points) + along.to(w))
-            if gradients is not None:
-                reduced = gradients @ wide
-                reduced = reduced / reduced.norm(dim=1).mean()
-                signs = torch.ones(len(reduced))
-                both = torch.cat([reduced, -reduced]), torch.cat([signs, -signs])
-                local[name], accuracies[name] = _boundary(*both, wide, 0.5)
-        return _condition(local), accuracies
+        wide, narrow = self.components(LOCAL_COMPONENTS), self.components(GLOBAL_COMPONENTS)
+        reduced = (w - w.mean(dim=0)).cpu().float() @ narrow
+        fits = [_boundary(reduced, column, narrow, CHOSEN_RATIO) for column in samples.unbind(1)]
+        vectors, accuracies = (dict(zip(self.scores, column)) for column in zip(*fits))
+        rng = latents.seeded(self.seed, POINTS, 1)
+        uniform = torch.rand(num_points, len(fits), generator=rng, device="cpu", dtype=torch.float32) * 2 - 1
+        along = REACH * self.spread() * 2 / 3 * uniform @ torch.stack([*vectors.values()])
+        for name, gradients in self.gradients(self.sample(POINTS, num_points) + along.to(w)).items():
+            reduced = gradients @ wide
+            reduced = SOFTNESS * reduced / reduced.norm(dim=1).mean()
+            signs = torch.ones(len(reduced))
+            both = torch.cat([reduced, -reduced]), torch.cat([signs, -signs])
+            vectors[name], accuracies[name] = _boundary(*both, wide, 0.5)
+        return _condition(vectors), accuracies
 
     def fit_styles(
         self, w: Tensor, samples: Tensor, num_points: int, num_channels: int
@@ -224,15 +226,10 @@ class _Search:
         with torch.no_grad():
             convs = zip(self.generator.synthesis.convs, latents.broadcast(w, self.generator.num_ws).unbind(1))
             styles = torch.cat([conv.affine(each) for conv, each in convs], dim=1).cpu().float()
-        deviation = styles.std(dim=0)
-        effects = {}
-        for index, name in enumerate(self.scores):
-            gradients = self.gradients(name, self.sample(POINTS, num_points), styles=True)
-            if gradients is None:
-                together = torch.cat([styles, samples[:, index : index + 1]], dim=1).T
-                effects[name] = together.corrcoef()[-1, :-1].nan_to_num()  # a style that is always the same: 0
-            else:
-                effects[name] = gradients.mean(dim=0) * deviation
+        deviation, count = styles.std(dim=0), len(self.scores)
+        gradients = self.gradients(self.sample(POINTS, num_points), styles=True)
+        related = torch.cat([styles, samples], dim=1).T.corrcoef()[-count:, :-count].nan_to_num()
+        effects = dict(zip(self.scores, related)) | {k: each.mean(dim=0) * deviation for k, each in gradients.items()}
         steps = {}
         for name, vector in _condition(effects).items():
             chosen = vector.abs().topk(min(num_channels, len(vector))).indices
@@ -265,7 +262,10 @@ class _Search:
         curves = self.curves(direction, TEST, torch.linspace(*direction.strength_range, STEPS + 1), count)
         moved = (curves[:, -1] - curves[:, 0]).mean(dim=0) / samples.std(dim=0)
         share = monotone_share(curves[:, :, self.scores.index(direction.name)])
-        return FoundDirection(direction, accuracy, share, dict(zip(self.scores, moved.tolist())))
+        text = f"{direction.description} Its score rises all along the range for {share:.1%} of {count} unseen w."
+        return FoundDirection(
+            replace(direction, description=text), accuracy, share, dict(zip(self.scores, moved.tolist()))
+        )
 
 
 def monotone_share(curves: Tensor) -> float:
