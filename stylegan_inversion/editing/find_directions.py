@@ -10,7 +10,7 @@ In W:
    `fit_boundary` separates the gradients from their negatives: the one direction along which the score of as many
    images as possible rises.
 In S the gradient by each style, averaged over images and times the style's standard deviation, says how much the score
-depends on it; of a score without gradients, their correlation. The channels with the largest values make the direction.
+depends on it. The channels with the largest values make the direction. Correlations instead did not work.
 Then, in both:
 3. It is conditioned on the other scores (`condition_boundary`), so that these stay put.
 4. The range is the largest symmetric one in which, on images not seen in the fit, (a) the score rises at each step for
@@ -38,12 +38,11 @@ Score = Callable[[Tensor], Mapping[str, Tensor]]
 MAPPED = 4096  # w that are mapped, but not drawn, for the components and the spread of W
 GLOBAL_COMPONENTS, LOCAL_COMPONENTS = 60, 160  # of w: in the others a direction has no share
 CHOSEN_RATIO, NUM_FITS = 0.45, 3
-SOFTNESS = (
-    0.3  # scale of the gradients before the fit: below 1 the margin is softer, which suits few points in many axes
-)
+# Scale of the gradients before the fit: below 1 the margin is softer, which suits few points in many axes.
+SOFTNESS = 0.3
 STEPS, FEWEST_STEPS, MONOTONE_SHARE = 6, 2, 0.9  # of the range, on each side of 0
 REACH = 0.38  # of 6 steps in W, relative to the spread of w
-STYLE_REACH = 12.0  # of 6 steps in S, in standard deviations of the styles
+STYLE_REACH = 6.0  # of 6 steps in S, in standard deviations of the styles
 # Each draw of w has a purpose of its own: `latents.seeded`
 FIT, COMPONENTS, POINTS, CALIBRATION, TEST = "fit", "components", "points", "calibration", "test"
 
@@ -95,8 +94,8 @@ def find_directions(
         One for each of `names`, in their order; vectors in float32 on the CPU.
 
     Raises:
-        ValueError: If an option is out of range, a score is not finite or the same for all images, or the scores
-            depend on w in the same way.
+        ValueError: If an option is out of range, a score is not finite or the same for all images, it has no gradient
+            in S, or the scores depend on w in the same way.
         MissingDependencyError: If scikit-learn is not installed, for directions in W.
     """
     least = {"num_samples": 64, "num_points": 16, "num_tests": 8, "num_channels": 1, "batch_size": 1, "seed": 0}
@@ -226,10 +225,13 @@ class _Search:
         with torch.no_grad():
             convs = zip(self.generator.synthesis.convs, latents.broadcast(w, self.generator.num_ws).unbind(1))
             styles = torch.cat([conv.affine(each) for conv, each in convs], dim=1).cpu().float()
-        deviation, count = styles.std(dim=0), len(self.scores)
+        deviation = styles.std(dim=0)
         gradients = self.gradients(self.sample(POINTS, num_points), styles=True)
-        related = torch.cat([styles, samples], dim=1).T.corrcoef()[-count:, :-count].nan_to_num()
-        effects = dict(zip(self.scores, related)) | {k: each.mean(dim=0) * deviation for k, each in gradients.items()}
+        if missing := [name for name in self.scores if name not in gradients]:
+            raise ValueError(
+                f"Scores need gradients for directions in S, and {missing[0]!r} has none; take `space='w'`."
+            )
+        effects = {name: rows.mean(dim=0) * deviation for name, rows in gradients.items()}
         steps = {}
         for name, vector in _condition(effects).items():
             chosen = vector.abs().topk(min(num_channels, len(vector))).indices

@@ -21,31 +21,26 @@ def colours(x: Tensor) -> dict[str, Tensor]:
     return {"red": x[:, 0].mean(dim=(1, 2)), "blue": x[:, 2].mean(dim=(1, 2))}
 
 
-def lively(generator: Generator) -> Generator:
-    """Its w differ, and its pictures with them; not so much that they are clipped."""
-    for layer in generator.mapping.layers:
-        layer.weight.data.mul_(3)
+def muted(generator: Generator) -> Generator:
+    """Its pictures are not clipped."""
     for block in generator.synthesis.blocks.values():
         block.to_rgb.weight.data.mul_(0.2)
     return generator
 
 
-@pytest.mark.parametrize("space", ["w", "s"])
-@pytest.mark.parametrize("with_gradients", [True, False])
+@pytest.mark.parametrize(("space", "with_gradients"), [("w", True), ("w", False), ("s", True)])
 def test_what_the_score_says(space: Any, with_gradients: bool, generator: Generator) -> None:
-    before = {key: value.clone() for key, value in lively(generator).state_dict().items()}
+    before = {key: value.clone() for key, value in muted(generator).state_dict().items()}
     score = colours if with_gradients else (lambda x: colours(x.detach()))
     red, blue = find_directions(generator, score, space=space, num_channels=8, **FEW)
     assert [red.direction.name, blue.direction.name] == ["red", "blue"]
     assert red.direction.space == space and "conditioned on blue" in red.direction.description
     for name, other, found in (("red", "blue", red), ("blue", "red", blue)):
         low, high = found.direction.strength_range or (0.0, 0.0)
-        assert low == -high < 0 and (space == "s" or (found.accuracy or 0) > 0.8)
-        assert found.moves[name] > 0.5 and found.moves[name] > 2 * abs(found.moves[other])
-        if with_gradients:
-            assert found.monotone_share > 0.8
-        if space == "s":
-            assert 0 < (found.direction.vector != 0).sum() <= 8
+        assert low == -high < 0 and (space == "s" or (found.accuracy or 0) > 0.7)
+        assert 0 < (found.direction.vector != 0).sum() <= (8 if space == "s" else 16)
+        assert found.moves[name] > 0.2 and (found.moves[name] > 2 * abs(found.moves[other]) or not with_gradients)
+        assert found.monotone_share > (0.9 if with_gradients else 0.7)
     again = find_directions(generator, score, names=["blue"], space=space, num_channels=8, **FEW)
     assert torch.equal(again[0].direction.vector, blue.direction.vector) and again[0].moves == blue.moves
     after = generator.state_dict()
@@ -57,6 +52,10 @@ def test_what_the_score_says(space: Any, with_gradients: bool, generator: Genera
     [
         ({"num_points": 3}, "`num_points` must be >= 16, got 3"),
         ({"names": ["green"]}, "`names` must be among the scores, which are identifiers: red, blue; got 'green'"),
+        (
+            {"space": "s", "score": lambda x: colours(x.detach())},
+            "need gradients for directions in S, and 'red' has none",
+        ),
         ({"score": lambda x: {"red": x.mean(dim=(1, 2, 3)) * torch.nan}}, "`score` must be finite"),
     ],
 )
@@ -67,7 +66,7 @@ def test_refusals(options: dict[str, Any], message: str, generator: Generator) -
 
 def test_the_command(pti: PTIPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Faces and labelled pictures, W and S, a copy of the model and the model itself; then an edit with each."""
-    lively(pti.generator)
+    muted(pti.generator)
     pti.save_pretrained(tmp_path / "model")
     few = ["--num-samples", "64", "--num-points", "16", "--num-tests", "8", "--device", "cpu"]
     command = ["find-directions", str(tmp_path / "model"), *few]
