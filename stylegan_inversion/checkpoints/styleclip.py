@@ -67,7 +67,7 @@ def direction_from_mapper(
 def _map(tensors: Mapping[str, Tensor], x: Tensor, where: str) -> Tensor:
     """Run one network on some layers of a code, (1, layers, w_dim)."""
     x = x * (x.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()  # over the layers, as the original code does
-    w_dim = x.shape[-1]
+    x, w_dim = x[0], x.shape[-1]  # (layers, w_dim)
     for k in range(1, _LAYERS + 1):
         weight, bias = (tensors.get(f"{k}.{kind}", torch.empty(0)).to(x) for kind in ("weight", "bias"))
         if weight.shape != (w_dim, w_dim) or bias.shape != (w_dim,):
