@@ -41,7 +41,7 @@ def add_find_directions(parser: argparse.ArgumentParser) -> None:
         "--num-samples": (64, 512, "random images that are scored"),
         "--num-points": (16, 640, "images at which the gradients of the scores are taken"),
         "--num-tests": (8, 24, "images that set each range, and as many that check it"),
-        "--num-channels": (1, 16, "s: channels that a direction moves at most"),
+        "--num-channels": (1, 64, "s: channels that a direction moves at most"),
         "--batch-size": (1, 8, "images that go through together"),
         "--seed": (0, 0, "seed of all images"),
     }

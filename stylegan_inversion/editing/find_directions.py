@@ -68,7 +68,7 @@ def find_directions(
     num_samples: int = 512,
     num_points: int = 640,
     num_tests: int = 24,
-    num_channels: int = 16,
+    num_channels: int = 64,
     batch_size: int = 8,
     seed: int = 0,
     descriptions: Mapping[str, str] | None = None,

@@ -29,7 +29,7 @@ FACE_SCORES = {
 FEWEST = 10  # labelled pictures of each kind
 _SIDE = 224  # at which the perceptual network sees pictures, as in its training
 _FOLDS, _PENALTY = 5, 0.01  # of the cross-validation, and 1 / the weight of the ridge
-_ROWS = 4  # of the contact sheet
+_ROWS, _PSI = 4, 0.7  # of the contact sheet: its faces, and their truncation
 
 
 def face_score(names: Sequence[str], *, crop_scale: float, device: torch.device | str | None = None) -> Score:
@@ -147,6 +147,7 @@ def _columns(directions: Sequence[Direction], generator: Generator, seed: int) -
     """The contact sheet."""
     z = torch.randn(_ROWS, generator.config.z_dim, generator=latents.seeded(seed, "sheet", 0), device="cpu")
     w_plus = latents.broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws)
+    w_plus = latents.truncate(w_plus, generator.w_avg, truncation_psi=_PSI)
     columns = []
     for direction in directions:
         low, high = direction.strength_range or (-3.0, 3.0)
