@@ -267,9 +267,9 @@ def _convert(entry: CatalogueEntry, folder: Path, access: Access) -> None:
     kept = cached_file(entry, access.cache_dir) is not None
     path = fetch(entry, access)
     file = read_single_file(path, encoder=entry.kind if entry.kind in ENCODERS else None)
-    file = with_directions(with_parts(file, access), path, access, source=entry.name)
-    fetched = {name: each for name, each in file.directions.items() if each.space == "w"}  # the others need no file
-    write_model(replace(file, directions=fetched), folder)
+    whole = with_directions(with_parts(file, access), path, access, source=entry.name)
+    fetched = {name: each for name, each in whole.directions.items() if each.space == "w"}  # the others need no file
+    write_model(replace(whole, directions=fetched), folder)
     for part, there in _part_folders(entry, access).items() if "generator" not in file.parts else ():
         for own in there.iterdir():
             with suppress(OSError):
