@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -15,7 +16,6 @@ from stylegan_inversion.errors import MissingDependencyError
 from stylegan_inversion.evaluation import report
 from stylegan_inversion.evaluation.editability import load_face_scorer
 from stylegan_inversion.evaluation.metrics import resize, scored_part
-from stylegan_inversion.losses.frechet import pool_features
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.preprocessing.image import to_pil, to_tensor
@@ -28,6 +28,7 @@ FACE_SCORES = {
 }
 FEWEST = 10  # labelled pictures of each kind
 _SIDE = 224  # at which the perceptual network sees pictures, as in its training
+_GRID = 4  # cells a side: where something is tells much of an aligned picture (1 cell: 73 % held out, 4: 88 %, 6: 88 %)
 _FOLDS, _PENALTY = 5, 0.01  # of the cross-validation, and 1 / the weight of the ridge
 _ROWS, _PSI = 4, 0.7  # of the contact sheet: its faces, and their truncation
 
@@ -66,8 +67,12 @@ class Probe(nn.Module):
         self.network, self.resolution = network, resolution
 
     def embed(self, x: Tensor) -> Tensor:
-        """Pool the features of images (B, 3, S, S), in [-1, 1]: (B, D). They are first seen at the generator's side."""
-        return pool_features(self.network.features(resize(resize(x, self.resolution), _SIDE)))
+        """Average the features of images (B, 3, S, S), in [-1, 1], over a grid: (B, D).
+
+        They are first brought to the generator's side, so that sharpness tells nothing.
+        """
+        layers = self.network.features(resize(resize(x, self.resolution), _SIDE))
+        return torch.cat([F.avg_pool2d(layer, layer.shape[-1] // _GRID).flatten(1) for layer in layers], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Score images, (B, 3, S, S), RGB, in [-1, 1]: (B,)."""
