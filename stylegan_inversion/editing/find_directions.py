@@ -54,9 +54,7 @@ class FoundDirection:
     direction: Direction
     accuracy: float | None  # of the boundary in W, on samples held out, in [0, 1]
     monotone_share: float  # of images whose score rises at each of 6 equal steps through the range, in [0, 1]
-    moves: Mapping[
-        str, float
-    ]  # of each score from the lowest to the highest strength, in deviations over random images
+    moves: Mapping[str, float]  # of each score between the ends of the range, in deviations over random images
 
 
 def find_directions(
