@@ -78,6 +78,11 @@ COMMANDS: dict[str, Command] = {
     "translate": ("draw faces of sketches, label maps, small or odd photos", photos.add_translate, photos.translate),
     "demo": ("invert and edit the bundled photos", photos.add_demo, photos.demo),
     "directions": ("list what a model can edit", arguments.add_model, models.directions),
+    "find-directions": (
+        "find directions of a model's own, with ranges",
+        models.add_find_directions,
+        models.find_directions,
+    ),
     "models": ("list the models: built in, cached, and the known ones of the field", models.add_models, models.models),
     "convert": ("convert a checkpoint of the field into a model folder, or back", models.add_convert, models.convert),
     "push": ("upload the folder of a model to the Hugging Face Hub", models.add_push, models.push),

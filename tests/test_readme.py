@@ -13,6 +13,7 @@ from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.preprocessing.image import load_image
 from stylegan_inversion.storage import builtin_path
+from tests.checkpoints.test_styleclip import mapper_file
 from tests.pipelines.test_domains import official_e4e
 from tests.pipelines.test_tasks_of_psp import TASKS, make_picture, official_psp
 
@@ -53,6 +54,16 @@ def test_the_pages_run(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     w = torch.randn(4000, 512, generator=torch.Generator().manual_seed(0))
     exec(blocks("docs/edits.md")[0], names | {"w": w, "scores": w[:, 0]})
     assert abs(float(names["pipe"].directions["glasses"].vector.flatten()[0])) > 0.3
+    found, mapper = blocks("docs/find-directions.md")
+    assert "num_samples=256, num_points=64, num_tests=16" in found
+    exec(
+        found.replace("num_samples=256, num_points=64, num_tests=16", "num_samples=64, num_points=16, num_tests=8"),
+        names,
+    )
+    mapper_file(Path("afro.pt"), "course", "medium", w_dim=512)
+    exec(mapper, names)
+    assert names["edited"].edits == {"afro": 0.1}
+    assert {"smile", "brightness", "warmth"} <= {*load_directions(Path("my-own/directions"))}
 
 
 def test_the_notebook_runs(photo: Path) -> None:

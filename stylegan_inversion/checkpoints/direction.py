@@ -6,6 +6,7 @@ what the file holds, so its norm is the unit of strength. harskish/ganspace (Apa
 `mean` (1, 512), `comp` (n, 1, 512) and `std` (n,).
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stylegan_inversion import storage
+from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.editing.ganspace import PrincipalComponents
 from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.models.generator import GeneratorConfig
 
 W_DIM = 512  # of every public file
 _SAME = 1e-3  # how far the rows of one direction may be from each other, relative to their norm
@@ -65,3 +69,25 @@ def components_from_ganspace(checkpoint: Mapping[str, Any]) -> PrincipalComponen
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as e:
         words = "Not GANSpace's components, `mean` (1, w_dim), `comp` (n, 1, w_dim) and `std` (n,)"
         raise CheckpointError(f"{words}: {e}") from e
+
+
+def style_directions(domain: str | None, config: GeneratorConfig) -> dict[str, Direction]:
+    """Make the published directions in S (StyleSpace) of a generator of a domain and of its sizes; they need no file.
+
+    Channels (layer, channel), with the layers counted as in StyleSpace, ToRGB layers included, and the ranges are those
+    of AIRI-Institute/StyleFeatureEditor (MIT). Strength 1 adds 3 to each channel, as in its code.
+    """
+    found, sizes = dict[str, Direction](), config.style_sizes
+    if domain != f"ffhq-{config.resolution}" or sizes != GeneratorConfig(config.resolution).style_sizes:
+        return found
+    for entry in json.loads(storage.builtin_path("stylespace.json").read_text("utf-8")).get(domain, ()):
+        offsets = [torch.zeros(size) for size in sizes]
+        for layer, channel in entry["channels"]:
+            offsets[layer - (layer + 1) // 3][channel] = 3.0
+        low, high = entry.get("strength_range", (None, None))
+        limits = None if low is None else (float(low), float(high))
+        text = f"{entry['description']} StyleSpace (AIRI-Institute/StyleFeatureEditor, MIT)"
+        found[entry["name"]] = Direction.from_vector(
+            entry["name"], torch.cat(offsets), strength_range=limits, description=text, unit=None, space="s"
+        )
+    return found

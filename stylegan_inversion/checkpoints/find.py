@@ -18,6 +18,7 @@ from filelock import FileLock
 
 from stylegan_inversion import storage
 from stylegan_inversion.catalogue import CatalogueEntry, cached_file, cached_url, catalogue, converted_folder, suggest
+from stylegan_inversion.checkpoints.direction import style_directions
 from stylegan_inversion.checkpoints.export import write_model
 from stylegan_inversion.checkpoints.recognise import Part, SingleFile, read_single_file
 from stylegan_inversion.editing.directions import Direction, save_directions
@@ -267,7 +268,9 @@ def _convert(entry: CatalogueEntry, folder: Path, access: Access) -> None:
     kept = cached_file(entry, access.cache_dir) is not None
     path = fetch(entry, access)
     file = read_single_file(path, encoder=entry.kind if entry.kind in ENCODERS else None)
-    write_model(with_directions(with_parts(file, access), path, access, source=entry.name), folder)
+    whole = with_directions(with_parts(file, access), path, access, source=entry.name)
+    fetched = {name: each for name, each in whole.directions.items() if each.space == "w"}  # the others need no file
+    write_model(replace(whole, directions=fetched), folder)
     for part, there in _part_folders(entry, access).items() if "generator" not in file.parts else ():
         for own in there.iterdir():
             with suppress(OSError):
@@ -333,9 +336,10 @@ def with_directions(
         except (ModelNotFoundError, CheckpointError) as e:
             _warn(f"If {name} draws FFHQ's faces, its directions are missing", domain, e)
             return file
-    directions = fetch_directions(name, domain, access)
+    directions = style_directions(domain, part.config) | fetch_directions(name, domain, access)
     sizes = (part.config.w_dim,), (part.config.num_ws, part.config.w_dim)
-    return replace(file, directions={k: each for k, each in directions.items() if tuple(each.vector.shape) in sizes})
+    fitting = {k: each for k, each in directions.items() if each.space == "s" or tuple(each.vector.shape) in sizes}
+    return replace(file, directions=fitting)
 
 
 def edits_of(domain: str | None) -> list[CatalogueEntry]:

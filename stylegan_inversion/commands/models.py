@@ -1,19 +1,116 @@
-"""Models on the command line: listed, converted, published."""
+"""Models on the command line: listed, converted, given directions, published."""
 
 import argparse
+import os
+import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from stylegan_inversion.commands.arguments import add_device, at_least
 
 
 def directions(model: str) -> int:
-    from stylegan_inversion.checkpoints.find import find_folder
-    from stylegan_inversion.editing.directions import load_directions
+    from stylegan_inversion.hub import Access
+    from stylegan_inversion.pipelines.loading import read_model
 
-    folder = find_folder(model) / "directions"
-    for direction in load_directions(folder).values() if folder.is_dir() else []:
+    for direction in read_model(model, Access(), variant=None).directions.values():
         low, high = direction.strength_range or (float("nan"), float("nan"))
         print(f"{direction.name:10} {low:+.1f} to {high:+.1f}  {direction.description}")
     return 0
+
+
+def add_find_directions(parser: argparse.ArgumentParser) -> None:
+    from stylegan_inversion.evaluation.attributes import FACE_SCORES
+
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="built-in model, folder, name that `models` lists, or organisation/repository")
+    copied = "folder of a copy of the model, which gets the directions [MODEL itself, if it is a folder]"
+    add("--output", metavar="DIR", help=copied)
+    faces = f"scores of the built-in face networks to find directions of: {', '.join(FACE_SCORES)} [all of them]"
+    kept = "with --positive they are only kept still; no names if the model draws no faces"
+    add("--scores", nargs="*", default=list(FACE_SCORES), metavar="SCORE", help=f"{faces}; {kept}")
+    add("--positive", metavar="DIR", help="pictures that show what a new direction is to bring, such as glasses")
+    add("--negative", metavar="DIR", help="pictures that do not show it, and are as alike otherwise as possible")
+    add("--name", help="name of that direction: edits are called by it")
+    add("--align", action="store_true", help="find the face in these pictures and cut it out")
+    spaces = "w: vectors of InterFaceGAN; s: channels of StyleSpace, whose names get an _s [%(default)s]"
+    add("--space", choices=("w", "s"), default="w", help=spaces)
+    sizes = {
+        "--num-samples": (64, 512, "random images that are scored"),
+        "--num-points": (16, 640, "images at which the gradients of the scores are taken"),
+        "--num-tests": (8, 24, "images that set each range, and as many that check it"),
+        "--num-channels": (1, 64, "s: channels that a direction moves at most"),
+        "--batch-size": (1, 8, "images that go through together"),
+        "--seed": (0, 0, "seed of all images"),
+    }
+    for option, (least, default, what) in sizes.items():
+        add(option, type=at_least(least), default=default, metavar="N", help=f"{what} [%(default)s]")
+    add_device(parser)
+
+
+def find_directions(
+    model: str,
+    output: str | None,
+    scores: list[str],
+    positive: str | None,
+    negative: str | None,
+    name: str | None,
+    *,
+    align: bool,
+    space: Literal["w", "s"],
+    device: str,
+    **sizes: int,
+) -> int:
+    from stylegan_inversion import PTIPipeline, load_image
+    from stylegan_inversion.checkpoints.find import find_folder
+    from stylegan_inversion.editing.find_directions import find_directions
+    from stylegan_inversion.evaluation.attributes import FACE_SCORES, face_score, make_probe, write_report
+    from stylegan_inversion.preprocessing.image import list_images
+
+    started = time.monotonic()
+    if len({positive is None, negative is None, name is None}) > 1:
+        raise ValueError("--positive, --negative and --name belong together: two folders, and what they differ in.")
+    if positive is None and not scores:
+        raise ValueError("There is nothing to find: give --scores, or --positive, --negative and --name.")
+    folder = Path(model) if output is None else Path(output)
+    if output is None and not folder.is_dir():
+        raise ValueError(f"--output is needed: {model} is no folder that directions can be added to.")
+    if output is not None and folder.exists():
+        raise ValueError(f"{folder} is there already: give another --output, or {folder} itself as the MODEL.")
+    pipeline = PTIPipeline.from_pretrained(model, device=device)
+    parts = [face_score(scores, crop_scale=pipeline.crop_scale, device=pipeline.device)] if scores else []
+    if positive is not None and negative is not None and name is not None:
+        kinds = [[Path(kind, path) for path in list_images(Path(kind))] for kind in (positive, negative)]
+        crops = [[pipeline.align(load_image(path), align=align).image for path in paths] for paths in kinds]
+        probe = make_probe(pipeline.generator.config.resolution, device=pipeline.device)
+        print(f"{name}: {probe.fit(*crops):.1%} of the pictures held out are told apart (50 % is chance).", flush=True)
+        parts.append(lambda x: {name: probe(x)})
+    found = find_directions(
+        pipeline.generator,
+        lambda x: {key: value for part in parts for key, value in part(x).items()},
+        names=scores if name is None else [name],
+        space=space,
+        descriptions=FACE_SCORES,
+        progress=True,
+        **sizes,
+    )
+    if space == "s":
+        found = [replace(each, direction=replace(each.direction, name=f"{each.direction.name}_s")) for each in found]
+    if output is not None:
+        shutil.copytree(find_folder(model), folder, copy_function=_link)
+    print(write_report(found, pipeline.generator, folder / "directions", seed=sizes["seed"]))
+    print(f"{(time.monotonic() - started) / 60:.1f} minutes. Look at {folder / 'directions' / 'directions.png'}.")
+    return 0
+
+
+def _link(source: str, destination: str) -> None:
+    """Copy a file of a model. No file of one is ever changed in place, so a link will do where the disk can."""
+    try:
+        os.link(os.path.realpath(source), destination)
+    except OSError:
+        shutil.copyfile(source, destination)
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:

@@ -1,22 +1,24 @@
-"""Edit directions: a unit vector in W (or one vector for each layer), and moves along it."""
+"""Edit directions: a unit vector in W (or one for each layer) or in S, StyleSpace, and moves along it."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.storage import CONFIG_NAME, WEIGHTS_NAME, read_config, read_tensors, write_config, write_tensors
 
 NORM_TOLERANCE = 1e-3
 MIN_UNIT, MAX_UNIT, MAX_STRENGTH = 1e-6, 1e6, 1e6  # farther than any code, yet all products are finite
+ROUNDING = 1e-9  # of sums of style offsets, which are float64: edits that cancel out leave nothing
 ENTRY_FIELDS = ("layers", "strength_range", "description")  # of a direction in config.json
-OPTIONAL_FIELDS = {"unit": 1.0, "photo_limit": None}  # written if they are not this
+OPTIONAL_FIELDS = {"unit": 1.0, "photo_limit": None, "space": "w"}  # written if they are not this
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +28,7 @@ class Direction:
     Args:
         name: What changes, as a Python identifier: edits are keyword arguments (`edit(out, smile=2.0)`).
         vector: Unit norm, shared by all layers; or one vector for each layer, whose norms have a root mean square of 1.
-            `from_vector` normalises.
+            In S, unit norm, one number for each style. `from_vector` normalises.
         layers: Half-open range `(start, stop)` of the style layers it moves. `None` moves all.
         strength_range: Lowest and highest strength that still looks right, within 1e6 of 0. `None` if it is unknown.
         description: What it does and where it comes from.
@@ -35,10 +37,13 @@ class Direction:
             strengths are factors.
         photo_limit: Strength, either way, beyond which an edit looks wrong once it is put back into its photo, though
             the drawn face may still be right: measured for turns of the head. `None` if there is no such limit.
+        space: "w" moves codes in W+. "s" moves the styles of the style layers, what the generator computes from w
+            (StyleSpace, Wu et al. 2021, arXiv:2011.12799): it changes the generator that draws, and not the codes.
 
     Raises:
         ValueError: If the name is not an identifier, the vector is not finite, not one- or two-dimensional or not of
-            unit norm (within 1e-3), the unit or the strengths are out of range, or a range is empty.
+            unit norm (within 1e-3), the unit or the strengths are out of range, a range is empty, or the space is
+            unknown or "s" with layers.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Direction:
     description: str = ""
     unit: float = 1.0
     photo_limit: float | None = None
+    space: Literal["w", "s"] = "w"
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -56,6 +62,11 @@ class Direction:
             raise ValueError(
                 f"`vector` of direction {self.name!r} must have the shape (w_dim,) or (num_ws, w_dim), "
                 f"got {tuple(self.vector.shape)}."
+            )
+        if self.space not in ("w", "s") or (self.space == "s" and (self.vector.ndim > 1 or self.layers is not None)):
+            raise ValueError(
+                f'`space` of direction {self.name!r} must be "w" or "s", and one in "s" is one row of numbers without '
+                f"`layers`, got {self.space!r}."
             )
         if not torch.isfinite(self.vector).all():
             raise ValueError(f"`vector` of direction {self.name!r} must be finite, got NaN or infinity.")
@@ -93,6 +104,7 @@ class Direction:
         strength_range: tuple[float, float] | None = None,
         description: str = "",
         unit: float | None = 1.0,
+        space: Literal["w", "s"] = "w",
     ) -> "Direction":
         """Make a direction from a vector of any length but zero: it is divided by its norm.
 
@@ -103,11 +115,12 @@ class Direction:
         norm = _norm(vector)
         if norm == 0:
             raise ValueError(f"`vector` of direction {name!r} must not be zero.")
-        return cls(name, vector / norm, layers, strength_range, description, norm if unit is None else unit)
+        unit = norm if unit is None else unit
+        return cls(name, vector / norm, layers, strength_range, description, unit, space=space)
 
     @property
     def step(self) -> Float[Tensor, "*num_ws w_dim"]:
-        """The change of a code at strength 1: `unit * vector`."""
+        """The change of a code, or of the styles, at strength 1: `unit * vector`."""
         return self.unit * self.vector
 
     def apply(
@@ -117,7 +130,7 @@ class Direction:
         *,
         layers: tuple[int, int] | None = None,
     ) -> Float[Tensor, "batch num_ws w_dim"]:
-        """Move along the direction: `w_plus + strength * unit * vector` in the chosen layers.
+        """Move along the direction: `w_plus + strength * unit * vector` in the chosen layers. In S, codes stay.
 
         Args:
             w_plus: Style codes in W+. Not changed.
@@ -132,7 +145,9 @@ class Direction:
                 or `strength` is not finite or does not fit the batch.
         """
         batch, num_ws, w_dim = w_plus.shape
-        if self.vector.shape[-1] != w_dim or (self.vector.ndim == 2 and self.vector.shape[0] != num_ws):
+        if self.space == "w" and (
+            self.vector.shape[-1] != w_dim or (self.vector.ndim == 2 and self.vector.shape[0] != num_ws)
+        ):
             raise ValueError(
                 f"Direction {self.name!r} of shape {tuple(self.vector.shape)} does not fit `w_plus` of shape "
                 f"{tuple(w_plus.shape)}; use the directions that belong to this generator."
@@ -142,11 +157,27 @@ class Direction:
             raise ValueError(f"`strength` of {self.name!r} must be finite, got {strength}.")
         if amount.ndim == 1 and len(amount) != batch:
             raise ValueError(f"`strength` must be one number or {batch} (one for each sample), got {len(amount)}.")
+        if self.space == "s":
+            return w_plus.clone()
         chosen = layer_slice(layers or self.layers or (0, num_ws), num_ws)
         step = self.step.to(w_plus).expand(num_ws, w_dim)[chosen]  # (chosen layers, w_dim)
         moved = w_plus.clone()
         moved[:, chosen] += amount.reshape(-1, 1, 1) * step
         return moved
+
+    def restyle(self, generator: Generator, strength: float) -> Generator:
+        """Move a generator's styles along the direction: gives a light copy that shares all weights. In W, it stays.
+
+        Raises:
+            ValueError: If the direction is for a generator with other styles.
+        """
+        if self.space == "w":
+            return generator
+        before = generator.style_offset
+        offset = float(strength) * self.unit * self.vector.detach().cpu().double()
+        if before is not None and before.shape == offset.shape:
+            offset = offset + before
+        return generator.with_styles(offset.where(offset.abs() > ROUNDING, 0))
 
     def to(self, device: str | torch.device) -> "Direction":
         """Copy the direction to another device."""
@@ -201,6 +232,23 @@ def apply_directions(
     return moved
 
 
+def restyle_generators(
+    generators: Sequence[Generator], directions: Mapping[str, Direction], *, strengths: Mapping[str, float]
+) -> list[Generator]:
+    """Apply the edits in S among several, as `apply_directions` does those in W, whose checks come first.
+
+    Generators that are the same stay the same.
+    """
+    restyled = {}
+    for generator in generators:
+        if id(generator) not in restyled:
+            moved = generator
+            for name, strength in strengths.items():
+                moved = directions[name].restyle(moved, strength)
+            restyled[id(generator)] = moved
+    return [restyled[id(generator)] for generator in generators]
+
+
 def save_directions(directions: Mapping[str, Direction], folder: Path) -> None:
     """Write `folder/config.json` (ranges and descriptions) and `folder/model.safetensors` (vectors in float32).
 
@@ -245,6 +293,7 @@ def load_directions(folder: Path) -> dict[str, Direction]:
                 description=str(entry["description"]),
                 unit=float(entry.get("unit", 1.0)),
                 photo_limit=None if (limit := entry.get("photo_limit")) is None else float(limit),
+                space=entry.get("space", "w"),
             )
         except (ValueError, TypeError, OverflowError) as e:
             raise CheckpointError(f"The direction {name!r} in {folder} is not valid: {e}") from e

@@ -41,6 +41,13 @@ def resize(images: Tensor, side: int) -> Tensor:
     return F.interpolate(images, size=size, mode="bicubic", antialias=True)
 
 
+def scored_part(images: Tensor, crop_scale: float) -> Tensor:
+    """Cut out the middle that the face scorer was trained on, of crops `crop_scale` times as wide as FFHQ's."""
+    side = images.shape[-1]
+    margin = round(side * max(0.0, 1 - _SCORED_SHARE / crop_scale) / 2)
+    return images[..., margin : side - margin, margin : side - margin]
+
+
 def l2(images: Tensor, targets: Tensor) -> Tensor:
     """Mean of (x - y)^2 over channels and pixels, (B,), in [0, 4]: the "L2" or "MSE" of pSp, e4e and PTI."""
     return (images.clamp(-1, 1) - targets.clamp(-1, 1)).square().mean(dim=(1, 2, 3))
@@ -177,8 +184,11 @@ class Scorer:
         scores: dict[Step, Mapping[str, Tensor]] = {}
         steps: list[Step] = [None, *((name, s) for name, edit in self.edits.items() for s in edit.strengths if s != 0)]
         for step in steps:
-            codes = w_plus if step is None else self.edits[step[0]].direction.apply(w_plus, step[1])
-            full = generator.synthesis(codes).clamp(-1, 1)
+            codes, drawing = w_plus, generator
+            if step is not None:
+                direction = self.edits[step[0]].direction
+                codes, drawing = direction.apply(w_plus, step[1]), direction.restyle(generator, step[1])
+            full = drawing.synthesis(codes).clamp(-1, 1)
             full = middle_rows(full, rows)
             if step is None or step[1] in self.edits[step[0]].ends:
                 pictures[step] = full
@@ -222,6 +232,4 @@ class Scorer:
     def attribute_scores(self, images: Tensor) -> Mapping[str, Tensor]:
         """Score the part of the pictures that the face scorer was trained on, (B,) by attribute."""
         assert self.attributes is not None
-        side = images.shape[-1]
-        margin = round(side * max(0.0, 1 - _SCORED_SHARE / self.crop_scale) / 2)
-        return self.attributes(images[..., margin : side - margin, margin : side - margin])
+        return self.attributes(scored_part(images, self.crop_scale))

@@ -109,7 +109,7 @@ def _tables(summary: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     rows = [["method", "n", *config["metrics"].values()]]
     for name, entry in summary["methods"].items():
         rows.append([labels[name], str(entry["n"]), *(_cell(k, entry["metrics"][k]) for k in config["metrics"])])
-    tables = [_markdown(rows)]
+    tables = [markdown(rows)]
     for edit, found in summary["edits"].items():
         if found["level"] is None:
             continue
@@ -129,7 +129,7 @@ def _tables(summary: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
         low, high = found["strengths"][0], found["strengths"][-1]
         tables.append(
             f"How far {edit} moves its score, over strengths {low:+g} to {high:+g} (both sides averaged, ± standard "
-            f"error):\n\n{_markdown(rows)}"
+            f"error):\n\n{markdown(rows)}"
         )
     return tables
 
@@ -144,7 +144,7 @@ def write_generator_table(results: Mapping[str, Any]) -> str:
     dims = ", ".join(f"{entry['label']} {entry['dim']}" for entry in results["networks"].values())
     text = [
         f"# {results['num_samples']} samples against {results['num_data']} pictures at {results['resolution']} px",
-        _markdown(rows),
+        markdown(rows),
         f"Truncation psi {results['truncation_psi']:g}, seed {results['seed']}, random noise. FD and KD are the "
         "Fréchet and the kernel distance in the features of the network in brackets: they are neither FID nor KID, and "
         f"comparable only with figures of the same network. Length of the features: {dims}. FD falls with the number "
@@ -156,7 +156,8 @@ def write_generator_table(results: Mapping[str, Any]) -> str:
     return "\n\n".join(text) + "\n"
 
 
-def _markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Write a table in Markdown: the first row is the head, the first column stands on the left."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---|" + "---:|" * (len(rows[0]) - 1), *lines[1:]])
 

@@ -44,13 +44,14 @@ class FeatureSynthesis(SynthesisNetwork):
         noise: Sequence[Tensor | None] | None = None,
         rng: torch.Generator | None = None,
     ) -> Float[Tensor, "batch 3 resolution resolution"]:
-        """Draw images, as `SynthesisNetwork` does; the features follow from `w_inverted` to `w_plus`."""
+        """Draw images, as `SynthesisNetwork` does; the features follow from `w_inverted` to `w_plus` and the styles."""
         # the shared weights may have moved, with the pipeline
         features, w_inverted, w_edit, keep = (getattr(self, name).to(self.const) for name in PHOTO)
         features, side = features.expand(len(w_plus), -1, -1, -1), features.shape[-1]
         move, change = w_plus - w_inverted, torch.zeros_like(features)
-        if move.any():
-            change = features_at(self, w_edit, side) - features_at(self, w_edit + move, side)  # before minus after
+        if move.any() or self.style_offset is not None:
+            after = features_at(self, w_edit + move, side, self.style_offset)
+            change = features_at(self, w_edit, side) - after
             change = change * (1 - keep)
         return super().forward(
             w_plus, noise_mode=noise_mode, noise=noise, rng=rng, features=self.editor(features, change)
@@ -107,11 +108,12 @@ class FeatureGenerator(Generator):
         """What it holds of its photo, by the names of `PHOTO`."""
         return {name: getattr(self.synthesis, name) for name in PHOTO}
 
-    def keeping(self, mask: Float[Tensor, "1 1 height width"]) -> "FeatureGenerator":
+    def keeping(self, mask: Float[Tensor, "1 1 height width"]) -> Generator:
         """The same generator, whose edits leave a part of the photo alone: where the mask is 1."""
         side = self.synthesis.features.shape[-1]
         small = nn.functional.interpolate(mask.to(self.w_avg), size=side, mode="bilinear", align_corners=False)
-        return FeatureGenerator(self.base, self.synthesis.editor, **{**self.photo, "keep": small})
+        kept = FeatureGenerator(self.base, self.synthesis.editor, **{**self.photo, "keep": small})
+        return kept.with_styles(self.style_offset)
 
 
 def editor_among(networks: Iterable[nn.Module]) -> FeatureEditor:

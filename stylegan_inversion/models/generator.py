@@ -5,6 +5,7 @@ NVlabs/stylegan2-ada-pytorch (NVIDIA Source Code Licence). pSp, e4e and most che
 rosinality/stylegan2-pytorch (MIT). Own code. `checkpoints/generator.py` reads both formats.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from stylegan_inversion import latents, ops
+from stylegan_inversion import latents, ops, storage
 from stylegan_inversion.bounds import BoundedConfig, number
 from stylegan_inversion.models.layers import EqualLinear, NoiseMode, StyledConv, ToRGB, channels_last_is_fast
 
@@ -46,6 +47,12 @@ class GeneratorConfig(BoundedConfig):
     def resolutions(self) -> list[int]:
         """Sides of the blocks: 4, 8, ..., resolution."""
         return [2**k for k in range(2, self.resolution.bit_length())]
+
+    @property
+    def style_sizes(self) -> list[int]:
+        """How many styles each style layer has: one for each of its input channels. In a row, they make S space."""
+        sides = [4, *(side for r in self.resolutions[1:] for side in (r // 2, r))]
+        return [self.channels(side) for side in sides]
 
     def channels(self, resolution: int) -> int:
         """Count the channels of the features at a side."""
@@ -92,9 +99,12 @@ class SynthesisBlock(nn.Module):
 class SynthesisNetwork(nn.Module):
     """Map w+ to an image."""
 
+    style_offset: Tensor | None = None  # see `Generator.with_styles`
+
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.num_ws = config.num_ws
+        self.style_sizes = config.style_sizes
         self.const = nn.Parameter(torch.randn(1, config.channels(4), 4, 4))
         self.blocks = nn.ModuleDict({str(r): SynthesisBlock(config, r) for r in config.resolutions})
 
@@ -106,6 +116,14 @@ class SynthesisNetwork(nn.Module):
     def convs(self) -> list[StyledConv]:
         """The num_ws - 1 style layers, which take noise, coarsest first."""
         return [conv for block in self._blocks for conv in (block.conv0, block.conv1) if conv is not None]
+
+    def split_styles(
+        self, styles: Float[Tensor, "b num_styles"] | Float[Tensor, " num_styles"] | None
+    ) -> list[Float[Tensor, "b in_channels"] | None]:
+        """Split what is added to the styles, which stand in a row, by style layers. `None` adds nothing."""
+        if styles is None:
+            return [None for _ in self.convs]
+        return list(styles.to(self.const).reshape(-1, styles.shape[-1]).split(self.style_sizes, dim=1))
 
     def noise(
         self, mode: NoiseMode, *, batch: int = 1, rng: torch.Generator | None = None
@@ -141,6 +159,7 @@ class SynthesisNetwork(nn.Module):
         noise: Sequence[Tensor | None] | None = None,
         rng: torch.Generator | None = None,
         features: Float[Tensor, "batch channels side side"] | None = None,
+        styles: Float[Tensor, "b num_styles"] | None = None,
     ) -> Float[Tensor, "batch 3 resolution resolution"]:
         """Draw images, RGB, about [-1, 1] (not clamped).
 
@@ -151,6 +170,7 @@ class SynthesisNetwork(nn.Module):
             rng: See `noise`.
             features: What the block after the one of their side reads in place of that one's own features. `None`
                 replaces nothing.
+            styles: What is added to the styles of all style layers, in a row. `None` takes `style_offset`.
 
         Raises:
             ValueError: If `w_plus` or `noise` has the wrong number of layers, or `noise_mode` is unknown.
@@ -162,6 +182,7 @@ class SynthesisNetwork(nn.Module):
         elif len(noise) != self.num_ws - 1:
             raise ValueError(f"`noise` must have {self.num_ws - 1} tensors, one a style layer, got {len(noise)}.")
         ws, noises = iter(w_plus.unbind(1)), iter(noise)
+        offsets = iter(self.split_styles(self.style_offset if styles is None else styles))
         x = self.const.expand(len(w_plus), -1, -1, -1)
         if channels_last_is_fast(self.const):
             x = x.contiguous(memory_format=torch.channels_last)  # all layers keep it
@@ -169,9 +190,9 @@ class SynthesisNetwork(nn.Module):
         w = next(ws)
         for block in self._blocks:
             if block.conv0 is not None:
-                x = block.conv0(x, w, next(noises))
+                x = block.conv0(x, w, next(noises), next(offsets))
                 w = next(ws)
-            x = block.conv1(x, w, next(noises))
+            x = block.conv1(x, w, next(noises), next(offsets))
             w = next(ws)  # a ToRGB shares its w with the next block's first convolution
             rgb = block.to_rgb(x, w)
             image = rgb if image is None else ops.upsample_2x(image) + rgb
@@ -197,6 +218,38 @@ class Generator(nn.Module):
     def num_ws(self) -> int:
         """Number of w that the synthesis network takes."""
         return self.config.num_ws
+
+    @property
+    def style_offset(self) -> Float[Tensor, " num_styles"] | None:
+        """What it adds to its styles, float64 on the CPU; `None` if nothing. See `with_styles`."""
+        return storage.uncompiled(self.synthesis).style_offset
+
+    @property
+    def unstyled(self) -> "Generator":
+        """The generator that `with_styles` was called on first; itself if it adds nothing to its styles."""
+        return getattr(self, "_unstyled", (self,))[0]
+
+    def with_styles(self, offset: Float[Tensor, " num_styles"] | None) -> "Generator":
+        """The same generator, but with an offset on the styles of its style layers: an edit in S space.
+
+        As style = A w + b, this is the same generator with other biases b. It shares all weights and moves with it.
+
+        Args:
+            offset: In the order of `config.style_sizes`; it replaces an earlier one. `None` or zeros give
+                `unstyled`, the same object.
+
+        Raises:
+            ValueError: If there is not one number for each style.
+        """
+        plain, count = self.unstyled, sum(self.config.style_sizes)
+        if offset is not None and offset.shape != (count,):
+            raise ValueError(f"`offset` must have one number for each of {count} styles, got {tuple(offset.shape)}.")
+        if offset is None or not offset.any():
+            return plain
+        styled, synthesis = copy.copy(plain), copy.copy(storage.uncompiled(plain.synthesis))
+        synthesis.style_offset = offset.detach().cpu().double()
+        vars(styled).update(_modules={**plain._modules, "synthesis": synthesis}, _unstyled=(plain,))  # no part of it
+        return styled
 
     def has_the_w_of(self, other: "Generator") -> bool:
         """Tell whether codes of another generator mean the same here: the sizes and the average w are equal.

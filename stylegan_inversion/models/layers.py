@@ -101,9 +101,11 @@ class StyledConv(nn.Module):
         x: Float[Tensor, "batch in_channels height width"],
         w: Float[Tensor, "batch w_dim"],
         noise: Float[Tensor, "#batch 1 new_height new_width"] | None,
+        offset: Float[Tensor, "#batch in_channels"] | None = None,
     ) -> Float[Tensor, "batch out_channels new_height new_width"]:
-        """Draw one layer. `noise` is scaled by `noise_strength` and added; `None` adds nothing."""
-        style = self.affine(w) * self.weight_gain
+        """Draw one layer. `noise` times `noise_strength` is added, `offset` to the style; `None` adds nothing."""
+        style = self.affine(w) if offset is None else self.affine(w) + offset
+        style = style * self.weight_gain
         noise = None if noise is None else noise * self.noise_strength
         return ops.styled_conv(x, self.weight, style, self.bias, noise, up=self.up)
 

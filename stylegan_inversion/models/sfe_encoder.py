@@ -59,12 +59,19 @@ class StyleFeatureConfig(EncoderConfig):
 
 
 def features_at(
-    synthesis: SynthesisNetwork, w_plus: Float[Tensor, "batch num_ws w_dim"], resolution: int
+    synthesis: SynthesisNetwork,
+    w_plus: Float[Tensor, "batch num_ws w_dim"],
+    resolution: int,
+    styles: Float[Tensor, " num_styles"] | None = None,
 ) -> Float[Tensor, "batch channels side side"]:
-    """Compute the generator's own features after its block of side `resolution`, with its constant noise."""
+    """Compute the generator's own features after its block of side `resolution`, with its constant noise.
+
+    `styles` is added to the styles, as in `SynthesisNetwork.forward`; `None` adds nothing.
+    """
     x = synthesis.const.expand(len(w_plus), -1, -1, -1)
-    for conv, w in zip(synthesis.convs[: 2 * resolution.bit_length() - 5], w_plus.unbind(1)):  # 9 at 64 px
-        x = conv(x, w, conv.noise_const[None, None])
+    layers = synthesis.convs[: 2 * resolution.bit_length() - 5]  # 9 at 64 px
+    for conv, w, offset in zip(layers, w_plus.unbind(1), synthesis.split_styles(styles)):
+        x = conv(x, w, conv.noise_const[None, None], offset)
     return x
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from stylegan_inversion import __version__, hub, storage
-from stylegan_inversion.editing.directions import Direction, apply_directions
+from stylegan_inversion.editing.directions import Direction, apply_directions, restyle_generators
 from stylegan_inversion.errors import FaceNotFoundError, InvalidImageError
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
@@ -181,6 +181,8 @@ class InversionPipeline(abc.ABC):
     def edit(self, out: InversionOutput, /, **strengths: float) -> InversionOutput:
         """Move along one or more directions: gives a new output, drawn by the same generators. Edits add up.
 
+        A direction in S moves the generators' styles: what draws is then a light copy that shares all their weights.
+
         Args:
             out: An inversion, edited or not.
             **strengths: Strength by direction, each in its unit: `edit(out, smile=2.0, age=-1.0)`.
@@ -190,13 +192,15 @@ class InversionPipeline(abc.ABC):
         """
         strengths = {name: float(strength) for name, strength in strengths.items()}
         w_plus = apply_directions(out.w_plus, self.directions, strengths=strengths)
+        generators = restyle_generators(out.generators, self.directions, strengths=strengths)
         edits = {name: out.edits.get(name, 0.0) + strengths.get(name, 0.0) for name in {**out.edits, **strengths}}
         for name in strengths:
             limits = self.directions[name].strength_range
             if limits and not limits[0] <= edits[name] <= limits[1]:
                 logger.warning("%s=%g is outside its calibrated range [%g, %g].", name, edits[name], *limits)
-        images = to_pil(self.domain.without_bars(draw(out.generators, w_plus)))
-        return dataclasses.replace(out, images=images, w_plus=w_plus, w_inverted=out.w_unedited, edits=edits)
+        images = to_pil(self.domain.without_bars(draw(generators, w_plus)))
+        moved = dataclasses.replace(out, images=images, w_plus=w_plus, w_inverted=out.w_unedited, edits=edits)
+        return dataclasses.replace(moved, generators=generators)
 
     def paste_back(
         self, out: InversionOutput, *, detail: Detail = "move", feather: float = 0.08, keep_detail: bool | None = None

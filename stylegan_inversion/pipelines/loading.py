@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from stylegan_inversion import hub, storage
-from stylegan_inversion.checkpoints.direction import vector_from_official
+from stylegan_inversion.checkpoints.direction import style_directions, vector_from_official
 from stylegan_inversion.checkpoints.find import find_file, find_folder, known_entry, with_directions, with_parts
 from stylegan_inversion.checkpoints.recognise import read_single_file, source_of
 from stylegan_inversion.editing.directions import Direction, layer_slice, load_directions, save_directions
@@ -92,7 +92,8 @@ def read_model(name_or_path: str | os.PathLike[str], access: hub.Access, *, vari
     }
     generator = load(Generator, GeneratorConfig, folder / "generator")
     name = BaseName.of(name_or_path, folder, subfolder=access.subfolder) if variant is None else None
-    return LoadedModel(path, generator, encoders, directions_in(folder), config, Domain.of_config(config, path), name)
+    directions = style_directions(entry.domain if entry else None, generator.config) | directions_in(folder)
+    return LoadedModel(path, generator, encoders, directions, config, Domain.of_config(config, path), name)
 
 
 def read_file(

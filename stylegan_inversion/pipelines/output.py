@@ -20,14 +20,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from stylegan_inversion import hub, storage
-from stylegan_inversion.checkpoints.find import find_folder, is_known
+from stylegan_inversion import storage
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.generator_delta import GeneratorDelta, delta_file, generator_sha256, read_generator
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.feature_generator import PHOTO, FeatureGenerator, editor_among
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.sfe_encoder import FeatureEditor, FeatureEditorConfig, StyleFeatureEncoder
+from stylegan_inversion.pipelines.base_name import Base, BaseName
 from stylegan_inversion.preprocessing.align import Crop, crop_quad
 from stylegan_inversion.preprocessing.domain import FACES, Domain, middle_rows
 from stylegan_inversion.preprocessing.image import load_image, open_image, to_pil
@@ -35,54 +35,9 @@ from stylegan_inversion.preprocessing.image import load_image, open_image, to_pi
 FORMAT = 2
 _KINDS = ("image", "reconstruction", "crop", "photo")
 _FARTHEST = 1_000_000  # pixels from the photo's corner to a corner of a crop
-_ELSEWHERE = re.compile(r"[\\/](?:[\\/]|\?\?[\\/])")  # how Windows begins the names of other machines' folders
 _SLACK, _MAX_GROWTH = 300_000_000, 50  # a loaded output may take so many bytes, and so many times those of its file
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class BaseName:
-    """Where a base generator is found again: the arguments of `from_pretrained`."""
-
-    name_or_path: str
-    revision: str | None = None
-    subfolder: str | None = None
-
-    @classmethod
-    def of(cls, name_or_path: object, folder: Path, *, subfolder: str | None = None) -> "BaseName":
-        """Name a model that was found in `folder`: a folder by its full path, a repository with its commit."""
-        commit = re.search(r"[\\/]snapshots[\\/]([0-9a-f]{40})(?:[\\/]|$)", str(folder))
-        name = str(name_or_path)
-        if commit is None and not is_known(name) and storage.builtin_path(name) not in (folder, *folder.parents):
-            name = str(Path(name).resolve())
-        return cls(name, commit[1] if commit else None, subfolder)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether it is a folder on this machine, which nobody else has."""
-        name = self.name_or_path  # another machine's folder is not touched: that would contact the machine
-        return bool(_ELSEWHERE.match(name)) or not (self.revision or name in storage.builtin_models() or is_known(name))
-
-    def find(self, *, allow_download: bool) -> Path:
-        """Find the model's folder; on the Hub or another machine only if that is allowed or it is in the cache."""
-        if not allow_download and any(_ELSEWHERE.match(each) for each in (self.name_or_path, self.revision or "")):
-            raise ModelNotFoundError("It is in a folder of another machine.")
-        access = hub.Access(self.revision, self.subfolder, local_files_only=not allow_download)
-        return find_folder(self.name_or_path, access)
-
-    def load(self, *, allow_download: bool, device: torch.device | str | None = None) -> Generator:
-        """Load the generator, of a model that `find` finds."""
-        folder = self.find(allow_download=allow_download) / "generator"
-        return storage.load_module(Generator, GeneratorConfig, folder, device=device)
-
-
-@dataclass(frozen=True, eq=False)
-class Base:
-    """The generator that a pipeline started from, and its name if it has one."""
-
-    generator: Generator
-    name: BaseName | None = None
 
 
 @torch.no_grad()
@@ -146,6 +101,13 @@ class InversionOutput:
         """The codes of `reconstructions`: those before any edit."""
         return self.w_plus if self.w_inverted is None else self.w_inverted
 
+    @property
+    def unedited(self) -> "InversionOutput":
+        """The same inversion before any edit."""
+        generators = [generator.unstyled for generator in self.generators]
+        plain = replace(self, images=self.reconstructions, generators=generators, edits={})
+        return replace(plain, w_plus=self.w_unedited, w_inverted=None)
+
     def save(
         self,
         folder: str | Path,
@@ -177,7 +139,8 @@ class InversionOutput:
                 "`rank`, `energy` and `dtype` are for the change from a base model, so not with `whole`, nor where "
                 "that has no name: save the pipeline with `save_pretrained`, and load it with `from_pretrained`."
             )
-        bases = [each.base if isinstance(each, FeatureGenerator) else each for each in self.generators]
+        plain = [each.unstyled for each in self.generators]
+        bases = [each.base if isinstance(each, FeatureGenerator) else each for each in plain]
         unique = list({id(generator): generator for generator in bases}.values())
         numbers = [next(k for k, one in enumerate(unique) if one is generator) for generator in bases]
         tensors = {"w_plus": self.w_plus} | ({} if self.w_inverted is None else {"w_inverted": self.w_inverted})
@@ -191,14 +154,17 @@ class InversionOutput:
                 delta = GeneratorDelta.between(base.generator, generator, rank=rank, energy=energy, dtype=dtype)
                 if delta.relative_error or any(delta.errors.values()):  # the pictures must fit what is loaded again
                     kept, mine = delta.apply(base.generator), [number == k for number in numbers]
-                    images = _redrawn(images, self.w_plus, kept, mine)
-                    reconstructions = _redrawn(reconstructions, self.w_unedited, kept, mine)
+                    styled = [kept.with_styles(each.style_offset) for each in self.generators]
+                    images = _redrawn(images, self.w_plus, styled, mine)
+                    reconstructions = _redrawn(reconstructions, self.w_unedited, [kept] * len(self), mine)
                 parts, texts = delta.to_tensors()
                 generators.append({"kind": "delta", "relative_error": delta.relative_error})
             tensors |= {f"generator.{k}.{name}": tensor for name, tensor in parts.items()}
             header |= {f"generator.{k}.{name}": text for name, text in texts.items()}
         photos, pictures, editor = list[dict[str, Any]](), dict[bytes, int](), None
         for i, each in enumerate(self.generators):
+            if each.style_offset is not None:  # of edits in S
+                tensors[f"styles.{i}"] = each.style_offset
             if isinstance(each, FeatureGenerator):
                 editor = each.synthesis.editor  # one for all
                 tensors |= {f"photo.{i}.{name}": tensor.clone() for name, tensor in each.photo.items()}
@@ -328,11 +294,13 @@ class InversionOutput:
         return cls(images, images, w_plus, [generator], [crop], {}, [report], Base(base))
 
 
-def _redrawn(pictures: list[Image.Image], w_plus: Tensor, kept: Generator, mine: Sequence[bool]) -> list[Image.Image]:
-    """The pictures, with what `kept` draws in place of those that are marked."""
+def _redrawn(
+    pictures: list[Image.Image], w_plus: Tensor, kept: Sequence[Generator], mine: Sequence[bool]
+) -> list[Image.Image]:
+    """The pictures, with what the `kept` generators draw in place of those that are marked."""
     return [
-        to_pil(draw([kept], w[None], rows=picture.height))[0] if redraw else picture
-        for picture, w, redraw in zip(pictures, w_plus, mine)
+        to_pil(draw([one], w[None], rows=picture.height))[0] if redraw else picture
+        for picture, w, one, redraw in zip(pictures, w_plus, kept, mine)
     ]
 
 
@@ -347,6 +315,9 @@ def _read(
         for i, generator in enumerate(generators):
             photo = {name: tensors[f"photo.{i}.{name}"].to(generator.w_avg) for name in PHOTO}
             generators[i] = FeatureGenerator(generator, editor, **photo)
+    offsets, styled = [tensors.get(f"styles.{i}") for i in range(len(photos))], dict[Any, Generator]()
+    keys = [(id(one), x if x is None else x.numpy().tobytes()) for one, x in zip(generators, offsets)]  # shared stay so
+    generators = [styled.setdefault(key, one.with_styles(x)) for key, one, x in zip(keys, generators, offsets)]
     shapes = {(len(photos), generator.num_ws, generator.config.w_dim) for generator in generators}
     for name in {"w_plus", *tensors} & {"w_plus", "w_inverted"}:
         if {found := tuple(tensors[name].shape)} != shapes:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from stylegan_inversion import storage
-from stylegan_inversion.editing.directions import Direction, apply_directions, both_ways
+from stylegan_inversion.editing.directions import Direction, apply_directions, both_ways, restyle_generators
 from stylegan_inversion.editing.ganspace import fit_pca, name_components
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.editing.sefa import factorize
@@ -104,20 +104,24 @@ def interpolate_outputs(a: InversionOutput, b: InversionOutput, *, steps: int) -
         ValueError: If `a` or `b` is not one photo, they are of different models, or there are too few steps.
     """
     _check(steps, a=a, b=b)
-    first, last = a.generator, b.generator
+    first, last = a.generator.unstyled, b.generator.unstyled
+    none = torch.zeros(sum(first.config.style_sizes), dtype=torch.float64)
+    offsets = [none if each.style_offset is None else each.style_offset for each in (a.generator, b.generator)]
     between = first if first is last else copy.deepcopy(first)
     here, there = storage.plain_state_dict(first), storage.plain_state_dict(last)
     frames, rows = [], a.images[0].height
     for share in (step / (steps - 1) for step in range(steps)):
         w_plus = a.w_plus.lerp(b.w_plus, share)
+        styles = offsets[0].lerp(offsets[1], share)
         if here.keys() != there.keys():
-            frames += to_pil(draw([first], w_plus, rows=rows).lerp(draw([last], w_plus, rows=rows), share))
+            ends = [draw([each.with_styles(styles)], w_plus, rows=rows) for each in (first, last)]
+            frames += to_pil(ends[0].lerp(ends[1], share))
             continue
         if between is not first:
             for name, tensor in storage.plain_state_dict(between).items():
                 if tensor.is_floating_point():
                     torch.lerp(here[name], there[name].to(here[name]), share, out=tensor)
-        frames += to_pil(draw([between], w_plus, rows=rows))
+        frames += to_pil(draw([between.with_styles(styles)], w_plus, rows=rows))
     return frames
 
 
@@ -141,8 +145,12 @@ def edit_frames(
     """
     _check(steps, out=out)
     last = apply_directions(out.w_plus, pipeline.directions, strengths=strengths)
-    codes = (out.w_plus.lerp(last, step / (steps - 1)) for step in range(steps))
-    return [to_pil(draw(out.generators, w_plus, rows=out.images[0].height))[0] for w_plus in codes]
+    frames = []
+    for share in (step / (steps - 1) for step in range(steps)):
+        part = {name: share * strength for name, strength in strengths.items()}
+        generators = restyle_generators(out.generators, pipeline.directions, strengths=part)
+        frames += to_pil(draw(generators, out.w_plus.lerp(last, share), rows=out.images[0].height))
+    return frames
 
 
 def _check(steps: int = 2, **outputs: InversionOutput) -> None:

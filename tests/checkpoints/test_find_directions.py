@@ -1,7 +1,9 @@
 """The papers' directions come with every generator that they were found in. All files are small ones of ours."""
 
+import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,12 +13,13 @@ from torch import Tensor
 
 from stylegan_inversion import E4EPipeline, PTIPipeline, cli
 from stylegan_inversion.catalogue import CatalogueEntry
-from stylegan_inversion.checkpoints import find
+from stylegan_inversion.checkpoints import direction, find
+from stylegan_inversion.checkpoints.direction import style_directions
 from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.checkpoints.find import find_folder
 from stylegan_inversion.checkpoints.generator import generator_to_rosinality
 from stylegan_inversion.editing.directions import load_directions
-from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from tests.checkpoints.official_files import TINY, generator, official
 from tests.checkpoints.public_directions import LAYOUTS, Rows, make_direction, publish, save_direction
@@ -197,3 +200,41 @@ def test_equal_rows_and_dictionaries(ffhq: PTIPipeline, tmp_path: Path) -> None:
     assert ffhq.load_direction(tmp_path / "one.pt", "anything").unit == pytest.approx(2.5)
     with pytest.raises(ValueError, match=r"`unit` of direction 'same' must be a number in .*, got -1"):
         ffhq.load_direction(tmp_path / "same.npy", "same", unit=-1.0)
+
+
+def test_the_published_channels_need_no_network(
+    e4e: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At full size each stands where StyleSpace counts it; then the road, with a list for a small generator."""
+    found = style_directions("ffhq-1024", GeneratorConfig())
+    layers = dict(enumerate(found["glasses"].step.split(GeneratorConfig().style_sizes)))
+    where = {(layer, int(channel)) for layer, row in layers.items() for channel in row.nonzero()}
+    assert where == {(2, 288), (1, 175), (2, 120), (1, 97)}  # (3, 288), (2, 175), ... with the ToRGB layers
+    assert found["glasses"].strength_range == (-10, 10) and found["glasses"].step.max().item() == pytest.approx(3)
+    assert found["lipstick"].step.nonzero().item() == sum(GeneratorConfig().style_sizes[:10]) + 45
+    assert found["gender"].strength_range == (-10, 7) and found["lipstick"].strength_range is None
+    assert not style_directions("ffhq-1024", GeneratorConfig(channel_base=16384)) and not style_directions(None, TINY)
+
+    numbers = {TINY.resolution: TINY.style_sizes}
+    listed = {f"ffhq-{TINY.resolution}": [{"name": "glasses", "channels": [[3, 1]], "description": "Off."}]}
+    (tmp_path / "stylespace.json").write_text(json.dumps(listed))
+    monkeypatch.setattr(direction.storage, "builtin_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(
+        direction, "GeneratorConfig", lambda resolution: SimpleNamespace(style_sizes=numbers[resolution])
+    )
+    server = publish(monkeypatch, make_files(), resolution=64)
+    server.down = True
+    from_file = E4EPipeline.from_single_file(e4e, cache_dir=cache)
+    assert [*from_file.directions] == ["glasses"] and from_file.directions["glasses"].space == "s"
+    entry = CatalogueEntry("e4e-ffhq-64", "e4e", "", "", "", repository="o/r", file=e4e.name, domain="ffhq-64")
+    publish(monkeypatch, make_files(), models=(entry,), resolution=64).down = True
+    monkeypatch.setattr(find, "fetch", lambda one, access: e4e if one == entry else _refuse())
+    monkeypatch.setattr(find, "remove", lambda path: None)
+    named = E4EPipeline.from_pretrained("e4e-ffhq-64", cache_dir=cache)
+    assert [*named.directions] == ["glasses"] and not [*cache.rglob("directions")]  # so the others may still come
+    saved = named.save_pretrained(tmp_path / "saved")
+    assert cli.main(["directions", "--model", str(saved)]) == 0 and "glasses" in capsys.readouterr().out
+
+
+def _refuse() -> Path:
+    raise ModelNotFoundError("no route to host")

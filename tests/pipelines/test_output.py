@@ -14,6 +14,7 @@ from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, hub, s
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.generator_delta import generator_sha256
 from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.pipelines import base_name
 from stylegan_inversion.pipelines import output as saving
 from stylegan_inversion.pipelines.output import BaseName
 from tests.fake_hub import FakeHub
@@ -247,7 +248,7 @@ def test_a_strangers_folder_calls_no_other_machine_unasked(
         asked.append(access.revision or name)
         return tmp_path / "model"
 
-    monkeypatch.setattr(saving, "find_folder", find)
+    monkeypatch.setattr(base_name, "find_folder", find)
     for name in ("\\\\host\\share", "//host/share", "\\/host/share", "\\??\\UNC\\host\\share"):
         for base in ({"name_or_path": name}, {"name_or_path": "org/model", "revision": name}):
             storage.write_config({**config, "base": base}, folder)
@@ -257,7 +258,7 @@ def test_a_strangers_folder_calls_no_other_machine_unasked(
             assert len(InversionOutput.load(folder, allow_download=True)) == 1 and asked == [name]
             asked.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(saving, "is_known", asked.append)
+            patch.setattr(base_name, "is_known", asked.append)
             assert BaseName(name).is_local and asked == []
 
 
