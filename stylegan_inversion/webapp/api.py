@@ -5,53 +5,50 @@ file can be sent instead. Over MCP nothing is kept between two calls, since all 
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import gradio as gr
 from gradio.components.api_component import Api as Value
-from gradio.context import get_blocks_context
+from gradio.context import LocalContext, get_blocks_context
 from gradio.data_classes import FileData, ImageData
 from PIL import Image
-from pydantic import Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import BaseModel, Field, TypeAdapter, WithJsonSchema, create_model
 
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
 from stylegan_inversion.preprocessing.align import around
-from stylegan_inversion.webapp import marking
-from stylegan_inversion.webapp.studio import PLACES, Download, Studio, Visit, kind_of, range_of, sentences
+from stylegan_inversion.webapp.marking import encode
+from stylegan_inversion.webapp.run import Report
+from stylegan_inversion.webapp.studio import FRAMES, PLACES, Download, Film, Studio, Visit, kind_of
 
 MAX_STEPS = 1000  # of each stage
 
 
-def _file_schema(about: str) -> WithJsonSchema:
+def _file(about: str) -> WithJsonSchema:
     return WithJsonSchema({**ImageData.model_json_schema(), "description": about})
 
 
+def _choice(about: str, *choices: str | None) -> Any:
+    return Field(json_schema_extra={"enum": [*choices]}, description=about)
+
+
 # The arguments; a type says all that a program has to know
-Photo = Annotated[
-    Any, _file_schema("JPEG, PNG or WebP, up to 20 MB and 40 megapixels, as a file or a `data:` address.")
-]
+Photo = Annotated[Any, _file("JPEG, PNG or WebP, up to 20 MB and 40 megapixels, as a file or a `data:` address.")]
 Face = Annotated[int, Field(ge=0, le=1000, description="Which face, by size: 0 is the largest.")]
 Align = Annotated[bool, Field(description="Find the face. False takes the photo as an aligned crop.")]
 Name = Annotated[str, Field(description="Name of the model, from /models; nothing means the first.")]
-Strength = Annotated[float, Field(allow_inf_nan=False)]
 Strengths = Annotated[
-    dict[str, Strength],
+    dict[str, Annotated[float, Field(allow_inf_nan=False)]],
     Field(description='How far to edit, such as {"smile": 2.0}, each within its range from /models.'),
 ]
-Inversion = Annotated[Any, _file_schema("A zip from /download to take instead of what /invert made.")]
-Other = Annotated[Any, _file_schema("A zip from /download: the other face.")]
-Method = Annotated[str, Field(json_schema_extra={"enum": list(METHODS)}, description="How to invert, from /models.")]
-Preset = Annotated[
-    str | None, Field(json_schema_extra={"enum": [*PRESETS, None]}, description="How long the tuning of pti may take.")
-]
-Pivot = Annotated[
-    str | None,
-    Field(json_schema_extra={"enum": [*PIVOTS, None]}, description="Where the tuning begins; nothing: the preset's."),
-]
+Inversion = Annotated[Any, _file("A zip from /download to take instead of what /invert made.")]
+Other = Annotated[Any, _file("A zip from /download: the other face.")]
+Method = Annotated[str, _choice("How to invert, from /models.", *METHODS)]
+Preset = Annotated[str | None, _choice("How long the tuning of pti may take.", *PRESETS, None)]
+Pivot = Annotated[str | None, _choice("Where the tuning begins; nothing: the preset's.", *PIVOTS, None)]
 WSteps = Annotated[
     int | None, Field(ge=1, le=MAX_STEPS, description="Steps of the pivot's projection; nothing means the preset's.")
 ]
@@ -59,7 +56,7 @@ TuningSteps = Annotated[
     int | None, Field(ge=0, le=MAX_STEPS, description="Steps of the tuning at most; nothing means the preset's.")
 ]
 Frames = Annotated[int, Field(ge=2, le=60, description="How many from one end to the other.")]
-Film = Annotated[Literal["gif", "mp4"], Field(description="The format.")]
+Format = Annotated[Film, Field(description="The format.")]
 Kind = Annotated[
     Download,
     Field(
@@ -71,17 +68,20 @@ Seed = Annotated[int, Field(ge=0, lt=2**63, description="The same seed gives the
 Truncation = Annotated[
     float, Field(ge=0, le=2, description="0 is the average face, 1 the generator's own variety; up to 2.")
 ]
-Place = Annotated[str, Field(json_schema_extra={"enum": list(PLACES)}, description="What to take of the other face.")]
+Place = Annotated[str, _choice("What to take of the other face.", *PLACES)]
 Share = Annotated[float, Field(ge=0, le=1, description="How much of it.")]
-Picture = Annotated[dict[str, Any], _file_schema("A picture.")]
-File = Annotated[dict[str, Any], _file_schema("A file.")]
+Picture = Annotated[dict[str, Any], _file("A picture.")]
+File = Annotated[dict[str, Any], _file("A file.")]
+Figures = dict[str, Any]
 
+_T = TypeVar("_T")
+Run = Iterator[Report | _T]  # reports, and at last the result
 _FIRST = next(name for name, each in METHODS.items() if each.encoder and not ENCODERS[each.encoder].needs)
 _UNEDITED = dict[str, float]()
 
 
 class Api:
-    """One method an endpoint; its docstring is the documentation that programs see."""
+    """One method an endpoint; its signature and its docstring are the documentation that programs see."""
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
@@ -97,9 +97,8 @@ class Api:
         listed: list[dict[str, Any]] = []
         for known in self.studio.models.known():
             about: dict[str, Any] = {key: getattr(known, key) for key in ("name", "about", "where", "size", "licence")}
-            if known.name in loaded:
-                model = loaded[known.name]
-                ranges = {name: list(range_of(model, name)) for name in model.directions}
+            if model := loaded.get(known.name):
+                ranges = {name: list(model.range_of(name)) for name in model.directions}
                 about |= {"methods": list(model.pipelines), "resolution": model.resolution, "directions": ranges}
             listed.append(about)
         return listed
@@ -114,16 +113,15 @@ class Api:
         self.studio.take(own, photo)
         return [{"box": [round(v, 1) for v in face.box], "score": face.score} for face in own.faces]
 
-    def invert(self, visit: Visit, photo: Photo, **others: Any) -> Iterator[tuple[Picture, dict[str, Any]] | None]:
+    def invert(self, visit: Visit, photo: Photo, **others: Any) -> Run[tuple[Picture, Figures]]:
         """Invert the face of a photo: find its place in latent space. The result is kept for this client.
 
         Returns:
             The face as the model draws it
             Figures: mean squared error in [-1, 1], seconds, steps, why the tuning stopped, number of faces
         """
-        for out in self._invert(visit, photo, **others):
-            drawn = out and self._picture(visit, out.images[0], "drawn", kind_of(out))
-            yield (drawn, out.reports[0]) if out and drawn else None
+        out = yield from self._invert(visit, self._own(visit, others["model"]), photo, **others)
+        yield self._picture(visit, out.images[0], "drawn", out), out.reports[0]
 
     def edit(self, visit: Visit, strengths: Strengths, **kept: Any) -> tuple[Picture, Picture, Picture]:
         """Edit the inverted face. Strengths count from the unedited face, not from the last edit.
@@ -133,11 +131,11 @@ class Api:
             The face in it
             The face as the model draws it
         """
-        return self._pictures(visit, self._out(visit, strengths=strengths, **kept))
+        return self._pictures(visit, self._out(visit, **kept, strengths=strengths))
 
     def invert_and_edit(
         self, visit: Visit, photo: Photo, strengths: Strengths, **others: Any
-    ) -> Iterator[tuple[Picture, Picture, Picture, dict[str, Any]] | None]:
+    ) -> Run[tuple[Picture, Picture, Picture, Figures]]:
         """Invert and edit in one call.
 
         Returns:
@@ -147,9 +145,8 @@ class Api:
             Figures, as of /invert
         """
         own = self._own(visit, others["model"])
-        for out in self._invert(visit, photo, strengths=strengths, **others):
-            pictures = out and self._pictures(visit, self.studio.edit(own, out, strengths))
-            yield (*pictures, out.reports[0]) if out and pictures else None
+        out = yield from self._invert(visit, own, photo, **others, strengths=strengths)
+        yield *self._pictures(visit, self.studio.edit(own, out, strengths)), out.reports[0]
 
     def random_face(self, visit: Visit, seed: Seed = 0, truncation: Truncation = 0.7, model: Name = "") -> Picture:
         """Draw a face of nobody, which is kept for this client as an inversion is.
@@ -159,8 +156,8 @@ class Api:
         """
         own, turn = self._own(visit, model), visit.turn
         own.out = self.studio.random_face(own, seed, truncation)
-        self._keep(visit, own, turn)
-        return self._picture(visit, own.out.images[0], "face", "generated")
+        visit.keep(own, turn)
+        return self._picture(visit, own.out.images[0], "face", own.out)
 
     def mix(self, visit: Visit, other: Other, what: Place = "colours", amount: Share = 1.0, **kept: Any) -> Picture:
         """Give the kept face the pose, the features or the colours of another one.
@@ -170,25 +167,19 @@ class Api:
         """
         a, own, turn = self._out(visit, **kept), visit.apart(), visit.turn
         own.out = self.studio.mix(own, a, self.studio.open_inversion(own, other), what, amount)
-        self._keep(visit, own, turn)
-        return self._picture(visit, own.out.images[0], "mix", kind_of(own.out))
+        visit.keep(own, turn)
+        return self._picture(visit, own.out.images[0], "mix", own.out)
 
-    def interpolate(self, visit: Visit, other: Other, frames: Frames = 24, kind: Film = "gif", **kept: Any) -> File:
+    def interpolate(
+        self, visit: Visit, other: Other, frames: Frames = FRAMES, kind: Format = "gif", **kept: Any
+    ) -> File:
         """Animate the way from the kept face to another one and back.
 
         Returns:
             The animation
         """
         a = self._out(visit, **kept)
-        return _file(self.studio.between(visit, a, self.studio.open_inversion(visit, other), kind, frames))
-
-    def animate(self, visit: Visit, strengths: Strengths, frames: Frames = 24, kind: Film = "gif", **kept: Any) -> File:
-        """Animate an edit in the photo: from the unedited face to the edited one and back.
-
-        Returns:
-            The animation
-        """
-        return _file(self.studio.animation(visit, self._out(visit, strengths=strengths, **kept), kind, frames))
+        return _sent(self.studio.between(visit, a, self.studio.open_inversion(visit, other), kind, frames))
 
     def download(self, visit: Visit, kind: Kind = "png", strengths: Strengths = _UNEDITED, **kept: Any) -> File:
         """Write a result to a file.
@@ -196,7 +187,7 @@ class Api:
         Returns:
             The file
         """
-        return _file(self.studio.file(visit, self._out(visit, strengths=strengths, **kept), kind))
+        return _sent(self.studio.file(visit, self._out(visit, **kept, strengths=strengths), kind))
 
     def stop(self, visit: Visit) -> bool:
         """End this client's running tuning; its best state so far becomes the result of /invert.
@@ -217,7 +208,10 @@ class Api:
     def _invert(
         self,
         visit: Visit,
+        own: Visit,
         photo: Any,
+        *,
+        strengths: dict[str, float] = _UNEDITED,
         face: Face = 0,
         align: Align = True,
         method: Method = _FIRST,
@@ -226,20 +220,14 @@ class Api:
         pivot: Pivot = None,
         num_w_steps: WSteps = None,
         num_tuning_steps: TuningSteps = None,
-        progress: Any = gr.Progress(),  # noqa: B008
-        *,
-        strengths: Mapping[str, float] = _UNEDITED,
-    ) -> Iterator[InversionOutput | None]:
+    ) -> Any:
         """Invert apart from the client's other calls, which may go on at the same time; keep the result at the end.
 
         `strengths` of an edit that follows are checked first.
         """
-        own, turn = self._own(visit, model), visit.turn
-        for loading in self.studio.models.load(model):
-            if loading.model is None:
-                progress(0.0, desc=loading.text)
-                yield None
-        self.studio.check(own, {name: value for name, value in strengths.items() if value})
+        turn = visit.turn
+        yield from self.studio.models.load(model)
+        self.studio.check(own, strengths)
         self.studio.take(own, photo, align=align)
         own.face = face
         crop = self.studio.crop(own, align=align)
@@ -247,49 +235,43 @@ class Api:
             steps = {"num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
             for report in self.studio.tune(own, crop, preset=preset, pivot=pivot, **steps):
                 visit.stops |= own.stops  # for /stop
-                progress((report.step, report.total), desc=report.words, unit="steps")
-                yield None
+                yield report
         else:
             own.out = self.studio.invert(own, crop, method)
         if own.out is None:
             raise ValueError("The run was stopped before it began.")
-        self._keep(visit, own, turn)
-        yield own.out
+        visit.keep(own, turn)
+        return own.out
 
     def _own(self, visit: Visit, model: str) -> Visit:
         """A visit for one call, apart from what the client's others do at the same time."""
         return Visit(visit.key, model, files=visit.files)
 
-    def _keep(self, visit: Visit, own: Visit, turn: int) -> None:
-        if turn == visit.turn:  # nothing was deleted meanwhile
-            for name in ("model", "photo", "faces", "face", "out"):
-                setattr(visit, name, getattr(own, name))
-
     def _out(
-        self, visit: Visit, inversion: Inversion = None, model: Name = "", *, strengths: Mapping[str, float] = _UNEDITED
+        self, visit: Visit, *, strengths: dict[str, float] = _UNEDITED, inversion: Inversion = None, model: Name = ""
     ) -> InversionOutput:
-        own = visit.apart()
+        """The kept inversion, or the one in a file, which is kept then, with an edit."""
+        own, turn = visit.apart(), visit.turn
         if inversion is not None:
-            own, turn = self._own(visit, model), visit.turn
+            own = self._own(visit, model)
             own.out = self.studio.open_inversion(own, inversion)
-            self._keep(visit, own, turn)
+            visit.keep(own, turn)
         return self.studio.edit(own, own.out, strengths)
 
     def _pictures(self, visit: Visit, out: InversionOutput) -> tuple[Picture, Picture, Picture]:
         face = self.studio.pasted(out, around(out.crops[0], 0.25))
         pictures = {"photo": self.studio.pasted(out), "face": face, "drawn": out.images[0]}
-        photo, face_, drawn = (self._picture(visit, each, name, kind_of(out)) for name, each in pictures.items())
+        photo, face_, drawn = (self._picture(visit, each, name, out) for name, each in pictures.items())
         return photo, face_, drawn
 
-    def _picture(self, visit: Visit, image: Image.Image, name: str, kind: marking.Kind) -> Picture:
+    def _picture(self, visit: Visit, image: Image.Image, name: str, out: InversionOutput) -> Picture:
         is_large = image.width * image.height > 1_000_000  # a photo's PNG is many times its JPEG
-        return _file(
-            visit.publish(marking.encode(image, kind, png=not is_large), f"{name}.{'jpg' if is_large else 'png'}")
-        )
+        data = encode(image, kind_of(out), png=not is_large)
+        return _sent(visit.publish(data, f"{name}.{'jpg' if is_large else 'png'}"))
 
 
-SLOW = ("invert", "invert_and_edit")
-UNQUEUED = ("stop", "delete")
+def _sent(path: str) -> dict[str, Any]:
+    return FileData(path=path).model_dump()
 
 
 def name_endpoints(api: Api, visit: Any) -> None:
@@ -298,88 +280,63 @@ def name_endpoints(api: Api, visit: Any) -> None:
     for name, method in inspect.getmembers(api, inspect.ismethod):
         if name.startswith("_"):
             continue
-        given = _given(method)
-        inputs = [
-            Value(None if each.default is each.empty else each.default, _schema(each.annotation), key)
-            for key, each in given.items()
-        ]
-        outputs = [Value(None, _schema(each), f"Output {k + 1}") for k, each in enumerate(_returned(method))]
+        given, runs = dict(inspect.signature(method).parameters), inspect.isgeneratorfunction(method)
+        for others, shared in (("others", Api._invert), ("kept", Api._out)):  # what these stand for
+            if given.pop(others, None):
+                given |= {key: each for key, each in inspect.signature(shared).parameters.items() if key not in given}
+        fields = {key: each for key, each in given.items() if get_origin(each.annotation) is Annotated}
+        defaults = {key: None if each.default is each.empty else each.default for key, each in fields.items()}
+        model: Any = {key: (fields[key].annotation, value) for key, value in defaults.items()}
+        arguments = create_model(name, **model)
+        returned = inspect.signature(method).return_annotation
+        returned = get_args(get_args(returned)[0])[1] if runs else returned
+        results = get_args(returned) if get_origin(returned) is tuple else [returned]
+        schemas = {key: TypeAdapter(each.annotation).json_schema() for key, each in fields.items()}
+        outputs = [Value(None, TypeAdapter(each).json_schema(), f"Output {k + 1}") for k, each in enumerate(results)]
         config.set_event_trigger(
             [],
-            _endpoint(method, given, len(outputs)),
-            [*inputs, visit],
+            _endpoint(method, arguments, schemas, len(results)),
+            [*(Value(value, schemas[key], key) for key, value in defaults.items()), visit],
             [*outputs, visit],
             preprocess=False,
             postprocess=False,
             api_name=name,
-            queue=name not in UNQUEUED,
-            concurrency_id="api-slow" if name in SLOW else "api",
-            concurrency_limit=12 if name in SLOW else 2,
+            queue=name not in ("stop", "delete"),
+            concurrency_id="api-slow" if runs else "api",
+            concurrency_limit=12 if runs else 2,
         )
 
 
-def _schema(hint: Any) -> dict[str, Any]:
-    return TypeAdapter(hint).json_schema()
-
-
-def _returned(method: Callable[..., Any]) -> list[Any]:
-    """The types of what an endpoint gives back, one by one."""
-    hint = inspect.signature(method).return_annotation
-    if inspect.isgeneratorfunction(method):
-        hint = get_args(get_args(hint)[0])[0]
-    return list(get_args(hint)) if getattr(hint, "__origin__", None) is tuple else [hint]
-
-
-def _given(method: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The arguments of an endpoint, with those that `others` and `kept` stand for."""
-    given = dict(inspect.signature(method).parameters)
-    for name, whole in (("others", Api._invert), ("kept", Api._out)):
-        if given.pop(name, None):
-            more = inspect.signature(whole).parameters.values()
-            given |= {each.name: each for each in more if each.name not in given and each.kind is not each.KEYWORD_ONLY}
-    return {key: each for key, each in given.items() if key not in ("self", "visit", "progress")}
-
-
-def _endpoint(method: Callable[..., Any], given: dict[str, inspect.Parameter], count: int) -> Callable[..., Any]:
+def _endpoint(method: Callable[..., Any], arguments: type[BaseModel], schemas: dict[str, Any], count: int) -> Any:
     """The function that Gradio calls: it checks the arguments, and puts what is kept in and out."""
-    adapters = {key: TypeAdapter(each.annotation) for key, each in given.items()}
-    has_progress = method.__name__ in SLOW
 
-    def checked(values: tuple[Any, ...]) -> tuple[dict[str, Any], Visit]:
-        arguments: dict[str, Any] = {}
-        for (key, adapter), value in zip(adapters.items(), values):
-            try:
-                arguments[key] = adapter.validate_python(value)
-            except ValidationError as e:
-                fault = e.errors(include_url=False)[0]
-                raise ValueError(f"`{key}`: {fault['msg']}, got {str(value)[:80]!r}.") from e
-        if has_progress:
-            arguments["progress"] = values[-1]
-        return arguments, values[len(adapters)]
+    def begin(values: Sequence[Any], visit: Visit, request: gr.Request) -> Any:
+        if (
+            getattr(request, "session_hash", None) in (None, LocalContext.event_id.get())
+            or "x-gradio-user" in request.headers
+        ):
+            visit.key = f"address {request.client.host}"  # those whose calls share nothing wait as one client
+        return method(visit, **dict(arguments(**dict(zip(schemas, values)))))
 
     def stream(*values: Any) -> Iterator[tuple[Any, ...]]:
-        with sentences():
-            arguments, visit = checked(values)
-            for done in method(visit, **arguments):
-                yield (*(done or [None] * count), visit)
+        *given, visit, request, progress = values
+        for done in begin(given, visit, request):
+            if isinstance(done, Report):
+                progress(done.share or 0.0, desc=done.words)
+            yield (*((None,) * count if isinstance(done, Report) else done), visit)
 
     def call(*values: Any) -> tuple[Any, ...]:
-        with sentences():
-            arguments, visit = checked(values)
-            done = method(visit, **arguments)
+        *given, visit, request = values
+        done = begin(given, visit, request)
         return (*(done if count > 1 else [done]), visit)
 
     function: Any = stream if inspect.isgeneratorfunction(method) else call
     about, returns = str(inspect.getdoc(method)).split("\n\nReturns:")
-    arguments = "".join(f"\n    {key}: {_schema(each.annotation)['description']}" for key, each in given.items())
-    function.__name__ = method.__name__
-    function.__doc__ = f"{about}\n\nArgs:{arguments}\n\nReturns:{returns}"
+    told = "".join(f"\n    {key}: {schema['description']}" for key, schema in schemas.items())
+    function.__name__, function.__doc__ = method.__name__, f"{about}\n\nArgs:{told}\n\nReturns:{returns}"
+    extra = [("visit", None), ("request", None)] + ([("progress", gr.Progress())] if function is stream else [])
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    own = [inspect.Parameter("visit", kind, default=None)]
-    own += [inspect.Parameter("progress", kind, default=gr.Progress())] if has_progress else []
-    function.__signature__ = inspect.Signature([*given.values(), *own])
+    parameters = [*((key, None) for key in schemas), *extra]
+    function.__signature__ = inspect.Signature([inspect.Parameter(key, kind, default=d) for key, d in parameters])
+    function.__annotations__ = {"request": gr.Request}
     return function
-
-
-def _file(path: str) -> dict[str, Any]:
-    return FileData(path=path).model_dump()

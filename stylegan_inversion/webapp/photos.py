@@ -25,7 +25,8 @@ from stylegan_inversion.preprocessing.image import ImageLimits, load_image
 
 logger = logging.getLogger(__name__)
 
-MAX_PHOTO_BYTES = 20_000_000
+MAX_PHOTO_BYTES, MAX_INVERSION_BYTES = 20_000_000, 300_000_000
+MAX_UPLOAD_BYTES, MAX_REQUEST_BYTES = 24_000_000, 30_000_000  # with what is around them; a `data:` address is JSON
 MAX_FILES = 32  # of a zip
 # No photo takes more than 300 MB and 3 seconds, so a JPEG has at most about 100 scans
 PHOTOS = ImageLimits(
@@ -97,24 +98,24 @@ def read_upload(value: Any, *, max_bytes: int) -> tuple[bytes, Path | None]:
         raise ValueError(NOT_UPLOADED) from None
 
 
-def unpack_upload(value: Any, folder: Path, *, max_bytes: int, unreadable: str) -> None:
-    """Unpack JSON, safetensors and Markdown of a zip that was sent to this app.
+def unpack_upload(value: Any, folder: Path) -> None:
+    """Unpack JSON, safetensors and Markdown of an inversion's zip that was sent to this app.
 
     Raises:
-        ValueError: With the words of `unreadable` if it is no such zip; if it was not sent here, or is too large.
+        ValueError: If it is no such zip, it was not sent here, or is too large.
     """
-    data, _ = read_upload(value, max_bytes=max_bytes)
+    data, _ = read_upload(value, max_bytes=MAX_INVERSION_BYTES)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             parts = [each for each in archive.infolist() if not each.is_dir()]
-            if len(parts) <= MAX_FILES and sum(each.file_size for each in parts) <= max_bytes:
+            if len(parts) <= MAX_FILES and sum(each.file_size for each in parts) <= MAX_INVERSION_BYTES:
                 for each in parts:
                     if Path(each.filename).suffix in (".json", ".safetensors", ".md"):
                         archive.extract(each, folder)  # never outside of it
                 return
     except Exception as e:  # whatever the decompressors raise
-        raise ValueError(unreadable) from e
-    raise ValueError(f"A zip has {MAX_FILES} files and {max_bytes / 1e9:g} GB at most.")
+        raise ValueError("`inversion` must be a zip that /download gave for kind='inversion'.") from e
+    raise ValueError(f"A zip has {MAX_FILES} files and {MAX_INVERSION_BYTES / 1e9:g} GB at most.")
 
 
 def samples() -> Path:
@@ -159,9 +160,9 @@ class Door:
     read what an app answers here.
     """
 
-    def __init__(self, app: Any, *, hosts: Sequence[str] = (), max_bytes: int) -> None:
-        """Wrap an app. `hosts` are its names without a port, none means any; `max_bytes` is an upload's limit."""
-        self.app, self.hosts, self.max_bytes = app, {name.lower().rstrip(".") for name in hosts}, max_bytes
+    def __init__(self, app: Any, *, hosts: Sequence[str] = ()) -> None:
+        """Wrap an app. `hosts` are its names without a port; none means any."""
+        self.app, self.hosts = app, {name.lower().rstrip(".") for name in hosts}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Look at the head of a request."""
@@ -174,7 +175,7 @@ class Door:
                     "a proxy's, start the app with it: `stylegan-inversion app --allow-host NAME`."
                 )
                 return await JSONResponse({"detail": words}, 403)(scope, receive, send)
-            limit = self.max_bytes if scope["path"].endswith("/upload") else 30_000_000  # a `data:` address is JSON
+            limit = MAX_UPLOAD_BYTES if scope["path"].endswith("/upload") else MAX_REQUEST_BYTES
             words = f"The request is larger than {limit / 1e6:g} MB. Send a smaller file."
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length[:15]) > limit:

@@ -61,9 +61,9 @@ def test_every_endpoint(connect: Connect, file: Any, photo: Image.Image, app: Se
 
     once = ask("/invert_and_edit", photo=file, strengths={"smile": 2.0})
     assert same(picture(once[0]), picture(whole)) and once[3]["l2"] == report["l2"]
-    gif = Path(ask("/animate", strengths={"smile": 2.0}, frames=3))
+    gif = Path(ask("/download", kind="gif", strengths={"smile": 2.0}))
     with Image.open(gif) as image:
-        assert image.n_frames == 4 and read_mark(gif) == EDITED  # there and back
+        assert image.n_frames > 24 and read_mark(gif) == EDITED  # there and back
 
     nobody = ask("/random_face", seed=7)
     assert read_mark(Path(nobody)) == GENERATED and picture(nobody).size == (32, 32)
@@ -249,7 +249,7 @@ def test_programs_are_never_mixed(connect: Connect, app: Served, tmp_path: Path)
 def test_what_each_argument_takes_is_said_in_json_schema(app: Served) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     endpoints = httpx.get(f"{app.url}/gradio_api/info").json()["named_endpoints"]
-    assert len(endpoints) == 12
+    assert len(endpoints) == 11
     for endpoint in endpoints.values():
         for parameter in endpoint["parameters"]:
             jsonschema.Draft202012Validator.check_schema(parameter["type"])
