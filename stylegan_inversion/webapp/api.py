@@ -5,7 +5,7 @@ file can be sent instead. Over MCP nothing is kept between two calls, since all 
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import gradio as gr
@@ -25,58 +25,79 @@ from stylegan_inversion.webapp.run import Report
 from stylegan_inversion.webapp.studio import FRAMES, PLACES, Download, Film, Studio, Visit, kind_of
 
 MAX_STEPS = 1000  # of each stage
+MODEL, OWN = "Name of the model, from /models; nothing means the first.", "nothing means the preset's."
+TUNING = {"preset", "pivot", "num_w_steps", "num_tuning_steps"}
+KINDS = """The edited photo ("jpeg", "png"), the face in it, the face as the model draws it, an animation, or
+"inversion": a zip that `InversionOutput.load` reads once it is unpacked, and other endpoints take.""".replace(
+    "\n", " "
+)
+_FIRST = next(name for name, each in METHODS.items() if each.encoder and not ENCODERS[each.encoder].needs)
 
 
 def _file(about: str) -> WithJsonSchema:
     return WithJsonSchema({**ImageData.model_json_schema(), "description": about})
 
 
-def _choice(about: str, *choices: str | None) -> Any:
-    return Field(json_schema_extra={"enum": [*choices]}, description=about)
+def _choice(about: str, default: str | None, *choices: str | None) -> Any:
+    return Field(default, json_schema_extra={"enum": [*choices]}, description=about)
 
 
 # The arguments; a type says all that a program has to know
+
+
+class Inverting(BaseModel):
+    """How a photo is inverted."""
+
+    face: int = Field(0, ge=0, le=1000, description="Which face, by size: 0 is the largest.")
+    align: bool = Field(True, description="Find the face. False takes the photo as an aligned crop.")
+    method: str = _choice("How to invert, from /models.", _FIRST, *METHODS)
+    model: str = Field("", description=MODEL)
+    preset: str | None = _choice("How long the tuning of pti may take.", None, *PRESETS, None)
+    pivot: str | None = _choice("Where the tuning begins; nothing: the preset's.", None, *PIVOTS, None)
+    num_w_steps: int | None = Field(None, ge=1, le=MAX_STEPS, description="Steps of the pivot's projection; " + OWN)
+    num_tuning_steps: int | None = Field(None, ge=0, le=MAX_STEPS, description="Steps of the tuning at most; " + OWN)
+
+
+class Kept(BaseModel):
+    """The inversion that a call goes on with: what /invert made for this client, or a file."""
+
+    inversion: Annotated[Any, _file("A zip from /download to take instead of what /invert made.")] = None
+    model: str = Field("", description=MODEL)
+
+
 Photo = Annotated[Any, _file("JPEG, PNG or WebP, up to 20 MB and 40 megapixels, as a file or a `data:` address.")]
-Face = Annotated[int, Field(ge=0, le=1000, description="Which face, by size: 0 is the largest.")]
-Align = Annotated[bool, Field(description="Find the face. False takes the photo as an aligned crop.")]
-Name = Annotated[str, Field(description="Name of the model, from /models; nothing means the first.")]
+Other = Annotated[Any, _file("A zip from /download: the other face.")]
 Strengths = Annotated[
     dict[str, Annotated[float, Field(allow_inf_nan=False)]],
     Field(description='How far to edit, such as {"smile": 2.0}, each within its range from /models.'),
 ]
-Inversion = Annotated[Any, _file("A zip from /download to take instead of what /invert made.")]
-Other = Annotated[Any, _file("A zip from /download: the other face.")]
-Method = Annotated[str, _choice("How to invert, from /models.", *METHODS)]
-Preset = Annotated[str | None, _choice("How long the tuning of pti may take.", *PRESETS, None)]
-Pivot = Annotated[str | None, _choice("Where the tuning begins; nothing: the preset's.", *PIVOTS, None)]
-WSteps = Annotated[
-    int | None, Field(ge=1, le=MAX_STEPS, description="Steps of the pivot's projection; nothing means the preset's.")
-]
-TuningSteps = Annotated[
-    int | None, Field(ge=0, le=MAX_STEPS, description="Steps of the tuning at most; nothing means the preset's.")
-]
+Name = Annotated[str, Field(description=MODEL)]
 Frames = Annotated[int, Field(ge=2, le=60, description="How many from one end to the other.")]
 Format = Annotated[Film, Field(description="The format.")]
-Kind = Annotated[
-    Download,
-    Field(
-        description='The edited photo ("jpeg", "png"), the face in it, the face as the model draws it, an animation, '
-        'or "inversion": a zip that `InversionOutput.load` reads once it is unpacked, and other endpoints take.'
-    ),
-]
+Kind = Annotated[Download, Field(description=KINDS)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, description="The same seed gives the same face.")]
-Truncation = Annotated[
-    float, Field(ge=0, le=2, description="0 is the average face, 1 the generator's own variety; up to 2.")
-]
-Place = Annotated[str, _choice("What to take of the other face.", *PLACES)]
+Truncation = Annotated[float, Field(ge=0, le=2, description="0 is the average face, 1 the generator's own variety.")]
+Place = Annotated[str, Field(json_schema_extra={"enum": [*PLACES]}, description="What to take of the other face.")]
 Share = Annotated[float, Field(ge=0, le=1, description="How much of it.")]
-Picture = Annotated[dict[str, Any], _file("A picture.")]
-File = Annotated[dict[str, Any], _file("A file.")]
-Figures = dict[str, Any]
+# The results
+Faces = Annotated[list[dict[str, Any]], Field(description="Box (x0, y0, x1, y1) in pixels and score, largest first.")]
+Listed = Annotated[
+    list[dict[str, Any]],
+    Field(description="Name, size and licence; of loaded ones the methods, and the directions with their ranges."),
+]
+Whole = Annotated[dict[str, Any], _file("The photo with the edited face in place.")]
+Part = Annotated[dict[str, Any], _file("The face in it.")]
+Drawn = Annotated[dict[str, Any], _file("The face as the model draws it.")]
+File = Annotated[dict[str, Any], _file("The file.")]
+Figures = Annotated[
+    dict[str, Any],
+    Field(description="Mean squared error in [-1, 1], seconds, steps, why the tuning stopped, number of faces."),
+]
+Running = Annotated[bool, Field(description="Whether one was running.")]
+Count = Annotated[int, Field(description="How many files there were.")]
 
 _T = TypeVar("_T")
 Run = Iterator[Report | _T]  # reports, and at last the result
-_FIRST = next(name for name, each in METHODS.items() if each.encoder and not ENCODERS[each.encoder].needs)
 _UNEDITED = dict[str, float]()
 
 
@@ -86,13 +107,8 @@ class Api:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
 
-    def models(self, visit: Visit) -> list[dict[str, Any]]:
-        """What models there are, and what each can do.
-
-        Returns:
-            Name, size and licence of each, and of those that are loaded the methods and the directions with their
-            ranges
-        """
+    def models(self, visit: Visit) -> Listed:
+        """What models there are, and what each can do."""
         loaded = {model.name: model for model in self.studio.models.loaded()}
         listed: list[dict[str, Any]] = []
         for known in self.studio.models.known():
@@ -103,141 +119,79 @@ class Api:
             listed.append(about)
         return listed
 
-    def faces(self, visit: Visit, photo: Photo) -> list[dict[str, Any]]:
-        """Find the faces in a photo.
-
-        Returns:
-            Box (x0, y0, x1, y1) in pixels and score of each face, the largest first
-        """
+    def faces(self, visit: Visit, photo: Photo) -> Faces:
+        """Find the faces in a photo."""
         own = self._own(visit, "")
         self.studio.take(own, photo)
         return [{"box": [round(v, 1) for v in face.box], "score": face.score} for face in own.faces]
 
-    def invert(self, visit: Visit, photo: Photo, **others: Any) -> Run[tuple[Picture, Figures]]:
-        """Invert the face of a photo: find its place in latent space. The result is kept for this client.
-
-        Returns:
-            The face as the model draws it
-            Figures: mean squared error in [-1, 1], seconds, steps, why the tuning stopped, number of faces
-        """
-        out = yield from self._invert(visit, self._own(visit, others["model"]), photo, **others)
+    def invert(self, visit: Visit, photo: Photo, how: Inverting) -> Run[tuple[Drawn, Figures]]:
+        """Invert the face of a photo: find its place in latent space. The result is kept for this client."""
+        out = yield from self._invert(visit, self._own(visit, how.model), photo, how)
         yield self._picture(visit, out.images[0], "drawn", out), out.reports[0]
 
-    def edit(self, visit: Visit, strengths: Strengths, **kept: Any) -> tuple[Picture, Picture, Picture]:
-        """Edit the inverted face. Strengths count from the unedited face, not from the last edit.
-
-        Returns:
-            The photo with the edited face in place
-            The face in it
-            The face as the model draws it
-        """
-        return self._pictures(visit, self._out(visit, **kept, strengths=strengths))
+    def edit(self, visit: Visit, strengths: Strengths, how: Kept) -> tuple[Whole, Part, Drawn]:
+        """Edit the inverted face. Strengths count from the unedited face, not from the last edit."""
+        return self._pictures(visit, self._out(visit, how, strengths))
 
     def invert_and_edit(
-        self, visit: Visit, photo: Photo, strengths: Strengths, **others: Any
-    ) -> Run[tuple[Picture, Picture, Picture, Figures]]:
-        """Invert and edit in one call.
-
-        Returns:
-            The photo with the edited face in place
-            The face in it
-            The face as the model draws it
-            Figures, as of /invert
-        """
-        own = self._own(visit, others["model"])
-        out = yield from self._invert(visit, own, photo, **others, strengths=strengths)
+        self, visit: Visit, photo: Photo, strengths: Strengths, how: Inverting
+    ) -> Run[tuple[Whole, Part, Drawn, Figures]]:
+        """Invert and edit in one call."""
+        own = self._own(visit, how.model)
+        out = yield from self._invert(visit, own, photo, how, strengths)
         yield *self._pictures(visit, self.studio.edit(own, out, strengths)), out.reports[0]
 
-    def random_face(self, visit: Visit, seed: Seed = 0, truncation: Truncation = 0.7, model: Name = "") -> Picture:
-        """Draw a face of nobody, which is kept for this client as an inversion is.
-
-        Returns:
-            The face
-        """
+    def random_face(self, visit: Visit, seed: Seed = 0, truncation: Truncation = 0.7, model: Name = "") -> Drawn:
+        """Draw a face of nobody, which is kept for this client as an inversion is."""
         own, turn = self._own(visit, model), visit.turn
         own.out = self.studio.random_face(own, seed, truncation)
         visit.keep(own, turn)
         return self._picture(visit, own.out.images[0], "face", own.out)
 
-    def mix(self, visit: Visit, other: Other, what: Place = "colours", amount: Share = 1.0, **kept: Any) -> Picture:
-        """Give the kept face the pose, the features or the colours of another one.
-
-        Returns:
-            The new face, as the model draws it
-        """
-        a, own, turn = self._out(visit, **kept), visit.apart(), visit.turn
+    def mix(self, visit: Visit, how: Kept, other: Other, what: Place = "colours", amount: Share = 1.0) -> Drawn:
+        """Give the kept face the pose, the features or the colours of another one."""
+        a, own, turn = self._out(visit, how), visit.apart(), visit.turn
         own.out = self.studio.mix(own, a, self.studio.open_inversion(own, other), what, amount)
         visit.keep(own, turn)
         return self._picture(visit, own.out.images[0], "mix", own.out)
 
-    def interpolate(
-        self, visit: Visit, other: Other, frames: Frames = FRAMES, kind: Format = "gif", **kept: Any
-    ) -> File:
-        """Animate the way from the kept face to another one and back.
-
-        Returns:
-            The animation
-        """
-        a = self._out(visit, **kept)
+    def interpolate(self, visit: Visit, how: Kept, other: Other, frames: Frames = FRAMES, kind: Format = "gif") -> File:
+        """Animate the way from the kept face to another one and back."""
+        a = self._out(visit, how)
         return _sent(self.studio.between(visit, a, self.studio.open_inversion(visit, other), kind, frames))
 
-    def download(self, visit: Visit, kind: Kind = "png", strengths: Strengths = _UNEDITED, **kept: Any) -> File:
-        """Write a result to a file.
+    def download(self, visit: Visit, how: Kept, kind: Kind = "png", strengths: Strengths = _UNEDITED) -> File:
+        """Write a result to a file."""
+        return _sent(self.studio.file(visit, self._out(visit, how, strengths), kind))
 
-        Returns:
-            The file
-        """
-        return _sent(self.studio.file(visit, self._out(visit, **kept, strengths=strengths), kind))
-
-    def stop(self, visit: Visit) -> bool:
-        """End this client's running tuning; its best state so far becomes the result of /invert.
-
-        Returns:
-            Whether one was running
-        """
+    def stop(self, visit: Visit) -> Running:
+        """End this client's running tuning; its best state so far becomes the result of /invert."""
         return visit.end()
 
-    def delete(self, visit: Visit) -> int:
-        """Delete this client's photo, results and files, which also happens half an hour after their last use.
-
-        Returns:
-            How many files there were
-        """
+    def delete(self, visit: Visit) -> Count:
+        """Delete this client's photo, results and files, which also happens half an hour after their last use."""
         return visit.forget()
 
     def _invert(
-        self,
-        visit: Visit,
-        own: Visit,
-        photo: Any,
-        *,
-        strengths: dict[str, float] = _UNEDITED,
-        face: Face = 0,
-        align: Align = True,
-        method: Method = _FIRST,
-        model: Name = "",
-        preset: Preset = None,
-        pivot: Pivot = None,
-        num_w_steps: WSteps = None,
-        num_tuning_steps: TuningSteps = None,
+        self, visit: Visit, own: Visit, photo: Any, how: Inverting, strengths: Mapping[str, float] = _UNEDITED
     ) -> Any:
         """Invert apart from the client's other calls, which may go on at the same time; keep the result at the end.
 
         `strengths` of an edit that follows are checked first.
         """
         turn = visit.turn
-        yield from self.studio.models.load(model)
+        yield from self.studio.models.load(how.model)
         self.studio.check(own, strengths)
-        self.studio.take(own, photo, align=align)
-        own.face = face
-        crop = self.studio.crop(own, align=align)
-        if method in METHODS and METHODS[method].optimizes:
-            steps = {"num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
-            for report in self.studio.tune(own, crop, preset=preset, pivot=pivot, **steps):
+        self.studio.take(own, photo, align=how.align)
+        own.face = how.face
+        crop = self.studio.crop(own, align=how.align)
+        if how.method in METHODS and METHODS[how.method].optimizes:
+            for report in self.studio.tune(own, crop, **how.model_dump(include=TUNING)):
                 visit.stops |= own.stops  # for /stop
                 yield report
         else:
-            own.out = self.studio.invert(own, crop, method)
+            own.out = self.studio.invert(own, crop, how.method)
         if own.out is None:
             raise ValueError("The run was stopped before it began.")
         visit.keep(own, turn)
@@ -247,24 +201,22 @@ class Api:
         """A visit for one call, apart from what the client's others do at the same time."""
         return Visit(visit.key, model, files=visit.files)
 
-    def _out(
-        self, visit: Visit, *, strengths: dict[str, float] = _UNEDITED, inversion: Inversion = None, model: Name = ""
-    ) -> InversionOutput:
+    def _out(self, visit: Visit, how: Kept, strengths: Mapping[str, float] = _UNEDITED) -> InversionOutput:
         """The kept inversion, or the one in a file, which is kept then, with an edit."""
         own, turn = visit.apart(), visit.turn
-        if inversion is not None:
-            own = self._own(visit, model)
-            own.out = self.studio.open_inversion(own, inversion)
+        if how.inversion is not None:
+            own = self._own(visit, how.model)
+            own.out = self.studio.open_inversion(own, how.inversion)
             visit.keep(own, turn)
         return self.studio.edit(own, own.out, strengths)
 
-    def _pictures(self, visit: Visit, out: InversionOutput) -> tuple[Picture, Picture, Picture]:
+    def _pictures(self, visit: Visit, out: InversionOutput) -> tuple[Whole, Part, Drawn]:
         face = self.studio.pasted(out, around(out.crops[0], 0.25))
         pictures = {"photo": self.studio.pasted(out), "face": face, "drawn": out.images[0]}
         photo, face_, drawn = (self._picture(visit, each, name, out) for name, each in pictures.items())
         return photo, face_, drawn
 
-    def _picture(self, visit: Visit, image: Image.Image, name: str, out: InversionOutput) -> Picture:
+    def _picture(self, visit: Visit, image: Image.Image, name: str, out: InversionOutput) -> Drawn:
         is_large = image.width * image.height > 1_000_000  # a photo's PNG is many times its JPEG
         data = encode(image, kind_of(out), png=not is_large)
         return _sent(visit.publish(data, f"{name}.{'jpg' if is_large else 'png'}"))
@@ -280,24 +232,16 @@ def name_endpoints(api: Api, visit: Any) -> None:
     for name, method in inspect.getmembers(api, inspect.ismethod):
         if name.startswith("_"):
             continue
-        given, runs = dict(inspect.signature(method).parameters), inspect.isgeneratorfunction(method)
-        for others, shared in (("others", Api._invert), ("kept", Api._out)):  # what these stand for
-            if given.pop(others, None):
-                given |= {key: each for key, each in inspect.signature(shared).parameters.items() if key not in given}
-        fields = {key: each for key, each in given.items() if get_origin(each.annotation) is Annotated}
-        defaults = {key: None if each.default is each.empty else each.default for key, each in fields.items()}
-        model: Any = {key: (fields[key].annotation, value) for key, value in defaults.items()}
-        arguments = create_model(name, **model)
-        returned = inspect.signature(method).return_annotation
+        runs, returned = inspect.isgeneratorfunction(method), inspect.signature(method).return_annotation
         returned = get_args(get_args(returned)[0])[1] if runs else returned
         results = get_args(returned) if get_origin(returned) is tuple else [returned]
-        schemas = {key: TypeAdapter(each.annotation).json_schema() for key, each in fields.items()}
-        outputs = [Value(None, TypeAdapter(each).json_schema(), f"Output {k + 1}") for k, each in enumerate(results)]
+        results = [TypeAdapter(each).json_schema() for each in results]
+        function, schemas = _endpoint(method, [each["description"] for each in results], runs)
         config.set_event_trigger(
             [],
-            _endpoint(method, arguments, schemas, len(results)),
-            [*(Value(value, schemas[key], key) for key, value in defaults.items()), visit],
-            [*outputs, visit],
+            function,
+            [*(Value(schema.get("default"), schema, key) for key, schema in schemas.items()), visit],
+            [*(Value(None, each, f"Output {k + 1}") for k, each in enumerate(results)), visit],
             preprocess=False,
             postprocess=False,
             api_name=name,
@@ -307,36 +251,43 @@ def name_endpoints(api: Api, visit: Any) -> None:
         )
 
 
-def _endpoint(method: Callable[..., Any], arguments: type[BaseModel], schemas: dict[str, Any], count: int) -> Any:
-    """The function that Gradio calls: it checks the arguments, and puts what is kept in and out."""
+def _endpoint(method: Callable[..., Any], results: list[str], runs: bool) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The function that Gradio calls, which checks the arguments and keeps the visit, and their JSON Schemas."""
+    own = {key: each for key, each in inspect.signature(method).parameters.items() if key != "visit"}
+    how = own.pop("how", None)
+    fields: Any = {
+        key: (each.annotation, ... if each.default is each.empty else each.default) for key, each in own.items()
+    }
+    arguments: Any = create_model(method.__name__, __base__=how.annotation if how else BaseModel, **fields)
+    schemas = arguments.model_json_schema()["properties"]
+    schemas = {key: schemas[key] for key in [*own, *schemas]}  # its own come first
 
     def begin(values: Sequence[Any], visit: Visit, request: gr.Request) -> Any:
-        if (
-            getattr(request, "session_hash", None) in (None, LocalContext.event_id.get())
-            or "x-gradio-user" in request.headers
-        ):
+        session = getattr(request, "session_hash", None)
+        if session in (None, LocalContext.event_id.get()) or "x-gradio-user" in request.headers:
             visit.key = f"address {request.client.host}"  # those whose calls share nothing wait as one client
-        return method(visit, **dict(arguments(**dict(zip(schemas, values)))))
+        given = arguments(**dict(zip(schemas, values)))
+        return method(visit, **{key: getattr(given, key) for key in own}, **({"how": given} if how else {}))
 
     def stream(*values: Any) -> Iterator[tuple[Any, ...]]:
         *given, visit, request, progress = values
         for done in begin(given, visit, request):
             if isinstance(done, Report):
                 progress(done.share or 0.0, desc=done.words)
-            yield (*((None,) * count if isinstance(done, Report) else done), visit)
+            yield (*((None,) * len(results) if isinstance(done, Report) else done), visit)
 
     def call(*values: Any) -> tuple[Any, ...]:
         *given, visit, request = values
         done = begin(given, visit, request)
-        return (*(done if count > 1 else [done]), visit)
+        return (*(done if len(results) > 1 else [done]), visit)
 
-    function: Any = stream if inspect.isgeneratorfunction(method) else call
-    about, returns = str(inspect.getdoc(method)).split("\n\nReturns:")
-    told = "".join(f"\n    {key}: {schema['description']}" for key, schema in schemas.items())
-    function.__name__, function.__doc__ = method.__name__, f"{about}\n\nArgs:{told}\n\nReturns:{returns}"
-    extra = [("visit", None), ("request", None)] + ([("progress", gr.Progress())] if function is stream else [])
+    function: Any = stream if runs else call
+    told = "\n    ".join(f"{key}: {schema['description']}" for key, schema in schemas.items())
+    returned = "\n    ".join(results)
+    function.__name__ = method.__name__
+    function.__doc__ = f"{inspect.getdoc(method)}\n\nArgs:\n    {told}\n\nReturns:\n    {returned}"
+    named = {**dict.fromkeys([*schemas, "visit", "request"]), **({"progress": gr.Progress()} if runs else {})}
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [*((key, None) for key in schemas), *extra]
-    function.__signature__ = inspect.Signature([inspect.Parameter(key, kind, default=d) for key, d in parameters])
+    function.__signature__ = inspect.Signature([inspect.Parameter(key, kind, default=d) for key, d in named.items()])
     function.__annotations__ = {"request": gr.Request}
-    return function
+    return function, schemas

@@ -53,22 +53,6 @@ says so in its metadata. Photos and results stay in memory or in a private folde
 hour after their last use (an hour after the page is closed), or at once with the button below. Programs and language
 models can use the app, too: see [the API](?view=api)."""
 TABS: dict[str, Any] = {"Compare methods": CompareTab, "Play": PlayTab}  # beside the editor's, with which each is made
-SCRIPT = """() => {
-    document.documentElement.lang = "en";
-    const tidy = () => {
-        document.querySelectorAll("input[type=file][accept^='image/*']").forEach(input => {
-            input.accept = "image/jpeg,image/png,image/webp";  // so that an iPhone hands over a JPEG
-        });
-        document.querySelectorAll("img:not([alt]), img[alt=''], footer img").forEach(img => {
-            const label = img.closest(".block")?.querySelector("[data-testid='block-label'], label");
-            if (img.closest("footer")) img.alt = "";  // beside its word
-            else if (!img.closest("button")?.ariaLabel) img.alt = label?.textContent.trim() || "Picture";
-        });
-        document.querySelectorAll("div.empty[aria-label]:not([role])").forEach(div => div.setAttribute("role", "img"));
-    };
-    new MutationObserver(tidy).observe(document.body, {childList: true, subtree: true});
-    tidy();
-}"""
 
 
 class Page(gr.Blocks):
@@ -141,11 +125,12 @@ def launch_options(*, hosts: Sequence[str] = ()) -> dict[str, Any]:
 
     `hosts` are the names by which the app is reached, without a port; none means any.
     """
+    here = Path(__file__).parent
     fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     return {
         "theme": gr.themes.Soft(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", **fonts),  # none fetched
-        "css": (Path(__file__).parent / "style.css").read_text("utf-8"),
-        "js": SCRIPT,
+        "css": (here / "style.css").read_text("utf-8"),
+        "js": (here / "page.js").read_text("utf-8"),
         "ssr_mode": False,
         "show_error": False,  # `gr.Error` is shown all the same; other errors may hold paths
         "max_file_size": MAX_PHOTO_BYTES,

@@ -63,6 +63,31 @@ def visit_state() -> Any:
     return gr.State(Visit(), time_to_live=TIME_TO_LIVE, delete_callback=lambda visit: visit.end())
 
 
+def handler(tab: Any, work: Callable[..., Any]) -> Callable[..., Iterator[dict[Any, Any]]]:
+    """Show how a work on a visit goes on in a tab, and in the end its page with the words that the work gives.
+
+    A work gives words, at once or as the last of its reports; without any, nothing changes. A tab has a line for its
+    `status`, a button to `stop`, and tells what to show in the end (`page`) or of an error (`failed`).
+    """
+
+    def handle(visit: Visit, *values: Any) -> Iterator[dict[Any, Any]]:
+        try:
+            done = work(visit, *values)
+            for said in done if inspect.isgenerator(done) else [done]:
+                if isinstance(said, Report):
+                    yield {tab.status: said.html, tab.stop: gr.update(visible=True)}
+                else:  # Gradio empties the outputs of a generator that gives nothing
+                    yield tab.page(visit, said) if said else {tab.visit: visit}
+        except Superseded:
+            yield {tab.visit: visit}
+        except Exception as e:
+            yield tab.failed(visit, told(e))
+
+    handle.__signature__ = inspect.signature(work)  # type: ignore[attr-defined]
+    handle.__annotations__ = getattr(work, "__annotations__", {})
+    return handle
+
+
 class Editor:
     """The components, and what happens when one is used. A handler gives a dict: component -> its news."""
 
@@ -144,7 +169,7 @@ class Editor:
 
     def connect(self, demo: Any) -> None:
         """What happens when something is used."""
-        visit, show = self.visit, self.handler
+        visit, show = self.visit, partial(handler, self)
         demo.load(self._open, self.key, self.shown, **QUICK)
         new = self.photo.input(self._new, visit, [visit, self.status], **DIRECT)
         chosen = new.then(show(self._take), [visit, self.photo], self.shown, **QUICK)
@@ -177,32 +202,12 @@ class Editor:
             saved.success(None, js=FETCH, **HIDDEN)
             saved.failure(lambda: status("Nothing was saved."), None, self.status, **DIRECT)
 
-    def handler(self, work: Callable[..., Any]) -> Callable[..., Iterator[dict[Any, Any]]]:
-        """Show how a work on a visit goes on, and in the end the whole page with the words that it gives.
-
-        A work gives words, at once or as the last of its reports; without any, nothing changes. What is wrong stays to
-        be read where the result would be.
-        """
-
-        def handle(visit: Visit, *values: Any) -> Iterator[dict[Any, Any]]:
-            try:
-                done = work(visit, *values)
-                for said in done if inspect.isgenerator(done) else [done]:
-                    if isinstance(said, Report):
-                        yield {self.status: said.html, self.stop: gr.update(visible=True)}
-                    else:  # Gradio empties the outputs of a generator that gives nothing
-                        yield self.page(visit, said) if said else {self.visit: visit}
-            except Superseded:
-                yield {self.visit: visit}
-            except Exception as e:
-                visit.tuned, ready = visit.turn, visit.out is not None
-                news: dict[Any, Any] = {} if ready else {part: gr.update(interactive=False) for part in self.tools}
-                news |= {self.visit: visit, self.stop: gr.update(visible=False), self.hint: ""}
-                yield {**news, self.status: status(told(e), stale=not ready)}
-
-        handle.__signature__ = inspect.signature(work)  # type: ignore[attr-defined]
-        handle.__annotations__ = getattr(work, "__annotations__", {})
-        return handle
+    def failed(self, visit: Visit, words: str) -> dict[Any, Any]:
+        """What is wrong stays to be read where the result would be."""
+        visit.tuned, ready = visit.turn, visit.out is not None
+        news: dict[Any, Any] = {} if ready else {part: gr.update(interactive=False) for part in self.tools}
+        news |= {self.visit: visit, self.stop: gr.update(visible=False), self.hint: ""}
+        return {**news, self.status: status(words, stale=not ready)}
 
     # Works
 
@@ -250,10 +255,8 @@ class Editor:
             return
         turn = visit.tuned = visit.turn
         with visit.during(turn):
-            old = visit.out
-            out = yield from self.studio.tune(
-                visit, self.studio.crop(visit), turn, preset=preset or next(iter(PRESETS))
-            )
+            old, crop = visit.out, self.studio.crop(visit)
+            out = yield from self.studio.tune(visit, crop, preset=preset or next(iter(PRESETS)))
         if out is None:
             yield "Stopped before it began."
         elif out is old:

@@ -40,19 +40,12 @@ _LICENCES = {"non-commercial-research": "non-commercial research", "mit": "MIT",
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """One model and all that can be done with it.
+    """One model and all that can be done with it."""
 
-    Attributes:
-        name: What `Models.get` knows it by.
-        pipelines: By method, in the order of `METHODS`. They share networks and directions.
-        named: The model's own directions; the others were found in its weights.
-        licence: Of the weights, in words.
-    """
-
-    name: str
-    pipelines: dict[str, InversionPipeline]
-    named: list[str]
-    licence: str = "not stated"
+    name: str  # what `Models.get` knows it by
+    pipelines: dict[str, InversionPipeline]  # by method, in the order of `METHODS`; they share networks and directions
+    named: list[str]  # the model's own directions; the others were found in its weights
+    licence: str = "not stated"  # of the weights, in words
 
     @property
     def tuner(self) -> PTIPipeline:

@@ -42,17 +42,11 @@ _DATA = re.compile(r"data:[\w/+.-]*;base64,")
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A photo as a visitor sent it.
+    """A photo as a visitor sent it."""
 
-    Attributes:
-        image: RGB, upright, without metadata.
-        name: Of its file, without the suffix: letters, digits, "-" and "_".
-        path: Where the upload lies; `None` for a `data:` address.
-    """
-
-    image: Image.Image
-    name: str
-    path: Path | None = None
+    image: Image.Image  # RGB, upright, without metadata
+    name: str  # of its file, without the suffix: letters, digits, "-" and "_"
+    path: Path | None = None  # where the upload lies; None for a `data:` address
 
 
 def read_photo(value: Any) -> Photo:

@@ -15,9 +15,20 @@ from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PRESETS
 from stylegan_inversion.preprocessing.align import around, crop_quad
 from stylegan_inversion.preprocessing.image import to_tensor
-from stylegan_inversion.webapp.editor import CHOICE, DIRECT, FETCH, HIDDEN, MARGIN, QUICK, TIME_TO_LIVE, Editor, lane
+from stylegan_inversion.webapp.editor import (
+    CHOICE,
+    DIRECT,
+    FETCH,
+    HIDDEN,
+    MARGIN,
+    QUICK,
+    TIME_TO_LIVE,
+    Editor,
+    handler,
+    lane,
+)
 from stylegan_inversion.webapp.models import DEMONSTRATION
-from stylegan_inversion.webapp.run import status
+from stylegan_inversion.webapp.run import Report, status
 from stylegan_inversion.webapp.studio import NOTHING, PLACES, Visit, kind_of, large
 
 COMPARE = """The photo of the first tab with its edit by each method that the model has, and what the model draws. The
@@ -34,31 +45,33 @@ class CompareTab:
     """The photo of the first tab by each method, side by side."""
 
     def __init__(self, editor: Editor) -> None:
-        self.editor, self.studio = editor, editor.studio
+        self.editor, self.studio, self.visit = editor, editor.studio, editor.visit
         gr.Markdown(COMPARE, elem_classes="quiet")
         with gr.Row(elem_classes="chips"):
             self.compare = gr.Button("Compare", variant="primary", size="sm")
             self.stop = gr.Button("Stop", size="sm", visible=False)
-        self.compared = gr.HTML(status(""))
+        self.status = gr.HTML(status(""))
         self.outs = gr.State({}, time_to_live=TIME_TO_LIVE)
         looks: dict[str, Any] = {"elem_id": "compared", "columns": 2, "object_fit": "contain", **CHOICE}
         self.gallery = gr.Gallery(label="Choose one to go on with it", **looks)
 
     def connect(self) -> None:
         """What happens when something is used."""
-        visit, ending = self.editor.visit, [self.compared, self.stop]
-        outputs = [*ending, self.outs, self.gallery]
-        compared = self.compare.click(self._compare, visit, outputs, **lane("compare"))
-        compared.failure(partial(self._end, "Nothing to compare."), None, ending, **DIRECT)
-        stopped = partial(self._end, "Stopped. Choose one of the results to go on with it.")
-        self.stop.click(stopped, None, ending, cancels=compared, **DIRECT)
-        emptied = lambda: {**self._end(""), self.outs: {}, self.gallery: None}  # noqa: E731
-        self.editor.delete.click(emptied, None, outputs, cancels=compared, **DIRECT)
-        adopted = [*self.editor.shown, self.editor.tabs]
-        self.gallery.select(self._adopt, [visit, self.outs], adopted, **QUICK)
+        visit, outputs = self.visit, [self.visit, self.status, self.stop, self.outs, self.gallery]
+        compared = self.compare.click(handler(self, self._compare), visit, outputs, **lane("compare"))
+        stopped = partial(self.page, words="Stopped. Choose one of the results to go on with it.")
+        self.stop.click(stopped, visit, outputs[:3], cancels=compared, **DIRECT)
+        emptied = {self.status: status(""), self.stop: gr.update(visible=False), self.outs: {}, self.gallery: None}
+        self.editor.delete.click(lambda: emptied, None, outputs, cancels=compared, **DIRECT)
+        self.gallery.select(self._adopt, [visit, self.outs], [*self.editor.shown, self.editor.tabs], **QUICK)
 
-    def _end(self, words: str) -> dict[Any, Any]:
-        return {self.compared: status(words), self.stop: gr.update(visible=False)}
+    def page(self, visit: Visit, words: Any) -> dict[Any, Any]:
+        """What is there, more of it or all."""
+        if isinstance(words, dict):
+            return words
+        return {self.visit: visit, self.status: status(words), self.stop: gr.update(visible=False)}
+
+    failed = page
 
     def _adopt(self, visit: Visit, outs: dict[Any, Any], event: gr.SelectData) -> dict[Any, Any]:
         if not outs or outs["of"] != (visit.photo, visit.face, visit.model):
@@ -83,35 +96,36 @@ class CompareTab:
         strangers = self._identity.strangers
         return [max((float(other @ photo) - strangers) / (1 - strangers), 0.0) for other in others]
 
-    def _compare(self, visit: Visit) -> Iterator[dict[Any, Any]]:
+    def _compare(self, visit: Visit) -> Iterator[Report | dict[Any, Any] | str]:
         if visit.photo is None:
             raise ValueError("Choose a photo or an example in the first tab.")
         crop, model, turn = self.studio.crop(visit), self.studio.model(visit), visit.turn
         outs: dict[str, Any] = {"of": (visit.photo, visit.face, visit.model)}
         pictures: list[tuple[str, str]] = []
-        yield {self.stop: gr.update(visible=True), self.compared: status("Beginning …", busy=True)}
+        yield Report("Beginning …")
         for name, pipeline in model.pipelines.items():
             other = visit.apart(out=None)
             if pipeline.optimizes:
                 for report in self.studio.tune(other, crop, preset=next(iter(PRESETS))):
                     if turn != visit.turn:
                         break
-                    yield {self.compared: report.html}
+                    yield report
             else:
                 other.out = self.studio.invert(other, crop, name)
             if other.out is None or turn != visit.turn:  # another photo, or all was deleted
-                yield self._end("Ended, since another photo, face or model was chosen.")
+                yield "Ended, since another photo, face or model was chosen."
                 return
             outs[name] = other.out
             edited = self.studio.edit(visit, other.out, visit.strengths)
-            words = CAPTION.format(METHODS[name].title, other.out.reports[0]["seconds"], *self._likeness(visit, edited))
+            seconds, likeness = other.out.reports[0]["seconds"], self._likeness(visit, edited)
             photo = ImageOps.pad(self.studio.pasted(edited, around(crop, MARGIN, 640)), (512, 512), color="white")
             both = Image.new("RGB", (1032, 512), "white")
             both.paste(photo)
             both.paste(large(edited.images[0]).resize((512, 512)), (520, 0))
+            words = CAPTION.format(METHODS[name].title, seconds, *likeness)
             pictures.append((self.editor.picture(visit, both, name, kind_of(edited)), words))
             yield {self.outs: dict(outs), self.gallery: list(pictures)}
-        yield self._end("Done. Choose one of the results to go on with it.")
+        yield "Done. Choose one of the results to go on with it."
 
 
 class PlayTab:

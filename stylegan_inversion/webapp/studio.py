@@ -147,7 +147,9 @@ class Visit:
         folder = Path(os.environ["GRADIO_TEMP_DIR"], hashlib.sha256(self.key.encode() + data).hexdigest()[:32])
         folder.mkdir(exist_ok=True)
         path = folder / strip_invalid_filename_characters(Path(name).name)
-        path.write_bytes(data)
+        whole = folder / secrets.token_hex(8)  # somebody may read an equal one now
+        whole.write_bytes(data)
+        whole.replace(path)
         self.files.add(str(path))
         return str(path)
 
@@ -173,13 +175,12 @@ class Studio:
         self._turns, self._memory = Turns(tuning_slots), Memory()
         self._pace: dict[str, float] = {}  # seconds of a step of the projection, by model
         self._examples: dict[tuple[str, str], InversionOutput] = {}  # by model and photo
-        self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
         self._decoding = threading.Lock()  # many photos take the memory of one
 
     def close(self) -> None:
         """End all runs: a thread that still computes when Python ends would abort it."""
-        for stop in list(self._stops):
-            stop.set()
+        for visit in list(Visit.all):
+            visit.end()
         for thread in threading.enumerate():
             if thread.name == RUN:
                 thread.join(60)
@@ -267,20 +268,17 @@ class Studio:
         own = [each for each in (out.generator, getattr(out.generator, "base", None)) if each is not None]
         self._memory.hold(*(each for each in own if each is not model.tuner.generator))
 
-    def tune(
-        self, visit: Visit, crop: Crop, turn: int | None = None, **options: Any
-    ) -> Generator[Report, None, InversionOutput | None]:
+    def tune(self, visit: Visit, crop: Crop, **options: Any) -> Generator[Report, None, InversionOutput | None]:
         """Invert by optimisation; what is worse than what is there already, as after a stop, does not replace it.
 
-        It is for a turn of the visitor, `None` is the one that goes on; nothing comes out if it was over or stopped
-        before the run began. Closing the iterator ends the run in a step.
+        Nothing comes out if something newer began, or it was stopped before its turn came. Closing the iterator ends
+        the run in a step.
         """
-        model, turn = self.model(visit), visit.turn if turn is None else turn
+        model, turn = self.model(visit), visit.turn
         steps = _steps(model, **options)
         visit.end()
         stop = threading.Event()
         visit.stops.add(stop)
-        self._stops.add(stop)
 
         def tuned(on_step: OnStep) -> InversionOutput:
             tuning = partial(model.tuner, crop, callback=on_step, **options)

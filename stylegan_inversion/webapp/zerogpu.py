@@ -21,7 +21,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,16 +61,6 @@ def find_gpu() -> "BorrowedGPU | None":
     return BorrowedGPU(spaces) if hasattr(spaces, "GPU") else None  # a mere folder of that name can be imported, too
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """What the process gets. Bytes are pickles: of tensors, multiprocessing would share the app's own memory."""
-
-    model: str
-    seconds: int
-    stop: str  # path of a note that ends it
-    work: bytes
-
-
 _Step = tuple[int, str, float, np.ndarray]
 _Report = _Step | None | bytes | Exception
 """What the process tells: now and then a step, its stage, its loss and (1, 3, R, R), uint8; at the end a parcel."""
@@ -82,7 +71,7 @@ class BorrowedGPU:
 
     def __init__(self, spaces: Any) -> None:
         """Announce the function, which ZeroGPU wants before the launch."""
-        self._work = spaces.GPU(duration=lambda job: job.seconds)(_work)
+        self._work = spaces.GPU(duration=lambda name, work, seconds, stop: seconds)(_work)
 
     def hold(self, model: Model) -> None:
         """Have a model in the processes that are forked from now on."""
@@ -95,8 +84,7 @@ class BorrowedGPU:
         """
         stop = Path(tempfile.gettempdir()) / f"stop-{secrets.token_hex(16)}"
         parcels = _Parcels(model, on_step)
-        job = _Job(model.name, gpu_seconds(steps, model.resolution), str(stop), parcels.pack(work))
-        reports = self._work(job)
+        reports = self._work(model.name, parcels.pack(work), gpu_seconds(steps, model.resolution), str(stop))
         try:
             for report in reports:
                 if isinstance(report, Exception):
@@ -176,11 +164,17 @@ def in_request(work: Callable[[OnStep], Any]) -> Callable[[OnStep], Any]:
 # In the process
 
 
-def _work(job: _Job) -> Iterator[_Report]:
-    """Steps now and then, and at the end the result or an error. Closing it ends the work in a step."""
+def _work(name: str, work: bytes, seconds: int, stop: str) -> Iterator[_Report]:
+    """Steps now and then, and at the end the result or an error. Closing it, or a file `stop`, ends it in a step.
+
+    The work is a pickle: of tensors, multiprocessing would share the app's own memory.
+    """
     closed = threading.Event()
+    ends = lambda: closed.is_set() or os.path.exists(stop)  # noqa: E731
     try:
-        result: bytes = yield from in_thread(partial(_do, job, closed), GPU, None)
+        result: bytes = yield from in_thread(
+            partial(_do, name, work, time.monotonic() + seconds - START_SECONDS, ends), GPU, None
+        )
         yield result
     except (StyleGANInversionError, ValueError) as e:
         yield e
@@ -193,8 +187,8 @@ def _work(job: _Job) -> Iterator[_Report]:
                 thread.join()
 
 
-def _do(job: _Job, closed: threading.Event, send: Callable[[_Step], None]) -> bytes:
-    end, sent = time.monotonic() + job.seconds - START_SECONDS, -math.inf
+def _do(name: str, packed: bytes, end: float, ends: Callable[[], bool], send: Callable[[_Step], None]) -> bytes:
+    sent = -math.inf
 
     def on_step(step: int, info: dict[str, Any]) -> bool:
         nonlocal sent
@@ -203,13 +197,13 @@ def _do(job: _Job, closed: threading.Event, send: Callable[[_Step], None]) -> by
             sent = now
             picture = ((info["y_hat"][:1].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
             send((step, info["stage"], info["loss"], picture))
-        return closed.is_set() or now > end or os.path.exists(job.stop)  # the best so far, before the GPU is taken away
+        return ends() or now > end  # the best so far, before the GPU is taken away
 
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-    model = _held.get(job.model) or _held.setdefault(job.model, load_model(job.model, device="cpu"))
+    model = _held.get(name) or _held.setdefault(name, load_model(name, device="cpu"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for pipeline in model.pipelines.values():
         pipeline.to(device)
     parcels = _Parcels(model, on_step)
-    work: Callable[[], Any] = parcels.unpack(job.work, device)
+    work: Callable[[], Any] = parcels.unpack(packed, device)
     return parcels.pack(work())

@@ -120,6 +120,28 @@ def test_a_deletion_takes_earlier_photos_too(connect: Connect, photo: Image.Imag
     assert not [*app.folder.rglob("mine?.png")]
 
 
+def test_a_deletion_leaves_the_equal_photo_of_another_client(connect: Connect, file: Any, app: Served) -> None:
+    mine, other = connect(), connect()
+    for client in (mine, other):
+        client.predict(photo=file, api_name="/invert")
+    assert len([*app.folder.rglob("my photo.png")]) == 1  # Gradio keeps equal uploads in one place
+    mine.predict(api_name="/delete")
+    assert len([*app.folder.rglob("my photo.png")]) == 1
+    other.predict(api_name="/delete")
+    assert not [*app.folder.rglob("my photo.png")]
+
+
+def test_calls_without_a_session_wait_as_one_client(app: Served, path: Path) -> None:
+    address = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    tuning = {"photo": address, "method": "pti", "pivot": "e4e", "num_tuning_steps": 100}
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        answers = sorted(pool.map(lambda _: http(app.url, "/invert", tuning), range(3)))
+    assert [answer.partition("\n")[0] for answer in answers] == ["event: complete"] * 2 + ["event: error"]
+    assert "A photo of yours waits to be sharpened already" in answers[2]
+    lanes = {each.concurrency_id for each in app.demo.fns.values() if each.concurrency_limit == 12}
+    assert lanes == {"tune", "compare", "load", "stop", "api-slow"}  # none waits behind those of another kind
+
+
 @pytest.mark.parametrize("data", [b"PK", *damaged_zips()])
 def test_a_damaged_zip(data: bytes, connect: Connect, tmp_path: Path, caplog: Any) -> None:
     (tmp_path / "x.zip").write_bytes(data)

@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ gr = pytest.importorskip("gradio")
 from stylegan_inversion.preprocessing.align import around  # noqa: E402
 from stylegan_inversion.webapp import run  # noqa: E402
 from stylegan_inversion.webapp.app import launch_options, private_folder  # noqa: E402
-from stylegan_inversion.webapp.editor import Editor  # noqa: E402
+from stylegan_inversion.webapp.editor import Editor, handler  # noqa: E402
 from stylegan_inversion.webapp.models import Model, Models, words_of  # noqa: E402
 from stylegan_inversion.webapp.play import CompareTab  # noqa: E402
 from stylegan_inversion.webapp.studio import EXAMPLES, Studio, Visit  # noqa: E402
@@ -32,9 +31,9 @@ def editor(model: Model) -> Iterator[Editor]:
         yield Editor(Studio(Models(model)))
 
 
-def show(editor: Editor, work: str, *values: Any, **options: Any) -> dict[Any, Any]:
+def show(editor: Editor, work: str, *values: Any) -> dict[Any, Any]:
     """What the page shows in the end."""
-    *_, last = editor.handler(partial(getattr(editor, work), **options))(*values)
+    *_, last = handler(editor, getattr(editor, work))(*values)
     return last
 
 
@@ -136,8 +135,8 @@ def test_too_large_a_turn_is_said(editor: Editor, upload: dict[str, Any]) -> Non
 def test_the_methods_are_compared(editor: Editor, upload: dict[str, Any]) -> None:
     tab, visit = CompareTab(editor), Visit()
     show(editor, "_take", visit, upload)
-    *_, shown, last = tab._compare(visit)
-    assert len(shown[tab.gallery]) == 3 and "Done" in last[tab.compared]
+    *_, shown, last = handler(tab, tab._compare)(visit)
+    assert len(shown[tab.gallery]) == 3 and "Done" in last[tab.status]
     assert all(
         "100% in the photo" in words for _, words in shown[tab.gallery]
     )  # without an edit it is the photo itself
@@ -181,10 +180,10 @@ def test_what_the_page_says_of_a_run_that_gives_nothing_new(editor: Editor, uplo
         show(editor, "_take", each, upload)
     quick = visit.out
     quick.reports[0]["l2"] = 0.0  # nothing is nearer
-    running = editor.handler(editor._tune)(visit, "best")
+    running = handler(editor, editor._tune)(visit, "best")
     while "Sharpening" not in next(running)[editor.status]:
         pass
-    waiting = editor.handler(editor._tune)(other)
+    waiting = handler(editor, editor._tune)(other)
     assert "Waiting" in next(waiting)[editor.status]
     other.end()
     *_, last = waiting
