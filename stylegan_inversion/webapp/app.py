@@ -27,6 +27,7 @@ from stylegan_inversion.webapp.api import Api, name_endpoints
 from stylegan_inversion.webapp.editor import TIME_TO_LIVE, Editor, visit_state
 from stylegan_inversion.webapp.models import Models, best_cached, load_model
 from stylegan_inversion.webapp.photos import (
+    EXAMPLES,
     LOOPBACK,
     MAX_PHOTO_BYTES,
     NO_ADDRESS,
@@ -38,7 +39,7 @@ from stylegan_inversion.webapp.photos import (
     sweep,
 )
 from stylegan_inversion.webapp.play import CompareTab, PlayTab
-from stylegan_inversion.webapp.studio import EXAMPLES, Studio, Visit, told
+from stylegan_inversion.webapp.studio import Studio, Visit, told
 from stylegan_inversion.webapp.zerogpu import find_gpu
 
 PAPERS = " · ".join(

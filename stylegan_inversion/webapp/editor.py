@@ -18,9 +18,9 @@ from stylegan_inversion.pipelines.pti import PRESETS
 from stylegan_inversion.preprocessing.align import around
 from stylegan_inversion.webapp.marking import encode
 from stylegan_inversion.webapp.models import Model, sentence, words_of
-from stylegan_inversion.webapp.photos import samples
+from stylegan_inversion.webapp.photos import EXAMPLES, samples
 from stylegan_inversion.webapp.run import Report, status
-from stylegan_inversion.webapp.studio import EXAMPLES, SHOWN, Studio, Superseded, Visit, kind_of, large, told
+from stylegan_inversion.webapp.studio import SHOWN, Studio, Superseded, Visit, kind_of, large, told
 
 TIME_TO_LIVE = 1800  # seconds that a result and its files are kept after their last use
 MAIN, MORE = 5, 22  # sliders of the model's own directions, and of those that its weights give

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from starlette.datastructures import Headers
@@ -110,6 +110,22 @@ def unpack_upload(value: Any, folder: Path) -> None:
     except Exception as e:  # whatever the decompressors raise
         raise ValueError("`inversion` must be a zip that /download gave for kind='inversion'.") from e
     raise ValueError(f"A zip has {MAX_FILES} files and {MAX_INVERSION_BYTES / 1e9:g} GB at most.")
+
+
+class Example(NamedTuple):
+    """A photo of the package, with the edit that shows what it is for."""
+
+    name: str
+    caption: str
+    edit: dict[str, float]  # by direction, in shares of its range
+
+
+EXAMPLES = (
+    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"yaw": -0.6, "pose": -0.6}),
+    Example("portraits/portrait2.jpg", "A rear admiral, 1984", {"smile": 1.0}),
+    Example("portraits/portrait3.jpg", "A scientist", {"smile": 0.9}),
+    Example("sample6.jpg", "Four friends", {"smile": 0.8}),
+)
 
 
 def samples() -> Path:

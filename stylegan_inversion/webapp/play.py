@@ -1,7 +1,7 @@
 """The other tabs: the methods side by side, and faces that mix."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,7 +22,6 @@ from stylegan_inversion.webapp.editor import (
     HIDDEN,
     MARGIN,
     QUICK,
-    TIME_TO_LIVE,
     Editor,
     handler,
     lane,
@@ -51,19 +50,18 @@ class CompareTab:
             self.compare = gr.Button("Compare", variant="primary", size="sm")
             self.stop = gr.Button("Stop", size="sm", visible=False)
         self.status = gr.HTML(status(""))
-        self.outs = gr.State({}, time_to_live=TIME_TO_LIVE)
         looks: dict[str, Any] = {"elem_id": "compared", "columns": 2, "object_fit": "contain", **CHOICE}
         self.gallery = gr.Gallery(label="Choose one to go on with it", **looks)
 
     def connect(self) -> None:
         """What happens when something is used."""
-        visit, outputs = self.visit, [self.visit, self.status, self.stop, self.outs, self.gallery]
+        visit, outputs = self.visit, [self.visit, self.status, self.stop, self.gallery]
         compared = self.compare.click(handler(self, self._compare), visit, outputs, **lane("compare"))
         stopped = partial(self.page, words="Stopped. Choose one of the results to go on with it.")
         self.stop.click(stopped, visit, outputs[:3], cancels=compared, **DIRECT)
-        emptied = {self.status: status(""), self.stop: gr.update(visible=False), self.outs: {}, self.gallery: None}
+        emptied = {self.status: status(""), self.stop: gr.update(visible=False), self.gallery: None}
         self.editor.delete.click(lambda: emptied, None, outputs, cancels=compared, **DIRECT)
-        self.gallery.select(self._adopt, [visit, self.outs], [*self.editor.shown, self.editor.tabs], **QUICK)
+        self.gallery.select(self._adopt, visit, [*self.editor.shown, self.editor.tabs], **QUICK)
 
     def page(self, visit: Visit, words: Any) -> dict[Any, Any]:
         """What is there, more of it or all."""
@@ -73,10 +71,11 @@ class CompareTab:
 
     failed = page
 
-    def _adopt(self, visit: Visit, outs: dict[Any, Any], event: gr.SelectData) -> dict[Any, Any]:
-        if not outs or outs["of"] != (visit.photo, visit.face, visit.model):
+    def _adopt(self, visit: Visit, event: gr.SelectData) -> dict[Any, Any]:
+        of, *outs = visit.compared or [None]
+        if of != (visit.photo, visit.face, visit.model):
             raise ValueError(GONE)
-        return self.editor.adopt(visit, [*outs.values()][1 + event.index], "This method's result.")
+        return self.editor.adopt(visit, outs[event.index], "This method's result.")
 
     @cached_property
     def _identity(self) -> IdentityEmbedding:
@@ -100,7 +99,7 @@ class CompareTab:
         if visit.photo is None:
             raise ValueError("Choose a photo or an example in the first tab.")
         crop, model, turn = self.studio.crop(visit), self.studio.model(visit), visit.turn
-        outs: dict[str, Any] = {"of": (visit.photo, visit.face, visit.model)}
+        visit.compared = [(visit.photo, visit.face, visit.model)]
         pictures: list[tuple[str, str]] = []
         yield Report("Beginning …")
         for name, pipeline in model.pipelines.items():
@@ -115,7 +114,7 @@ class CompareTab:
             if other.out is None or turn != visit.turn:  # another photo, or all was deleted
                 yield "Ended, since another photo, face or model was chosen."
                 return
-            outs[name] = other.out
+            visit.compared.append(other.out)
             edited = self.studio.edit(visit, other.out, visit.strengths)
             seconds, likeness = other.out.reports[0]["seconds"], self._likeness(visit, edited)
             photo = ImageOps.pad(self.studio.pasted(edited, around(crop, MARGIN, 640)), (512, 512), color="white")
@@ -124,7 +123,7 @@ class CompareTab:
             both.paste(large(edited.images[0]).resize((512, 512)), (520, 0))
             words = CAPTION.format(METHODS[name].title, seconds, *likeness)
             pictures.append((self.editor.picture(visit, both, name, kind_of(edited)), words))
-            yield {self.outs: dict(outs), self.gallery: list(pictures)}
+            yield {self.visit: visit, self.gallery: list(pictures)}
         yield "Done. Choose one of the results to go on with it."
 
 
@@ -134,9 +133,8 @@ class PlayTab:
     def __init__(self, editor: Editor) -> None:
         self.editor, self.studio = editor, editor.studio
         gr.Markdown(PLAY, elem_classes="quiet")
-        self.outs = [gr.State(None, time_to_live=TIME_TO_LIVE) for _ in range(3)]
         with gr.Row():
-            self.played = [
+            self.shown = [
                 gr.Image(label=label, height=300, interactive=False, buttons=["fullscreen"], min_width=150)
                 for label in ("One face", "Another face", "The first with something of the other")
             ]
@@ -154,35 +152,29 @@ class PlayTab:
 
     def connect(self) -> None:
         """What happens when something is used."""
-        editor, pair = self.editor, self.outs[:2]
-        filled = [editor.visit, *self.outs, *self.played, self.mix, self.morph, self.reopen]
-        for button, place, draw in (
-            (self.take, 0, self._mine),
-            (self.draw[0], 0, self._nice),
-            (self.draw[1], 1, self._nice),
-        ):
-            done = button.click(
-                partial(self._fill, draw, place), editor.visit, filled, **{**QUICK, "show_progress": "minimal"}
-            )
-            done.then(
-                lambda *outs: [gr.update(interactive=None not in outs)] * 2, pair, [self.mix, self.morph], **DIRECT
-            )
-        mixing = partial(self._fill, self._mixed, 2)
-        self.mix.click(mixing, [editor.visit, *pair, self.what, self.amount], filled, **QUICK)
-        morphed = self.morph.click(self._morph, [editor.visit, *pair], editor.file, **QUICK)
+        editor, visit = self.editor, self.editor.visit
+        buttons = [self.mix, self.morph, self.reopen]
+        drawing: dict[str, Any] = {"inputs": visit, "outputs": [visit, *self.shown, *buttons], **QUICK}
+        drawing["show_progress"] = "minimal"
+        self.take.click(partial(self._put, self._mine, 0), **drawing)
+        for place, button in enumerate(self.draw):
+            button.click(partial(self._put, self._nice, place), **drawing)
+        self.mix.click(partial(self._put, self._mixed, 2), **{**drawing, "inputs": [visit, self.what, self.amount]})
+        morphed = self.morph.click(self._morph, visit, editor.file, **QUICK)
         morphed.success(None, js=FETCH, **HIDDEN)
-        emptied = [None] * 6 + [gr.update(interactive=False)] * 3
-        editor.delete.click(lambda: emptied, None, filled[1:], **DIRECT)
-        self.reopen.click(self._reopen, [editor.visit, self.outs[2]], [*editor.shown, editor.tabs], **QUICK)
-        editor.tabs.select(
-            lambda visit: gr.update(interactive=visit.out is not None), editor.visit, self.take, **DIRECT
-        )
+        self.reopen.click(self._reopen, visit, [*editor.shown, editor.tabs], **QUICK)
+        emptied = [None] * 3 + [gr.update(interactive=False)] * 3
+        editor.delete.click(lambda: emptied, None, [*self.shown, *buttons], **DIRECT)
+        ready = lambda visit: gr.update(interactive=visit.out is not None)  # noqa: E731
+        editor.tabs.select(ready, visit, self.take, **DIRECT)
 
-    def _fill(self, draw: Any, place: int, visit: Visit, *values: Any) -> dict[Any, Any]:
-        out = draw(visit, *values)
+    def _put(self, draw: Callable[..., InversionOutput], place: int, visit: Visit, *values: Any) -> dict[Any, Any]:
+        """Draw a face for a place."""
+        visit.played[place] = out = draw(visit, *values)
         picture = self.editor.picture(visit, large(out.images[0]), "face", kind_of(out))
-        news = {self.editor.visit: visit, self.outs[place]: out, self.played[place]: picture}
-        return {**news, self.reopen: gr.update(interactive=True)} if place == 2 else news
+        ready, done = (gr.update(interactive={*places} <= {*visit.played}) for places in ((0, 1), (2,)))
+        news = {self.mix: ready, self.morph: ready, self.reopen: done}
+        return {self.editor.visit: visit, self.shown[place]: picture, **news}
 
     def _mine(self, visit: Visit) -> InversionOutput:
         return self.studio.edit(visit, visit.out, visit.strengths)
@@ -196,18 +188,21 @@ class PlayTab:
         smile = {"smile": 0.5 * model.range_of("smile")[1]} if "smile" in model.directions else {}
         return self.studio.edit(visit, best, smile)
 
-    def _mixed(self, visit: Visit, a: Any, b: Any, what: str, amount: float) -> InversionOutput:
-        if a is None or b is None:
-            raise ValueError(NOTHING)
+    def _mixed(self, visit: Visit, what: str, amount: float) -> InversionOutput:
+        a, b = _faces(visit, 0, 1)
         return self.studio.mix(visit, a, b, what, float(amount))
 
-    def _morph(self, visit: Visit, a: Any, b: Any) -> str:
-        if a is None or b is None:
-            raise ValueError(NOTHING)
+    def _morph(self, visit: Visit) -> str:
+        a, b = _faces(visit, 0, 1)
         return self.studio.between(visit, a, b, "mp4")
 
-    def _reopen(self, visit: Visit, out: InversionOutput | None) -> dict[Any, Any]:
-        if out is None:
-            raise ValueError(NOTHING)
+    def _reopen(self, visit: Visit) -> dict[Any, Any]:
+        (out,) = _faces(visit, 2)
         visit.strengths = {}
         return self.editor.adopt(visit, out, "The mixture, to be edited.")
+
+
+def _faces(visit: Visit, *places: int) -> Any:
+    if not {*places} <= {*visit.played}:
+        raise ValueError(NOTHING)
+    return [visit.played[place] for place in places]

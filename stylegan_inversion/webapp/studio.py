@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from gradio_client.utils import strip_invalid_filename_characters
@@ -33,7 +33,7 @@ from stylegan_inversion.preprocessing.align import Crop, align_face, around, unc
 from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.marking import Kind, encode, encode_gif, encode_mp4
 from stylegan_inversion.webapp.models import DEMONSTRATION, Model, Models
-from stylegan_inversion.webapp.photos import NO_PHOTO, Photo, read_photo, unpack_upload
+from stylegan_inversion.webapp.photos import NO_PHOTO, Example, Photo, read_photo, unpack_upload
 from stylegan_inversion.webapp.run import (
     RUN,
     TUNING_COST,
@@ -60,22 +60,6 @@ Film = Literal["mp4", "gif"]
 Download = Literal["jpeg", "png", "face", "drawn", "mp4", "gif", "inversion"]
 
 
-class Example(NamedTuple):
-    """A photo of the package, with the edit that shows what it is for."""
-
-    name: str
-    caption: str
-    edit: dict[str, float]  # by direction, in shares of its range
-
-
-EXAMPLES = (
-    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"yaw": -0.6, "pose": -0.6}),
-    Example("portraits/portrait2.jpg", "A rear admiral, 1984", {"smile": 1.0}),
-    Example("portraits/portrait3.jpg", "A scientist", {"smile": 0.9}),
-    Example("sample6.jpg", "Four friends", {"smile": 0.8}),
-)
-
-
 class Superseded(Exception):
     """A newer photo, face or model has begun: nothing of this is shown."""
 
@@ -97,6 +81,8 @@ class Visit:
     turn: int = 0  # counts photos, faces and models: what an earlier one began is dropped
     tuned: int = -1  # the turn whose photo was tuned, or is
     example: tuple[str, str] | None = None  # model and photo of an example that is open: its result is kept for others
+    compared: list[Any] = field(default_factory=list)  # photo, face and model, and each method's result
+    played: dict[int, InversionOutput] = field(default_factory=dict)  # two faces that mix, and the mixture
     files: set[str] = field(default_factory=set)  # sent by it, or written for it
 
     def __post_init__(self) -> None:
@@ -156,7 +142,7 @@ class Visit:
     def forget(self) -> int:
         """Delete everything; how many files there were."""
         self.begin()
-        self.photo, self.faces, self.strengths = None, [], {}
+        self.photo, self.faces, self.strengths, self.compared, self.played = None, [], {}, [], {}
         others = {path for visit in [*Visit.all] if visit.files is not self.files for path in visit.files}
         files = self.files - others  # Gradio keeps uploads that are equal in one place
         for path in files:

@@ -120,15 +120,17 @@ def test_a_deletion_takes_earlier_photos_too(connect: Connect, photo: Image.Imag
     assert not [*app.folder.rglob("mine?.png")]
 
 
-def test_a_deletion_leaves_the_equal_photo_of_another_client(connect: Connect, file: Any, app: Served) -> None:
-    mine, other = connect(), connect()
-    for client in (mine, other):
-        client.predict(photo=file, api_name="/invert")
-    assert len([*app.folder.rglob("my photo.png")]) == 1  # Gradio keeps equal uploads in one place
-    mine.predict(api_name="/delete")
-    assert len([*app.folder.rglob("my photo.png")]) == 1
-    other.predict(api_name="/delete")
-    assert not [*app.folder.rglob("my photo.png")]
+def test_a_deletion_leaves_the_equal_photo_of_another_client(
+    connect: Connect, photo: Image.Image, app: Served, tmp_path: Path
+) -> None:
+    photo.rotate(5).save(tmp_path / "ours.png")
+    clients = [connect() for _ in range(2)]
+    for client in clients:
+        client.predict(photo=gradio_client.handle_file(tmp_path / "ours.png"), api_name="/invert")
+    for client, left in zip(clients, (1, 0)):
+        assert len([*app.folder.rglob("ours.png")]) == 1  # Gradio keeps equal uploads in one place
+        client.predict(api_name="/delete")
+        assert len([*app.folder.rglob("ours.png")]) == left
 
 
 def test_calls_without_a_session_wait_as_one_client(app: Served, path: Path) -> None:

@@ -15,8 +15,9 @@ from stylegan_inversion.webapp import run  # noqa: E402
 from stylegan_inversion.webapp.app import launch_options, private_folder  # noqa: E402
 from stylegan_inversion.webapp.editor import Editor, handler  # noqa: E402
 from stylegan_inversion.webapp.models import Model, Models, words_of  # noqa: E402
+from stylegan_inversion.webapp.photos import EXAMPLES  # noqa: E402
 from stylegan_inversion.webapp.play import CompareTab  # noqa: E402
-from stylegan_inversion.webapp.studio import EXAMPLES, Studio, Visit  # noqa: E402
+from stylegan_inversion.webapp.studio import Studio, Visit  # noqa: E402
 from tests.webapp.tiny_app import tiny_model  # noqa: E402
 
 
@@ -141,11 +142,11 @@ def test_the_methods_are_compared(editor: Editor, upload: dict[str, Any]) -> Non
         "100% in the photo" in words for _, words in shown[tab.gallery]
     )  # without an edit it is the photo itself
     tab.editor.tabs = gr.Tabs()
-    tab._adopt(visit, shown[tab.outs], SimpleNamespace(index=1))
-    assert visit.out is shown[tab.outs]["psp"]
+    tab._adopt(visit, SimpleNamespace(index=1))
+    assert visit.out is visit.compared[2]
     visit.face = 1
     with pytest.raises(ValueError, match="of another photo, face or model"):
-        tab._adopt(visit, shown[tab.outs], SimpleNamespace(index=0))
+        tab._adopt(visit, SimpleNamespace(index=0))
 
 
 def test_a_new_photo_ends_the_run_of_the_old_one(editor: Editor, upload: dict[str, Any]) -> None:

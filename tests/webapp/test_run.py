@@ -13,8 +13,9 @@ from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.webapp import run
 from stylegan_inversion.webapp.app import private_folder
 from stylegan_inversion.webapp.models import Model, Models
+from stylegan_inversion.webapp.photos import EXAMPLES
 from stylegan_inversion.webapp.run import finish
-from stylegan_inversion.webapp.studio import EXAMPLES, Studio, Visit
+from stylegan_inversion.webapp.studio import Studio, Visit
 from tests.conftest import make_generator
 from tests.webapp.marks import EDITED, read_mark
 from tests.webapp.tiny_app import tiny_model
