@@ -79,6 +79,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63, description="The same seed gives the
 Truncation = Annotated[float, Field(ge=0, le=2, description="0 is the average face, 1 the generator's own variety.")]
 Place = Annotated[str, Field(json_schema_extra={"enum": [*PLACES]}, description="What to take of the other face.")]
 Share = Annotated[float, Field(ge=0, le=1, description="How much of it.")]
+
 # The results
 Faces = Annotated[list[dict[str, Any]], Field(description="Box (x0, y0, x1, y1) in pixels and score, largest first.")]
 Listed = Annotated[
@@ -265,7 +266,9 @@ def _endpoint(method: Callable[..., Any], results: list[str], runs: bool) -> tup
     def begin(values: Sequence[Any], visit: Visit, request: gr.Request) -> Any:
         session = getattr(request, "session_hash", None)
         if session in (None, LocalContext.event_id.get()) or "x-gradio-user" in request.headers:
-            visit.key = f"address {request.client.host}"  # those whose calls share nothing wait as one client
+            visit.key = (
+                f"address {getattr(request.client, 'host', '')}"  # those whose calls share nothing wait as one client
+            )
         given = arguments(**dict(zip(schemas, values)))
         return method(visit, **{key: getattr(given, key) for key in own}, **({"how": given} if how else {}))
 

@@ -144,7 +144,7 @@ def test_no_weights_go_along(
 ) -> None:
     jobs: list[Any] = []
     work = gpu._work
-    monkeypatch.setattr(gpu, "_work", lambda job: jobs.append(job) or work(job))
+    monkeypatch.setattr(gpu, "_work", lambda *job: jobs.append(job) or work(*job))
     crop = model.tuner.align(photo)
     gpu.run(model, partial(model.pipelines["e4e"], crop))
     assert len(pickle.dumps(jobs[0])) < photo.width * photo.height * 3 + 20_000  # the photo, which an encoder reads
