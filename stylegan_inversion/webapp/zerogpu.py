@@ -92,13 +92,11 @@ class BorrowedGPU:
                 if isinstance(report, bytes):
                     result: _T = parcels.unpack(report, "cpu")
                     return result
-                step, stage, loss, picture = report or (0, "", 0.0, None)
-                if (
-                    picture is not None
-                    and on_step
-                    and on_step(step, {"stage": stage, "loss": loss, "y_hat": torch.from_numpy(picture) / 127.5 - 1})
-                ):
-                    stop.touch()
+                if isinstance(report, tuple) and on_step:
+                    step, stage, loss, picture = report
+                    y_hat = torch.from_numpy(picture) / 127.5 - 1
+                    if on_step(step, {"stage": stage, "loss": loss, "y_hat": y_hat}):
+                        stop.touch()
         finally:
             reports.close()
             stop.unlink(missing_ok=True)
