@@ -29,7 +29,6 @@ from stylegan_inversion.webapp.models import Models, best_cached, load_model
 from stylegan_inversion.webapp.photos import (
     EXAMPLES,
     LOOPBACK,
-    MAX_PHOTO_BYTES,
     NO_ADDRESS,
     NOT_UPLOADED,
     Door,
@@ -37,9 +36,10 @@ from stylegan_inversion.webapp.photos import (
     names_web_address,
     samples,
     sweep,
+    upload_limit,
 )
 from stylegan_inversion.webapp.play import CompareTab, PlayTab
-from stylegan_inversion.webapp.studio import Studio, Visit, told
+from stylegan_inversion.webapp.studio import FAILED, Studio, Visit, logger, told
 from stylegan_inversion.webapp.zerogpu import find_gpu
 
 PAPERS = " · ".join(
@@ -70,7 +70,8 @@ class Page(gr.Blocks):
         except gr.Error:
             raise
         except Exception as e:
-            raise gr.Error(told(RuntimeError(str(e))), print_exception=False) from e
+            logger.exception("The web app failed.")
+            raise gr.Error(FAILED, print_exception=False) from e
 
     async def call_function(self, *args: Any, **named: Any) -> Any:
         """As Gradio does; the errors of handlers are said in their words."""
@@ -134,7 +135,7 @@ def launch_options(*, hosts: Sequence[str] = ()) -> dict[str, Any]:
         "js": (here / "page.js").read_text("utf-8"),
         "ssr_mode": False,
         "show_error": False,  # `gr.Error` is shown all the same; other errors may hold paths
-        "max_file_size": MAX_PHOTO_BYTES,
+        "max_file_size": upload_limit(hosts),
         "max_threads": 100,  # all lanes at once
         "num_workers": 0,  # Gradio's file workers would take uploads without our middleware
         "state_session_capacity": 64,  # what they hold together `run.Memory` limits

@@ -11,7 +11,7 @@ import socket
 import stat
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from stylegan_inversion.preprocessing.image import ImageLimits, load_image
 logger = logging.getLogger(__name__)
 
 MAX_PHOTO_BYTES, MAX_INVERSION_BYTES = 20_000_000, 300_000_000
-MAX_UPLOAD_BYTES, MAX_REQUEST_BYTES = 24_000_000, 30_000_000  # with what is around them; a `data:` address is JSON
+MAX_REQUEST_BYTES = 30_000_000  # a `data:` address is JSON
 MAX_FILES = 32  # of a zip
 # No photo takes more than 300 MB and 3 seconds, so a JPEG has at most about 100 scans
 PHOTOS = ImageLimits(
@@ -163,6 +163,11 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(address).is_loopback for address in found)
 
 
+def upload_limit(hosts: Collection[str]) -> int:
+    """Bytes of a file: where only this machine reaches the app, inversions of full-size models can be sent, too."""
+    return MAX_INVERSION_BYTES if hosts else MAX_PHOTO_BYTES
+
+
 class Door:
     """Refuses requests for another host name, and those that are too large, with one sentence.
 
@@ -185,7 +190,8 @@ class Door:
                     "a proxy's, start the app with it: `stylegan-inversion app --allow-host NAME`."
                 )
                 return await JSONResponse({"detail": words}, 403)(scope, receive, send)
-            limit = MAX_UPLOAD_BYTES if scope["path"].endswith("/upload") else MAX_REQUEST_BYTES
+            is_upload = scope["path"].endswith("/upload")
+            limit = upload_limit(self.hosts) + 4_000_000 if is_upload else MAX_REQUEST_BYTES  # with what is around it
             words = f"The request is larger than {limit / 1e6:g} MB. Send a smaller file."
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length[:15]) > limit:

@@ -220,6 +220,8 @@ def test_refusals(name: str, arguments: dict[str, Any], match: str, app: Served,
 def test_plain_http(app: Served, path: Path, photo: Image.Image) -> None:
     with httpx.Client(base_url=app.url, timeout=60) as client, path.open("rb") as data:
         sent = client.post("/gradio_api/upload", files={"files": ("x.png", data, "image/png")}).json()[0]
+        large = client.post("/gradio_api/upload", files={"files": ("x.zip", b"x" * 26_000_000)})
+        assert large.status_code == 413 and "larger than 24 MB" in large.json()["detail"]
     upload = {"path": sent, "meta": {"_type": "gradio.FileData"}}
     address = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     for given in (upload, address, {"url": address}):
