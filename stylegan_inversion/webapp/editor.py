@@ -318,7 +318,7 @@ class Editor:
                 minimum=-reach,
                 maximum=reach,
                 value=visit.strengths.get(direction or "", 0),
-                step=reach / 100,
+                step=round(reach / 100, 4),  # a longer number would make its field wide
                 info=(model.directions[direction].description or None)
                 if direction in model.named and not any(ends)
                 else None,
