@@ -195,7 +195,7 @@ def add_app(parser: argparse.ArgumentParser) -> None:
         "--any-model",
         dest="open_choice",
         action=argparse.BooleanOptionalAction,
-        help="let visitors load models of the Hub and upload some [only the full-size one, and on this machine]",
+        help="let visitors load models of the Hub [only the full-size one, and on this machine]",
     )
     proxy = "name by which a proxy on this machine reaches the app; repeatable [localhost only]"
     add("--allow-host", dest="allowed_hosts", action="append", default=[], metavar="NAME", help=proxy)

@@ -5,291 +5,226 @@ file can be sent instead. Over MCP nothing is kept between two calls, since all 
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import gradio as gr
 from gradio.components.api_component import Api as Value
-from gradio.context import get_blocks_context
+from gradio.context import LocalContext, get_blocks_context
 from gradio.data_classes import FileData, ImageData
 from PIL import Image
-from pydantic import Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import BaseModel, Field, TypeAdapter, WithJsonSchema, create_model
 
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
 from stylegan_inversion.preprocessing.align import around
-from stylegan_inversion.webapp import marking
-from stylegan_inversion.webapp.studio import PLACES, Download, Studio, Visit, kind_of, range_of, sentences
+from stylegan_inversion.webapp.marking import encode
+from stylegan_inversion.webapp.run import Report
+from stylegan_inversion.webapp.studio import FRAMES, PLACES, Download, Film, Studio, Visit, kind_of
 
 MAX_STEPS = 1000  # of each stage
+MODEL, OWN = "Name of the model, from /models; nothing means the first.", "nothing means the preset's."
+TUNING = {"preset", "pivot", "num_w_steps", "num_tuning_steps"}
+KINDS = """The edited photo ("jpeg", "png"), the face in it, the face as the model draws it, an animation, or
+"inversion": a zip that `InversionOutput.load` reads once it is unpacked, and other endpoints take.""".replace(
+    "\n", " "
+)
+_FIRST = next(name for name, each in METHODS.items() if each.encoder and not ENCODERS[each.encoder].needs)
 
 
-def _file_schema(about: str) -> WithJsonSchema:
+def _file(about: str) -> WithJsonSchema:
     return WithJsonSchema({**ImageData.model_json_schema(), "description": about})
 
 
+def _choice(about: str, default: str | None, *choices: str | None) -> Any:
+    return Field(default, json_schema_extra={"enum": [*choices]}, description=about)
+
+
 # The arguments; a type says all that a program has to know
-Photo = Annotated[
-    Any, _file_schema("JPEG, PNG or WebP, up to 20 MB and 40 megapixels, as a file or a `data:` address.")
-]
-Face = Annotated[int, Field(ge=0, le=1000, description="Which face, by size: 0 is the largest.")]
-Align = Annotated[bool, Field(description="Find the face. False takes the photo as an aligned crop.")]
-Name = Annotated[str, Field(description="Name of the model, from /models; nothing means the first.")]
-Strength = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Inverting(BaseModel):
+    """How a photo is inverted."""
+
+    face: int = Field(0, ge=0, le=1000, description="Which face, by size: 0 is the largest.")
+    align: bool = Field(True, description="Find the face. False takes the photo as an aligned crop.")
+    method: str = _choice("How to invert, from /models.", _FIRST, *METHODS)
+    model: str = Field("", description=MODEL)
+    preset: str | None = _choice("How long the tuning of pti may take.", None, *PRESETS, None)
+    pivot: str | None = _choice("Where the tuning begins; nothing: the preset's.", None, *PIVOTS, None)
+    num_w_steps: int | None = Field(None, ge=1, le=MAX_STEPS, description="Steps of the pivot's projection; " + OWN)
+    num_tuning_steps: int | None = Field(None, ge=0, le=MAX_STEPS, description="Steps of the tuning at most; " + OWN)
+
+
+class Kept(BaseModel):
+    """The inversion that a call goes on with: what /invert made for this client, or a file."""
+
+    inversion: Annotated[Any, _file("A zip from /download to take instead of what /invert made.")] = None
+    model: str = Field("", description=MODEL)
+
+
+Photo = Annotated[Any, _file("JPEG, PNG or WebP, up to 20 MB and 40 megapixels, as a file or a `data:` address.")]
+Other = Annotated[Any, _file("A zip from /download: the other face.")]
 Strengths = Annotated[
-    dict[str, Strength],
+    dict[str, Annotated[float, Field(allow_inf_nan=False)]],
     Field(description='How far to edit, such as {"smile": 2.0}, each within its range from /models.'),
 ]
-Inversion = Annotated[Any, _file_schema("A zip from /download to take instead of what /invert made.")]
-Other = Annotated[Any, _file_schema("A zip from /download: the other face.")]
-Method = Annotated[str, Field(json_schema_extra={"enum": list(METHODS)}, description="How to invert, from /models.")]
-Preset = Annotated[
-    str | None, Field(json_schema_extra={"enum": [*PRESETS, None]}, description="How long the tuning of pti may take.")
-]
-Pivot = Annotated[
-    str | None,
-    Field(json_schema_extra={"enum": [*PIVOTS, None]}, description="Where the tuning begins; nothing: the preset's."),
-]
-WSteps = Annotated[
-    int | None, Field(ge=1, le=MAX_STEPS, description="Steps of the pivot's projection; nothing means the preset's.")
-]
-TuningSteps = Annotated[
-    int | None, Field(ge=0, le=MAX_STEPS, description="Steps of the tuning at most; nothing means the preset's.")
-]
+Name = Annotated[str, Field(description=MODEL)]
 Frames = Annotated[int, Field(ge=2, le=60, description="How many from one end to the other.")]
-Film = Annotated[Literal["gif", "mp4"], Field(description="The format.")]
-Kind = Annotated[
-    Download,
-    Field(
-        description='The edited photo ("jpeg", "png"), the face in it, the face as the model draws it, an animation, '
-        'or "inversion": a zip that `InversionOutput.load` reads once it is unpacked, and other endpoints take.'
-    ),
-]
+Format = Annotated[Film, Field(description="The format.")]
+Kind = Annotated[Download, Field(description=KINDS)]
 Seed = Annotated[int, Field(ge=0, lt=2**63, description="The same seed gives the same face.")]
-Truncation = Annotated[
-    float, Field(ge=0, le=2, description="0 is the average face, 1 the generator's own variety; up to 2.")
-]
-Place = Annotated[str, Field(json_schema_extra={"enum": list(PLACES)}, description="What to take of the other face.")]
+Truncation = Annotated[float, Field(ge=0, le=2, description="0 is the average face, 1 the generator's own variety.")]
+Place = Annotated[str, Field(json_schema_extra={"enum": [*PLACES]}, description="What to take of the other face.")]
 Share = Annotated[float, Field(ge=0, le=1, description="How much of it.")]
-Picture = Annotated[dict[str, Any], _file_schema("A picture.")]
-File = Annotated[dict[str, Any], _file_schema("A file.")]
 
-_FIRST = next(name for name, each in METHODS.items() if each.encoder and not ENCODERS[each.encoder].needs)
+# The results
+Faces = Annotated[list[dict[str, Any]], Field(description="Box (x0, y0, x1, y1) in pixels and score, largest first.")]
+Listed = Annotated[
+    list[dict[str, Any]],
+    Field(description="Name, size and licence; of loaded ones the methods, and the directions with their ranges."),
+]
+Whole = Annotated[dict[str, Any], _file("The photo with the edited face in place.")]
+Part = Annotated[dict[str, Any], _file("The face in it.")]
+Drawn = Annotated[dict[str, Any], _file("The face as the model draws it.")]
+File = Annotated[dict[str, Any], _file("The file.")]
+Figures = Annotated[
+    dict[str, Any],
+    Field(description="Mean squared error in [-1, 1], seconds, steps, why the tuning stopped, number of faces."),
+]
+Running = Annotated[bool, Field(description="Whether one was running.")]
+Count = Annotated[int, Field(description="How many files there were.")]
+
+_T = TypeVar("_T")
+Run = Iterator[Report | _T]  # reports, and at last the result
 _UNEDITED = dict[str, float]()
 
 
 class Api:
-    """One method an endpoint; its docstring is the documentation that programs see."""
+    """One method an endpoint; its signature and its docstring are the documentation that programs see."""
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
 
-    def models(self, visit: Visit) -> list[dict[str, Any]]:
-        """What models there are, and what each can do.
-
-        Returns:
-            Name, size and licence of each, and of those that are loaded the methods and the directions with their
-            ranges
-        """
+    def models(self, visit: Visit) -> Listed:
+        """What models there are, and what each can do."""
         loaded = {model.name: model for model in self.studio.models.loaded()}
         listed: list[dict[str, Any]] = []
         for known in self.studio.models.known():
             about: dict[str, Any] = {key: getattr(known, key) for key in ("name", "about", "where", "size", "licence")}
-            if known.name in loaded:
-                model = loaded[known.name]
-                ranges = {name: list(range_of(model, name)) for name in model.directions}
+            if model := loaded.get(known.name):
+                ranges = {name: list(model.range_of(name)) for name in model.directions}
                 about |= {"methods": list(model.pipelines), "resolution": model.resolution, "directions": ranges}
             listed.append(about)
         return listed
 
-    def faces(self, visit: Visit, photo: Photo) -> list[dict[str, Any]]:
-        """Find the faces in a photo.
-
-        Returns:
-            Box (x0, y0, x1, y1) in pixels and score of each face, the largest first
-        """
+    def faces(self, visit: Visit, photo: Photo) -> Faces:
+        """Find the faces in a photo."""
         own = self._own(visit, "")
         self.studio.take(own, photo)
         return [{"box": [round(v, 1) for v in face.box], "score": face.score} for face in own.faces]
 
-    def invert(self, visit: Visit, photo: Photo, **others: Any) -> Iterator[tuple[Picture, dict[str, Any]] | None]:
-        """Invert the face of a photo: find its place in latent space. The result is kept for this client.
+    def invert(self, visit: Visit, photo: Photo, how: Inverting) -> Run[tuple[Drawn, Figures]]:
+        """Invert the face of a photo: find its place in latent space. The result is kept for this client."""
+        out = yield from self._invert(visit, self._own(visit, how.model), photo, how)
+        yield self._picture(visit, out.images[0], "drawn", out), out.reports[0]
 
-        Returns:
-            The face as the model draws it
-            Figures: mean squared error in [-1, 1], seconds, steps, why the tuning stopped, number of faces
-        """
-        for out in self._invert(visit, photo, **others):
-            drawn = out and self._picture(visit, out.images[0], "drawn", kind_of(out))
-            yield (drawn, out.reports[0]) if out and drawn else None
-
-    def edit(self, visit: Visit, strengths: Strengths, **kept: Any) -> tuple[Picture, Picture, Picture]:
-        """Edit the inverted face. Strengths count from the unedited face, not from the last edit.
-
-        Returns:
-            The photo with the edited face in place
-            The face in it
-            The face as the model draws it
-        """
-        return self._pictures(visit, self._out(visit, strengths=strengths, **kept))
+    def edit(self, visit: Visit, strengths: Strengths, how: Kept) -> tuple[Whole, Part, Drawn]:
+        """Edit the inverted face. Strengths count from the unedited face, not from the last edit."""
+        return self._pictures(visit, self._out(visit, how, strengths))
 
     def invert_and_edit(
-        self, visit: Visit, photo: Photo, strengths: Strengths, **others: Any
-    ) -> Iterator[tuple[Picture, Picture, Picture, dict[str, Any]] | None]:
-        """Invert and edit in one call.
+        self, visit: Visit, photo: Photo, strengths: Strengths, how: Inverting
+    ) -> Run[tuple[Whole, Part, Drawn, Figures]]:
+        """Invert and edit in one call."""
+        own = self._own(visit, how.model)
+        out = yield from self._invert(visit, own, photo, how, strengths)
+        yield *self._pictures(visit, self.studio.edit(own, out, strengths)), out.reports[0]
 
-        Returns:
-            The photo with the edited face in place
-            The face in it
-            The face as the model draws it
-            Figures, as of /invert
-        """
-        own = self._own(visit, others["model"])
-        for out in self._invert(visit, photo, strengths=strengths, **others):
-            pictures = out and self._pictures(visit, self.studio.edit(own, out, strengths))
-            yield (*pictures, out.reports[0]) if out and pictures else None
-
-    def random_face(self, visit: Visit, seed: Seed = 0, truncation: Truncation = 0.7, model: Name = "") -> Picture:
-        """Draw a face of nobody, which is kept for this client as an inversion is.
-
-        Returns:
-            The face
-        """
+    def random_face(self, visit: Visit, seed: Seed = 0, truncation: Truncation = 0.7, model: Name = "") -> Drawn:
+        """Draw a face of nobody, which is kept for this client as an inversion is."""
         own, turn = self._own(visit, model), visit.turn
         own.out = self.studio.random_face(own, seed, truncation)
-        self._keep(visit, own, turn)
-        return self._picture(visit, own.out.images[0], "face", "generated")
+        visit.keep(own, turn)
+        return self._picture(visit, own.out.images[0], "face", own.out)
 
-    def mix(self, visit: Visit, other: Other, what: Place = "colours", amount: Share = 1.0, **kept: Any) -> Picture:
-        """Give the kept face the pose, the features or the colours of another one.
-
-        Returns:
-            The new face, as the model draws it
-        """
-        a, own, turn = self._out(visit, **kept), visit.apart(), visit.turn
+    def mix(self, visit: Visit, how: Kept, other: Other, what: Place = "colours", amount: Share = 1.0) -> Drawn:
+        """Give the kept face the pose, the features or the colours of another one."""
+        a, own, turn = self._out(visit, how), visit.apart(), visit.turn
         own.out = self.studio.mix(own, a, self.studio.open_inversion(own, other), what, amount)
-        self._keep(visit, own, turn)
-        return self._picture(visit, own.out.images[0], "mix", kind_of(own.out))
+        visit.keep(own, turn)
+        return self._picture(visit, own.out.images[0], "mix", own.out)
 
-    def interpolate(self, visit: Visit, other: Other, frames: Frames = 24, kind: Film = "gif", **kept: Any) -> File:
-        """Animate the way from the kept face to another one and back.
+    def interpolate(self, visit: Visit, how: Kept, other: Other, frames: Frames = FRAMES, kind: Format = "gif") -> File:
+        """Animate the way from the kept face to another one and back."""
+        a = self._out(visit, how)
+        return _sent(self.studio.between(visit, a, self.studio.open_inversion(visit, other), kind, frames))
 
-        Returns:
-            The animation
-        """
-        a = self._out(visit, **kept)
-        return _file(self.studio.between(visit, a, self.studio.open_inversion(visit, other), kind, frames))
+    def download(self, visit: Visit, how: Kept, kind: Kind = "png", strengths: Strengths = _UNEDITED) -> File:
+        """Write a result to a file."""
+        return _sent(self.studio.file(visit, self._out(visit, how, strengths), kind))
 
-    def animate(self, visit: Visit, strengths: Strengths, frames: Frames = 24, kind: Film = "gif", **kept: Any) -> File:
-        """Animate an edit in the photo: from the unedited face to the edited one and back.
-
-        Returns:
-            The animation
-        """
-        return _file(self.studio.animation(visit, self._out(visit, strengths=strengths, **kept), kind, frames))
-
-    def download(self, visit: Visit, kind: Kind = "png", strengths: Strengths = _UNEDITED, **kept: Any) -> File:
-        """Write a result to a file.
-
-        Returns:
-            The file
-        """
-        return _file(self.studio.file(visit, self._out(visit, strengths=strengths, **kept), kind))
-
-    def stop(self, visit: Visit) -> bool:
-        """End this client's running tuning; its best state so far becomes the result of /invert.
-
-        Returns:
-            Whether one was running
-        """
+    def stop(self, visit: Visit) -> Running:
+        """End this client's running tuning; its best state so far becomes the result of /invert."""
         return visit.end()
 
-    def delete(self, visit: Visit) -> int:
-        """Delete this client's photo, results and files, which also happens half an hour after their last use.
-
-        Returns:
-            How many files there were
-        """
+    def delete(self, visit: Visit) -> Count:
+        """Delete this client's photo, results and files, which also happens half an hour after their last use."""
         return visit.forget()
 
     def _invert(
-        self,
-        visit: Visit,
-        photo: Any,
-        face: Face = 0,
-        align: Align = True,
-        method: Method = _FIRST,
-        model: Name = "",
-        preset: Preset = None,
-        pivot: Pivot = None,
-        num_w_steps: WSteps = None,
-        num_tuning_steps: TuningSteps = None,
-        progress: Any = gr.Progress(),  # noqa: B008
-        *,
-        strengths: Mapping[str, float] = _UNEDITED,
-    ) -> Iterator[InversionOutput | None]:
+        self, visit: Visit, own: Visit, photo: Any, how: Inverting, strengths: Mapping[str, float] = _UNEDITED
+    ) -> Any:
         """Invert apart from the client's other calls, which may go on at the same time; keep the result at the end.
 
         `strengths` of an edit that follows are checked first.
         """
-        own, turn = self._own(visit, model), visit.turn
-        for loading in self.studio.models.load(model):
-            if loading.model is None:
-                progress(0.0, desc=loading.text)
-                yield None
-        self.studio.check(own, {name: value for name, value in strengths.items() if value})
-        self.studio.take(own, photo, align=align)
-        own.face = face
-        crop = self.studio.crop(own, align=align)
-        if method in METHODS and METHODS[method].optimizes:
-            steps = {"num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
-            for report in self.studio.tune(own, crop, preset=preset, pivot=pivot, **steps):
+        turn = visit.turn
+        yield from self.studio.models.load(how.model)
+        self.studio.check(own, strengths)
+        self.studio.take(own, photo, align=how.align)
+        own.face = how.face
+        crop = self.studio.crop(own, align=how.align)
+        if how.method in METHODS and METHODS[how.method].optimizes:
+            for report in self.studio.tune(own, crop, **how.model_dump(include=TUNING)):
                 visit.stops |= own.stops  # for /stop
-                progress((report.step, report.total), desc=report.words, unit="steps")
-                yield None
+                yield report
         else:
-            own.out = self.studio.invert(own, crop, method)
+            own.out = self.studio.invert(own, crop, how.method)
         if own.out is None:
             raise ValueError("The run was stopped before it began.")
-        self._keep(visit, own, turn)
-        yield own.out
+        visit.keep(own, turn)
+        return own.out
 
     def _own(self, visit: Visit, model: str) -> Visit:
         """A visit for one call, apart from what the client's others do at the same time."""
         return Visit(visit.key, model, files=visit.files)
 
-    def _keep(self, visit: Visit, own: Visit, turn: int) -> None:
-        if turn == visit.turn:  # nothing was deleted meanwhile
-            for name in ("model", "photo", "faces", "face", "out"):
-                setattr(visit, name, getattr(own, name))
-
-    def _out(
-        self, visit: Visit, inversion: Inversion = None, model: Name = "", *, strengths: Mapping[str, float] = _UNEDITED
-    ) -> InversionOutput:
-        own = visit.apart()
-        if inversion is not None:
-            own, turn = self._own(visit, model), visit.turn
-            own.out = self.studio.open_inversion(own, inversion)
-            self._keep(visit, own, turn)
+    def _out(self, visit: Visit, how: Kept, strengths: Mapping[str, float] = _UNEDITED) -> InversionOutput:
+        """The kept inversion, or the one in a file, which is kept then, with an edit."""
+        own, turn = visit.apart(), visit.turn
+        if how.inversion is not None:
+            own = self._own(visit, how.model)
+            own.out = self.studio.open_inversion(own, how.inversion)
+            visit.keep(own, turn)
         return self.studio.edit(own, own.out, strengths)
 
-    def _pictures(self, visit: Visit, out: InversionOutput) -> tuple[Picture, Picture, Picture]:
+    def _pictures(self, visit: Visit, out: InversionOutput) -> tuple[Whole, Part, Drawn]:
         face = self.studio.pasted(out, around(out.crops[0], 0.25))
         pictures = {"photo": self.studio.pasted(out), "face": face, "drawn": out.images[0]}
-        photo, face_, drawn = (self._picture(visit, each, name, kind_of(out)) for name, each in pictures.items())
+        photo, face_, drawn = (self._picture(visit, each, name, out) for name, each in pictures.items())
         return photo, face_, drawn
 
-    def _picture(self, visit: Visit, image: Image.Image, name: str, kind: marking.Kind) -> Picture:
+    def _picture(self, visit: Visit, image: Image.Image, name: str, out: InversionOutput) -> Drawn:
         is_large = image.width * image.height > 1_000_000  # a photo's PNG is many times its JPEG
-        return _file(
-            visit.publish(marking.encode(image, kind, png=not is_large), f"{name}.{'jpg' if is_large else 'png'}")
-        )
+        data = encode(image, kind_of(out), png=not is_large)
+        return _sent(visit.publish(data, f"{name}.{'jpg' if is_large else 'png'}"))
 
 
-SLOW = ("invert", "invert_and_edit")
-UNQUEUED = ("stop", "delete")
+def _sent(path: str) -> dict[str, Any]:
+    return FileData(path=path).model_dump()
 
 
 def name_endpoints(api: Api, visit: Any) -> None:
@@ -298,88 +233,64 @@ def name_endpoints(api: Api, visit: Any) -> None:
     for name, method in inspect.getmembers(api, inspect.ismethod):
         if name.startswith("_"):
             continue
-        given = _given(method)
-        inputs = [
-            Value(None if each.default is each.empty else each.default, _schema(each.annotation), key)
-            for key, each in given.items()
-        ]
-        outputs = [Value(None, _schema(each), f"Output {k + 1}") for k, each in enumerate(_returned(method))]
+        runs, returned = inspect.isgeneratorfunction(method), inspect.signature(method).return_annotation
+        returned = get_args(get_args(returned)[0])[1] if runs else returned
+        results = get_args(returned) if get_origin(returned) is tuple else [returned]
+        results = [TypeAdapter(each).json_schema() for each in results]
+        function, schemas = _endpoint(method, [each["description"] for each in results], runs)
         config.set_event_trigger(
             [],
-            _endpoint(method, given, len(outputs)),
-            [*inputs, visit],
-            [*outputs, visit],
+            function,
+            [*(Value(schema.get("default"), schema, key) for key, schema in schemas.items()), visit],
+            [*(Value(None, each, f"Output {k + 1}") for k, each in enumerate(results)), visit],
             preprocess=False,
             postprocess=False,
             api_name=name,
-            queue=name not in UNQUEUED,
-            concurrency_id="api-slow" if name in SLOW else "api",
-            concurrency_limit=12 if name in SLOW else 2,
+            queue=name not in ("stop", "delete"),
+            concurrency_id="api-slow" if runs else "api",
+            concurrency_limit=12 if runs else 2,
         )
 
 
-def _schema(hint: Any) -> dict[str, Any]:
-    return TypeAdapter(hint).json_schema()
+def _endpoint(method: Callable[..., Any], results: list[str], runs: bool) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The function that Gradio calls, which checks the arguments and keeps the visit, and their JSON Schemas."""
+    own = {key: each for key, each in inspect.signature(method).parameters.items() if key != "visit"}
+    how = own.pop("how", None)
+    fields: Any = {
+        key: (each.annotation, ... if each.default is each.empty else each.default) for key, each in own.items()
+    }
+    arguments: Any = create_model(method.__name__, __base__=how.annotation if how else BaseModel, **fields)
+    schemas = arguments.model_json_schema()["properties"]
+    schemas = {key: schemas[key] for key in [*own, *schemas]}  # its own come first
 
-
-def _returned(method: Callable[..., Any]) -> list[Any]:
-    """The types of what an endpoint gives back, one by one."""
-    hint = inspect.signature(method).return_annotation
-    if inspect.isgeneratorfunction(method):
-        hint = get_args(get_args(hint)[0])[0]
-    return list(get_args(hint)) if getattr(hint, "__origin__", None) is tuple else [hint]
-
-
-def _given(method: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The arguments of an endpoint, with those that `others` and `kept` stand for."""
-    given = dict(inspect.signature(method).parameters)
-    for name, whole in (("others", Api._invert), ("kept", Api._out)):
-        if given.pop(name, None):
-            more = inspect.signature(whole).parameters.values()
-            given |= {each.name: each for each in more if each.name not in given and each.kind is not each.KEYWORD_ONLY}
-    return {key: each for key, each in given.items() if key not in ("self", "visit", "progress")}
-
-
-def _endpoint(method: Callable[..., Any], given: dict[str, inspect.Parameter], count: int) -> Callable[..., Any]:
-    """The function that Gradio calls: it checks the arguments, and puts what is kept in and out."""
-    adapters = {key: TypeAdapter(each.annotation) for key, each in given.items()}
-    has_progress = method.__name__ in SLOW
-
-    def checked(values: tuple[Any, ...]) -> tuple[dict[str, Any], Visit]:
-        arguments: dict[str, Any] = {}
-        for (key, adapter), value in zip(adapters.items(), values):
-            try:
-                arguments[key] = adapter.validate_python(value)
-            except ValidationError as e:
-                fault = e.errors(include_url=False)[0]
-                raise ValueError(f"`{key}`: {fault['msg']}, got {str(value)[:80]!r}.") from e
-        if has_progress:
-            arguments["progress"] = values[-1]
-        return arguments, values[len(adapters)]
+    def begin(values: Sequence[Any], visit: Visit, request: gr.Request) -> Any:
+        session = getattr(request, "session_hash", None)
+        if session in (None, LocalContext.event_id.get()) or "x-gradio-user" in request.headers:
+            visit.key = (
+                f"address {getattr(request.client, 'host', '')}"  # those whose calls share nothing wait as one client
+            )
+        given = arguments(**dict(zip(schemas, values)))
+        return method(visit, **{key: getattr(given, key) for key in own}, **({"how": given} if how else {}))
 
     def stream(*values: Any) -> Iterator[tuple[Any, ...]]:
-        with sentences():
-            arguments, visit = checked(values)
-            for done in method(visit, **arguments):
-                yield (*(done or [None] * count), visit)
+        *given, visit, request, progress = values
+        for done in begin(given, visit, request):
+            if isinstance(done, Report):
+                progress(done.share or 0.0, desc=done.words)
+            yield (*((None,) * len(results) if isinstance(done, Report) else done), visit)
 
     def call(*values: Any) -> tuple[Any, ...]:
-        with sentences():
-            arguments, visit = checked(values)
-            done = method(visit, **arguments)
-        return (*(done if count > 1 else [done]), visit)
+        *given, visit, request = values
+        done = begin(given, visit, request)
+        return (*(done if len(results) > 1 else [done]), visit)
 
-    function: Any = stream if inspect.isgeneratorfunction(method) else call
-    about, returns = str(inspect.getdoc(method)).split("\n\nReturns:")
-    arguments = "".join(f"\n    {key}: {_schema(each.annotation)['description']}" for key, each in given.items())
+    function: Any = stream if runs else call
+    told = "\n    ".join(f"{key}: {schema['description']}" for key, schema in schemas.items())
+    returned = "\n    ".join(results)
     function.__name__ = method.__name__
-    function.__doc__ = f"{about}\n\nArgs:{arguments}\n\nReturns:{returns}"
+    function.__doc__ = f"{inspect.getdoc(method)}\n\nArgs:\n    {told}\n\nReturns:\n    {returned}"
+    named = {**dict.fromkeys([*schemas, "visit", "request"]), **({"progress": gr.Progress()} if runs else {})}
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    own = [inspect.Parameter("visit", kind, default=None)]
-    own += [inspect.Parameter("progress", kind, default=gr.Progress())] if has_progress else []
-    function.__signature__ = inspect.Signature([*given.values(), *own])
-    return function
-
-
-def _file(path: str) -> dict[str, Any]:
-    return FileData(path=path).model_dump()
+    function.__signature__ = inspect.Signature([inspect.Parameter(key, kind, default=d) for key, d in named.items()])
+    function.__annotations__ = {"request": gr.Request}
+    return function, schemas

@@ -25,8 +25,9 @@ from stylegan_inversion import storage
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.webapp.api import Api, name_endpoints
 from stylegan_inversion.webapp.editor import TIME_TO_LIVE, Editor, visit_state
-from stylegan_inversion.webapp.models import MAX_BYTES, Models, best_cached, load_model
+from stylegan_inversion.webapp.models import Models, best_cached, load_model
 from stylegan_inversion.webapp.photos import (
+    EXAMPLES,
     LOOPBACK,
     NO_ADDRESS,
     NOT_UPLOADED,
@@ -35,9 +36,10 @@ from stylegan_inversion.webapp.photos import (
     names_web_address,
     samples,
     sweep,
+    upload_limit,
 )
 from stylegan_inversion.webapp.play import CompareTab, PlayTab
-from stylegan_inversion.webapp.studio import EXAMPLES, FAILED, Studio, Visit, logger
+from stylegan_inversion.webapp.studio import FAILED, Studio, Visit, logger, told
 from stylegan_inversion.webapp.zerogpu import find_gpu
 
 PAPERS = " · ".join(
@@ -51,22 +53,7 @@ FOOTNOTE = """Use photos of people who agreed to it, and say that a result is AI
 says so in its metadata. Photos and results stay in memory or in a private folder of this app, and are deleted half an
 hour after their last use (an hour after the page is closed), or at once with the button below. Programs and language
 models can use the app, too: see [the API](?view=api)."""
-SCRIPT = """() => {
-    document.documentElement.lang = "en";
-    const tidy = () => {
-        document.querySelectorAll("input[type=file][accept^='image/*']").forEach(input => {
-            input.accept = "image/jpeg,image/png,image/webp";  // so that an iPhone hands over a JPEG
-        });
-        document.querySelectorAll("img:not([alt]), img[alt=''], footer img").forEach(img => {
-            const label = img.closest(".block")?.querySelector("[data-testid='block-label'], label");
-            if (img.closest("footer")) img.alt = "";  // beside its word
-            else if (!img.closest("button")?.ariaLabel) img.alt = label?.textContent.trim() || "Picture";
-        });
-        document.querySelectorAll("div.empty[aria-label]:not([role])").forEach(div => div.setAttribute("role", "img"));
-    };
-    new MutationObserver(tidy).observe(document.body, {childList: true, subtree: true});
-    tidy();
-}"""
+TABS: dict[str, Any] = {"Compare methods": CompareTab, "Play": PlayTab}  # beside the editor's, with which each is made
 
 
 class Page(gr.Blocks):
@@ -80,15 +67,24 @@ class Page(gr.Blocks):
             state = SessionState(self)  # one client of Gradio's own serves all who call tools: nothing of one may stay
         try:
             return await super().process_api(block_fn, inputs, state, request, *args, **named)
-        except gr.Error as e:
-            e.print_exception = False
+        except gr.Error:
             raise
         except Exception as e:
             logger.exception("The web app failed.")
             raise gr.Error(FAILED, print_exception=False) from e
 
+    async def call_function(self, *args: Any, **named: Any) -> Any:
+        """As Gradio does; the errors of handlers are said in their words."""
+        try:
+            return await super().call_function(*args, **named)
+        except gr.Error:
+            raise
+        except Exception as e:
+            raise gr.Error(told(e), print_exception=False) from e
+
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **named: Any) -> list[Any]:
         """As Gradio does, but nothing is fetched, no other file is named, and what is left out has its default."""
+        words = "An argument is missing or of the wrong kind; `/gradio_api/info` says what each endpoint takes."
         if names_web_address(inputs):
             raise gr.Error(NO_ADDRESS, print_exception=False)
         given = [*inputs, *(getattr(block, "value", None) for block in block_fn.inputs[len(inputs) :])]
@@ -96,10 +92,8 @@ class Page(gr.Blocks):
             return await super().preprocess_data(block_fn, given, *args, **named)
         except gr.Error:
             raise
-        except InvalidPathError as e:
-            raise gr.Error(NOT_UPLOADED, print_exception=False) from e
         except Exception as e:
-            words = "An argument is missing or of the wrong kind; `/gradio_api/info` says what each endpoint takes."
+            words = NOT_UPLOADED if isinstance(e, InvalidPathError) else words
             raise gr.Error(words, print_exception=False) from e
 
 
@@ -108,20 +102,19 @@ def build_app(studio: Studio) -> Any:
     gr.set_static_paths([samples()])  # not copied to where old files are deleted
     with Page(title="Edit a face, keep the photo", analytics_enabled=False, delete_cache=(300, TIME_TO_LIVE)) as demo:
         gr.Markdown(TITLE, elem_id="title")
+        others = []
         with gr.Tabs(overflow_behavior="wrap") as tabs:
             with gr.Tab("Edit", id="edit"):
                 editor = Editor(studio)
-            with gr.Tab("Compare methods", id="compare"):
-                compare = CompareTab(editor)
-            with gr.Tab("Play", id="play"):
-                play = PlayTab(editor)
+            for title, tab in TABS.items():
+                with gr.Tab(title):
+                    others.append(tab(editor))
         gr.Markdown(FOOTNOTE, elem_classes="quiet")
-        delete = gr.Button("Delete my data now", size="sm", min_width=180, scale=0)
-        editor.tabs = tabs
-        editor.file = gr.DownloadButton("Download", elem_classes="fetch")
-        editor.connect(demo, delete)
-        compare.connect(delete)
-        play.connect(delete)
+        editor.tabs, editor.file = tabs, gr.DownloadButton("Download", elem_classes="fetch")
+        editor.delete = gr.Button("Delete my data now", size="sm", min_width=180, scale=0)
+        editor.connect(demo)
+        for each in others:
+            each.connect()
         name_endpoints(Api(studio), visit_state())
     with demo.route("Model card", "/model-card", show_in_navbar=False):
         card = storage.builtin_path(storage.builtin_models()[0]) / "README.md"
@@ -129,34 +122,28 @@ def build_app(studio: Studio) -> Any:
     return demo.queue(max_size=64, default_concurrency_limit=4, api_open=False)
 
 
-def launch_options(*, open_choice: bool = False, hosts: Sequence[str] = ()) -> dict[str, Any]:
+def launch_options(*, hosts: Sequence[str] = ()) -> dict[str, Any]:
     """What `gr.Blocks.launch` needs to know: looks, limits, and that nothing is recorded.
 
-    Args:
-        open_choice: Whether visitors may upload models, which are larger than photos.
-        hosts: Names by which the app is reached, without a port. Empty means any.
+    `hosts` are the names by which the app is reached, without a port; none means any.
     """
-    fonts: dict[str, Any] = {
-        "font": ["system-ui", "sans-serif"],
-        "font_mono": ["ui-monospace", "monospace"],
-    }  # not fetched
-    theme = gr.themes.Soft(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", **fonts)
+    here = Path(__file__).parent
+    fonts: dict[str, Any] = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     return {
-        "theme": theme,
-        "css": (Path(__file__).parent / "style.css").read_text("utf-8"),
-        "js": SCRIPT,
+        "theme": gr.themes.Soft(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", **fonts),  # none fetched
+        "css": (here / "style.css").read_text("utf-8"),
+        "js": (here / "page.js").read_text("utf-8"),
         "ssr_mode": False,
         "show_error": False,  # `gr.Error` is shown all the same; other errors may hold paths
-        "max_file_size": MAX_BYTES if open_choice else "20mb",
+        "max_file_size": upload_limit(hosts),
+        "max_threads": 100,  # all lanes at once
         "num_workers": 0,  # Gradio's file workers would take uploads without our middleware
         "state_session_capacity": 64,  # what they hold together `run.Memory` limits
         "enable_monitoring": False,
         "run_history": False,
         "mcp_server": importlib.util.find_spec("mcp") is not None,
         "footer_links": ["api", "gradio", "settings"],
-        "app_kwargs": {
-            "middleware": [Middleware(Door, hosts=hosts, max_bytes=MAX_BYTES if open_choice else 24_000_000)]
-        },
+        "app_kwargs": {"middleware": [Middleware(Door, hosts=hosts)]},
     }
 
 
@@ -221,7 +208,7 @@ def launch(
         port: Port to listen on. `None` means the first free one from 7860.
         share: Also open a public link through Gradio's servers.
         device: Where to run; "auto" is the best there is.
-        open_choice: Whether visitors may load other models and upload their own. `None` offers them the catalogue's
+        open_choice: Whether visitors may load other models. `None` offers them the catalogue's
             full-size one alone, if only this machine reaches the app.
         allowed_hosts: Names by which a proxy on this machine, such as nginx or a notebook's, passes visitors on, such
             as "demo.example.org". An app that only this machine reaches answers no other name but "localhost"; one
@@ -254,8 +241,7 @@ def launch(
         if not gpu and first.quick:  # so that the first visitor finds the page filled at once
             studio.example(Visit(), EXAMPLES[0])
         try:
-            options = launch_options(open_choice=bool(open_choice), hosts=hosts)
-            start(demo, server_name=host, server_port=port, share=share, **options)
+            start(demo, server_name=host, server_port=port, share=share, **launch_options(hosts=hosts))
             demo.block_thread()  # as `launch` does not in a REPL or a notebook, whose files would go at once
         finally:
             studio.close()

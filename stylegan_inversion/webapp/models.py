@@ -1,17 +1,11 @@
 """The models that visitors choose from: loaded once, shared by all, never changed."""
 
-import dataclasses
 import re
-import secrets
-import tempfile
 import threading
-from collections import OrderedDict
-from collections.abc import Generator
-from concurrent.futures import Future, wait
-from contextlib import nullcontext
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, cast
 
 import torch
 
@@ -19,7 +13,7 @@ from stylegan_inversion import storage
 from stylegan_inversion.catalogue import KnownModel, catalogue, list_models, read_licence
 from stylegan_inversion.checkpoints.find import is_known
 from stylegan_inversion.editing.directions import Direction
-from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, StyleGANInversionError
+from stylegan_inversion.errors import ModelNotFoundError, StyleGANInversionError
 from stylegan_inversion.hub import cache_root, report_downloads
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.pipelines.base import InversionPipeline
@@ -27,15 +21,10 @@ from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.play import find_components
 from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector
-from stylegan_inversion.webapp.photos import unpack_upload
+from stylegan_inversion.webapp.run import REPORT_SECONDS, Report, finish, in_thread
 
-OWN = "Directions"  # title of the group of a model's own
 DEMONSTRATION = 128  # pixels a side, up to which a model only shows how the methods work
-MAX_BYTES = 2_000_000_000  # of an uploaded model
-HOW_TO_ZIP = "zip a folder that `save_pretrained` wrote."
-REPORT_SECONDS = 0.3  # between two reports of a load at most
 LOADING = "loading"  # name of the threads
-UPLOAD = "upload-"  # how the names of uploaded models begin
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SNAPSHOT = re.compile(r"[^\s`'\"(]*snapshots[\\/]+\w+")  # where the Hub's client keeps a repository
 _FOLDERS = re.compile(r"(?<![\w:/\\.-])(?:[A-Za-z]:)?[\\/]+(?:[\w.~+@%-]+[\\/]+)+")  # of an absolute path, not of a URL
@@ -51,19 +40,12 @@ _LICENCES = {"non-commercial-research": "non-commercial research", "mit": "MIT",
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """One model and all that can be done with it.
+    """One model and all that can be done with it."""
 
-    Attributes:
-        name: What `Models.get` knows it by.
-        pipelines: By method, in the order of `METHODS`. They share networks and directions.
-        groups: Titles of groups of directions with their names. The first are the model's own.
-        licence: Of the weights, in words.
-    """
-
-    name: str
-    pipelines: dict[str, InversionPipeline]
-    groups: dict[str, list[str]]
-    licence: str = "not stated"
+    name: str  # what `Models.get` knows it by
+    pipelines: dict[str, InversionPipeline]  # by method, in the order of `METHODS`; they share networks and directions
+    named: list[str]  # the model's own directions; the others were found in its weights
+    licence: str = "not stated"  # of the weights, in words
 
     @property
     def tuner(self) -> PTIPipeline:
@@ -77,7 +59,7 @@ class Model:
 
     @property
     def directions(self) -> dict[str, Direction]:
-        """All directions by name, found ones too."""
+        """All directions by name, its own first."""
         return self.tuner.directions
 
     @property
@@ -85,13 +67,19 @@ class Model:
         """Side of its pictures in pixels."""
         return self.tuner.generator.config.resolution
 
+    def range_of(self, name: str) -> tuple[float, float]:
+        """The strengths that a direction takes: as far as its calibrated range goes, both ways."""
+        if name not in self.directions:
+            raise ValueError(f"There is no direction {name[:80]!r}; there are {', '.join(self.directions)}.")
+        low, high = self.directions[name].strength_range or (-5.0, 5.0)
+        return -max(-low, high), max(-low, high)
+
     @property
     def note(self) -> str:
         """What it is, in plain sentences."""
         device, size = self.tuner.device, self.resolution
-        name = "The uploaded model" if self.name.startswith(UPLOAD) else self.name
         place = f"GPU ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"{device.type} here"
-        words = f"{name} draws faces of {size} x {size} pixels, on the {place}. Licence: {self.licence}."
+        words = f"{self.name} draws faces of {size} x {size} pixels, on the {place}. Licence: {self.licence}."
         if size <= DEMONSTRATION:
             words += " This small model shows how the methods work, not how sharp their pictures can be."
         return words
@@ -116,17 +104,15 @@ def load_model(
 
 def make_model(tuner: PTIPipeline, *, name: str, licence: str = "not stated") -> Model:
     """Add the directions that a generator's weights give, and a pipeline for each encoder that the model has."""
-    groups = {OWN: list(tuner.directions)}
-    for title, found in find_components(tuner.generator).items():
-        new = {direction.name: direction for direction in found if direction.name not in tuner.directions}
-        tuner.directions.update(new)
-        groups[title] = list(new)
+    named = list(tuner.directions)
+    for found in find_components(tuner.generator).values():
+        tuner.directions.update({each.name: each for each in found if each.name not in named})
     pipelines: dict[str, InversionPipeline] = {
         name: tuner.encoder_pipeline(method.encoder) if method.encoder else tuner
         for name, method in METHODS.items()
         if method.optimizes or method.encoder in tuner.pivots
     }
-    return Model(name, pipelines, {title: names for title, names in groups.items() if names}, in_words(licence))
+    return Model(name, pipelines, named, _LICENCES.get(licence, licence))
 
 
 def full_size(*places: str) -> list[KnownModel]:
@@ -153,38 +139,26 @@ def words_of(direction: str) -> tuple[str, str, str]:
     return _WORDS.get(direction, (label, "", ""))
 
 
-def in_words(licence: str) -> str:
-    """A licence as a page shows it."""
-    return _LICENCES.get(licence, licence)
-
-
 def sentence(known: KnownModel) -> str:
     """One line about a model that can be chosen."""
     size = "" if known.size is None else f" · {known.size / 1e6:.0f} MB"
     how = {"to fetch": ", to download once", "cached": ", on this disk"}.get(known.where, "")
     about = f" · {known.about}" if known.about else ""
-    return f"{known.name}{about}{size}{how} · {in_words(known.licence)}"
-
-
-class LoadReport(NamedTuple):
-    """How far a model is. The last report has the model."""
-
-    text: str
-    model: Model | None = None
+    return f"{known.name}{about}{size}{how} · {_LICENCES.get(known.licence, known.licence)}"
 
 
 class Models:
-    """The models that visitors can choose: the first one stays, of the others the last used one does."""
+    """The models that visitors can choose: the first one stays, of the others the last one does."""
 
     def __init__(self, first: Model, *, open: bool = False, offers: bool = False, device: str = "auto") -> None:
-        """Start with one model; `open` lets visitors have others fetched from the Hub, and upload their own.
+        """Start with one model; `open` lets visitors have others fetched from the Hub.
 
         `offers` lets them have but the full-size one that `offer` names.
         """
         self.first, self.open, self.offers = first, open, open or offers
-        self._device = device
-        self._others: OrderedDict[str, _Load] = OrderedDict()  # loaded or being loaded; the last used one is the last
-        self._lock, self._fetching = threading.Lock(), threading.Lock()
+        self._device, self._other = device, first
+        self._fetching, self._reading = threading.Lock(), threading.Lock()  # one large download at a time
+        self._newest = Report("")  # of the download
 
     def offer(self) -> KnownModel | None:
         """The full-size model that a visitor may have instead of a small one; `sentence` describes it."""
@@ -204,77 +178,58 @@ class Models:
         return [listed.pop(first.name, first), *listed.values()]
 
     def loaded(self) -> list[Model]:
-        """The models that are there now, but for uploaded ones."""
-        with self._lock:
-            others = [load.future for name, load in self._others.items() if not name.startswith(UPLOAD)]
-        return [self.first, *(each.result() for each in others if each.done() and each.exception() is None)]
+        """The models that are there now, by name."""
+        return list({model.name: model for model in (self.first, self._other)}.values())
 
     def get(self, name: str) -> Model:
         """The model of a name, loaded if needed, once for all who ask; the first one for "".
 
-        Raises `ModelNotFoundError` if visitors may not choose it, there is none, or an uploaded one is gone, and
-        `CheckpointError` if a file is damaged or does not fit.
+        Raises `ModelNotFoundError` if visitors may not choose it or there is none, and `CheckpointError` if a file is
+        damaged or does not fit.
         """
-        *_, last = self.load(name)
-        assert last.model is not None
-        return last.model
+        return finish(self.load(name))
 
-    def load(self, name: str) -> Generator[LoadReport, None, None]:
-        """`get`, with reports of how far it is. Closing it early ends a download for which nobody else waits."""
-        model = self.first
-        if name not in ("", model.name):
-            loading = self._find(name)
+    def load(self, name: str) -> Generator[Report, None, Model]:
+        """`get`, with reports of how far it is. Closing it early ends its download; who waits for it begins anew."""
+        there = {"": self.first, self._other.name: self._other, self.first.name: self.first}
+        if name in there:
+            return there[name]
+        self._check(name)
+        lock, left = self._reading if name in storage.builtin_models() else self._fetching, threading.Event()
+        while not lock.acquire(timeout=REPORT_SECONDS):
+            yield self._newest
+        if self._other.name == name:  # somebody else asked for it, too
+            lock.release()
+            return self._other
+
+        def work(send: Callable[[Report], None]) -> Model:
+            def hear(done: int, total: int) -> None:
+                if left.is_set():
+                    raise ConnectionAbortedError(f"Nobody waits for {name} any more.")
+                if 0 < done < total:
+                    self._newest = Report(f"Downloading {name}: {done / 1e6:.0f} of {total / 1e6:.0f} MB", done / total)
+                    send(self._newest)
+
             try:
-                while not wait([loading.future], timeout=REPORT_SECONDS).done:
-                    yield LoadReport(loading.words)
+                with report_downloads(hear):
+                    model = load_model(name, device=self._device, detector=self.first.tuner.detector)
+                self._other = model
+                return model
+            except (StyleGANInversionError, ValueError) as e:  # whose words visitors see
+                text = _SNAPSHOT.sub(lambda _: name, str(e).replace(str(cache_root()), ""))
+                e.args = (_FOLDERS.sub("", text),)
+                raise
             finally:
-                with self._lock:
-                    loading.waiting -= 1
-            model = loading.future.result()
-        yield LoadReport(model.note, model)
+                lock.release()
 
-    def add_zip(self, path: str | None) -> str:
-        """Take a model that a visitor uploads: a zip of a folder that `save_pretrained` wrote.
-
-        It is loaded at once and then lives in memory only, until another model pushes it out.
-
-        Returns:
-            A name for `get`, which nobody can guess.
-
-        Raises:
-            ModelNotFoundError: If visitors may not upload models.
-            ValueError: If it is no such zip; a `CheckpointError` if a file is damaged or does not fit.
-        """
-        if not self.open:
-            raise ModelNotFoundError("Models cannot be uploaded here: run the app yourself, with `--any-model`.")
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch).resolve()
-            unpack_upload(path, folder, max_bytes=MAX_BYTES, unreadable=f"This zip cannot be read: {HOW_TO_ZIP}")
-            roots = sorted(folder.rglob(storage.CONFIG_NAME), key=lambda path: len(path.parts))
-            if not roots:
-                raise ValueError(f"There is no {storage.CONFIG_NAME} in the zip: {HOW_TO_ZIP}")
-            try:
-                model = load_model(roots[0].parent, device=self._device, detector=self.first.tuner.detector)
-            except (CheckpointError, ModelNotFoundError, TypeError, ValueError) as e:
-                raise CheckpointError(f"The zip holds no model: {_FOLDERS.sub('', str(e))}") from e
-        name = f"{UPLOAD}{secrets.token_hex(16)}"
-        self._keep(_Load(name), dataclasses.replace(model, name=name))
-        return name
-
-    def _find(self, name: str) -> "_Load":
-        with self._lock:
-            if name not in self._others:
-                self._check(name)
-                loading = self._others[name] = _Load(name)
-                threading.Thread(target=self._fetch, args=(loading,), name=LOADING, daemon=True).start()
-            self._others.move_to_end(name)
-            self._others[name].waiting += 1
-            return self._others[name]
+        self._newest = Report(f"Loading {name} …")
+        try:
+            return (yield from in_thread(work, LOADING, self._newest))
+        finally:
+            left.set()
 
     def _check(self, name: str) -> None:
         """Whether a visitor may have a model loaded that is not there yet: never one from a folder of this machine."""
-        if name.startswith(UPLOAD):
-            raise ModelNotFoundError("The uploaded model is gone, another took its place. Upload it again.")
         names = [known.name for known in self.known()]
         if name in names:
             return
@@ -283,57 +238,3 @@ class Models:
             raise ModelNotFoundError(f"The model {name[:80]!r} cannot be chosen here. There is {there}.")
         if not (_REPOSITORY.fullmatch(name) or is_known(name)) or Path(name).exists():
             raise ModelNotFoundError(f"{name[:80]!r} is no repository on the Hub: write organisation/repository.")
-
-    def _fetch(self, loading: "_Load") -> None:
-        name = loading.name
-
-        def hear(done: int, total: int) -> None:
-            loading.done, loading.total = done, total
-            with self._lock:
-                if not loading.waiting:
-                    self._drop(loading)  # who comes now begins anew
-                    raise _Left
-
-        try:
-            # one large download at a time; what is built in need not wait for it
-            with nullcontext() if name in storage.builtin_models() else self._fetching, report_downloads(hear):
-                model = load_model(name, device=self._device, detector=self.first.tuner.detector)
-        except BaseException as e:
-            if isinstance(e, (StyleGANInversionError, ValueError)):  # whose words visitors see
-                text = str(e).replace(str(cache_root()), "")
-                e.args = (_FOLDERS.sub("", _SNAPSHOT.sub(lambda _: name, text)),)
-            with self._lock:
-                self._drop(loading)
-            loading.future.set_exception(e)
-        else:
-            self._keep(loading, model)
-
-    def _keep(self, loading: "_Load", model: Model) -> None:
-        with self._lock:
-            self._others[loading.name] = loading
-            self._others.move_to_end(loading.name)
-            loading.future.set_result(model)
-            for old in [each for each in self._others.values() if each.future.done()][:-1]:
-                self._drop(old)
-
-    def _drop(self, loading: "_Load") -> None:
-        if self._others.get(loading.name) is loading:
-            del self._others[loading.name]
-
-
-class _Left(Exception):
-    """Nobody waits for this download any more."""
-
-
-class _Load:
-    """A model that is loaded or being loaded."""
-
-    def __init__(self, name: str) -> None:
-        self.name, self.future = name, Future[Model]()
-        self.waiting = self.done = self.total = 0  # visitors; bytes
-
-    @property
-    def words(self) -> str:
-        if not 0 < self.done < self.total:
-            return f"Loading {self.name} …"
-        return f"Downloading {self.name}: {self.done / 1e6:.0f} of {self.total / 1e6:.0f} MB"

@@ -11,10 +11,10 @@ import socket
 import stat
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 from starlette.datastructures import Headers
@@ -25,7 +25,8 @@ from stylegan_inversion.preprocessing.image import ImageLimits, load_image
 
 logger = logging.getLogger(__name__)
 
-MAX_PHOTO_BYTES = 20_000_000
+MAX_PHOTO_BYTES, MAX_INVERSION_BYTES = 20_000_000, 300_000_000
+MAX_REQUEST_BYTES = 30_000_000  # a `data:` address is JSON
 MAX_FILES = 32  # of a zip
 # No photo takes more than 300 MB and 3 seconds, so a JPEG has at most about 100 scans
 PHOTOS = ImageLimits(
@@ -41,17 +42,11 @@ _DATA = re.compile(r"data:[\w/+.-]*;base64,")
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A photo as a visitor sent it.
+    """A photo as a visitor sent it."""
 
-    Attributes:
-        image: RGB, upright, without metadata.
-        name: Of its file, without the suffix: letters, digits, "-" and "_".
-        path: Where the upload lies; `None` for a `data:` address.
-    """
-
-    image: Image.Image
-    name: str
-    path: Path | None = None
+    image: Image.Image  # RGB, upright, without metadata
+    name: str  # of its file, without the suffix: letters, digits, "-" and "_"
+    path: Path | None = None  # where the upload lies; None for a `data:` address
 
 
 def read_photo(value: Any) -> Photo:
@@ -97,24 +92,40 @@ def read_upload(value: Any, *, max_bytes: int) -> tuple[bytes, Path | None]:
         raise ValueError(NOT_UPLOADED) from None
 
 
-def unpack_upload(value: Any, folder: Path, *, max_bytes: int, unreadable: str) -> None:
-    """Unpack JSON, safetensors and Markdown of a zip that was sent to this app.
+def unpack_upload(value: Any, folder: Path) -> None:
+    """Unpack JSON, safetensors and Markdown of an inversion's zip that was sent to this app.
 
     Raises:
-        ValueError: With the words of `unreadable` if it is no such zip; if it was not sent here, or is too large.
+        ValueError: If it is no such zip, it was not sent here, or is too large.
     """
-    data, _ = read_upload(value, max_bytes=max_bytes)
+    data, _ = read_upload(value, max_bytes=MAX_INVERSION_BYTES)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             parts = [each for each in archive.infolist() if not each.is_dir()]
-            if len(parts) <= MAX_FILES and sum(each.file_size for each in parts) <= max_bytes:
+            if len(parts) <= MAX_FILES and sum(each.file_size for each in parts) <= MAX_INVERSION_BYTES:
                 for each in parts:
                     if Path(each.filename).suffix in (".json", ".safetensors", ".md"):
                         archive.extract(each, folder)  # never outside of it
                 return
     except Exception as e:  # whatever the decompressors raise
-        raise ValueError(unreadable) from e
-    raise ValueError(f"A zip has {MAX_FILES} files and {max_bytes / 1e9:g} GB at most.")
+        raise ValueError("`inversion` must be a zip that /download gave for kind='inversion'.") from e
+    raise ValueError(f"A zip has {MAX_FILES} files and {MAX_INVERSION_BYTES / 1e9:g} GB at most.")
+
+
+class Example(NamedTuple):
+    """A photo of the package, with the edit that shows what it is for."""
+
+    name: str
+    caption: str
+    edit: dict[str, float]  # by direction, in shares of its range
+
+
+EXAMPLES = (
+    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"yaw": -0.6, "pose": -0.6}),
+    Example("portraits/portrait2.jpg", "A rear admiral, 1984", {"smile": 1.0}),
+    Example("portraits/portrait3.jpg", "A scientist", {"smile": 0.9}),
+    Example("sample6.jpg", "Four friends", {"smile": 0.8}),
+)
 
 
 def samples() -> Path:
@@ -152,6 +163,11 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(address).is_loopback for address in found)
 
 
+def upload_limit(hosts: Collection[str]) -> int:
+    """Bytes of a file: where only this machine reaches the app, inversions of full-size models can be sent, too."""
+    return MAX_INVERSION_BYTES if hosts else MAX_PHOTO_BYTES
+
+
 class Door:
     """Refuses requests for another host name, and those that are too large, with one sentence.
 
@@ -159,9 +175,9 @@ class Door:
     read what an app answers here.
     """
 
-    def __init__(self, app: Any, *, hosts: Sequence[str] = (), max_bytes: int) -> None:
-        """Wrap an app. `hosts` are its names without a port, none means any; `max_bytes` is an upload's limit."""
-        self.app, self.hosts, self.max_bytes = app, {name.lower().rstrip(".") for name in hosts}, max_bytes
+    def __init__(self, app: Any, *, hosts: Sequence[str] = ()) -> None:
+        """Wrap an app. `hosts` are its names without a port; none means any."""
+        self.app, self.hosts = app, {name.lower().rstrip(".") for name in hosts}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Look at the head of a request."""
@@ -174,7 +190,8 @@ class Door:
                     "a proxy's, start the app with it: `stylegan-inversion app --allow-host NAME`."
                 )
                 return await JSONResponse({"detail": words}, 403)(scope, receive, send)
-            limit = self.max_bytes if scope["path"].endswith("/upload") else 30_000_000  # a `data:` address is JSON
+            is_upload = scope["path"].endswith("/upload")
+            limit = upload_limit(self.hosts) + 4_000_000 if is_upload else MAX_REQUEST_BYTES  # with what is around it
             words = f"The request is larger than {limit / 1e6:g} MB. Send a smaller file."
             length = headers.get("content-length", "0")
             if not length.isdecimal() or int(length[:15]) > limit:

@@ -1,7 +1,7 @@
 """The other tabs: the methods side by side, and faces that mix."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import Any
 
@@ -15,10 +15,20 @@ from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PRESETS
 from stylegan_inversion.preprocessing.align import around, crop_quad
 from stylegan_inversion.preprocessing.image import to_tensor
-from stylegan_inversion.webapp.editor import CHOICE, DIRECT, FETCH, HIDDEN, LONG, MARGIN, QUICK, TIME_TO_LIVE, Editor
+from stylegan_inversion.webapp.editor import (
+    CHOICE,
+    DIRECT,
+    FETCH,
+    HIDDEN,
+    MARGIN,
+    QUICK,
+    Editor,
+    handler,
+    lane,
+)
 from stylegan_inversion.webapp.models import DEMONSTRATION
-from stylegan_inversion.webapp.run import status
-from stylegan_inversion.webapp.studio import NOTHING, PLACES, Visit, kind_of, large, range_of, sentences
+from stylegan_inversion.webapp.run import Report, status
+from stylegan_inversion.webapp.studio import NOTHING, PLACES, Visit, kind_of, large
 
 COMPARE = """The photo of the first tab with its edit by each method that the model has, and what the model draws. The
 percentages say how much that is the same person to a face recognition network: 0 % is how alike strangers are, 100 % is
@@ -34,37 +44,38 @@ class CompareTab:
     """The photo of the first tab by each method, side by side."""
 
     def __init__(self, editor: Editor) -> None:
-        self.editor, self.studio = editor, editor.studio
+        self.editor, self.studio, self.visit = editor, editor.studio, editor.visit
         gr.Markdown(COMPARE, elem_classes="quiet")
         with gr.Row(elem_classes="chips"):
             self.compare = gr.Button("Compare", variant="primary", size="sm")
             self.stop = gr.Button("Stop", size="sm", visible=False)
-        self.compared = gr.HTML(status(""))
-        self.outs = gr.State({}, time_to_live=TIME_TO_LIVE)
-        self.gallery = gr.Gallery(
-            label="Choose one to go on with it", elem_id="compared", columns=2, object_fit="contain", **CHOICE
-        )
+        self.status = gr.HTML(status(""))
+        looks: dict[str, Any] = {"elem_id": "compared", "columns": 2, "object_fit": "contain", **CHOICE}
+        self.gallery = gr.Gallery(label="Choose one to go on with it", **looks)
 
-    def connect(self, delete: Any) -> None:
+    def connect(self) -> None:
         """What happens when something is used."""
-        visit, outputs = self.editor.visit, [self.compared, self.outs, self.gallery, self.stop]
-        compared = self.compare.click(self._compare, visit, outputs, **LONG)
-        compared.failure(partial(self._end, "Nothing to compare."), None, [self.compared, self.stop], **DIRECT)
-        stopped = partial(self._end, "Stopped. Choose one of the results to go on with it.")
-        self.stop.click(stopped, None, [self.compared, self.stop], cancels=compared, **DIRECT)
-        emptied = lambda: {**self._end(""), self.outs: {}, self.gallery: None}  # noqa: E731
-        delete.click(emptied, None, outputs, cancels=compared, **DIRECT)
-        adopted = [*self.editor.shown, self.editor.tabs]
-        self.gallery.select(self._adopt, [visit, self.outs], adopted, **QUICK)
+        visit, outputs = self.visit, [self.visit, self.status, self.stop, self.gallery]
+        compared = self.compare.click(handler(self, self._compare), visit, outputs, **lane("compare"))
+        stopped = partial(self.page, words="Stopped. Choose one of the results to go on with it.")
+        self.stop.click(stopped, visit, outputs[:3], cancels=compared, **DIRECT)
+        emptied = {self.status: status(""), self.stop: gr.update(visible=False), self.gallery: None}
+        self.editor.delete.click(lambda: emptied, None, outputs, cancels=compared, **DIRECT)
+        self.gallery.select(self._adopt, visit, [*self.editor.shown, self.editor.tabs], **QUICK)
 
-    def _end(self, words: str) -> dict[Any, Any]:
-        return {self.compared: status(words), self.stop: gr.update(visible=False)}
+    def page(self, visit: Visit, words: Any) -> dict[Any, Any]:
+        """What is there, more of it or all."""
+        if isinstance(words, dict):
+            return words
+        return {self.visit: visit, self.status: status(words), self.stop: gr.update(visible=False)}
 
-    def _adopt(self, visit: Visit, outs: dict[Any, Any], event: gr.SelectData) -> dict[Any, Any]:
-        with sentences():
-            if not outs or outs["of"] != (visit.photo, visit.face, visit.model):
-                raise ValueError(GONE)
-            return self.editor.adopt(visit, [*outs.values()][1 + event.index], "This method's result.")
+    failed = page
+
+    def _adopt(self, visit: Visit, event: gr.SelectData) -> dict[Any, Any]:
+        of, *outs = visit.compared or [None]
+        if of != (visit.photo, visit.face, visit.model):
+            raise ValueError(GONE)
+        return self.editor.adopt(visit, outs[event.index], "This method's result.")
 
     @cached_property
     def _identity(self) -> IdentityEmbedding:
@@ -84,38 +95,36 @@ class CompareTab:
         strangers = self._identity.strangers
         return [max((float(other @ photo) - strangers) / (1 - strangers), 0.0) for other in others]
 
-    def _compare(self, visit: Visit) -> Iterator[dict[Any, Any]]:
-        with sentences():
-            if visit.photo is None:
-                raise ValueError("Choose a photo or an example in the first tab.")
-            crop, model, turn = self.studio.crop(visit), self.studio.model(visit), visit.turn
-            outs: dict[str, Any] = {"of": (visit.photo, visit.face, visit.model)}
-            pictures: list[tuple[str, str]] = []
-            yield {self.stop: gr.update(visible=True), self.compared: status("Beginning …", busy=True)}
-            for name, pipeline in model.pipelines.items():
-                other = visit.apart(out=None)
-                if pipeline.optimizes:
-                    for report in self.studio.tune(other, crop, preset=next(iter(PRESETS))):
-                        if turn != visit.turn:
-                            break
-                        share = report.step / max(report.total, 1)
-                        yield {self.compared: status(report.words, share=share, preview=report.preview)}
-                else:
-                    other.out = self.studio.invert(other, crop, name)
-                if other.out is None or turn != visit.turn:  # another photo, or all was deleted
-                    yield self._end("Ended, since another photo, face or model was chosen.")
-                    return
-                outs[name] = out = other.out
-                edited = self.studio.edit(visit, out, visit.strengths)
-                likeness = self._likeness(visit, edited)
-                words = CAPTION.format(METHODS[name].title, out.reports[0]["seconds"], *likeness)
-                photo = ImageOps.pad(self.studio.pasted(edited, around(crop, MARGIN, 640)), (512, 512), color="white")
-                both = Image.new("RGB", (1032, 512), "white")
-                both.paste(photo)
-                both.paste(large(edited.images[0]).resize((512, 512)), (520, 0))
-                pictures.append((self.editor.picture(visit, both, name, kind_of(out)), words))
-                yield {self.outs: dict(outs), self.gallery: list(pictures)}
-            yield self._end("Done. Choose one of the results to go on with it.")
+    def _compare(self, visit: Visit) -> Iterator[Report | dict[Any, Any] | str]:
+        if visit.photo is None:
+            raise ValueError("Choose a photo or an example in the first tab.")
+        crop, model, turn = self.studio.crop(visit), self.studio.model(visit), visit.turn
+        visit.compared = [(visit.photo, visit.face, visit.model)]
+        pictures: list[tuple[str, str]] = []
+        yield Report("Beginning …")
+        for name, pipeline in model.pipelines.items():
+            other = visit.apart(out=None)
+            if pipeline.optimizes:
+                for report in self.studio.tune(other, crop, preset=next(iter(PRESETS))):
+                    if turn != visit.turn:
+                        break
+                    yield report
+            else:
+                other.out = self.studio.invert(other, crop, name)
+            if other.out is None or turn != visit.turn:  # another photo, or all was deleted
+                yield "Ended, since another photo, face or model was chosen."
+                return
+            visit.compared.append(other.out)
+            edited = self.studio.edit(visit, other.out, visit.strengths)
+            seconds, likeness = other.out.reports[0]["seconds"], self._likeness(visit, edited)
+            photo = ImageOps.pad(self.studio.pasted(edited, around(crop, MARGIN, 640)), (512, 512), color="white")
+            both = Image.new("RGB", (1032, 512), "white")
+            both.paste(photo)
+            both.paste(large(edited.images[0]).resize((512, 512)), (520, 0))
+            words = CAPTION.format(METHODS[name].title, seconds, *likeness)
+            pictures.append((self.editor.picture(visit, both, name, kind_of(edited)), words))
+            yield {self.visit: visit, self.gallery: list(pictures)}
+        yield "Done. Choose one of the results to go on with it."
 
 
 class PlayTab:
@@ -124,9 +133,8 @@ class PlayTab:
     def __init__(self, editor: Editor) -> None:
         self.editor, self.studio = editor, editor.studio
         gr.Markdown(PLAY, elem_classes="quiet")
-        self.outs = [gr.State(None, time_to_live=TIME_TO_LIVE) for _ in range(3)]
         with gr.Row():
-            self.played = [
+            self.shown = [
                 gr.Image(label=label, height=300, interactive=False, buttons=["fullscreen"], min_width=150)
                 for label in ("One face", "Another face", "The first with something of the other")
             ]
@@ -134,72 +142,67 @@ class PlayTab:
             self.take = gr.Button("Take my photo's face", size="sm", interactive=False)
             self.draw = [gr.Button(f"{label} at random", size="sm") for label in ("One face", "Another face")]
         with gr.Row():
-            self.what = gr.Radio(
-                [({"pose": "Pose and shape"}.get(name, name.capitalize()), name) for name in PLACES],
-                value=[*PLACES][-1],
-                label="What to take from the other",
-            )
+            names = {"Pose and shape": "pose"} | {name.capitalize(): name for name in PLACES if name != "pose"}
+            self.what = gr.Radio([*names.items()], value=[*PLACES][-1], label="What to take from the other")
             self.amount = gr.Slider(0, 1, 1, step=0.05, label="How much")
         with gr.Row(elem_classes="chips"):
             self.mix = gr.Button("Mix", variant="primary", size="sm", interactive=False)
             self.morph = gr.Button("Save video from one to the other (MP4)", size="sm", interactive=False)
             self.reopen = gr.Button("Edit the result", size="sm", interactive=False)
 
-    def connect(self, delete: Any) -> None:
+    def connect(self) -> None:
         """What happens when something is used."""
-        visit, filled = self.editor.visit, [*self.outs, *self.played, self.mix, self.morph, self.reopen]
-        for button, place, drawn in ((self.take, 0, False), (self.draw[0], 0, True), (self.draw[1], 1, True)):
-            fill = partial(self._fill, place=place, drawn=drawn)
-            done = button.click(fill, visit, [visit, *filled], **{**QUICK, "show_progress": "minimal"})
-            done.then(self._ready, self.outs[:2], [self.mix, self.morph], **DIRECT)
-        self.mix.click(self._mix, [visit, *self.outs[:2], self.what, self.amount], [visit, *filled], **QUICK)
-        morph = self.morph.click(self._morph, [visit, *self.outs[:2]], self.editor.file, **QUICK)
-        morph.success(None, js=FETCH, **HIDDEN)
-        emptied = [None] * 6 + [gr.update(interactive=False)] * 3
-        delete.click(lambda: emptied, None, filled, **DIRECT)
-        self.reopen.click(self._use_mix, [visit, self.outs[2]], [*self.editor.shown, self.editor.tabs], **QUICK)
-        self.editor.tabs.select(lambda visit: gr.update(interactive=visit.out is not None), visit, self.take, **DIRECT)
+        editor, visit = self.editor, self.editor.visit
+        buttons = [self.mix, self.morph, self.reopen]
+        drawing: dict[str, Any] = {"inputs": visit, "outputs": [visit, *self.shown, *buttons], **QUICK}
+        drawing["show_progress"] = "minimal"
+        self.take.click(partial(self._put, self._mine, 0), **drawing)
+        for place, button in enumerate(self.draw):
+            button.click(partial(self._put, self._nice, place), **drawing)
+        self.mix.click(partial(self._put, self._mixed, 2), **{**drawing, "inputs": [visit, self.what, self.amount]})
+        morphed = self.morph.click(self._morph, visit, editor.file, **QUICK)
+        morphed.success(None, js=FETCH, **HIDDEN)
+        self.reopen.click(self._reopen, visit, [*editor.shown, editor.tabs], **QUICK)
+        emptied = [None] * 3 + [gr.update(interactive=False)] * 3
+        editor.delete.click(lambda: emptied, None, [*self.shown, *buttons], **DIRECT)
+        ready = lambda visit: gr.update(interactive=visit.out is not None)  # noqa: E731
+        editor.tabs.select(ready, visit, self.take, **DIRECT)
 
-    def _nice_face(self, visit: Visit) -> InversionOutput:
+    def _put(self, draw: Callable[..., InversionOutput], place: int, visit: Visit, *values: Any) -> dict[Any, Any]:
+        """Draw a face for a place."""
+        visit.played[place] = out = draw(visit, *values)
+        picture = self.editor.picture(visit, large(out.images[0]), "face", kind_of(out))
+        ready, done = (gr.update(interactive={*places} <= {*visit.played}) for places in ((0, 1), (2,)))
+        news = {self.mix: ready, self.morph: ready, self.reopen: done}
+        return {self.editor.visit: visit, self.shown[place]: picture, **news}
+
+    def _mine(self, visit: Visit) -> InversionOutput:
+        return self.studio.edit(visit, visit.out, visit.strengths)
+
+    def _nice(self, visit: Visit) -> InversionOutput:
         """A face of nobody that looks good: the most typical of a few, with a smile if the model knows one."""
         model = self.studio.model(visit)
-        drawn = [
-            self.studio.random_face(visit, random.randrange(2**31), 0.45)
-            for _ in range(DRAWN if model.resolution <= DEMONSTRATION else 1)
-        ]
-        w_avg = model.tuner.generator.w_avg.cpu()
+        count, w_avg = DRAWN if model.resolution <= DEMONSTRATION else 1, model.tuner.generator.w_avg.cpu()
+        drawn = [self.studio.random_face(visit, random.randrange(2**31), 0.45) for _ in range(count)]
         best = min(drawn, key=lambda out: float((out.w_plus - w_avg).norm()))
-        return self.studio.edit(
-            visit, best, {"smile": 0.5 * range_of(model, "smile")[1]} if "smile" in model.directions else {}
-        )
+        smile = {"smile": 0.5 * model.range_of("smile")[1]} if "smile" in model.directions else {}
+        return self.studio.edit(visit, best, smile)
 
-    def _fill(self, visit: Visit, *, place: int, drawn: bool) -> dict[Any, Any]:
-        with sentences():
-            out = self._nice_face(visit) if drawn else self.studio.edit(visit, visit.out, visit.strengths)
-        picture = self.editor.picture(visit, large(out.images[0]), "face", kind_of(out))
-        return {self.editor.visit: visit, self.outs[place]: out, self.played[place]: picture}
+    def _mixed(self, visit: Visit, what: str, amount: float) -> InversionOutput:
+        a, b = _faces(visit, 0, 1)
+        return self.studio.mix(visit, a, b, what, float(amount))
 
-    def _ready(self, *outs: Any) -> list[Any]:
-        return [gr.update(interactive=None not in outs)] * 2
+    def _morph(self, visit: Visit) -> str:
+        a, b = _faces(visit, 0, 1)
+        return self.studio.between(visit, a, b, "mp4")
 
-    def _mix(self, visit: Visit, a: Any, b: Any, what: str, amount: float) -> dict[Any, Any]:
-        with sentences():
-            if a is None or b is None:
-                raise ValueError(NOTHING)
-            out = self.studio.mix(visit, a, b, what, float(amount))
-        picture = self.editor.picture(visit, large(out.images[0]), "mix", kind_of(out))
-        ready = gr.update(interactive=True)
-        return {self.editor.visit: visit, self.outs[2]: out, self.played[2]: picture, self.reopen: ready}
-
-    def _morph(self, visit: Visit, a: Any, b: Any) -> str:
-        with sentences():
-            if a is None or b is None:
-                raise ValueError(NOTHING)
-            return self.studio.between(visit, a, b, "mp4", 24)
-
-    def _use_mix(self, visit: Visit, out: InversionOutput | None) -> dict[Any, Any]:
-        with sentences():
-            if out is None:
-                raise ValueError(NOTHING)
+    def _reopen(self, visit: Visit) -> dict[Any, Any]:
+        (out,) = _faces(visit, 2)
         visit.strengths = {}
         return self.editor.adopt(visit, out, "The mixture, to be edited.")
+
+
+def _faces(visit: Visit, *places: int) -> Any:
+    if not {*places} <= {*visit.played}:
+        raise ValueError(NOTHING)
+    return [visit.played[place] for place in places]

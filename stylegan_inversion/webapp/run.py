@@ -1,7 +1,4 @@
-"""One inversion in a thread of its own: it says how far it is, shows a preview, and ends early when it is told to.
-
-And how visitors share the machine: whose turn it is, and what their results may take of its memory.
-"""
+"""How visitors share the machine: work in threads that can be stopped, whose turn it is, and what results may take."""
 
 import base64
 import html
@@ -10,15 +7,15 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from PIL import Image
 from torch import nn
 
 from stylegan_inversion.models.feature_generator import FeatureGenerator
 from stylegan_inversion.models.generator import Generator as StyleGAN
-from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.preprocessing.image import to_pil
 from stylegan_inversion.webapp.marking import encode
 
@@ -32,34 +29,69 @@ GONE = "This result was given up, since newer ones of other visitors took its me
 OnStep = Callable[[int, dict[str, Any]], bool]
 """What a work calls after each step, as `PTIPipeline` does; True means that it should end now with what it has."""
 
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+def status(words: str, *, share: float | None = None, preview: Image.Image | None = None, **marks: bool) -> str:
+    """The line under the result: what is going on, with a bar and a small picture; `busy` or `stale` mark it."""
+    picture = bar = ""
+    if preview is not None:
+        data = base64.b64encode(encode(preview.resize((128, 128)), "edited")).decode()
+        picture = f'<img alt="What the model draws now" src="data:image/jpeg;base64,{data}">'
+    if share is not None or marks.get("busy"):
+        kind, width = ("bar busy", 30) if share is None else ("bar", 100 * share)
+        bar = f'<div class="{kind}"><div style="width: {width:.0f}%"></div></div>'
+    text = f'<div class="words"><span>{html.escape(words)}</span>{bar}</div>'
+    return f'<div class="status{" stale" if marks.get("stale") else ""}" role="status">{picture}{text}</div>'
+
 
 @dataclass(frozen=True, eq=False)
-class Progress:
-    """How far an inversion is.
+class Report:
+    """How far a work is: in words, as a share of it if that is known, and with the newest picture if there is one."""
 
-    Attributes:
-        stage: "waiting", "start", "projection", "tuning" or "done".
-        step: Steps done, over both stages.
-        total: Steps of both stages at most.
-        left: Seconds left, about; `None` before the first step.
-        preview: The newest picture; `None` before the first.
-        output: The result, at "done".
-    """
-
-    stage: str
-    step: int = 0
-    total: int = 1
-    left: float | None = None
+    words: str
+    share: float | None = None
     preview: Image.Image | None = None
-    output: InversionOutput | None = None
 
     @property
-    def words(self) -> str:
-        """What it does, in plain words."""
-        if self.stage == "waiting":
-            return "Waiting: somebody else's photo is being sharpened first"
-        left = "" if self.left is None else f", about {max(round(self.left), 1)} s left"
-        return f"Sharpening: step {self.step} of {self.total}{left}"
+    def html(self) -> str:
+        """The line under the result."""
+        return status(self.words, share=self.share, preview=self.preview, busy=True)
+
+
+def in_thread(work: Callable[[Callable[[_R], None]], _T], name: str, first: _R) -> Generator[_R, None, _T]:
+    """Do `work(send)` in a thread: yield what it sent last twice a second, `first` before that; give its result."""
+    reports: queue.SimpleQueue[_R | None] = queue.SimpleQueue()
+    done = Future[_T]()
+
+    def thread() -> None:
+        try:
+            done.set_result(work(reports.put))
+        except BaseException as e:  # who reads the reports gets it
+            done.set_exception(e)
+        reports.put(None)
+
+    threading.Thread(target=thread, name=name, daemon=True).start()
+    latest = first
+    while not done.done():
+        yield latest
+        try:
+            latest = reports.get(timeout=REPORT_SECONDS) or latest
+            while not reports.empty():  # the newest will do
+                latest = reports.get() or latest
+        except queue.Empty:
+            pass
+    return done.result()
+
+
+def finish(work: Generator[Any, None, _T]) -> _T:
+    """Do a work whose reports nobody reads."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return cast(_T, end.value)
 
 
 class Turns:
@@ -69,17 +101,28 @@ class Turns:
         self._count, self._changed = count, threading.Condition()
         self._line: list[tuple[str, threading.Event]] = []
 
-    def join(self, who: str, stop: threading.Event) -> None:
-        """Stand in line. Raises `ValueError` if this visitor waits already."""
+    def wait(self, who: str, stop: threading.Event) -> Generator[Report, None, bool]:
+        """Stand in line until the turn comes or `stop` is set; whether it came, and then `leave` has to be called.
+
+        Raises `ValueError` if this visitor waits already.
+        """
         with self._changed:
             if any(other == who and not ended.is_set() for other, ended in self._line[self._count :]):
                 raise ValueError("A photo of yours waits to be sharpened already. Wait until it is done, or stop it.")
             self._line.append((who, stop))
+        came = False
+        try:
+            while not (came := self._has_come(stop)) and not stop.is_set():
+                yield Report("Waiting: somebody else's photo is being sharpened first", 0.0)
+        finally:
+            if not came:
+                self.leave(stop)
+        return came
 
-    def has_come(self, stop: threading.Event, seconds: float) -> bool:
-        """Wait for the turn, not longer than so many seconds."""
+    def _has_come(self, stop: threading.Event) -> bool:
         with self._changed:
-            return self._changed.wait_for(lambda: any(stop is each for _, each in self._line[: self._count]), seconds)
+            first = lambda: any(stop is each for _, each in self._line[: self._count])  # noqa: E731
+            return self._changed.wait_for(first, REPORT_SECONDS)
 
     def leave(self, stop: threading.Event) -> None:
         """Let the next one have the turn."""
@@ -131,68 +174,11 @@ class _Gone(nn.Module):
     state_dict = forward
 
 
-def run(
-    work: Callable[[OnStep], InversionOutput], *, steps: tuple[int, int], stop: threading.Event, turns: Turns, who: str
-) -> Generator[Progress, None, None]:
-    """Do the work in a thread, once it is the visitor's turn; closing the iterator, or `stop`, ends it in a step.
+def listener(steps: tuple[int, int], stop: threading.Event, send: Callable[[Report], None]) -> OnStep:
+    """What reports each step of a projection and a tuning, so many at most, and ends them with `stop`.
 
-    Args:
-        work: Inverts.
-        steps: Of the projection and of the tuning, at most.
-        stop: Ends the work with the best so far.
-        turns: How many may run at a time, and who is next.
-        who: The visitor.
-
-    Yields:
-        Reports, at least two a second; the last one has the output.
-
-    Raises:
-        BaseException: Whatever the work raises; a `ValueError` if this visitor waits already.
+    It times each stage, so that the estimate of the time left knows that they differ.
     """
-    reports: queue.SimpleQueue[Progress | InversionOutput | BaseException] = queue.SimpleQueue()
-    latest = Progress("start", 0, sum(steps))
-
-    def thread() -> None:
-        try:
-            reports.put(work(_listener(steps, stop, reports.put)))
-        except BaseException as e:  # the reader of the reports gets it
-            reports.put(e)
-        finally:
-            turns.leave(stop)
-
-    turns.join(who, stop)
-    begun = False
-    try:
-        while not turns.has_come(stop, REPORT_SECONDS):
-            yield Progress("waiting", 0, sum(steps))
-            if stop.is_set():
-                return
-        threading.Thread(target=thread, name=RUN, daemon=True).start()
-        begun = True
-    finally:
-        if not begun:
-            turns.leave(stop)
-    try:
-        while True:
-            yield latest
-            try:
-                report = reports.get(timeout=REPORT_SECONDS)
-                while not reports.empty():  # the newest will do; a result or an error is always the last
-                    report = reports.get()
-            except queue.Empty:
-                continue
-            if isinstance(report, BaseException):
-                raise report
-            if isinstance(report, InversionOutput):
-                yield Progress("done", latest.step, latest.total, 0.0, latest.preview, report)
-                return
-            latest = report
-    finally:
-        stop.set()
-
-
-def _listener(steps: tuple[int, int], stop: threading.Event, send: Callable[[Progress], None]) -> OnStep:
-    """Times each stage, so that the estimate of the time left knows that they differ."""
     began: dict[str, tuple[int, float]] = {}  # the first step of each stage, and when it ended
     sent = 0.0
 
@@ -202,33 +188,14 @@ def _listener(steps: tuple[int, int], stop: threading.Event, send: Callable[[Pro
         first, start = began.setdefault(stage, (step, now))
         if now - sent >= REPORT_SECONDS:
             sent = now
-            each = (now - start) / (step - first) if step > first else None
-            if stage == "projection":
-                left = None if each is None else each * (steps[0] - step + TUNING_COST * steps[1])
-            else:
-                left = None if each is None else each * (steps[1] - step)
-                step += steps[0]
-            send(Progress(stage, step, sum(steps), left, to_pil(info["y_hat"].cpu())[0]))
+            left = ""
+            projects = stage == "projection"
+            if step > first:
+                to_go = steps[0] - step + TUNING_COST * steps[1] if projects else steps[1] - step
+                left = f", about {max(round((now - start) / (step - first) * to_go), 1)} s left"
+            done, total = step if projects else step + steps[0], sum(steps)
+            words = f"Sharpening: step {done} of {total}{left}"
+            send(Report(words, done / max(total, 1), to_pil(info["y_hat"].cpu())[0]))
         return stop.is_set()
 
     return on_step
-
-
-def status(
-    words: str,
-    *,
-    share: float | None = None,
-    preview: Image.Image | None = None,
-    stale: bool = False,
-    busy: bool = False,
-) -> str:
-    """The line under the result: what is going on, with a bar and a small picture if there are some."""
-    picture = bar = ""
-    if preview is not None:
-        data = base64.b64encode(encode(preview.resize((128, 128)), "edited")).decode()
-        picture = f'<img alt="What the model draws now" src="data:image/jpeg;base64,{data}">'
-    if share is not None or busy:
-        kind, width = ("bar busy", 30) if share is None else ("bar", 100 * share)
-        bar = f'<div class="{kind}"><div style="width: {width:.0f}%"></div></div>'
-    text = f'<div class="words"><span>{html.escape(words)}</span>{bar}</div>'
-    return f'<div class="status{" stale" if stale else ""}" role="status">{picture}{text}</div>'

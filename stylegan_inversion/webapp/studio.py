@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
-import gradio as gr
 import torch
 from gradio_client.utils import strip_invalid_filename_characters
 from PIL import Image
+from pydantic import ValidationError
 
 from stylegan_inversion import storage
 from stylegan_inversion.errors import StyleGANInversionError
@@ -33,8 +33,18 @@ from stylegan_inversion.preprocessing.align import Crop, align_face, around, unc
 from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.webapp.marking import Kind, encode, encode_gif, encode_mp4
 from stylegan_inversion.webapp.models import DEMONSTRATION, Model, Models
-from stylegan_inversion.webapp.photos import NO_PHOTO, Photo, read_photo, unpack_upload
-from stylegan_inversion.webapp.run import RUN, TUNING_COST, Memory, OnStep, Progress, Turns, is_gone, run
+from stylegan_inversion.webapp.photos import NO_PHOTO, Example, Photo, read_photo, unpack_upload
+from stylegan_inversion.webapp.run import (
+    RUN,
+    TUNING_COST,
+    Memory,
+    OnStep,
+    Report,
+    Turns,
+    in_thread,
+    is_gone,
+    listener,
+)
 from stylegan_inversion.webapp.zerogpu import BorrowedGPU, in_request
 
 logger = logging.getLogger(__name__)
@@ -42,33 +52,23 @@ logger = logging.getLogger(__name__)
 FAILED = "Something went wrong on the server. Try again, or another photo."
 NOTHING = "There is no inverted face here, or it has expired. Invert a photo first."
 SHOWN, ANIMATED = 1280, 640  # pixels of the longer side, on the page and in an animation
-MAX_INVERSION_BYTES = 300_000_000
-NO_INVERSION = "`inversion` must be a zip that /download gave for kind='inversion'."
+FRAMES = 24  # of an animation, one way
 PLACES = {"pose": "coarse", "features": "middle", "colours": "fine"}  # what one face gives another -> its layers
 
 _T = TypeVar("_T")
+Film = Literal["mp4", "gif"]
 Download = Literal["jpeg", "png", "face", "drawn", "mp4", "gif", "inversion"]
 
 
-class Example(NamedTuple):
-    """A photo of the package, with the edit that shows what it is for."""
-
-    name: str
-    caption: str
-    edit: dict[str, float]  # by direction, in shares of its range
-
-
-EXAMPLES = (
-    Example("portraits/portrait1.jpg", "An astronaut, 1992", {"yaw": -0.6, "pose": -0.6}),
-    Example("portraits/portrait2.jpg", "A rear admiral, 1984", {"smile": 1.0}),
-    Example("portraits/portrait3.jpg", "A scientist", {"smile": 0.9}),
-    Example("sample6.jpg", "Four friends", {"smile": 0.8}),
-)
+class Superseded(Exception):
+    """A newer photo, face or model has begun: nothing of this is shown."""
 
 
 @dataclass(eq=False)
 class Visit:
     """What is kept of one visitor, or of one client of the API, until its time to live is over."""
+
+    all: ClassVar[weakref.WeakSet["Visit"]] = weakref.WeakSet()
 
     key: str = field(default_factory=lambda: secrets.token_urlsafe(32))  # the visitor's browser keeps it over a reload
     model: str = ""
@@ -81,7 +81,12 @@ class Visit:
     turn: int = 0  # counts photos, faces and models: what an earlier one began is dropped
     tuned: int = -1  # the turn whose photo was tuned, or is
     example: tuple[str, str] | None = None  # model and photo of an example that is open: its result is kept for others
+    compared: list[Any] = field(default_factory=list)  # photo, face and model, and each method's result
+    played: dict[int, InversionOutput] = field(default_factory=dict)  # two faces that mix, and the mixture
     files: set[str] = field(default_factory=set)  # sent by it, or written for it
+
+    def __post_init__(self) -> None:
+        Visit.all.add(self)
 
     def __deepcopy__(self, memo: Any) -> "Visit":
         """Gradio copies what a state begins with: each session has a visit of its own."""
@@ -94,6 +99,18 @@ class Visit:
         self.end()
         return self.turn
 
+    @contextmanager
+    def during(self, turn: int) -> Iterator[int]:
+        """What is done in a turn: when something newer has begun, it ends in `Superseded`, whatever comes of it."""
+        try:
+            yield turn
+        except Exception as e:
+            if turn == self.turn:
+                raise
+            raise Superseded from e
+        if turn != self.turn:
+            raise Superseded
+
     def end(self) -> bool:
         """End the runs that go on, with the best so far; whether there was one."""
         running = [stop for stop in self.stops if not stop.is_set()]
@@ -105,41 +122,33 @@ class Visit:
         """A copy for what is done beside the rest; its files are this visitor's."""
         return dataclasses.replace(self, stops=weakref.WeakSet(), **changes)
 
+    def keep(self, other: "Visit", turn: int) -> None:
+        """Take what was made apart, unless something new has begun since this turn."""
+        if turn == self.turn:
+            for name in ("model", "photo", "faces", "face", "out"):
+                setattr(self, name, getattr(other, name))
+
     def publish(self, data: bytes, name: str) -> str:
         """Write a file for this visitor alone, where Gradio serves it from; the same file has the same address."""
         folder = Path(os.environ["GRADIO_TEMP_DIR"], hashlib.sha256(self.key.encode() + data).hexdigest()[:32])
         folder.mkdir(exist_ok=True)
         path = folder / strip_invalid_filename_characters(Path(name).name)
-        path.write_bytes(data)
+        whole = folder / secrets.token_hex(8)  # somebody may read an equal one now
+        whole.write_bytes(data)
+        whole.replace(path)
         self.files.add(str(path))
         return str(path)
 
     def forget(self) -> int:
         """Delete everything; how many files there were."""
         self.begin()
-        self.photo, self.faces, self.strengths = None, [], {}
-        files = [*self.files]
+        self.photo, self.faces, self.strengths, self.compared, self.played = None, [], {}, [], {}
+        others = {path for visit in [*Visit.all] if visit.files is not self.files for path in visit.files}
+        files = self.files - others  # Gradio keeps uploads that are equal in one place
         for path in files:
             Path(path).unlink(missing_ok=True)
         self.files.clear()  # the set is shared with what is made apart
         return len(files)
-
-
-@contextmanager
-def sentences() -> Iterator[None]:
-    """Errors a visitor can act on are shown in their own words; of others only the log knows more."""
-    try:
-        yield
-    except gr.Error:
-        raise
-    except (StyleGANInversionError, ValueError) as e:
-        raise gr.Error(str(e).split(" In Python:")[0], print_exception=False) from e
-    except torch.OutOfMemoryError as e:
-        logger.warning("Out of memory", exc_info=True)
-        raise gr.Error("The GPU has no memory left for this. Try again in a moment.", print_exception=False) from e
-    except Exception as e:
-        logger.exception("The web app failed.")
-        raise gr.Error(FAILED, print_exception=False) from e
 
 
 class Studio:
@@ -152,13 +161,12 @@ class Studio:
         self._turns, self._memory = Turns(tuning_slots), Memory()
         self._pace: dict[str, float] = {}  # seconds of a step of the projection, by model
         self._examples: dict[tuple[str, str], InversionOutput] = {}  # by model and photo
-        self._stops: weakref.WeakSet[threading.Event] = weakref.WeakSet()
         self._decoding = threading.Lock()  # many photos take the memory of one
 
     def close(self) -> None:
         """End all runs: a thread that still computes when Python ends would abort it."""
-        for stop in list(self._stops):
-            stop.set()
+        for visit in list(Visit.all):
+            visit.end()
         for thread in threading.enumerate():
             if thread.name == RUN:
                 thread.join(60)
@@ -184,11 +192,10 @@ class Studio:
         self._memory.hold(photo.image)
         self._look(visit, photo, turn, align=align)
 
-    def _look(self, visit: Visit, photo: Photo, turn: int, *, align: bool = True) -> bool:
+    def _look(self, visit: Visit, photo: Photo, turn: int, *, align: bool = True) -> None:
         faces = self.models.first.tuner.detector(photo.image) if align else []
         if turn == visit.turn:
             visit.photo, visit.faces, visit.face = photo, faces, 0
-        return turn == visit.turn
 
     def crop(self, visit: Visit, *, align: bool = True) -> Crop:
         """The chosen face, cut out as the model wants it."""
@@ -208,8 +215,29 @@ class Studio:
             x0, y0, x1, y1 = face.box
             return max(abs(x - (x0 + x1) / 2) / (x1 - x0), abs(y - (y0 + y1) / 2) / (y1 - y0))
 
-        best = min(range(len(visit.faces)), key=lambda i: distance(visit.faces[i]), default=None)
-        return None if best is None or distance(visit.faces[best]) > 1 else best
+        near = {distance(face): k for k, face in enumerate(visit.faces)}
+        return near[min(near)] if near and min(near) <= 1 else None
+
+    def example(self, visit: Visit, example: Example) -> bool:
+        """Open a photo of the package, whose inversion is kept for the next visitor; whether nothing newer began."""
+        turn, model = visit.begin(), self.model(visit)
+        path = storage.builtin_path(f"samples/{example.name}")
+        with Image.open(path) as image:
+            self._look(visit, Photo(image.convert("RGB"), path.stem), turn)
+        key = (model.name, example.name)
+        found = self._examples.get(key)
+        if (found is None or is_gone(found.generator)) and model.quick and turn == visit.turn:
+            found = self.invert(visit, self.crop(visit), model.quick)
+            if model is self.models.first:  # others would stay in memory with it
+                self._examples[key] = found
+        if turn != visit.turn:
+            return False
+        edit = {name: share for name, share in example.edit.items() if name in model.directions}
+        visit.strengths = {name: round(share * model.range_of(name)[1], 2) for name, share in edit.items()}
+        visit.out, visit.example = found, key
+        if found is not None and "tuning_steps" in found.reports[0]:
+            visit.tuned = turn  # by an earlier visitor
+        return True
 
     # Inversions
 
@@ -226,46 +254,51 @@ class Studio:
         own = [each for each in (out.generator, getattr(out.generator, "base", None)) if each is not None]
         self._memory.hold(*(each for each in own if each is not model.tuner.generator))
 
-    def tune(
-        self, visit: Visit, crop: Crop, turn: int | None = None, **options: Any
-    ) -> Generator[Progress, None, None]:
+    def tune(self, visit: Visit, crop: Crop, **options: Any) -> Generator[Report, None, InversionOutput | None]:
         """Invert by optimisation; what is worse than what is there already, as after a stop, does not replace it.
 
-        It is for a turn of the visitor; `None` is the one that goes on.
+        Nothing comes out if something newer began, or it was stopped before its turn came. Closing the iterator ends
+        the run in a step.
         """
-        model, turn = self.model(visit), visit.turn if turn is None else turn
+        model, turn = self.model(visit), visit.turn
         steps = _steps(model, **options)
         visit.end()
         stop = threading.Event()
         visit.stops.add(stop)
-        self._stops.add(stop)
 
-        def work(on_step: OnStep) -> InversionOutput:
+        def tuned(on_step: OnStep) -> InversionOutput:
             tuning = partial(model.tuner, crop, callback=on_step, **options)
-            tuned, before = self._do(model, tuning, on_step, steps=sum(steps)), visit.out
-            figures = tuned.reports[0]
+            after, before = self._do(model, tuning, on_step, steps=sum(steps)), visit.out
+            figures = after.reports[0]
             done = figures["w_steps"] + figures["tuning_steps"]
             self._pace[model.name] = figures["seconds"] / max(_cost(done, steps), 1)
             if before is None and model.quick and figures["stopped_by"] == "callback":
                 before = self._do(model, partial(model.pipelines[model.quick], crop))
             if before is not None and before.reports[0].get("l2", math.inf) < figures["l2"]:
                 return before
-            self._hold(model, tuned)
-            return tuned
+            self._hold(model, after)
+            return after
 
-        reports = run(in_request(work), steps=steps, stop=stop, turns=self._turns, who=visit.key)
+        invert = in_request(tuned)
+
+        def work(send: Callable[[Report], None]) -> InversionOutput:
+            try:
+                return invert(listener(steps, stop, send))
+            finally:
+                self._turns.leave(stop)
+
         try:
-            for report in reports:
-                if turn != visit.turn:
-                    return
-                if report.output is not None:
-                    visit.out = report.output
-                    if visit.example and model is self.models.first:
-                        self._examples[visit.example] = report.output
-                yield report
+            if not (yield from self._turns.wait(visit.key, stop)):
+                return None
+            out = yield from in_thread(work, RUN, Report(f"Sharpening: step 0 of {sum(steps)}", 0.0))
         finally:
-            reports.close()  # ends the work
             stop.set()
+        if turn != visit.turn:
+            return None
+        visit.out = out
+        if visit.example and model is self.models.first:
+            self._examples[visit.example] = out
+        return out
 
     def seconds(self, visit: Visit, preset: str) -> float:
         """How long a run takes here, as the last one of this model did; 0 before it."""
@@ -287,43 +320,23 @@ class Studio:
     def check(self, visit: Visit, strengths: Mapping[str, float]) -> None:
         """Check strengths against the ranges of a visit's model."""
         for name, value in strengths.items():
-            low, high = range_of(self.model(visit), name)
-            if not low <= value <= high:
+            low, high = self.model(visit).range_of(name)
+            if value and not low <= value <= high:
                 raise ValueError(f"{name!r} must be in [{low:g}, {high:g}], got {value:g}.")
 
-    def too_far(self, visit: Visit) -> str:
-        """What to say of an edit that looks wrong in a photo, though the drawn face may be right; "" of others."""
-        for name, value in visit.strengths.items():
-            limit = self.model(visit).directions[name].photo_limit
-            if limit and abs(value) > limit:
-                return f"Turns beyond {limit:g} bend the nose and the mouth in a photo. See the face the model draws."
-        return ""
-
-    def example(self, visit: Visit, example: Example) -> bool:
-        """Open a photo of the package, whose inversion is kept for the next visitor; whether nothing newer began."""
-        turn = visit.begin()
-        path = storage.builtin_path(f"samples/{example.name}")
-        with Image.open(path) as image:
-            photo = Photo(image.convert("RGB"), path.stem)
-        if not self._look(visit, photo, turn):
-            return False
+    def random_face(self, visit: Visit, seed: int, truncation: float) -> InversionOutput:
+        """Draw a face of nobody."""
         model = self.model(visit)
-        visit.strengths = {
-            name: round(share * range_of(model, name)[1], 2)
-            for name, share in example.edit.items()
-            if name in model.directions
-        }
-        visit.example = (model.name, example.name)
-        found = self._examples.get(visit.example)
-        if (found is None or is_gone(found.generator)) and model.quick:
-            found = self.invert(visit, self.crop(visit), model.quick)
-            if model is self.models.first:  # others, such as uploaded ones, would stay in memory with it
-                self._examples[visit.example] = found
-        if turn == visit.turn:
-            visit.out = found
-            if found is not None and "tuning_steps" in found.reports[0]:
-                visit.tuned = turn  # by an earlier visitor
-        return turn == visit.turn
+        return self._do(model, partial(sample_face, model.tuner, seed=seed, truncation=truncation))
+
+    def mix(self, visit: Visit, a: InversionOutput, b: InversionOutput, what: str, amount: float) -> InversionOutput:
+        """Give face a the pose, the features or the colours of face b."""
+        if what not in PLACES:
+            raise ValueError(f"`what` must be one of {', '.join(PLACES)}, got {what[:80]!r}.")
+        layers = layer_ranges(a.generator.config.resolution)[PLACES[what]]
+        mixing = partial(mix_outputs, _bare(a), _bare(b), layers=layers, alpha=amount)
+        out = dataclasses.replace(self._do(self.model(visit), mixing), crops=a.crops)
+        return out if kind_of(a) == kind_of(b) else _edit_of_a_photo(out)  # no longer a face of nobody
 
     # Pictures and files
 
@@ -334,9 +347,9 @@ class Studio:
 
     def file(self, visit: Visit, out: InversionOutput, kind: Download) -> str:
         """Write a result to a file."""
-        name, mark = f"{visit.photo.name if visit.photo else 'face'}-edited", kind_of(out)
         if kind in ("mp4", "gif"):
-            return self.animation(visit, out, kind, 24)
+            return self.animation(visit, out, kind)
+        name, mark = f"{visit.photo.name if visit.photo else 'face'}-edited", kind_of(out)
         if kind == "inversion":
             return visit.publish(self._inversion(out, mark), f"{name}.zip")
         if kind in ("jpeg", "png"):
@@ -345,28 +358,24 @@ class Studio:
         picture = out.images[0] if kind == "drawn" else self.pasted(out, around(out.crops[0], 0.25))
         return visit.publish(encode(picture, mark, png=True), f"{name}-{kind}.png")
 
-    def animation(self, visit: Visit, out: InversionOutput, kind: Literal["mp4", "gif"], frames: int) -> str:
+    def animation(self, visit: Visit, out: InversionOutput, kind: Film, frames: int = FRAMES) -> str:
         """Write the photo around the face, from the unedited face to the edited one and back."""
         crop = around(out.crops[0], 1.0, ANIMATED)
         start = dataclasses.replace(out, w_plus=out.w_plus if out.w_inverted is None else out.w_inverted)
-        drawn = self._do(self.model(visit), partial(interpolate_outputs, _bare(start), _bare(out), steps=frames))
-        pictures = [
-            self.models.first.tuner.paste_back(dataclasses.replace(out, images=[each], crops=[crop]))[0]
-            for each in drawn
-        ]
-        return self._animated(visit, pictures, kind, kind_of(out))
+        whole = [dataclasses.replace(out, images=[each]) for each in self._between(visit, start, out, frames)]
+        return self._animated(visit, [self.pasted(each, crop) for each in whole], kind, kind_of(out))
 
-    def _animated(self, visit: Visit, pictures: list[Image.Image], kind: Literal["mp4", "gif"], mark: Kind) -> str:
-        data = (encode_mp4 if kind == "mp4" else encode_gif)(pictures, mark)
-        return visit.publish(data, f"{visit.photo.name if visit.photo else 'face'}-animated.{kind}")
-
-    def between(
-        self, visit: Visit, a: InversionOutput, b: InversionOutput, kind: Literal["mp4", "gif"], frames: int
-    ) -> str:
+    def between(self, visit: Visit, a: InversionOutput, b: InversionOutput, kind: Film, frames: int = FRAMES) -> str:
         """Write the way from one face to another and back, as the generator draws it."""
         mark: Kind = "generated" if kind_of(a) == kind_of(b) == "generated" else "edited"
-        drawn = self._do(self.model(visit), partial(interpolate_outputs, _bare(a), _bare(b), steps=frames))
-        return self._animated(visit, [large(each) for each in drawn], kind, mark)
+        return self._animated(visit, [large(each) for each in self._between(visit, a, b, frames)], kind, mark)
+
+    def _between(self, visit: Visit, a: InversionOutput, b: InversionOutput, frames: int) -> list[Image.Image]:
+        return self._do(self.model(visit), partial(interpolate_outputs, _bare(a), _bare(b), steps=frames))
+
+    def _animated(self, visit: Visit, pictures: list[Image.Image], kind: Film, mark: Kind) -> str:
+        data = (encode_mp4 if kind == "mp4" else encode_gif)(pictures, mark)
+        return visit.publish(data, f"{visit.photo.name if visit.photo else 'face'}-animated.{kind}")
 
     def _inversion(self, out: InversionOutput, mark: Kind) -> bytes:
         """A zip that `InversionOutput.load` reads once it is unpacked, with pictures to look at."""
@@ -383,7 +392,7 @@ class Studio:
         """Read such a zip that a program sends back."""
         tuner = self.model(visit).tuner
         with tempfile.TemporaryDirectory() as scratch:
-            unpack_upload(value, Path(scratch), max_bytes=MAX_INVERSION_BYTES, unreadable=NO_INVERSION)
+            unpack_upload(value, Path(scratch))
             try:
                 out = InversionOutput.load(scratch, base=tuner.generator, networks=tuner.networks)[0]
             except (StyleGANInversionError, ValueError, LookupError) as e:
@@ -391,23 +400,6 @@ class Studio:
         self._memory.hold(out.crops[0].photo)
         self._hold(self.model(visit), out)
         return _edit_of_a_photo(out)  # whatever the file says of itself
-
-    # Play
-
-    def random_face(self, visit: Visit, seed: int, truncation: float) -> InversionOutput:
-        """Draw a face of nobody."""
-        model = self.model(visit)
-        return self._do(model, partial(sample_face, model.tuner, seed=seed, truncation=truncation))
-
-    def mix(self, visit: Visit, a: InversionOutput, b: InversionOutput, what: str, amount: float) -> InversionOutput:
-        """Give face a the pose, the features or the colours of face b."""
-        if what not in PLACES:
-            raise ValueError(f"`what` must be one of {', '.join(PLACES)}, got {what[:80]!r}.")
-        layers = layer_ranges(a.generator.config.resolution)[PLACES[what]]
-        mixing = partial(mix_outputs, _bare(a), _bare(b), layers=layers, alpha=amount)
-        mixed = self._do(self.model(visit), mixing)
-        out = dataclasses.replace(mixed, crops=a.crops)
-        return out if kind_of(a) == kind_of(b) else _edit_of_a_photo(out)  # no longer a face of nobody
 
 
 def _bare(out: InversionOutput) -> InversionOutput:
@@ -430,12 +422,17 @@ def _cost(done: int, steps: tuple[int, int]) -> float:
     return min(done, steps[0]) + TUNING_COST * max(done - steps[0], 0)
 
 
-def range_of(model: Model, name: str) -> tuple[float, float]:
-    """The strengths that a direction takes: as far as its calibrated range goes, both ways."""
-    if name not in model.directions:
-        raise ValueError(f"There is no direction {name[:80]!r}; there are {', '.join(model.directions)}.")
-    low, high = model.directions[name].strength_range or (-5.0, 5.0)
-    return -max(-low, high), max(-low, high)
+def told(error: Exception) -> str:
+    """What a visitor reads of an error: its own words if he can act on it; of others only the log knows more."""
+    if isinstance(error, ValidationError):
+        fault = error.errors(include_url=False)[0]
+        return f"`{fault['loc'][0]}`: {fault['msg']}, got {str(fault['input'])[:80]!r}."
+    if isinstance(error, (StyleGANInversionError, ValueError)):
+        return str(error).split(" In Python:")[0]
+    logger.error("The web app failed.", exc_info=error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "The GPU has no memory left for this. Try again in a moment."
+    return FAILED
 
 
 def kind_of(out: InversionOutput) -> Kind:

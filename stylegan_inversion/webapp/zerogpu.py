@@ -2,8 +2,8 @@
 
 There a function that `spaces.GPU` decorates runs in a forked process that sees a GPU. What it yields is sent back; what
 it leaves in that process's memory is lost to the app. The process holds the models that were loaded before it was
-forked and loads others by their names, so that a job carries no weights but those nobody else has: a tuned generator,
-an uploaded model. The app itself stays on the CPU: `torch.cuda.is_available()` is true in it, but only GPU functions
+forked and loads others by their names, so that a job carries no weights but those nobody else has: a tuned generator's.
+The app itself stays on the CPU: `torch.cuda.is_available()` is true in it, but only GPU functions
 have one. Both ends are this app: no pickle here comes from outside.
 
 Facts: https://huggingface.co/docs/hub/spaces-zerogpu and the package `spaces` 0.51 (Apache-2.0). Own code.
@@ -15,14 +15,13 @@ import io
 import math
 import os
 import pickle
-import queue
 import secrets
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,14 +31,14 @@ from PIL import Image
 
 from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.models.generator import Generator
-from stylegan_inversion.pipelines.pti import PTIPipeline
-from stylegan_inversion.webapp.models import UPLOAD, Model, load_model, make_model
-from stylegan_inversion.webapp.run import OnStep
+from stylegan_inversion.webapp.models import Model, load_model
+from stylegan_inversion.webapp.run import OnStep, in_thread
 
 START_SECONDS = 15  # for the process, CUDA and the way there and back
 LEAST_SECONDS = 10  # for the steps: the first one takes the longest
 LONGEST_SECONDS = 120  # in all; a visitor has a few minutes a day
 SEND_SECONDS = 0.1  # between two reports from the process at least
+GPU = "gpu"  # name of the threads
 
 _T = TypeVar("_T")
 _held: dict[str, Model] = {}  # by name; a forked process finds what the app had loaded before
@@ -62,18 +61,8 @@ def find_gpu() -> "BorrowedGPU | None":
     return BorrowedGPU(spaces) if hasattr(spaces, "GPU") else None  # a mere folder of that name can be imported, too
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """What the process gets. Bytes are pickles: of tensors, multiprocessing would share the app's own memory."""
-
-    model: str
-    seconds: int
-    stop: str  # path of a note that ends it
-    work: bytes
-    networks: bytes | None  # of a model that the process cannot load by its name
-
-
-_Report = tuple[int, str, float, np.ndarray] | bytes | Exception
+_Step = tuple[int, str, float, np.ndarray]
+_Report = _Step | None | bytes | Exception
 """What the process tells: now and then a step, its stage, its loss and (1, 3, R, R), uint8; at the end a parcel."""
 
 
@@ -82,7 +71,7 @@ class BorrowedGPU:
 
     def __init__(self, spaces: Any) -> None:
         """Announce the function, which ZeroGPU wants before the launch."""
-        self._work = spaces.GPU(duration=lambda job: job.seconds)(_work)
+        self._work = spaces.GPU(duration=lambda name, work, seconds, stop: seconds)(_work)
 
     def hold(self, model: Model) -> None:
         """Have a model in the processes that are forked from now on."""
@@ -93,13 +82,9 @@ class BorrowedGPU:
 
         It may call `on_step`, so many times at most.
         """
-        networks = None
-        if model.name.startswith(UPLOAD):
-            networks = pickle.dumps({**model.tuner.components, "detector": "builtin"})
         stop = Path(tempfile.gettempdir()) / f"stop-{secrets.token_hex(16)}"
         parcels = _Parcels(model, on_step)
-        job = _Job(model.name, gpu_seconds(steps, model.resolution), str(stop), parcels.pack(work), networks)
-        reports = self._work(job)
+        reports = self._work(model.name, parcels.pack(work), gpu_seconds(steps, model.resolution), str(stop))
         try:
             for report in reports:
                 if isinstance(report, Exception):
@@ -107,10 +92,11 @@ class BorrowedGPU:
                 if isinstance(report, bytes):
                     result: _T = parcels.unpack(report, "cpu")
                     return result
-                assert on_step is not None
-                step, stage, loss, picture = report
-                if on_step(step, {"stage": stage, "loss": loss, "y_hat": torch.from_numpy(picture) / 127.5 - 1}):
-                    stop.touch()
+                if isinstance(report, tuple) and on_step:
+                    step, stage, loss, picture = report
+                    y_hat = torch.from_numpy(picture) / 127.5 - 1
+                    if on_step(step, {"stage": stage, "loss": loss, "y_hat": y_hat}):
+                        stop.touch()
         finally:
             reports.close()
             stop.unlink(missing_ok=True)
@@ -176,24 +162,31 @@ def in_request(work: Callable[[OnStep], Any]) -> Callable[[OnStep], Any]:
 # In the process
 
 
-def _work(job: _Job) -> Iterator[_Report]:
-    """Steps now and then, and at the end the result or an error. Closing it ends the work in a step."""
-    reports: queue.SimpleQueue[_Report] = queue.SimpleQueue()
+def _work(name: str, work: bytes, seconds: int, stop: str) -> Iterator[_Report]:
+    """Steps now and then, and at the end the result or an error. Closing it, or a file `stop`, ends it in a step.
+
+    The work is a pickle: of tensors, multiprocessing would share the app's own memory.
+    """
     closed = threading.Event()
-    work = threading.Thread(target=_do, args=(job, reports.put, closed), daemon=True)
-    work.start()
+    ends = lambda: closed.is_set() or os.path.exists(stop)  # noqa: E731
     try:
-        while True:
-            yield (report := reports.get())
-            if not isinstance(report, tuple):
-                return
+        result: bytes = yield from in_thread(
+            partial(_do, name, work, time.monotonic() + seconds - START_SECONDS, ends), GPU, None
+        )
+        yield result
+    except (StyleGANInversionError, ValueError) as e:
+        yield e
+    except Exception:
+        yield RuntimeError(f"It failed in the process with the borrowed GPU:\n{traceback.format_exc()}")
     finally:
         closed.set()
-        work.join()
+        for thread in threading.enumerate():
+            if thread.name == GPU:
+                thread.join()
 
 
-def _do(job: _Job, send: Callable[[_Report], None], closed: threading.Event) -> None:
-    end, sent = time.monotonic() + job.seconds - START_SECONDS, -math.inf
+def _do(name: str, packed: bytes, end: float, ends: Callable[[], bool], send: Callable[[_Step], None]) -> bytes:
+    sent = -math.inf
 
     def on_step(step: int, info: dict[str, Any]) -> bool:
         nonlocal sent
@@ -202,21 +195,13 @@ def _do(job: _Job, send: Callable[[_Report], None], closed: threading.Event) -> 
             sent = now
             picture = ((info["y_hat"][:1].clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
             send((step, info["stage"], info["loss"], picture))
-        return closed.is_set() or now > end or os.path.exists(job.stop)  # the best so far, before the GPU is taken away
+        return ends() or now > end  # the best so far, before the GPU is taken away
 
-    try:
-        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
-        if job.networks is not None:
-            model = make_model(PTIPipeline(**pickle.loads(job.networks)), name=job.model)
-        else:
-            model = _held.get(job.model) or _held.setdefault(job.model, load_model(job.model, device="cpu"))
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        for pipeline in model.pipelines.values():
-            pipeline.to(device)
-        parcels = _Parcels(model, on_step)
-        work: Callable[[], Any] = parcels.unpack(job.work, device)
-        send(parcels.pack(work()))
-    except (StyleGANInversionError, ValueError) as e:
-        send(e)
-    except Exception:
-        send(RuntimeError(f"It failed in the process with the borrowed GPU:\n{traceback.format_exc()}"))
+    torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
+    model = _held.get(name) or _held.setdefault(name, load_model(name, device="cpu"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for pipeline in model.pipelines.values():
+        pipeline.to(device)
+    parcels = _Parcels(model, on_step)
+    work: Callable[[], Any] = parcels.unpack(packed, device)
+    return parcels.pack(work())

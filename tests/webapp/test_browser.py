@@ -175,7 +175,7 @@ def test_stop(open_page: Open, path: Path, app: Served, monkeypatch: pytest.Monk
     press(page, "Older") if page.get_by_role("button", name="Older").count() else press(page, "Smile")
     until(lambda: sources(page) != before)  # the sliders are live meanwhile
     shoot(page, "04-sharpening")
-    press(page, "Stop, keep the best so far")
+    press(page, "Stop, keep what there is")
     says(page, "Sharper version ready")
 
 

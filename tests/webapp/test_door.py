@@ -62,6 +62,8 @@ def test_what_is_reached_from_this_machine_only(host: str, expected: bool, monke
 def test_what_is_too_large_or_no_request(app: Served) -> None:
     large = httpx.post(f"{app.url}/gradio_api/call/models", content=b"x" * 31_000_000)
     assert large.status_code == 413 and "larger than 30 MB" in large.json()["detail"]
+    sent = {"files": ("x.zip", b"x" * 26_000_000)}  # only this machine reaches this one
+    assert httpx.post(f"{app.url}/gradio_api/upload", files=sent).status_code == 200
     unknown = httpx.post(f"{app.url}/gradio_api/call/v2/faces", content=(b" " * 1_000_000 for _ in range(31)))
     assert unknown.status_code == 413 and "larger than 30 MB" in unknown.json()["detail"]
     odd = httpx.post(f"{app.url}/gradio_api/call/v2/faces", json={"nobody": 1})

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This MCP server includes a tool"),
 ]
-NAMES = "animate delete download edit faces interpolate invert invert_and_edit mix models random_face stop"
+NAMES = "delete download edit faces interpolate invert invert_and_edit mix models random_face stop"
 
 
 def ask(app: Served, *calls: tuple[str, dict[str, Any]]) -> tuple[list[Any], list[Any]]:
@@ -60,7 +60,6 @@ def test_every_tool(app: Served, path: Path, photo: Image.Image, connect: Any) -
         ("random_face", {"seed": 3}, 1),
         ("mix", {"other": inversion, "what": "features", "inversion": inversion}, 1),
         ("interpolate", {"other": inversion, "inversion": inversion, "frames": 3}, 1),
-        ("animate", {"strengths": smile, "inversion": inversion, "frames": 3}, 1),
         ("download", {"kind": "png", "inversion": inversion}, 1),
         ("stop", {}, 0),
         ("delete", {}, 0),

@@ -13,10 +13,11 @@ gr = pytest.importorskip("gradio")
 from stylegan_inversion.preprocessing.align import around  # noqa: E402
 from stylegan_inversion.webapp import run  # noqa: E402
 from stylegan_inversion.webapp.app import launch_options, private_folder  # noqa: E402
-from stylegan_inversion.webapp.editor import Editor  # noqa: E402
+from stylegan_inversion.webapp.editor import Editor, handler  # noqa: E402
 from stylegan_inversion.webapp.models import Model, Models, words_of  # noqa: E402
+from stylegan_inversion.webapp.photos import EXAMPLES  # noqa: E402
 from stylegan_inversion.webapp.play import CompareTab  # noqa: E402
-from stylegan_inversion.webapp.studio import EXAMPLES, Studio, Visit  # noqa: E402
+from stylegan_inversion.webapp.studio import Studio, Visit  # noqa: E402
 from tests.webapp.tiny_app import tiny_model  # noqa: E402
 
 
@@ -29,6 +30,12 @@ def model() -> Model:
 def editor(model: Model) -> Iterator[Editor]:
     with private_folder(), gr.Blocks():
         yield Editor(Studio(Models(model)))
+
+
+def show(editor: Editor, work: str, *values: Any) -> dict[Any, Any]:
+    """What the page shows in the end."""
+    *_, last = handler(editor, getattr(editor, work))(*values)
+    return last
 
 
 @pytest.fixture
@@ -53,7 +60,7 @@ def test_a_page_opens_filled_and_a_reload_brings_the_result_back(editor: Editor,
     before, after = page[editor.result]
     assert size(before) == size(after)  # in register
     assert page[editor.sliders[0]]["label"] == words_of(editor._names(editor.studio.model(visit))[0] or "")[0]
-    news = editor._take(visit, upload)
+    news = show(editor, "_take", visit, upload)
     again = editor._open(news[editor.key])
     assert "Your last result is back." in again[editor.status] and again[editor.visit].out is visit.out
     del visit, page, news, again  # as when its time to live is over
@@ -65,17 +72,15 @@ def test_a_photo_is_inverted_at_once_then_tuned(editor: Editor, upload: dict[str
     visit = stale[editor.visit]
     assert "stale" in stale[editor.status] and visit.out is None
     assert "stale" in editor._edit(visit, 1.0)[editor.status]  # nothing to move yet
-    news = editor._take(visit, upload)
+    news = show(editor, "_take", visit, upload)
     assert visit.strengths == {} and "2 faces: click one" in news[editor.hint] and "stale" not in news[editor.status]
     assert news[editor.save["jpeg"]]["interactive"] and size(news[editor.whole]) == photo.size
     quick = visit.out
-    *_, last = editor._tune(visit)
+    last = show(editor, "_tune", visit)
     assert "Sharper version ready" in last[editor.status] and visit.out is not quick
-    assert "about" in last[editor.sharpen["best"]]
-    assert [*editor._tune(visit)] == [
-        {editor.visit: visit}
-    ]  # only once by itself; never nothing: Gradio empties the page
-    assert "Sharper version ready" in [*editor._tune(visit, "fast")][-1][editor.status]
+    assert "about" in last[editor.sharpen["best"]]["value"]
+    assert show(editor, "_tune", visit) == {editor.visit: visit}  # only once by itself; never nothing
+    assert "Sharper version ready" in show(editor, "_tune", visit, "fast")[editor.status]
     smile = editor._chip(visit, 0)
     assert smile[editor.sliders[0]] > 0 and smile[editor.result][1] != last[editor.result][1]
     edited = editor._edit(visit, *[0.0] * len(editor.sliders))
@@ -89,10 +94,10 @@ def test_a_photo_is_inverted_at_once_then_tuned(editor: Editor, upload: dict[str
 
 def test_a_click_in_the_photo_chooses_a_face(editor: Editor, upload: dict[str, Any]) -> None:
     visit = Visit()
-    editor._take(visit, upload)
+    show(editor, "_take", visit, upload)
     first = visit.out
     for x, y, face in ((250.0, 100.0, 1), (5.0, 235.0, 1), (120.0, 120.0, 0)):
-        editor._face(visit, SimpleNamespace(index=(x, y), target=editor.photo))
+        show(editor, "_face", visit, SimpleNamespace(index=(x, y), target=editor.photo))
         assert visit.face == face
     assert visit.out is not first
 
@@ -100,27 +105,26 @@ def test_a_click_in_the_photo_chooses_a_face(editor: Editor, upload: dict[str, A
 def test_what_cannot_be_done_is_said(editor: Editor, upload: dict[str, Any]) -> None:
     visit = editor._new(Visit())[editor.visit]
     Path(upload["path"]).write_bytes(b"no picture")
-    news = editor._take(visit, upload)
+    news = show(editor, "_take", visit, upload)
     assert "not an image" in news[editor.status] and "stale" in news[editor.status]  # it stays to be read
     assert news[editor.stop]["visible"] is False and news[editor.hint] == ""
     assert news[editor.save["png"]]["interactive"] is False and visit.photo is None
-    with pytest.raises(gr.Error, match="There is no inverted face here"):
+    with pytest.raises(ValueError, match="There is no inverted face here"):
         editor._save(visit, "jpeg")
-    with pytest.raises(gr.Error, match="cannot be chosen here"):
-        list(editor._load(visit, "org/model"))
+    assert "cannot be chosen here" in show(editor, "_load", visit, "org/model")[editor.status]
 
 
 def test_another_model_inverts_the_photo_anew(editor: Editor, upload: dict[str, Any]) -> None:
     visit = Visit()
-    editor._take(visit, upload)
-    *_, news = editor._load(visit, "faces64")
+    show(editor, "_take", visit, upload)
+    news = show(editor, "_load", visit, "faces64")
     assert visit.model == "faces64" and visit.out is not None and visit.out.images[0].size == (64, 64)
     assert news[editor.sliders[1]]["label"] == "Younger / older" and "64 x 64 pixels" in news[editor.note]
 
 
 def test_too_large_a_turn_is_said(editor: Editor, upload: dict[str, Any]) -> None:
     visit = Visit(model="faces64")
-    editor._take(visit, upload)
+    show(editor, "_take", visit, upload)
     place = editor._names(editor.studio.model(visit)).index("yaw")
     for value, said in ((3.0, ""), (-5.0, "Turns beyond 4 ")):
         news = editor._edit(visit, *[value if k == place else 0.0 for k in range(len(editor.sliders))])
@@ -131,27 +135,27 @@ def test_too_large_a_turn_is_said(editor: Editor, upload: dict[str, Any]) -> Non
 
 def test_the_methods_are_compared(editor: Editor, upload: dict[str, Any]) -> None:
     tab, visit = CompareTab(editor), Visit()
-    editor._take(visit, upload)
-    *_, shown, last = tab._compare(visit)
-    assert len(shown[tab.gallery]) == 3 and "Done" in last[tab.compared]
+    show(editor, "_take", visit, upload)
+    *_, shown, last = handler(tab, tab._compare)(visit)
+    assert len(shown[tab.gallery]) == 3 and "Done" in last[tab.status]
     assert all(
         "100% in the photo" in words for _, words in shown[tab.gallery]
     )  # without an edit it is the photo itself
     tab.editor.tabs = gr.Tabs()
-    tab._adopt(visit, shown[tab.outs], SimpleNamespace(index=1))
-    assert visit.out is shown[tab.outs]["psp"]
+    tab._adopt(visit, SimpleNamespace(index=1))
+    assert visit.out is visit.compared[2]
     visit.face = 1
-    with pytest.raises(gr.Error, match="of another photo, face or model"):
-        tab._adopt(visit, shown[tab.outs], SimpleNamespace(index=0))
+    with pytest.raises(ValueError, match="of another photo, face or model"):
+        tab._adopt(visit, SimpleNamespace(index=0))
 
 
 def test_a_new_photo_ends_the_run_of_the_old_one(editor: Editor, upload: dict[str, Any]) -> None:
     visit = Visit()
-    editor._take(visit, upload)
+    show(editor, "_take", visit, upload)
     reports = editor.studio.tune(visit, editor.studio.crop(visit), num_tuning_steps=10**5, pivot="e4e")
     next(reports)
     editor._new(visit)
-    assert list(reports) == [] and visit.out is None
+    assert run.finish(reports) is None and visit.out is None
     for thread in threading.enumerate():
         if thread.name == "inversion":
             thread.join(30)
@@ -160,29 +164,27 @@ def test_a_new_photo_ends_the_run_of_the_old_one(editor: Editor, upload: dict[st
 
 def test_a_stop_keeps_the_better_result_and_frees_the_place(editor: Editor, upload: dict[str, Any]) -> None:
     visit, other = Visit(), Visit()
-    editor._take(visit, upload)
-    editor._take(other, upload)
+    show(editor, "_take", visit, upload)
+    show(editor, "_take", other, upload)
     reports = editor.studio.tune(visit, editor.studio.crop(visit), num_tuning_steps=10**5, pivot="e4e")
     next(reports)
     waiting = editor.studio.tune(other, editor.studio.crop(other), preset="fast")
-    assert next(waiting).stage == "waiting" and "somebody else" in next(waiting).words
+    assert "Waiting: somebody else" in next(waiting).words
     assert visit.end() and not visit.end()
-    *_, last = reports
-    assert last.output is visit.out and visit.out is not None
-    *_, last = waiting
-    assert last.output is not None
+    assert run.finish(reports) is visit.out and visit.out is not None
+    assert run.finish(waiting) is other.out is not None
 
 
 def test_what_the_page_says_of_a_run_that_gives_nothing_new(editor: Editor, upload: dict[str, Any]) -> None:
     visit, other = Visit(), Visit()
     for each in (visit, other):
-        editor._take(each, upload)
+        show(editor, "_take", each, upload)
     quick = visit.out
     quick.reports[0]["l2"] = 0.0  # nothing is nearer
-    running = editor._tune(visit, "best")
+    running = handler(editor, editor._tune)(visit, "best")
     while "Sharpening" not in next(running)[editor.status]:
         pass
-    waiting = editor._tune(other)
+    waiting = handler(editor, editor._tune)(other)
     assert "Waiting" in next(waiting)[editor.status]
     other.end()
     *_, last = waiting
@@ -191,9 +193,11 @@ def test_what_the_page_says_of_a_run_that_gives_nothing_new(editor: Editor, uplo
     *_, last = running
     assert visit.out is quick and "The earlier result stays" in last[editor.status]
     visit.model = "nobody/nothing"
-    (last,) = editor._tune(visit, "fast")
+    last = show(editor, "_tune", visit, "fast")
     assert "cannot be chosen here" in last[editor.status] and not last[editor.stop]["visible"]
-    assert "cannot be chosen here" in editor._take(visit, upload)[editor.status]  # such as an upload that is gone
+    assert (
+        "cannot be chosen here" in show(editor, "_take", visit, upload)[editor.status]
+    )  # such as an upload that is gone
 
 
 def test_of_two_photos_at_once_the_later_stays(
@@ -206,11 +210,11 @@ def test_of_two_photos_at_once_the_later_stays(
     def slow(*arguments: Any) -> None:
         if not news:
             news.append(None)
-            news.append(editor._take(visit, {"path": str(later)}))  # before the first is read
+            news.append(show(editor, "_take", visit, {"path": str(later)}))  # before the first is read
         take(*arguments)
 
     monkeypatch.setattr(editor.studio, "take", slow)
-    assert editor._take(visit, upload) == {editor.visit: visit}  # shows nothing of the first
+    assert show(editor, "_take", visit, upload) == {editor.visit: visit}  # shows nothing of the first
     assert "Ready to edit" in news[1][editor.status] and visit.photo is not None and visit.photo.name == "later"
     assert visit.out is not None and visit.out.crops[0].photo is visit.photo.image
 
@@ -219,9 +223,9 @@ def test_a_result_that_was_given_up_has_expired(
     editor: Editor, upload: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     visit = Visit()
-    key = editor._take(visit, upload)[editor.key]
+    key = show(editor, "_take", visit, upload)[editor.key]
     monkeypatch.setattr(run, "MAX_HELD", 0)
-    assert "took its memory" in editor._take(Visit(), upload)[editor.status]
+    assert "took its memory" in show(editor, "_take", Visit(), upload)[editor.status]
     page = editor._open(key)
     assert "has expired" in page[editor.status] and page[editor.visit].out is not None
 

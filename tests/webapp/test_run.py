@@ -13,7 +13,9 @@ from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.webapp import run
 from stylegan_inversion.webapp.app import private_folder
 from stylegan_inversion.webapp.models import Model, Models
-from stylegan_inversion.webapp.studio import EXAMPLES, Studio, Visit
+from stylegan_inversion.webapp.photos import EXAMPLES
+from stylegan_inversion.webapp.run import finish
+from stylegan_inversion.webapp.studio import Studio, Visit
 from tests.conftest import make_generator
 from tests.webapp.marks import EDITED, read_mark
 from tests.webapp.tiny_app import tiny_model
@@ -46,16 +48,16 @@ def test_the_one_who_came_first_is_next_and_each_waits_once(studio: Studio, crop
     next(running)
     waiting = studio.tune(Visit(greedy.key), crop, **SHORT)  # another call of the same client
     theirs = studio.tune(other, crop, **SHORT)
-    assert next(waiting).stage == next(theirs).stage == "waiting"
+    assert "Waiting" in next(waiting).words and "Waiting" in next(theirs).words
     with pytest.raises(ValueError, match="A photo of yours waits to be sharpened already"):
         next(studio.tune(Visit(greedy.key), crop, **SHORT))
     waiting.close()  # cancelled: there is room for another
     again = studio.tune(Visit(greedy.key), crop, **SHORT)
-    assert next(again).stage == "waiting"
+    assert "Waiting" in next(again).words
     running.close()
-    assert next(again).stage == "waiting"  # the other one came first
-    assert [*theirs][-1].output is other.out is not None
-    assert [*again][-1].output is not None
+    assert "Waiting" in next(again).words  # the other one came first
+    assert finish(theirs) is other.out is not None
+    assert finish(again) is not None
 
 
 def test_a_stop_gives_the_best_there_is(studio: Studio, model: Model, crop: Crop) -> None:
@@ -63,11 +65,10 @@ def test_a_stop_gives_the_best_there_is(studio: Studio, model: Model, crop: Crop
     for before in (None, quick):
         visit = Visit(out=before)
         reports = studio.tune(visit, crop, pivot="w", num_w_steps=1000)
-        while next(reports).stage != "projection":
+        while not next(reports).preview:
             pass
         visit.end()
-        *_, last = reports
-        assert last.output is visit.out is not None
+        assert finish(reports) is visit.out is not None
         assert visit.out.reports[0]["l2"] <= quick.reports[0]["l2"]
 
 
@@ -78,7 +79,7 @@ def test_the_oldest_results_go_when_memory_is_short(
     own = sum(tensor.nbytes for tensor in model.tuner.generator.state_dict().values())
     monkeypatch.setattr(run, "MAX_HELD", 2 * own + 1000)
     for visit in visits:
-        assert [*studio.tune(visit, crop, **SHORT)][-1].output is visit.out
+        assert finish(studio.tune(visit, crop, **SHORT)) is visit.out
     outs = [visit.out for visit in visits if visit.out]
     assert not [*outs[0].generator.synthesis.parameters()]
     for work in (
@@ -94,10 +95,10 @@ def test_the_oldest_results_go_when_memory_is_short(
     monkeypatch.setattr(run, "MAX_HELD", 0)
     studio.open_inversion(visits[2], str(path))
     reports = studio.tune(visits[2], crop, pivot="w", num_w_steps=1000)
-    while next(reports).stage != "projection":
+    while not next(reports).preview:
         visits[2].out = None
     visits[2].end()
-    assert [*reports] and model.pipelines["e4e"](crop).images  # the model itself stays
+    assert finish(reports) and model.pipelines["e4e"](crop).images  # the model itself stays
     monkeypatch.setattr(run, "MAX_HELD", 5 * photo.width * photo.height)
     path = Path(visits[0].publish(b"", "x.png"))
     photo.save(path)
@@ -124,7 +125,7 @@ def test_a_result_counts_once_and_an_example_is_made_again(
     assert [*generator.synthesis.parameters()]
     monkeypatch.setattr(run, "MAX_HELD", 0)
     with pytest.raises(ValueError, match="took its memory"):
-        [*studio.tune(Visit(), crop, **SHORT)][-1].output.generator.synthesis(crop)
+        finish(studio.tune(Visit(), crop, **SHORT)).generator.synthesis(crop)
     with pytest.raises(ValueError, match="took its memory"):
         studio.edit(visit, visit.out, {"smile": 1.0})
     studio.example(other, EXAMPLES[0])

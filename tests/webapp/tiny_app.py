@@ -51,7 +51,7 @@ def serve(model: Model, *, hosts: Sequence[str] = (), open: bool = False) -> Ite
         studio = Studio(Models(model, open=open))
         demo = build_app(studio)
         try:
-            url = start(demo, server_name="127.0.0.1", quiet=True, **launch_options(open_choice=open, hosts=hosts))
+            url = start(demo, server_name="127.0.0.1", quiet=True, **launch_options(hosts=hosts))
             yield Served(url, demo, studio, Path(folder))
         finally:
             demo.close(verbose=False)
