@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli
@@ -329,6 +330,8 @@ def test_edits_of_a_table_are_a_grid_with_a_list(e4e: E4EPipeline, photos: Path,
         assert sizes == ({(200, 120), (400, 120)} if paste else {(32, 32)}) and len(listed) == 90
     with pytest.raises(ValueError, match="holds a run with paste=True, and this one has False"):
         edit_folder(e4e, tmp_path / "out", output, edits=grid)
+    with FileLock(output / ".lock"), pytest.raises(ValueError, match="Another run is writing to"):
+        edit_folder(e4e, tmp_path / "out", output, edits=grid, paste=True)
     with pytest.raises(ValueError, match="must be finite"):
         edit_folder(e4e, tmp_path / "out", tmp_path / "more", edits={"smile": [1.0, float("inf")]})
     row = next(row for row in read_rows(tmp_path / "out") if row["error"] is not None)
