@@ -237,8 +237,8 @@ def invert_folder(
         save: Pictures to write too: "crop", "inverted" (what the generator draws) and "photo" (the photo with that in
             place), as `OUTPUT/crop/<path>-<face_index>.png` and so on.
         batch_size: Faces that go through an encoder together. A method that optimises takes one at a time.
-        workers: Processes that decode photos and find faces. `None` takes all CPUs but one; 0 takes this process,
-            which a script without `if __name__ == "__main__":` needs.
+        workers: Processes that decode photos and find faces. `None` takes as many as PyTorch has threads; 0 takes this
+            process, which a script without `if __name__ == "__main__":` needs.
         ray: Address of a Ray cluster to run on, whose machines all see both folders; "local" starts one here. It needs
             the extra `distributed`. `None` runs without Ray.
         retry_errors: Try the photos with an error again.
@@ -279,7 +279,7 @@ def invert_folder(
         invert = Invert(pipeline, align, output.resolve(), options, size, save)
         names = ((path, printable(path)) for path in photos)
         todo = ((path, (known[name],) if name in known else ()) for path, name in names)
-        workers = max(1, (os.cpu_count() or 1) - 1) if workers is None else workers
+        workers = torch.get_num_threads() if workers is None else workers
         run = run_here(align, invert, todo, workers) if ray is None else run_on_ray(align, invert, todo, ray)
         try:
             with closing(run), tqdm(total=len(photos), unit="photo", disable=not progress) as bar:
@@ -403,7 +403,7 @@ def edit_folder(
 
     Raises:
         ValueError: If a direction is unknown, no strengths are given, the folder holds no table of this generator, or
-            the output pictures of another table.
+            the output pictures of another table, or is being written to.
         CheckpointError: If a row names a file outside the folders.
         OSError: If a photo is gone.
     """
@@ -425,28 +425,31 @@ def edit_folder(
     for strengths in grid:
         apply_directions(nothing, pipeline.directions, strengths=strengths)  # raises before the first picture
     output.mkdir(parents=True, exist_ok=True)
-    _check_settings(output, mine)
-    changed = max(part.stat().st_mtime for part in parts)
-    listed, total = list[dict[str, Any]](), sum(pyarrow.parquet.read_metadata(part).num_rows for part in parts)
-    for row in tqdm(read_rows(folder), total=total, unit="face", disable=not progress):
-        if row["error"] is not None:
-            continue
-        out = None
-        for strengths in grid:
-            label = "".join(f"_{name}{strength:+.9g}" for name, strength in strengths.items())
-            file = picture_file(output, row, label)
-            name = file.relative_to(output).as_posix()
-            listed.append({"picture": name, **{key: row[key] for key in ("id", "path", "face_index")}, **strengths})
-            if file.is_file() and file.stat().st_mtime >= changed:
+    with _only_run(output):
+        _check_settings(output, mine)
+        for root, *_ in os.walk(output):
+            storage.sweep(Path(root))
+        changed = max(part.stat().st_mtime for part in parts)
+        listed, total = list[dict[str, Any]](), sum(pyarrow.parquet.read_metadata(part).num_rows for part in parts)
+        for row in tqdm(read_rows(folder), total=total, unit="face", disable=not progress):
+            if row["error"] is not None:
                 continue
-            if out is None:
-                photo = load_image(Path(settings["folder"], row["path"])) if paste else None
-                out = InversionOutput.from_row(row, **made, photo=photo)
-            edited = pipeline.edit(out, **strengths)
-            save_image(pipeline.paste_back(edited)[0] if paste else edited.images[0], file)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["picture", "id", "path", "face_index", *edits])
-    writer.writeheader()
-    writer.writerows(listed)
-    storage.write_file(output / "edits.csv", lambda file: file.write_text(text.getvalue(), "utf-8", newline=""))
+            out = None
+            for strengths in grid:
+                label = "".join(f"_{name}{strength:+.9g}" for name, strength in strengths.items())
+                file = picture_file(output, row, label)
+                name = file.relative_to(output).as_posix()
+                listed.append({"picture": name, **{key: row[key] for key in ("id", "path", "face_index")}, **strengths})
+                if file.is_file() and file.stat().st_mtime >= changed:
+                    continue
+                if out is None:
+                    photo = load_image(Path(settings["folder"], row["path"])) if paste else None
+                    out = InversionOutput.from_row(row, **made, photo=photo)
+                edited = pipeline.edit(out, **strengths)
+                save_image(pipeline.paste_back(edited)[0] if paste else edited.images[0], file)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, ["picture", "id", "path", "face_index", *edits])
+        writer.writeheader()
+        writer.writerows(listed)
+        storage.write_file(output / "edits.csv", lambda file: file.write_text(text.getvalue(), "utf-8", newline=""))
     return len(listed)

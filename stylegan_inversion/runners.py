@@ -158,7 +158,9 @@ def run_on_ray(align: Align, invert: Invert, photos: Photos, address: str) -> Ge
     items = [pickle.dumps(photo) for photo in photos]
     cpus, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
     share: Any = {"num_gpus": 1} if gpus else {"num_cpus": 1}
-    aligned = ray.data.from_items(items, override_num_blocks=1 + len(items) // 64).map_batches(
+    ray.data.DataContext.get_current().enable_progress_bars = False  # there is one already
+    blocks = max(4 * cpus, len(items) // 64)
+    aligned = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
         _AlignActor,
         fn_constructor_args=(align,),
         batch_size=8,

@@ -42,7 +42,7 @@ def add_invert(parser: argparse.ArgumentParser) -> None:
     kinds = "folder: pictures to write too, some of crop,inverted,photo [none]"
     add("--save", type=lambda text: text.split(","), metavar="KINDS", help=kinds)
     add("--batch-size", type=at_least(1), metavar="N", help="folder: faces that go through an encoder together [16]")
-    add("--workers", type=at_least(0), metavar="N", help="folder: processes that find faces [all CPUs but one]")
+    add("--workers", type=at_least(0), metavar="N", help="folder: processes that find faces [one a core]")
     again = "folder: try the photos with an error again"
     add("--retry-errors", action="store_true", default=None, help=again)
     cluster = "folder: run on the Ray cluster at this address, or on one that is started here"

@@ -28,7 +28,7 @@ from stylegan_inversion.preprocessing.landmarks import LandmarkDetector, get_lan
 
 Row = dict[str, Any]
 PICTURES = ("crop", "inverted", "photo")
-_PART_ROWS, _PART_SECONDS = 4096, 5.0  # a part is written after so many rows or seconds
+_PART_ROWS, _PART_SECONDS = 1024, 5.0  # a part is written after so many rows or seconds
 
 
 def printable(text: str) -> str:
@@ -272,7 +272,9 @@ class Table:
     def _write(self, table: Any, part: Path) -> None:
         import pyarrow.parquet as pq
 
-        storage.write_file(part, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+        # small groups without dictionaries: pyarrow takes ten times a group's memory
+        options = {"compression": "zstd", "row_group_size": 256, "use_dictionary": False}
+        storage.write_file(part, lambda temporary: pq.write_table(table, temporary, **options))
 
     def tidy(self, *, retry_errors: bool = False) -> tuple[dict[str, str | None], int, int]:
         """Remove the rows of photos that later rows replace, and on request those with errors; and then their files.

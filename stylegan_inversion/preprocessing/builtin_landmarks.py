@@ -15,6 +15,7 @@ from PIL import Image
 
 from stylegan_inversion.models.face import FaceFeaturesConfig, FaceLandmarks68
 from stylegan_inversion.models.face_detector import FaceDetector, FaceDetectorConfig
+from stylegan_inversion.models.layers import ONEDNN
 from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.storage import builtin_path, load_module
@@ -64,6 +65,8 @@ class BuiltinLandmarkDetector:
         folder = builtin_path("faces64/face")
         self._detector = load_module(FaceDetector, FaceDetectorConfig, folder / "detector")
         self._landmarks = load_module(FaceLandmarks68, FaceFeaturesConfig, folder / "landmarks")
+        for network in (self._detector, self._landmarks) if ONEDNN else ():
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth less time
 
     @torch.no_grad()
     def __call__(self, photo: Image.Image) -> list[Face]:
