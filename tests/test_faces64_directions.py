@@ -41,7 +41,7 @@ def one_score(scorer: FaceScorer, name: str, x: Tensor) -> Tensor:
         return logits[:, happy] - torch.cat([logits[:, :happy], logits[:, happy + 1 :]], dim=1).logsumexp(dim=1)
     if name == "yaw":
         return landmark_yaw(scorer.landmarks(x))
-    return scorer.age_gender(x)[("age", "gender").index(name)]
+    return scorer.recognition.age_and_gender(x)[("age", "gender").index(name)]
 
 
 @torch.no_grad()

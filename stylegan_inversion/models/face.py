@@ -183,7 +183,7 @@ class FaceRecognitionConfig(BoundedConfig):
     channels: tuple[int, ...] = number(
         (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024), 1, 4096, count=(2, 32)
     )
-    halving: tuple[int, ...] = number((1, 3, 5, 11), 0, 31, count=(0, 8))
+    halving: tuple[int, ...] = number((1, 3, 5, 11), 0, 31, count=(1, 8))
     num_features: int = number(256, 1, 8192)  # between the embedding and the guesses of age and gender
     num_ages: int = number(100, 1, 1000)  # classes: 0 years, 1 year, ...
 
