@@ -135,6 +135,7 @@ def translate(
     pictures: list[str], output: str, *, model: str, method: str, device: str, detector: Any, **options: Any
 ) -> int:
     from stylegan_inversion.pipelines.methods import METHODS
+    from stylegan_inversion.pipelines.rows import reason
     from stylegan_inversion.preprocessing.image import save_image
 
     folders = {Path(output) / Path(picture).stem: picture for picture in pictures}
@@ -146,7 +147,7 @@ def translate(
         try:
             out = pipeline.translate(picture, **options)
         except (InvalidImageError, FaceNotFoundError, OSError) as e:  # one picture must not stop the others
-            print(f"{picture}: failed: {e}", flush=True)
+            print(f"{picture}: failed: {reason(e)}", flush=True)
             failed += 1
             continue
         out.save(folder / "inversion")
@@ -179,7 +180,7 @@ def report(records: Iterable["Record"], where: str) -> int:
             which = f", face {index} of {faces} (0 is the largest)" if faces > 1 else ""
             line = f"{record.folder}{which}, mean squared error {record.report['l2']:.4f}"
         print(f"{record.photo}: {line}", flush=True)
-    print(f"{sum(done)} of {len(done)} photos done. Look at {where}.")
+    print(f"{sum(done)} of {len(done)} photos done." + (f" Look at {where}." if any(done) else ""))
     return 0 if all(done) else 1
 
 
