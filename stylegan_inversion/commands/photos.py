@@ -70,6 +70,8 @@ def invert(
     if folders and (len(photos) > 1 or edit):
         many = f"{folders[0]} is a folder: give it alone, without other photos."
         raise ValueError(many if len(photos) > 1 else "A folder is edited later: stylegan-inversion edit-folder.")
+    if options["together"] and len(photos) == 1 and not folders:
+        raise ValueError("--together tunes one generator for several photos: give two or more, or leave it out.")
     cls = METHODS[method].pipeline
     pipeline = cls.from_pretrained(model, device=device, detector=detector, perceptual=perceptual)
     given = {name: value for name, value in options.items() if value is not None}
