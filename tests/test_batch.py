@@ -99,7 +99,8 @@ def test_two_photos_never_share_a_folder(pti: PTIPipeline, photo: Image.Image, t
     assert sorted(entry["photo"] for entry in report["photos"]) == sorted(map(str, photos))
     missing = tmp_path / "d" / "cat.png"
     records = [record for record, _ in invert_photos(pti, [missing, photos[0]], tmp_path / "out")]
-    assert records[0].error and records[1].folder == folders[0], "one that is not there takes no folder"
+    assert records[0].error == f"No such file or directory: {missing}"
+    assert records[1].folder == folders[0], "one that is not there takes no folder"
     (tmp_path / "out" / "report.json").write_text("[")
     with pytest.raises(
         ValueError, match=r"report\.json cannot be read, so it is unknown which folder belongs to which"
