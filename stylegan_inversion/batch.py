@@ -59,7 +59,7 @@ class Record:
 
     Attributes:
         photo: Path of the photo, as it was given.
-        folder: Where its pictures are; `None` if it failed.
+        folder: Where its pictures are, if it failed those of an earlier call; `None` if there are none.
         error: The reason, if it failed.
         report: Figures of the inversion.
         path: Absolute path of the photo: the folder belongs to it.
@@ -81,7 +81,9 @@ def check_options(pipeline: InversionPipeline, options: Mapping[str, Any]) -> No
     known = [name for name in inspect.signature(pipeline.__call__).parameters if name != "image"]
     unknown = [name for name in options if name not in known]
     if unknown:
-        raise ValueError(f"{type(pipeline).__name__} has no option {unknown[0]!r}; it has {', '.join(known)}.")
+        calls = {cls: inspect.signature(cls.__call__).parameters for cls in (row.pipeline for row in METHODS.values())}
+        other = "".join(f" {cls.__name__} takes it." for cls, names in calls.items() if unknown[0] in names)
+        raise ValueError(f"{type(pipeline).__name__} has no option {unknown[0]!r}; it has {', '.join(known)}.{other}")
 
 
 def invert_photos(
@@ -116,20 +118,20 @@ def invert_photos(
     """
     edits, options = dict(edits or {}), dict(options or {})
     check_options(pipeline, options)
-    sizes = 1, pipeline.generator.num_ws, pipeline.generator.config.w_dim
-    nothing = torch.zeros(sizes, device="cpu", dtype=torch.float32)
+    nothing = torch.zeros((1, pipeline.generator.num_ws, pipeline.generator.config.w_dim), device="cpu")
     apply_directions(nothing, pipeline.directions, strengths=edits)  # raises before the first photo
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     storage.sweep(output)
     records = _read_records(output)
     for photo, out in each_inverted(pipeline, photos, options, shared=output / TOGETHER):
-        folder = output / _folder_name(path := os.path.abspath(photo), records)
+        folder, begun = output / _folder_name(path := os.path.abspath(photo), records), False
         try:
             if isinstance(out, Exception):
                 raise out
             edited = pipeline.edit(out, **edits) if edits else out
             pasted = pipeline.paste_back(edited)[0] if edits else None
+            begun = True
             storage.sweep(folder)
             if options.get("together"):
                 shutil.rmtree(folder / "inversion", ignore_errors=True)
@@ -147,10 +149,10 @@ def invert_photos(
             raise
         except Exception as e:  # one photo must not stop the others
             logger.debug("%s failed", photo, exc_info=True)
-            record, out = Record(str(photo), error=reason(e), path=path), None
-            _remove(folder, "crop", "inverted", "edited", "photo")
-            if (folder / "inversion" / storage.CONFIG_NAME).is_file():
-                shutil.rmtree(folder / "inversion")
+            kept = records[path].folder if path in records else None  # what an earlier call made of it
+            record, out = Record(str(photo), kept, reason(e), path=path), None
+            if begun:  # pictures of two calls must not stand together
+                _remove(folder, "crop", "inverted", "edited", "photo")
         records[path] = record
         storage.write_config({"photos": [asdict(r) for r in records.values()], "edits": edits}, output, name=REPORT)
         yield record, out
@@ -222,8 +224,7 @@ def invert_folder(
     A face has one row: `id`, `path` (below the folder) and `sha256` of its photo, `face_index` (0 is the largest),
     `face_count`, `quad`, `w_plus` in float16, `l2`, `seconds`, `model`, `commit`, `version`. A photo or a face that
     cannot be done has one with the `error`. A generator of its own, tuned by PTI or with the photo's features, is
-    `OUTPUT/deltas/<id>.safetensors`; its sha256 is the row's `delta`.
-    `InversionOutput.from_row` makes an output of a row again, `edit_folder` draws edits.
+    `OUTPUT/deltas/<id>.safetensors`; its sha256 is the row's `delta`. `InversionOutput.from_row` makes an output again.
 
     A run that was stopped, even killed, goes on when it is called again; photos that are done are only hashed. A photo
     that has changed replaces its rows. The rows do not depend on where the run was stopped, nor on `workers`.
@@ -232,8 +233,7 @@ def invert_folder(
         pipeline: Inverts them.
         folder: The photos.
         output: Folder, made if needed. Pictures in it are no photos, even if it is inside `folder`.
-        options: Further arguments of the pipeline's call, such as `align` or `num_w_steps`; `face` takes only one face
-            of each photo.
+        options: Further arguments of the pipeline's call; `face` takes only one face of each photo.
         save: Pictures to write too: "crop", "inverted" (what the generator draws) and "photo" (the photo with that in
             place), as `OUTPUT/crop/<path>-<face_index>.png` and so on.
         batch_size: Faces that go through an encoder together. A method that optimises takes one at a time.
@@ -333,7 +333,7 @@ def read_run(output: Path) -> dict[str, Any]:
     try:
         return dict(json.loads((output / RUN).read_text("utf-8")))
     except (OSError, ValueError, TypeError) as e:
-        raise ValueError(f"{output / RUN} cannot be read: {e}. Give the output folder of an inverted folder.") from e
+        raise ValueError(f"{RUN} cannot be read: {reason(e)}. Give the output folder of an inverted folder.") from e
 
 
 def load_pipeline(output: str | Path, *, allow_download: bool = False, device: str | None = None) -> InversionPipeline:
@@ -419,7 +419,6 @@ def edit_folder(
     if other := [part for part in parts if not pyarrow.parquet.read_schema(part).equals(schema)]:
         raise ValueError(f"{other[0]} is not a part of a table that `invert_folder` wrote; remove it.")
     made: dict[str, Any] = {"base": pipeline.generator, "networks": pipeline.networks, "domain": pipeline.domain}
-    made["folder"] = folder
     grid = [dict(zip(edits, strengths)) for strengths in itertools.product(*edits.values())]
     nothing = torch.zeros((1, pipeline.generator.num_ws, pipeline.generator.config.w_dim), device="cpu")
     for strengths in grid:
@@ -444,7 +443,7 @@ def edit_folder(
                     continue
                 if out is None:
                     photo = load_image(Path(settings["folder"], row["path"])) if paste else None
-                    out = InversionOutput.from_row(row, **made, photo=photo)
+                    out = InversionOutput.from_row(row, **made, folder=folder, photo=photo)
                 edited = pipeline.edit(out, **strengths)
                 save_image(pipeline.paste_back(edited)[0] if paste else edited.images[0], file)
         text = io.StringIO()

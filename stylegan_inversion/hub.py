@@ -100,7 +100,6 @@ def download(
             offline, why = True, _explain(e, repo_id, access.revision)
             if access.force_download or type(e).__name__ == "RevisionNotFoundError":
                 raise ModelNotFoundError(why) from e
-            logger.warning("%s The copy in the cache is used, if there is one.", why)
     options = where | _LIBRARY | {"etag_timeout": timeout, "token": access.token, "allow_patterns": list(patterns)}
     options |= {"local_files_only": offline, "force_download": access.force_download, "tqdm_class": _progress_bar()}
     for again in (False, True):
@@ -112,6 +111,8 @@ def download(
         asked = list(filter_repo_objects(there, allow_patterns=options["allow_patterns"]))
         if offline and (access.force_download or not asked):
             raise ModelNotFoundError(why)
+        if offline and not is_offline(access):
+            logger.warning("%s The copy in the cache is used.", why)
         damaged = [name for name in asked if not _is_intact(folder / name)]
         if not damaged:
             return _check_sha256(folder, asked, sha256, repo_id)

@@ -64,8 +64,9 @@ def test_old_pictures_do_not_pass_for_new_ones(pti: PTIPipeline, photo: Image.Im
     list(invert_photos(pti, [tmp_path / "a.png"], tmp_path / "out"))
     assert sorted(p.name for p in (tmp_path / "out" / "a").iterdir()) == ["crop.png", "inversion", "inverted.png"]
     (tmp_path / "a.png").write_bytes(b"")
-    list(invert_photos(pti, [tmp_path / "a.png"], tmp_path / "out"))
-    assert list((tmp_path / "out" / "a").iterdir()) == []
+    ((record, _),) = invert_photos(pti, [tmp_path / "a.png"], tmp_path / "out")
+    assert record.error is not None and record.folder == str(tmp_path / "out" / "a"), "nothing is lost by a failure"
+    assert sorted(p.name for p in (tmp_path / "out" / "a").iterdir()) == ["crop.png", "inversion", "inverted.png"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +100,8 @@ def test_two_photos_never_share_a_folder(pti: PTIPipeline, photo: Image.Image, t
     assert sorted(entry["photo"] for entry in report["photos"]) == sorted(map(str, photos))
     missing = tmp_path / "d" / "cat.png"
     records = [record for record, _ in invert_photos(pti, [missing, photos[0]], tmp_path / "out")]
-    assert records[0].error and records[1].folder == folders[0], "one that is not there takes no folder"
+    assert records[0].error == f"No such file or directory: {missing}"
+    assert records[1].folder == folders[0], "one that is not there takes no folder"
     (tmp_path / "out" / "report.json").write_text("[")
     with pytest.raises(
         ValueError, match=r"report\.json cannot be read, so it is unknown which folder belongs to which"

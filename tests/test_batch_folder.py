@@ -223,6 +223,7 @@ def test_ctrl_c_keeps_whole_photos(
         ({"options": {"face": 0}}, "holds a run with face=None, and this one has 0"),
         ({"save": ["faces"]}, "`save` must name some of crop, inverted, photo, got 'faces'"),
         ({"options": {"num_steps": 1}}, "E4EPipeline has no option 'num_steps'"),
+        ({"options": {"preset": "fast"}}, r"E4EPipeline has no option 'preset'; .* PTIPipeline takes it\."),
         ({"batch_size": 0}, "`batch_size` must be >= 1 and `workers` >= 0, got 0"),
         ({"folder": "other"}, r"holds a run with folder=.*If the folder was moved, change `folder` in run\.json"),
     ],

@@ -69,6 +69,7 @@ def test_invert(tiny_model: str, photo: Image.Image, tmp_path: Path, capsys: pyt
         (["--method", "e4e"], "holds no Encoder4Editing"),
         (["--device", "gpu"], "`device` must be auto, cuda, mps, cpu or such as cuda:1, got 'gpu'"),
         (["--edit", "smile=nan"], "nan"),
+        (["--together"], "--together tunes one generator for several photos: give two or more"),
     ],
 )
 def test_wrong_arguments(

@@ -170,7 +170,7 @@ def test_each_fault_says_what_it_is_and_a_model_in_the_cache_still_loads(
         fake_hub.faults[""] = fault
     assert download() == folder
     (said,) = caplog.messages
-    assert re.search(message, said) and said.endswith("The copy in the cache is used, if there is one.")
+    assert re.search(message, said) and said.endswith("The copy in the cache is used.")
     with pytest.raises(ModelNotFoundError, match=rf"^[^\n]*{message}[^\n]*$"):
         download(Access(force_download=True))
     shutil.rmtree(folder.parents[1])

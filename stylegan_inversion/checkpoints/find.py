@@ -109,7 +109,11 @@ def _find_elsewhere(name: str, inside: str, access: Access, weights: str) -> Pat
         patterns = [f"{prefix}*.json", f"{prefix}*{weights}"]
         if weights != storage.WEIGHTS_NAME:
             patterns.append(f"{prefix}*directions/{storage.WEIGHTS_NAME}")
-        return download(name, patterns, access, otherwise=f", or give a folder, or a built-in model: {builtin}")
+        try:
+            return download(name, patterns, access, otherwise=f", or give a folder, or a built-in model: {builtin}")
+        except ModelNotFoundError as e:
+            hint = suggest(PurePath(name).name) or ""
+            raise ModelNotFoundError(f"{e} There is no folder {name!r} here. {hint}".rstrip()) from e
     hint = suggest(name) or "A repository on the Hub is written organisation/repository."
     raise ModelNotFoundError(
         f"No model {name!r}: it is not a folder, and the built-in models are {builtin}. {hint} "
@@ -208,12 +212,18 @@ def fetch(entry: CatalogueEntry, access: Access = Access()) -> Path:
     if entry.repository is None or entry.file is None:
         raise ModelNotFoundError(
             f"{entry.name!r} cannot be fetched by its name, since no copy of it on the Hub is known. Get it from "
-            f"{entry.source} and take the file with `from_single_file`. {entry.note or ''}".rstrip()
+            f"{entry.source}; `stylegan-inversion convert FILE FOLDER` makes a model of it. {entry.note or ''}".rstrip()
         )
     if entry.host == "github":
         address = f"https://raw.githubusercontent.com/{entry.repository}/{entry.revision}/{entry.file}"
         return download_url(address, str(entry.sha256), access)
-    path = download_file(entry.repository, entry.file, replace(access, revision=entry.revision), sha256=entry.sha256)
+    access = replace(access, revision=entry.revision)
+    try:
+        path = download_file(entry.repository, entry.file, access, sha256=entry.sha256)
+    except ModelNotFoundError as e:
+        file = PurePath(entry.file).name
+        by_hand = f"`stylegan-inversion convert {file} FOLDER` makes a model of it"
+        raise ModelNotFoundError(f"{e} Or get {file} from {entry.source}; {by_hand}.") from e
     if entry.sha256 is None:
         where = f"{entry.file} of {entry.repository}"
         text = "No sha256 of %s is known in advance: %s was checked against the Hub's own, %s."

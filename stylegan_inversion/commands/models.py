@@ -185,5 +185,7 @@ def add_push(parser: argparse.ArgumentParser) -> None:
 def push(folder: str, repo_id: str, **options: Any) -> int:
     from stylegan_inversion.pipelines.loading import push_to_hub
 
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder} is not a folder: `save_pretrained` or `stylegan-inversion convert` makes one.")
     print(push_to_hub(Path(folder), repo_id, **options))
     return 0

@@ -70,6 +70,8 @@ def invert(
     if folders and (len(photos) > 1 or edit):
         many = f"{folders[0]} is a folder: give it alone, without other photos."
         raise ValueError(many if len(photos) > 1 else "A folder is edited later: stylegan-inversion edit-folder.")
+    if options["together"] and len(photos) == 1 and not folders:
+        raise ValueError("--together tunes one generator for several photos: give two or more, or leave it out.")
     cls = METHODS[method].pipeline
     pipeline = cls.from_pretrained(model, device=device, detector=detector, perceptual=perceptual)
     given = {name: value for name, value in options.items() if value is not None}
@@ -135,6 +137,7 @@ def translate(
     pictures: list[str], output: str, *, model: str, method: str, device: str, detector: Any, **options: Any
 ) -> int:
     from stylegan_inversion.pipelines.methods import METHODS
+    from stylegan_inversion.pipelines.rows import reason
     from stylegan_inversion.preprocessing.image import save_image
 
     folders = {Path(output) / Path(picture).stem: picture for picture in pictures}
@@ -146,7 +149,7 @@ def translate(
         try:
             out = pipeline.translate(picture, **options)
         except (InvalidImageError, FaceNotFoundError, OSError) as e:  # one picture must not stop the others
-            print(f"{picture}: failed: {e}", flush=True)
+            print(f"{picture}: failed: {reason(e)}", flush=True)
             failed += 1
             continue
         out.save(folder / "inversion")
@@ -179,7 +182,7 @@ def report(records: Iterable["Record"], where: str) -> int:
             which = f", face {index} of {faces} (0 is the largest)" if faces > 1 else ""
             line = f"{record.folder}{which}, mean squared error {record.report['l2']:.4f}"
         print(f"{record.photo}: {line}", flush=True)
-    print(f"{sum(done)} of {len(done)} photos done. Look at {where}.")
+    print(f"{sum(done)} of {len(done)} photos done." + (f" Look at {where}." if any(done) else ""))
     return 0 if all(done) else 1
 
 

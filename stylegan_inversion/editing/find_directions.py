@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from stylegan_inversion import latents
 from stylegan_inversion.editing.directions import Direction
-from stylegan_inversion.editing.interfacegan import condition_boundary, fit_boundary
+from stylegan_inversion.editing.interfacegan import condition_boundary, fit_boundary, import_svm
 from stylegan_inversion.models.generator import Generator
 
 Score = Callable[[Tensor], Mapping[str, Tensor]]
@@ -101,6 +101,8 @@ def find_directions(
     for (option, lowest), value in zip(least.items(), given):
         if value < lowest:
             raise ValueError(f"`{option}` must be >= {lowest}, got {value}.")
+    if space == "w":
+        import_svm()  # raises before the first image
     search = _Search(generator, score, batch_size, seed)
     known = list(search.scores)
     names = known if names is None else list(names)

@@ -5,6 +5,7 @@ Original code: https://github.com/genforce/interfacegan (MIT).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,15 @@ class Boundary:
     train_accuracy: float  # share of the samples of the fit that lie on their side, in [0, 1]
     validation_accuracy: float  # the same for the samples held out of the fit
     full_accuracy: float  # the same for all samples, where a score above the middle of the range counts as high
+
+
+def import_svm() -> Any:
+    """Import scikit-learn's SVM, or raise `MissingDependencyError`."""
+    try:
+        from sklearn.svm import SVC
+    except ImportError as e:
+        raise MissingDependencyError.of_extra("Fitting a boundary needs scikit-learn.", "train") from e
+    return SVC
 
 
 def fit_boundary(
@@ -62,11 +72,7 @@ def fit_boundary(
         raise ValueError(f"`split_ratio` must be in (0, 1), got {split_ratio}.")
     if len(scores) != len(w):
         raise ValueError(f"`scores` must hold one score for each of the {len(w)} samples of `w`, got {len(scores)}.")
-    try:
-        from sklearn.svm import SVC
-    except ImportError as e:
-        raise MissingDependencyError.of_extra("Fitting a boundary needs scikit-learn.", "train") from e
-
+    classifier = import_svm()
     samples = w.detach().float().cpu().numpy()
     values = scores.detach().cpu().numpy()
     if invalid_value is not None:
@@ -91,7 +97,9 @@ def fit_boundary(
     high = samples[:num_chosen][random_state.permutation(num_chosen)]
     low = samples[-num_chosen:][random_state.permutation(num_chosen)]
     labels = np.repeat([1, 0], num_train)
-    svm = SVC(kernel="linear", random_state=seed).fit(np.concatenate([high[:num_train], low[:num_train]]), labels)
+    svm = classifier(kernel="linear", random_state=seed).fit(
+        np.concatenate([high[:num_train], low[:num_train]]), labels
+    )
     normal = svm.coef_[0].astype(np.float64)
     norm = float(np.linalg.norm(normal))
     if norm == 0:

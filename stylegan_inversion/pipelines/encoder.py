@@ -1,6 +1,7 @@
 """pSp, e4e and ReStyle: an encoder gives the code, the generator is shared (arXiv:2008.00951, 2102.02766)."""
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, cast
@@ -27,6 +28,7 @@ from stylegan_inversion.preprocessing.domain import FACES, Domain
 from stylegan_inversion.preprocessing.image import to_pil, to_tensor
 from stylegan_inversion.preprocessing.sources import PhotoSource, Source, reduced, source_from_config, to_config
 
+logger = logging.getLogger(__name__)
 FIRST_MIXED = 8 / 18  # where the layers of pSp's style mixing begin, as a share of all: they draw from 64 px on at 1024
 BATCH_SIZE = 16  # photos that go through an encoder at once
 _PHOTO = to_config(PhotoSource())
@@ -163,6 +165,8 @@ class EncoderPipeline(InversionPipeline):
             raise ValueError(f"`resize_factor` and `align` are for photos, and this encoder reads {self.source}.")
         if is_photo:
             crop = self.align(image, align=align)
+            if not align and self.domain.has_faces and crop.photo.width != crop.photo.height:
+                logger.warning("The picture is no square crop of a face: its middle is taken. `align` finds the face.")
             if resize_factor is not None:
                 crop = self.domain.crop(reduced(self.domain.recrop(crop, self.side), resize_factor), resolution)
             x = self.inputs([crop])
@@ -195,8 +199,8 @@ class EncoderPipeline(InversionPipeline):
             from stylegan_inversion.pipelines.methods import ANY_GENERATOR  # it imports this file
 
             raise ModelNotFoundError(
-                f"{model.where.parent.name!r} holds no {kind.network.__name__} (folder {kind.folder!r}). "
-                f"{ANY_GENERATOR} needs only the generator."
+                f"{model.where.parent.name!r} holds no {kind.network.__name__} (folder {kind.folder!r}): take a model "
+                f"that `stylegan-inversion models` lists with it, or {ANY_GENERATOR}, which needs only the generator."
             )
         encoder, *others = (model.encoders[name]() for name in names)
         parts: dict[str, Any] = dict(zip(names[1:], others))

@@ -38,6 +38,8 @@ def printable(text: str) -> str:
 
 def reason(error: Exception) -> str:
     """What a record says about a failure."""
+    if isinstance(error, OSError) and error.strerror and error.filename:  # without the number
+        return printable(f"{error.strerror}: {error.filename}")
     known = isinstance(error, (errors.StyleGANInversionError, OSError))
     return printable(str(error) if known else f"{type(error).__name__}: {error}")
 

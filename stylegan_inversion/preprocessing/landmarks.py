@@ -90,7 +90,7 @@ class FacexlibLandmarkDetector:
 
     def __init__(self, *, device: torch.device | str = "cpu") -> None:
         """Load the network, and fetch its weights (109 MB) if they are not there; see `get_landmark_detector`."""
-        otherwise = 'The built-in detector needs nothing: get_landmark_detector("builtin").'
+        otherwise = 'The built-in one needs nothing: detector="builtin", or --detector builtin.'
         with importing("facexlib", "faces", otherwise=otherwise):
             from facexlib.detection import init_detection_model
 
@@ -110,7 +110,7 @@ class FacexlibLandmarkDetector:
         except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as e:
             raise CheckpointError(
                 f"The weights of RetinaFace could not be fetched or read ({e}). Download {_FACEXLIB_URL} to {weights}, "
-                'or use the built-in detector: get_landmark_detector("builtin").'
+                'or use the built-in detector: detector="builtin", or --detector builtin.'
             ) from e
         finally:
             socket.setdefaulttimeout(before)

@@ -170,13 +170,17 @@ def test_fetch(fake_hub: FakeHub, entry: CatalogueEntry, tmp_path: Path, caplog:
             fetch(each, OFFLINE)
 
 
-def test_what_cannot_be_fetched_is_not(fake_hub: FakeHub) -> None:
+def test_what_cannot_be_fetched_is_not(fake_hub: FakeHub, entry: CatalogueEntry) -> None:
     entries = {entry.name: entry for entry in catalogue()}
     with pytest.raises(ModelNotFoundError, match=r"is known\. Get it from yuval-alaluf.* holds a StyleGAN3"):
         fetch(entries["restyle-e4e-ffhq-1024"])
     with pytest.raises(ModelNotFoundError, match=r"not supported: It draws 1024 x 512 pixels; only square"):
         fetch(entries["stylegan2-human-1024"])
     assert not fake_hub.log
+    with pytest.raises(ModelNotFoundError, match=r"Or get gone\.pt from somewhere; .* convert gone\.pt FOLDER` makes"):
+        fetch(replace(entry, file="gone.pt"))
+    with pytest.raises(ModelNotFoundError, match=r"no folder 'models/psp-ffhq-toonify' here\. Did you mean 'psp-ffhq"):
+        find_folder("models/psp-ffhq-toonify")
 
 
 # --- models of the catalogue
