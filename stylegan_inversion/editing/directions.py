@@ -177,7 +177,10 @@ class Direction:
         offset = float(strength) * self.unit * self.vector.detach().cpu().double()
         if before is not None and before.shape == offset.shape:
             offset = offset + before
-        return generator.with_styles(offset.where(offset.abs() > ROUNDING, 0))
+        try:
+            return generator.with_styles(offset.where(offset.abs() > ROUNDING, 0))
+        except ValueError as error:
+            raise ValueError(f"Direction {self.name!r} does not fit this generator at {strength:g}: {error}") from error
 
     def to(self, device: str | torch.device) -> "Direction":
         """Copy the direction to another device."""

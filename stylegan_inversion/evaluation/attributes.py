@@ -17,7 +17,8 @@ from stylegan_inversion.evaluation import report
 from stylegan_inversion.evaluation.editability import load_face_scorer
 from stylegan_inversion.evaluation.metrics import resize, scored_part
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
-from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.pipelines.base import InversionPipeline
+from stylegan_inversion.pipelines.output import draw
 from stylegan_inversion.preprocessing.image import to_pil, to_tensor
 
 FACE_SCORES = {
@@ -116,7 +117,7 @@ def make_probe(resolution: int, *, device: torch.device | str | None = None) -> 
     return Probe(load_perceptual(device=device), resolution)
 
 
-def write_report(found: Sequence[FoundDirection], generator: Generator, folder: Path, *, seed: int = 0) -> str:
+def write_report(found: Sequence[FoundDirection], pipeline: InversionPipeline, folder: Path, *, seed: int = 0) -> str:
     """Add directions to those in a folder, with `directions.md`, the table, and `directions.png`, the contact sheet.
 
     A direction of the same name is replaced. The sheet shows random faces, a row each, with every direction at five
@@ -143,13 +144,14 @@ random images.
     with storage.write_together(folder) as stage:
         save_directions(there | {each.name: each for each in directions}, stage)
     storage.write_text(table, folder / "directions.md")
-    report.save_figure(_columns(directions, generator, seed), folder / "directions.png")
+    report.save_figure(_columns(directions, pipeline, seed), folder / "directions.png")
     return table
 
 
 @torch.no_grad()
-def _columns(directions: Sequence[Direction], generator: Generator, seed: int) -> list[report.Column]:
+def _columns(directions: Sequence[Direction], pipeline: InversionPipeline, seed: int) -> list[report.Column]:
     """The contact sheet."""
+    generator = pipeline.generator
     z = torch.randn(_ROWS, generator.config.z_dim, generator=latents.seeded(seed, "sheet", 0), device="cpu")
     w_plus = latents.broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws)
     w_plus = latents.truncate(w_plus, generator.w_avg, truncation_psi=_PSI)
@@ -158,6 +160,6 @@ def _columns(directions: Sequence[Direction], generator: Generator, seed: int) -
         low, high = direction.strength_range or (-3.0, 3.0)
         for strength in (low, low / 2, 0.0, high / 2, high):
             moved, drawing = direction.apply(w_plus, strength), direction.restyle(generator, strength)
-            pictures = [to_pil(drawing.synthesis(w[None]))[0] for w in moved]
+            pictures = to_pil(pipeline.domain.without_bars(draw([drawing] * _ROWS, moved)))
             columns.append(report.Column(direction.name, f"{strength:+g}" if strength else "0", pictures))
     return columns

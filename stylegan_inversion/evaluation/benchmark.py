@@ -217,7 +217,7 @@ def _load_scorer(
 ) -> Scorer:
     generator, directions, device = pipeline.generator, pipeline.directions, pipeline.device
     resolution = resolution or generator.config.resolution
-    metrics.ms_ssim_scales(resolution)  # refuses a side that is too small
+    metrics.ms_ssim_scales(pipeline.domain.size(resolution)[1])  # refuses a side that is too small
     if edits is None:
         edits = ["smile"] if "smile" in directions else []
     codes = torch.zeros(1, generator.num_ws, generator.config.w_dim)
@@ -236,7 +236,7 @@ def _load_scorer(
             if name not in scored:
                 raise ValueError(f"There is no score for the edit {name!r}; there are {', '.join(scored)}.")
     network = None
-    if identity is not None:
+    if identity is not None and pipeline.domain.has_faces:
         network = load_identity(identity, None if identity == "builtin" else find_folder(identity), device=device)
     return Scorer(
         perceptual=load_perceptual(perceptual, device=device),

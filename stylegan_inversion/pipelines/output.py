@@ -163,8 +163,8 @@ class InversionOutput:
             header |= {f"generator.{k}.{name}": text for name, text in texts.items()}
         photos, pictures, editor = list[dict[str, Any]](), dict[bytes, int](), None
         for i, each in enumerate(self.generators):
-            if each.style_offset is not None:  # of edits in S
-                tensors[f"styles.{i}"] = each.style_offset
+            if each.style_offset is not None:
+                tensors[f"styles.{i}"] = each.style_offset.clone()  # photos may share it
             if isinstance(each, FeatureGenerator):
                 editor = each.synthesis.editor  # one for all
                 tensors |= {f"photo.{i}.{name}": tensor.clone() for name, tensor in each.photo.items()}

@@ -77,16 +77,8 @@ class EncoderObjective:
                 check_side(perceptual, side, otherwise="set --loss.lpips-crop 0")
             self.compare["lpips"] = lambda y_hat, y: perceptual(y_hat, y).mean()
         if "identity" in weights:
-            builtin = config.identity == "builtin"
-            folder = None if builtin else find_folder(config.identity)
+            folder = None if config.identity == "builtin" else find_folder(config.identity)
             self.compare["identity"] = IdentityLoss(load_identity(config.identity, folder, device=device))
-            if builtin and not (config.loss.identity and weights["identity"] >= 0.5):
-                logger.warning(
-                    "`loss.identity` is %g with the built-in network, for which strangers differ by only 0.07, so it "
-                    "will hardly count. Weigh it ten times as much, or give ArcFace as `identity`, for which the "
-                    "papers chose their weights.",
-                    weights["identity"],
-                )
         if "moco" in weights:
             self.compare["moco"] = IdentityLoss(load_moco(find_folder(config.moco), device=device))
 

@@ -206,7 +206,8 @@ class Trainer:
         if "steps" not in theirs:
             raise ValueError(f"{self.output} holds something other than a training run. Give another `output`.")
         if state is not None:
-            compare_configs(self.output, ours, theirs, extendable=self.config.extendable)
+            defaults = config_dict(type(self.config)(data=self.config.data))
+            compare_configs(self.output, ours, theirs, defaults=defaults, extendable=self.config.extendable)
             if state["data"] != self.fingerprint:
                 raise ValueError(
                     f"The pictures in {self.config.data} are not those that the run in {self.output} began with: their "
