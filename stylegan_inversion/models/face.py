@@ -44,19 +44,8 @@ def resize_and_normalize(x: Float[Tensor, "batch 3 height width"], size: int) ->
     return (resize(x, size) * 127.5 + 127.5 - mean) / 255
 
 
-def pad_same(
-    x: Float[Tensor, "batch channels height width"], kernel_size: int, stride: int, *, value: float = 0.0
-) -> Float[Tensor, "batch channels padded_height padded_width"]:
-    """Pad as TensorFlow's "same": output size ceil(input / stride), the odd pixel on the right and at the bottom."""
-    padding: list[int] = []
-    for size in (x.shape[3], x.shape[2]):
-        total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
-        padding += [total // 2, total - total // 2]
-    return F.pad(x, padding, value=value)
-
-
 class Conv2dSame(nn.Conv2d):
-    """A convolution with TensorFlow's "same" padding."""
+    """A convolution with TensorFlow's "same" padding: output ceil(input / stride), the odd pixel right and below."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1, depthwise: bool = False
@@ -66,7 +55,11 @@ class Conv2dSame(nn.Conv2d):
 
     def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch out_channels h w"]:
         """Pad and convolve."""
-        return super().forward(pad_same(x, self.kernel_size[0], self.stride[0]))
+        padding: list[int] = []
+        for size, kernel_size, stride in zip(x.shape[:1:-1], self.kernel_size, self.stride):  # both are square
+            total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
+            padding += [total // 2, total - total // 2]
+        return super().forward(F.pad(x, padding))
 
 
 class SeparableConv(nn.Module):
@@ -197,30 +190,16 @@ class FaceRecognitionNet(nn.Module):
         self.conv_in = Conv2dSame(3, config.channels[0], kernel_size=3, stride=2)
         strides = [2 if index in config.halving else 1 for index in range(len(config.channels) - 1)]
         widths = pairwise(config.channels)
-        self.blocks = nn.ModuleList([DepthwiseSeparable(i, o, stride=s) for (i, o), s in zip(widths, strides)])
+        self.blocks = nn.Sequential(*(DepthwiseSeparable(i, o, stride=s) for (i, o), s in zip(widths, strides)))
         self.fc = nn.Linear(config.channels[-1], config.num_features)
         self.age = nn.Linear(config.num_features, config.num_ages)
         self.gender = nn.Linear(config.num_features, 1)
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
         """Embed aligned, square face crops, RGB, in [-1, 1]. The numbers are in [0, 6]; cosines compare them."""
-        return self.features(x)[-1].mean(dim=(2, 3))
-
-    def features(self, x: Float[Tensor, "batch 3 height width"], *, resolution: int | None = None) -> list[Tensor]:
-        """Compute the last output of each size, in [0, 6], (B, C, h, w), each half as large as the one before.
-
-        Args:
-            x: Aligned, square face crops, RGB, in [-1, 1].
-            resolution: Side that they are resized to. `None` means the network's own.
-        """
         mean = torch.tensor(_MEAN_BGR, device=x.device, dtype=x.dtype)[:, None, None]
-        x = resize(x, resolution or self.config.resolution).flip(1) * 127.5 + 127.5 - mean
-        out, stages = F.relu6(self.conv_in(x)), list[Tensor]()
-        for index, block in enumerate(self.blocks):
-            if index in self.config.halving:
-                stages.append(out)
-            out = block(out)
-        return [*stages, out]
+        out = F.relu6(self.conv_in(resize(x, self.config.resolution).flip(1) * 127.5 + 127.5 - mean))
+        return self.blocks(out).mean(dim=(2, 3))
 
     def age_and_gender(
         self, x: Float[Tensor, "batch 3 height width"]
