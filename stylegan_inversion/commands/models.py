@@ -1,7 +1,6 @@
 """Models on the command line: listed, converted, given directions, published."""
 
 import argparse
-import os
 import shutil
 import time
 from dataclasses import replace
@@ -66,7 +65,8 @@ def find_directions(
     from stylegan_inversion import PTIPipeline, load_image
     from stylegan_inversion.checkpoints.find import find_folder
     from stylegan_inversion.editing.find_directions import find_directions
-    from stylegan_inversion.evaluation.attributes import FACE_SCORES, face_score, make_probe, write_report
+    from stylegan_inversion.evaluation.attributes import FACE_SCORES, Probe, face_score, write_report
+    from stylegan_inversion.losses.lpips import load_perceptual
     from stylegan_inversion.preprocessing.image import list_images
 
     started = time.monotonic()
@@ -88,7 +88,7 @@ def find_directions(
     if positive is not None and negative is not None and name is not None:
         kinds = [[Path(kind, path) for path in list_images(Path(kind))] for kind in (positive, negative)]
         crops = [[pipeline.align(load_image(path), align=align).image for path in paths] for paths in kinds]
-        probe = make_probe(pipeline.generator.config.resolution, device=pipeline.device)
+        probe = Probe(load_perceptual(device=pipeline.device), pipeline.generator.config.resolution)
         print(f"{name}: {probe.fit(*crops):.1%} of the pictures held out are told apart (50 % is chance).", flush=True)
         parts.append(lambda x: {name: probe(domain.without_bars(x))})
     found = find_directions(
@@ -103,18 +103,10 @@ def find_directions(
     if space == "s":
         found = [replace(each, direction=replace(each.direction, name=f"{each.direction.name}_s")) for each in found]
     if output is not None:
-        shutil.copytree(find_folder(model), folder, copy_function=_link)
+        shutil.copytree(find_folder(model), folder)
     print(write_report(found, pipeline, folder / "directions", seed=sizes["seed"]))
     print(f"{(time.monotonic() - started) / 60:.1f} minutes. Look at {folder / 'directions' / 'directions.png'}.")
     return 0
-
-
-def _link(source: str, destination: str) -> None:
-    """Copy a file of a model. No file of one is ever changed in place, so a link will do where the disk can."""
-    try:
-        os.link(os.path.realpath(source), destination)
-    except OSError:
-        shutil.copyfile(source, destination)
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:

@@ -16,7 +16,7 @@ from stylegan_inversion.errors import MissingDependencyError
 from stylegan_inversion.evaluation import report
 from stylegan_inversion.evaluation.editability import load_face_scorer
 from stylegan_inversion.evaluation.metrics import resize, scored_part
-from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
+from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.output import draw
 from stylegan_inversion.preprocessing.image import to_pil, to_tensor
@@ -110,11 +110,6 @@ class Probe(nn.Module):
         self.register_buffer("weight", torch.from_numpy(model.coef_[0] / scale).to(place))
         self.register_buffer("bias", torch.tensor(model.intercept_[0]).to(place))
         return float(held_out.mean())
-
-
-def make_probe(resolution: int, *, device: torch.device | str | None = None) -> Probe:
-    """Make a `Probe` for a generator that draws at `resolution`, not fitted yet."""
-    return Probe(load_perceptual(device=device), resolution)
 
 
 def write_report(found: Sequence[FoundDirection], pipeline: InversionPipeline, folder: Path, *, seed: int = 0) -> str:

@@ -190,16 +190,30 @@ class FaceRecognitionNet(nn.Module):
         self.conv_in = Conv2dSame(3, config.channels[0], kernel_size=3, stride=2)
         strides = [2 if index in config.halving else 1 for index in range(len(config.channels) - 1)]
         widths = pairwise(config.channels)
-        self.blocks = nn.Sequential(*(DepthwiseSeparable(i, o, stride=s) for (i, o), s in zip(widths, strides)))
+        self.blocks = nn.ModuleList([DepthwiseSeparable(i, o, stride=s) for (i, o), s in zip(widths, strides)])
         self.fc = nn.Linear(config.channels[-1], config.num_features)
         self.age = nn.Linear(config.num_features, config.num_ages)
         self.gender = nn.Linear(config.num_features, 1)
 
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
         """Embed aligned, square face crops, RGB, in [-1, 1]. The numbers are in [0, 6]; cosines compare them."""
+        return self.features(x)[-1].mean(dim=(2, 3))
+
+    def features(self, x: Float[Tensor, "batch 3 height width"], *, resolution: int | None = None) -> list[Tensor]:
+        """Compute the last output of each size, in [0, 6], (B, C, h, w), each half as large as the one before.
+
+        Args:
+            x: Aligned, square face crops, RGB, in [-1, 1].
+            resolution: Side that they are resized to. `None` means the network's own.
+        """
         mean = torch.tensor(_MEAN_BGR, device=x.device, dtype=x.dtype)[:, None, None]
-        out = F.relu6(self.conv_in(resize(x, self.config.resolution).flip(1) * 127.5 + 127.5 - mean))
-        return self.blocks(out).mean(dim=(2, 3))
+        x = resize(x, resolution or self.config.resolution).flip(1) * 127.5 + 127.5 - mean
+        out, stages = F.relu6(self.conv_in(x)), list[Tensor]()
+        for index, block in enumerate(self.blocks):
+            if index in self.config.halving:
+                stages.append(out)
+            out = block(out)
+        return [*stages, out]
 
     def age_and_gender(
         self, x: Float[Tensor, "batch 3 height width"]

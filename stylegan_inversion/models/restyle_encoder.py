@@ -88,6 +88,7 @@ class ReStyleEncoder(nn.Module):
                 y_hat = self.look(x, generator.synthesis(w_plus, noise_mode="const"))
         return w_plus
 
+    @torch.no_grad()
     def start(self, x: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """The code that the first pass changes, the average w for all images, and the picture that it looks at."""
         w_plus = self.w_avg[None]

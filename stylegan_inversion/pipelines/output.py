@@ -104,9 +104,8 @@ class InversionOutput:
     @property
     def unedited(self) -> "InversionOutput":
         """The same inversion before any edit."""
-        generators = [generator.unstyled for generator in self.generators]
-        plain = replace(self, images=self.reconstructions, generators=generators, edits={})
-        return replace(plain, w_plus=self.w_unedited, w_inverted=None)
+        plain = replace(self, generators=[generator.unstyled for generator in self.generators], edits={})
+        return replace(plain, images=self.reconstructions, w_plus=self.w_unedited, w_inverted=None)
 
     def save(
         self,
