@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from stylegan_inversion import latents, storage
+from stylegan_inversion import storage
 from stylegan_inversion.editing.directions import Direction, load_directions, save_directions
 from stylegan_inversion.editing.find_directions import FoundDirection, Score
 from stylegan_inversion.errors import MissingDependencyError
 from stylegan_inversion.evaluation import report
+from stylegan_inversion.evaluation.distribution import sample_w_plus
 from stylegan_inversion.evaluation.editability import load_face_scorer
 from stylegan_inversion.evaluation.metrics import resize, scored_part
 from stylegan_inversion.losses.lpips import PerceptualDistance
@@ -88,12 +89,9 @@ class Probe(nn.Module):
             ValueError: If there are fewer than 10 of a kind.
             MissingDependencyError: If scikit-learn is not installed.
         """
-        for kind, pictures in (("positive", positive), ("negative", negative)):
-            if len(pictures) < FEWEST:
-                found = f"got {len(pictures)} {kind} ones"
-                raise ValueError(
-                    f"At least {FEWEST} pictures of each kind are needed, some hundred are better; {found}."
-                )
+        if min(counts := (len(positive), len(negative))) < FEWEST:
+            found = f"got {counts[0]} positive and {counts[1]} negative ones"
+            raise ValueError(f"At least {FEWEST} pictures of each kind are needed, some hundred are better; {found}.")
         try:
             from sklearn.linear_model import LogisticRegression
             from sklearn.model_selection import cross_val_score
@@ -102,7 +100,7 @@ class Probe(nn.Module):
         place = next(self.network.parameters())
         with torch.no_grad():
             rows = [self.embed(to_tensor(picture).to(place)).cpu().double() for picture in (*positive, *negative)]
-        features, labels = torch.cat(rows).numpy(), np.repeat([1, 0], [len(positive), len(negative)])
+        features, labels = torch.cat(rows).numpy(), np.repeat([1, 0], counts)
         scale = features.std(axis=0) + 1e-6
         model = LogisticRegression(C=_PENALTY, class_weight="balanced", max_iter=1000)
         held_out = cross_val_score(model, features / scale, labels, cv=_FOLDS, scoring="balanced_accuracy")
@@ -147,9 +145,7 @@ random images.
 def _columns(directions: Sequence[Direction], pipeline: InversionPipeline, seed: int) -> list[report.Column]:
     """The contact sheet."""
     generator = pipeline.generator
-    z = torch.randn(_ROWS, generator.config.z_dim, generator=latents.seeded(seed, "sheet", 0), device="cpu")
-    w_plus = latents.broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws)
-    w_plus = latents.truncate(w_plus, generator.w_avg, truncation_psi=_PSI)
+    w_plus = sample_w_plus(generator, range(_ROWS), seed=seed, truncation_psi=_PSI)
     columns = []
     for direction in directions:
         low, high = direction.strength_range or (-3.0, 3.0)

@@ -218,6 +218,8 @@ def _load_scorer(
     generator, directions, device = pipeline.generator, pipeline.directions, pipeline.device
     resolution = resolution or generator.config.resolution
     metrics.ms_ssim_scales(pipeline.domain.size(resolution)[1])  # refuses a side that is too small
+    if not pipeline.domain.has_faces:
+        identity, edits = None, edits or []
     if edits is None:
         edits = ["smile"] if "smile" in directions else []
     codes = torch.zeros(1, generator.num_ws, generator.config.w_dim)
@@ -229,14 +231,16 @@ def _load_scorer(
         except ImportError as e:
             raise MissingDependencyError.of_extra("The plot needs matplotlib.", "evaluate") from e
         if identity is None:
-            raise ValueError("`edits` are measured by what they cost in identity: give `identity`, or no edits.")
+            raise ValueError(
+                "`edits` are measured by what they cost in the identity of faces: give `identity`, or none."
+            )
         attributes = load_face_scorer(device=device)
         scored = sorted(attributes(torch.zeros(1, 3, resolution, resolution, device=device)))
         for name in edits:
             if name not in scored:
                 raise ValueError(f"There is no score for the edit {name!r}; there are {', '.join(scored)}.")
     network = None
-    if identity is not None and pipeline.domain.has_faces:
+    if identity is not None:
         network = load_identity(identity, None if identity == "builtin" else find_folder(identity), device=device)
     return Scorer(
         perceptual=load_perceptual(perceptual, device=device),

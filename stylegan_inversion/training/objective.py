@@ -4,7 +4,6 @@ Papers: Richardson et al. 2021 (pSp), arXiv:2008.00951, section 3.2; Tov et al. 
 section 3.3.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
@@ -19,8 +18,6 @@ from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.losses.w_norm import w_norm_loss
 from stylegan_inversion.training.config import EncoderRunConfig
 from stylegan_inversion.training.tasks import Task
-
-logger = logging.getLogger(__name__)
 
 IMAGE_TERMS = ("l2", "lpips", "lpips_crop", "identity", "moco", "l2_crop")  # the terms that compare pictures
 E4E_WEIGHTS = {"delta": 2e-4, "adversarial": 0.1}  # beside the task's; the paper's
