@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm.auto import tqdm
@@ -117,9 +116,8 @@ def invert_photos(
     """
     edits, options = dict(edits or {}), dict(options or {})
     check_options(pipeline, options)
-    sizes = 1, pipeline.generator.num_ws, pipeline.generator.config.w_dim
-    nothing = torch.zeros(sizes, device="cpu", dtype=torch.float32)
-    apply_directions(nothing, pipeline.directions, strengths=edits)  # raises before the first photo
+    code = pipeline.generator.w_avg.float().expand(1, pipeline.generator.num_ws, -1)
+    apply_directions(code, pipeline.directions, strengths=edits)  # raises before the first photo
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     storage.sweep(output)
@@ -275,8 +273,7 @@ def invert_folder(
                 storage.sweep(Path(root), older_than=0)
         table = Table(output, pipeline)
         known = table.tidy(retry_errors=retry_errors)[0]
-        size = 1 if pipeline.optimizes else batch_size
-        invert = Invert(pipeline, align, output.resolve(), options, size, save)
+        invert = Invert(pipeline, align, output.resolve(), options, 1 if pipeline.optimizes else batch_size, save)
         names = ((path, printable(path)) for path in photos)
         todo = ((path, (known[name],) if name in known else ()) for path, name in names)
         workers = max(1, (os.cpu_count() or 1) - 1) if workers is None else workers
@@ -422,9 +419,9 @@ def edit_folder(
         raise ValueError(f"{other[0]} is not a part of a table that `invert_folder` wrote; remove it.")
     made: dict[str, Any] = {"networks": pipeline.networks, "domain": pipeline.domain, "folder": folder}
     grid = [dict(zip(edits, strengths)) for strengths in itertools.product(*edits.values())]
-    nothing = torch.zeros((1, pipeline.generator.num_ws, pipeline.generator.config.w_dim), device="cpu")
+    code = pipeline.generator.w_avg.float().expand(1, pipeline.generator.num_ws, -1)
     for strengths in grid:
-        apply_directions(nothing, pipeline.directions, strengths=strengths)  # raises before the first picture
+        apply_directions(code, pipeline.directions, strengths=strengths)  # raises before the first picture
     output.mkdir(parents=True, exist_ok=True)
     _check_settings(output, mine)
     changed = max(part.stat().st_mtime for part in parts)

@@ -134,7 +134,10 @@ def test_a_photo_that_shows_no_face(
     assert cli.main(["evaluate", "photos", *arguments[:2], "--model", "saved", "--methods", "e4e", "--edits"]) == 0
     assert '"error": null' in Path("evaluation/records.jsonl").read_text()
     assert "ID (" not in capsys.readouterr().out  # nobody is in the picture
-    assert cli.main(["evaluate", "photos", "--model", "saved", "--output", "edits", "--edits", "sefa_1"]) == 2
+    assert (
+        cli.main(["evaluate", "photos", "--methods", "e4e", "--model", "saved", "--output", "x", "--edits", "sefa_1"])
+        == 2
+    )
     assert "what they cost in the identity of faces" in capsys.readouterr().err
     assert invert_folder(pipe, "photos", "own", workers=0).errors == 0
     assert edit_folder(pipe, "own", "edits", edits={"ganspace_1": [2.0]}, paste=True) == 1
