@@ -42,6 +42,7 @@ from stylegan_inversion.pipelines.rows import (
     read_rows,
     reason,
 )
+from stylegan_inversion.preprocessing.domain import Domain
 from stylegan_inversion.preprocessing.image import list_images, load_image, save_image
 from stylegan_inversion.runners import run_here, run_on_ray
 
@@ -118,8 +119,8 @@ def invert_photos(
     """
     edits, options = dict(edits or {}), dict(options or {})
     check_options(pipeline, options)
-    nothing = torch.zeros((1, pipeline.generator.num_ws, pipeline.generator.config.w_dim), device="cpu")
-    apply_directions(nothing, pipeline.directions, strengths=edits)  # raises before the first photo
+    code = pipeline.generator.w_avg.float().expand(1, pipeline.generator.num_ws, -1)
+    apply_directions(code, pipeline.directions, strengths=edits)  # raises before the first photo
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     storage.sweep(output)
@@ -264,8 +265,7 @@ def invert_folder(
     aligned, face = pipeline.finds_faces(options.pop("align", None)), options.pop("face", None)
     pipeline.align(Image.new("RGB", (sizes[0], sizes[0])), align=False)  # raises if it takes no photos
     photos = list_images(folder, without=output)
-    detector = pipeline.components["detector"]
-    align = Align(folder.resolve(), sizes, detector, pipeline.domain, aligned, face)
+    align = Align(folder.resolve(), sizes, pipeline.components["detector"], pipeline.domain, aligned, face)
     settings = _settings(pipeline, align, options) | {"save": sorted(save), "batch_size": batch_size}
     output.mkdir(parents=True, exist_ok=True)
     with _only_run(output):
@@ -275,8 +275,7 @@ def invert_folder(
                 storage.sweep(Path(root), older_than=0)
         table = Table(output, pipeline)
         known = table.tidy(retry_errors=retry_errors)[0]
-        size = 1 if pipeline.optimizes else batch_size
-        invert = Invert(pipeline, align, output.resolve(), options, size, save)
+        invert = Invert(pipeline, align, output.resolve(), options, 1 if pipeline.optimizes else batch_size, save)
         names = ((path, printable(path)) for path in photos)
         todo = ((path, (known[name],) if name in known else ()) for path, name in names)
         workers = torch.get_num_threads() if workers is None else workers
@@ -319,6 +318,8 @@ def _check_settings(output: Path, settings: dict[str, Any]) -> None:
         storage.write_config(settings, output, name=RUN)
         return
     there = read_run(output)
+    if scale := (there.get("pipeline") or {}).pop("crop_scale", None):  # of an earlier version
+        there["pipeline"]["domain"] = asdict(Domain(crop_scale=scale))
     for name, value in settings.items():
         if there.get(name) != value:
             moved = f" If the folder was moved, change `folder` in {RUN}." if name == "folder" else ""
@@ -418,11 +419,11 @@ def edit_folder(
         raise ValueError(f"{folder} was made with a generator that has other weights than this pipeline's.")
     if other := [part for part in parts if not pyarrow.parquet.read_schema(part).equals(schema)]:
         raise ValueError(f"{other[0]} is not a part of a table that `invert_folder` wrote; remove it.")
-    made: dict[str, Any] = {"base": pipeline.generator, "networks": pipeline.networks, "domain": pipeline.domain}
+    made: dict[str, Any] = {"networks": pipeline.networks, "domain": pipeline.domain, "folder": folder}
     grid = [dict(zip(edits, strengths)) for strengths in itertools.product(*edits.values())]
-    nothing = torch.zeros((1, pipeline.generator.num_ws, pipeline.generator.config.w_dim), device="cpu")
+    code = pipeline.generator.w_avg.float().expand(1, pipeline.generator.num_ws, -1)
     for strengths in grid:
-        apply_directions(nothing, pipeline.directions, strengths=strengths)  # raises before the first picture
+        apply_directions(code, pipeline.directions, strengths=strengths)  # raises before the first picture
     output.mkdir(parents=True, exist_ok=True)
     with _only_run(output):
         _check_settings(output, mine)
@@ -443,7 +444,7 @@ def edit_folder(
                     continue
                 if out is None:
                     photo = load_image(Path(settings["folder"], row["path"])) if paste else None
-                    out = InversionOutput.from_row(row, **made, folder=folder, photo=photo)
+                    out = InversionOutput.from_row(row, pipeline.generator, photo=photo, **made)
                 edited = pipeline.edit(out, **strengths)
                 save_image(pipeline.paste_back(edited)[0] if paste else edited.images[0], file)
         text = io.StringIO()

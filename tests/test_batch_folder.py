@@ -113,6 +113,10 @@ def test_a_finished_run_computes_nothing_and_a_new_photo_only_itself(
     monkeypatch.setattr(type(e4e), "invert", None)  # whoever calls it fails
     assert invert_folder(e4e, photos, tmp_path / "out", workers=0).inverted == 0
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    run = json.loads(before[tmp_path / "out" / "run.json"])
+    run["pipeline"]["crop_scale"] = run["pipeline"].pop("domain")["crop_scale"]  # as an earlier version wrote it
+    (tmp_path / "out" / "run.json").write_text(json.dumps(run))
+    assert invert_folder(e4e, photos, tmp_path / "out", workers=0).inverted == 0
     monkeypatch.undo()
 
     shutil.copy(photos / "d0/000.png", photos / "new.png")

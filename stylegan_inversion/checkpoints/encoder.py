@@ -86,13 +86,8 @@ def _backbone_sizes(official: Mapping[str, Tensor]) -> dict[str, Any]:
     conv = "conv1" if resnet else "res_layer.3"
     depths = [official[f"body.{i}.{conv}.weight"].shape[0] for i in range(_count(official, "body."))]
     widths = tuple(sorted(set(depths)))
-    reduction = 0 if squeeze is None else width // squeeze.shape[0]
-    return {
-        "in_channels": in_channels,
-        "widths": widths,
-        "units": tuple(map(depths.count, widths)),
-        "reduction": reduction,
-    }
+    units, reduction = tuple(map(depths.count, widths)), 0 if squeeze is None else width // squeeze.shape[0]
+    return {"in_channels": in_channels, "widths": widths, "units": units, "reduction": reduction}
 
 
 def _pyramid_config(official: Mapping[str, Tensor], options: Mapping[str, Any]) -> PyramidEncoderConfig:

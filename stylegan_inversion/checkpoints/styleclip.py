@@ -46,18 +46,22 @@ def direction_from_mapper(
     Raises:
         ModelNotFoundError: If there is no such file.
         CheckpointError: If it holds no mapper, or one of another W.
+        ValueError: If `w_plus` is not the code of one photo.
     """
+    if w_plus.ndim != 3 or len(w_plus) != 1:
+        raise ValueError(f"`w_plus` must be (1, num_ws, w_dim), of one photo, got {tuple(w_plus.shape)}.")
     path = find_file(source)
     checkpoint = read_checkpoint(path)
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else {}
-    step, found = torch.zeros_like(w_plus, dtype=torch.float32), False
+    found = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else None
+    pairs = found.items() if isinstance(found, dict) else ()
+    state = {str(key): value for key, value in pairs if isinstance(value, Tensor)}
+    step = torch.zeros_like(w_plus, dtype=torch.float32)
     for level, (start, stop) in LEVELS.items():
         prefix = f"mapper.{level}.mapping."
-        tensors = {key.removeprefix(prefix): value for key, value in state.items() if str(key).startswith(prefix)}
+        tensors = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
         if tensors:
             step[:, start:stop] = _map(tensors, w_plus[:, start:stop].float(), f"{path}: {prefix}")
-            found = True
-    if not found:
+    if not step.any():
         raise CheckpointError(f"{path} holds no mapper of StyleCLIP: no tensor is called mapper.*_mapping.mapping.*.")
     text = f"What {path.stem}, a mapper of StyleCLIP, does to this photo."
     return Direction.from_vector(name, step[0], strength_range=strength_range, description=text, unit=None)

@@ -1,7 +1,6 @@
 """Models on the command line: listed, converted, given directions, published."""
 
 import argparse
-import os
 import shutil
 import time
 from dataclasses import replace
@@ -29,8 +28,8 @@ def add_find_directions(parser: argparse.ArgumentParser) -> None:
     copied = "folder of a copy of the model, which gets the directions [MODEL itself, if it is a folder]"
     add("--output", metavar="DIR", help=copied)
     faces = f"scores of the built-in face networks to find directions of: {', '.join(FACE_SCORES)} [all of them]"
-    kept = "with --positive they are only kept still; no names if the model draws no faces"
-    add("--scores", nargs="*", default=list(FACE_SCORES), metavar="SCORE", help=f"{faces}; {kept}")
+    kept = "with --positive they are only kept still; none if the model draws no faces"
+    add("--scores", nargs="*", metavar="SCORE", help=f"{faces}; {kept}")
     add("--positive", metavar="DIR", help="pictures that show what a new direction is to bring, such as glasses")
     add("--negative", metavar="DIR", help="pictures that do not show it, and are as alike otherwise as possible")
     add("--name", help="name of that direction: edits are called by it")
@@ -53,7 +52,7 @@ def add_find_directions(parser: argparse.ArgumentParser) -> None:
 def find_directions(
     model: str,
     output: str | None,
-    scores: list[str],
+    scores: list[str] | None,
     positive: str | None,
     negative: str | None,
     name: str | None,
@@ -66,27 +65,32 @@ def find_directions(
     from stylegan_inversion import PTIPipeline, load_image
     from stylegan_inversion.checkpoints.find import find_folder
     from stylegan_inversion.editing.find_directions import find_directions
-    from stylegan_inversion.evaluation.attributes import FACE_SCORES, face_score, make_probe, write_report
+    from stylegan_inversion.evaluation.attributes import FACE_SCORES, Probe, face_score, write_report
+    from stylegan_inversion.losses.lpips import load_perceptual
     from stylegan_inversion.preprocessing.image import list_images
 
     started = time.monotonic()
     if len({positive is None, negative is None, name is None}) > 1:
         raise ValueError("--positive, --negative and --name belong together: two folders, and what they differ in.")
-    if positive is None and not scores:
-        raise ValueError("There is nothing to find: give --scores, or --positive, --negative and --name.")
     folder = Path(model) if output is None else Path(output)
     if output is None and not folder.is_dir():
         raise ValueError(f"--output is needed: {model} is no folder that directions can be added to.")
     if output is not None and folder.exists():
         raise ValueError(f"{folder} is there already: give another --output, or {folder} itself as the MODEL.")
     pipeline = PTIPipeline.from_pretrained(model, device=device)
+    domain = pipeline.domain
+    if scores and not domain.has_faces:
+        raise ValueError(f"--scores are for faces, and {model} draws none: give --positive, --negative and --name.")
+    scores = list(FACE_SCORES) * domain.has_faces if scores is None else scores
+    if positive is None and not scores:
+        raise ValueError("There is nothing to find: give --scores, or --positive, --negative and --name.")
     parts = [face_score(scores, crop_scale=pipeline.crop_scale, device=pipeline.device)] if scores else []
     if positive is not None and negative is not None and name is not None:
         kinds = [[Path(kind, path) for path in list_images(Path(kind))] for kind in (positive, negative)]
         crops = [[pipeline.align(load_image(path), align=align).image for path in paths] for paths in kinds]
-        probe = make_probe(pipeline.generator.config.resolution, device=pipeline.device)
+        probe = Probe(load_perceptual(device=pipeline.device), pipeline.generator.config.resolution)
         print(f"{name}: {probe.fit(*crops):.1%} of the pictures held out are told apart (50 % is chance).", flush=True)
-        parts.append(lambda x: {name: probe(x)})
+        parts.append(lambda x: {name: probe(domain.without_bars(x))})
     found = find_directions(
         pipeline.generator,
         lambda x: {key: value for part in parts for key, value in part(x).items()},
@@ -99,18 +103,10 @@ def find_directions(
     if space == "s":
         found = [replace(each, direction=replace(each.direction, name=f"{each.direction.name}_s")) for each in found]
     if output is not None:
-        shutil.copytree(find_folder(model), folder, copy_function=_link)
-    print(write_report(found, pipeline.generator, folder / "directions", seed=sizes["seed"]))
+        shutil.copytree(find_folder(model), folder)
+    print(write_report(found, pipeline, folder / "directions", seed=sizes["seed"]))
     print(f"{(time.monotonic() - started) / 60:.1f} minutes. Look at {folder / 'directions' / 'directions.png'}.")
     return 0
-
-
-def _link(source: str, destination: str) -> None:
-    """Copy a file of a model. No file of one is ever changed in place, so a link will do where the disk can."""
-    try:
-        os.link(os.path.realpath(source), destination)
-    except OSError:
-        shutil.copyfile(source, destination)
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:

@@ -139,6 +139,7 @@ def translate(
     from stylegan_inversion.pipelines.methods import METHODS
     from stylegan_inversion.pipelines.rows import reason
     from stylegan_inversion.preprocessing.image import save_image
+    from stylegan_inversion.preprocessing.sources import LabelSource
 
     folders = {Path(output) / Path(picture).stem: picture for picture in pictures}
     if len(folders) < len(pictures):
@@ -153,7 +154,9 @@ def translate(
             failed += 1
             continue
         out.save(folder / "inversion")
-        save_image(pipeline.source.with_legend(out.crops[0].image), folder / "input.png")
+        shown = out.crops[0].image
+        labels = isinstance(pipeline.source, LabelSource)
+        save_image(pipeline.source.with_legend(shown) if labels else shown, folder / "input.png")
         for k, image in enumerate(out.images, 1):
             save_image(image, folder / f"output_{k}.png")
         print(f"{picture}: {len(out)} drawn, in {folder}", flush=True)

@@ -1,6 +1,7 @@
 """Edit directions: a unit vector in W (or one for each layer) or in S, StyleSpace, and moves along it."""
 
 import difflib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -177,7 +178,10 @@ class Direction:
         offset = float(strength) * self.unit * self.vector.detach().cpu().double()
         if before is not None and before.shape == offset.shape:
             offset = offset + before
-        return generator.with_styles(offset.where(offset.abs() > ROUNDING, 0))
+        try:
+            return generator.with_styles(offset.where(offset.abs() > ROUNDING, 0))
+        except ValueError as error:
+            raise ValueError(f"Direction {self.name!r} does not fit this generator at {strength:g}: {error}") from error
 
     def to(self, device: str | torch.device) -> "Direction":
         """Copy the direction to another device."""
@@ -239,13 +243,11 @@ def restyle_generators(
 
     Generators that are the same stay the same.
     """
-    restyled = {}
-    for generator in generators:
-        if id(generator) not in restyled:
-            moved = generator
-            for name, strength in strengths.items():
-                moved = directions[name].restyle(moved, strength)
-            restyled[id(generator)] = moved
+    moves = [(directions[name], strength) for name, strength in strengths.items()]
+    restyled = {
+        id(generator): functools.reduce(lambda moved, move: move[0].restyle(moved, move[1]), moves, generator)
+        for generator in generators
+    }
     return [restyled[id(generator)] for generator in generators]
 
 

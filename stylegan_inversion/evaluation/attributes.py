@@ -9,15 +9,17 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from stylegan_inversion import latents, storage
+from stylegan_inversion import storage
 from stylegan_inversion.editing.directions import Direction, load_directions, save_directions
 from stylegan_inversion.editing.find_directions import FoundDirection, Score
 from stylegan_inversion.errors import MissingDependencyError
 from stylegan_inversion.evaluation import report
+from stylegan_inversion.evaluation.distribution import sample_w_plus
 from stylegan_inversion.evaluation.editability import load_face_scorer
 from stylegan_inversion.evaluation.metrics import resize, scored_part
-from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
-from stylegan_inversion.models.generator import Generator
+from stylegan_inversion.losses.lpips import PerceptualDistance
+from stylegan_inversion.pipelines.base import InversionPipeline
+from stylegan_inversion.pipelines.output import draw
 from stylegan_inversion.preprocessing.image import to_pil, to_tensor
 
 FACE_SCORES = {
@@ -87,12 +89,9 @@ class Probe(nn.Module):
             ValueError: If there are fewer than 10 of a kind.
             MissingDependencyError: If scikit-learn is not installed.
         """
-        for kind, pictures in (("positive", positive), ("negative", negative)):
-            if len(pictures) < FEWEST:
-                found = f"got {len(pictures)} {kind} ones"
-                raise ValueError(
-                    f"At least {FEWEST} pictures of each kind are needed, some hundred are better; {found}."
-                )
+        if min(counts := (len(positive), len(negative))) < FEWEST:
+            found = f"got {counts[0]} positive and {counts[1]} negative ones"
+            raise ValueError(f"At least {FEWEST} pictures of each kind are needed, some hundred are better; {found}.")
         try:
             from sklearn.linear_model import LogisticRegression
             from sklearn.model_selection import cross_val_score
@@ -101,7 +100,7 @@ class Probe(nn.Module):
         place = next(self.network.parameters())
         with torch.no_grad():
             rows = [self.embed(to_tensor(picture).to(place)).cpu().double() for picture in (*positive, *negative)]
-        features, labels = torch.cat(rows).numpy(), np.repeat([1, 0], [len(positive), len(negative)])
+        features, labels = torch.cat(rows).numpy(), np.repeat([1, 0], counts)
         scale = features.std(axis=0) + 1e-6
         model = LogisticRegression(C=_PENALTY, class_weight="balanced", max_iter=1000)
         held_out = cross_val_score(model, features / scale, labels, cv=_FOLDS, scoring="balanced_accuracy")
@@ -111,12 +110,7 @@ class Probe(nn.Module):
         return float(held_out.mean())
 
 
-def make_probe(resolution: int, *, device: torch.device | str | None = None) -> Probe:
-    """Make a `Probe` for a generator that draws at `resolution`, not fitted yet."""
-    return Probe(load_perceptual(device=device), resolution)
-
-
-def write_report(found: Sequence[FoundDirection], generator: Generator, folder: Path, *, seed: int = 0) -> str:
+def write_report(found: Sequence[FoundDirection], pipeline: InversionPipeline, folder: Path, *, seed: int = 0) -> str:
     """Add directions to those in a folder, with `directions.md`, the table, and `directions.png`, the contact sheet.
 
     A direction of the same name is replaced. The sheet shows random faces, a row each, with every direction at five
@@ -143,21 +137,20 @@ random images.
     with storage.write_together(folder) as stage:
         save_directions(there | {each.name: each for each in directions}, stage)
     storage.write_text(table, folder / "directions.md")
-    report.save_figure(_columns(directions, generator, seed), folder / "directions.png")
+    report.save_figure(_columns(directions, pipeline, seed), folder / "directions.png")
     return table
 
 
 @torch.no_grad()
-def _columns(directions: Sequence[Direction], generator: Generator, seed: int) -> list[report.Column]:
+def _columns(directions: Sequence[Direction], pipeline: InversionPipeline, seed: int) -> list[report.Column]:
     """The contact sheet."""
-    z = torch.randn(_ROWS, generator.config.z_dim, generator=latents.seeded(seed, "sheet", 0), device="cpu")
-    w_plus = latents.broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws)
-    w_plus = latents.truncate(w_plus, generator.w_avg, truncation_psi=_PSI)
+    generator = pipeline.generator
+    w_plus = sample_w_plus(generator, range(_ROWS), seed=seed, truncation_psi=_PSI)
     columns = []
     for direction in directions:
         low, high = direction.strength_range or (-3.0, 3.0)
         for strength in (low, low / 2, 0.0, high / 2, high):
             moved, drawing = direction.apply(w_plus, strength), direction.restyle(generator, strength)
-            pictures = [to_pil(drawing.synthesis(w[None]))[0] for w in moved]
+            pictures = to_pil(pipeline.domain.without_bars(draw([drawing] * _ROWS, moved)))
             columns.append(report.Column(direction.name, f"{strength:+g}" if strength else "0", pictures))
     return columns

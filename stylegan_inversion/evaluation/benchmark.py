@@ -217,7 +217,9 @@ def _load_scorer(
 ) -> Scorer:
     generator, directions, device = pipeline.generator, pipeline.directions, pipeline.device
     resolution = resolution or generator.config.resolution
-    metrics.ms_ssim_scales(resolution)  # refuses a side that is too small
+    metrics.ms_ssim_scales(pipeline.domain.size(resolution)[1])  # refuses a side that is too small
+    if not pipeline.domain.has_faces:
+        identity, edits = None, edits or []
     if edits is None:
         edits = ["smile"] if "smile" in directions else []
     codes = torch.zeros(1, generator.num_ws, generator.config.w_dim)
@@ -229,7 +231,9 @@ def _load_scorer(
         except ImportError as e:
             raise MissingDependencyError.of_extra("The plot needs matplotlib.", "evaluate") from e
         if identity is None:
-            raise ValueError("`edits` are measured by what they cost in identity: give `identity`, or no edits.")
+            raise ValueError(
+                "`edits` are measured by what they cost in the identity of faces: give `identity`, or none."
+            )
         attributes = load_face_scorer(device=device)
         scored = sorted(attributes(torch.zeros(1, 3, resolution, resolution, device=device)))
         for name in edits:

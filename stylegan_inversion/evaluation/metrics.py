@@ -81,7 +81,7 @@ def ms_ssim(images: Tensor, targets: Tensor) -> Tensor:
     Small images use the finest scales that fit, with betas divided by their sum: a different measure, to be reported
     with its number of scales. Borders are reflected, and contrast is averaged without them, as torchmetrics does.
     """
-    betas = _MS_SSIM_BETAS[: ms_ssim_scales(images.shape[-1])]
+    betas = _MS_SSIM_BETAS[: ms_ssim_scales(min(images.shape[-2:]))]
     half = _MS_SSIM_WINDOW // 2
     taps = torch.exp(-torch.arange(-half, half + 1, device=images.device, dtype=images.dtype).square() / (2 * 1.5**2))
     window = (taps / taps.sum()).expand(3, 1, 1, -1)
@@ -155,7 +155,7 @@ class Scorer:
             "lpips": f"LPIPS ({self.perceptual.name})",
             **identity,
             "offset_norm": "offset norm",
-            **{f"lec_{name}": f"LEC ({name} {edit.ends[-1]:+g})" for name, edit in self.edits.items()},
+            **{f"lec_{n}": f"LEC ({n} {e.ends[-1]:+g})" for n, e in self.edits.items() if e.direction.space == "w"},
             "seconds": "s/image",
         }
 
@@ -216,7 +216,7 @@ class Scorer:
             if self.identity is not None:
                 for key, other in (("identity", photo), ("identity_to_reconstruction", embeddings[None])):
                     curves[name][key] = torch.stack([(embeddings[step] * other).sum(dim=1) for step in along])
-            if encode is not None:
+            if encode is not None and edit.direction.space == "w":  # an edit in S has no inverse in W
                 far, direction = edit.ends[-1], edit.direction
                 again = encode(pictures[name, far])
                 figures[f"lec_{name}"] = latent_edit_consistency(w_plus, again, direction=direction, strength=far)

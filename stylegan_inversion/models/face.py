@@ -44,19 +44,8 @@ def resize_and_normalize(x: Float[Tensor, "batch 3 height width"], size: int) ->
     return (resize(x, size) * 127.5 + 127.5 - mean) / 255
 
 
-def pad_same(
-    x: Float[Tensor, "batch channels height width"], kernel_size: int, stride: int, *, value: float = 0.0
-) -> Float[Tensor, "batch channels padded_height padded_width"]:
-    """Pad as TensorFlow's "same": output size ceil(input / stride), the odd pixel on the right and at the bottom."""
-    padding: list[int] = []
-    for size in (x.shape[3], x.shape[2]):
-        total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
-        padding += [total // 2, total - total // 2]
-    return F.pad(x, padding, value=value)
-
-
 class Conv2dSame(nn.Conv2d):
-    """A convolution with TensorFlow's "same" padding."""
+    """A convolution with TensorFlow's "same" padding: output ceil(input / stride), the odd pixel right and below."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, kernel_size: int, stride: int = 1, depthwise: bool = False
@@ -66,7 +55,11 @@ class Conv2dSame(nn.Conv2d):
 
     def forward(self, x: Float[Tensor, "batch in_channels height width"]) -> Float[Tensor, "batch out_channels h w"]:
         """Pad and convolve."""
-        return super().forward(pad_same(x, self.kernel_size[0], self.stride[0]))
+        padding: list[int] = []
+        for size, kernel_size, stride in zip(x.shape[:1:-1], self.kernel_size, self.stride):  # both are square
+            total = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)
+            padding += [total // 2, total - total // 2]
+        return super().forward(F.pad(x, padding))
 
 
 class SeparableConv(nn.Module):

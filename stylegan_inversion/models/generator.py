@@ -239,13 +239,15 @@ class Generator(nn.Module):
                 `unstyled`, the same object.
 
         Raises:
-            ValueError: If there is not one number for each style.
+            ValueError: If there is not one finite number for each style.
         """
         plain, count = self.unstyled, sum(self.config.style_sizes)
         if offset is not None and offset.shape != (count,):
             raise ValueError(f"`offset` must have one number for each of {count} styles, got {tuple(offset.shape)}.")
         if offset is None or not offset.any():
             return plain
+        if not offset.to(self.w_avg.dtype).isfinite().all():
+            raise ValueError(f"`offset` must be finite in {self.w_avg.dtype}, got NaN, infinity or a number too large.")
         styled, synthesis = copy.copy(plain), copy.copy(storage.uncompiled(plain.synthesis))
         synthesis.style_offset = offset.detach().cpu().double()
         vars(styled).update(_modules={**plain._modules, "synthesis": synthesis}, _unstyled=(plain,))  # no part of it

@@ -7,7 +7,6 @@ yuval-alaluf/restyle-encoder (MIT). Own code. Departure: the average w is a buff
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.irse import IRSEBackbone, IRSEConfig
 from stylegan_inversion.models.psp_encoder import EncoderConfig, MapToStyle
 from stylegan_inversion.models.resnet import ResNetBackbone, ResNetConfig
+from stylegan_inversion.ops import average_pool
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class ReStyleEncoder(nn.Module):
                 y_hat = self.look(x, generator.synthesis(w_plus, noise_mode="const"))
         return w_plus
 
+    @torch.no_grad()
     def start(self, x: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         """The code that the first pass changes, the average w for all images, and the picture that it looks at."""
         w_plus = self.w_avg[None]
@@ -96,6 +97,6 @@ class ReStyleEncoder(nn.Module):
 
     def look(self, x: Tensor, drawn: Tensor) -> Tensor:
         """Pool what a generator drew, (B, 3, R, R), to the shape of the images: what lies above and below are bars."""
-        y_hat = F.adaptive_avg_pool2d(drawn, x.shape[-1])
+        y_hat = average_pool(drawn, x.shape[-1])
         top = (x.shape[-1] - x.shape[-2]) // 2
         return y_hat[:, :, top : top + x.shape[-2]]

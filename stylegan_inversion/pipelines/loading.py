@@ -167,11 +167,10 @@ def load_direction(
     if len(vectors) != 1:
         way = f"It holds {', '.join(vectors)}: say which by `name`." if vectors else "Is it for `load_components`?"
         raise CheckpointError(f"{path} holds no single direction (found: {file.kind}). {way}")
-    (vector,) = vectors.values()
     w_dim, limits = pipeline.generator.config.w_dim, None
     if entry is not None:
         description, limits = description or entry.description, entry.strength_range if unit is None else None
-    vector = vector_from_official(vector, w_dim=w_dim)
+    vector = vector_from_official(*vectors.values(), w_dim=w_dim)
     direction = Direction.from_vector(name, vector, strength_range=limits, description=description, unit=unit)
     one, all_layers, found = (w_dim,), (pipeline.generator.num_ws, w_dim), tuple(direction.vector.shape)
     if found not in (one, all_layers):

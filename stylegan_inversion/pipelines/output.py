@@ -104,9 +104,8 @@ class InversionOutput:
     @property
     def unedited(self) -> "InversionOutput":
         """The same inversion before any edit."""
-        generators = [generator.unstyled for generator in self.generators]
-        plain = replace(self, images=self.reconstructions, generators=generators, edits={})
-        return replace(plain, w_plus=self.w_unedited, w_inverted=None)
+        plain = replace(self, generators=[generator.unstyled for generator in self.generators], edits={})
+        return replace(plain, images=self.reconstructions, w_plus=self.w_unedited, w_inverted=None)
 
     def save(
         self,
@@ -163,8 +162,8 @@ class InversionOutput:
             header |= {f"generator.{k}.{name}": text for name, text in texts.items()}
         photos, pictures, editor = list[dict[str, Any]](), dict[bytes, int](), None
         for i, each in enumerate(self.generators):
-            if each.style_offset is not None:  # of edits in S
-                tensors[f"styles.{i}"] = each.style_offset
+            if each.style_offset is not None:
+                tensors[f"styles.{i}"] = each.style_offset.clone()  # photos may share it
             if isinstance(each, FeatureGenerator):
                 editor = each.synthesis.editor  # one for all
                 tensors |= {f"photo.{i}.{name}": tensor.clone() for name, tensor in each.photo.items()}

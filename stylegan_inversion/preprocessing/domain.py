@@ -4,6 +4,7 @@ Facts of the official code: omertov/encoder4editing (MIT), `configs/transforms_c
 encoder), `scripts/inference.py` (rows 64 to 448 of the 512 drawn are the car). Own code.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,8 +100,7 @@ def middle_rows(images: Float[Tensor, "batch 3 side side"], rows: int) -> Float[
 
 
 FACES = Domain()  # FFHQ's
-_NAMED = {"car": Domain(has_faces=False, height=0.75)}  # by how the names of their data sets begin
-_NAMED |= dict.fromkeys(("church", "horse", "cat", "afhq", "brecahad"), Domain(has_faces=False))
+_WHOLE = re.compile(r"(church(es)?|horses?|cats?|afhq[a-z]*|brecahad)(?![a-z])")  # what they draw is no face
 
 
 def domain_named(name: object) -> Domain:
@@ -108,4 +108,6 @@ def domain_named(name: object) -> Domain:
 
     The names are those of `dataset_type` in the official files, and of the catalogue.
     """
-    return next((domain for start, domain in _NAMED.items() if str(name).startswith(start)), FACES)
+    if re.match(r"cars?(?![a-z])", str(name)):
+        return Domain(has_faces=False, height=0.75)
+    return Domain(has_faces=False) if _WHOLE.match(str(name)) else FACES

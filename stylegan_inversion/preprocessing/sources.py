@@ -65,10 +65,6 @@ class PhotoSource:
         """Show the encoder's input as a picture, RGB, in [-1, 1]."""
         return x
 
-    def with_legend(self, picture: Image.Image) -> Image.Image:
-        """Give a picture back: it explains itself."""
-        return picture
-
 
 @dataclass(frozen=True)
 class SketchSource:
@@ -89,10 +85,6 @@ class SketchSource:
     def preview(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Show the encoder's input as a picture, RGB, in [-1, 1]."""
         return x.repeat(1, 3, 1, 1) * 2 - 1
-
-    def with_legend(self, picture: Image.Image) -> Image.Image:
-        """Give a picture back: it explains itself."""
-        return picture
 
 
 @dataclass(frozen=True)

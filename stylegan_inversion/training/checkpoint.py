@@ -111,13 +111,18 @@ def _unflatten(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     return tree
 
 
-def compare_configs(output: Path, ours: dict[str, Any], theirs: dict[str, Any], *, extendable: bool) -> None:
+def compare_configs(
+    output: Path, ours: dict[str, Any], theirs: dict[str, Any], *, defaults: dict[str, Any], extendable: bool
+) -> None:
     """Refuse to go on with the run of a folder if its config is another; log what else has changed.
+
+    An option that the version that began it did not have, or had as `None`, counts as its default.
 
     Raises:
         ValueError: If a field differs that changes the steps; `steps` may if the run is `extendable`.
     """
-    ours, theirs = _flat(ours), _flat(theirs)
+    ours, begun = _flat(ours), {key: value for key, value in _flat(theirs).items() if value is not None}
+    theirs = _flat(defaults) | begun
     for key in sorted(ours.keys() | theirs.keys()):
         old, new = theirs.get(key), ours.get(key)
         if old != new and key not in FREE and not (key == "steps" and extendable):

@@ -359,3 +359,10 @@ def _as_arguments(cls: type[Any], values: dict[str, Any], prefix: str = "") -> I
 def config_dict(config: RunConfig) -> dict[str, Any]:
     """The config as plain dicts and lists: what is read back from its JSON."""
     return cast(dict[str, Any], json.loads(json.dumps(dataclasses.asdict(config))))
+
+
+def default_dict(kind: type[RunConfig]) -> dict[str, Any]:
+    """The defaults of a config, as in `config_dict`: without checks, since they need not fit each other."""
+    fields = dataclasses.fields(kind)
+    values = {f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields}
+    return cast(dict[str, Any], json.loads(json.dumps(values, default=dataclasses.asdict)))

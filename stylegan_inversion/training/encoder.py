@@ -121,7 +121,7 @@ class EncoderLearner:
             serial = step * len(batches) + micro  # counts the micro-batches of this process
             with self.accelerator.autocast():
                 x, true_w = self._inputs(batch, serial)
-            seen = self._start(x) if self.kind.iterative else None
+            seen = self.encoder.start(x, self.generator) if self.kind.iterative else None
             for number in range(self.passes):  # ReStyle's have a loss and a gradient each, which add up
                 turn = serial * self.passes + number
                 with self.accelerator.autocast():
@@ -178,11 +178,6 @@ class EncoderLearner:
         if self.adversary is not None:
             terms["adversarial"] = self.adversary.encoder_loss(w_plus, stage)
         return self.objective.total(terms), terms, w_plus, drawn
-
-    @torch.no_grad()
-    def _start(self, x: Tensor) -> Pass:
-        """The average w and its picture, which the first pass looks at."""
-        return self.encoder.start(x, self.generator)
 
     @torch.no_grad()
     def _look(self, x: Tensor, w_plus: Tensor, drawn: Tensor | None) -> Pass:

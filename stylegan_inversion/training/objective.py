@@ -4,7 +4,6 @@ Papers: Richardson et al. 2021 (pSp), arXiv:2008.00951, section 3.2; Tov et al. 
 section 3.3.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
@@ -19,8 +18,6 @@ from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.losses.w_norm import w_norm_loss
 from stylegan_inversion.training.config import EncoderRunConfig
 from stylegan_inversion.training.tasks import Task
-
-logger = logging.getLogger(__name__)
 
 IMAGE_TERMS = ("l2", "lpips", "lpips_crop", "identity", "moco", "l2_crop")  # the terms that compare pictures
 E4E_WEIGHTS = {"delta": 2e-4, "adversarial": 0.1}  # beside the task's; the paper's
@@ -77,16 +74,8 @@ class EncoderObjective:
                 check_side(perceptual, side, otherwise="set --loss.lpips-crop 0")
             self.compare["lpips"] = lambda y_hat, y: perceptual(y_hat, y).mean()
         if "identity" in weights:
-            builtin = config.identity == "builtin"
-            folder = None if builtin else find_folder(config.identity)
+            folder = None if config.identity == "builtin" else find_folder(config.identity)
             self.compare["identity"] = IdentityLoss(load_identity(config.identity, folder, device=device))
-            if builtin and not (config.loss.identity and weights["identity"] >= 0.5):
-                logger.warning(
-                    "`loss.identity` is %g with the built-in network, for which strangers differ by only 0.07, so it "
-                    "will hardly count. Weigh it ten times as much, or give ArcFace as `identity`, for which the "
-                    "papers chose their weights.",
-                    weights["identity"],
-                )
         if "moco" in weights:
             self.compare["moco"] = IdentityLoss(load_moco(find_folder(config.moco), device=device))
 

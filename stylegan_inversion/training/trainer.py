@@ -31,7 +31,7 @@ except ImportError as e:
 
 from stylegan_inversion.preprocessing.image import save_image, to_pil
 from stylegan_inversion.training.checkpoint import compare_configs, read_latest, write_checkpoint
-from stylegan_inversion.training.config import GANConfig, RunConfig, config_dict
+from stylegan_inversion.training.config import GANConfig, RunConfig, config_dict, default_dict
 from stylegan_inversion.training.data import FaceFolder, load_batches, positions
 from stylegan_inversion.training.encoder import EncoderLearner
 from stylegan_inversion.training.gan import GANLearner
@@ -206,7 +206,8 @@ class Trainer:
         if "steps" not in theirs:
             raise ValueError(f"{self.output} holds something other than a training run. Give another `output`.")
         if state is not None:
-            compare_configs(self.output, ours, theirs, extendable=self.config.extendable)
+            defaults, extendable = default_dict(type(self.config)), self.config.extendable
+            compare_configs(self.output, ours, theirs, defaults=defaults, extendable=extendable)
             if state["data"] != self.fingerprint:
                 raise ValueError(
                     f"The pictures in {self.config.data} are not those that the run in {self.output} began with: their "

@@ -1,5 +1,6 @@
 """A mapper's file in the official layout becomes an edit. The reference is the official formula, on its tensors."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def test_the_road(levels: tuple[str, ...], pti: PTIPipeline, photo: Image.Image,
     ("write", "message"),
     [
         (lambda path: mapper_file(path), "holds no mapper of StyleCLIP"),
+        (lambda path: torch.save({"mapper.mapping.mapping.1.weight": 5}, path), "holds no mapper of StyleCLIP"),
         (lambda path: mapper_file(path, "course", w_dim=8), "course_mapping.mapping.1 is missing, or not of w of 16"),
     ],
 )
@@ -65,3 +67,5 @@ def test_what_is_none(write: Any, message: str, tmp_path: Path) -> None:
     write(tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=message):
         direction_from_mapper(tmp_path / "x.pt", torch.ones(1, 8, W_DIM), name="x")
+    with pytest.raises(ValueError, match=r"`w_plus` must be \(1, num_ws, w_dim\), of one photo, got \(2, 8, 16\)"):
+        inspect.unwrap(direction_from_mapper)(tmp_path / "x.pt", torch.ones(2, 8, W_DIM), name="x")

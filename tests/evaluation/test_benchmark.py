@@ -219,7 +219,7 @@ def test_without_edits_and_identity(run: Run, model: str, tmp_path: Path) -> Non
     [
         ({"edits": ("smle",)}, "There is no direction 'smle'"),
         ({"edits": ("yaw",)}, "There is no score for the edit 'yaw'; there are age, smile"),
-        ({"identity": None}, "`edits` are measured by what they cost in identity"),
+        ({"identity": None}, "`edits` are measured by what they cost in the identity of faces"),
         ({"resolution": 8}, "MS-SSIM needs images of at least 11 px"),
         (
             {"methods": ["w", "hfgi"]},

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from stylegan_inversion import E4EPipeline
+from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.evaluation import metrics
 from stylegan_inversion.evaluation.metrics import Edit, Scorer, resize
 from stylegan_inversion.losses.lpips import load_perceptual
@@ -105,6 +106,11 @@ def test_figures_are_those_of_each_picture_alone(model: str, images: torch.Tenso
             back = direction.apply(pipeline.encode(drawn[far]), -strengths[far])
             assert row[f"lec_{name}"] == pytest.approx((w - back).norm().item(), rel=1e-4)
     assert not any("lec_smile" in row for row in scorer.score(w_plus, pipeline.generator, targets)[0])
+    styles = torch.eye(sum(pipeline.generator.config.style_sizes))[2]
+    in_s = Edit(Direction.from_vector("smile", styles, space="s", unit=9.0), (0.0, 2.0))  # no inverse in W: no LEC
+    styled = dataclasses.replace(scorer, edits={"smile": in_s})
+    rows = styled.score(w_plus, pipeline.generator, targets, encode=pipeline.encode)[0]
+    assert not {"lec_smile"} & {*rows[0], *styled.columns} and rows[0]["edits"]["smile"]["move"][1] != 0
     with pytest.raises(FloatingPointError, match="a figure is NaN or infinite"):
         scorer.score(w_plus * torch.nan, pipeline.generator, targets)
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli, storage
+from stylegan_inversion import Direction, E4EPipeline, InversionOutput, PTIPipeline, cli, storage
 from stylegan_inversion.batch import edit_folder, invert_folder
 from stylegan_inversion.checkpoints.export import checkpoint_to_official
 from stylegan_inversion.errors import CheckpointError
@@ -19,7 +19,7 @@ from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 from stylegan_inversion.pipelines.play import edit_frames, find_components, interpolate_outputs, sample_face
 from stylegan_inversion.preprocessing.align import Crop
-from stylegan_inversion.preprocessing.image import load_image
+from stylegan_inversion.preprocessing.image import load_image, save_image, to_pil
 from tests.checkpoints.official_files import TINY, UNITS, WIDTHS, lively
 
 SIDE = TINY.resolution
@@ -133,10 +133,48 @@ def test_a_photo_that_shows_no_face(
     assert load_image("table/crop/wide.png-0.png").size == (SIDE, high)
     assert cli.main(["evaluate", "photos", *arguments[:2], "--model", "saved", "--methods", "e4e", "--edits"]) == 0
     assert '"error": null' in Path("evaluation/records.jsonl").read_text()
+    assert "ID (" not in capsys.readouterr().out  # nobody is in the picture
+    assert (
+        cli.main(["evaluate", "photos", "--methods", "e4e", "--model", "saved", "--output", "x", "--edits", "sefa_1"])
+        == 2
+    )
+    assert "what they cost in the identity of faces" in capsys.readouterr().err
     assert invert_folder(pipe, "photos", "own", workers=0).errors == 0
     assert edit_folder(pipe, "own", "edits", edits={"ganspace_1": [2.0]}, paste=True) == 1
     (pasted,) = pipe.paste_back(pipe.edit(out[1], ganspace_1=2.0))
     assert difference(load_image("edits/wide.png-0_ganspace_1+2.png"), pasted) < 5  # the codes are float16
+
+    if not cars:
+        return
+    # An edit in S, of photos that share a generator; directions of the model's own, from labelled pictures alone
+    pti.directions["doors"] = Direction("doors", torch.eye(sum(TINY.style_sizes))[3], space="s", unit=5.0)
+    shared = pti(["exact.png", "wide.png"], pivot="e4e", num_tuning_steps=1, together=True)
+    doors = pti.edit(shared, doors=2.0)
+    assert doors.generator.unstyled is shared.generator and doors.images[1] != shared.images[1]
+    kept = InversionOutput.load(doors.save("doors"))
+    assert kept.generator is kept.generators[1] and kept.unedited.images == shared.images
+    assert pti.edit(kept, doors=-2.0).images == shared.images and pti.paste_back(kept)[1].size == (700, 400)
+    with torch.no_grad():
+        pictures = to_pil(pti.domain.without_bars(pti.generator(torch.randn(24, TINY.z_dim))))
+    for k, picture in enumerate(sorted(pictures, key=lambda each: np.asarray(each)[..., 0].mean())):
+        save_image(picture, tmp_path / ("red" if k >= 12 else "other") / f"{k}.png")
+    find = [
+        "find-directions",
+        "saved",
+        "--num-samples",
+        "64",
+        "--num-points",
+        "16",
+        "--num-tests",
+        "8",
+        "--device",
+        "cpu",
+    ]
+    labelled = ["--positive", "red", "--negative", "other", "--name", "red"]
+    assert cli.main([*find, *labelled]) == 0 and "| red |" in capsys.readouterr().out
+    assert "red" in PTIPipeline.from_pretrained("saved").directions
+    assert cli.main(find) == 2 and "There is nothing to find" in capsys.readouterr().err
+    assert cli.main([*find, "--scores", "age"]) == 2 and "saved draws none" in capsys.readouterr().err
 
 
 def test_what_a_model_takes_can_be_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

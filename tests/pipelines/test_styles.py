@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from stylegan_inversion import Direction, InversionOutput, PTIPipeline, SFEPipeline
+from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines.output import draw
 from stylegan_inversion.pipelines.play import edit_frames, interpolate_outputs
@@ -110,5 +112,18 @@ def test_what_is_no_direction_in_s(arguments: dict[str, Any], message: str) -> N
 
 def test_a_direction_of_another_generator(pti: PTIPipeline, photo: Image.Image) -> None:
     pti.directions["glasses"] = Direction("glasses", torch.eye(5)[0], space="s")
-    with pytest.raises(ValueError, match=r"one number for each of \d+ styles, got \(5,\)"):
-        pti.edit(pti(photo, align=False), glasses=1.0)
+    out = pti(photo, align=False)
+    with pytest.raises(ValueError, match=r"'glasses' does not fit .* one number for each of \d+ styles, got \(5,\)"):
+        pti.edit(out, glasses=1.0)
+
+
+def test_hostile_styles(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    pti.directions["glasses"] = glasses(pti.generator)
+    pti.base_name = None
+    folder = pti.edit(pti(photo, align=False), glasses=1.0).save(tmp_path / "out")
+    tensors = load_file(folder / "model.safetensors")
+    count = len(tensors["styles.0"])
+    for bad in (torch.full((count,), 1e300, dtype=torch.float64), torch.ones(3)):
+        save_file({**tensors, "styles.0": bad}, folder / "model.safetensors")
+        with pytest.raises(CheckpointError, match="`offset` must"):
+            InversionOutput.load(folder)

@@ -166,18 +166,6 @@ def test_a_psp_encoder_becomes_an_e4e_encoder(make_learner: MakeLearner, tmp_pat
     assert learner.stage(3) == 5 and not torch.equal(*learner.encoder.eval()(x)[:, 4:].unbind(1))
 
 
-def test_a_weight_that_hardly_counts_is_said(
-    make_learner: MakeLearner, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    make_learner(loss=LossOptions(lpips=0.0, identity=1.0))
-    assert not caplog.text
-    make_learner(loss=LossOptions(lpips=0.0, identity=0.1))
-    assert "`loss.identity` is 0.1 with the built-in network" in caplog.text
-    caplog.clear()
-    make_learner(model=str(save_model(tmp_path / "32", resolution=32)), task="toonify", loss=LossOptions())
-    assert "`loss.identity` is 1 with the built-in network" in caplog.text  # the task's, for ArcFace
-
-
 def test_backbone_of_a_face_recognition_network(make_learner: MakeLearner, tmp_path: Path) -> None:
     """All of it is taken over; but for the stem, if a sketch has one channel."""
     arcface = ArcFace(ArcFaceConfig(3, (8, 8, 8, 8), (1, 1, 1, 1), 4, resolution=32, embedding_dim=4))

@@ -1,6 +1,7 @@
 """Runs that go to their end, and what goes wrong on the way."""
 
 import copy
+import json
 import logging
 import shutil
 import signal
@@ -80,6 +81,12 @@ def test_a_run(make_config: MakeConfig, tmp_path: Path) -> None:
     before = (output / "log.jsonl").read_text()
     assert train(config) == result
     assert (output / "log.jsonl").read_text() == before
+
+    # nor has one that an older version began, which did not have all options
+    written = json.loads((output / "config.json").read_text())
+    del written["restyle"], written["train_decoder"]
+    (output / "config.json").write_text(json.dumps(written | {"moco": None}))
+    assert train(config) == result
 
 
 def test_a_run_of_a_generator_starts_from_another(make_gan: MakeGAN, tmp_path: Path) -> None:
