@@ -74,11 +74,7 @@ class Record:
 
 
 def check_options(pipeline: InversionPipeline, options: Mapping[str, Any]) -> None:
-    """Check that a pipeline's call takes these options.
-
-    Raises:
-        ValueError: If it does not; the message names those it takes.
-    """
+    """Raise `ValueError` if a pipeline's call does not take these options; the message names those it takes."""
     known = [name for name in inspect.signature(pipeline.__call__).parameters if name != "image"]
     unknown = [name for name in options if name not in known]
     if unknown:
