@@ -26,6 +26,7 @@ from stylegan_inversion.webapp.studio import FRAMES, PLACES, Download, Film, Stu
 
 MAX_STEPS = 1000  # of each stage
 MODEL, OWN = "Name of the model, from /models; nothing means the first.", "nothing means the preset's."
+TRANSLATING = {"num_outputs", "mix_alpha", "resize_factor", "align", "seed"}
 TUNING = {"preset", "pivot", "num_w_steps", "num_tuning_steps"}
 KINDS = """The edited photo ("jpeg", "png"), the face in it, the face as the model draws it, an animation, or
 "inversion": a zip that `InversionOutput.load` reads once it is unpacked, and other endpoints take.""".replace(
@@ -175,7 +176,7 @@ class Api:
     def translate(self, visit: Visit, picture: Drawing, how: Translating) -> tuple[Read, Pictures]:
         """Draw faces from a sketch, a label map or a photo, as the model reads; the first is kept for this client."""
         own, turn = self._own(visit, how.model), visit.turn
-        shown, out = self.studio.translate(own, picture, **how.model_dump(exclude={"model"}))
+        shown, out = self.studio.translate(own, picture, **how.model_dump(include=TRANSLATING))
         own.out = out[0]
         visit.keep(own, turn)
         pictures = [self._picture(visit, image, f"output_{k}", out) for k, image in enumerate(out.images, 1)]

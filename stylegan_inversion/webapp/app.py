@@ -115,7 +115,7 @@ def build_app(studio: Studio) -> Any:
             with gr.Tab("Edit", id="edit"):
                 editor = Editor(studio)
             for title, tab in TABS.items():
-                with gr.Tab(title):
+                with gr.Tab(title, elem_id=title.split()[0].lower()):
                     others.append(tab(editor))
         gr.Markdown(FOOTNOTE, elem_classes="quiet")
         editor.tabs, editor.file = tabs, gr.DownloadButton("Download", elem_classes="fetch")

@@ -120,7 +120,7 @@ class Editor:
         )
         photo.preprocess = lambda payload: payload and payload.model_dump()  # `photos.py` opens it
         self.photo = photo
-        self.hint = gr.Markdown(elem_classes="quiet")
+        self.hint, self.mark = gr.Markdown(elem_classes="quiet"), gr.HTML(container=False, elem_id="mark")
         shown = [(str(samples() / each.name), each.caption) for each in EXAMPLES]
         looks: dict[str, Any] = {"elem_id": "examples", "columns": 4, "object_fit": "cover", **CHOICE}
         self.examples = gr.Gallery(shown, label="Or one of these", **looks)
@@ -430,6 +430,7 @@ class Editor:
 
     def _names(self, model: Model) -> list[str | None]:
         """The direction of each slider."""
-        own, found = model.named, [name for name in model.directions if name not in model.named]
+        own = model.named or [*model.directions]
+        found = [name for name in model.directions if name not in own]
         spare = [*own[MAIN:], *found][:MORE]
         return [*own[:MAIN], *[None] * (MAIN - len(own)), *spare, *[None] * (MORE - len(spare))]

@@ -7,7 +7,6 @@ from typing import Any
 
 import gradio as gr
 import torch
-from gradio.context import Context
 from PIL import Image, ImageOps
 
 from stylegan_inversion.losses.identity import IdentityEmbedding, load_identity
@@ -39,7 +38,7 @@ strangers are, 100 % is the photo itself."""
 CAPTION, CAPTION_ALIKE = "{} · {:.1f} s", " · same person: {:.0%} in the photo, {:.0%} as drawn"
 PLAY = "Draw what does not exist, and give one picture something of another."
 READS = {
-    "sketch": "This model reads **sketches**: draw one, dark lines on white, or upload one.",
+    "sketch": "This model reads **sketches**: a picture of a face in dark lines on white.",
     "labels": """This model reads **label maps**: a grey or palette PNG with the number of a part of the face in each
 pixel.""",
 }
@@ -143,24 +142,14 @@ class DrawTab:
 
     def __init__(self, editor: Editor) -> None:
         self.editor, self.studio, of_model = editor, editor.studio, editor.of_model
-        tab = Context.block
         about = gr.Markdown(elem_classes="quiet")
         with gr.Row():
             with gr.Column(min_width=300):
-                brush: Any = gr.Brush(default_size=3, colors=["#000000"], color_mode="fixed")
-                size: dict[str, Any] = {"canvas_size": (512, 512), "fixed_canvas": True, "height": 460}
-                sketch: Any = gr.ImageEditor(
-                    label="Your sketch",
-                    type="filepath",
-                    sources=["upload"],
-                    brush=brush,
-                    layers=False,
-                    transforms=(),
-                    **size,
+                picture: Any = gr.Image(
+                    label="Your picture", type="filepath", sources=["upload", "clipboard"], height=300
                 )
-                picture: Any = gr.Image(label="Your picture", type="filepath", sources=["upload"], height=300)
-                sketch.preprocess = picture.preprocess = lambda payload: payload and payload.model_dump()
-                self.given = [sketch, picture]
+                picture.preprocess = lambda payload: payload and payload.model_dump()  # `photos.py` opens it
+                self.given = picture
                 self.count = gr.Slider(1, OUTPUTS, 4, step=1, label="How many")
                 self.draw = gr.Button("Draw", variant="primary", size="sm")
             with gr.Column(min_width=300):
@@ -168,24 +157,20 @@ class DrawTab:
                 looks: dict[str, Any] = {"elem_id": "translated", "columns": 4, "object_fit": "contain", **CHOICE}
                 self.gallery = gr.Gallery(label="Choose one to edit and save it", **looks)
         kind = lambda model: model.drawing.source.kind if model.drawing else ""  # noqa: E731
-        of_model[tab] = lambda model: gr.update(visible=bool(kind(model)))
+        of_model[editor.mark] = lambda model: '<i class="draws"></i>' * bool(kind(model))  # style.css shows the tab
         of_model[about] = lambda model: READS.get(kind(model), "") + DRAW
-        of_model[sketch] = lambda model: gr.update(visible=kind(model) == "sketch")
-        of_model[picture] = lambda model: gr.update(visible=kind(model) == "labels")
 
     def connect(self) -> None:
         """What happens when something is used."""
         editor, visit, shown = self.editor, self.editor.visit, [self.editor.visit, self.read, self.gallery]
         options: dict[str, Any] = {**QUICK, "show_progress": "minimal"}
-        self.draw.click(self._draw, [visit, *self.given, self.count], shown, **options)
+        self.draw.click(self._draw, [visit, self.given, self.count], shown, **options)
         self.gallery.select(self._adopt, visit, [*editor.shown, editor.tabs], **QUICK)
         editor.delete.click(lambda: (None, None), None, shown[1:], **DIRECT)
 
-    def _draw(self, visit: Visit, sketch: Any, picture: Any, count: float) -> tuple[Visit, str, list[str]]:
-        drawing = self.studio.model(visit).drawing
-        given = (sketch or {}).get("composite") if drawing and drawing.source.kind == "sketch" else picture
+    def _draw(self, visit: Visit, picture: Any, count: float) -> tuple[Visit, str, list[str]]:
         options = {"num_outputs": int(count), "seed": random.randrange(2**31)}
-        shown, visit.translated = self.studio.translate(visit, given, **options)
+        shown, visit.translated = self.studio.translate(visit, picture, **options)
         kind = kind_of(visit.translated)
         pictures = [self.editor.picture(visit, large(each), "face", kind) for each in visit.translated.images]
         return visit, self.editor.picture(visit, shown, "input", "photo"), pictures
