@@ -381,11 +381,8 @@ class Editor:
 
     def _save(self, visit: Visit, kind: Any) -> tuple[Any, Any, Any]:
         out = self.studio.edit(visit, visit.out, visit.strengths)
-        return (
-            visit,
-            self.studio.file(visit, out, kind),
-            status(f"{self._label(self.studio.model(visit), kind)}: written."),
-        )
+        words = f"{self._label(self.studio.model(visit), kind)}: written."
+        return visit, self.studio.file(visit, out, kind), status(words)
 
     def _label(self, model: Model, kind: str) -> str:
         return LABELS[kind] if model.has_faces else LABELS[kind].replace("face", "close-up")

@@ -145,9 +145,8 @@ class DrawTab:
         about = gr.Markdown(elem_classes="quiet")
         with gr.Row():
             with gr.Column(min_width=300):
-                picture: Any = gr.Image(
-                    label="Your picture", type="filepath", sources=["upload", "clipboard"], height=300
-                )
+                own: dict[str, Any] = {"type": "filepath", "sources": ["upload", "clipboard"], "height": 300}
+                picture: Any = gr.Image(label="Your picture", **own)
                 picture.preprocess = lambda payload: payload and payload.model_dump()  # `photos.py` opens it
                 self.given = picture
                 self.count = gr.Slider(1, OUTPUTS, 4, step=1, label="How many")

@@ -352,10 +352,8 @@ class Studio:
         reader = model.translator
         photo = self._read(visit, value, reader.source)
         out = self._do(model, partial(reader.translate, photo.image, **options))
-        shown = reader.source.with_legend(large(out.crops[0].image))
-        crops = [
-            model.tuner.domain.crop(image, image.width) for image in out.images
-        ]  # a drawing is no place for a face
+        shown = large(reader.source.with_legend(out.crops[0].image))
+        crops = [model.tuner.domain.crop(image, image.width) for image in out.images]  # not the drawing, to be edited
         made = {} if isinstance(reader.source, PhotoSource) else {"source": reader.source.kind}
         return shown, dataclasses.replace(out, crops=crops, reports=[{**report, **made} for report in out.reports])
 
