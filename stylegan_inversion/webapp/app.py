@@ -186,15 +186,19 @@ def start(demo: Any, **options: Any) -> str:
         warnings.filterwarnings("ignore", "This MCP server includes a tool that has a gr.State")  # as `api.py` says
         _, url, _ = demo.launch(prevent_thread_lock=True, **options)
     tools = demo.mcp_server_obj
-    if tools is not None:  # Gradio's own gives several outputs as one text
+    if tools is not None:  # Gradio's own gives several outputs, and a list of pictures, as one text
+        written = tools.postprocess_output_data
 
         async def outputs(self: Any, job: Any) -> list[Any]:
             result = await run_sync(job.result)
-            parts = list(result) if isinstance(result, (list, tuple)) else [result]
-            are_files = lambda part: isinstance(part, list) and all(map(is_file_obj_with_meta, part))  # noqa: E731
-            return [each for part in parts for each in (part if are_files(part) else [part])]
+            return list(result) if isinstance(result, (list, tuple)) else [result]
+
+        def each_picture(parts: list[Any], root_url: str) -> list[Any]:
+            are_files = lambda part: isinstance(part, list) and part and all(map(is_file_obj_with_meta, part))  # noqa: E731
+            return list(written([each for part in parts for each in (part if are_files(part) else [part])], root_url))
 
         tools._execute_tool_without_progress = types.MethodType(outputs, tools)
+        tools.postprocess_output_data = each_picture
     return str(url).rstrip("/")
 
 
