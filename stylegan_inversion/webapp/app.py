@@ -187,18 +187,18 @@ def start(demo: Any, **options: Any) -> str:
         _, url, _ = demo.launch(prevent_thread_lock=True, **options)
     tools = demo.mcp_server_obj
     if tools is not None:  # Gradio's own gives several outputs, and a list of pictures, as one text
-        written = tools.postprocess_output_data
+        without_state = tools.pop_returned_state
 
         async def outputs(self: Any, job: Any) -> list[Any]:
             result = await run_sync(job.result)
             return list(result) if isinstance(result, (list, tuple)) else [result]
 
-        def each_picture(parts: list[Any], root_url: str) -> list[Any]:
+        def each_picture(blocks: Any, data: list[Any]) -> list[Any]:
             are_files = lambda part: isinstance(part, list) and part and all(map(is_file_obj_with_meta, part))  # noqa: E731
-            return list(written([each for part in parts for each in (part if are_files(part) else [part])], root_url))
+            return [each for part in without_state(blocks, data) for each in (part if are_files(part) else [part])]
 
         tools._execute_tool_without_progress = types.MethodType(outputs, tools)
-        tools.postprocess_output_data = each_picture
+        tools.pop_returned_state = each_picture
     return str(url).rstrip("/")
 
 
