@@ -123,7 +123,7 @@ class Editor:
         self.hint, self.mark = gr.Markdown(elem_classes="quiet"), gr.HTML(container=False, elem_id="mark")
         shown = [(str(samples() / each.name), each.caption) for each in EXAMPLES]
         looks: dict[str, Any] = {"elem_id": "examples", "columns": 4, "object_fit": "cover", **CHOICE}
-        self.examples = gr.Gallery(shown, label="Or one of these", **looks)
+        self.examples = gr.Gallery(shown, label="Or one of these", visible=models.first.has_faces, **looks)
         self.offered = found.name if found else ""
         words = f"Use a full-size model: {sentence(found)}" if found else ""
         self.offer = gr.Button(words, visible=bool(words), size="sm", elem_id="offer")
@@ -142,7 +142,7 @@ class Editor:
     def _lay_out_pictures(self) -> None:
         pair: dict[str, Any] = {"max_height": HEIGHT, "type": "filepath", **RESULT}
         with gr.Tabs(overflow_behavior="wrap") as self.views:
-            with gr.Tab("Face", id="face") as self.close:
+            with gr.Tab("Face" if self.studio.models.first.has_faces else "Close-up", id="face") as self.close:
                 self.result = gr.ImageSlider(label="Before | after", elem_id="result", **pair)
             with gr.Tab("Whole photo", id="whole"):
                 self.whole = gr.Image(label="The whole photo", height=HEIGHT, elem_id="whole", **RESULT)
