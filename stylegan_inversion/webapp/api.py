@@ -20,12 +20,13 @@ from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
 from stylegan_inversion.preprocessing.align import around
-from stylegan_inversion.webapp.marking import encode
+from stylegan_inversion.webapp.marking import encode, kind_of
 from stylegan_inversion.webapp.run import Report
-from stylegan_inversion.webapp.studio import FRAMES, PLACES, Download, Film, Studio, Visit, kind_of
+from stylegan_inversion.webapp.studio import FRAMES, PLACES, Download, Film, Studio, Visit
 
 MAX_STEPS = 1000  # of each stage
 MODEL, OWN = "Name of the model, from /models; nothing means the first.", "nothing means the preset's."
+TRANSLATING = {"num_outputs", "mix_alpha", "resize_factor", "align", "seed"}
 TUNING = {"preset", "pivot", "num_w_steps", "num_tuning_steps"}
 KINDS = """The edited photo ("jpeg", "png"), the face in it, the face as the model draws it, an animation, or
 "inversion": a zip that `InversionOutput.load` reads once it is unpacked, and other endpoints take.""".replace(
@@ -49,7 +50,9 @@ class Inverting(BaseModel):
     """How a photo is inverted."""
 
     face: int = Field(0, ge=0, le=1000, description="Which face, by size: 0 is the largest.")
-    align: bool = Field(True, description="Find the face. False takes the photo as an aligned crop.")
+    align: bool | None = Field(
+        None, description="Find the face. False takes the photo as an aligned crop; nothing: as the model is made for."
+    )
     method: str = _choice("How to invert, from /models.", _FIRST, *METHODS)
     model: str = Field("", description=MODEL)
     preset: str | None = _choice("How long the tuning of pti may take.", None, *PRESETS, None)
@@ -65,7 +68,24 @@ class Kept(BaseModel):
     model: str = Field("", description=MODEL)
 
 
+class Translating(BaseModel):
+    """How a picture is translated."""
+
+    num_outputs: int = Field(4, ge=1, le=16, description="How many faces: each has other random colours.")
+    mix_alpha: float | None = Field(
+        None, ge=0, le=1, description="How much of what is random; nothing: all, of several faces."
+    )
+    resize_factor: float | None = Field(None, ge=1, le=64, description="Make a photo so many times smaller first.")
+    align: bool = Field(False, description="Find the face of a photo. False takes it as an aligned crop.")
+    seed: int = Field(0, ge=0, lt=2**63, description="The same seed gives the same faces.")
+    model: str = Field("", description=MODEL)
+
+
 Photo = Annotated[Any, _file("JPEG, PNG or WebP, up to 20 MB and 40 megapixels, as a file or a `data:` address.")]
+Drawing = Annotated[
+    Any,
+    _file("A sketch, a label map (a grey or palette PNG of label numbers) or a photo, as /models says of the model."),
+]
 Other = Annotated[Any, _file("A zip from /download: the other face.")]
 Strengths = Annotated[
     dict[str, Annotated[float, Field(allow_inf_nan=False)]],
@@ -88,6 +108,8 @@ Listed = Annotated[
 ]
 Whole = Annotated[dict[str, Any], _file("The photo with the edited face in place.")]
 Part = Annotated[dict[str, Any], _file("The face in it.")]
+Read = Annotated[dict[str, Any], _file("What the model reads; of a label map with the names of the labels.")]
+Pictures = Annotated[list[dict[str, Any]], Field(description="The faces, as files.")]
 Drawn = Annotated[dict[str, Any], _file("The face as the model draws it.")]
 File = Annotated[dict[str, Any], _file("The file.")]
 Figures = Annotated[
@@ -117,11 +139,12 @@ class Api:
             if model := loaded.get(known.name):
                 ranges = {name: list(model.range_of(name)) for name in model.directions}
                 about |= {"methods": list(model.pipelines), "resolution": model.resolution, "directions": ranges}
+                about |= {"has_faces": model.has_faces, "draws_from": model.drawing and model.drawing.source.kind}
             listed.append(about)
         return listed
 
     def faces(self, visit: Visit, photo: Photo) -> Faces:
-        """Find the faces in a photo."""
+        """Find the faces in a photo; none if the first model is not one of faces."""
         own = self._own(visit, "")
         self.studio.take(own, photo)
         return [{"box": [round(v, 1) for v in face.box], "score": face.score} for face in own.faces]
@@ -149,6 +172,15 @@ class Api:
         own.out = self.studio.random_face(own, seed, truncation)
         visit.keep(own, turn)
         return self._picture(visit, own.out.images[0], "face", own.out)
+
+    def translate(self, visit: Visit, picture: Drawing, how: Translating) -> tuple[Read, Pictures]:
+        """Draw faces from a sketch, a label map or a photo, as the model reads; the first is kept for this client."""
+        own, turn = self._own(visit, how.model), visit.turn
+        shown, out = self.studio.translate(own, picture, **how.model_dump(include=TRANSLATING))
+        own.out = out[0]
+        visit.keep(own, turn)
+        pictures = [self._picture(visit, image, f"output_{k}", out) for k, image in enumerate(out.images, 1)]
+        return _sent(visit.publish(encode(shown, "photo", png=True), "input.png")), pictures
 
     def mix(self, visit: Visit, how: Kept, other: Other, what: Place = "colours", amount: Share = 1.0) -> Drawn:
         """Give the kept face the pose, the features or the colours of another one."""

@@ -19,6 +19,7 @@ import gradio.mcp
 from anyio.to_thread import run_sync
 from gradio.exceptions import InvalidPathError
 from gradio.state_holder import SessionState
+from gradio_client.utils import is_file_obj_with_meta
 from starlette.middleware import Middleware
 
 from stylegan_inversion import storage
@@ -38,7 +39,7 @@ from stylegan_inversion.webapp.photos import (
     sweep,
     upload_limit,
 )
-from stylegan_inversion.webapp.play import CompareTab, PlayTab
+from stylegan_inversion.webapp.play import CompareTab, DrawTab, PlayTab
 from stylegan_inversion.webapp.studio import FAILED, Studio, Visit, logger, told
 from stylegan_inversion.webapp.zerogpu import find_gpu
 
@@ -46,14 +47,19 @@ PAPERS = " · ".join(
     f"[{each.label}](https://arxiv.org/abs/{each.paper}) ([code](https://github.com/{each.code}))"
     for each in METHODS.values()
 )
-TITLE = f"""# Edit a face, keep the photo
-Drop a photo: the face is found, redrawn by StyleGAN2, edited with the sliders and put back where it was.
+NAME = "Edit a face, keep the photo", "Edit a part, keep the photo"  # of a model of faces, and of others
+TITLE = f"""# {{}}
+Drop a photo: {{}} redrawn by StyleGAN2, edited with the sliders and put back where it was.
 Papers: {PAPERS} · [Model card](model-card)"""
 FOOTNOTE = """Use photos of people who agreed to it, and say that a result is AI-edited when you share it: every picture
 says so in its metadata. Photos and results stay in memory or in a private folder of this app, and are deleted half an
 hour after their last use (an hour after the page is closed), or at once with the button below. Programs and language
 models can use the app, too: see [the API](?view=api)."""
-TABS: dict[str, Any] = {"Compare methods": CompareTab, "Play": PlayTab}  # beside the editor's, with which each is made
+TABS: dict[str, Any] = {
+    "Draw": DrawTab,
+    "Compare methods": CompareTab,
+    "Play": PlayTab,
+}  # beside the editor's, with which each is made
 
 
 class Page(gr.Blocks):
@@ -100,14 +106,16 @@ class Page(gr.Blocks):
 def build_app(studio: Studio) -> Any:
     """Build the page and its API: a `gr.Blocks`, to be started with `launch_options`."""
     gr.set_static_paths([samples()])  # not copied to where old files are deleted
-    with Page(title="Edit a face, keep the photo", analytics_enabled=False, delete_cache=(300, TIME_TO_LIVE)) as demo:
-        gr.Markdown(TITLE, elem_id="title")
+    has_faces = studio.models.first.has_faces
+    name = NAME[not has_faces]
+    with Page(title=name, analytics_enabled=False, delete_cache=(300, TIME_TO_LIVE)) as demo:
+        gr.Markdown(TITLE.format(name, "the face is found," if has_faces else "its middle is"), elem_id="title")
         others = []
         with gr.Tabs(overflow_behavior="wrap") as tabs:
             with gr.Tab("Edit", id="edit"):
                 editor = Editor(studio)
             for title, tab in TABS.items():
-                with gr.Tab(title):
+                with gr.Tab(title, elem_id=title.split()[0].lower()):
                     others.append(tab(editor))
         gr.Markdown(FOOTNOTE, elem_classes="quiet")
         editor.tabs, editor.file = tabs, gr.DownloadButton("Download", elem_classes="fetch")
@@ -178,13 +186,19 @@ def start(demo: Any, **options: Any) -> str:
         warnings.filterwarnings("ignore", "This MCP server includes a tool that has a gr.State")  # as `api.py` says
         _, url, _ = demo.launch(prevent_thread_lock=True, **options)
     tools = demo.mcp_server_obj
-    if tools is not None:  # Gradio's own gives several outputs as one text
+    if tools is not None:  # Gradio's own gives several outputs, and a list of pictures, as one text
+        without_state = tools.pop_returned_state
 
         async def outputs(self: Any, job: Any) -> list[Any]:
             result = await run_sync(job.result)
             return list(result) if isinstance(result, (list, tuple)) else [result]
 
+        def each_picture(blocks: Any, data: list[Any]) -> list[Any]:
+            are_files = lambda part: isinstance(part, list) and part and all(map(is_file_obj_with_meta, part))  # noqa: E731
+            return [each for part in without_state(blocks, data) for each in (part if are_files(part) else [part])]
+
         tools._execute_tool_without_progress = types.MethodType(outputs, tools)
+        tools.pop_returned_state = each_picture
     return str(url).rstrip("/")
 
 
@@ -238,7 +252,7 @@ def launch(
         models = Models(first, open=bool(open_choice), offers=offers, device=device)
         studio = Studio(models, tuning_slots=tuning_slots, gpu=gpu)
         demo = build_app(studio)
-        if not gpu and first.quick:  # so that the first visitor finds the page filled at once
+        if not gpu and first.quick and first.has_faces:  # so that the first visitor finds the page filled at once
             studio.example(Visit(), EXAMPLES[0])
         try:
             start(demo, server_name=host, server_port=port, share=share, **launch_options(hosts=hosts))

@@ -16,14 +16,14 @@ from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PRESETS
 from stylegan_inversion.preprocessing.align import around
-from stylegan_inversion.webapp.marking import encode
+from stylegan_inversion.webapp.marking import encode, kind_of
 from stylegan_inversion.webapp.models import Model, sentence, words_of
 from stylegan_inversion.webapp.photos import EXAMPLES, samples
 from stylegan_inversion.webapp.run import Report, status
-from stylegan_inversion.webapp.studio import SHOWN, Studio, Superseded, Visit, kind_of, large, told
+from stylegan_inversion.webapp.studio import SHOWN, Studio, Superseded, Visit, large, told
 
 TIME_TO_LIVE = 1800  # seconds that a result and its files are kept after their last use
-MAIN, MORE = 5, 22  # sliders of the model's own directions, and of those that its weights give
+MAIN, MORE = 5, 32  # sliders of the model's own directions, and of those that its weights give
 MARGIN = 0.3  # of the photo around the face in the large picture, relative to the face
 HEIGHT = 560  # of a large picture, in pixels
 CHIP = 0.75  # of a direction's range that a chip goes to
@@ -38,10 +38,10 @@ LABELS = {
 }
 
 MOVE = "Move a slider, or tap one of the buttons above them."
-SHARPER = """**Sharper**: the model is tuned until it draws this very face
+SHARPER = """**Sharper**: the model is tuned until it draws this very photo
 (<abbr title="Pivotal Tuning Inversion">PTI</abbr>)."""
-MORE_WORDS = """Changes that nobody named, found in the model's own weights (by
-<abbr title="Härkönen et al. 2020: the main ways in which its faces differ">GANSpace</abbr> and
+MORE_WORDS = """More of the model's directions, and changes that nobody named, found in the model's own weights (by
+<abbr title="Härkönen et al. 2020: the main ways in which its pictures differ">GANSpace</abbr> and
 <abbr title="Shen and Zhou 2021: what its first layers react to most">SeFa</abbr>)."""
 
 RESULT: dict[str, Any] = {"interactive": False, "buttons": ["fullscreen"], "elem_classes": "result"}
@@ -97,6 +97,7 @@ class Editor:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
+        self.of_model: dict[Any, Callable[[Model], Any]] = {}  # more components, and how they are with a model
         self.visits: weakref.WeakValueDictionary[str, Visit] = weakref.WeakValueDictionary()  # while a state holds it
         self.visit, self.key = visit_state(), gr.BrowserState("", storage_key="stylegan-inversion")
         with gr.Row(equal_height=False):
@@ -109,6 +110,8 @@ class Editor:
         self.pictures = [self.result, self.whole, self.drawn, self.notice]
         self.shown = [self.visit, self.key, self.photo, self.hint, self.status, self.stop, self.note, self.offer]
         self.shown += [*self.pictures, *self.chips, *self.tools]
+        self.of_model[self.examples] = lambda model: gr.update(visible=model.has_faces)
+        self.of_model[self.close] = lambda model: gr.update(label="Face" if model.has_faces else "Close-up")
 
     def _lay_out_photos(self) -> None:
         models, found = self.studio.models, self.studio.models.offer()
@@ -117,10 +120,10 @@ class Editor:
         )
         photo.preprocess = lambda payload: payload and payload.model_dump()  # `photos.py` opens it
         self.photo = photo
-        self.hint = gr.Markdown(elem_classes="quiet")
+        self.hint, self.mark = gr.Markdown(elem_classes="quiet"), gr.HTML(container=False, elem_id="mark")
         shown = [(str(samples() / each.name), each.caption) for each in EXAMPLES]
         looks: dict[str, Any] = {"elem_id": "examples", "columns": 4, "object_fit": "cover", **CHOICE}
-        self.examples = gr.Gallery(shown, label="Or one of these", **looks)
+        self.examples = gr.Gallery(shown, label="Or one of these", visible=models.first.has_faces, **looks)
         self.offered = found.name if found else ""
         words = f"Use a full-size model: {sentence(found)}" if found else ""
         self.offer = gr.Button(words, visible=bool(words), size="sm", elem_id="offer")
@@ -139,7 +142,7 @@ class Editor:
     def _lay_out_pictures(self) -> None:
         pair: dict[str, Any] = {"max_height": HEIGHT, "type": "filepath", **RESULT}
         with gr.Tabs(overflow_behavior="wrap") as self.views:
-            with gr.Tab("Face", id="face"):
+            with gr.Tab("Face" if self.studio.models.first.has_faces else "Close-up", id="face") as self.close:
                 self.result = gr.ImageSlider(label="Before | after", elem_id="result", **pair)
             with gr.Tab("Whole photo", id="whole"):
                 self.whole = gr.Image(label="The whole photo", height=HEIGHT, elem_id="whole", **RESULT)
@@ -170,6 +173,7 @@ class Editor:
     def connect(self, demo: Any) -> None:
         """What happens when something is used."""
         visit, show = self.visit, partial(handler, self)
+        self.shown += self.of_model
         demo.load(self._open, self.key, self.shown, **QUICK)
         new = self.photo.input(self._new, visit, [visit, self.status], **DIRECT)
         chosen = new.then(show(self._take), [visit, self.photo], self.shown, **QUICK)
@@ -214,7 +218,8 @@ class Editor:
     def _new(self, visit: Visit) -> dict[Any, Any]:
         """At once, before anything is computed: the old result is marked as such, and its run ends."""
         visit.begin()
-        return {self.visit: visit, self.status: status("Finding the face …", stale=True, busy=True)}
+        words = "Finding the face …" if self.studio.model(visit).has_faces else "Reading the photo …"
+        return {self.visit: visit, self.status: status(words, stale=True, busy=True)}
 
     def _take(self, visit: Visit, photo: Any) -> str:
         """A new photo."""
@@ -269,7 +274,11 @@ class Editor:
         visit.end()
         model = yield from self.studio.models.load(str(name or "").strip())
         visit.model, visit.strengths = model.name, {}
-        yield self._invert(visit) if visit.photo else "Choose a photo or an example."
+        if visit.photo is None or (visit.example and not model.has_faces):
+            yield self._fill(visit)
+        else:
+            self.studio.look(visit, visit.photo, visit.turn)
+            yield self._invert(visit)
 
     def _stop(self, visit: Visit) -> str:
         """End the run, whose handler shows what came of it, or the load of a model."""
@@ -289,9 +298,19 @@ class Editor:
         if old is not None and old.out is not None:
             with contextlib.suppress(ValueError, StyleGANInversionError):  # it was given up, or its model was
                 return self.page(old.apart(), "Your last result is back.")
-        self.studio.example(visit := Visit(), EXAMPLES[0])
-        words = "An example. Drag the line in the picture, move a slider, or drop a photo of your own."
+        words = self._fill(visit := Visit())
         return self.page(visit, f"Your last result has expired. {words}" if key else words)
+
+    def _fill(self, visit: Visit) -> str:
+        """Something to see without a photo: an example, edited, or what the model draws."""
+        model = self.studio.model(visit)
+        if model.has_faces and model.quick:
+            self.studio.example(visit, EXAMPLES[0])
+            return "An example. Drag the line in the picture, move a slider, or drop a photo of your own."
+        visit.tuned, visit.photo, visit.faces = visit.begin(), None, []
+        visit.out = self.studio.random_face(visit, 0, 0.5)
+        hint = "Open the tab Draw: it draws from pictures of its own kind." if model.drawing else "Drop a photo."
+        return f"The model drew this at random. Move a slider. {hint}"
 
     def page(self, visit: Visit, words: str) -> dict[Any, Any]:
         """Everything of a visit, where nothing is stale."""
@@ -325,7 +344,9 @@ class Editor:
             )
             for chip, end in zip(self.chips[2 * k : 2 * k + 2], ends):
                 news[chip] = gr.update(value=end or label, visible=bool(end))
-        if visit.example:
+        news |= {part: look(model) for part, look in self.of_model.items()}
+        news[self.save["face"]] = gr.update(value=self._label(model, "face"), interactive=ready)
+        if visit.example or (ready and visit.photo is None):
             news[self.photo] = None
         return {**news, **self._pictures(visit)} if ready else news
 
@@ -360,7 +381,11 @@ class Editor:
 
     def _save(self, visit: Visit, kind: Any) -> tuple[Any, Any, Any]:
         out = self.studio.edit(visit, visit.out, visit.strengths)
-        return visit, self.studio.file(visit, out, kind), status(f"{LABELS[kind]}: written.")
+        words = f"{self._label(self.studio.model(visit), kind)}: written."
+        return visit, self.studio.file(visit, out, kind), status(words)
+
+    def _label(self, model: Model, kind: str) -> str:
+        return LABELS[kind] if model.has_faces else LABELS[kind].replace("face", "close-up")
 
     def _describe(self, name: str) -> str:
         """One sentence about a model that can be chosen, with its size and licence."""
@@ -402,6 +427,7 @@ class Editor:
 
     def _names(self, model: Model) -> list[str | None]:
         """The direction of each slider."""
-        own, found = model.named, [name for name in model.directions if name not in model.named]
+        own = model.named or [*model.directions]
+        found = [name for name in model.directions if name not in own]
         spare = [*own[MAIN:], *found][:MORE]
         return [*own[:MAIN], *[None] * (MAIN - len(own)), *spare, *[None] * (MORE - len(spare))]

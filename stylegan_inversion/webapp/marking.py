@@ -4,6 +4,7 @@ The mark is IPTC's `DigitalSourceType` (cv.iptc.org/newscodes/digitalsourcetype)
 survives copying, not a screenshot. No other metadata is written.
 """
 
+import dataclasses
 import io
 import math
 from collections.abc import Sequence
@@ -14,9 +15,11 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from stylegan_inversion.errors import MissingDependencyError
+from stylegan_inversion.pipelines.output import InversionOutput
 
 Kind = Literal["photo", "edited", "generated"]  # as it came; a photo with an edited face; a face of nobody
 
+OF_NOBODY = {"truncation", "source"}  # in the reports of what no photo shows
 MAX_GIF_BYTES = 5_000_000  # an animation is made smaller until it fits
 SOFTWARE = "stylegan-inversion"
 
@@ -24,11 +27,11 @@ _VOCABULARY = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _MARKS = {
     "edited": (
         f"{_VOCABULARY}compositeWithTrainedAlgorithmicMedia",
-        "AI-edited: the face in this picture was changed with a StyleGAN2 model.",
+        "AI-edited: a part of this picture was changed with a StyleGAN2 model.",
     ),
     "generated": (
         f"{_VOCABULARY}trainedAlgorithmicMedia",
-        "AI-generated: this face was drawn by a StyleGAN2 model and belongs to nobody.",
+        "AI-generated: a StyleGAN2 model drew this, which shows nobody and nothing real.",
     ),
 }
 _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -139,3 +142,13 @@ def _bare(image: Image.Image) -> Image.Image:
 def _xmp(kind: Kind) -> bytes:
     source, sentence = _MARKS[kind]
     return _XMP.format(source=source, sentence=sentence, software=SOFTWARE).encode()
+
+
+def kind_of(out: InversionOutput) -> Kind:
+    """How a picture has to be marked."""
+    return "generated" if OF_NOBODY & out.reports[0].keys() else "edited"
+
+
+def as_edit(out: InversionOutput) -> InversionOutput:
+    """The same as an edit of a photo, whatever its report says."""
+    return dataclasses.replace(out, reports=[{k: v for k, v in out.reports[0].items() if k not in OF_NOBODY}])

@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -11,18 +11,23 @@ import torch
 
 from stylegan_inversion import storage
 from stylegan_inversion.catalogue import KnownModel, catalogue, list_models, read_licence
-from stylegan_inversion.checkpoints.find import is_known
-from stylegan_inversion.editing.directions import Direction
+from stylegan_inversion.checkpoints.find import find_folder, is_known
+from stylegan_inversion.editing.directions import Direction, both_ways
 from stylegan_inversion.errors import ModelNotFoundError, StyleGANInversionError
-from stylegan_inversion.hub import cache_root, report_downloads
+from stylegan_inversion.hub import Access, cache_root, report_downloads
+from stylegan_inversion.latents import random_source
 from stylegan_inversion.models.encoders import ENCODERS
+from stylegan_inversion.models.generator import Generator as StyleGAN
 from stylegan_inversion.pipelines.base import InversionPipeline
+from stylegan_inversion.pipelines.encoder import EncoderPipeline
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.play import find_components
 from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.preprocessing.landmarks import LandmarkDetector
+from stylegan_inversion.preprocessing.sources import PhotoSource, to_config
 from stylegan_inversion.webapp.run import REPORT_SECONDS, Report, finish, in_thread
 
+STYLE_REACH, STYLE_SAMPLES = 3.0, 1000  # deviations to which a direction in S without a range goes; of so many w
 DEMONSTRATION = 128  # pixels a side, up to which a model only shows how the methods work
 LOADING = "loading"  # name of the threads
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -46,6 +51,25 @@ class Model:
     pipelines: dict[str, InversionPipeline]  # by method, in the order of `METHODS`; they share networks and directions
     named: list[str]  # the model's own directions; the others were found in its weights
     licence: str = "not stated"  # of the weights, in words
+    drawing: EncoderPipeline | None = None  # of an encoder that reads sketches or label maps, and no photos
+
+    @property
+    def has_faces(self) -> bool:
+        """Whether it draws faces, which are looked for in photos."""
+        return self.tuner.domain.has_faces
+
+    @property
+    def readers(self) -> list[InversionPipeline]:
+        """All pipelines."""
+        return [*self.pipelines.values(), *([self.drawing] if self.drawing else [])]
+
+    @property
+    def translator(self) -> EncoderPipeline:
+        """The pipeline that translates pictures. Raises `ValueError` if there is none."""
+        found = next((each for each in [*self.readers[::-1]] if isinstance(each, EncoderPipeline)), None)
+        if found is None:
+            raise ValueError(f"{self.name} has no encoder, so that it translates no pictures: choose another model.")
+        return found
 
     @property
     def tuner(self) -> PTIPipeline:
@@ -79,7 +103,8 @@ class Model:
         """What it is, in plain sentences."""
         device, size = self.tuner.device, self.resolution
         place = f"GPU ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else f"{device.type} here"
-        words = f"{self.name} draws faces of {size} x {size} pixels, on the {place}. Licence: {self.licence}."
+        what, shape = "faces" if self.has_faces else "pictures", " x ".join(map(str, self.tuner.domain.size(size)))
+        words = f"{self.name} draws {what} of {shape} pixels, on the {place}. Licence: {self.licence}."
         if size <= DEMONSTRATION:
             words += " This small model shows how the methods work, not how sharp their pictures can be."
         return words
@@ -95,16 +120,33 @@ def load_model(
     tuner = PTIPipeline.from_pretrained(name_or_path, device=device, detector=detector)
     if tuner.base_name is not None and tuner.base_name.is_local:
         tuner.base_name = None  # a download would say where this machine keeps the model; it is saved whole instead
-    name = str(name_or_path)
+    name, drawing = str(name_or_path), _drawing_pipeline(tuner, name_or_path)
     if (Path(name) / storage.CONFIG_NAME).is_file():  # as for the loader, a folder wins
-        return make_model(tuner, name=Path(name).resolve().name, licence=read_licence(Path(name)))
+        licence = read_licence(Path(name))
+        return make_model(tuner, name=Path(name).resolve().name, licence=licence, drawing=drawing)
     licence = next((known.licence for known in list_models() if known.name == name), "see its page")
-    return make_model(tuner, name=name, licence=licence)
+    return make_model(tuner, name=name, licence=licence, drawing=drawing)
 
 
-def make_model(tuner: PTIPipeline, *, name: str, licence: str = "not stated") -> Model:
+def _drawing_pipeline(tuner: PTIPipeline, name_or_path: str | Path) -> EncoderPipeline | None:
+    """The pipeline of an encoder that reads no photos, around the tuner's generator."""
+    folder = find_folder(name_or_path, Access())
+    if storage.read_config(folder).get("source") in (None, to_config(PhotoSource())):
+        return None
+    kinds = (each for each in METHODS.values() if each.encoder and (folder / ENCODERS[each.encoder].folder).is_dir())
+    pipeline = next(kinds).pipeline.from_pretrained(folder, device=tuner.device)
+    pipeline.generator, pipeline.directions = tuner.generator, tuner.directions
+    return cast(EncoderPipeline, pipeline)
+
+
+def make_model(
+    tuner: PTIPipeline, *, name: str, licence: str = "not stated", drawing: EncoderPipeline | None = None
+) -> Model:
     """Add the directions that a generator's weights give, and a pipeline for each encoder that the model has."""
-    named = list(tuner.directions)
+    named = sorted(tuner.directions, key=lambda name: name not in _WORDS)
+    for each in [tuner.directions[name] for name in named]:
+        if each.space == "s" and each.strength_range is None:
+            tuner.directions[each.name] = replace(each, strength_range=_style_range(tuner.generator, each))
     for found in find_components(tuner.generator).values():
         tuner.directions.update({each.name: each for each in found if each.name not in named})
     pipelines: dict[str, InversionPipeline] = {
@@ -112,7 +154,17 @@ def make_model(tuner: PTIPipeline, *, name: str, licence: str = "not stated") ->
         for name, method in METHODS.items()
         if method.optimizes or method.encoder in tuner.pivots
     }
-    return Model(name, pipelines, named, _LICENCES.get(licence, licence))
+    return Model(name, pipelines, named, _LICENCES.get(licence, licence), drawing)
+
+
+@torch.no_grad()
+def _style_range(generator: StyleGAN, direction: Direction) -> tuple[float, float]:
+    """How far the styles of random faces differ along a direction in S."""
+    rng = random_source(0)
+    z = torch.randn(STYLE_SAMPLES, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
+    w = generator.mapping(z.to(generator.w_avg))
+    styles = torch.cat([conv.affine(w) for conv in generator.synthesis.convs], dim=1)
+    return both_ways(STYLE_REACH * float((styles @ direction.step.to(styles)).std()) / direction.unit**2)
 
 
 def full_size(*places: str) -> list[KnownModel]:
@@ -162,7 +214,8 @@ class Models:
 
     def offer(self) -> KnownModel | None:
         """The full-size model that a visitor may have instead of a small one; `sentence` describes it."""
-        full = full_size("cached", "to fetch") if self.offers and self.first.resolution <= DEMONSTRATION else []
+        is_small = self.first.resolution <= DEMONSTRATION and self.first.has_faces
+        full = full_size("cached", "to fetch") if self.offers and is_small else []
         return full[0] if full else None
 
     def known(self) -> list[KnownModel]:

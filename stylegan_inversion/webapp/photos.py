@@ -21,7 +21,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from stylegan_inversion.preprocessing.image import ImageLimits, load_image
+from stylegan_inversion.preprocessing.image import ImageLimits, load_image, open_source
+from stylegan_inversion.preprocessing.sources import LabelSource, Source
 
 logger = logging.getLogger(__name__)
 
@@ -44,23 +45,26 @@ _DATA = re.compile(r"data:[\w/+.-]*;base64,")
 class Photo:
     """A photo as a visitor sent it."""
 
-    image: Image.Image  # RGB, upright, without metadata
+    image: Image.Image  # RGB, upright, without metadata; or a label map, as it is
     name: str  # of its file, without the suffix: letters, digits, "-" and "_"
     path: Path | None = None  # where the upload lies; None for a `data:` address
 
 
-def read_photo(value: Any) -> Photo:
-    """Open the picture that a request names.
+def read_photo(value: Any, source: Source | None = None) -> Photo:
+    """Open the picture that a request names: a photo, or what an encoder of such a source reads.
 
     Raises:
         ValueError: If it is nothing that was sent here.
-        InvalidImageError: If it is no JPEG, PNG or WebP, damaged, or too large.
+        InvalidImageError: If it is no JPEG, PNG or WebP, damaged, too large, or no label map where it should be.
     """
     if not _address(value):
         raise ValueError(NO_PHOTO)
     data, path = read_upload(value, max_bytes=MAX_PHOTO_BYTES)
     name = "photo" if path is None else re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem)[:60]
-    return Photo(load_image(data, limits=PHOTOS), name or "photo", path)
+    if not isinstance(source, LabelSource):
+        return Photo(load_image(data, limits=PHOTOS), name or "photo", path)
+    with open_source(data, PHOTOS):  # checks the size
+        return Photo(source.load(data), name or "photo", path)
 
 
 def read_upload(value: Any, *, max_bytes: int) -> tuple[bytes, Path | None]:

@@ -22,19 +22,28 @@ from stylegan_inversion.webapp.editor import (
     HIDDEN,
     MARGIN,
     QUICK,
+    RESULT,
     Editor,
     handler,
     lane,
 )
+from stylegan_inversion.webapp.marking import kind_of
 from stylegan_inversion.webapp.models import DEMONSTRATION
 from stylegan_inversion.webapp.run import Report, status
-from stylegan_inversion.webapp.studio import NOTHING, PLACES, Visit, kind_of, large
+from stylegan_inversion.webapp.studio import NOTHING, PLACES, Visit, large
 
-COMPARE = """The photo of the first tab with its edit by each method that the model has, and what the model draws. The
-percentages say how much that is the same person to a face recognition network: 0 % is how alike strangers are, 100 % is
-the photo itself."""
-CAPTION = "{} · {:.1f} s · same person: {:.0%} in the photo, {:.0%} as drawn"
-PLAY = "Draw people who do not exist, and give one face something of another."
+COMPARE = """The photo of the first tab with its edit by each method that the model has, and what the model draws."""
+ALIKE = """ The percentages say how much that is the same person to a face recognition network: 0 % is how alike
+strangers are, 100 % is the photo itself."""
+CAPTION, CAPTION_ALIKE = "{} · {:.1f} s", " · same person: {:.0%} in the photo, {:.0%} as drawn"
+PLAY = "Draw what does not exist, and give one picture something of another."
+READS = {
+    "sketch": "This model reads **sketches**: a picture of a face in dark lines on white.",
+    "labels": """This model reads **label maps**: a grey or palette PNG with the number of a part of the face in each
+pixel.""",
+}
+DRAW = " It gives several faces, which have their shape from it and their colours by chance."
+OUTPUTS = 8  # at most
 FACE_SCALE, FACE_SIDE = 0.74, 150  # of the crops for which the identity network's cosine of strangers is known
 DRAWN = 8  # random faces of a small model from which the page takes the most typical one
 GONE = "This result is of another photo, face or model, or has expired: compare again."
@@ -45,7 +54,8 @@ class CompareTab:
 
     def __init__(self, editor: Editor) -> None:
         self.editor, self.studio, self.visit = editor, editor.studio, editor.visit
-        gr.Markdown(COMPARE, elem_classes="quiet")
+        about = gr.Markdown(COMPARE, elem_classes="quiet")
+        editor.of_model[about] = lambda model: COMPARE + ALIKE * model.has_faces
         with gr.Row(elem_classes="chips"):
             self.compare = gr.Button("Compare", variant="primary", size="sm")
             self.stop = gr.Button("Stop", size="sm", visible=False)
@@ -116,15 +126,59 @@ class CompareTab:
                 return
             visit.compared.append(other.out)
             edited = self.studio.edit(visit, other.out, visit.strengths)
-            seconds, likeness = other.out.reports[0]["seconds"], self._likeness(visit, edited)
-            photo = ImageOps.pad(self.studio.pasted(edited, around(crop, MARGIN, 640)), (512, 512), color="white")
             both = Image.new("RGB", (1032, 512), "white")
-            both.paste(photo)
-            both.paste(large(edited.images[0]).resize((512, 512)), (520, 0))
-            words = CAPTION.format(METHODS[name].title, seconds, *likeness)
+            for k, picture in enumerate((self.studio.pasted(edited, around(crop, MARGIN, 640)), edited.images[0])):
+                both.paste(ImageOps.pad(picture, (512, 512), color="white"), (520 * k, 0))
+            words = CAPTION.format(METHODS[name].title, other.out.reports[0]["seconds"])
+            if model.has_faces:
+                words += CAPTION_ALIKE.format(*self._likeness(visit, edited))
             pictures.append((self.editor.picture(visit, both, name, kind_of(edited)), words))
             yield {self.visit: visit, self.gallery: list(pictures)}
         yield "Done. Choose one of the results to go on with it."
+
+
+class DrawTab:
+    """Faces from a sketch or a label map, where the model reads those."""
+
+    def __init__(self, editor: Editor) -> None:
+        self.editor, self.studio, of_model = editor, editor.studio, editor.of_model
+        about = gr.Markdown(elem_classes="quiet")
+        with gr.Row():
+            with gr.Column(min_width=300):
+                own: dict[str, Any] = {"type": "filepath", "sources": ["upload", "clipboard"], "height": 300}
+                picture: Any = gr.Image(label="Your picture", **own)
+                picture.preprocess = lambda payload: payload and payload.model_dump()  # `photos.py` opens it
+                self.given = picture
+                self.count = gr.Slider(1, OUTPUTS, 4, step=1, label="How many")
+                self.draw = gr.Button("Draw", variant="primary", size="sm")
+            with gr.Column(min_width=300):
+                self.read = gr.Image(label="What the model reads", **RESULT)
+                looks: dict[str, Any] = {"elem_id": "translated", "columns": 4, "object_fit": "contain", **CHOICE}
+                self.gallery = gr.Gallery(label="Choose one to edit and save it", **looks)
+        kind = lambda model: model.drawing.source.kind if model.drawing else ""  # noqa: E731
+        of_model[editor.mark] = lambda model: '<i class="draws"></i>' * bool(kind(model))  # style.css shows the tab
+        of_model[about] = lambda model: READS.get(kind(model), "") + DRAW
+
+    def connect(self) -> None:
+        """What happens when something is used."""
+        editor, visit, shown = self.editor, self.editor.visit, [self.editor.visit, self.read, self.gallery]
+        options: dict[str, Any] = {**QUICK, "show_progress": "minimal"}
+        self.draw.click(self._draw, [visit, self.given, self.count], shown, **options)
+        self.gallery.select(self._adopt, visit, [*editor.shown, editor.tabs], **QUICK)
+        editor.delete.click(lambda: (None, None), None, shown[1:], **DIRECT)
+
+    def _draw(self, visit: Visit, picture: Any, count: float) -> tuple[Visit, str, list[str]]:
+        options = {"num_outputs": int(count), "seed": random.randrange(2**31)}
+        shown, visit.translated = self.studio.translate(visit, picture, **options)
+        kind = kind_of(visit.translated)
+        pictures = [self.editor.picture(visit, large(each), "face", kind) for each in visit.translated.images]
+        return visit, self.editor.picture(visit, shown, "input", "photo"), pictures
+
+    def _adopt(self, visit: Visit, event: gr.SelectData) -> dict[Any, Any]:
+        if visit.translated is None:
+            raise ValueError(NOTHING)
+        visit.strengths = {}
+        return self.editor.adopt(visit, visit.translated[event.index], "The face that you drew, to be edited.")
 
 
 class PlayTab:
@@ -136,11 +190,11 @@ class PlayTab:
         with gr.Row():
             self.shown = [
                 gr.Image(label=label, height=300, interactive=False, buttons=["fullscreen"], min_width=150)
-                for label in ("One face", "Another face", "The first with something of the other")
+                for label in ("One", "Another", "The first with something of the other")
             ]
         with gr.Row(elem_classes="chips"):
-            self.take = gr.Button("Take my photo's face", size="sm", interactive=False)
-            self.draw = [gr.Button(f"{label} at random", size="sm") for label in ("One face", "Another face")]
+            self.take = gr.Button("Take my photo's", size="sm", interactive=False)
+            self.draw = [gr.Button(f"{label} at random", size="sm") for label in ("One", "Another")]
         with gr.Row():
             names = {"Pose and shape": "pose"} | {name.capitalize(): name for name in PLACES if name != "pose"}
             self.what = gr.Radio([*names.items()], value=[*PLACES][-1], label="What to take from the other")

@@ -148,7 +148,9 @@ class Memory:
                 thing = ref()
                 if isinstance(thing, Image.Image):
                     left -= 4 * thing.width * thing.height  # Pillow keeps RGB in four bytes
-                elif isinstance(thing, FeatureGenerator):  # its weights are another's
+                elif thing is not None and thing.style_offset is not None:  # its weights are another's
+                    left -= thing.style_offset.nbytes
+                elif isinstance(thing, FeatureGenerator):  # so are most of its own
                     left -= sum(tensor.nbytes for tensor in thing.photo.values())
                 elif thing is not None:
                     left -= sum(tensor.nbytes for tensor in thing.state_dict().values())
@@ -172,6 +174,11 @@ class _Gone(nn.Module):
         raise ValueError(GONE)
 
     state_dict = forward
+
+
+def cost_of(done: int, steps: tuple[int, int]) -> float:
+    """What so many steps cost, in steps of the projection."""
+    return min(done, steps[0]) + TUNING_COST * max(done - steps[0], 0)
 
 
 def listener(steps: tuple[int, int], stop: threading.Event, send: Callable[[Report], None]) -> OnStep:

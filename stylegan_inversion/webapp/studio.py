@@ -29,18 +29,19 @@ from stylegan_inversion.latents import layer_ranges
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.play import interpolate_outputs, mix_outputs, sample_face
-from stylegan_inversion.preprocessing.align import Crop, align_face, around, uncropped
+from stylegan_inversion.preprocessing.align import Crop, around
 from stylegan_inversion.preprocessing.landmarks import Face
-from stylegan_inversion.webapp.marking import Kind, encode, encode_gif, encode_mp4
+from stylegan_inversion.preprocessing.sources import PhotoSource, Source
+from stylegan_inversion.webapp.marking import Kind, as_edit, encode, encode_gif, encode_mp4, kind_of
 from stylegan_inversion.webapp.models import DEMONSTRATION, Model, Models
 from stylegan_inversion.webapp.photos import NO_PHOTO, Example, Photo, read_photo, unpack_upload
 from stylegan_inversion.webapp.run import (
     RUN,
-    TUNING_COST,
     Memory,
     OnStep,
     Report,
     Turns,
+    cost_of,
     in_thread,
     is_gone,
     listener,
@@ -82,6 +83,7 @@ class Visit:
     tuned: int = -1  # the turn whose photo was tuned, or is
     example: tuple[str, str] | None = None  # model and photo of an example that is open: its result is kept for others
     compared: list[Any] = field(default_factory=list)  # photo, face and model, and each method's result
+    translated: InversionOutput | None = None  # faces that the model drew of a sketch or a label map
     played: dict[int, InversionOutput] = field(default_factory=dict)  # two faces that mix, and the mixture
     files: set[str] = field(default_factory=set)  # sent by it, or written for it
 
@@ -143,6 +145,7 @@ class Visit:
         """Delete everything; how many files there were."""
         self.begin()
         self.photo, self.faces, self.strengths, self.compared, self.played = None, [], {}, [], {}
+        self.translated = None
         others = {path for visit in [*Visit.all] if visit.files is not self.files for path in visit.files}
         files = self.files - others  # Gradio keeps uploads that are equal in one place
         for path in files:
@@ -183,30 +186,33 @@ class Studio:
 
     # A photo, and the face in it
 
-    def take(self, visit: Visit, value: Any, turn: int = 0, *, align: bool = True) -> None:
+    def take(self, visit: Visit, value: Any, turn: int = 0, *, align: bool | None = None) -> None:
         """Take a photo and find its faces, unless something newer than this turn has begun; the largest is chosen."""
-        with self._decoding:
-            photo = read_photo(value)
-        if photo.path:
-            visit.files.add(str(photo.path))
+        photo = self._read(visit, value)
         self._memory.hold(photo.image)
-        self._look(visit, photo, turn, align=align)
+        self.look(visit, photo, turn, align=align)
 
-    def _look(self, visit: Visit, photo: Photo, turn: int, *, align: bool = True) -> None:
-        faces = self.models.first.tuner.detector(photo.image) if align else []
+    def _read(self, visit: Visit, value: Any, source: Source | None = None) -> Photo:
+        with self._decoding:
+            photo = read_photo(value, source)
+        visit.files |= {str(photo.path)} if photo.path else set()
+        return photo
+
+    def look(self, visit: Visit, photo: Photo, turn: int, *, align: bool | None = None) -> None:
+        """Find the faces of a photo if the visitor's model takes faces, or `align` says so."""
+        finds = self.model(visit).tuner.finds_faces(align)
+        faces = self.models.first.tuner.detector(photo.image) if finds else []
         if turn == visit.turn:
-            visit.photo, visit.faces, visit.face = photo, faces, 0
+            visit.face = visit.face if photo is visit.photo else 0
+            visit.photo, visit.faces = photo, faces
 
-    def crop(self, visit: Visit, *, align: bool = True) -> Crop:
-        """The chosen face, cut out as the model wants it."""
+    def crop(self, visit: Visit, *, align: bool | None = None) -> Crop:
+        """The chosen face, or the part of the photo that the model takes, cut out as it wants it."""
         if visit.photo is None:
             raise ValueError(NO_PHOTO)
         tuner = self.model(visit).tuner
-        size = tuner.generator.config.resolution
-        if not align:
-            return uncropped(visit.photo.image, size)
-        landmarks = [face.landmarks for face in visit.faces]
-        return align_face(visit.photo.image, landmarks, size=size, scale=tuner.crop_scale, face=visit.face)
+        landmarks = [face.landmarks for face in visit.faces] if tuner.finds_faces(align) else None
+        return tuner.domain.crop(visit.photo.image, tuner.generator.config.resolution, landmarks, face=visit.face)
 
     def face_at(self, visit: Visit, x: float, y: float) -> int | None:
         """The face at a place of the photo, in pixels: the one whose box is nearest, not farther than its size."""
@@ -223,7 +229,7 @@ class Studio:
         turn, model = visit.begin(), self.model(visit)
         path = storage.builtin_path(f"samples/{example.name}")
         with Image.open(path) as image:
-            self._look(visit, Photo(image.convert("RGB"), path.stem), turn)
+            self.look(visit, Photo(image.convert("RGB"), path.stem), turn)
         key = (model.name, example.name)
         found = self._examples.get(key)
         if (found is None or is_gone(found.generator)) and model.quick and turn == visit.turn:
@@ -251,8 +257,9 @@ class Studio:
         return out
 
     def _hold(self, model: Model, out: InversionOutput) -> None:
-        own = [each for each in (out.generator, getattr(out.generator, "base", None)) if each is not None]
-        self._memory.hold(*(each for each in own if each is not model.tuner.generator))
+        plain = out.generator.unstyled  # whose weights the other shares, which goes when it goes
+        own = {id(each): each for each in (out.generator, plain, getattr(plain, "base", None)) if each is not None}
+        self._memory.hold(*(each for each in own.values() if each is not model.tuner.generator))
 
     def tune(self, visit: Visit, crop: Crop, **options: Any) -> Generator[Report, None, InversionOutput | None]:
         """Invert by optimisation; what is worse than what is there already, as after a stop, does not replace it.
@@ -271,7 +278,7 @@ class Studio:
             after, before = self._do(model, tuning, on_step, steps=sum(steps)), visit.out
             figures = after.reports[0]
             done = figures["w_steps"] + figures["tuning_steps"]
-            self._pace[model.name] = figures["seconds"] / max(_cost(done, steps), 1)
+            self._pace[model.name] = figures["seconds"] / max(cost_of(done, steps), 1)
             if before is None and model.quick and figures["stopped_by"] == "callback":
                 before = self._do(model, partial(model.pipelines[model.quick], crop))
             if before is not None and before.reports[0].get("l2", math.inf) < figures["l2"]:
@@ -303,7 +310,7 @@ class Studio:
     def seconds(self, visit: Visit, preset: str) -> float:
         """How long a run takes here, as the last one of this model did; 0 before it."""
         steps = _steps(self.model(visit), preset=preset)
-        return self._pace.get(self.model(visit).name, 0.0) * _cost(sum(steps), steps)
+        return self._pace.get(self.model(visit).name, 0.0) * cost_of(sum(steps), steps)
 
     def edit(self, visit: Visit, out: InversionOutput | None, strengths: Mapping[str, float]) -> InversionOutput:
         """Edit an inversion; strengths count from the unedited face."""
@@ -315,6 +322,7 @@ class Studio:
         if not strengths:
             return out
         edited = self._do(model, partial(model.tuner.edit, _bare(out), **strengths))
+        self._hold(model, edited)
         return dataclasses.replace(edited, crops=out.crops)
 
     def check(self, visit: Visit, strengths: Mapping[str, float]) -> None:
@@ -336,7 +344,18 @@ class Studio:
         layers = layer_ranges(a.generator.config.resolution)[PLACES[what]]
         mixing = partial(mix_outputs, _bare(a), _bare(b), layers=layers, alpha=amount)
         out = dataclasses.replace(self._do(self.model(visit), mixing), crops=a.crops)
-        return out if kind_of(a) == kind_of(b) else _edit_of_a_photo(out)  # no longer a face of nobody
+        return out if kind_of(a) == kind_of(b) else as_edit(out)  # no longer a face of nobody
+
+    def translate(self, visit: Visit, value: Any, **options: Any) -> tuple[Image.Image, InversionOutput]:
+        """Draw pictures of a sketch, a label map or a photo, as the model's encoder reads: what it read, and they."""
+        model = self.model(visit)
+        reader = model.translator
+        photo = self._read(visit, value, reader.source)
+        out = self._do(model, partial(reader.translate, photo.image, **options))
+        shown = large(reader.source.with_legend(out.crops[0].image))
+        crops = [model.tuner.domain.crop(image, image.width) for image in out.images]  # not the drawing, to be edited
+        made = {} if isinstance(reader.source, PhotoSource) else {"source": reader.source.kind}
+        return shown, dataclasses.replace(out, crops=crops, reports=[{**report, **made} for report in out.reports])
 
     # Pictures and files
 
@@ -361,8 +380,7 @@ class Studio:
     def animation(self, visit: Visit, out: InversionOutput, kind: Film, frames: int = FRAMES) -> str:
         """Write the photo around the face, from the unedited face to the edited one and back."""
         crop = around(out.crops[0], 1.0, ANIMATED)
-        start = dataclasses.replace(out, w_plus=out.w_plus if out.w_inverted is None else out.w_inverted)
-        whole = [dataclasses.replace(out, images=[each]) for each in self._between(visit, start, out, frames)]
+        whole = [dataclasses.replace(out, images=[each]) for each in self._between(visit, out.unedited, out, frames)]
         return self._animated(visit, [self.pasted(each, crop) for each in whole], kind, kind_of(out))
 
     def between(self, visit: Visit, a: InversionOutput, b: InversionOutput, kind: Film, frames: int = FRAMES) -> str:
@@ -399,7 +417,7 @@ class Studio:
                 raise ValueError(f"The inversion cannot be read: {str(e).replace(scratch, 'it')}") from e
         self._memory.hold(out.crops[0].photo)
         self._hold(self.model(visit), out)
-        return _edit_of_a_photo(out)  # whatever the file says of itself
+        return as_edit(out)  # whatever the file says of itself
 
 
 def _bare(out: InversionOutput) -> InversionOutput:
@@ -407,19 +425,10 @@ def _bare(out: InversionOutput) -> InversionOutput:
     return dataclasses.replace(out, crops=[])
 
 
-def _edit_of_a_photo(out: InversionOutput) -> InversionOutput:
-    return dataclasses.replace(out, reports=[{k: v for k, v in out.reports[0].items() if k != "truncation"}])
-
-
 def _steps(model: Model, **options: Any) -> tuple[int, int]:
     """The steps of the projection and of the tuning, at most."""
     plan = model.tuner.plan(**options)
     return 0 if plan.pivot in METHODS else plan.num_w_steps, plan.num_tuning_steps
-
-
-def _cost(done: int, steps: tuple[int, int]) -> float:
-    """What so many steps cost, in steps of the projection."""
-    return min(done, steps[0]) + TUNING_COST * max(done - steps[0], 0)
 
 
 def told(error: Exception) -> str:
@@ -435,11 +444,7 @@ def told(error: Exception) -> str:
     return FAILED
 
 
-def kind_of(out: InversionOutput) -> Kind:
-    """How a picture has to be marked."""
-    return "generated" if "truncation" in out.reports[0] else "edited"
-
-
 def large(image: Image.Image) -> Image.Image:
     """A small face as large as the page shows it."""
-    return image if image.width >= 512 else image.resize((512, 512), Image.Resampling.BICUBIC)
+    shape = (512, round(512 * image.height / image.width))
+    return image if image.width >= 512 else image.resize(shape, Image.Resampling.BICUBIC)

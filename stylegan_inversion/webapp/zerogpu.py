@@ -110,7 +110,7 @@ class _Parcels:
     """
 
     def __init__(self, model: Model, on_step: OnStep | None) -> None:
-        self.known: list[Any] = [model.tuner.generator, *model.pipelines.values(), on_step or object()]
+        self.known: list[Any] = [model.tuner.generator, *model.readers, on_step or object()]
         self.face = model.resolution**2  # pixels of the largest picture that is no photo
 
     def pack(self, value: Any) -> bytes:
@@ -133,7 +133,7 @@ class _Parcels:
             if each is thing:
                 return k
         is_photo = isinstance(thing, Image.Image) and thing.width * thing.height > self.face
-        if not (is_photo or isinstance(thing, Generator)):
+        if not (is_photo or (isinstance(thing, Generator) and thing.style_offset is None)):
             return None
         self.known.append(thing)
         return len(self.known) - 1
@@ -144,6 +144,13 @@ class _Pickler(pickle.Pickler):
 
     def persistent_id(self, obj: Any) -> int | None:
         return self.number(obj)
+
+    def reducer_override(self, obj: Any) -> Any:
+        if (
+            isinstance(obj, Generator) and obj.style_offset is not None
+        ):  # it shares the weights of one that has a number
+            return Generator.with_styles, (obj.unstyled, obj.style_offset)
+        return NotImplemented
 
 
 class _Unpickler(pickle.Unpickler):
@@ -200,7 +207,7 @@ def _do(name: str, packed: bytes, end: float, ends: Callable[[], bool], send: Ca
     torch.set_num_threads(1)  # OpenMP's threads do not survive a fork
     model = _held.get(name) or _held.setdefault(name, load_model(name, device="cpu"))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for pipeline in model.pipelines.values():
+    for pipeline in model.readers:
         pipeline.to(device)
     parcels = _Parcels(model, on_step)
     work: Callable[[], Any] = parcels.unpack(packed, device)

@@ -68,6 +68,9 @@ def test_every_endpoint(connect: Connect, file: Any, photo: Image.Image, app: Se
     nobody = ask("/random_face", seed=7)
     assert read_mark(Path(nobody)) == GENERATED and picture(nobody).size == (32, 32)
     sent = gradio_client.handle_file(archive)
+    read, translated = ask("/translate", picture=file, num_outputs=3, align=True, seed=1)
+    assert len({picture(each).tobytes() for each in translated}) == 3 and picture(read).size[0] == 512
+    assert same(picture(ask("/edit", strengths={})[2]), picture(translated[0]))
     mixed = ask("/mix", other=sent, what="features")
     assert not same(picture(mixed), picture(nobody)) and read_mark(Path(mixed)) == EDITED
     assert Path(ask("/interpolate", other=sent, frames=3)).suffix == ".gif"
@@ -204,6 +207,8 @@ def test_tuning_by_a_program(connect: Connect, file: Any, app: Served) -> None:
         ("/invert", {"photo": None, "preset": "quick", "method": "pti"}, "Choose a photo|`preset` must be one of"),
         ("/download", {"kind": "weights"}, "`kind`: Input should be 'jpeg'"),
         ("/random_face", {"seed": -1}, "`seed`: Input should be greater than or equal to 0"),
+        ("/translate", {"picture": None}, "Choose a photo first"),
+        ("/translate", {"picture": None, "num_outputs": 99}, "`num_outputs`: Input should be less than or equal to 16"),
         ("/mix", {"other": "x"}, "There is no inverted face|was not uploaded here"),
     ],
 )
@@ -275,7 +280,7 @@ def test_programs_are_never_mixed(connect: Connect, app: Served, tmp_path: Path)
 def test_what_each_argument_takes_is_said_in_json_schema(app: Served) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     endpoints = httpx.get(f"{app.url}/gradio_api/info").json()["named_endpoints"]
-    assert len(endpoints) == 11
+    assert len(endpoints) == 12
     for endpoint in endpoints.values():
         for parameter in endpoint["parameters"]:
             jsonschema.Draft202012Validator.check_schema(parameter["type"])

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This MCP server includes a tool"),
 ]
-NAMES = "delete download edit faces interpolate invert invert_and_edit mix models random_face stop"
+NAMES = "delete download edit faces interpolate invert invert_and_edit mix models random_face stop translate"
 
 
 def ask(app: Served, *calls: tuple[str, dict[str, Any]]) -> tuple[list[Any], list[Any]]:
@@ -61,6 +61,7 @@ def test_every_tool(app: Served, path: Path, photo: Image.Image, connect: Any) -
         ("mix", {"other": inversion, "what": "features", "inversion": inversion}, 1),
         ("interpolate", {"other": inversion, "inversion": inversion, "frames": 3}, 1),
         ("download", {"kind": "png", "inversion": inversion}, 1),
+        ("translate", {"picture": sent, "num_outputs": 3}, 4),
         ("stop", {}, 0),
         ("delete", {}, 0),
     ]

@@ -1,23 +1,32 @@
 """What the page's handlers answer, without a browser; `test_browser.py` has the rest."""
 
+import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 gr = pytest.importorskip("gradio")
+from stylegan_inversion import PTIPipeline, cli  # noqa: E402
+from stylegan_inversion.editing.directions import Direction  # noqa: E402
 from stylegan_inversion.preprocessing.align import around  # noqa: E402
 from stylegan_inversion.webapp import run  # noqa: E402
 from stylegan_inversion.webapp.app import launch_options, private_folder  # noqa: E402
 from stylegan_inversion.webapp.editor import Editor, handler  # noqa: E402
-from stylegan_inversion.webapp.models import Model, Models, words_of  # noqa: E402
+from stylegan_inversion.webapp.models import Model, Models, load_model, make_model, words_of  # noqa: E402
 from stylegan_inversion.webapp.photos import EXAMPLES  # noqa: E402
-from stylegan_inversion.webapp.play import CompareTab  # noqa: E402
+from stylegan_inversion.webapp.play import CompareTab, DrawTab  # noqa: E402
 from stylegan_inversion.webapp.studio import Studio, Visit  # noqa: E402
+from tests.pipelines.test_domains import no_detector, official_e4e, scene  # noqa: E402
+from tests.pipelines.test_tasks_of_psp import make_picture, official_psp  # noqa: E402
+from tests.webapp.marks import GENERATED, read_mark  # noqa: E402
 from tests.webapp.tiny_app import tiny_model  # noqa: E402
 
 
@@ -40,8 +49,6 @@ def show(editor: Editor, work: str, *values: Any) -> dict[Any, Any]:
 
 @pytest.fixture
 def upload(editor: Editor, photo: Image.Image) -> dict[str, Any]:
-    import os
-
     path = Path(os.environ["GRADIO_TEMP_DIR"]) / "hash" / "me.png"
     path.parent.mkdir()
     photo.save(path)
@@ -137,7 +144,7 @@ def test_the_methods_are_compared(editor: Editor, upload: dict[str, Any]) -> Non
     tab, visit = CompareTab(editor), Visit()
     show(editor, "_take", visit, upload)
     *_, shown, last = handler(tab, tab._compare)(visit)
-    assert len(shown[tab.gallery]) == 3 and "Done" in last[tab.status]
+    assert len(shown[tab.gallery]) == 4 and "Done" in last[tab.status]  # SFE apart, all methods
     assert all(
         "100% in the photo" in words for _, words in shown[tab.gallery]
     )  # without an edit it is the photo itself
@@ -247,3 +254,82 @@ def test_examples_are_there_and_the_options_record_nothing(editor: Editor) -> No
         assert visit.out is not None
     options = launch_options()
     assert not options["enable_monitoring"] and not options["run_history"] and not options["show_error"]
+
+
+def of_official_file(checkpoint: dict[str, Any], folder: Path) -> Model:
+    torch.save(checkpoint, folder / "official.pt")
+    assert cli.main(["convert", str(folder / "official.pt"), str(folder / "model")]) == 0
+    return load_model(folder / "model")
+
+
+def test_a_model_of_cars(tmp_path: Path, upload: dict[str, Any], model: Model) -> None:
+    """No face is looked for; the page opens with what the model draws, and all pictures are in register."""
+    cars = of_official_file(official_e4e("cars_encode", styles=12), tmp_path)
+    cars.tuner._detector = no_detector
+    scene(700, 400).save(upload["path"])
+    with private_folder(), gr.Blocks():
+        editor = Editor(Studio(Models(cars)))
+        page = editor._open("")
+        assert "The model drew this at random" in page[editor.status] and not page[editor.examples]["visible"]
+        words = [page[editor.note], page[editor.save["face"]]["value"], page[editor.close]["label"]]
+        assert "64 x 48" in words[0] and "face" not in "".join(words).lower()
+        assert page[editor.sliders[0]]["visible"]  # its own or those that were found
+        shutil.copytree(Path(upload["path"]).parent, Path(os.environ["GRADIO_TEMP_DIR"], "hash"))
+        here = {"path": str(Path(os.environ["GRADIO_TEMP_DIR"], "hash", "me.png"))}
+        visit = page[editor.visit]
+        news = show(editor, "_take", visit, here)
+        assert visit.faces == [] and size(news[editor.whole]) == (700, 400)
+        assert visit.out is not None and visit.out.images[0].size == (64, 48)
+        moved = editor._edit(visit, *[0.2] * len(editor.sliders))
+        for pair in (editor.result, editor.drawn):
+            assert size(moved[pair][0]) == size(moved[pair][1])
+        assert size(moved[editor.drawn][0]) == (512, 384) and moved[editor.result][0] != moved[editor.result][1]
+        tab = CompareTab(editor)
+        *_, shown, _ = handler(tab, tab._compare)(visit)
+        assert len(shown[tab.gallery]) == 2 and "person" not in str(shown[tab.gallery])
+
+
+@pytest.mark.parametrize("task", ["celebs_sketch_to_face", "celebs_seg_to_face"])
+def test_a_model_of_drawings(task: str, tmp_path: Path, upload: dict[str, Any]) -> None:
+    channels = 1 if "sketch" in task else 19
+    drawing = of_official_file(official_psp(task, channels), tmp_path)
+    make_picture(channels).save(upload["path"])
+    assert drawing.quick is None and drawing.drawing is not None
+    assert drawing.drawing.generator is drawing.tuner.generator
+    editor = Editor(Studio(Models(drawing)))
+    tab = DrawTab(editor)
+    page = editor._open("")
+    assert "draws" in page[editor.mark] and "Open the tab Draw" in page[editor.status]
+    visit, read, drawn = tab._draw(page[editor.visit], upload, 3)
+    assert len(drawn) == 3 and (size(read)[0] > size(read)[1]) == (channels == 19)  # with the legend
+    assert read_mark(Path(drawn[0])) == GENERATED
+    editor.tabs = gr.Tabs()
+    news = tab._adopt(visit, SimpleNamespace(index=2))
+    assert visit.out is not None and visit.out.images[0] is visit.translated[2].images[0]
+    assert size(news[editor.result][0]) == size(news[editor.result][1])
+    Path(upload["path"]).write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="not an image"):
+        tab._draw(visit, upload, 3)
+
+
+def test_directions_in_s(editor: Editor, upload: dict[str, Any], model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have sliders with ends, their copies take no memory, and an animation begins without them."""
+    count = sum(model.tuner.generator.config.style_sizes)
+    tuner = PTIPipeline(**model.tuner.components)
+    tuner.directions = {"hat": Direction.from_vector("hat", torch.arange(1.0, count + 1), space="s", unit=0.5)}
+    editor.studio.models.first = made = make_model(tuner, name="tiny")
+    low, high = made.range_of("hat")
+    assert low == -high and 0 < high < 100
+    visit = Visit()
+    show(editor, "_take", visit, upload)
+    assert visit.out is not None and editor._names(made)[0] == "hat"
+    edited = editor.studio.edit(visit, visit.out, {"hat": high})
+    assert (
+        edited.images[0].tobytes() != visit.out.images[0].tobytes() and edited.generator.unstyled is visit.out.generator
+    )
+    frames = editor.studio._between(visit, edited.unedited, edited, 3)
+    assert frames[0].tobytes() == visit.out.images[0].tobytes() and frames[2].tobytes() == edited.images[0].tobytes()
+    monkeypatch.setattr(editor.studio, "_animated", lambda visit, pictures, *_: pictures)
+    part = around(visit.out.crops[0], 1.0, 640)
+    for out, frame in zip((visit.out, edited), editor.studio.animation(visit, edited, "gif", 2)):
+        assert np.array_equal(frame, editor.studio.pasted(out, part))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("gradio")
@@ -130,6 +131,20 @@ def test_a_result_counts_once_and_an_example_is_made_again(
         studio.edit(visit, visit.out, {"smile": 1.0})
     studio.example(other, EXAMPLES[0])
     assert other.out is not None and studio.edit(other, other.out, {"smile": 1.0}).images
+
+
+def test_copies_in_s_take_no_memory_and_go_with_their_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, generator, count = run.Memory(), make_generator(), sum(make_generator().config.style_sizes)
+    own = sum(tensor.nbytes for tensor in generator.state_dict().values())
+    monkeypatch.setattr(run, "MAX_HELD", own + 5 * 8 * count)
+    styled = [generator.with_styles(torch.full((count,), k)) for k in (1.0, 2.0, 3.0, 4.0, 5.0)]
+    for each in styled:
+        memory.hold(each, generator)
+    assert not any(run.is_gone(each) for each in (generator, *styled))
+    memory.hold(last := generator.with_styles(torch.full((count,), 6.0)), generator)
+    assert [run.is_gone(each) for each in (*styled, last, generator)] == [True, *[False] * 6]
+    memory.hold(make_generator())
+    assert all(run.is_gone(each) for each in (*styled, last, generator))
 
 
 def test_the_preview_says_what_it_is(photo: Image.Image, tmp_path: Path) -> None:

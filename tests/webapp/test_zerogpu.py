@@ -17,6 +17,7 @@ from PIL import Image
 
 pytest.importorskip("gradio")
 from stylegan_inversion import InversionOutput
+from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.pipelines.play import interpolate_outputs
 from stylegan_inversion.webapp import app, studio, zerogpu
 from stylegan_inversion.webapp.models import Model, Models
@@ -146,8 +147,14 @@ def test_no_weights_go_along(
     work = gpu._work
     monkeypatch.setattr(gpu, "_work", lambda *job: jobs.append(job) or work(*job))
     crop = model.tuner.align(photo)
-    gpu.run(model, partial(model.pipelines["e4e"], crop))
+    quick = gpu.run(model, partial(model.pipelines["e4e"], crop))
     assert len(pickle.dumps(jobs[0])) < photo.width * photo.height * 3 + 20_000  # the photo, which an encoder reads
+    styles = torch.ones(sum(model.tuner.generator.config.style_sizes))
+    monkeypatch.setitem(model.tuner.directions, "hat", Direction.from_vector("hat", styles, space="s"))
+    out, here = (do(partial(model.tuner.edit, quick, hat=9.0)) for do in (partial(gpu.run, model), lambda work: work()))
+    assert out.images[0].tobytes() == here.images[0].tobytes() != quick.images[0].tobytes()
+    assert out.generator.unstyled is model.tuner.generator  # a copy that shares them is made here
+    assert len(pickle.dumps(jobs[1])) < len(pickle.dumps(jobs[0])) + 20_000
 
 
 def test_a_stop_and_an_error(gpu: zerogpu.BorrowedGPU, model: Model, photo: Image.Image) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from stylegan_inversion.models.e4e_encoder import Encoder4Editing
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
+from stylegan_inversion.models.restyle_encoder import ReStyleConfig, ReStyleEncoder
 from stylegan_inversion.webapp.app import build_app, launch_options, private_folder, start
 from stylegan_inversion.webapp.models import Model, Models, make_model
 from stylegan_inversion.webapp.studio import Studio
@@ -21,10 +22,12 @@ from tests.conftest import make_generator, make_pti
 def tiny_model() -> Model:
     """The real classes, tiny."""
     pti = make_pti(make_generator())
-    config = PyramidEncoderConfig(32, 64, w_dim=16, widths=(4, 4, 8, 8), units=(1, 1, 1, 1), reduction=2)
+    sizes: dict[str, Any] = {"widths": (4, 4, 8, 8), "units": (1, 1, 1, 1), "reduction": 2}
+    config = PyramidEncoderConfig(32, 64, w_dim=16, **sizes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         pti.encoders = {"e4e": Encoder4Editing(config), "psp": GradualStyleEncoder(config)}
+        pti.encoders["restyle"] = ReStyleEncoder(ReStyleConfig(32, 64, w_dim=16, **sizes))
     for encoder in pti.encoders.values():
         encoder.eval().requires_grad_(False)
     return make_model(pti, name="tiny", licence="mit")
