@@ -349,13 +349,15 @@ class Studio:
     def translate(self, visit: Visit, value: Any, **options: Any) -> tuple[Image.Image, InversionOutput]:
         """Draw pictures of a sketch, a label map or a photo, as the model's encoder reads: what it read, and they."""
         model = self.model(visit)
-        reader = model.translator
-        photo = self._read(visit, value, reader.source)
+        reader, source = model.translator, model.translator.source
+        photo = self._read(visit, value, source)
         out = self._do(model, partial(reader.translate, photo.image, **options))
-        shown = large(reader.source.with_legend(out.crops[0].image))
+        shown = source.with_legend(out.crops[0].image) if isinstance(source, LabelSource) else out.crops[0].image
         crops = [model.tuner.domain.crop(image, image.width) for image in out.images]  # not the drawing, to be edited
-        made = {} if isinstance(reader.source, PhotoSource) else {"source": reader.source.kind}
-        return shown, dataclasses.replace(out, crops=crops, reports=[{**report, **made} for report in out.reports])
+        made = {} if isinstance(source, PhotoSource) else {"source": source.kind}
+        return large(shown), dataclasses.replace(
+            out, crops=crops, reports=[{**report, **made} for report in out.reports]
+        )
 
     # Pictures and files
 
