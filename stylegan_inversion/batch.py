@@ -146,8 +146,7 @@ def invert_photos(
             raise
         except Exception as e:  # one photo must not stop the others
             logger.debug("%s failed", photo, exc_info=True)
-            kept = records[path].folder if path in records else None  # what an earlier call made of it
-            record, out = Record(str(photo), kept, reason(e), path=path), None
+            record, out = Record(str(photo), (old := records.get(path)) and old.folder, reason(e), path=path), None
             if begun:  # pictures of two calls must not stand together
                 _remove(folder, "crop", "inverted", "edited", "photo")
         records[path] = record

@@ -31,21 +31,11 @@ from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.play import interpolate_outputs, mix_outputs, sample_face
 from stylegan_inversion.preprocessing.align import Crop, around
 from stylegan_inversion.preprocessing.landmarks import Face
-from stylegan_inversion.preprocessing.sources import PhotoSource, Source
+from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, Source
 from stylegan_inversion.webapp.marking import Kind, as_edit, encode, encode_gif, encode_mp4, kind_of
 from stylegan_inversion.webapp.models import DEMONSTRATION, Model, Models
 from stylegan_inversion.webapp.photos import NO_PHOTO, Example, Photo, read_photo, unpack_upload
-from stylegan_inversion.webapp.run import (
-    RUN,
-    Memory,
-    OnStep,
-    Report,
-    Turns,
-    cost_of,
-    in_thread,
-    is_gone,
-    listener,
-)
+from stylegan_inversion.webapp.run import RUN, Memory, OnStep, Report, Turns, cost_of, in_thread, is_gone, listener
 from stylegan_inversion.webapp.zerogpu import BorrowedGPU, in_request
 
 logger = logging.getLogger(__name__)
@@ -355,9 +345,8 @@ class Studio:
         shown = source.with_legend(out.crops[0].image) if isinstance(source, LabelSource) else out.crops[0].image
         crops = [model.tuner.domain.crop(image, image.width) for image in out.images]  # not the drawing, to be edited
         made = {} if isinstance(source, PhotoSource) else {"source": source.kind}
-        return large(shown), dataclasses.replace(
-            out, crops=crops, reports=[{**report, **made} for report in out.reports]
-        )
+        reports = [{**report, **made} for report in out.reports]
+        return large(shown), dataclasses.replace(out, crops=crops, reports=reports)
 
     # Pictures and files
 
