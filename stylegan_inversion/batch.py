@@ -146,10 +146,7 @@ def invert_photos(
             raise
         except Exception as e:  # one photo must not stop the others
             logger.debug("%s failed", photo, exc_info=True)
-            record, out = (
-                Record(str(photo), old.folder if (old := records.get(path)) else None, reason(e), path=path),
-                None,
-            )
+            record, out = Record(str(photo), records.get(path, Record(path)).folder, reason(e), path=path), None
             if begun:  # pictures of two calls must not stand together
                 _remove(folder, "crop", "inverted", "edited", "photo")
         records[path] = record
