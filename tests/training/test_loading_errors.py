@@ -75,7 +75,7 @@ def test_a_killed_worker(make_config: MakeConfig, tmp_path: Path) -> None:
     os.kill(int(workers[0]), signal.SIGKILL)
     code, said = run.end()
     assert code == 2 and "Traceback" not in said
-    assert "A process that loads pictures was killed (RuntimeError: DataLoader worker" in said.splitlines()[-1]
+    assert "A process that loads pictures was killed (" in said.splitlines()[-1]
     assert "Lower `num_workers` or `batch_size` and start the same command again" in said.splitlines()[-1]
 
 
