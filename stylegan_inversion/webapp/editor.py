@@ -149,7 +149,7 @@ class Editor:
             with gr.Tab("What the model draws", id="drawn"):
                 self.drawn = gr.ImageSlider(label="Photo | the model's drawing", **pair)
         self.notice = gr.Button(visible=False, size="sm")
-        self.status = gr.HTML(status("Opening an example …", busy=True))
+        self.status = gr.HTML(status("Opening …", busy=True))
         self.stop = gr.Button("Stop, keep what there is", size="sm", visible=False)
 
     def _lay_out_tools(self) -> None:
@@ -235,7 +235,7 @@ class Editor:
             model = self.studio.model(visit)
             out = self.studio.invert(visit, self.studio.crop(visit), model.quick) if model.quick else None
         visit.out = out
-        return "Ready to edit. A sharper version is on its way …"
+        return "Ready to edit. A sharper version is on its way …" if out else "The first version is on its way …"
 
     def _example(self, visit: Visit, event: gr.SelectData) -> str:
         done = self.studio.example(visit, EXAMPLES[event.index])
@@ -273,11 +273,15 @@ class Editor:
         """Another model: the photo is inverted anew with it."""
         visit.end()
         model = yield from self.studio.models.load(str(name or "").strip())
-        visit.model, visit.strengths = model.name, {}
-        if visit.photo is None or (visit.example and not model.has_faces):
+        photo = None if visit.example and not model.has_faces else visit.photo
+        turn = visit.begin()  # nothing of the other model is edited with this one
+        visit.model, visit.strengths, visit.compared, visit.translated, visit.played = model.name, {}, [], None, {}
+        if photo is None:
             yield self._fill(visit)
         else:
-            self.studio.look(visit, visit.photo, visit.turn)
+            yield "Reading the photo …"  # the page is this model's, whatever comes of it
+            with visit.during(turn):
+                self.studio.look(visit, photo, turn)
             yield self._invert(visit)
 
     def _stop(self, visit: Visit) -> str:
@@ -307,8 +311,10 @@ class Editor:
         if model.has_faces and model.quick:
             self.studio.example(visit, EXAMPLES[0])
             return "An example. Drag the line in the picture, move a slider, or drop a photo of your own."
-        visit.tuned, visit.photo, visit.faces = visit.begin(), None, []
-        visit.out = self.studio.random_face(visit, 0, 0.5)
+        with visit.during(visit.begin()) as visit.tuned:
+            visit.photo, visit.faces = None, []
+            out = self.studio.random_face(visit, 0, 0.5)
+        visit.out = out
         hint = "Open the tab Draw: it draws from pictures of its own kind." if model.drawing else "Drop a photo."
         return f"The model drew this at random. Move a slider. {hint}"
 
@@ -354,6 +360,8 @@ class Editor:
         """Go on with a result of another tab."""
         visit.begin()
         visit.out, visit.tuned = out, visit.turn
+        if kind_of(out) == "generated":  # no photo shows it: none is tuned in its place, and no frames are drawn in it
+            visit.photo, visit.faces = None, []
         return {**self.page(visit, words), self.tabs: gr.update(selected="edit")}
 
     def _forget(self, visit: Visit) -> dict[Any, Any]:
