@@ -78,8 +78,8 @@ def handler(tab: Any, work: Callable[..., Any]) -> Callable[..., Iterator[dict[A
                     yield {tab.status: said.html, tab.stop: gr.update(visible=True)}
                 else:  # Gradio empties the outputs of a generator that gives nothing
                     yield tab.page(visit, said) if said else {tab.visit: visit}
-        except Superseded:
-            yield {tab.visit: visit}
+        except Superseded:  # a deletion has put another visit there
+            yield {tab.status: gr.skip()}
         except Exception as e:
             yield tab.failed(visit, told(e))
 
@@ -372,9 +372,10 @@ class Editor:
     def _edit(self, visit: Visit, *values: float) -> dict[Any, Any]:
         if visit.out is None:
             return {self.status: status("Choose a photo or an example first.", stale=True)}
-        names = self._names(self.studio.model(visit))
+        names, turn = self._names(self.studio.model(visit)), visit.turn
         visit.strengths = {name: value for name, value in zip(names, values) if name and value}
-        return {self.visit: visit, **self._pictures(visit)}
+        pictures = self._pictures(visit)
+        return {self.visit: visit, **pictures} if turn == visit.turn else {self.status: gr.skip()}
 
     def _chip(self, visit: Visit, k: int) -> dict[Any, Any]:
         """Go to one end of a direction; the last chip goes back to the unedited face."""

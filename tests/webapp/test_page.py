@@ -221,7 +221,7 @@ def test_of_two_photos_at_once_the_later_stays(
         take(*arguments)
 
     monkeypatch.setattr(editor.studio, "take", slow)
-    assert show(editor, "_take", visit, upload) == {editor.visit: visit}  # shows nothing of the first
+    assert show(editor, "_take", visit, upload) == {editor.status: gr.skip()}  # shows nothing of the first
     assert "Ready to edit" in news[1][editor.status] and visit.photo is not None and visit.photo.name == "later"
     assert visit.out is not None and visit.out.crops[0].photo is visit.photo.image
 
@@ -329,7 +329,10 @@ def test_what_comes_too_late_is_not_kept(editor: Editor, upload: dict[str, Any],
     assert "64 x 64" in page[editor.note] and visit.out is None  # of the first model
     assert "Choose" in editor._edit(visit, *[0.1] * len(editor.sliders))[editor.status]
     visit.begin()
-    assert [*steps] == [{editor.visit: visit}]
+    assert [*steps] == [{editor.status: gr.skip()}]
+    show(editor, "_take", visit, upload)
+    pictures, editor._pictures = editor._pictures, lambda visit: (pictures(visit), visit.begin())[0]
+    assert editor._edit(visit, *[0.1] * len(editor.sliders)) == {editor.status: gr.skip()}
     tab._given(visit, upload)
     editor.studio.translate = lambda *given, **options: (translate(*given, **options), visit.forget())[0]
     with pytest.raises(ValueError, match="Ended"):
