@@ -154,7 +154,7 @@ class DrawTab:
                 self.count = gr.Slider(1, OUTPUTS, 4, step=1, label="How many")
                 self.draw = gr.Button("Draw", variant="primary", size="sm")
             with gr.Column(min_width=300):
-                self.read = gr.Image(label="What the model reads", **RESULT)
+                self.read = gr.Image(label="What the model reads", **{**RESULT, "elem_classes": "drawn"})  # never stale
                 looks: dict[str, Any] = {"elem_id": "translated", "columns": 4, "object_fit": "contain", **CHOICE}
                 self.gallery = gr.Gallery(label="Choose one to edit and save it", **looks)
         kind = lambda model: model.drawing.source.kind if model.drawing else ""  # noqa: E731
