@@ -218,8 +218,7 @@ class Editor:
     def _new(self, visit: Visit) -> dict[Any, Any]:
         """At once, before anything is computed: the old result is marked as such, and its run ends."""
         visit.begin()
-        words = "Finding the face …" if self.studio.model(visit).has_faces else "Reading the photo …"
-        return {self.visit: visit, self.status: status(words, stale=True, busy=True)}
+        return {self.visit: visit, self.status: status("Reading the photo …", stale=True, busy=True)}
 
     def _take(self, visit: Visit, photo: Any) -> str:
         """A new photo."""
@@ -256,7 +255,7 @@ class Editor:
     def _tune(self, visit: Visit, preset: str = "") -> Iterator[Report | str]:
         """The better method, behind the page: its result in the place of the quick one."""
         if visit.photo is None or (visit.tuned == visit.turn and not preset):
-            yield ""
+            yield "No photo shows this picture, so that nothing is tuned. Drop one." if preset else ""
             return
         turn = visit.tuned = visit.turn
         with visit.during(turn):

@@ -309,6 +309,7 @@ def test_a_model_of_drawings(task: str, tmp_path: Path, upload: dict[str, Any]) 
     assert visit.photo is news[editor.photo] is None
     assert visit.out is not None and visit.out.images[0] is visit.translated[2].images[0]
     assert size(news[editor.result][0]) == size(news[editor.result][1])
+    assert "No photo shows" in show(editor, "_tune", visit, "fast")[editor.status]
     show(editor, "_load", visit, "faces64")
     with pytest.raises(ValueError, match="draw again"):
         tab._adopt(visit, SimpleNamespace(index=2))
