@@ -134,7 +134,7 @@ class LabelSource(BoundedConfig):
         Raises:
             InvalidImageError: If `image` is not a label map, or holds a number that is not a label.
         """
-        labels = np.asarray(_check_labels(image, "The label map")).astype(np.int64)
+        labels = np.asarray(_check_labels(image, "The label map"))
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= self.num_labels:
             raise InvalidImageError(
@@ -144,7 +144,7 @@ class LabelSource(BoundedConfig):
         side = min(labels.shape)
         top, left = (labels.shape[0] - side) // 2, (labels.shape[1] - side) // 2
         nearest = ((np.arange(resolution) + 0.5) * side / resolution).astype(np.int64)
-        chosen = torch.from_numpy(labels[np.ix_(top + nearest, left + nearest)])  # (S, S)
+        chosen = torch.from_numpy(labels[np.ix_(top + nearest, left + nearest)].astype(np.int64))  # (S, S)
         return (chosen == torch.arange(self.num_labels, device="cpu")[:, None, None]).float()
 
     def preview(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch 3 height width"]:

@@ -78,8 +78,8 @@ def handler(tab: Any, work: Callable[..., Any]) -> Callable[..., Iterator[dict[A
                     yield {tab.status: said.html, tab.stop: gr.update(visible=True)}
                 else:  # Gradio empties the outputs of a generator that gives nothing
                     yield tab.page(visit, said) if said else {tab.visit: visit}
-        except Superseded:
-            yield {tab.visit: visit}
+        except Superseded:  # a deletion has put another visit there
+            yield {tab.status: gr.skip()}
         except Exception as e:
             yield tab.failed(visit, told(e))
 
@@ -149,7 +149,7 @@ class Editor:
             with gr.Tab("What the model draws", id="drawn"):
                 self.drawn = gr.ImageSlider(label="Photo | the model's drawing", **pair)
         self.notice = gr.Button(visible=False, size="sm")
-        self.status = gr.HTML(status("Opening an example …", busy=True))
+        self.status = gr.HTML(status("Opening …", busy=True))
         self.stop = gr.Button("Stop, keep what there is", size="sm", visible=False)
 
     def _lay_out_tools(self) -> None:
@@ -218,8 +218,7 @@ class Editor:
     def _new(self, visit: Visit) -> dict[Any, Any]:
         """At once, before anything is computed: the old result is marked as such, and its run ends."""
         visit.begin()
-        words = "Finding the face …" if self.studio.model(visit).has_faces else "Reading the photo …"
-        return {self.visit: visit, self.status: status(words, stale=True, busy=True)}
+        return {self.visit: visit, self.status: status("Reading the photo …", stale=True, busy=True)}
 
     def _take(self, visit: Visit, photo: Any) -> str:
         """A new photo."""
@@ -235,7 +234,7 @@ class Editor:
             model = self.studio.model(visit)
             out = self.studio.invert(visit, self.studio.crop(visit), model.quick) if model.quick else None
         visit.out = out
-        return "Ready to edit. A sharper version is on its way …"
+        return "Ready to edit. A sharper version is on its way …" if out else "The first version is on its way …"
 
     def _example(self, visit: Visit, event: gr.SelectData) -> str:
         done = self.studio.example(visit, EXAMPLES[event.index])
@@ -256,7 +255,7 @@ class Editor:
     def _tune(self, visit: Visit, preset: str = "") -> Iterator[Report | str]:
         """The better method, behind the page: its result in the place of the quick one."""
         if visit.photo is None or (visit.tuned == visit.turn and not preset):
-            yield ""
+            yield "No photo shows this picture, so that nothing is tuned. Drop one." if preset else ""
             return
         turn = visit.tuned = visit.turn
         with visit.during(turn):
@@ -273,11 +272,15 @@ class Editor:
         """Another model: the photo is inverted anew with it."""
         visit.end()
         model = yield from self.studio.models.load(str(name or "").strip())
-        visit.model, visit.strengths = model.name, {}
-        if visit.photo is None or (visit.example and not model.has_faces):
+        photo = None if visit.example and not model.has_faces else visit.photo
+        turn = visit.begin()  # nothing of the other model is edited with this one
+        visit.model, visit.strengths, visit.compared, visit.translated, visit.played = model.name, {}, [], None, {}
+        if photo is None:
             yield self._fill(visit)
         else:
-            self.studio.look(visit, visit.photo, visit.turn)
+            yield "Reading the photo …"  # the page is this model's, whatever comes of it
+            with visit.during(turn):
+                self.studio.look(visit, photo, turn)
             yield self._invert(visit)
 
     def _stop(self, visit: Visit) -> str:
@@ -307,8 +310,10 @@ class Editor:
         if model.has_faces and model.quick:
             self.studio.example(visit, EXAMPLES[0])
             return "An example. Drag the line in the picture, move a slider, or drop a photo of your own."
-        visit.tuned, visit.photo, visit.faces = visit.begin(), None, []
-        visit.out = self.studio.random_face(visit, 0, 0.5)
+        with visit.during(visit.begin()) as visit.tuned:
+            visit.photo, visit.faces = None, []
+            out = self.studio.random_face(visit, 0, 0.5)
+        visit.out = out
         hint = "Open the tab Draw: it draws from pictures of its own kind." if model.drawing else "Drop a photo."
         return f"The model drew this at random. Move a slider. {hint}"
 
@@ -354,6 +359,8 @@ class Editor:
         """Go on with a result of another tab."""
         visit.begin()
         visit.out, visit.tuned = out, visit.turn
+        if kind_of(out) == "generated":  # no photo shows it: none is tuned in its place, and no frames are drawn in it
+            visit.photo, visit.faces = None, []
         return {**self.page(visit, words), self.tabs: gr.update(selected="edit")}
 
     def _forget(self, visit: Visit) -> dict[Any, Any]:
@@ -364,9 +371,10 @@ class Editor:
     def _edit(self, visit: Visit, *values: float) -> dict[Any, Any]:
         if visit.out is None:
             return {self.status: status("Choose a photo or an example first.", stale=True)}
-        names = self._names(self.studio.model(visit))
+        names, turn = self._names(self.studio.model(visit)), visit.turn
         visit.strengths = {name: value for name, value in zip(names, values) if name and value}
-        return {self.visit: visit, **self._pictures(visit)}
+        pictures = self._pictures(visit)
+        return {self.visit: visit, **pictures} if turn == visit.turn else {self.status: gr.skip()}
 
     def _chip(self, visit: Visit, k: int) -> dict[Any, Any]:
         """Go to one end of a direction; the last chip goes back to the unedited face."""

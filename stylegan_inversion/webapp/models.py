@@ -134,7 +134,9 @@ def _drawing_pipeline(tuner: PTIPipeline, name_or_path: str | Path) -> EncoderPi
     if storage.read_config(folder).get("source") in (None, to_config(PhotoSource())):
         return None
     kinds = (each for each in METHODS.values() if each.encoder and (folder / ENCODERS[each.encoder].folder).is_dir())
-    pipeline = next(kinds).pipeline.from_pretrained(folder, device=tuner.device)
+    if (method := next(kinds, None)) is None:
+        return None
+    pipeline = method.pipeline.from_pretrained(folder, device=tuner.device)
     pipeline.generator, pipeline.directions = tuner.generator, tuner.directions
     return cast(EncoderPipeline, pipeline)
 

@@ -21,6 +21,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.preprocessing.image import ImageLimits, load_image, open_source
 from stylegan_inversion.preprocessing.sources import LabelSource, Source
 
@@ -63,7 +64,10 @@ def read_photo(value: Any, source: Source | None = None) -> Photo:
     name = "photo" if path is None else re.sub(r"[^A-Za-z0-9_-]+", "_", path.stem)[:60]
     if not isinstance(source, LabelSource):
         return Photo(load_image(data, limits=PHOTOS), name or "photo", path)
-    with open_source(data, PHOTOS):  # checks the size
+    with open_source(data, PHOTOS) as (image, _):
+        if image.width * image.height > PHOTOS.max_pixels:  # of a PNG, only decoding would notice
+            most = f"at most {PHOTOS.max_pixels / 1e6:g} megapixels are read"
+            raise InvalidImageError(f"The file is {image.width} x {image.height} pixels, and {most}; shrink it first.")
         return Photo(source.load(data), name or "photo", path)
 
 

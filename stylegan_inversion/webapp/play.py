@@ -29,6 +29,7 @@ from stylegan_inversion.webapp.editor import (
 )
 from stylegan_inversion.webapp.marking import kind_of
 from stylegan_inversion.webapp.models import DEMONSTRATION
+from stylegan_inversion.webapp.photos import MAX_PHOTO_BYTES, read_upload
 from stylegan_inversion.webapp.run import Report, status
 from stylegan_inversion.webapp.studio import NOTHING, PLACES, Visit, large
 
@@ -47,6 +48,7 @@ OUTPUTS = 8  # at most
 FACE_SCALE, FACE_SIDE = 0.74, 150  # of the crops for which the identity network's cosine of strangers is known
 DRAWN = 8  # random faces of a small model from which the page takes the most typical one
 GONE = "This result is of another photo, face or model, or has expired: compare again."
+ENDED = "Ended, since another photo, face or model was chosen."
 
 
 class CompareTab:
@@ -122,7 +124,7 @@ class CompareTab:
             else:
                 other.out = self.studio.invert(other, crop, name)
             if other.out is None or turn != visit.turn:  # another photo, or all was deleted
-                yield "Ended, since another photo, face or model was chosen."
+                yield ENDED
                 return
             visit.compared.append(other.out)
             edited = self.studio.edit(visit, other.out, visit.strengths)
@@ -152,7 +154,7 @@ class DrawTab:
                 self.count = gr.Slider(1, OUTPUTS, 4, step=1, label="How many")
                 self.draw = gr.Button("Draw", variant="primary", size="sm")
             with gr.Column(min_width=300):
-                self.read = gr.Image(label="What the model reads", **RESULT)
+                self.read = gr.Image(label="What the model reads", **{**RESULT, "elem_classes": "drawn"})  # never stale
                 looks: dict[str, Any] = {"elem_id": "translated", "columns": 4, "object_fit": "contain", **CHOICE}
                 self.gallery = gr.Gallery(label="Choose one to edit and save it", **looks)
         kind = lambda model: model.drawing.source.kind if model.drawing else ""  # noqa: E731
@@ -163,20 +165,28 @@ class DrawTab:
         """What happens when something is used."""
         editor, visit, shown = self.editor, self.editor.visit, [self.editor.visit, self.read, self.gallery]
         options: dict[str, Any] = {**QUICK, "show_progress": "minimal"}
+        self.given.input(self._given, [visit, self.given], None, **DIRECT)
         self.draw.click(self._draw, [visit, self.given, self.count], shown, **options)
         self.gallery.select(self._adopt, visit, [*editor.shown, editor.tabs], **QUICK)
-        editor.delete.click(lambda: (None, None), None, shown[1:], **DIRECT)
+        editor.delete.click(lambda: (None, None, None), None, [self.given, *shown[1:]], **DIRECT)
+
+    def _given(self, visit: Visit, picture: Any) -> None:
+        """A picture is deleted with the rest, also if nothing was drawn of it."""
+        if picture:
+            visit.files.add(str(read_upload(picture, max_bytes=MAX_PHOTO_BYTES)[1]))
 
     def _draw(self, visit: Visit, picture: Any, count: float) -> tuple[Visit, str, list[str]]:
-        options = {"num_outputs": int(count), "seed": random.randrange(2**31)}
-        shown, visit.translated = self.studio.translate(visit, picture, **options)
-        kind = kind_of(visit.translated)
-        pictures = [self.editor.picture(visit, large(each), "face", kind) for each in visit.translated.images]
+        turn, options = visit.turn, {"num_outputs": int(count), "seed": random.randrange(2**31)}
+        shown, out = self.studio.translate(visit, picture, **options)
+        if turn != visit.turn:
+            raise ValueError(ENDED)
+        visit.translated = out
+        pictures = [self.editor.picture(visit, large(each), "face", kind_of(out)) for each in out.images]
         return visit, self.editor.picture(visit, shown, "input", "photo"), pictures
 
     def _adopt(self, visit: Visit, event: gr.SelectData) -> dict[Any, Any]:
         if visit.translated is None:
-            raise ValueError(NOTHING)
+            raise ValueError("These faces are of another model, or have expired: draw again.")
         visit.strengths = {}
         return self.editor.adopt(visit, visit.translated[event.index], "The face that you drew, to be edited.")
 
@@ -224,7 +234,10 @@ class PlayTab:
 
     def _put(self, draw: Callable[..., InversionOutput], place: int, visit: Visit, *values: Any) -> dict[Any, Any]:
         """Draw a face for a place."""
-        visit.played[place] = out = draw(visit, *values)
+        turn, out = visit.turn, draw(visit, *values)
+        if turn != visit.turn:
+            raise ValueError(ENDED)
+        visit.played[place] = out
         picture = self.editor.picture(visit, large(out.images[0]), "face", kind_of(out))
         ready, done = (gr.update(interactive={*places} <= {*visit.played}) for places in ((0, 1), (2,)))
         news = {self.mix: ready, self.morph: ready, self.reopen: done}

@@ -342,6 +342,7 @@ class Studio:
         reader, source = model.translator, model.translator.source
         photo = self._read(visit, value, source)
         out = self._do(model, partial(reader.translate, photo.image, **options))
+        self._memory.hold(*out.images)
         shown = source.with_legend(out.crops[0].image) if isinstance(source, LabelSource) else out.crops[0].image
         crops = [model.tuner.domain.crop(image, image.width) for image in out.images]  # not the drawing, to be edited
         made = {} if isinstance(source, PhotoSource) else {"source": source.kind}

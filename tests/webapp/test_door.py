@@ -1,5 +1,6 @@
 """What stands in front of the app: other host names, requests that are too large, paths of other files, old files."""
 
+import contextlib
 import os
 import socket
 import time
@@ -12,6 +13,8 @@ from PIL import Image
 
 pytest.importorskip("gradio")
 httpx = pytest.importorskip("httpx")
+from stylegan_inversion.errors import InvalidImageError  # noqa: E402
+from stylegan_inversion.preprocessing.sources import LabelSource  # noqa: E402
 from stylegan_inversion.webapp.app import private_folder  # noqa: E402
 from stylegan_inversion.webapp.photos import (  # noqa: E402
     LOOPBACK,
@@ -86,6 +89,21 @@ def test_only_uploads_are_opened(folder: Path, photo: Image.Image, tmp_path: Pat
             read_upload(path, max_bytes=10**6)
     with pytest.raises(ValueError, match="is too large"):
         read_upload(str(upload), max_bytes=10)
+
+
+def test_a_label_map_passes_the_door_of_photos(folder: Path) -> None:
+    path = folder / "hash" / "map.png"
+    path.parent.mkdir(exist_ok=True)
+    for shape, match in (((8000, 5001), "40 megapixels"), ((64, 64), "")):
+        Image.new("L", shape, 3).save(path)
+        with pytest.raises(InvalidImageError, match=match) if match else contextlib.nullcontext():
+            photo = read_photo(str(path), LabelSource())
+    assert photo.image.mode == "L" and photo.image.getextrema() == (3, 3)
+    Image.new("L", (64, 64), 3).save(path, "GIF")
+    with pytest.raises(InvalidImageError, match="GIF"):
+        read_photo(str(path), LabelSource())
+    with pytest.raises(ValueError, match="not uploaded"):
+        read_photo(str(folder.parent / "samples" / "sample6.jpg"), LabelSource())
 
 
 def test_old_files_go_and_the_folder_with_the_app(folder: Path) -> None:

@@ -21,8 +21,8 @@ from stylegan_inversion.webapp import run  # noqa: E402
 from stylegan_inversion.webapp.app import launch_options, private_folder  # noqa: E402
 from stylegan_inversion.webapp.editor import Editor, handler  # noqa: E402
 from stylegan_inversion.webapp.models import Model, Models, load_model, make_model, words_of  # noqa: E402
-from stylegan_inversion.webapp.photos import EXAMPLES  # noqa: E402
-from stylegan_inversion.webapp.play import CompareTab, DrawTab  # noqa: E402
+from stylegan_inversion.webapp.photos import EXAMPLES, Photo  # noqa: E402
+from stylegan_inversion.webapp.play import CompareTab, DrawTab, PlayTab  # noqa: E402
 from stylegan_inversion.webapp.studio import Studio, Visit  # noqa: E402
 from tests.pipelines.test_domains import no_detector, official_e4e, scene  # noqa: E402
 from tests.pipelines.test_tasks_of_psp import make_picture, official_psp  # noqa: E402
@@ -221,7 +221,7 @@ def test_of_two_photos_at_once_the_later_stays(
         take(*arguments)
 
     monkeypatch.setattr(editor.studio, "take", slow)
-    assert show(editor, "_take", visit, upload) == {editor.visit: visit}  # shows nothing of the first
+    assert show(editor, "_take", visit, upload) == {editor.status: gr.skip()}  # shows nothing of the first
     assert "Ready to edit" in news[1][editor.status] and visit.photo is not None and visit.photo.name == "later"
     assert visit.out is not None and visit.out.crops[0].photo is visit.photo.image
 
@@ -304,12 +304,43 @@ def test_a_model_of_drawings(task: str, tmp_path: Path, upload: dict[str, Any]) 
     assert len(drawn) == 3 and (size(read)[0] > size(read)[1]) == (channels == 19)  # with the legend
     assert read_mark(Path(drawn[0])) == GENERATED
     editor.tabs = gr.Tabs()
+    visit.photo = Photo(make_picture(1), "another")
     news = tab._adopt(visit, SimpleNamespace(index=2))
+    assert visit.photo is news[editor.photo] is None
     assert visit.out is not None and visit.out.images[0] is visit.translated[2].images[0]
     assert size(news[editor.result][0]) == size(news[editor.result][1])
+    assert "No photo shows" in show(editor, "_tune", visit, "fast")[editor.status]
+    show(editor, "_load", visit, "faces64")
+    with pytest.raises(ValueError, match="draw again"):
+        tab._adopt(visit, SimpleNamespace(index=2))
     Path(upload["path"]).write_bytes(b"no picture")
     with pytest.raises(ValueError, match="not an image"):
         tab._draw(visit, upload, 3)
+    visit.forget()
+    assert not Path(upload["path"]).exists()
+
+
+def test_what_comes_too_late_is_not_kept(editor: Editor, upload: dict[str, Any], model: Model) -> None:
+    """Of a drawing that a deletion ends, of one that was not drawn, and of a photo's edit with another model."""
+    visit, tab, play, translate = Visit(), DrawTab(editor), PlayTab(editor), editor.studio.translate
+    show(editor, "_take", visit, upload)
+    steps = handler(editor, editor._load)(visit, "faces64")
+    while "Reading" not in (page := next(steps))[editor.status]:
+        pass
+    assert "64 x 64" in page[editor.note] and visit.out is None  # of the first model
+    assert "Choose" in editor._edit(visit, *[0.1] * len(editor.sliders))[editor.status]
+    visit.begin()
+    assert [*steps] == [{editor.status: gr.skip()}]
+    show(editor, "_take", visit, upload)
+    pictures, editor._pictures = editor._pictures, lambda visit: (pictures(visit), visit.begin())[0]
+    assert editor._edit(visit, *[0.1] * len(editor.sliders)) == {editor.status: gr.skip()}
+    tab._given(visit, upload)
+    editor.studio.translate = lambda *given, **options: (translate(*given, **options), visit.forget())[0]
+    with pytest.raises(ValueError, match="Ended"):
+        tab._draw(visit, upload, 2)
+    with pytest.raises(ValueError, match="Ended"):
+        play._put(lambda visit: visit.begin(), 0, visit)
+    assert visit.translated is None and visit.played == {} and not Path(upload["path"]).exists()
 
 
 def test_directions_in_s(editor: Editor, upload: dict[str, Any], model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
