@@ -1,5 +1,7 @@
 """Adaptive discriminator augmentation (ADA): the discriminator sees all images through random transforms.
 
+An encoder's pictures may go through some of them too (`vary_photo`).
+
 Paper: Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data", arXiv:2006.06676, appendix B:
 the transforms called "bgc". Original code: NVlabs/stylegan2-ada-pytorch (NVIDIA Source Code Licence). Own code.
 
@@ -11,16 +13,23 @@ Departures:
 * A symmetric low-pass filter of 12 taps instead of the wavelet sym6, also of 12.
 """
 
+import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from stylegan_inversion.preprocessing.image import to_pil, to_tensor
 from stylegan_inversion.training.config import AdaptiveOptions, AugmentOptions
 
 NUM_DRAWS = 28  # random numbers a sample
+OTHER_CAMERA = AugmentOptions(
+    flip=False, blit=False, luma_flip=False, scale=0.06, rotation=0.03, translation=0.02, contrast=0.4, hue=0.04,
+    saturation=0.5,
+)  # fmt: skip
 FILTER_TAPS = 12
 
 
@@ -46,6 +55,37 @@ def augment(
         images = _where_drawn(images, moves, moves.any(1), move_pixels)
         images = _where_drawn(images, warps, (warps != torch.eye(3)).any(2).any(1), warp)
         return _where_drawn(images, colors, (colors != torch.eye(4)).any(2).any(1), recolor)
+
+
+def vary_photo(x: Tensor, y: Tensor, p: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Make a pair that another camera, light and alignment could have given. Own choice: the papers only mirror.
+
+    Both pictures get the same colours and place (`OTHER_CAMERA`). The encoder's alone is blurred or sharpened, gets
+    noise, and goes through JPEG: none of it should be drawn.
+
+    Args:
+        x: The encoder's input, (3, S, S), RGB, in [-1, 1].
+        y: What is to be drawn, (3, R, R).
+        p: Probability of each change, in [0, 1].
+        rng: Random source, on the CPU.
+    """
+    seed = int(torch.randint(2**62, (), generator=rng))
+    x, y = (
+        augment(image[None], p, [torch.Generator().manual_seed(seed)], options=OTHER_CAMERA)[0].clamp(-1, 1)
+        for image in (x, y)
+    )
+    on, amount = torch.rand(2, 3, generator=rng)
+    if on[0] < p:
+        smooth = F.avg_pool2d(F.pad(x[None], (1, 1, 1, 1), mode="reflect"), 3, stride=1)[0]
+        x = x + (2.5 * amount[0] - 1) * (x - smooth)
+    if on[1] < p:
+        x = x + 0.08 * amount[1] * torch.randn(x.shape, generator=rng)
+    x = x.clamp(-1, 1)
+    if on[2] < p:
+        file = io.BytesIO()
+        to_pil(x[None])[0].save(file, "JPEG", quality=int(30 + 65 * amount[2]))
+        x = to_tensor(Image.open(file))[0]
+    return x, y
 
 
 def pixel_moves(draws: Iterator[Tensor], p: float, side: int, options: AugmentOptions) -> Tensor:
@@ -94,7 +134,7 @@ def color_matrices(draws: Iterator[Tensor], p: float, options: AugmentOptions) -
     p = p if options.color else 0
     brightness = _drawn(draws, p, lambda u: _normal(u) * options.brightness)
     contrast = _drawn(draws, p, lambda u: _normal(u) * options.contrast).exp2()
-    flip = _drawn(draws, p, lambda u: (u * 2).floor())
+    flip = _drawn(draws, p if options.luma_flip else 0, lambda u: (u * 2).floor())
     hue = _drawn(draws, p, lambda u: (2 * u - 1) * options.hue * math.pi)
     saturation = _drawn(draws, p, lambda u: _normal(u) * options.saturation).exp2()
 

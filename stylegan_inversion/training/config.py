@@ -142,9 +142,11 @@ class EncoderRunConfig(RunConfig):
     loss: LossOptions = field(default_factory=LossOptions)
     perceptual: str = "alex"  # network of the lpips terms: alex or vgg
     identity: str = "builtin"  # network of the identity term: the built-in one, or an ArcFace IR-SE50 (folder or Hub)
+    identity_images: int = number(0, 0, 10**6)  # pictures of a micro-batch that the identity term compares; 0: all
     moco: str = "moco-v2-800ep"  # network of the moco term: the papers', which is fetched, or a folder or Hub
     e4e: E4EOptions = field(default_factory=E4EOptions)
     restyle: ReStyleOptions = field(default_factory=ReStyleOptions)
+    other_cameras: float = number(0.0, 0.0, 1.0)  # probability of each change of light, colour, place, sharpness, noise
     train_decoder: bool = False  # train the generator too; it is saved with the encoder
     batch_size: int = number(8, 0, 10**6)  # pictures per process in a micro-batch; 0 trains on samples alone
     synthetic_batch_size: int = number(0, 0, 10**6)  # samples of the generator with their true w, beside the pictures
@@ -233,6 +235,7 @@ class AugmentOptions:
     blit: bool = True  # quarter turns and shifts by whole pixels
     geometric: bool = True  # scale, rotate, stretch, shift
     color: bool = True  # brightness, contrast, luma flip, hue, saturation
+    luma_flip: bool = True  # whether `color` may turn light into dark
     shift: float = number(0.125, 0.0, 0.5)  # largest shift by whole pixels, as a share of the side
     scale: float = number(0.2, 0.0, 4.0)  # standard deviation of log2 of the scale, and of the stretch
     rotation: float = number(1.0, 0.0, 4.0)  # largest angle, as a share of half a turn

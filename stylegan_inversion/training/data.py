@@ -22,6 +22,7 @@ from stylegan_inversion.errors import InvalidImageError
 from stylegan_inversion.models.generator import Generator as StyleGAN
 from stylegan_inversion.preprocessing.domain import FACES, Domain
 from stylegan_inversion.preprocessing.image import list_images, load_image
+from stylegan_inversion.training.augment import vary_photo
 from stylegan_inversion.training.tasks import Task
 
 
@@ -51,18 +52,20 @@ class FaceFolder(Dataset[dict[str, Any]]):
         training: bool,
         sources: str | Path | None = None,
         domain: Domain = FACES,
+        other_cameras: float = 0.0,
     ) -> None:
         """List the pictures; none is opened yet.
 
         `targets` is the folder of what is to be drawn, `sources` that of the encoder's input, for paired tasks: the
-        same relative names, but for the suffix. `domain` says what is cut out of photos. Only `training` shuffles and
-        augments. Raises `ValueError` if a folder holds no picture, or the sources do not fit the task or the targets.
+        same relative names, but for the suffix. `domain` says what is cut out of photos. Only `training` shuffles,
+        mirrors, and changes pictures with the probability `other_cameras` (`augment.vary_photo`). Raises `ValueError`
+        if a folder holds no picture, or the sources do not fit the task or the targets.
         """
         if task.paired and sources is None:
             raise ValueError(f"Task {task.name!r} needs a folder of sources beside the targets: give `sources`.")
         if not task.paired and sources is not None:
             raise ValueError(f"Task {task.name!r} makes its sources from the targets: leave out `sources`.")
-        self.task, self.seed, self.training = task, seed, training
+        self.task, self.seed, self.training, self.other_cameras = task, seed, training, other_cameras
         self.sides: dict[str, Any] = {"input_resolution": input_resolution, "output_resolution": output_resolution}
         self.sides["domain"] = domain
         self.targets, self.sources = Path(targets), Path(sources or targets)
@@ -92,6 +95,8 @@ class FaceFolder(Dataset[dict[str, Any]]):
                 path = self.sources / self.source_names[index]
                 source = self.task.source.load(path)
             x, y = self.task.pair(source, target, **self.sides, rng=rng)
+            if rng is not None and self.other_cameras:
+                x, y = vary_photo(x, y, self.other_cameras, rng)
         except Exception as e:  # decoders raise nearly anything
             reason = str(e) if isinstance(e, InvalidImageError) else f"it cannot be used: {_one_line(e)}."
             raise InvalidImageError(f"{path}: {reason} Replace the file, then resume.") from e

@@ -93,6 +93,7 @@ class EncoderLearner:
             training=training and not held_out,
             sources=folders[1],
             domain=self.domain,
+            other_cameras=config.other_cameras,
         )
 
     def stage(self, step: int) -> int:
@@ -311,11 +312,9 @@ def make_encoder(config: EncoderRunConfig, task: Task, generator: Generator) -> 
                 raise ValueError(
                     f"`init` brings an encoder with {name}={found}, but `model`, `task` or `encoder` asks for {wanted}."
                 )
-    if config.synthetic_batch_size and not isinstance(task.source, PhotoSource):
-        raise ValueError(
-            f"`synthetic_batch_size` is {config.synthetic_batch_size}, but `task` {task.name} does not read pictures, "
-            "which is what the generator draws. Set it to 0."
-        )
+    for name in ("synthetic_batch_size", "other_cameras"):
+        if (value := getattr(config, name)) and not isinstance(task.source, PhotoSource):
+            raise ValueError(f"`{name}` is {value:g}, but `task` {task.name} does not read pictures. Set it to 0.")
     encoder.w_avg.copy_(generator.w_avg.cpu())
     return encoder.train().requires_grad_(True)
 

@@ -75,7 +75,8 @@ class EncoderObjective:
             self.compare["lpips"] = lambda y_hat, y: perceptual(y_hat, y).mean()
         if "identity" in weights:
             folder = None if config.identity == "builtin" else find_folder(config.identity)
-            self.compare["identity"] = IdentityLoss(load_identity(config.identity, folder, device=device))
+            identity, some = IdentityLoss(load_identity(config.identity, folder, device=device)), config.identity_images
+            self.compare["identity"] = lambda y_hat, y: identity(y_hat[: some or None], y[: some or None])
         if "moco" in weights:
             self.compare["moco"] = IdentityLoss(load_moco(find_folder(config.moco), device=device))
 

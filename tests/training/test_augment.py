@@ -15,6 +15,7 @@ from stylegan_inversion.training.augment import (
     color_matrices,
     move_pixels,
     recolor,
+    vary_photo,
     warp,
     warp_matrices,
 )
@@ -139,6 +140,18 @@ def test_colors_against_numpy() -> None:
     step = hue @ (step - 2 * np.outer(grey, grey @ step))
     along = np.outer(grey, grey @ step)
     np.testing.assert_allclose(everything, along + 2 * (step - along), atol=1e-7)
+
+
+def test_a_photo_of_another_camera() -> None:
+    x = blobs(*torch.meshgrid(torch.linspace(-1, 1, 32), torch.linspace(-1, 1, 32), indexing="xy"))
+    assert all(torch.equal(a, x) for a in vary_photo(x, x, 0.0, torch.Generator().manual_seed(0)))
+    pairs = [vary_photo(x, x, 1.0, torch.Generator().manual_seed(seed)) for seed in range(8)]
+    assert all(a.shape == b.shape == x.shape and max(a.abs().max(), b.abs().max()) <= 1 for a, b in pairs)
+    apart = torch.tensor([float((a - b).square().mean()) for a, b in pairs])  # blur, noise, JPEG: not to be drawn
+    moved = torch.tensor([float((b - x).square().mean()) for _, b in pairs])  # light, colour, place: in both
+    assert apart.min() > 1e-5 and apart.median() < 0.2 * moved.median()
+    again = vary_photo(x, x, 1.0, torch.Generator().manual_seed(0))
+    assert torch.equal(again[0], pairs[0][0]) and torch.equal(again[1], pairs[0][1])
 
 
 def test_p_rises_over_kimg_and_falls_again() -> None:

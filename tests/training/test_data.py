@@ -51,6 +51,8 @@ def test_an_example_depends_on_seed_and_position_alone(faces: Path) -> None:
         assert torch.equal(example["x"], forward[position]["x"])
         assert torch.equal(example["y"], forward[position]["y"])
     assert torch.equal(torch.get_rng_state(), state)
+    changed = FaceFolder(**dataset.sides, targets=faces, task=dataset.task, seed=0, training=True, other_cameras=0.5)
+    assert sum(not torch.equal(changed[p]["y"], dataset[p]["y"]) for p in range(7)) > 3
     # The same picture is mirrored in one epoch and not in another
     looks = {i: {e["x"].numpy().tobytes() for e in forward if e["index"] == i} for i in range(7)}
     assert all(len(seen) <= 2 for seen in looks.values()) and sum(len(seen) == 2 for seen in looks.values()) >= 4

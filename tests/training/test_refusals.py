@@ -160,6 +160,11 @@ REFUSALS: list[tuple[Act, type[Exception], str]] = [
         r"with units=\(1, 1, 1, 1\), but `model`, `task` or `encoder` asks for \(1, 1, 1, 2\)",
     ),
     (lambda m: m.learner(task="sketch_to_face", synthetic_batch_size=2), ValueError, "is 2, but `task` sketch_to_face"),
+    (
+        lambda m: m.learner(task="sketch_to_face", other_cameras=0.5),
+        ValueError,
+        "`other_cameras` is 0.5, but `task` sketch",
+    ),
     (lambda m: m.learner(loss=LossOptions(0.0, 0.0, lpips_crop=1.0)), ValueError, r"does not take pictures of 12 px"),
     (lambda m: m.learner(encoder=m.arcface(widths=(8, 8, 8, 12))), CheckpointError, "does not fit IRSEBackbone"),
     # what a generator begins with
