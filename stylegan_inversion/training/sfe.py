@@ -177,7 +177,7 @@ def add_maps(network: FeatureEditor, sign: float) -> None:
     network.conv.weight.copy_(torch.cat([unit, sign * unit], dim=1))
     nn.init.zeros_(cast(Tensor, network.conv.bias))
     for block in network.blocks:
-        nn.init.zeros_(cast(nn.Sequential, block)[-1].weight)
+        nn.init.zeros_(cast(Any, block)[-1].weight)
 
 
 def draw_edit(edits: Sequence[Direction], w_plus: Tensor, rng: torch.Generator) -> Tensor:
