@@ -12,6 +12,8 @@ from accelerate import Accelerator
 from PIL import Image
 
 from stylegan_inversion import Direction, SFEPipeline
+from stylegan_inversion.checkpoints.encoder import encoder_from_official
+from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.editing.directions import save_directions
 from stylegan_inversion.models.feature_generator import FeatureGenerator
 from stylegan_inversion.training import sfe
@@ -137,6 +139,11 @@ def test_both_parts_interrupted_and_a_photo(make: Any, pictures: Path, tmp_path:
         pipe = SFEPipeline.from_pretrained(init, device="cpu")
         out = pipe(Image.open(sorted(pictures.iterdir())[0]), align=False)
         assert out.images[0].tobytes() != pipe.edit(out, smile=3.0).images[0].tobytes()
+        path = write_official(Path(init), tmp_path / "sfe.pt", layout="sfe")
+        names = torch.load(path, weights_only=True)["state_dict"]
+        config, tensors = encoder_from_official("sfe", names)
+        assert config == dataclasses.replace(pipe.encoder.config, input_resolution=16)  # which no tensor tells
+        assert same(dict(pipe.encoder.state_dict()), {key: tensors[key] for key in pipe.encoder.state_dict()})
         judged = {"l2"} if part is INVERTER else {"l2", "l2 (edited)"}
         assert judged | {"loss", "step", "kind"} == read_log(whole, "validation")[-1].keys()
 
