@@ -137,15 +137,16 @@ def _style_feature_config(official: Mapping[str, Tensor]) -> StyleFeatureConfig:
     backbone = "inverter.fs_backbone."
     stages = [f"{backbone}block_{i}." for i in range(1, 5)]
     num_ws = _count(official, f"{backbone}styles.")
-    side = 2 ** (num_ws // 2 + 1)
+    side, shared = 2 ** (num_ws // 2 + 1), official.get(f"{backbone}shared.weight")  # none in the released file
     return StyleFeatureConfig(
         output_resolution=side if num_ws % 2 == 0 else num_ws,
-        input_resolution=min(256, side),
+        input_resolution=max(32, min(256, side)),
         w_dim=official[f"{backbone}styles.0.weight"].shape[0],
         widths=tuple(official[f"{stage}0.conv1.weight"].shape[0] for stage in stages),
         units=tuple(_count(official, stage) for stage in stages),
         channels=official["encoder.conv.weight"].shape[0],
         depth=_count(official, "encoder.body."),
+        style_channels=None if shared is None else shared.shape[0],
     )
 
 

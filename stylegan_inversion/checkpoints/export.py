@@ -18,14 +18,14 @@ from stylegan_inversion.checkpoints.generator import generator_to_nvidia, genera
 from stylegan_inversion.checkpoints.recognise import SingleFile, source_of
 from stylegan_inversion.editing.directions import Direction, save_directions
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.models.encoders import ENCODERS, RESTYLE_FORMS, TRAINABLE
+from stylegan_inversion.models.encoders import ENCODERS, RESTYLE_FORMS, WITH_GENERATOR
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.psp_encoder import EncoderConfig
 from stylegan_inversion.models.restyle_encoder import ReStyleConfig
 from stylegan_inversion.preprocessing.domain import Domain
 from stylegan_inversion.preprocessing.sources import to_config
 
-LAYOUTS = (*TRAINABLE, "sfe", "rosinality", "nvidia")
+LAYOUTS = (*WITH_GENERATOR, "sfe", "rosinality", "nvidia")
 
 
 def write_model(file: SingleFile, folder: Path, *, name: str = "direction", domain: Domain | None = None) -> Path:
@@ -69,7 +69,7 @@ def checkpoint_to_official(
     is written as well, but only this package and tools that read sizes from tensors load it.
 
     Args:
-        kind: Whose file, one of `TRAINABLE`.
+        kind: Whose file, one of `WITH_GENERATOR`.
         encoder: Config and state dict.
         generator: Config and state dict. Where its average w is not the encoder's, the entry `w_avg` keeps it, which
             the official code ignores.
@@ -132,7 +132,7 @@ def write_official(folder: Path, path: Path, *, layout: str) -> Path:
             raise ModelNotFoundError(f"{folder} holds no encoder of {layout} (folder {row.folder!r}).")
         encoder = storage.load_module(row.network, row.config, folder / row.folder)
         parts = cast(Any, encoder).config, encoder.state_dict()
-        if layout in TRAINABLE:
+        if layout in WITH_GENERATOR:
             checkpoint = checkpoint_to_official(layout, parts, generator)
         else:
             checkpoint = {"state_dict": encoder_to_official(layout, *parts)[0]}

@@ -297,11 +297,17 @@ def with_parts(file: SingleFile, access: Access = Access()) -> SingleFile:
 
     Raises:
         ModelNotFoundError: If one cannot be fetched.
-        CheckpointError: If one is damaged.
+        CheckpointError: If one is damaged, or the file is for a generator of another size than those.
     """
     entry = next((each for each in catalogue() if each.kind == file.kind and each.parts), None)
     if entry is None or "generator" in file.parts:
         return file
+    side = file.parts["encoder"].config.output_resolution
+    if entry.domain is not None and not entry.domain.endswith(f"-{side}"):
+        raise CheckpointError(
+            f"It is for a generator of {side} px and does not hold it; what is published fits {entry.domain}. Convert "
+            "a file that holds `decoder.*` and `e4e_encoder.*` as well, or load the folder of the run."
+        )
     classes: dict[str, tuple[type[Any], type[Any]]] = {"generator": (Generator, GeneratorConfig)}
     classes |= {row.folder: (row.network, row.config) for row in ENCODERS.values()}
     parts = dict(file.parts)

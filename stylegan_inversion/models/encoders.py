@@ -63,5 +63,5 @@ ENCODERS = {
 }
 SINGLE_PASS = tuple(name for name, row in ENCODERS.items() if row.config is PyramidEncoderConfig)
 """Those that map a picture to w_plus at once."""
-TRAINABLE = tuple(name for name, row in ENCODERS.items() if row.types)
-"""Those that can be trained here, and written with their generator as their authors' files."""
+WITH_GENERATOR = tuple(name for name, row in ENCODERS.items() if row.types)
+"""Those whose authors' files hold the generator as well."""

@@ -38,6 +38,7 @@ class StyleFeatureConfig(EncoderConfig):
     reduction: int = number(1, 1, 1)  # the backbone has no squeeze-and-excitation
     channels: int = number(512, 1, 4096)  # of the generator's features at `feature_resolution`
     depth: int = number(5, 1, 100)  # residual blocks of the Fuser and of the Feature Editor
+    style_channels: int | None = number(None, 1, 4096)  # of a layer that all codes share; None: none, as released
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,6 +124,9 @@ class StyleFeatureBackbone(nn.Module):
         )
         self.content = _residual(widths[3], config.channels)
         pooled = sum(config.widths) * _POOLED**2
+        self.shared: nn.Module = nn.Identity()
+        if config.style_channels is not None:
+            self.shared, pooled = nn.Linear(pooled, config.style_channels), config.style_channels
         self.styles = nn.ModuleList(nn.Linear(pooled, config.w_dim) for _ in range(config.num_ws))
 
     def forward(
@@ -133,7 +137,7 @@ class StyleFeatureBackbone(nn.Module):
         for stage in self.stages:
             x = stage(x)
             levels.append(x)
-        pooled = torch.cat([average_pool(level, _POOLED) for level in levels], dim=1).flatten(1)
+        pooled = self.shared(torch.cat([average_pool(level, _POOLED) for level in levels], dim=1).flatten(1))
         return torch.stack([style(pooled) for style in self.styles], dim=1), self.content(levels[2])
 
 

@@ -75,7 +75,9 @@ class EncoderOptions:
     widths: tuple[int, ...] = (64, 128, 256, 512)  # channels of the four stages
     units: tuple[int, ...] = (3, 4, 14, 3)  # blocks of the four stages
     reduction: int = 16  # reduction of squeeze-and-excitation
-    style_channels: int | None = None  # channels of map2style; None: w_dim
+    style_channels: int | None = (
+        None  # channels of map2style; None: w_dim. SFE: of a layer that all w share; None: none
+    )
     coarse_end: int = 3  # first style that reads the middle level
     middle_end: int = 7  # first style that reads the finest level
     backbone: str | None = None  # an ArcFace of these sizes to start from (folder or Hub): pSp starts from IR-SE50
@@ -93,7 +95,8 @@ class LossOptions:
     l2_crop: float | None = number(None, 0.0, 1e9)  # l2 of the inner face alone; frontalization
     lpips_crop: float | None = number(None, 0.0, 1e9)  # lpips of the inner face alone; frontalization
     delta: float | None = number(None, 0.0, 1e9)  # e4e: norm of the offsets from the first w; 2e-4
-    adversarial: float | None = number(None, 0.0, 1e9)  # e4e: each w must look like one of the mapping network; 0.1
+    adversarial: float | None = number(None, 0.0, 1e9)  # e4e: a discriminator of w; 0.1. SFE: one of pictures; 0.01
+    features: float | None = number(None, 0.0, 1e9)  # SFE: squared distance of the features from the generator's; 0.01
     w_distance: float | None = number(None, 0.0, 1e9)  # distance from the true w, known for samples of the generator
 
 
@@ -127,10 +130,23 @@ class ReStyleOptions:
 
 
 @dataclass(frozen=True)
-class EncoderRunConfig(RunConfig):
-    """A training run of a pSp, e4e or ReStyle encoder."""
+class SFEOptions:
+    """What only StyleFeatureEditor has. The defaults are the paper's, for its 300,000 steps."""
 
-    method: str = "psp"  # whose encoder: psp, e4e, restyle; `--method gan --help` lists a generator's options
+    part: Literal["inverter", "editor"] = "inverter"  # what is trained: the inverter; or, of its model, the editor
+    depth: int = 5  # residual blocks of the Fuser and of the Feature Editor
+    blend_steps: int = number(10_000, 0, 10**9)  # over which the inverter's features replace the generator's own
+    adversarial_from: int = number(45_000, 0, 10**9)  # step from which a discriminator of pictures takes part
+    discriminator_lr: float = number(1e-4, 1e-12, 100.0)  # its learning rate
+    r1: float = number(10.0, 0.0, 1e9)  # weight of its gradient penalty
+    r1_every: int = number(16, 1, 10**6)  # steps between two such penalties, each counting as many times
+
+
+@dataclass(frozen=True)
+class EncoderRunConfig(RunConfig):
+    """A training run of a pSp, e4e, ReStyle or StyleFeatureEditor encoder."""
+
+    method: str = "psp"  # whose encoder: psp, e4e, restyle, sfe; `--method gan --help` lists a generator's options
     output: str = "runs/encoder"  # folder of the run
     model: str = "faces64"  # whose generator: built-in model, folder, or repository on the Hub
     sources: str | None = None  # folder of sketches or label maps, for tasks that pair two pictures
@@ -146,6 +162,7 @@ class EncoderRunConfig(RunConfig):
     moco: str = "moco-v2-800ep"  # network of the moco term: the papers', which is fetched, or a folder or Hub
     e4e: E4EOptions = field(default_factory=E4EOptions)
     restyle: ReStyleOptions = field(default_factory=ReStyleOptions)
+    sfe: SFEOptions = field(default_factory=SFEOptions)
     other_cameras: float = number(0.0, 0.0, 1.0)  # probability of each change of light, colour, place, sharpness, noise
     train_decoder: bool = False  # train the generator too; it is saved with the encoder
     batch_size: int = number(8, 0, 10**6)  # pictures per process in a micro-batch; 0 trains on samples alone
@@ -154,11 +171,11 @@ class EncoderRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         """Check the values."""
-        from stylegan_inversion.models.encoders import TRAINABLE  # needs PyTorch, which `--help` does without
+        from stylegan_inversion.models.encoders import ENCODERS  # needs PyTorch, which `--help` does without
 
         super().__post_init__()
-        if self.method not in TRAINABLE:
-            known = ", ".join(TRAINABLE)
+        if self.method not in ENCODERS:
+            known = ", ".join(ENCODERS)
             raise ValueError(f"`method` must be one of {known}, or gan for a generator, got {self.method!r}.")
         if self.batch_size + self.synthetic_batch_size == 0:
             raise ValueError("`batch_size` and `synthetic_batch_size` are both 0: there is nothing to train on.")

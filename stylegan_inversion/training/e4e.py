@@ -10,11 +10,11 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stylegan_inversion.losses.adversarial import discriminator_loss, generator_loss, r1_penalty
 from stylegan_inversion.models.discriminator import LatentDiscriminator, LatentDiscriminatorConfig
-from stylegan_inversion.training.config import E4EOptions
+from stylegan_inversion.training.config import E4EOptions, SFEOptions
 
 
 def progressive_stage(share: float, *, num_ws: int, open_from: float, open_until: float) -> int:
@@ -61,13 +61,44 @@ class WPool:
         return torch.stack(result)
 
 
-class LatentAdversary:
+class Adversary:
+    """A discriminator with its optimizer."""
+
+    def __init__(self, network: nn.Module, options: E4EOptions | SFEOptions, *, device: torch.device) -> None:
+        self.network = network.requires_grad_(False).to(device)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=options.discriminator_lr)
+        self.r1, self.r1_every = options.r1, options.r1_every
+
+    def penalty(self, real: Tensor) -> Tensor:
+        """Weighted R1 on real samples, for one step in `r1_every`."""
+        real = real.detach().requires_grad_()
+        return r1_penalty(self.network(real), real) * (self.r1 / 2 * self.r1_every)
+
+    def descend(self, loss: Tensor) -> bool:
+        """Follow the gradient of a loss if it is finite."""
+        loss.backward()
+        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
+        finite = bool(torch.isfinite(torch.stack([g.sum() for g in gradients])).all())
+        if finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return finite
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class LatentAdversary(Adversary):
     """The latent discriminator with its optimizer and its two pools of w."""
 
     def __init__(self, w_dim: int, options: E4EOptions, *, device: torch.device) -> None:
-        self.network = LatentDiscriminator(LatentDiscriminatorConfig(w_dim=w_dim)).requires_grad_(False).to(device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=options.discriminator_lr)
-        self.r1, self.r1_every = options.r1, options.r1_every
+        super().__init__(LatentDiscriminator(LatentDiscriminatorConfig(w_dim=w_dim)), options, device=device)
         self.real_pool, self.fake_pool = WPool(options.pool_size), WPool(options.pool_size)
 
     def encoder_loss(self, w_plus: Tensor, stage: int) -> Tensor:
@@ -89,37 +120,20 @@ class LatentAdversary:
         real_w = self.real_pool.query(real_w, rng)
         self.network.requires_grad_(True)
         loss = discriminator_loss(self.network(real_w), self.network(fake_w))
-        terms, finite = {"discriminator": loss.detach()}, self._descend(loss)
+        terms, finite = {"discriminator": loss.detach()}, self.descend(loss)
         if finite and step % self.r1_every == 0:
-            w = real_w.detach().requires_grad_()
-            penalty = r1_penalty(self.network(w), w) * (self.r1 / 2 * self.r1_every)
-            terms["r1"], finite = penalty.detach(), self._descend(penalty)
+            penalty = self.penalty(real_w)
+            terms["r1"], finite = penalty.detach(), self.descend(penalty)
         self.network.requires_grad_(False)
         if not finite:  # two updates are undone together, and the pools with them
             self.load_state(before)
         return terms, finite
 
-    def _descend(self, loss: Tensor) -> bool:
-        """Follow the gradient of a loss if it is finite."""
-        loss.backward()
-        gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-        finite = bool(torch.isfinite(torch.stack([g.sum() for g in gradients])).all())
-        if finite:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return finite
-
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs."""
-        return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "real_pool": self.real_pool.w,
-            "fake_pool": self.fake_pool.w,
-        }
+        return {**super().state(), "real_pool": self.real_pool.w, "fake_pool": self.fake_pool.w}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave."""
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        super().load_state(state)
         self.real_pool.w, self.fake_pool.w = state["real_pool"], state["fake_pool"]

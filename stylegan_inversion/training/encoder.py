@@ -7,6 +7,7 @@ yuval-alaluf/restyle-encoder (all MIT), training/coach*.py. Own code.
 
 import copy
 import dataclasses
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
@@ -57,15 +59,13 @@ class EncoderLearner:
         self.weights = loss_weights(self.task, config, knows_w=teacher is not None)
         self.kind = ENCODERS[config.method]
         self.generator = storage.load_module(Generator, GeneratorConfig, self.model_folder / "generator", device=device)
+        self.output_resolution = min(self.generator.config.resolution, LOSS_RESOLUTION)
         self.generator.synthesis.requires_grad_(config.train_decoder)
-        self.adversary: LatentAdversary | None = None
         with seeded_weights(config.seed):
             self.encoder = make_encoder(config, self.task, self.generator).to(device)
-            if "adversarial" in self.weights:
-                self.adversary = LatentAdversary(self.generator.config.w_dim, config.e4e, device=device)
+            self.input_resolution = self.encoder.config.input_resolution
+            self.prepare()
         synchronize_batch_norm(self.encoder)
-        self.input_resolution = self.encoder.config.input_resolution
-        self.output_resolution = min(self.generator.config.resolution, LOSS_RESOLUTION)
         self.passes = self.encoder.config.iterations if self.kind.iterative else 1
         self.ema, self.ema_generator = (
             copy.deepcopy(network).eval().requires_grad_(False) if config.ema_decay and trained else None
@@ -77,6 +77,13 @@ class EncoderLearner:
         self.objective = EncoderObjective(self.weights, config, resolution=self.output_resolution, device=device)
         if config.compile:
             self.generator.synthesis.compile(dynamic=False)
+
+    def prepare(self) -> None:
+        """Make the discriminator of the run, with seeded weights; `adversary` is `None` without one."""
+        device = self.accelerator.device
+        weighed = "adversarial" in self.weights
+        size, options = self.generator.config.w_dim, self.config.e4e
+        self.adversary: Any = LatentAdversary(size, options, device=device) if weighed else None
 
     def open_data(self, *, held_out: bool = False, training: bool = True) -> FaceFolder | None:
         """The pictures of the run; `None` if it takes samples alone, or no held-out pictures."""
@@ -117,7 +124,7 @@ class EncoderLearner:
         self.schedule.step(step)
         self.optimizer.zero_grad(set_to_none=True)
         sums: Terms = {}
-        codes = []
+        judged = []
         for micro, batch in enumerate(batches):
             serial = step * len(batches) + micro  # counts the micro-batches of this process
             with self.accelerator.autocast():
@@ -126,12 +133,12 @@ class EncoderLearner:
             for number in range(self.passes):  # ReStyle's have a loss and a gradient each, which add up
                 turn = serial * self.passes + number
                 with self.accelerator.autocast():
-                    loss, terms, w_plus, drawn = self._losses(batch.get("y"), x, true_w, turn, stage, seen)
+                    loss, terms, made, drawn = self._losses(batch.get("y"), x, true_w, turn, stage, seen)
                 self.accelerator.backward(loss / len(batches))
-                if number == 0:  # whose codes the discriminator is trained on, as in ReStyle's code
-                    codes.append(w_plus.detach().float())
+                if number == 0:  # what the discriminator is trained on; of ReStyle's passes as in its code
+                    judged.append(made.detach().float())
                 if number + 1 < self.passes:
-                    seen = self._look(x, w_plus.detach().float(), drawn)
+                    seen = self._look(x, made.detach().float(), drawn)
             add_terms(sums, {**terms, "loss": loss}, len(batches))
         max_norm = self.config.optimizer.max_grad_norm
         if not apply_gradients(self.accelerator, self.optimizer, sums["loss"], max_norm=max_norm):
@@ -143,10 +150,16 @@ class EncoderLearner:
                 update_ema(average, network, self.config.ema_decay)
         if self.adversary is None:
             return sums, True
-        w_plus = self._gather_codes(torch.stack(codes))
-        real_w, rng = self.draws.w(step, len(w_plus))
-        terms, finite = self.adversary.update(real_w, w_plus, stage=stage, step=step, rng=rng)
+        terms, finite = self._train_adversary(judged, batches, step)
         return sums | terms, finite
+
+    def _train_adversary(
+        self, judged: list[Tensor], batches: Sequence[dict[str, Tensor]], step: int
+    ) -> tuple[Terms, bool]:
+        """Train the discriminator on the codes of the micro-batches and on as many of the mapping network."""
+        w_plus = self._gather_codes(torch.stack(judged))
+        real_w, rng = self.draws.w(step, len(w_plus))
+        return self.adversary.update(real_w, w_plus, stage=self.stage(step), step=step, rng=rng)
 
     def _inputs(self, batch: dict[str, Tensor], serial: int) -> tuple[Tensor, Tensor]:
         """What the encoder reads, pictures and then samples of the generator, and the w of the samples."""
@@ -162,7 +175,7 @@ class EncoderLearner:
     ) -> tuple[Tensor, Terms, Tensor, Tensor | None]:
         """Loss, terms, codes and pictures of a pass over a micro-batch, which has `seen` the one before, if any.
 
-        `turn` counts the passes of this process.
+        The codes are what the discriminator judges. `turn` counts the passes of this process.
         """
         w_plus = self.encoder(x) if seen is None else seen[0] + self.encoder(x, seen[1])
         drawn = None
@@ -205,6 +218,21 @@ class EncoderLearner:
         parts = everyone.tensor_split([self.config.batch_size], dim=2)  # pictures, samples of the generator
         return torch.cat([part.transpose(0, 1).flatten(1, 2) for part in parts], dim=1).flatten(0, 1)
 
+    def draw(self, x: Tensor, encoder: Any, generator: Generator) -> Tensor:
+        """Draw what the pipeline makes of inputs of the encoder, (B, C, S, S): (B, 3, R, R)."""
+        return generator.synthesis(encoder.refine(x, generator) if self.kind.iterative else encoder(x))
+
+    def score(self, batch: dict[str, Tensor], encoder: Any, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Draw held-out pictures, (B, 3, R', R'), and judge them: means over the batch, "loss" among them."""
+        y_hat = self.resize(self.draw(batch["x"], encoder, generator))
+        return y_hat, self.figures(y_hat, batch["y"])
+
+    def figures(self, y_hat: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Judge pictures, (B, 3, R', R'): their terms, "l2", and the sum as "loss"."""
+        terms = self.objective.images(y_hat, y)
+        l2 = l2_loss(y_hat, y)  # what is compared when the run weighs no pictures
+        return {"l2": l2, "loss": self.objective.total(terms) if terms else l2, **terms}
+
     @torch.no_grad()
     def evaluate(self, batches: Iterator[dict[str, Tensor]], *, score: bool) -> tuple[dict[str, float], list[Tensor]]:
         """Compute the losses on held-out pictures, with the encoder that would be saved.
@@ -213,25 +241,20 @@ class EncoderLearner:
         processes, "loss" among them; and the first batch's sources, targets and outputs.
         """
         encoder, generator = self._saved()
-        was_training = encoder.training
+        trained = [module for module in encoder.modules() if module.training]
         encoder.eval()
-        count = torch.zeros((), device=self.accelerator.device)
-        sums = {name: torch.zeros_like(count) for name in ("l2", "loss", *self.objective.image_terms)}
+        figures: list[tuple[int, dict[str, float]]] = []
         columns: list[Tensor] = []
         for batch in batches:
-            x = batch["x"]
-            w_plus = encoder.refine(x, generator) if self.kind.iterative else encoder(x)
-            y_hat = self.resize(generator.synthesis(w_plus))
-            terms = self.objective.images(y_hat, batch["y"])
-            l2 = l2_loss(y_hat, batch["y"])  # what is compared when the run weighs no pictures
-            for name, term in {"l2": l2, "loss": self.objective.total(terms) if terms else l2, **terms}.items():
-                sums[name] += term * len(y_hat)
-            count += len(y_hat)
+            y_hat, values = self.score(batch, encoder, generator)
+            figures.append((len(y_hat), {name: float(value) for name, value in values.items()}))
             columns = columns or [self.task.source.preview(batch["x"]), batch["y"], y_hat]
-        encoder.train(was_training)
-        total = cast(Tensor, self.accelerator.reduce(count))
-        reduced = {name: cast(Tensor, self.accelerator.reduce(value)) for name, value in sorted(sums.items())}
-        return {name: float(value / total) for name, value in reduced.items()}, columns
+        for module in trained:
+            module.training = True
+        everyone = gather_object(figures)
+        count = sum(number for number, _ in everyone)
+        names = sorted(everyone[0][1]) if everyone else ["loss"]
+        return {n: sum(k * values[n] for k, values in everyone) / count if count else math.nan for n in names}, columns
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs, beside the step."""
@@ -275,7 +298,10 @@ class EncoderLearner:
             "source": to_config(self.task.source),
         }
         with storage.write_together(folder) as stage:
-            for part in ("directions",) if self.config.train_decoder else ("generator", "directions"):
+            others = [ENCODERS[name].folder for name in self.kind.needs] + ["generator"] * (
+                not self.config.train_decoder
+            )
+            for part in ("directions", *others):
                 for file in sorted((self.model_folder / part).glob("*")):
                     (stage / part).mkdir(exist_ok=True)
                     shutil.copyfile(file, stage / part / file.name)
@@ -292,7 +318,8 @@ def make_encoder(config: EncoderRunConfig, task: Task, generator: Generator) -> 
     """
     kind = ENCODERS[config.method]
     fields = {each.name for each in dataclasses.fields(kind.config)}
-    sizes: dict[str, Any] = {n: v for n, v in (vars(config.encoder) | vars(config.restyle)).items() if n in fields}
+    options = vars(config.encoder) | vars(config.restyle) | vars(config.sfe)
+    sizes: dict[str, Any] = {name: value for name, value in options.items() if name in fields}
     if sizes.get("resnet") and config.encoder.units == EncoderOptions().units:  # those of IR-SE50
         sizes["units"] = ResNetConfig().units
     needed: dict[str, Any] = {
@@ -300,14 +327,17 @@ def make_encoder(config: EncoderRunConfig, task: Task, generator: Generator) -> 
         "w_dim": generator.config.w_dim,
         "in_channels": task.source.in_channels,
     }
-    if config.init is None:
-        encoder: Any = kind.network(kind.config(**sizes, **needed))
+    encoder: Any = None if config.init is None else _load_encoder(config.init, config.method)
+    if "channels" in fields:  # of the generator's features; without squeeze-and-excitation
+        side = (config.encoder if encoder is None else encoder.config).input_resolution // 4
+        needed |= {"channels": generator.config.channels(max(side, 4)), "reduction": 1}
+    if encoder is None:
+        encoder = kind.network(kind.config(**sizes | needed))
         if config.encoder.backbone is not None:
             _load_backbone(encoder, config.encoder.backbone, pairs=kind.iterative)
     else:
-        encoder = _load_encoder(config.init, config.method)
         default = (config.encoder, config.restyle) == (EncoderOptions(), ReStyleOptions())
-        for name, wanted in (needed if default else needed | sizes).items():
+        for name, wanted in (needed if default else sizes | needed).items():
             if wanted != (found := getattr(encoder.config, name, None)):
                 raise ValueError(
                     f"`init` brings an encoder with {name}={found}, but `model`, `task` or `encoder` asks for {wanted}."
@@ -315,7 +345,8 @@ def make_encoder(config: EncoderRunConfig, task: Task, generator: Generator) -> 
     for name in ("synthetic_batch_size", "other_cameras"):
         if (value := getattr(config, name)) and not isinstance(task.source, PhotoSource):
             raise ValueError(f"`{name}` is {value:g}, but `task` {task.name} does not read pictures. Set it to 0.")
-    encoder.w_avg.copy_(generator.w_avg.cpu())
+    if not kind.needs:  # SFE's has the generator's at hand
+        encoder.w_avg.copy_(generator.w_avg.cpu())
     return encoder.train().requires_grad_(True)
 
 

@@ -21,6 +21,7 @@ from stylegan_inversion.training.tasks import Task
 
 IMAGE_TERMS = ("l2", "lpips", "lpips_crop", "identity", "moco", "l2_crop")  # the terms that compare pictures
 E4E_WEIGHTS = {"delta": 2e-4, "adversarial": 0.1}  # beside the task's; the paper's
+OWN_WEIGHTS = {"sfe": {"adversarial": 0.01, "features": 0.01}}  # the same, by method
 
 Terms = dict[str, Tensor]
 
@@ -32,18 +33,20 @@ def loss_weights(task: Task, config: EncoderRunConfig, *, knows_w: bool = False)
     `ValueError` if weights exclude each other, or the run has nothing that a term could be computed from.
     """
     chosen = {name: value for name, value in asdict(config.loss).items() if value is not None}
-    weights = task.loss | (E4E_WEIGHTS if config.progressive else {}) | chosen
+    own = E4E_WEIGHTS if config.progressive else OWN_WEIGHTS.get(config.method, {})
+    weights = task.loss | own | chosen
     weights = {name: float(weights[name]) for name in asdict(config.loss) if weights.get(name)}
     if "identity" in weights and "moco" in weights:
         raise ValueError(
             "`loss.identity` (faces) and `loss.moco` (everything else) cannot be used together, got "
             f"{weights['identity']:g} and {weights['moco']:g}; set one of them to 0."
         )
-    if "adversarial" in weights and not config.progressive:
-        raise ValueError(
-            f"`loss.adversarial` is {weights['adversarial']:g}, but only --method e4e, and restyle with "
-            "--restyle.offsets, have a latent discriminator."
-        )
+    for name, what in (
+        ("adversarial", "e4e, sfe, and restyle with --restyle.offsets, have a discriminator"),
+        ("features", "sfe has features"),
+    ):
+        if name in weights and name not in own:
+            raise ValueError(f"`loss.{name}` is {weights[name]:g}, but only --method {what}.")
     if "w_distance" in weights and config.synthetic_batch_size == 0 and not knows_w:
         raise ValueError(
             f"`loss.w_distance` is {weights['w_distance']:g}, but pictures have no known w: set `synthetic_batch_size`."

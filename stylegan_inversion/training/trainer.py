@@ -31,10 +31,11 @@ except ImportError as e:
 
 from stylegan_inversion.preprocessing.image import save_image, to_pil
 from stylegan_inversion.training.checkpoint import compare_configs, read_latest, write_checkpoint
-from stylegan_inversion.training.config import GANConfig, RunConfig, config_dict, default_dict
+from stylegan_inversion.training.config import RunConfig, config_dict, default_dict
 from stylegan_inversion.training.data import FaceFolder, load_batches, positions
 from stylegan_inversion.training.encoder import EncoderLearner
 from stylegan_inversion.training.gan import GANLearner
+from stylegan_inversion.training.sfe import SFELearner
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ class Learner(Protocol):
 
 
 MakeLearner = Callable[[Any, Accelerator], Learner]
+LEARNERS: dict[str, MakeLearner] = {"gan": GANLearner, "sfe": SFELearner}  # by method; the others have EncoderLearner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,8 +162,8 @@ def train(
         raise ValueError("`mixed_precision` is fp16, which needs a GPU. On the CPU take bf16 or no.")
     if config.compile and on_cpu and not any(map(shutil.which, (os.environ.get("CXX", "g++"), *COMPILERS))):
         raise ValueError("`compile` needs a C++ compiler on a CPU, such as g++. Install one, or add --no-compile.")
-    default: MakeLearner = GANLearner if isinstance(config, GANConfig) else EncoderLearner
-    learner = (make_learner or default)(config, accelerator)
+    make: MakeLearner = make_learner or LEARNERS.get(getattr(config, "method", ""), EncoderLearner)
+    learner = make(config, accelerator)
     try:
         return Trainer(config, accelerator, learner, callback).run()
     except (RuntimeError, EOFError, ConnectionError) as e:

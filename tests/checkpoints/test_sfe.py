@@ -384,6 +384,9 @@ def test_refusals(pipe: SFEPipeline, file: Path, tmp_path: Path) -> None:
         recognise({"state_dict": inverter})
     with pytest.raises(CheckpointError, match="It is a checkpoint of sfe, not of e4e: use the pipeline of sfe"):
         E4EPipeline.from_single_file(file)
+    torch.save({"state_dict": tensors}, tmp_path / "alone.pt")
+    with pytest.raises(CheckpointError, match=r"for a generator of 64 px and does not hold it; what is .*ffhq-1024"):
+        SFEPipeline.from_single_file(tmp_path / "alone.pt")
     torch.save(official("e4e"), tmp_path / "e4e.pt")
     with pytest.raises(CheckpointError, match="It is a checkpoint of e4e, not of sfe"):
         SFEPipeline.from_single_file(tmp_path / "e4e.pt")

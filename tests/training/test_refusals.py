@@ -22,6 +22,7 @@ from stylegan_inversion.training.config import (
     GeneratorOptions,
     LossOptions,
     OptimizerOptions,
+    SFEOptions,
     TaskOptions,
     load_config,
 )
@@ -116,7 +117,7 @@ REFUSALS: list[tuple[Act, type[Exception], str]] = [
     (
         lambda m: m.config(method="gan"),
         ValueError,
-        "`method` must be one of e4e, psp, restyle, or gan for a gen",
+        "`method` must be one of e4e, psp, restyle, sfe, or gan for a gen",
     ),
     (lambda m: m.config(optimizer=OptimizerOptions("sgd")), ValueError, r"`optimizer\.name` must be one of ranger, ad"),  # type: ignore[arg-type]
     (lambda m: m.config(steps=0), ValueError, r"`steps` must be a whole number in \[1, 1000000000\], got 0"),
@@ -137,6 +138,11 @@ REFUSALS: list[tuple[Act, type[Exception], str]] = [
         lambda m: m.learner(loss=LossOptions(adversarial=0.1)),
         ValueError,
         r"`loss\.adversarial` is 0\.1, but only --met",
+    ),
+    (
+        lambda m: m.learner(loss=LossOptions(features=0.1)),
+        ValueError,
+        r"`loss\.features` is 0\.1, but only --method sfe",
     ),
     (lambda m: m.learner(loss=LossOptions(w_distance=1.0)), ValueError, r"`loss\.w_distance` is 1, but pictures have"),
     (lambda m: m.learner(loss=NO_IMAGES), ValueError, "`loss` weighs nothing that tells the encoder"),
@@ -167,6 +173,21 @@ REFUSALS: list[tuple[Act, type[Exception], str]] = [
     ),
     (lambda m: m.learner(loss=LossOptions(0.0, 0.0, lpips_crop=1.0)), ValueError, r"does not take pictures of 12 px"),
     (lambda m: m.learner(encoder=m.arcface(widths=(8, 8, 8, 12))), CheckpointError, "does not fit IRSEBackbone"),
+    (
+        lambda m: train(m.config(method="sfe")),
+        ModelNotFoundError,
+        "`model`: .* holds no Encoder4Editing .*Train e4e f",
+    ),
+    (
+        lambda m: train(m.config(method="sfe", synthetic_batch_size=2)),
+        ValueError,
+        "`synthetic_batch_size` is 2, with which --method sfe cannot train: it must be 0",
+    ),
+    (
+        lambda m: train(m.config(method="sfe", sfe=SFEOptions("editor"))),
+        ValueError,
+        "`sfe.part` is editor, which follows a trained inverter: give its model as `init`",
+    ),
     # what a generator begins with
     (lambda m: m.gan_learner(batch_size=6), ValueError, "`batch_size` must be a multiple of the discriminator's group"),
     (
@@ -286,7 +307,7 @@ def test_bad_files(tmp_path: Path, yaml: bytes | None, message: str) -> None:
         ("", ["--stesp", "3"], "Perhaps you meant: --steps INT"),
         ("", ["--e4e.pool", "3"], "--e4e.pool-size"),
         ("steps: many", [], "--steps: invalid literal"),
-        ("method: hyperstyle", [], "`method` must be one of e4e, psp, restyle, or gan for"),
+        ("method: hyperstyle", [], "`method` must be one of e4e, psp, restyle, sfe, or gan for"),
         ("", ["--steps", "0"], "`steps` must be a whole number in"),
     ],
 )
