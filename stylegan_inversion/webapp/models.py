@@ -15,7 +15,7 @@ from stylegan_inversion.checkpoints.find import find_folder, is_known
 from stylegan_inversion.editing.directions import Direction, both_ways
 from stylegan_inversion.errors import ModelNotFoundError, StyleGANInversionError
 from stylegan_inversion.hub import Access, cache_root, report_downloads
-from stylegan_inversion.latents import random_source
+from stylegan_inversion.latents import broadcast, random_source
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator as StyleGAN
 from stylegan_inversion.pipelines.base import InversionPipeline
@@ -164,8 +164,7 @@ def _style_range(generator: StyleGAN, direction: Direction) -> tuple[float, floa
     """How far the styles of random faces differ along a direction in S."""
     rng = random_source(0)
     z = torch.randn(STYLE_SAMPLES, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
-    w = generator.mapping(z.to(generator.w_avg))
-    styles = torch.cat([conv.affine(w) for conv in generator.synthesis.convs], dim=1)
+    styles = generator.styles_of(broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws))
     return both_ways(STYLE_REACH * float((styles @ direction.step.to(styles)).std()) / direction.unit**2)
 
 
