@@ -116,9 +116,7 @@ def invert_photos(
     edits, options = dict(edits or {}), dict(options or {})
     check_options(pipeline, options)
     code = pipeline.generator.w_avg.float().expand(1, pipeline.generator.num_ws, -1)
-    apply_directions(
-        code, with_mappers(pipeline, mappers, code).directions, strengths=edits
-    )  # raises early before the first photo
+    apply_directions(code, with_mappers(pipeline, mappers, code).directions, strengths=edits)  # raises early
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     storage.sweep(output)

@@ -158,6 +158,7 @@ def models(cache_dir: str | None) -> int:
 def add_convert(parser: argparse.ArgumentParser) -> None:
     from stylegan_inversion.checkpoints.export import LAYOUTS
     from stylegan_inversion.models.encoders import ENCODERS
+    from stylegan_inversion.preprocessing.sources import PHOTO_TASKS
 
     add, source = parser.add_argument, "hf://organisation/repository/file, or https://"
     add("source", metavar="SRC", help=f"a file, a name that `models` lists, {source}")
@@ -170,6 +171,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     add("--whole-photos", action="store_true", help=whole)
     bars = "height of its pictures between black bars, relative to their width: cars 0.75 [what the file says, or 1]"
     add("--height", type=float, help=bars)
+    add("--task", choices=PHOTO_TASKS, help="what the encoder makes of photos [what the file says, or inversion]")
     add("--sha256", help="expected hash of the file; required for https")
 
 
@@ -184,6 +186,7 @@ def convert(
     whole_photos: bool,
     crop_scale: float | None,
     height: float | None,
+    task: str | None,
 ) -> int:
     from stylegan_inversion.checkpoints.export import write_model, write_official
     from stylegan_inversion.checkpoints.find import find_file, find_folder, with_directions, with_parts
@@ -194,6 +197,7 @@ def convert(
         return 0
     path = find_file(source, sha256=sha256)
     file = with_directions(with_parts(read_single_file(path, encoder=encoder)), path, source=source)
+    file = replace(file, task=task or file.task)
     for note in file.notes:
         print(f"Note: {note}")
     faces = False if whole_photos else None

@@ -132,7 +132,8 @@ def add_translate(parser: argparse.ArgumentParser) -> None:
     add("--mix-alpha", type=float, metavar="SHARE", help="weight of the random w in these layers, 0 to 1 [1]")
     factor = "make photos so many times smaller first, for super-resolution, such as 8 [they are as small as they are]"
     add("--resize-factor", type=float, metavar="FACTOR", help=factor)
-    add("--align", action="store_true", help="find the face of a photo and cut it out")
+    finds = "find the face of a photo and cut it out [for frontalization and toonify]"
+    add("--align", action=argparse.BooleanOptionalAction, help=finds)
     add("--seed", type=at_least(0), default=0, help="seed of the random w [%(default)s]")
     add("--output", default="translated", metavar="DIR", help="folder to write to [%(default)s]")
     add_device(parser)
