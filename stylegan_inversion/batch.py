@@ -30,6 +30,7 @@ from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.encoder import BATCH_SIZE
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import BaseName, InversionOutput
+from stylegan_inversion.pipelines.play import with_mappers
 from stylegan_inversion.pipelines.rows import (
     PICTURES,
     Align,
@@ -89,9 +90,10 @@ def invert_photos(
     output: str | Path,
     *,
     edits: Mapping[str, float] | None = None,
+    mappers: Mapping[str, str | Path] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[Record, InversionOutput | None]]:
-    """Invert, edit and paste back photos; yield after each one.
+    """Invert, edit and paste back photos; yield the record of each, and its (edited) inversion unless it failed.
 
     A photo `cat.jpg` gets the folder `OUTPUT/cat` with `crop.png`, `inverted.png`, with edits `edited.png` and
     `photo.png` (the photo with the edited face), and `inversion/`, which `InversionOutput.load` reads. Another `cat`
@@ -103,10 +105,8 @@ def invert_photos(
         photos: Paths.
         output: Folder, made if needed.
         edits: Strength by direction, each in its unit; all are applied at once.
+        mappers: Files of StyleCLIP's mappers, by name: each is a direction of its own for each photo.
         options: Further arguments of the pipeline's call, such as `face` or `num_w_steps`.
-
-    Yields:
-        The record of each photo, in order, and its inversion (edited if there are edits) unless it failed.
 
     Raises:
         ValueError: Before the first photo, if an option or a direction is unknown, a strength is not finite, or the
@@ -116,7 +116,7 @@ def invert_photos(
     edits, options = dict(edits or {}), dict(options or {})
     check_options(pipeline, options)
     code = pipeline.generator.w_avg.float().expand(1, pipeline.generator.num_ws, -1)
-    apply_directions(code, pipeline.directions, strengths=edits)  # raises before the first photo
+    apply_directions(code, with_mappers(pipeline, mappers, code).directions, strengths=edits)  # raises early
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     storage.sweep(output)
@@ -126,7 +126,7 @@ def invert_photos(
         try:
             if isinstance(out, Exception):
                 raise out
-            edited = pipeline.edit(out, **edits) if edits else out
+            edited = with_mappers(pipeline, mappers, out.w_unedited).edit(out, **edits) if edits else out
             pasted = pipeline.paste_back(edited)[0] if edits else None
             begun = True
             storage.sweep(folder)

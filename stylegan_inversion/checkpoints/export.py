@@ -50,7 +50,7 @@ def write_model(file: SingleFile, folder: Path, *, name: str = "direction", doma
         for part, network in file.parts.items():
             module = network.build()
             if part == "encoder":
-                config["source"] = to_config(source_of(module))
+                config["source"] = to_config(source_of(module, file.task))
             storage.save_module(module, stage / (ENCODERS[file.kind].folder if part == "encoder" else part))
         if file.directions:
             save_directions(file.directions, stage / "directions")

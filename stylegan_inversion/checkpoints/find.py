@@ -37,6 +37,7 @@ from stylegan_inversion.hub import (
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.preprocessing.domain import domain_named
+from stylegan_inversion.preprocessing.sources import photo_task
 
 logger = logging.getLogger(__name__)
 
@@ -341,6 +342,8 @@ def with_directions(
     entry, resolution = known_entry(source) if source else None, part.config.resolution
     if entry is not None and entry.domain is not None:
         file = replace(file, domain=domain_named(entry.domain))
+    if entry is not None and file.task == "inversion":
+        file = replace(file, task=photo_task(entry.name))  # toonify's file is one of "ffhq_encode"
     name = path.name if entry is None else entry.name
     trained = str(file.options.get("dataset_type")).partition("_")[0]  # "ffhq_encode" -> "ffhq"
     domain = (entry.domain if entry is not None else None) or f"{trained}-{resolution}"

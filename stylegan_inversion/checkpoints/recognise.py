@@ -31,7 +31,7 @@ from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.irse import ArcFace
 from stylegan_inversion.models.resnet import ResNet
 from stylegan_inversion.preprocessing.domain import FACES, Domain, domain_named
-from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, SketchSource, Source
+from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, SketchSource, Source, photo_task
 
 StateDict = dict[str, Tensor]
 
@@ -94,14 +94,15 @@ class SingleFile:
     components: PrincipalComponents | None = None  # GANSpace's
     options: dict[str, Any] = field(default_factory=dict)  # the file's `opts`, as plain values
     domain: Domain = FACES  # what the model takes, by the data set that `opts` name
+    task: str = "inversion"  # what becomes of photos, one of `PHOTO_TASKS`, by the same name
     notes: tuple[str, ...] = ()  # what the file lacks and how that was made up for, one sentence each
 
 
-def source_of(encoder: nn.Module | Part) -> Source:
-    """Tell what an encoder of the papers reads, by its channels: photos, sketches, or label maps."""
+def source_of(encoder: nn.Module | Part, task: str) -> Source:
+    """Tell what an encoder of the papers reads, by its channels: photos for a task, sketches, or label maps."""
     channels = cast(Any, encoder).config.in_channels
     if channels == 3:
-        return PhotoSource()
+        return PhotoSource(task)
     return SketchSource() if channels == 1 else LabelSource(channels)
 
 
@@ -339,8 +340,9 @@ def _encoder_file(
             parts["latent_discriminator"] = Part(LatentDiscriminator, *judge)
         except (CheckpointError, *_UNFIT):
             others.append("discriminator_state_dict")
-    domain = domain_named(options.get("dataset_type"))
-    return SingleFile(kind, parts, options=options, domain=domain, notes=(*notes, *_left_out(others)))
+    data = options.get("dataset_type")
+    told: dict[str, Any] = {"options": options, "domain": domain_named(data), "task": photo_task(data)}
+    return SingleFile(kind, parts, **told, notes=(*notes, *_left_out(others)))
 
 
 def _style_feature_file(each: _Found, asked: str | None) -> SingleFile:

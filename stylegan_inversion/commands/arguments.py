@@ -3,6 +3,9 @@
 import argparse
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -16,14 +19,14 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
 
-def pair(number: Callable[[str], float], what: str) -> Callable[[str], tuple[str, float]]:
-    """Make the type of NAME=NUMBER."""
+def pair(kind: Callable[[str], T], what: str) -> Callable[[str], tuple[str, T]]:
+    """Make the type of NAME=VALUE."""
 
-    def pair(text: str) -> tuple[str, float]:
+    def pair(text: str) -> tuple[str, T]:
         name, _, value = text.partition("=")
         with suppress(ValueError, argparse.ArgumentTypeError):
-            if name:
-                return name, number(value)
+            if name and value:
+                return name, kind(value)
         raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
 
     return pair

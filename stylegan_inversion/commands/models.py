@@ -21,6 +21,7 @@ def directions(model: str) -> int:
 
 
 def add_find_directions(parser: argparse.ArgumentParser) -> None:
+    from stylegan_inversion.editing.text_directions import BETA, CLIP
     from stylegan_inversion.evaluation.attributes import FACE_SCORES
 
     add = parser.add_argument
@@ -32,20 +33,28 @@ def add_find_directions(parser: argparse.ArgumentParser) -> None:
     add("--scores", nargs="*", metavar="SCORE", help=f"{faces}; {kept}")
     add("--positive", metavar="DIR", help="pictures that show what a new direction is to bring, such as glasses")
     add("--negative", metavar="DIR", help="pictures that do not show it, and are as alike otherwise as possible")
-    add("--name", help="name of that direction: edits are called by it")
+    texts = ("FROM", "TO")
+    add(
+        "--text", nargs=2, metavar=texts, help='what there is and what is to be, such as "face" "smiling face", by CLIP'
+    )
+    add("--name", help="name of that direction: edits are called by it [the words that --text adds]")
     add("--align", action="store_true", help="find the face in these pictures and cut it out")
-    spaces = "w: vectors of InterFaceGAN; s: channels of StyleSpace, whose names get an _s [%(default)s]"
-    add("--space", choices=("w", "s"), default="w", help=spaces)
+    spaces = "w: vectors of InterFaceGAN; s: channels of StyleSpace, whose names get an _s [w; --text s]"
+    add("--space", choices=("w", "s"), default=None, help=spaces)
     sizes = {
         "--num-samples": (64, 512, "random images that are scored"),
         "--num-points": (16, 640, "images at which the gradients of the scores are taken"),
         "--num-tests": (8, 24, "images that set each range, and as many that check it"),
         "--num-channels": (1, 64, "s: channels that a direction moves at most"),
+        "--num-images": (1, 100, "text: random images in which each style is moved, once for a model"),
         "--batch-size": (1, 8, "images that go through together"),
         "--seed": (0, 0, "seed of all images"),
     }
     for option, (least, default, what) in sizes.items():
         add(option, type=at_least(least), default=default, metavar="N", help=f"{what} [%(default)s]")
+    more = "text: channels of less relevance stay; more channels do more, and change more else [%(default)s]"
+    add("--beta", type=float, default=BETA, help=more)
+    add("--clip", metavar="NAME", help=f"text: folder or repository of a CLIP of OpenCLIP, as safetensors [{CLIP}]")
     add_device(parser)
 
 
@@ -57,20 +66,29 @@ def find_directions(
     negative: str | None,
     name: str | None,
     *,
+    text: list[str] | None,
     align: bool,
-    space: Literal["w", "s"],
+    space: Literal["w", "s"] | None,
+    beta: float,
+    clip: str | None,
+    num_images: int,
     device: str,
     **sizes: int,
 ) -> int:
     from stylegan_inversion import PTIPipeline, load_image
     from stylegan_inversion.checkpoints.find import find_folder
     from stylegan_inversion.editing.find_directions import find_directions
+    from stylegan_inversion.editing.text_directions import CLIP, Relevance, load_clip, measure_relevance, name_of
     from stylegan_inversion.evaluation.attributes import FACE_SCORES, Probe, face_score, write_report
     from stylegan_inversion.losses.lpips import load_perceptual
     from stylegan_inversion.preprocessing.image import list_images
 
     started = time.monotonic()
-    if len({positive is None, negative is None, name is None}) > 1:
+    if text is not None:
+        if positive is not None or negative is not None or space == "w":
+            raise ValueError("--text finds channels of S by itself: leave out --positive, --negative and --space w.")
+        name, space = name or name_of(*text), "s"
+    elif len({positive is None, negative is None, name is None}) > 1:
         raise ValueError("--positive, --negative and --name belong together: two folders, and what they differ in.")
     folder = Path(model) if output is None else Path(output)
     if output is None and not folder.is_dir():
@@ -79,11 +97,12 @@ def find_directions(
         raise ValueError(f"{folder} is there already: give another --output, or {folder} itself as the MODEL.")
     pipeline = PTIPipeline.from_pretrained(model, device=device)
     domain = pipeline.domain
+    others = "--positive, --negative and --name, or --text"
     if scores and not domain.has_faces:
-        raise ValueError(f"--scores are for faces, and {model} draws none: give --positive, --negative and --name.")
+        raise ValueError(f"--scores are for faces, and {model} draws none: give {others}.")
     scores = list(FACE_SCORES) * domain.has_faces if scores is None else scores
-    if positive is None and not scores:
-        raise ValueError("There is nothing to find: give --scores, or --positive, --negative and --name.")
+    if positive is None and text is None and not scores:
+        raise ValueError(f"There is nothing to find: give --scores, or {others}.")
     parts = [face_score(scores, crop_scale=pipeline.crop_scale, device=pipeline.device)] if scores else []
     if positive is not None and negative is not None and name is not None:
         kinds = [[Path(kind, path) for path in list_images(Path(kind))] for kind in (positive, negative)]
@@ -91,18 +110,34 @@ def find_directions(
         probe = Probe(load_perceptual(device=pipeline.device), pipeline.generator.config.resolution)
         print(f"{name}: {probe.fit(*crops):.1%} of the pictures held out are told apart (50 % is chance).", flush=True)
         parts.append(lambda x: {name: probe(domain.without_bars(x))})
+    descriptions, steps = dict(FACE_SCORES), None
+    if text is not None and name is not None:
+        place = find_folder(model) / "relevance"
+        known = Relevance.load(place, pipeline.generator) if place.is_dir() else None
+        network = load_clip(clip or (known.clip if known else CLIP), device=pipeline.device)
+        change = network.change(*text)
+        if known is None or known.clip != network.name:
+            how: dict[str, Any] = {"batch_size": sizes["batch_size"], "seed": sizes["seed"], "progress": True}
+            known = measure_relevance(pipeline.generator, network, name=network.name, num_images=num_images, **how)
+        if output is not None:
+            shutil.copytree(find_folder(model), folder)
+        known.save(folder / "relevance")  # it took long, and other texts need it too
+        steps = {name: known.step(change, beta=beta)}
+        descriptions[name] = f"From {text[0]!r} to {text[1]!r}, by StyleCLIP, beta {beta:g}."
+        parts.append(lambda x: {name: network(x) @ change})
     found = find_directions(
         pipeline.generator,
         lambda x: {key: value for part in parts for key, value in part(x).items()},
         names=scores if name is None else [name],
-        space=space,
-        descriptions=FACE_SCORES,
+        space=space or "w",
+        steps=steps,
+        descriptions=descriptions,
         progress=True,
         **sizes,
     )
     if space == "s":
         found = [replace(each, direction=replace(each.direction, name=f"{each.direction.name}_s")) for each in found]
-    if output is not None:
+    if output is not None and not folder.exists():
         shutil.copytree(find_folder(model), folder)
     print(write_report(found, pipeline, folder / "directions", seed=sizes["seed"]))
     print(f"{(time.monotonic() - started) / 60:.1f} minutes. Look at {folder / 'directions' / 'directions.png'}.")
@@ -123,6 +158,7 @@ def models(cache_dir: str | None) -> int:
 def add_convert(parser: argparse.ArgumentParser) -> None:
     from stylegan_inversion.checkpoints.export import LAYOUTS
     from stylegan_inversion.models.encoders import ENCODERS
+    from stylegan_inversion.preprocessing.sources import PHOTO_TASKS
 
     add, source = parser.add_argument, "hf://organisation/repository/file, or https://"
     add("source", metavar="SRC", help=f"a file, a name that `models` lists, {source}")
@@ -135,6 +171,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
     add("--whole-photos", action="store_true", help=whole)
     bars = "height of its pictures between black bars, relative to their width: cars 0.75 [what the file says, or 1]"
     add("--height", type=float, help=bars)
+    add("--task", choices=PHOTO_TASKS, help="what the encoder makes of photos [what the file says, or inversion]")
     add("--sha256", help="expected hash of the file; required for https")
 
 
@@ -149,6 +186,7 @@ def convert(
     whole_photos: bool,
     crop_scale: float | None,
     height: float | None,
+    task: str | None,
 ) -> int:
     from stylegan_inversion.checkpoints.export import write_model, write_official
     from stylegan_inversion.checkpoints.find import find_file, find_folder, with_directions, with_parts
@@ -159,6 +197,7 @@ def convert(
         return 0
     path = find_file(source, sha256=sha256)
     file = with_directions(with_parts(read_single_file(path, encoder=encoder)), path, source=source)
+    file = replace(file, task=task or file.task)
     for note in file.notes:
         print(f"Note: {note}")
     faces = False if whole_photos else None

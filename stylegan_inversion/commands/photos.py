@@ -27,6 +27,9 @@ def add_invert(parser: argparse.ArgumentParser) -> None:
     edits = "direction and strength, such as smile=2; `stylegan-inversion directions` lists them"
     edit = pair(float, "NAME=STRENGTH, such as smile=2")
     add("--edit", nargs="+", action="extend", default=[], type=edit, metavar="NAME=STRENGTH", help=edits)
+    mappers = "file of a mapper of StyleCLIP, which becomes a direction of this name for each photo: afro=afro.pt"
+    mapper = pair(str, "NAME=FILE, such as afro=afro.pt")
+    add("--mapper", nargs="+", action="extend", default=[], type=mapper, metavar="NAME=FILE", help=mappers)
     add("--output", default="outputs", metavar="DIR", help="folder to write to [%(default)s]")
     add("--face", type=at_least(0), help="which face of the photo, by size; 0 is the largest [0]")
     add("--no-align", dest="align", action="store_false", default=None, help="take the photos as aligned crops")
@@ -56,6 +59,7 @@ def invert(
     edit: list[tuple[str, float]],
     output: str,
     *,
+    mapper: list[tuple[str, str]],
     model: str,
     method: str,
     perceptual: str | None,
@@ -70,6 +74,8 @@ def invert(
     if folders and (len(photos) > 1 or edit):
         many = f"{folders[0]} is a folder: give it alone, without other photos."
         raise ValueError(many if len(photos) > 1 else "A folder is edited later: stylegan-inversion edit-folder.")
+    if unused := sorted({name for name, _ in mapper} - {name for name, _ in edit}):
+        raise ValueError(f"--mapper {unused[0]} does nothing by itself: add --edit {unused[0]}=0.1.")
     if options["together"] and len(photos) == 1 and not folders:
         raise ValueError("--together tunes one generator for several photos: give two or more, or leave it out.")
     cls = METHODS[method].pipeline
@@ -81,7 +87,7 @@ def invert(
     if of_folder:
         raise ValueError(f"--{next(iter(of_folder)).replace('_', '-')} is for a folder of photos.")
     given |= {"progress": True}
-    results = invert_photos(pipeline, photos, output, edits=dict(edit), options=given)
+    results = invert_photos(pipeline, photos, output, edits=dict(edit), mappers=dict(mapper), options=given)
     return report((record for record, _ in results), output)
 
 
@@ -126,7 +132,8 @@ def add_translate(parser: argparse.ArgumentParser) -> None:
     add("--mix-alpha", type=float, metavar="SHARE", help="weight of the random w in these layers, 0 to 1 [1]")
     factor = "make photos so many times smaller first, for super-resolution, such as 8 [they are as small as they are]"
     add("--resize-factor", type=float, metavar="FACTOR", help=factor)
-    add("--align", action="store_true", help="find the face of a photo and cut it out")
+    finds = "find the face of a photo and cut it out [for frontalization and toonify]"
+    add("--align", action=argparse.BooleanOptionalAction, help=finds)
     add("--seed", type=at_least(0), default=0, help="seed of the random w [%(default)s]")
     add("--output", default="translated", metavar="DIR", help="folder to write to [%(default)s]")
     add_device(parser)

@@ -67,6 +67,7 @@ def find_directions(
     num_points: int = 640,
     num_tests: int = 24,
     num_channels: int = 64,
+    steps: Mapping[str, Tensor] | None = None,
     batch_size: int = 8,
     seed: int = 0,
     descriptions: Mapping[str, str] | None = None,
@@ -83,6 +84,8 @@ def find_directions(
         num_points: Images at which the gradients of all scores are taken, >= 16.
         num_tests: Images that set the range, and as many that measure it, at 6 strengths on each side; >= 8.
         num_channels: Styles that a direction in S moves at most, >= the number of scores.
+        steps: Directions in S that are given and only measured, such as those of texts: by score, what a strength of 1
+            adds to the styles, (num_styles,). `None` fits them.
         batch_size: Images that go through together, >= 1.
         seed: Seed of all w, >= 0.
         descriptions: What each direction does, by score. Otherwise "Positive: more NAME."
@@ -118,8 +121,10 @@ def find_directions(
         samples = torch.cat([search.draw_scores(part) for part in w.split(batch_size)])
         if not samples.isfinite().all():
             raise ValueError(f"`score` must be finite, got NaN or infinity among {', '.join(known)}.")
-        fit = search.fit_styles if space == "s" else search.fit_codes
-        steps, accuracies = fit(w, samples, num_points, num_channels)
+        accuracies, fitted = dict[str, float](), steps is None
+        if steps is None:
+            fit = search.fit_styles if space == "s" else search.fit_codes
+            steps, accuracies = fit(w, samples, num_points, num_channels)
         found = []
         for name in names:
             text = (descriptions or {}).get(name, f"Positive: more {name.replace('_', ' ')}.")
@@ -128,7 +133,7 @@ def find_directions(
             direction = search.calibrate(raw, samples, float(f"{reach / STEPS:.1g}"), num_tests)
             kept = ", ".join(other for other in known if other != name)
             method = "InterFaceGAN" if space == "w" else f"{int((raw.vector != 0).sum())} channels of StyleSpace"
-            text += f" {method}, conditioned on {kept}." if kept else f" {method}."
+            text += f" {method}, conditioned on {kept}." if kept and fitted else f" {method}."
             found.append(search.test(replace(direction, description=text), accuracies.get(name), samples, num_tests))
     return found
 
@@ -223,8 +228,7 @@ class _Search:
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Step 3 in S: by score, what a strength of 1 adds to the styles."""
         with torch.no_grad():
-            convs = zip(self.generator.synthesis.convs, latents.broadcast(w, self.generator.num_ws).unbind(1))
-            styles = torch.cat([conv.affine(each) for conv, each in convs], dim=1).cpu().float()
+            styles = self.generator.styles_of(latents.broadcast(w, self.generator.num_ws)).cpu().float()
         deviation = styles.std(dim=0)
         gradients = self.gradients(self.sample(POINTS, num_points), styles=True)
         if missing := [name for name in self.scores if name not in gradients]:

@@ -253,6 +253,11 @@ class Generator(nn.Module):
         vars(styled).update(_modules={**plain._modules, "synthesis": synthesis}, _unstyled=(plain,))  # no part of it
         return styled
 
+    def styles_of(self, w_plus: Float[Tensor, "batch num_ws w_dim"]) -> Float[Tensor, "batch num_styles"]:
+        """Compute the styles of codes, in the order of `config.style_sizes`: their place in S, without an offset."""
+        convs = storage.uncompiled(self.synthesis).convs
+        return torch.cat([conv.affine(w) for conv, w in zip(convs, w_plus.unbind(1))], dim=1)
+
     def has_the_w_of(self, other: "Generator") -> bool:
         """Tell whether codes of another generator mean the same here: the sizes and the average w are equal.
 

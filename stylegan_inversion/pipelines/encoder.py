@@ -121,7 +121,7 @@ class EncoderPipeline(InversionPipeline):
         latent_mask: Sequence[int] | None = None,
         mix_alpha: float | None = None,
         resize_factor: float | None = None,
-        align: bool = False,
+        align: bool | None = None,
         seed: int = 0,
     ) -> InversionOutput:
         """Turn a picture of the kind the encoder was trained on into one or more faces (pSp, section 4).
@@ -135,7 +135,7 @@ class EncoderPipeline(InversionPipeline):
             mix_alpha: Weight of the random w in these layers, in [0, 1]; the rest is the picture's. `None` means 1.
             resize_factor: Make a photo so many times smaller first, at least 1, for super-resolution: the official
                 `--resize_factors`. `None` takes it as it is.
-            align: Find the face of a photo and cut it out.
+            align: Find the face of a photo and cut it out. `None` does so for frontalisation and toonify.
             seed: Seed of the random w. Output i does not depend on `num_outputs`.
 
         Returns:
@@ -161,6 +161,8 @@ class EncoderPipeline(InversionPipeline):
         if resize_factor is not None and not 1 <= resize_factor <= self.side:
             raise ValueError(f"`resize_factor` must be in [1, {self.side}], got {resize_factor}.")
         is_photo = isinstance(self.source, PhotoSource)
+        if align is None:
+            align = isinstance(self.source, PhotoSource) and self.source.takes_faces and self.domain.has_faces
         if not is_photo and (resize_factor is not None or align):
             raise ValueError(f"`resize_factor` and `align` are for photos, and this encoder reads {self.source}.")
         if is_photo:

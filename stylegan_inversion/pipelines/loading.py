@@ -123,7 +123,7 @@ def read_file(
     if "encoder" in file.parts:
         encoders = {name: file.parts[row.folder].build for name, row in ENCODERS.items() if row.folder in file.parts}
         encoders[file.kind] = file.parts["encoder"].build
-        config["source"] = to_config(source_of(file.parts["encoder"]))
+        config["source"] = to_config(source_of(file.parts["encoder"], file.task))
     generator = cast(Generator, file.parts["generator"].build())
     return LoadedModel(path, generator, encoders, file.directions, config, domain or file.domain)
 

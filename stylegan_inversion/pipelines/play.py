@@ -7,13 +7,16 @@ import copy
 import dataclasses
 import logging
 import operator
+import os
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from stylegan_inversion import storage
+from stylegan_inversion.checkpoints.styleclip import direction_from_mapper
 from stylegan_inversion.editing.directions import Direction, apply_directions, both_ways, restyle_generators
 from stylegan_inversion.editing.ganspace import fit_pca, name_components
 from stylegan_inversion.editing.mixing import mix_styles
@@ -25,6 +28,7 @@ from stylegan_inversion.pipelines.output import Base, InversionOutput, draw
 from stylegan_inversion.preprocessing.image import to_pil
 
 logger = logging.getLogger(__name__)
+_Pipeline = TypeVar("_Pipeline", bound=InversionPipeline)
 
 MAX_TRUNCATION = 2.0  # beyond it generators draw no faces
 SAMPLES, CHUNK = 10_000, 1000  # of w, as StyleGAN2's projector takes; how many are mapped at once
@@ -83,6 +87,19 @@ def mix_outputs(
     w_plus = mix_styles(a.w_plus, b.w_plus, layers=layers, alpha=alpha)
     images = to_pil(draw(a.generators, w_plus, rows=a.images[0].height))
     return dataclasses.replace(a, images=images, w_plus=w_plus, w_inverted=a.w_unedited)
+
+
+def with_mappers(
+    pipeline: _Pipeline, mappers: Mapping[str, str | os.PathLike[str]] | None, w_plus: Tensor
+) -> _Pipeline:
+    """Give a copy of a pipeline, which shares its networks, the directions of StyleCLIP's mapper files for one code.
+
+    See `direction_from_mapper`, whose errors it raises; `mappers` holds the files by the directions' names.
+    """
+    made = copy.copy(pipeline)
+    found = {name: direction_from_mapper(path, w_plus, name=name) for name, path in (mappers or {}).items()}
+    made.directions = pipeline.directions | found
+    return made
 
 
 @torch.no_grad()

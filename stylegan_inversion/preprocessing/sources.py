@@ -46,12 +46,25 @@ _CELEBAMASK_HQ = {  # the names of its labels (arXiv:1907.11922), in their order
 }
 
 
+PHOTO_TASKS = ("inversion", "super_resolution", "frontalization", "toonify")
+
+
 @dataclass(frozen=True)
 class PhotoSource:
-    """A photo: three channels in [-1, 1]."""
+    """A photo: three channels in [-1, 1]. `task` is what becomes of it, one of `PHOTO_TASKS`."""
 
     kind: ClassVar[str] = "photo"
     in_channels: ClassVar[int] = 3
+    task: str = "inversion"
+
+    def __post_init__(self) -> None:
+        if self.task not in PHOTO_TASKS:
+            raise ValueError(f"`task` of a photo must be one of {', '.join(PHOTO_TASKS)}, got {self.task!r}.")
+
+    @property
+    def takes_faces(self) -> bool:
+        """Whether a face is best found in the photo first; a small photo for super-resolution is a face already."""
+        return self.task in ("frontalization", "toonify")
 
     def load(self, source: Any) -> Image.Image:
         """Read a photo; see `preprocessing.image.load_image`."""
@@ -193,8 +206,14 @@ SOURCES: dict[str, type[Source]] = {cls.kind: cls for cls in (PhotoSource, Sketc
 
 
 def to_config(source: Source) -> dict[str, Any]:
-    """Convert a source to JSON, which `source_from_config` reads."""
-    return {"kind": source.kind, **asdict(source)}
+    """Convert a source to JSON, which `source_from_config` reads. Photos that are inverted have but a kind."""
+    return {"kind": source.kind, **({} if source == PhotoSource() else asdict(source))}
+
+
+def photo_task(name: object) -> str:
+    """Tell what becomes of photos by the official `dataset_type`, such as "ffhq_frontalize"; others are inverted."""
+    marks = {"super_resolution": "super_resolution", "frontal": "frontalization", "toonify": "toonify"}
+    return next((task for mark, task in marks.items() if mark in str(name)), "inversion")
 
 
 def source_from_config(config: Mapping[str, Any]) -> Source:

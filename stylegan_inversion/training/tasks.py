@@ -109,12 +109,17 @@ TASKS: dict[str, Task] = {
         Frontalization(
             "frontalization",
             {"l2": 0.001, "lpips": 0.08, "identity": 1.0, "w_norm": 0.005, "l2_crop": 0.01, "lpips_crop": 0.8},
+            PhotoSource("frontalization"),
         ),
-        SuperResolution("super_resolution", {"l2": 1.0, "lpips": 0.8, "identity": 0.1, "w_norm": 0.005}),
+        SuperResolution(
+            "super_resolution",
+            {"l2": 1.0, "lpips": 0.8, "identity": 0.1, "w_norm": 0.005},
+            PhotoSource("super_resolution"),
+        ),
         Task("labels_to_face", {"l2": 1.0, "lpips": 0.8, "w_norm": 0.005}, LabelSource(), paired=True),
         Task("sketch_to_face", {"l2": 1.0, "lpips": 0.8, "w_norm": 0.005}, SketchSource(), paired=True),
         # The inversion of photos with another generator, which the config's `model` names: best after about 6,000 steps
-        Inversion("toonify", {"l2": 1.0, "lpips": 0.8, "identity": 1.0, "w_norm": 0.025}),
+        Inversion("toonify", {"l2": 1.0, "lpips": 0.8, "identity": 1.0, "w_norm": 0.025}, PhotoSource("toonify")),
     )
 }
 
@@ -132,7 +137,7 @@ def make_task(name: str, options: TaskOptions | None = None) -> Task:
         if getattr(options, option) is not None and name != of:
             raise ValueError(f"`task_options.{option}` is an option of task {of!r}, not of {name!r}. Leave it out.")
     if options.factors is not None:
-        return SuperResolution(name, task.loss, factors=options.factors)
+        return SuperResolution(name, task.loss, task.source, factors=options.factors)
     if options.num_labels is not None:
         return replace(task, source=LabelSource(options.num_labels))
     return task

@@ -76,7 +76,9 @@ class Translating(BaseModel):
         None, ge=0, le=1, description="How much of what is random; nothing: all, of several faces."
     )
     resize_factor: float | None = Field(None, ge=1, le=64, description="Make a photo so many times smaller first.")
-    align: bool = Field(False, description="Find the face of a photo. False takes it as an aligned crop.")
+    align: bool | None = Field(
+        None, description="Find the face of a photo. False takes it as an aligned crop; nothing: as its task needs it."
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="The same seed gives the same faces.")
     model: str = Field("", description=MODEL)
 
@@ -139,7 +141,7 @@ class Api:
             if model := loaded.get(known.name):
                 ranges = {name: list(model.range_of(name)) for name in model.directions}
                 about |= {"methods": list(model.pipelines), "resolution": model.resolution, "directions": ranges}
-                about |= {"has_faces": model.has_faces, "draws_from": model.drawing and model.drawing.source.kind}
+                about |= {"has_faces": model.has_faces, "draws_from": model.reads}
             listed.append(about)
         return listed
 

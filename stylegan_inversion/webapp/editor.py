@@ -359,7 +359,8 @@ class Editor:
         """Go on with a result of another tab."""
         visit.begin()
         visit.out, visit.tuned = out, visit.turn
-        if kind_of(out) == "generated":  # no photo shows it: none is tuned in its place, and no frames are drawn in it
+        # no photo shows it: none is tuned in its place, and no frames are drawn in it
+        if visit.photo is not None and out.crops[0].photo is not visit.photo.image:
             visit.photo, visit.faces = None, []
         return {**self.page(visit, words), self.tabs: gr.update(selected="edit")}
 

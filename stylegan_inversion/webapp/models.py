@@ -15,7 +15,7 @@ from stylegan_inversion.checkpoints.find import find_folder, is_known
 from stylegan_inversion.editing.directions import Direction, both_ways
 from stylegan_inversion.errors import ModelNotFoundError, StyleGANInversionError
 from stylegan_inversion.hub import Access, cache_root, report_downloads
-from stylegan_inversion.latents import random_source
+from stylegan_inversion.latents import broadcast, random_source
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator as StyleGAN
 from stylegan_inversion.pipelines.base import InversionPipeline
@@ -51,7 +51,7 @@ class Model:
     pipelines: dict[str, InversionPipeline]  # by method, in the order of `METHODS`; they share networks and directions
     named: list[str]  # the model's own directions; the others were found in its weights
     licence: str = "not stated"  # of the weights, in words
-    drawing: EncoderPipeline | None = None  # of an encoder that reads sketches or label maps, and no photos
+    drawing: EncoderPipeline | None = None  # of an encoder that does not invert photos but makes pictures of others
 
     @property
     def has_faces(self) -> bool:
@@ -70,6 +70,14 @@ class Model:
         if found is None:
             raise ValueError(f"{self.name} has no encoder, so that it translates no pictures: choose another model.")
         return found
+
+    @property
+    def reads(self) -> str | None:
+        """What it makes pictures of, where it does: sketch, labels, or the task for which it reads photos."""
+        if self.drawing is None:
+            return None
+        source = self.drawing.source
+        return source.task if isinstance(source, PhotoSource) else source.kind
 
     @property
     def tuner(self) -> PTIPipeline:
@@ -129,7 +137,7 @@ def load_model(
 
 
 def _drawing_pipeline(tuner: PTIPipeline, name_or_path: str | Path) -> EncoderPipeline | None:
-    """The pipeline of an encoder that reads no photos, around the tuner's generator."""
+    """The pipeline of an encoder that does not invert photos, around the tuner's generator."""
     folder = find_folder(name_or_path, Access())
     if storage.read_config(folder).get("source") in (None, to_config(PhotoSource())):
         return None
@@ -164,8 +172,7 @@ def _style_range(generator: StyleGAN, direction: Direction) -> tuple[float, floa
     """How far the styles of random faces differ along a direction in S."""
     rng = random_source(0)
     z = torch.randn(STYLE_SAMPLES, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
-    w = generator.mapping(z.to(generator.w_avg))
-    styles = torch.cat([conv.affine(w) for conv in generator.synthesis.convs], dim=1)
+    styles = generator.styles_of(broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws))
     return both_ways(STYLE_REACH * float((styles @ direction.step.to(styles)).std()) / direction.unit**2)
 
 

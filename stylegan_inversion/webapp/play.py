@@ -15,6 +15,7 @@ from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PRESETS
 from stylegan_inversion.preprocessing.align import around, crop_quad
 from stylegan_inversion.preprocessing.image import to_tensor
+from stylegan_inversion.preprocessing.sources import PHOTO_TASKS
 from stylegan_inversion.webapp.editor import (
     CHOICE,
     DIRECT,
@@ -42,8 +43,11 @@ READS = {
     "sketch": "This model reads **sketches**: a picture of a face in dark lines on white.",
     "labels": """This model reads **label maps**: a grey or palette PNG with the number of a part of the face in each
 pixel.""",
+    "super_resolution": "This model makes **small or blurred photos** of a face, cut out as FFHQ's, sharp.",
+    "frontalization": "This model turns the face of a **photo** to the front.",
+    "toonify": "This model makes a cartoon of the face in a **photo**.",
 }
-DRAW = " It gives several faces, which have their shape from it and their colours by chance."
+DRAW = " Several pictures have their shape from it and their colours by chance."
 OUTPUTS = 8  # at most
 FACE_SCALE, FACE_SIDE = 0.74, 150  # of the crops for which the identity network's cosine of strangers is known
 DRAWN = 8  # random faces of a small model from which the page takes the most typical one
@@ -140,7 +144,7 @@ class CompareTab:
 
 
 class DrawTab:
-    """Faces from a sketch or a label map, where the model reads those."""
+    """Faces from a sketch, a label map or a photo, where the model makes such."""
 
     def __init__(self, editor: Editor) -> None:
         self.editor, self.studio, of_model = editor, editor.studio, editor.of_model
@@ -157,9 +161,9 @@ class DrawTab:
                 self.read = gr.Image(label="What the model reads", **{**RESULT, "elem_classes": "drawn"})  # never stale
                 looks: dict[str, Any] = {"elem_id": "translated", "columns": 4, "object_fit": "contain", **CHOICE}
                 self.gallery = gr.Gallery(label="Choose one to edit and save it", **looks)
-        kind = lambda model: model.drawing.source.kind if model.drawing else ""  # noqa: E731
-        of_model[editor.mark] = lambda model: '<i class="draws"></i>' * bool(kind(model))  # style.css shows the tab
-        of_model[about] = lambda model: READS.get(kind(model), "") + DRAW
+        of_model[editor.mark] = lambda model: '<i class="draws"></i>' * bool(model.reads)  # style.css shows the tab
+        of_model[about] = lambda model: READS.get(model.reads or "", "") + DRAW
+        of_model[self.count] = lambda model: gr.update(value=1 if model.reads in PHOTO_TASKS else 4)
 
     def connect(self) -> None:
         """What happens when something is used."""

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from stylegan_inversion import Direction, PTIPipeline
+from stylegan_inversion import Direction, PTIPipeline, cli
 from stylegan_inversion.checkpoints.styleclip import direction_from_mapper
 from stylegan_inversion.errors import CheckpointError
+from stylegan_inversion.pipelines.play import with_mappers
+from stylegan_inversion.preprocessing.image import save_image
 
 W_DIM, SLICES = 16, {"course": slice(0, 4), "medium": slice(4, 8), "fine": slice(8, None), "": slice(None)}
 
@@ -53,6 +55,25 @@ def test_the_road(levels: tuple[str, ...], pti: PTIPipeline, photo: Image.Image,
     assert edited.images != out.images and pti.paste_back(edited)[0].size == photo.size
     saved = type(pti).from_pretrained(pti.save_pretrained(tmp_path / "model"))
     assert isinstance(saved.directions["afro"], Direction) and saved.directions["afro"].unit == direction.unit
+
+
+def test_the_command(pti: PTIPipeline, photo: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each photo gets its own direction, the same as by Python."""
+    mapper_file(tmp_path / "afro.pt", "course", "medium")
+    folder, photos = pti.save_pretrained(tmp_path / "model"), [str(tmp_path / f"{name}.png") for name in "ab"]
+    for path, turned in zip(photos, (photo, photo.rotate(180))):
+        save_image(turned, Path(path))
+    how = ["--model", str(folder), "--method", "pti", "--no-align", "--num-w-steps", "2", "--num-tuning-steps", "0"]
+    invert = ["invert", *photos, *how, "--output", str(tmp_path / "out"), "--mapper", f"afro={tmp_path / 'afro.pt'}"]
+    assert cli.main([*invert, "--edit", "afro=0.1"]) == 0
+    for name, path in zip("ab", photos):
+        out = pti(path, align=False, num_w_steps=2, num_tuning_steps=0)
+        own = with_mappers(pti, {"afro": tmp_path / "afro.pt"}, out.w_unedited)
+        edited = own.edit(out, afro=0.1)
+        assert "afro" not in pti.directions and edited.images[0].tobytes() != out.images[0].tobytes()
+        with Image.open(tmp_path / "out" / name / "edited.png") as written:
+            assert written.tobytes() == edited.images[0].tobytes()
+    assert cli.main(invert) == 2 and "--mapper afro does nothing by itself: add --edit afro=" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_inversion import InversionOutput, PSPPipeline, cli
+from stylegan_inversion import InversionOutput, PSPPipeline, PTIPipeline, cli
 from stylegan_inversion.checkpoints.export import checkpoint_to_official
 from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import GradualStyleEncoder, PyramidEncoderConfig
 from stylegan_inversion.preprocessing.image import load_image
-from stylegan_inversion.preprocessing.sources import LabelSource
+from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, source_from_config
 from tests.checkpoints.official_files import TINY, UNITS, WIDTHS, lively
 
 LABELS = (np.arange(80 * 60) // 253).astype(np.uint8).reshape(80, 60)  # 0 to 18
@@ -56,6 +56,11 @@ def test_a_task(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     assert len(out) == 4 and torch.equal(out.w_plus[:, :4], one.w_plus[:, :4].expand(4, -1, -1))  # 8 of 18, of 10
     assert all(torch.pdist(out.w_plus[:, k]).min() > 0.01 for k in range(4, 10))
     assert len({image.tobytes() for image in out.images}) == 4
+    does = {"ffhq_frontalize": "frontalization", "celebs_super_resolution": "super_resolution"}.get(task, task)
+    assert channels != 3 or pipe.source == PhotoSource(does)
+    if "align" in options:  # as the task needs it
+        assert torch.equal(pipe.translate("drawing.png").w_plus, one.w_plus)
+        assert not torch.equal(pipe.translate("drawing.png", align=False).w_plus, one.w_plus)
     if "resize_factor" in options:
         sharp, blurred = (np.asarray(pipe.translate("drawing.png", resize_factor=f).crops[0].image) for f in (1, 8))
         assert np.diff(blurred.astype(int), axis=0).std() < np.diff(sharp.astype(int), axis=0).std() / 2
@@ -64,6 +69,8 @@ def test_a_task(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         assert pasted.size == picture.size and pasted.getpixel((0, 0)) == picture.getpixel((0, 0))
 
     assert cli.main(["convert", "official.pt", "model"]) == 0
+    assert PSPPipeline.from_pretrained("model").source == pipe.source
+    assert ("psp" in PTIPipeline.from_pretrained("model").pivots) is False  # what it draws is not the photo
     command = ["translate", "drawing.png", "gone.png", "--model", "model", "--num-outputs", "4", "--output", "made"]
     assert cli.main([*command, *arguments.split(), "--device", "cpu"]) == 1
     said = capsys.readouterr().out
@@ -79,6 +86,17 @@ def test_a_task(task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
         assert pipe.source(Image.fromarray(LABELS), 64).argmax(0)[32, 32] == LABELS[40, 31] == 9
         assert shown.getpixel((shown.height // 2 + 2, shown.height // 2 + 2)) == (255, 0, 0)  # the right ear
         assert shown.width > 1.5 * shown.height
+
+
+def test_a_task_that_the_file_does_not_say(tmp_path: Path) -> None:
+    """Toonify's file is one of "ffhq_encode"."""
+    torch.save(official_psp("ffhq_encode", 3), tmp_path / "official.pt")
+    assert cli.main(["convert", str(tmp_path / "official.pt"), str(tmp_path / "model"), "--task", "toonify"]) == 0
+    pipe = PSPPipeline.from_pretrained(tmp_path / "model")
+    assert pipe.source == PhotoSource("toonify") and pipe.config["source"] == {"kind": "photo", "task": "toonify"}
+    assert PSPPipeline.from_pretrained(pipe.save_pretrained(tmp_path / "again")).source == pipe.source
+    with pytest.raises(ValueError, match=r"`task` of a photo must be one of inversion, .*, got 'comic'"):
+        source_from_config({"kind": "photo", "task": "comic"})
 
 
 def test_labels_of_another_data_set_have_numbers_for_names() -> None:

@@ -26,7 +26,7 @@ from stylegan_inversion.webapp.play import CompareTab, DrawTab, PlayTab  # noqa:
 from stylegan_inversion.webapp.studio import Studio, Visit  # noqa: E402
 from tests.pipelines.test_domains import no_detector, official_e4e, scene  # noqa: E402
 from tests.pipelines.test_tasks_of_psp import make_picture, official_psp  # noqa: E402
-from tests.webapp.marks import GENERATED, read_mark  # noqa: E402
+from tests.webapp.marks import EDITED, GENERATED, read_mark  # noqa: E402
 from tests.webapp.tiny_app import tiny_model  # noqa: E402
 
 
@@ -289,9 +289,9 @@ def test_a_model_of_cars(tmp_path: Path, upload: dict[str, Any], model: Model) -
         assert len(shown[tab.gallery]) == 2 and "person" not in str(shown[tab.gallery])
 
 
-@pytest.mark.parametrize("task", ["celebs_sketch_to_face", "celebs_seg_to_face"])
+@pytest.mark.parametrize("task", ["celebs_sketch_to_face", "celebs_seg_to_face", "ffhq_frontalize"])
 def test_a_model_of_drawings(task: str, tmp_path: Path, upload: dict[str, Any]) -> None:
-    channels = 1 if "sketch" in task else 19
+    channels = {"celebs_sketch_to_face": 1, "celebs_seg_to_face": 19}.get(task, 3)
     drawing = of_official_file(official_psp(task, channels), tmp_path)
     make_picture(channels).save(upload["path"])
     assert drawing.quick is None and drawing.drawing is not None
@@ -302,7 +302,9 @@ def test_a_model_of_drawings(task: str, tmp_path: Path, upload: dict[str, Any]) 
     assert "draws" in page[editor.mark] and "Open the tab Draw" in page[editor.status]
     visit, read, drawn = tab._draw(page[editor.visit], upload, 3)
     assert len(drawn) == 3 and (size(read)[0] > size(read)[1]) == (channels == 19)  # with the legend
-    assert read_mark(Path(drawn[0])) == GENERATED
+    assert read_mark(Path(drawn[0])) == (EDITED if channels == 3 else GENERATED)
+    if channels == 3:
+        assert drawing.reads == "frontalization" and page[tab.count]["value"] == 1
     editor.tabs = gr.Tabs()
     visit.photo = Photo(make_picture(1), "another")
     news = tab._adopt(visit, SimpleNamespace(index=2))
