@@ -113,6 +113,7 @@ class Receipt:
         torch: The version of PyTorch.
         device: "cpu", "cuda" or "mps".
         dtype: The floating-point type, such as "float32".
+        threads: How many of PyTorch's.
     """
 
     picture: str
@@ -130,6 +131,7 @@ class Receipt:
     torch: str
     device: str
     dtype: str
+    threads: int
 
     @classmethod
     def of(cls, out: InversionOutput, picture: str, image: Image.Image, *, detail: Detail = "move") -> "Receipt":
@@ -153,6 +155,7 @@ class Receipt:
             torch=torch.__version__,
             device=base.generator.w_avg.device.type,
             dtype=str(base.generator.w_avg.dtype).removeprefix("torch."),
+            threads=torch.get_num_threads(),
         )
         with suppress(*_ODD):  # what a saved inversion of a stranger says
             name, call, settings = made
@@ -192,6 +195,7 @@ class Receipt:
             "call": all(name in options and isinstance(v, (int, str, type(None))) for name, v in self.call.items()),
             "settings": isinstance(dict(self.settings.get("pti") or {}).get("perceptual", "alex"), str),
             "edits": all(name.isidentifier() and math.isfinite(v) for name, v in self.edits.items()),
+            "threads": isinstance(self.threads, int),
             "version, torch, device and dtype": all(re.fullmatch(r"[\w.+ -]{1,60}", each) for each in texts),
         }
         if wrong := [name for name, fits in sound.items() if not fits]:
@@ -237,11 +241,16 @@ class Receipt:
                 return Redrawn(image, False, f"The file was changed since it was drawn: its picture has {size}.")
             levels = np.asarray(ImageChops.difference(there, _written_as(file, image))).max(axis=2)
             same = not levels.any()
-            share = f"{(levels > 0).mean():.2%} of the pixels differ, by {levels.max()} of 255 levels at most."
+            share = f"{(levels > 0).sum()} of {levels.size} pixels differ, by {levels.max()} of 255 levels at most."
             words = "It is the same picture, pixel for pixel." if same else share
-        made = f"made with version {self.version} and PyTorch {self.torch}, on the {self.device} of some machine"
-        here = f"here are {__version__} and {torch.__version__}"
-        return Redrawn(image, same, words if same else f"{words} It was {made}; {here}.")
+        made, here = (
+            f"version {version}, PyTorch {framework}, {threads} threads"
+            for version, framework, threads in (
+                (self.version, self.torch, self.threads),
+                (__version__, torch.__version__, torch.get_num_threads()),
+            )
+        )
+        return Redrawn(image, same, words if same else f"{words} Made by {made} on a {self.device}; here: {here}.")
 
 
 class Redrawn(NamedTuple):

@@ -37,7 +37,7 @@ def receipt(model: str = "", **call: int) -> str:
     name, sha = {"name_or_path": model, "revision": "1" * 40, "subfolder": None} if model else None, "0" * 64
     facts = {"model": name, "generator": sha, "photo": sha, "pixels": sha, "method": "pti", "call": call, "edits": {}}
     facts |= {"picture": "photo", "detail": "move", "quad": None, "settings": {}, "version": "1", "torch": "1"}
-    data = json.dumps({**facts, "device": "cpu", "dtype": "float32"}).encode()
+    data = json.dumps({**facts, "device": "cpu", "dtype": "float32", "threads": 1}).encode()
     return f"data:application/json;base64,{base64.b64encode(data).decode()}"
 
 
