@@ -40,7 +40,7 @@ strangers are, 100 % is the photo itself."""
 CAPTION, CAPTION_ALIKE = "{} · {:.1f} s", " · same person: {:.0%} in the photo, {:.0%} as drawn"
 PLAY = "Draw what does not exist, and give one picture something of another."
 REDRAW = (
-    """The metadata of each saved picture say what made it. From that and the photo it is made again, and compared."""
+    """Each saved picture says in its metadata what made it. From that and the photo it is made again, and compared."""
 )
 READS = {
     "sketch": "This model reads **sketches**: a picture of a face in dark lines on white.",
