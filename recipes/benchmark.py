@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["stylegan-inversion"]
+# ///
 """Time the work that people wait for, against the readable reference forms of `ops.py` and against this machine.
 
 usage: python recipes/benchmark.py [--resolution 1024] [--work NAME ...] [--repeats 5] [--threads 1] [--device cpu]

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["stylegan-inversion[train]"]
+# ///
 """Where a step of StyleGAN2's training spends its time: its four phases, and images a second.
 
 usage: python recipes/benchmark_gan.py [--resolution 64] [--batch 8] [--steps 4] [--threads N] [--cpu] [OPTION ...]

@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["stylegan-inversion"]
+# ///
 """How near a pasted edit comes to the truth, for each way to paste.
 
 usage: python recipes/benchmark_paste.py [--faces 25] [--seed 2]

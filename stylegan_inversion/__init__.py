@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stylegan_inversion.pipelines.methods import METHODS
     from stylegan_inversion.pipelines.output import InversionOutput
     from stylegan_inversion.pipelines.pti import PTIPipeline
+    from stylegan_inversion.pipelines.receipts import Receipt, read_receipt, redraw, save_picture
     from stylegan_inversion.pipelines.sfe import SFEPipeline
     from stylegan_inversion.preprocessing.domain import Domain
     from stylegan_inversion.preprocessing.image import load_image
@@ -41,10 +42,14 @@ __all__ = [
     "PSPPipeline",
     "PTIPipeline",
     "ReStylePipeline",
+    "Receipt",
     "SFEPipeline",
     "StyleGANInversionError",
     "UploadError",
     "load_image",
+    "read_receipt",
+    "redraw",
+    "save_picture",
 ]
 
 _MODULES = {
@@ -57,8 +62,12 @@ _MODULES = {
     "PSPPipeline": "pipelines.encoder",
     "PTIPipeline": "pipelines.pti",
     "ReStylePipeline": "pipelines.encoder",
+    "Receipt": "pipelines.receipts",
     "SFEPipeline": "pipelines.sfe",
     "load_image": "preprocessing.image",
+    "read_receipt": "pipelines.receipts",
+    "redraw": "pipelines.receipts",
+    "save_picture": "pipelines.receipts",
 }  # where each name is; the others are in `errors`
 
 

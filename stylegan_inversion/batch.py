@@ -31,6 +31,7 @@ from stylegan_inversion.pipelines.encoder import BATCH_SIZE
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import BaseName, InversionOutput
 from stylegan_inversion.pipelines.play import with_mappers
+from stylegan_inversion.pipelines.receipts import save_picture
 from stylegan_inversion.pipelines.rows import (
     PICTURES,
     Align,
@@ -127,7 +128,6 @@ def invert_photos(
             if isinstance(out, Exception):
                 raise out
             edited = with_mappers(pipeline, mappers, out.w_unedited).edit(out, **edits) if edits else out
-            pasted = pipeline.paste_back(edited)[0] if edits else None
             begun = True
             storage.sweep(folder)
             if options.get("together"):
@@ -135,12 +135,11 @@ def invert_photos(
             else:
                 out.save(folder / "inversion")  # in place of the old one, so that an interruption loses nothing
             save_image(out.crops[0].image, folder / "crop.png")
-            save_image(out.images[0], folder / "inverted.png")
-            if pasted is None:
-                _remove(folder, "edited", "photo")
-            else:
-                save_image(edited.images[0], folder / "edited.png")
-                save_image(pasted, folder / "photo.png")
+            save_picture(out, folder / "inverted.png", picture="drawn")
+            _remove(folder, "edited", "photo")
+            if edits:
+                save_picture(edited, folder / "edited.png", picture="drawn")
+                save_picture(edited, folder / "photo.png")
             record, out = Record(str(photo), str(folder), None, out.reports[0], path), edited
         except MissingDependencyError:  # it concerns all photos
             raise
@@ -355,7 +354,8 @@ def load_pipeline(output: str | Path, *, allow_download: bool = False, device: s
     except ModelNotFoundError as e:
         fetch = f"stylegan-inversion directions --model {name.name_or_path}"
         raise ModelNotFoundError(f"{e} If you trust who made {output}, fetch the run's model first: {fetch}") from e
-    return cls.from_pretrained(**asdict(name), local_files_only=not allow_download, device=device)
+    options: dict[str, Any] = {"revision": name.revision, "subfolder": name.subfolder, "device": device}
+    return cls.from_pretrained(name.name_or_path, local_files_only=not allow_download, **options)
 
 
 @contextmanager
@@ -441,7 +441,7 @@ def edit_folder(
                     photo = load_image(Path(settings["folder"], row["path"])) if paste else None
                     out = InversionOutput.from_row(row, pipeline.generator, photo=photo, **made)
                 edited = pipeline.edit(out, **strengths)
-                save_image(pipeline.paste_back(edited)[0] if paste else edited.images[0], file)
+                save_picture(edited, file, picture="photo" if paste else "drawn")
         text = io.StringIO()
         writer = csv.DictWriter(text, ["picture", "id", "path", "face_index", *edits])
         writer.writeheader()

@@ -76,6 +76,7 @@ COMMANDS: dict[str, Command] = {
     "invert": ("invert photos, edit them, put the faces back", photos.add_invert, photos.invert),
     "edit-folder": ("draw edits of an inverted folder", photos.add_edit_folder, photos.edit_folder),
     "translate": ("draw faces of sketches, label maps, small or odd photos", photos.add_translate, photos.translate),
+    "redraw": ("make a picture again from its receipt and the photo", photos.add_redraw, photos.redraw),
     "demo": ("invert and edit the bundled photos", photos.add_demo, photos.demo),
     "directions": ("list what a model can edit", arguments.add_model, models.directions),
     "find-directions": (

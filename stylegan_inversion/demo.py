@@ -10,8 +10,9 @@ from stylegan_inversion import storage
 from stylegan_inversion.batch import Record, invert_photos
 from stylegan_inversion.editing.directions import MAX_STRENGTH
 from stylegan_inversion.pipelines.pti import PTIPipeline
+from stylegan_inversion.pipelines.receipts import save_picture
 from stylegan_inversion.preprocessing.align import Crop
-from stylegan_inversion.preprocessing.image import save_image
+from stylegan_inversion.preprocessing.image import load_image, save_image
 
 CELL = 200  # pixels a side of one picture in the sheet
 MARGIN = 6
@@ -58,9 +59,9 @@ def run_demo(
             for strength in (max(min(end, limit), -limit) for end in direction.strength_range or (-3.0, 3.0)):
                 edited = pipeline.edit(out, **{name: strength})
                 label = f"{name}{strength:+g}"
-                save_image(edited.images[0], Path(record.folder) / f"{label}.png")
-                photo = pipeline.paste_back(edited)[0]
-                save_image(photo, Path(record.folder) / f"photo_{label}.jpg", quality=92)
+                save_picture(edited, Path(record.folder) / f"{label}.png", picture="drawn")
+                save_picture(edited, Path(record.folder) / f"photo_{label}.jpg")
+                photo = load_image(Path(record.folder) / f"photo_{label}.jpg")
                 pasted.append((label, around(crop, photo)))
                 drawn.append((label, edited.images[0]))
         rows += [pasted, drawn]

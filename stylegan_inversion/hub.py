@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path, PureWindowsPath
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 MAX_FILE_BYTES = 16 << 30
 UPLOAD_SILENCE = 120.0  # seconds without an answer that end an upload: the client has no limit of its own there
 _LIBRARY: Any = {"library_name": "stylegan-inversion", "library_version": __version__}
-_UPLOADED = ["*.json", "*.safetensors", "*README.md", "*LICENSE*"]
+_UPLOADED = ["*.json", "*.safetensors", "*README.md", "*LICENSE*", "gallery.jpg"]
 
 _report: ContextVar[Callable[[int, int], object] | None] = ContextVar("report", default=None)
 
@@ -295,11 +295,12 @@ def upload_folder(
     token: str | bool | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
+    create_pr: bool = False,
     overwrite_card: bool = False,
 ) -> str:
     """Upload the folder of a model in one commit, as `push_to_hub` does: JSON, safetensors, cards and licences only.
 
-    Returns the address of the commit. After an `UploadError` the files of the repository are as they were.
+    Returns the address of the commit or the pull request. After an `UploadError` the repository's files are the same.
     """
     from huggingface_hub import HfApi, get_session
 
@@ -309,7 +310,7 @@ def upload_folder(
     before, session.timeout = session.timeout, UPLOAD_SILENCE
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
-        if revision is not None:
+        if revision is not None and not create_pr:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         kept = not overwrite_card and api.file_exists(repo_id, "README.md", revision=revision)
         commit: Any = api.upload_folder(
@@ -317,10 +318,11 @@ def upload_folder(
             folder_path=str(folder),
             revision=revision,
             commit_message=commit_message or "Upload with stylegan-inversion",
+            create_pr=create_pr,
             allow_patterns=_UPLOADED,
             ignore_patterns=["README.md"] if kept else [],
         )
-        return str(commit)
+        return str(commit.pr_url or commit)
     except _client_errors() as e:
         detail = _explain(e, repo_id, revision)
         raise UploadError(f"{repo_id!r} could not be uploaded, its files are as they were: {detail}") from e
@@ -328,26 +330,10 @@ def upload_folder(
         session.timeout = before
 
 
-def model_card(
-    body: str, *, title: str, tags: list[str], license: str | None = None, metrics: Mapping[str, float] | None = None
-) -> str:
-    """Put the header that the Hub reads on top of a model card's Markdown. No `license` means that it is not stated."""
+def card_header(**fields: Any) -> str:
+    """Write the header of a model card that the Hub reads, by the fields of `huggingface_hub.ModelCardData`."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    where: dict[str, Any] = {"task_type": "image-to-image", "task_name": "GAN inversion"}
-    where |= {"dataset_type": "custom", "dataset_name": "the author's"}
-    results = [
-        EvalResult(**where, metric_type=name, metric_name=name, metric_value=float(value))
-        for name, value in (metrics or {}).items()
-    ]
-    header = ModelCardData(
-        library_name="stylegan-inversion",
-        pipeline_tag="image-to-image",
-        tags=tags,
-        license=license or "other",
-        license_name=None if license else "not-stated",
-        metrics=list(metrics) if metrics else None,
-        model_name=title if metrics else None,
-        eval_results=results or None,
-    )
-    return f"---\n{header.to_yaml()}\n---\n\n{body}"
+    results = [EvalResult(**each) for each in fields.pop("eval_results", None) or []]
+    header = ModelCardData(library_name="stylegan-inversion", eval_results=results or None, **fields)
+    return f"---\n{header.to_yaml()}\n---\n"

@@ -47,6 +47,7 @@ class FakeHub(ThreadingHTTPServer):
         self.log: list[tuple[str, str]] = []
         self.pause = 0.0
         self.uploads: dict[str, bytes] = {}
+        self.pulls: dict[str, dict[str, bytes]] = {}  # files of pull requests, by repository
 
     def add(self, repo_id: str, folder: Path) -> None:
         """Publish a folder."""
@@ -180,6 +181,8 @@ class _Handler(BaseHTTPRequestHandler):
             hub.branches.add(rest)
             self.answer(200, {})
         elif kind == "commit":
+            pull = "create_pr=1" in self.path
+            files = hub.pulls.setdefault(repo_id, {}) if pull else files
             for line in self.read_body().splitlines():
                 entry = json.loads(line)
                 value = entry["value"]
@@ -188,7 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
                 elif entry["key"] == "lfsFile":
                     files[value["path"]] = hub.uploads[value["oid"]]
             address = f"{hub.url}/{repo_id}/commit/{COMMIT}"
-            self.answer(200, {"commitUrl": address, "commitOid": COMMIT, "success": True})
+            asked = {"pullRequestUrl": f"{hub.url}/{repo_id}/discussions/1"} if pull else {}
+            self.answer(200, {"commitUrl": address, "commitOid": COMMIT, "success": True, **asked})
         elif rest not in ("main", COMMIT, *hub.branches):
             self.answer(404, code="RevisionNotFound")
         elif kind == "tree":

@@ -54,7 +54,11 @@ def test_invert(tiny_model: str, photo: Image.Image, tmp_path: Path, capsys: pyt
     out = capsys.readouterr().out
     assert f"{tmp_path / 'a.png'}: {tmp_path / 'out' / 'a'}, mean squared error 0." in out
     assert f"{tmp_path / 'b.png'}: failed: " in out and "1 of 2 photos done." in out
-    assert (tmp_path / "out" / "a" / "photo.png").exists()
+    again = ["redraw", str(tmp_path / "out" / "a" / "photo.png"), str(tmp_path / "a.png"), "--model", tiny_model]
+    again += ["--output", str(tmp_path / "again.png")]
+    assert cli.main(again) == 0 and "It is the same picture, pixel for pixel." in capsys.readouterr().out
+    assert load_image(tmp_path / "again.png").tobytes() == load_image(tmp_path / "out" / "a" / "photo.png").tobytes()
+    assert cli.main([*again[:3], *again[5:]]) == 2  # others do not know the folder
     report = json.loads((tmp_path / "out" / "report.json").read_text())["photos"][0]["report"]
     found = [report[name] for name in ("pivot", "w_steps", "tuning_steps", "perceptual")]
     assert found == ["w", 100, 2, "alex"]

@@ -1,6 +1,7 @@
 """The YAML files of recipes/ load, and the scripts of faces64 run."""
 
 import importlib
+import runpy
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from stylegan_inversion import PTIPipeline
+from stylegan_inversion.catalogue import catalogue
 from stylegan_inversion.training.config import CONFIGS, load_config
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -59,3 +61,9 @@ def test_faces64_from_pictures_to_an_encoder(tmp_path: Path) -> None:
     widths = ["--encoder.widths", "16", "16", "16", "16", "--encoder.coarse-end", "2", "--encoder.middle-end", "4"]
     train("pretrain.py", "pretrain", "--model", str(model), "--teacher", str(model), *widths)
     shutil.rmtree(tmp_path / "runs")
+
+
+def test_the_page_of_models_is_current() -> None:
+    page = runpy.run_path(str(RECIPES / "zoo.py"))["page"]()
+    assert (RECIPES.parent / "docs/zoo.md").read_text("utf-8") == page, "run: python recipes/zoo.py"
+    assert all(f"| `{entry.name}` | " in page for entry in catalogue())

@@ -214,13 +214,16 @@ def add_push(parser: argparse.ArgumentParser) -> None:
     add("--license", metavar="ID", help="licence of the weights for the card, such as cc-by-nc-4.0")
     add("--message", dest="commit_message", metavar="TEXT", help="commit message")
     add("--revision", metavar="BRANCH", help="branch to push to [the default branch]")
+    add("--create-pr", action="store_true", help="open a pull request, as is done in a repository of others")
+    add("--base-model", metavar="REPO", help="for the card: the repository of the model that this one was made from")
+    add("--dataset", dest="datasets", action="append", metavar="REPO", help="for the card: data on the Hub; repeatable")
     add("--overwrite-card", action="store_true", help="also replace a README.md that is there")
 
 
-def push(folder: str, repo_id: str, **options: Any) -> int:
+def push(folder: str, repo_id: str, *, base_model: str | None, datasets: list[str] | None, **options: Any) -> int:
     from stylegan_inversion.pipelines.loading import push_to_hub
 
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is not a folder: `save_pretrained` or `stylegan-inversion convert` makes one.")
-    print(push_to_hub(Path(folder), repo_id, **options))
+    print(push_to_hub(Path(folder), repo_id, card={"base_model": base_model, "datasets": datasets}, **options))
     return 0

@@ -144,6 +144,7 @@ def translate(
     pictures: list[str], output: str, *, model: str, method: str, device: str, detector: Any, **options: Any
 ) -> int:
     from stylegan_inversion.pipelines.methods import METHODS
+    from stylegan_inversion.pipelines.receipts import save_picture
     from stylegan_inversion.pipelines.rows import reason
     from stylegan_inversion.preprocessing.image import save_image
     from stylegan_inversion.preprocessing.sources import LabelSource
@@ -164,10 +165,31 @@ def translate(
         shown = out.crops[0].image
         labels = isinstance(pipeline.source, LabelSource)
         save_image(pipeline.source.with_legend(shown) if labels else shown, folder / "input.png")
-        for k, image in enumerate(out.images, 1):
-            save_image(image, folder / f"output_{k}.png")
+        for k, each in enumerate(out, 1):
+            save_picture(each, folder / f"output_{k}.png", picture="drawn")
         print(f"{picture}: {len(out)} drawn, in {folder}", flush=True)
     return 1 if failed else 0
+
+
+def add_redraw(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="PICTURE", help="a picture that this package or its app saved, or its receipt as JSON")
+    add("photo", metavar="PHOTO", help="the photo that it was made from")
+    add("--output", default="redrawn.png", metavar="FILE", help="file to write to [%(default)s]")
+    add("--model", help="the receipt's model, if that is a folder or elsewhere [the one that the receipt names]")
+    fetch = "fetch the model that the receipt names: whoever wrote it chose the name"
+    add("--allow-download", action="store_true", help=fetch)
+    add("--device", help="cpu, cuda, mps, or the best there is by auto [the receipt's, or else the CPU]")
+
+
+def redraw(source: str, photo: str, output: str, **options: Any) -> int:
+    from stylegan_inversion.pipelines.receipts import redraw
+    from stylegan_inversion.preprocessing.image import save_image
+
+    done = redraw(source, photo, progress=True, **options)
+    save_image(done.image, Path(output))
+    print(f"{output}: {done.words}")
+    return 0 if done.same else 1
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:

@@ -75,8 +75,6 @@ class InversionPipeline(abc.ABC):
         self.other_settings: Mapping[str, Any] = MappingProxyType({})
         self._detector = detector
 
-    # Photo in, inversion out
-
     @torch.no_grad()
     def __call__(
         self,
@@ -101,9 +99,7 @@ class InversionPipeline(abc.ABC):
             InvalidImageError: If a photo cannot be read.
             FaceNotFoundError: If there is no face, or not that many.
         """
-        crops = self._crops(image, align, face)
-        w_plus, generators, reports = self.invert(crops, progress=progress)
-        return self._output(crops, w_plus, generators, reports)
+        return self._output(crops := self._crops(image, align, face), self.invert(crops, progress=progress), {})
 
     @abc.abstractmethod
     def invert(self, crops: Sequence[Crop], *, progress: bool = False) -> Inverted:
@@ -163,14 +159,15 @@ class InversionPipeline(abc.ABC):
         """Sides at which a call with these options looks at a face: the generator's, then its encoder's."""
         return (self.generator.config.resolution,)
 
-    def _output(
-        self, crops: list[Crop], w_plus: Tensor, generators: list[Generator], reports: list[dict[str, Any]]
-    ) -> InversionOutput:
+    def _output(self, crops: list[Crop], found: Inverted, call: dict[str, Any] | None = None) -> InversionOutput:
+        """Draw what was found. `call` are the arguments with which a call finds it again, if there is such a call."""
+        w_plus, generators, reports = found
+        made = {} if call is None else {"made": [type(self).__name__, call, self.settings]}
         drawn = self.domain.without_bars(draw(generators, w_plus))
         targets = torch.cat([to_tensor(crop.image) for crop in crops])
         l2 = (drawn.clamp(-1, 1) - targets).square().mean(dim=(1, 2, 3)).tolist()
         full = [
-            {"l2": error, "face_count": crop.face_count, "face_index": crop.face_index, **report}
+            {"l2": error, "face_count": crop.face_count, "face_index": crop.face_index, **report, **made}
             for error, crop, report in zip(l2, crops, reports, strict=True)
         ]
         images, base = to_pil(drawn), Base(self.generator, self.base_name)
@@ -246,11 +243,6 @@ class InversionPipeline(abc.ABC):
         return self._detector
 
     @property
-    def crop_scale(self) -> float:
-        """Side of the face crop relative to FFHQ's."""
-        return self.domain.crop_scale
-
-    @property
     def components(self) -> dict[str, Any]:
         """The parts by the constructor's names: `type(pipe)(**pipe.components)` shares them."""
         settings = {"directions": self.directions, "domain": self.domain, "detector": self._detector}
@@ -264,10 +256,20 @@ class InversionPipeline(abc.ABC):
         return [part for part in parts if isinstance(part, nn.Module)]
 
     @property
+    def crop_scale(self) -> float:
+        """Side of the face crop relative to FFHQ's."""
+        return self.domain.crop_scale
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a result depends on beside the networks, the crop and the arguments of a call."""
+        return {}
+
+    @property
     def config(self) -> dict[str, Any]:
         """What `config.json` of the saved model says."""
         root = {"_class_name": type(self).__name__, "_library_version": __version__}
-        return {**root, "domain": dataclasses.asdict(self.domain), **self.other_settings}
+        return {**root, "domain": dataclasses.asdict(self.domain), **self.other_settings, **self.settings}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -333,7 +335,7 @@ class InversionPipeline(abc.ABC):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         revision: str | None = None,
         subfolder: str | None = None,
@@ -350,9 +352,8 @@ class InversionPipeline(abc.ABC):
         """Load a pipeline from a folder, a built-in model ("faces64"), the Hugging Face Hub, or the catalogue.
 
         Args:
-            name_or_path: A folder, a built-in model, "organisation/repository", or a checkpoint of the catalogue: one
-                with a copy on the Hub is fetched, verified and converted once; for the others the error says where
-                they are.
+            pretrained_model_name_or_path: A folder, a built-in model, "organisation/repository", or a checkpoint of the
+                catalogue: one on the Hub is fetched, verified and converted once; of others the error says where it is.
             revision: Branch, tag or commit on the Hub.
             subfolder: Folder inside the model.
             token: Access token for the Hub.
@@ -376,7 +377,7 @@ class InversionPipeline(abc.ABC):
         cls.check_dtype(dtype)
         device = loading.find_device(device)
         access = hub.Access(revision, subfolder, token, cache_dir, local_files_only, force_download)
-        model = loading.read_model(name_or_path, access, variant=variant)
+        model = loading.read_model(pretrained_model_name_or_path, access, variant=variant)
         return cls._of(model, detector, perceptual).to(device, dtype or torch.float32)
 
     @classmethod

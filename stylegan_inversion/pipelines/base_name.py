@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from stylegan_inversion import hub, storage
 from stylegan_inversion.checkpoints.find import find_folder, is_known
 from stylegan_inversion.errors import ModelNotFoundError
+from stylegan_inversion.inversion.generator_delta import generator_sha256
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 
 _ELSEWHERE = re.compile(r"[\\/](?:[\\/]|\?\?[\\/])")  # how Windows begins the names of other machines' folders
@@ -56,3 +58,8 @@ class Base:
 
     generator: Generator
     name: BaseName | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """The sha256 of the generator's weights, see `generator_sha256`."""
+        return generator_sha256(self.generator)

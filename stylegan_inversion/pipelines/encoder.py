@@ -187,7 +187,7 @@ class EncoderPipeline(InversionPipeline):
             mask[layers] = True
             w_plus = mix_styles(w_plus, broadcast(w, num_ws), layers=mask, alpha=alpha)
         report = {"seconds": round((time.perf_counter() - start) / num_outputs, 4)}
-        out = self._output([crop] * num_outputs, w_plus, generators * num_outputs, [report] * num_outputs)
+        out = self._output([crop] * num_outputs, (w_plus, generators * num_outputs, [report] * num_outputs))
         for full in out.reports if not is_photo else []:
             del full["l2"]
         return out
@@ -217,9 +217,9 @@ class EncoderPipeline(InversionPipeline):
         return {"generator": self.generator, ENCODERS[self.encoder_kind].folder: self.encoder}
 
     @property
-    def config(self) -> dict[str, Any]:
-        """What `config.json` of the saved model says."""
-        return {**super().config, "source": to_config(self.source)}
+    def settings(self) -> dict[str, Any]:
+        """What a result depends on beside the networks, the crop and the arguments of a call."""
+        return {"source": to_config(self.source)}
 
     @property
     def components(self) -> dict[str, Any]:
@@ -274,4 +274,5 @@ class ReStylePipeline(EncoderPipeline):
             raise ValueError(f"`num_iterations` must be at least 1, got {num_iterations}.")
         crops = self._crops(image, align, face)
         encode = functools.partial(self.encode, num_iterations=num_iterations)
-        return self._output(crops, *self.invert(crops, progress=progress, encode=encode))
+        found = self.invert(crops, progress=progress, encode=encode)
+        return self._output(crops, found, {"num_iterations": num_iterations})

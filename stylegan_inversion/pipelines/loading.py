@@ -4,13 +4,12 @@
 """
 
 import functools
-import json
 import logging
 import operator
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,22 +21,22 @@ from stylegan_inversion import hub, storage
 from stylegan_inversion.checkpoints.direction import style_directions, vector_from_official
 from stylegan_inversion.checkpoints.find import find_file, find_folder, known_entry, with_directions, with_parts
 from stylegan_inversion.checkpoints.recognise import read_single_file, source_of
-from stylegan_inversion.editing.directions import Direction, layer_slice, load_directions, save_directions
+from stylegan_inversion.editing.directions import Direction, layer_slice, save_directions
 from stylegan_inversion.editing.ganspace import name_components
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.hub import model_card, upload_folder
+from stylegan_inversion.hub import upload_folder
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.pipelines.card import CARD_NAME, GALLERY, directions_in, draw_gallery, load_call, write_card
 from stylegan_inversion.pipelines.output import BaseName
 from stylegan_inversion.preprocessing.domain import Domain
-from stylegan_inversion.preprocessing.sources import PhotoSource, to_config
+from stylegan_inversion.preprocessing.sources import to_config
 
 if TYPE_CHECKING:
     from stylegan_inversion.pipelines.base import InversionPipeline
 
 logger = logging.getLogger(__name__)
 
-CARD_NAME = "README.md"
 _PIPELINE_KINDS = ("generator", *ENCODERS, "unread")  # of the catalogue; fetching an unread one says why it is not read
 _VARIANTS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -126,11 +125,6 @@ def read_file(
         config["source"] = to_config(source_of(file.parts["encoder"], file.task))
     generator = cast(Generator, file.parts["generator"].build())
     return LoadedModel(path, generator, encoders, file.directions, config, domain or file.domain)
-
-
-def directions_in(folder: Path) -> dict[str, Direction]:
-    """The directions of a model's folder, by name."""
-    return dict(load_directions(folder / "directions")) if (folder / "directions").is_dir() else {}
 
 
 # --- directions of the field
@@ -229,6 +223,7 @@ def save_pretrained(
     dtype: torch.dtype | None = None,
     metrics: Mapping[str, float] | None = None,
     license: str | None = None,
+    card: Mapping[str, Any] | None = None,
     overwrite_card: bool = False,
 ) -> Path:
     """Write the pipeline, and a card that says what it is, to a folder that `from_pretrained` reads.
@@ -242,6 +237,8 @@ def save_pretrained(
             networks' own.
         metrics: Measured figures for the card, by name.
         license: Licence of the weights for the card: an identifier of the Hub's such as "cc-by-nc-4.0".
+        card: More of the card's header that the Hub reads: `{"base_model": "org/repo", "datasets": ["org/data"]}`; also
+            `license_name` and `license_link` of a licence "other", which is "LICENSE" if the folder holds that.
         overwrite_card: Also replace a README.md that is there.
 
     Raises:
@@ -251,7 +248,7 @@ def save_pretrained(
     folder = Path(folder)
     with storage.write_together(folder) as stage:
         _write(pipeline, stage, variant, dtype)
-    write_card(folder, metrics=metrics, license=license, overwrite=overwrite_card)
+    write_card(folder, metrics=metrics, license=license, card=card, overwrite=overwrite_card)
     return folder
 
 
@@ -272,13 +269,15 @@ def push_to_hub(
     token: str | bool | None = None,
     revision: str | None = None,
     commit_message: str | None = None,
+    create_pr: bool = False,
     variant: str | None = None,
     dtype: torch.dtype | None = None,
     metrics: Mapping[str, float] | None = None,
     license: str | None = None,
+    card: Mapping[str, Any] | None = None,
     overwrite_card: bool = False,
 ) -> str:
-    """Save the pipeline and upload it to the Hugging Face Hub, in one commit.
+    """Save the pipeline and upload it to the Hugging Face Hub, in one commit. A new card shows what it draws.
 
     Args:
         pipeline: What to upload: a pipeline; or the folder of a model, which is checked, and stays as it is.
@@ -287,14 +286,16 @@ def push_to_hub(
         token: Access token with the right to write. `None` takes the one that is logged in.
         revision: Branch, created if needed. `None` means the default branch.
         commit_message: Message of the commit.
-        variant: As in `save_pretrained`, and so are the next three.
+        create_pr: Open a pull request with the commit, as is done in a repository of others.
+        variant: As in `save_pretrained`, and so are the next four.
         dtype: Type in the files.
         metrics: Figures for the card.
         license: For the card.
+        card: For its header.
         overwrite_card: Also replace a README.md that is in the folder or the repository.
 
     Returns:
-        Address of the commit.
+        Address of the commit, or of the pull request.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -309,11 +310,13 @@ def push_to_hub(
             shutil.copytree(pipeline.resolve(), copy, copy_function=link, ignore=shutil.ignore_patterns(".*"))
         else:
             _write(pipeline, copy, variant, dtype)
-        card = copy / CARD_NAME
-        if card.is_file() and not overwrite_card:
-            storage.write_text(_renamed(card.read_text("utf-8", errors="replace"), cast(Path, pipeline), repo_id), card)
+        path = copy / CARD_NAME
+        if path.is_file() and not overwrite_card:
+            storage.write_text(_renamed(path.read_text("utf-8", errors="replace"), cast(Path, pipeline), repo_id), path)
         else:
-            write_card(copy, name=repo_id, metrics=metrics, license=license, overwrite=True)
+            if not (copy / GALLERY).is_file():
+                draw_gallery(_any_pipeline(copy) if isinstance(pipeline, Path) else pipeline, copy / GALLERY)
+            write_card(copy, name=repo_id, metrics=metrics, license=license, card=card, overwrite=True)
         return upload_folder(
             copy,
             repo_id,
@@ -321,14 +324,28 @@ def push_to_hub(
             token=token,
             revision=revision,
             commit_message=commit_message,
+            create_pr=create_pr,
             overwrite_card=overwrite_card,
         )
+
+
+def _any_pipeline(folder: Path) -> "InversionPipeline":
+    """Load a pipeline that any model gives."""
+    from stylegan_inversion.pipelines.methods import METHODS  # it imports this file
+
+    cls = next(row.pipeline for row in METHODS.values() if row.encoder is None)
+    (*_, file) = sorted((folder / "generator").glob("model*.safetensors"))  # model.safetensors, if it is there
+    return cls.from_pretrained(folder, variant=_variant(file), perceptual="alex")
+
+
+def _variant(file: Path) -> str | None:
+    return ".".join(file.name.split(".")[1:-1]) or None  # model.safetensors, model.fp16.safetensors
 
 
 def _renamed(card: str, folder: Path, repo_id: str) -> str:
     """A card that says how to load the folder must say how to load the repository."""
     for name in (str(folder), str(folder.resolve()), os.path.relpath(folder)):
-        card = card.replace(_load_call(name), _load_call(repo_id))
+        card = card.replace(load_call(name), load_call(repo_id))
     return card
 
 
@@ -339,112 +356,6 @@ def check_folder(folder: Path) -> None:
     networks |= {k.folder: (k.network, k.config) for k in ENCODERS.values() if (folder / k.folder).is_dir()}
     for name, (cls, config_cls) in networks.items():
         files = sorted((folder / name).glob("model*.safetensors")) or [folder / name / storage.WEIGHTS_NAME]
-        for file in files:  # model.safetensors, model.fp16.safetensors
-            storage.load_module(cls, config_cls, folder / name, variant=".".join(file.name.split(".")[1:-1]) or None)
+        for file in files:
+            storage.load_module(cls, config_cls, folder / name, variant=_variant(file))
     directions_in(folder)
-
-
-# --- the model card
-
-
-def write_card(
-    folder: Path,
-    *,
-    name: str | None = None,
-    metrics: Mapping[str, float] | None = None,
-    license: str | None = None,
-    overwrite: bool = False,
-) -> Path:
-    """Write the model card, `README.md`, from what the folder of a model holds. One that is there stays.
-
-    Args:
-        folder: What `save_pretrained` wrote.
-        name: What users type to load the model, such as "organisation/repository". `None` takes the folder itself.
-        metrics: Measured figures, by name.
-        license: Identifier of the Hub's for the weights. `None` says that it is not stated.
-        overwrite: Also replace a card that is there.
-    """
-    from stylegan_inversion.pipelines.methods import METHODS  # it imports this file
-
-    path, config = folder / CARD_NAME, storage.read_config(folder)
-    if path.is_file() and not overwrite:
-        return path
-    name, metrics = name or str(folder), metrics or {}
-    title = Path(name).name or folder.resolve().name
-    directions, sizes = directions_in(folder), storage.read_config(folder / "generator")
-    folders = {m: folder / (ENCODERS[m.encoder].folder if m.encoder else "generator") for m in METHODS.values()}
-    methods = [method for method, part in folders.items() if (part / storage.CONFIG_NAME).is_file()]
-    classes = [method.pipeline.__name__ for method in methods]
-    main = config["_class_name"] if config.get("_class_name") in classes else classes[0]
-    papers = [f"{m.label} ([arXiv:{m.paper}](https://arxiv.org/abs/{m.paper}))" for m in methods]
-    parts = [(folders[m], f"{m.label}'s encoder" if m.encoder else "StyleGAN2 generator") for m in methods]
-    terms = (
-        f"Weights: {license}."
-        if license
-        else "The licence of these weights is not stated. Weights have the terms of what they descend from: NVIDIA's "
-        "StyleGAN2 generators are for non-commercial use, and so are many data sets of faces."
-    )
-    body = f"""# {title}
-
-A StyleGAN2 generator at {sizes.get("resolution")} x {sizes.get("resolution")} pixels. The Python package \
-`stylegan_inversion` brings a photo into its latent space, edits it there and puts it back: {", ".join(papers)}.
-
-## Use
-
-```python
-from stylegan_inversion import {main}
-
-pipe = {main}.{_load_call(name)}
-{_example(directions, config)}
-```
-
-{Domain.of_config(config, path).describe()}
-{_section("Parts", ("folder", "what", "files"), (_part(*part) for part in parts))}\
-{_section("Directions", ("name", "strength", "what"), map(_direction, directions.values()))}\
-{_section("Measured", ("figure", "value"), ((key, f"{value:.4g}") for key, value in metrics.items()))}
-## Limits
-
-- It draws what its generator was trained to draw; a photo of anything else comes out as the nearest to that.
-- An inversion is a likeness. An edit moves what goes together in the training data, perhaps more than asked.
-- Edit only photos of people who agree, and say that a picture was edited.
-
-## Licence
-
-{terms} The code of `stylegan_inversion` is MIT.
-"""
-    tags = ["gan-inversion", "stylegan2", "image-editing", *(method.name for method in methods)]
-    storage.write_text(model_card(body, title=title, tags=tags, license=license, metrics=metrics), path)
-    return path
-
-
-def _load_call(name: str) -> str:
-    return f"from_pretrained({json.dumps(name)})"
-
-
-def _example(directions: Mapping[str, Direction], config: Mapping[str, Any]) -> str:
-    if config.get("source") not in (None, to_config(PhotoSource())):
-        return 'out = pipe.translate("picture.png")\nout.images[0].save("face.png")'
-    if not directions:
-        return 'out = pipe("photo.jpg")\nout.images[0].save("inverted.png")'
-    name, direction = next(iter(directions.items()))
-    strength = direction.strength_range[1] / 2 if direction.strength_range else 1.0
-    edit = f'edited = pipe.edit(pipe("photo.jpg"), {name}={strength:.3g})'
-    return f'{edit}\npipe.paste_back(edited)[0].save("edited.png")'
-
-
-def _section(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A section with a table; nothing without rows."""
-    lines = [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
-    return "\n".join(["", f"## {title}", "", *lines, ""]) if len(lines) > 2 else ""
-
-
-def _part(folder: Path, what: str) -> tuple[str, ...]:
-    files = sorted(folder.glob("*.safetensors"))
-    sizes = ", ".join(f"`{file.name}` {file.stat().st_size / 1e6:.1f} MB" for file in files)
-    return f"`{folder.name}/`", what, sizes
-
-
-def _direction(direction: Direction) -> tuple[str, ...]:
-    limits = direction.strength_range
-    span = f"{limits[0]:+.3g} to {limits[1]:+.3g}" if limits else "not measured"
-    return f"`{direction.name}`", span, " ".join(direction.description.replace("|", "/").split())

@@ -102,6 +102,11 @@ class InversionOutput:
         return self.w_plus if self.w_inverted is None else self.w_inverted
 
     @property
+    def unrepeatable(self) -> "InversionOutput":
+        """The same without the report of the call that gives it again: something is done that no receipt knows."""
+        return replace(self, reports=[{k: v for k, v in report.items() if k != "made"} for report in self.reports])
+
+    @property
     def unedited(self) -> "InversionOutput":
         """The same inversion before any edit."""
         plain = replace(self, generators=[generator.unstyled for generator in self.generators], edits={})
@@ -173,6 +178,7 @@ class InversionOutput:
             entry = {
                 "generator": numbers[i],
                 "quad": None if crop.quad is None else crop.quad.tolist(),
+                "asked": None if crop.asked is None else crop.asked.tolist(),
                 "face_count": crop.face_count,
                 "face_index": crop.face_index,
                 "report": self.reports[i] if self.reports else {},
@@ -286,7 +292,7 @@ class InversionOutput:
         if photo is not None:
             crop = domain.crop(load_image(photo), images[0].width)
             if domain.has_faces and row["quad"] is not None:
-                quad = _quad([list(corner) for corner in row["quad"]])
+                quad = read_quad([list(corner) for corner in row["quad"]])
                 crop = replace(crop, quad=quad, image=crop_quad(crop.photo, quad, images[0].width))
             crop = replace(crop, face_count=int(row["face_count"]), face_index=int(row["face_index"]))
         report = {name: row[name] for name in ("l2", "seconds", "face_count", "face_index")}
@@ -342,10 +348,11 @@ def _read(
         crops=[
             Crop(
                 pictures[entry["crop"]],
-                None if entry["quad"] is None else _quad(entry["quad"]),
+                None if entry["quad"] is None else read_quad(entry["quad"]),
                 pictures[entry["photo"]],
                 face_count=int(entry["face_count"]),
                 face_index=int(entry["face_index"]),
+                asked=None if entry.get("asked") is None else read_quad(entry["asked"]),
             )
             for entry in photos
         ],
@@ -412,7 +419,8 @@ def _by_generator(named: Mapping[str, _T]) -> dict[str, dict[str, _T]]:
     return found
 
 
-def _quad(corners: Any) -> np.ndarray:
+def read_quad(corners: Any) -> np.ndarray:
+    """Check the corners of a crop that a file names. Raises `ValueError` if they are none."""
     quad = np.asarray(corners, dtype=np.float64)
     if quad.shape != (4, 2) or not (np.abs(quad) <= _FARTHEST).all():  # NaN is not
         raise ValueError(f"`quad` must be 4 corners (x, y) within {_FARTHEST} pixels, got {str(corners)[:100]}")

@@ -86,7 +86,7 @@ def mix_outputs(
     _check(a=a, b=b)
     w_plus = mix_styles(a.w_plus, b.w_plus, layers=layers, alpha=alpha)
     images = to_pil(draw(a.generators, w_plus, rows=a.images[0].height))
-    return dataclasses.replace(a, images=images, w_plus=w_plus, w_inverted=a.w_unedited)
+    return dataclasses.replace(a.unrepeatable, images=images, w_plus=w_plus, w_inverted=a.w_unedited)
 
 
 def with_mappers(

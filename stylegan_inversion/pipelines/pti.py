@@ -176,7 +176,10 @@ class PTIPipeline(InversionPipeline):
             self._encoder(plan.pivot)  # an error comes before the search for faces
         crops = self._crops(image, align, face)
         options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "callback": callback, "progress": progress}
-        return self._output(crops, *self.invert(crops, plan=plan, together=together, **options))
+        found = self.invert(crops, plan=plan, together=together, **options)
+        once = (together and len(crops) > 1) or any(report["stopped_by"] == "callback" for report in found[2])
+        named = isinstance(plan.pivot, str) and self.perceptual.name is not None
+        return self._output(crops, found, {**plan._asdict(), "seed": seed} if named and not once else None)
 
     def plan(
         self,
@@ -342,7 +345,7 @@ class PTIPipeline(InversionPipeline):
         pipeline._detector = self.detector
         pipeline.directions, pipeline.base_name = self.directions, self.base_name
         if self.perceptual.name is not None:
-            pipeline.other_settings = {**self.other_settings, "pti": self.config["pti"]}
+            pipeline.other_settings = {**self.other_settings, **self.settings}
         return pipeline
 
     # From a model, and back
@@ -371,12 +374,12 @@ class PTIPipeline(InversionPipeline):
         return {"generator": self.generator, **encoders}
 
     @property
-    def config(self) -> dict[str, Any]:
-        """What `config.json` of the saved model says."""
+    def settings(self) -> dict[str, Any]:
+        """What a result depends on beside the networks, the crop and the arguments of a call."""
         if self.perceptual.name is None:
             raise ValueError("`perceptual` has no name, so it cannot be saved: take one from `load_perceptual`.")
         settings = {"projector": dataclasses.asdict(self.projector), "tuning": dataclasses.asdict(self.tuning)}
-        return {**super().config, "pti": {"perceptual": self.perceptual.name, **settings}}
+        return {"pti": {"perceptual": self.perceptual.name, **settings}}
 
     @property
     def components(self) -> dict[str, Any]:

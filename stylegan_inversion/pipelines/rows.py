@@ -21,6 +21,7 @@ from stylegan_inversion import __version__, errors, storage
 from stylegan_inversion.inversion.generator_delta import delta_file, write_generator
 from stylegan_inversion.pipelines.base import Detector, InversionPipeline
 from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.pipelines.receipts import save_picture
 from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.preprocessing.domain import Domain
 from stylegan_inversion.preprocessing.image import load_image, save_image
@@ -179,7 +180,7 @@ class Invert:
     def _invert(self, rows: list[Row], fill: int) -> list[Row]:
         try:
             crops = [row["crop"] for row in rows]
-            if "photo" in self.save:
+            if {*self.save} - {"crop"}:
                 crops = [replace(row["crop"], photo=load_image(self.align.folder / row["path"])) for row in rows]
             out = self.pipeline(crops + crops[-1:] * (fill - len(rows)), **self.options)
         except errors.MissingDependencyError:
@@ -204,10 +205,11 @@ class Invert:
         if not torch.isfinite(w_plus).all():
             raise errors.DivergedError("The code does not fit float16: the inversion went astray.")
         for kind in self.save:
-            picture = out.crops[0].image if kind == "crop" else out.images[0]
-            if kind == "photo":
-                (picture,) = self.pipeline.paste_back(out, detail="none")
-            save_image(picture, picture_file(self.output / kind, row))
+            file = picture_file(self.output / kind, row)
+            if kind == "crop":
+                save_image(out.crops[0].image, file)
+            else:
+                save_picture(out, file, picture="photo" if kind == "photo" else "drawn", detail="none")
         if out.generator is not self.pipeline.generator:
             delta = write_generator(delta_file(self.output, row_id(row)), out.generator, self.pipeline.generator)
         return {"w_plus": w_plus.numpy(), "l2": report["l2"], "seconds": report["seconds"], "delta": delta}

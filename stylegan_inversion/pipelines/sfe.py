@@ -126,7 +126,7 @@ class SFEPipeline(EncoderPipeline):
             if picture.width != picture.height:
                 raise ValueError(f"`mask` must be square, as the crop is, got {picture.width} x {picture.height}.")
             generators.append(generator.keeping((to_tensor(picture)[:, :1] + 1) / 2))
-        return dataclasses.replace(out, generators=generators)
+        return dataclasses.replace(out.unrepeatable, generators=generators)
 
     def saved_networks(self) -> dict[str, nn.Module]:
         """The networks of a saved model, by folder."""

@@ -8,12 +8,14 @@ right.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageFilter, ImageStat
 
 from stylegan_inversion.errors import FaceNotFoundError
+from stylegan_inversion.preprocessing.image import pixels_sha256
 
 MIN_QUAD_SIDE = 16  # pixels of the photo
 MAX_QUAD_SIDE = 4  # times the longer side of the photo
@@ -34,6 +36,12 @@ class Crop:
     face_count: int  # how many faces were found in the photo; 1 if there was no search
     face_index: int  # which of them this is, from 0
     cuts: Mapping[int, Image.Image] = field(default_factory=dict)  # what `recrop` gave for some sizes
+    asked: Float[np.ndarray, "4 2"] | None = None  # the requested quad, if there was one
+
+    @cached_property
+    def photo_sha256(self) -> str:
+        """The sha256 of the photo's pixels: RGB, upright, row by row."""
+        return pixels_sha256(self.photo)
 
     @property
     def is_central(self) -> bool:
@@ -103,8 +111,13 @@ def align_face(
         )
     if not 0 <= face < count:
         raise FaceNotFoundError(f"`face` must be in [0, {count - 1}], got {face}: {count} found in the photo.")
-    image, quad = _crop(photo, face_quad(faces_landmarks[face], scale), size)
-    return Crop(image, quad, photo, face_count=count, face_index=face)
+    asked = face_quad(faces_landmarks[face], scale)
+    return Crop(*_crop(photo, asked, size), photo, face_count=count, face_index=face, asked=asked)
+
+
+def crop_again(photo: Image.Image, asked: np.ndarray, size: int) -> Crop:
+    """Cut a face out as before, by the quad that was requested; it is taken for the only one."""
+    return Crop(*_crop(photo, asked, size), photo, face_count=1, face_index=0, asked=asked)
 
 
 def recrop(crop: Crop, size: int) -> Image.Image:

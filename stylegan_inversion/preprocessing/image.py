@@ -1,6 +1,7 @@
 """Read photos, and convert between images and tensors: the one place for file formats, colour modes and 127.5."""
 
 import functools
+import hashlib
 import io
 import logging
 import os
@@ -16,7 +17,7 @@ import numpy as np
 import PIL
 import torch
 from jaxtyping import Float
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 from torch import Tensor
 
 from stylegan_inversion import storage
@@ -61,7 +62,7 @@ _UPRIGHT = {  # EXIF orientation -> what makes the photo upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_LIBRARY = ImageLimits()
+LIBRARY = ImageLimits()
 _ELSEWHERE = "; convert it to JPEG or PNG first."
 _KNOWN = (  # well-known formats that are not supported: how they start, what they are, how to convert them
     (rb".{4}ftypavi[fs]", "an AVIF image", ""),
@@ -76,7 +77,7 @@ _KNOWN = (  # well-known formats that are not supported: how they start, what th
 )
 
 
-def load_image(source: Any, *, limits: ImageLimits = _LIBRARY) -> Image.Image:
+def load_image(source: Any, *, limits: ImageLimits = LIBRARY) -> Image.Image:
     """Read a photo and normalise it: upright, 8 bits, sRGB, no transparency, no metadata.
 
     Its cost is read from the header, before any pixel is decoded. Transparency becomes white. Of an animation the first
@@ -126,15 +127,34 @@ def to_pil(images: Float[Tensor, "batch 3 height width"]) -> list[Image.Image]:
     return [Image.fromarray(image) for image in pixels]
 
 
-def save_image(image: Image.Image, path: Path, *, quality: int | None = None) -> None:
+def pixels_sha256(image: Image.Image) -> str:
+    """Compute the sha256 of an image's pixels, row by row."""
+    return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def encode_image(image: Image.Image, file: Any, kind: str, *, xmp: bytes | None = None, **options: Any) -> None:
+    """Write an image, with a packet of XMP as its only metadata, in a format of Pillow's: "PNG", "JPEG" or "WEBP"."""
+    if xmp is not None and kind == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
+    elif xmp is not None:
+        options["xmp"] = xmp
+    image.save(file, kind, **options)
+
+
+def save_image(image: Image.Image, path: Path, **options: Any) -> None:
     """Write an image in the format of its suffix, such as ".png", completely or not at all.
+
+    Args:
+        image: The image.
+        path: The file.
+        **options: As of `encode_image`.
 
     Raises:
         CheckpointError: If it cannot be written, as on a full disk. A file that was there is untouched.
     """
     kind = Image.registered_extensions()[path.suffix.lower()]
-    options = {} if quality is None else {"quality": quality}
-    storage.write_file(path, lambda temporary: image.save(temporary, kind, **options))
+    storage.write_file(path, lambda temporary: encode_image(image, temporary, kind, **options))
 
 
 def list_images(folder: Path, *, without: Path | None = None) -> list[str]:
@@ -166,7 +186,7 @@ def list_images(folder: Path, *, without: Path | None = None) -> list[str]:
 
 
 @contextmanager
-def open_source(source: Any, limits: ImageLimits = _LIBRARY) -> Iterator[tuple[Image.Image, str]]:
+def open_source(source: Any, limits: ImageLimits = LIBRARY) -> Iterator[tuple[Image.Image, str]]:
     """Open a path, or the bytes of a file, as an image that is not decoded yet, with its name for messages."""
     file: io.BytesIO | io.BufferedReader
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -187,7 +207,7 @@ def open_source(source: Any, limits: ImageLimits = _LIBRARY) -> Iterator[tuple[I
         yield image, name
 
 
-def open_image(file: io.BytesIO | io.BufferedReader, name: str, limits: ImageLimits = _LIBRARY) -> Image.Image:
+def open_image(file: io.BytesIO | io.BufferedReader, name: str, limits: ImageLimits = LIBRARY) -> Image.Image:
     """Open an encoded image without decoding a pixel. `name` is for messages.
 
     Raises:

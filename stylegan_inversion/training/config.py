@@ -48,7 +48,7 @@ class RunConfig:
     image_every: int = number(1000, 1, 10**9)  # steps between two grids of pictures
     validate_every: int = number(2500, 1, 10**9)  # steps between two validations
     checkpoint_every: int = number(5000, 1, 10**9)  # steps between two checkpoints
-    trackers: tuple[str, ...] = ("tensorboard",)  # tensorboard, wandb, both, or nothing
+    trackers: tuple[str, ...] = ("tensorboard",)  # some of tensorboard, wandb, trackio, or nothing
 
     def __post_init__(self) -> None:
         """Check the values."""

@@ -11,6 +11,7 @@ import shutil
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -43,7 +44,11 @@ MAX_BAD_STEPS = 5
 MAX_GRID_ROWS = 16  # pictures that are drawn
 GRID_COLUMN = 4  # of them one below the other, before the next column starts
 MARGIN = 4  # white pixels between the columns
-TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
+TRACKERS = {
+    "tensorboard": is_tensorboard_available,
+    "wandb": is_wandb_available,
+    "trackio": lambda: find_spec("trackio") is not None,
+}
 COMPILERS = ("g++", "c++", "clang++", "cl")
 
 Callback = Callable[[int, dict[str, float]], None]
@@ -375,6 +380,8 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         save_image(picture, folder / f"step-{self.step:08d}.png")
         for tracker in self.accelerator.trackers:
+            if not hasattr(tracker, "log_images"):  # Accelerate's of trackio takes numbers only
+                continue
             options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"pictures": np.asarray(picture)[None]}, step=self.step, **options)
 

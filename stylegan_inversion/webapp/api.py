@@ -12,19 +12,19 @@ import gradio as gr
 from gradio.components.api_component import Api as Value
 from gradio.context import LocalContext, get_blocks_context
 from gradio.data_classes import FileData, ImageData
-from PIL import Image
 from pydantic import BaseModel, Field, TypeAdapter, WithJsonSchema, create_model
 
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
-from stylegan_inversion.preprocessing.align import around
-from stylegan_inversion.webapp.marking import encode, kind_of
+from stylegan_inversion.pipelines.receipts import PICTURES, read_receipt
+from stylegan_inversion.webapp.marking import encode, encode_picture
+from stylegan_inversion.webapp.photos import MAX_PHOTO_BYTES, PHOTOS, read_upload
 from stylegan_inversion.webapp.run import Report
 from stylegan_inversion.webapp.studio import FRAMES, PLACES, Download, Film, Studio, Visit
 
-MAX_STEPS = 1000  # of each stage
+MAX_STEPS, MAX_PASSES = 1000, 10  # of each stage of an optimisation; of an encoder
 MODEL, OWN = "Name of the model, from /models; nothing means the first.", "nothing means the preset's."
 TRANSLATING = {"num_outputs", "mix_alpha", "resize_factor", "align", "seed"}
 TUNING = {"preset", "pivot", "num_w_steps", "num_tuning_steps"}
@@ -88,6 +88,7 @@ Drawing = Annotated[
     Any,
     _file("A sketch, a label map (a grey or palette PNG of label numbers) or a photo, as /models says of the model."),
 ]
+Saved = Annotated[Any, _file("A PNG or JPEG that this app or the package saved, with its metadata.")]
 Other = Annotated[Any, _file("A zip from /download: the other face.")]
 Strengths = Annotated[
     dict[str, Annotated[float, Field(allow_inf_nan=False)]],
@@ -117,6 +118,9 @@ File = Annotated[dict[str, Any], _file("The file.")]
 Figures = Annotated[
     dict[str, Any],
     Field(description="Mean squared error in [-1, 1], seconds, steps, why the tuning stopped, number of faces."),
+]
+Comparison = Annotated[
+    dict[str, Any], Field(description="Whether the picture is the `same` as the one sent, and `words` about it.")
 ]
 Running = Annotated[bool, Field(description="Whether one was running.")]
 Count = Annotated[int, Field(description="How many files there were.")]
@@ -154,7 +158,7 @@ class Api:
     def invert(self, visit: Visit, photo: Photo, how: Inverting) -> Run[tuple[Drawn, Figures]]:
         """Invert the face of a photo: find its place in latent space. The result is kept for this client."""
         out = yield from self._invert(visit, self._own(visit, how.model), photo, how)
-        yield self._picture(visit, out.images[0], "drawn", out), out.reports[0]
+        yield self._picture(visit, "drawn", out), _figures(out)
 
     def edit(self, visit: Visit, strengths: Strengths, how: Kept) -> tuple[Whole, Part, Drawn]:
         """Edit the inverted face. Strengths count from the unedited face, not from the last edit."""
@@ -166,14 +170,14 @@ class Api:
         """Invert and edit in one call."""
         own = self._own(visit, how.model)
         out = yield from self._invert(visit, own, photo, how, strengths)
-        yield *self._pictures(visit, self.studio.edit(own, out, strengths)), out.reports[0]
+        yield *self._pictures(visit, self.studio.edit(own, out, strengths)), _figures(out)
 
     def random_face(self, visit: Visit, seed: Seed = 0, truncation: Truncation = 0.7, model: Name = "") -> Drawn:
         """Draw a face of nobody, which is kept for this client as an inversion is."""
         own, turn = self._own(visit, model), visit.turn
         own.out = self.studio.random_face(own, seed, truncation)
         visit.keep(own, turn)
-        return self._picture(visit, own.out.images[0], "face", own.out)
+        return self._picture(visit, "drawn", own.out, "face")
 
     def translate(self, visit: Visit, picture: Drawing, how: Translating) -> tuple[Read, Pictures]:
         """Draw faces from a sketch, a label map or a photo, as the model reads; the first is kept for this client."""
@@ -181,7 +185,7 @@ class Api:
         shown, out = self.studio.translate(own, picture, **how.model_dump(include=TRANSLATING))
         own.out = out[0]
         visit.keep(own, turn)
-        pictures = [self._picture(visit, image, f"output_{k}", out) for k, image in enumerate(out.images, 1)]
+        pictures = [self._picture(visit, "drawn", each, f"output_{k}") for k, each in enumerate(out, 1)]
         return _sent(visit.publish(encode(shown, "photo", png=True), "input.png")), pictures
 
     def mix(self, visit: Visit, how: Kept, other: Other, what: Place = "colours", amount: Share = 1.0) -> Drawn:
@@ -189,7 +193,7 @@ class Api:
         a, own, turn = self._out(visit, how), visit.apart(), visit.turn
         own.out = self.studio.mix(own, a, self.studio.open_inversion(own, other), what, amount)
         visit.keep(own, turn)
-        return self._picture(visit, own.out.images[0], "mix", own.out)
+        return self._picture(visit, "drawn", own.out, "mix")
 
     def interpolate(self, visit: Visit, how: Kept, other: Other, frames: Frames = FRAMES, kind: Format = "gif") -> File:
         """Animate the way from the kept face to another one and back."""
@@ -199,6 +203,32 @@ class Api:
     def download(self, visit: Visit, how: Kept, kind: Kind = "png", strengths: Strengths = _UNEDITED) -> File:
         """Write a result to a file."""
         return _sent(self.studio.file(visit, self._out(visit, how, strengths), kind))
+
+    def redraw(self, visit: Visit, picture: Saved, photo: Photo) -> Run[tuple[Whole, Comparison]]:
+        """Make a picture again from the receipt in its metadata and the photo that it was made from."""
+        data, path = read_upload(picture, max_bytes=MAX_PHOTO_BYTES)
+        visit.files |= {str(path)} if path else set()
+        receipt = read_receipt(data, PHOTOS)
+        receipt.check_repeatable()
+        model = yield from self.studio.models.load(receipt.model.name_or_path if receipt.model else visit.model)
+        pipeline, own = model.pipelines.get(str(receipt.method)), self._own(visit, model.name)
+        most = MAX_STEPS if pipeline is not None and pipeline.optimizes else MAX_PASSES
+        numbers = {name: value for name, value in receipt.call.items() if isinstance(value, int) and name != "seed"}
+        if pipeline is None or any(value > most for value in numbers.values()):
+            raise ValueError(f"The receipt asks for {receipt.method!r} with {numbers}, which this app does not do.")
+        self.studio.take(own, photo, align=False)
+        assert own.photo is not None
+        crop = receipt.crop(pipeline, own.photo.image)
+        if pipeline.optimizes:
+            for report in self.studio.tune(own, crop, **receipt.call):
+                visit.stops |= own.stops  # for /stop
+                yield report
+        else:
+            own.out = self.studio.invert(own, crop, str(receipt.method), **receipt.call)
+        edited = self.studio.edit(own, own.out, receipt.edits)
+        done = receipt.compare(PICTURES[receipt.picture](edited, receipt.detail), data)
+        file, suffix = encode_picture(edited, receipt.picture)
+        yield _sent(visit.publish(file, f"redrawn{suffix}")), {"same": done.same, "words": done.words}
 
     def stop(self, visit: Visit) -> Running:
         """End this client's running tuning; its best state so far becomes the result of /invert."""
@@ -246,15 +276,16 @@ class Api:
         return self.studio.edit(own, own.out, strengths)
 
     def _pictures(self, visit: Visit, out: InversionOutput) -> tuple[Whole, Part, Drawn]:
-        face = self.studio.pasted(out, around(out.crops[0], 0.25))
-        pictures = {"photo": self.studio.pasted(out), "face": face, "drawn": out.images[0]}
-        photo, face_, drawn = (self._picture(visit, each, name, out) for name, each in pictures.items())
-        return photo, face_, drawn
+        photo, face, drawn = (self._picture(visit, picture, out) for picture in PICTURES)
+        return photo, face, drawn
 
-    def _picture(self, visit: Visit, image: Image.Image, name: str, out: InversionOutput) -> Drawn:
-        is_large = image.width * image.height > 1_000_000  # a photo's PNG is many times its JPEG
-        data = encode(image, kind_of(out), png=not is_large)
-        return _sent(visit.publish(data, f"{name}.{'jpg' if is_large else 'png'}"))
+    def _picture(self, visit: Visit, picture: str, out: InversionOutput, name: str = "") -> Drawn:
+        data, suffix = encode_picture(out, picture)
+        return _sent(visit.publish(data, (name or picture) + suffix))
+
+
+def _figures(out: InversionOutput) -> dict[str, Any]:
+    return {name: value for name, value in out.reports[0].items() if name != "made"}  # which the pictures say
 
 
 def _sent(path: str) -> dict[str, Any]:

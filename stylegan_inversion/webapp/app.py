@@ -39,7 +39,7 @@ from stylegan_inversion.webapp.photos import (
     sweep,
     upload_limit,
 )
-from stylegan_inversion.webapp.play import CompareTab, DrawTab, PlayTab
+from stylegan_inversion.webapp.play import CompareTab, DrawTab, PlayTab, RedrawTab
 from stylegan_inversion.webapp.studio import FAILED, Studio, Visit, logger, told
 from stylegan_inversion.webapp.zerogpu import find_gpu
 
@@ -59,6 +59,7 @@ TABS: dict[str, Any] = {
     "Draw": DrawTab,
     "Compare methods": CompareTab,
     "Play": PlayTab,
+    "Redraw": RedrawTab,
 }  # beside the editor's, with which each is made
 
 

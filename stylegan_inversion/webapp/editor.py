@@ -15,8 +15,9 @@ from stylegan_inversion.editing.directions import MAX_STRENGTH
 from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PRESETS
+from stylegan_inversion.pipelines.receipts import kind_of
 from stylegan_inversion.preprocessing.align import around
-from stylegan_inversion.webapp.marking import encode, kind_of
+from stylegan_inversion.webapp.marking import encode
 from stylegan_inversion.webapp.models import Model, sentence, words_of
 from stylegan_inversion.webapp.photos import EXAMPLES, samples
 from stylegan_inversion.webapp.run import Report, status

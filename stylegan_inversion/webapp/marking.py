@@ -1,48 +1,20 @@
-"""Pictures that say what they are: made or changed by an AI model, in the words that photo software and the web read.
-
-The mark is IPTC's `DigitalSourceType` (cv.iptc.org/newscodes/digitalsourcetype) in an XMP packet. It is metadata: it
-survives copying, not a screenshot. No other metadata is written.
-"""
+"""Pictures and animations with the mark of AI's work in their XMP (`pipelines/receipts.py`), and no other metadata."""
 
 import dataclasses
 import io
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from stylegan_inversion.errors import MissingDependencyError
 from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.pipelines.receipts import FORMATS, MARKS, OF_NOBODY, PICTURES, Kind, Receipt, kind_of, mark
+from stylegan_inversion.preprocessing.image import encode_image
 
-Kind = Literal["photo", "edited", "generated"]  # as it came; a photo with an edited face; a face of nobody
-
-OF_NOBODY = {"truncation", "source"}  # in the reports of what no photo shows
 MAX_GIF_BYTES = 5_000_000  # an animation is made smaller until it fits
-SOFTWARE = "stylegan-inversion"
-
-_VOCABULARY = "http://cv.iptc.org/newscodes/digitalsourcetype/"
-_MARKS = {
-    "edited": (
-        f"{_VOCABULARY}compositeWithTrainedAlgorithmicMedia",
-        "AI-edited: a part of this picture was changed with a StyleGAN2 model.",
-    ),
-    "generated": (
-        f"{_VOCABULARY}trainedAlgorithmicMedia",
-        "AI-generated: a StyleGAN2 model drew this, which shows nobody and nothing real.",
-    ),
-}
-_XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
-<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
-<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
- xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:xmp="http://ns.adobe.com/xap/1.0/">
-<Iptc4xmpExt:DigitalSourceType>{source}</Iptc4xmpExt:DigitalSourceType>
-<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{sentence}</rdf:li></rdf:Alt></dc:description>
-<xmp:CreatorTool>{software}</xmp:CreatorTool>
-</rdf:Description></rdf:RDF></x:xmpmeta>
-<?xpacket end="w"?>"""
 
 # XMP in GIF (XMP specification part 3, 1.1.2): the packet stands bare, where blocks with lengths should be; the trailer
 # of 258 bytes leads a reader that takes any of its bytes for a length to the end, a zero.
@@ -54,19 +26,21 @@ _BAYER = np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]]
 _DITHER = (_BAYER * 0.75 - 5.6).round().astype(np.int16)  # 12 of 255 levels, about the distance of two colours
 
 
-def encode(image: Image.Image, kind: Kind, *, png: bool = False) -> bytes:
-    """Write a PNG or a JPEG that says it is AI's work; a "photo" that nothing changed has no mark."""
-    buffer, bare = io.BytesIO(), _bare(image)
-    if not png:
-        bare.save(buffer, "JPEG", quality=92, subsampling=0, **({} if kind == "photo" else {"xmp": _xmp(kind)}))
-        return buffer.getvalue()
-    info = PngImagePlugin.PngInfo()
-    if kind != "photo":
-        info.add_itxt("XML:com.adobe.xmp", _xmp(kind).decode())
-        info.add_text("Software", SOFTWARE)
-        info.add_text("Description", _MARKS[kind][1])
-    bare.save(buffer, "PNG", pnginfo=info, compress_level=1, compress_type=3)  # a quarter of the time, no larger
+def encode(image: Image.Image, kind: Kind, *, png: bool = False, receipt: Receipt | None = None) -> bytes:
+    """Write a PNG or a JPEG that says it is AI's work, perhaps with its receipt; a "photo" has neither."""
+    buffer = io.BytesIO()
+    quick = {"compress_level": 1, "compress_type": 3}  # a quarter of the time, no larger
+    options = quick if png else FORMATS["JPEG"]
+    encode_image(_bare(image), buffer, "PNG" if png else "JPEG", xmp=mark(kind, receipt), **options)
     return buffer.getvalue()
+
+
+def encode_picture(out: InversionOutput, picture: str, *, png: bool | None = None) -> tuple[bytes, str]:
+    """Write a picture of `PICTURES` with its receipt, and give the suffix; a large one becomes a JPEG unless told."""
+    image = PICTURES[picture](out, "move")
+    png = image.width * image.height <= 1_000_000 if png is None else png  # a photo's PNG is many times its JPEG
+    data = encode(image, kind_of(out), png=png, receipt=Receipt.of(out, picture, image))
+    return data, ".png" if png else ".jpg"
 
 
 def encode_gif(frames: Sequence[Image.Image], kind: Kind, *, seconds: float = 2.0) -> bytes:
@@ -101,7 +75,7 @@ def encode_mp4(frames: Sequence[Image.Image], kind: Kind, *, seconds: float = 2.
         for frame in [*frames, *frames[-2:0:-1]] * 3:
             container.mux(stream.encode(av.VideoFrame.from_image(_bare(frame).crop((0, 0, width, height)))))
         container.mux(stream.encode())
-    packet = _MP4_XMP + _xmp(kind)
+    packet = _MP4_XMP + (mark(kind) or b"")
     return buffer.getvalue() + (8 + len(packet)).to_bytes(4, "big") + b"uuid" + packet
 
 
@@ -110,10 +84,10 @@ def _gif(pictures: Sequence[Image.Image], kind: Kind, duration: int) -> bytes:
     palette = _shared_palette(pictures)
     first, *others = [_dithered(picture).quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     buffer = io.BytesIO()
-    options = {"duration": duration, "loop": 0, "optimize": True, "comment": _MARKS[kind][1].encode()}
+    options = {"duration": duration, "loop": 0, "optimize": True, "comment": MARKS[kind][1].encode()}
     first.save(buffer, "GIF", save_all=True, append_images=[*others, *others[-2::-1]], **options)
     data = buffer.getvalue()
-    return data[:-1] + _GIF_XMP + _xmp(kind) + _GIF_TRAILER + data[-1:]  # the last byte ends a GIF
+    return data[:-1] + _GIF_XMP + (mark(kind) or b"") + _GIF_TRAILER + data[-1:]  # the last byte ends a GIF
 
 
 def _shared_palette(pictures: Sequence[Image.Image], *, count: int = 5, side: int = 64) -> Image.Image:
@@ -137,16 +111,6 @@ def _bare(image: Image.Image) -> Image.Image:
     copy = image.convert("RGB")
     copy.info = {}
     return copy
-
-
-def _xmp(kind: Kind) -> bytes:
-    source, sentence = _MARKS[kind]
-    return _XMP.format(source=source, sentence=sentence, software=SOFTWARE).encode()
-
-
-def kind_of(out: InversionOutput) -> Kind:
-    """How a picture has to be marked."""
-    return "generated" if OF_NOBODY & out.reports[0].keys() else "edited"
 
 
 def as_edit(out: InversionOutput) -> InversionOutput:

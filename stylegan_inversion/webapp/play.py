@@ -13,9 +13,11 @@ from stylegan_inversion.losses.identity import IdentityEmbedding, load_identity
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PRESETS
+from stylegan_inversion.pipelines.receipts import kind_of
 from stylegan_inversion.preprocessing.align import around, crop_quad
 from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.preprocessing.sources import PHOTO_TASKS
+from stylegan_inversion.webapp.api import Api
 from stylegan_inversion.webapp.editor import (
     CHOICE,
     DIRECT,
@@ -28,7 +30,6 @@ from stylegan_inversion.webapp.editor import (
     handler,
     lane,
 )
-from stylegan_inversion.webapp.marking import kind_of
 from stylegan_inversion.webapp.models import DEMONSTRATION
 from stylegan_inversion.webapp.photos import MAX_PHOTO_BYTES, read_upload
 from stylegan_inversion.webapp.run import Report, status
@@ -39,6 +40,9 @@ ALIKE = """ The percentages say how much that is the same person to a face recog
 strangers are, 100 % is the photo itself."""
 CAPTION, CAPTION_ALIKE = "{} · {:.1f} s", " · same person: {:.0%} in the photo, {:.0%} as drawn"
 PLAY = "Draw what does not exist, and give one picture something of another."
+REDRAW = (
+    """Each saved picture says in its metadata what made it. From that and the photo it is made again, and compared."""
+)
 READS = {
     "sketch": "This model reads **sketches**: a picture of a face in dark lines on white.",
     "labels": """This model reads **label maps**: a grey or palette PNG with the number of a part of the face in each
@@ -193,6 +197,48 @@ class DrawTab:
             raise ValueError("These faces are of another model, or have expired: draw again.")
         visit.strengths = {}
         return self.editor.adopt(visit, visit.translated[event.index], "The face that you drew, to be edited.")
+
+
+class RedrawTab:
+    """A saved picture, made again from its receipt and the photo."""
+
+    def __init__(self, editor: Editor) -> None:
+        self.editor = editor
+        gr.Markdown(REDRAW, elem_classes="quiet")
+        with gr.Row():
+            self.given: list[Any] = []
+            for label in ("The saved picture", "The photo it was made from"):
+                own: Any = gr.Image(label=label, type="filepath", sources=["upload"], height=300, min_width=240)
+                own.preprocess = lambda payload: payload and payload.model_dump()  # as it was sent, with its metadata
+                self.given.append(own)
+            self.result = gr.Image(label="Drawn again", **{**RESULT, "elem_classes": "drawn"}, height=300)
+        with gr.Row(elem_classes="chips"):
+            self.redraw = gr.Button("Draw it again", variant="primary", size="sm")
+            self.stop = gr.Button("Stop", size="sm", visible=False)
+        self.status = gr.HTML(status(""))
+
+    def connect(self) -> None:
+        """What happens when something is used."""
+        visit, delete = self.editor.visit, self.editor.delete
+        outputs = [visit, self.status, self.stop, self.result]
+        work = handler(self, self._redraw)
+        self.redraw.click(work, [visit, *self.given], outputs, **lane("redraw"))
+        self.stop.click(lambda visit: visit.end() and None, visit, None, **DIRECT)
+        delete.click(lambda: (None, None, None, status("")), None, [*self.given, self.result, self.status], **DIRECT)
+
+    def page(self, visit: Visit, words: Any) -> dict[Any, Any]:
+        """The picture and what was compared, or what is wrong."""
+        path, said = words if isinstance(words, tuple) else (None, words)
+        news = {self.status: status(said), self.stop: gr.update(visible=False), self.result: path}
+        return {self.editor.visit: visit, **news}
+
+    failed = page
+
+    def _redraw(self, visit: Visit, picture: Any, photo: Any) -> Iterator[Report | tuple[str, str]]:
+        if not picture or not photo:
+            raise ValueError("Drop both: a picture that was saved here, and the photo that it was made from.")
+        for done in Api(self.editor.studio).redraw(visit, picture, photo):
+            yield done if isinstance(done, Report) else (done[0]["path"], done[1]["words"])
 
 
 class PlayTab:

@@ -29,10 +29,11 @@ from stylegan_inversion.latents import layer_ranges
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.play import interpolate_outputs, mix_outputs, sample_face
+from stylegan_inversion.pipelines.receipts import Kind, kind_of
 from stylegan_inversion.preprocessing.align import Crop, around
 from stylegan_inversion.preprocessing.landmarks import Face
 from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, Source
-from stylegan_inversion.webapp.marking import Kind, as_edit, encode, encode_gif, encode_mp4, kind_of
+from stylegan_inversion.webapp.marking import as_edit, encode_gif, encode_mp4, encode_picture
 from stylegan_inversion.webapp.models import DEMONSTRATION, Model, Models
 from stylegan_inversion.webapp.photos import NO_PHOTO, Example, Photo, read_photo, unpack_upload
 from stylegan_inversion.webapp.run import RUN, Memory, OnStep, Report, Turns, cost_of, in_thread, is_gone, listener
@@ -237,12 +238,12 @@ class Studio:
 
     # Inversions
 
-    def invert(self, visit: Visit, crop: Crop, method: str) -> InversionOutput:
+    def invert(self, visit: Visit, crop: Crop, method: str, **options: Any) -> InversionOutput:
         """Invert with an encoder, at once."""
         model = self.model(visit)
         if method not in model.pipelines:
             raise ValueError(f"This model has no {method[:80]!r}; it has {', '.join(model.pipelines)}.")
-        out = self._do(model, partial(model.pipelines[method], crop))
+        out = self._do(model, partial(model.pipelines[method], crop, **options))
         self._hold(model, out)
         return out
 
@@ -360,14 +361,13 @@ class Studio:
         """Write a result to a file."""
         if kind in ("mp4", "gif"):
             return self.animation(visit, out, kind)
-        name, mark = f"{visit.photo.name if visit.photo else 'face'}-edited", kind_of(out)
+        name = f"{visit.photo.name if visit.photo else 'face'}-edited"
         if kind == "inversion":
-            return visit.publish(self._inversion(out, mark), f"{name}.zip")
+            return visit.publish(self._inversion(out), f"{name}.zip")
         if kind in ("jpeg", "png"):
-            data = encode(self.pasted(out), mark, png=kind == "png")
-            return visit.publish(data, f"{name}.{'jpg' if kind == 'jpeg' else 'png'}")
-        picture = out.images[0] if kind == "drawn" else self.pasted(out, around(out.crops[0], 0.25))
-        return visit.publish(encode(picture, mark, png=True), f"{name}-{kind}.png")
+            data, suffix = encode_picture(out, "photo", png=kind == "png")
+            return visit.publish(data, name + suffix)
+        return visit.publish(encode_picture(out, kind, png=True)[0], f"{name}-{kind}.png")
 
     def animation(self, visit: Visit, out: InversionOutput, kind: Film, frames: int = FRAMES) -> str:
         """Write the photo around the face, from the unedited face to the edited one and back."""
@@ -387,15 +387,15 @@ class Studio:
         data = (encode_mp4 if kind == "mp4" else encode_gif)(pictures, mark)
         return visit.publish(data, f"{visit.photo.name if visit.photo else 'face'}-animated.{kind}")
 
-    def _inversion(self, out: InversionOutput, mark: Kind) -> bytes:
+    def _inversion(self, out: InversionOutput) -> bytes:
         """A zip that `InversionOutput.load` reads once it is unpacked, with pictures to look at."""
         buffer, name = io.BytesIO(), None if out.base is None else out.base.name
         with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(buffer, "w") as archive:
             out.save(scratch, whole=name is None or name.is_local)  # the server's folders are not the visitor's
             for path in sorted(Path(scratch).iterdir()):
                 archive.write(path, path.name)
-            archive.writestr("photo.jpg", encode(self.pasted(out), mark))
-            archive.writestr("drawn.png", encode(out.images[0], mark, png=True))
+            archive.writestr("photo.jpg", encode_picture(out, "photo", png=False)[0])
+            archive.writestr("drawn.png", encode_picture(out, "drawn", png=True)[0])
         return buffer.getvalue()
 
     def open_inversion(self, visit: Visit, value: Any) -> InversionOutput:
@@ -417,7 +417,7 @@ def _bare(out: InversionOutput) -> InversionOutput:
     return dataclasses.replace(out, crops=[])
 
 
-def _steps(model: Model, **options: Any) -> tuple[int, int]:
+def _steps(model: Model, *, seed: int = 0, **options: Any) -> tuple[int, int]:
     """The steps of the projection and of the tuning, at most."""
     plan = model.tuner.plan(**options)
     return 0 if plan.pivot in METHODS else plan.num_w_steps, plan.num_tuning_steps

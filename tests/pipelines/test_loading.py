@@ -29,7 +29,8 @@ GREY = Image.new("RGB", (64, 64), (120, 100, 90))
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_dtype(e4e: E4EPipeline, dtype: torch.dtype, tmp_path: Path) -> None:
-    pipe = E4EPipeline.from_pretrained(e4e.save_pretrained(tmp_path / "model"), dtype=dtype)
+    folder = e4e.save_pretrained(tmp_path / "model")
+    pipe = E4EPipeline.from_pretrained(pretrained_model_name_or_path=folder, dtype=dtype)
     assert pipe.dtype == dtype and {p.dtype for p in pipe.encoder.parameters()} == {dtype}
     out, expected = pipe(GREY, align=False), e4e(GREY, align=False)
     assert out.w_plus.dtype == torch.float32 and not torch.equal(out.w_plus, expected.w_plus)

@@ -11,7 +11,8 @@ import yaml
 from stylegan_inversion import E4EPipeline, PTIPipeline, cli, storage
 from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.errors import CheckpointError
-from stylegan_inversion.pipelines.loading import check_folder, push_to_hub, write_card
+from stylegan_inversion.pipelines.card import write_card
+from stylegan_inversion.pipelines.loading import check_folder, push_to_hub
 from stylegan_inversion.preprocessing.image import load_image
 from stylegan_inversion.preprocessing.sources import LabelSource, to_config
 from tests.fake_hub import FakeHub
@@ -112,9 +113,18 @@ def test_push(
 
 def test_cards_of_a_push(folder: Path, fake_hub: FakeHub) -> None:
     (folder / "README.md").unlink()
-    push_to_hub(folder, "org/mine", license="mit")
+    (folder / "LICENSE").write_text("mine")
+    more = {"base_model": "org/base", "datasets": ["org/data"], "license_name": "my-own"}
+    push_to_hub(folder, "org/mine", card=more)
     files = fake_hub.repositories["org/mine"]
-    assert b"license: mit" in files["README.md"] and not (folder / "README.md").exists()
+    found = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
+    assert {name: found[name] for name in more} == more and found["license_link"] == "LICENSE"
+    assert b"![Drawn at random; below, row by row, smile +5](gallery.jpg)" in files["README.md"]
+    assert load_image(files["gallery.jpg"]).size == (4 * 32, 2 * 32)  # and what has a range
+    assert files["README.md"].count(b"@") == 2 and b"roich2022pivotal" in files["README.md"]
+    push_to_hub(folder, "org/licensed", license="mit")
+    assert b"license: mit" in fake_hub.repositories["org/licensed"]["README.md"]
+    assert not (folder / "README.md").exists()
     (folder / "README.md").write_text('mine: from_pretrained("other/one")')
     push_to_hub(folder, "org/mine")
     assert b"mine" not in files["README.md"].split(b"\n")[0]  # the one that is there stays
@@ -140,3 +150,11 @@ def test_nothing_is_sent_of_a_damaged_model(
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         push_to_hub(folder / "absent", "org/mine")
     assert not fake_hub.log
+
+
+def test_a_pull_request(folder: Path, fake_hub: FakeHub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        cli.main(["push", str(folder), "org/theirs", "--create-pr", "--dataset", "org/data", "--overwrite-card"]) == 0
+    )
+    assert capsys.readouterr().out == f"{fake_hub.url}/org/theirs/discussions/1\n"
+    assert b"- org/data" in fake_hub.pulls["org/theirs"]["README.md"] and not fake_hub.repositories["org/theirs"]

@@ -216,7 +216,7 @@ REFUSALS: list[tuple[Act, type[Exception], str]] = [
     (lambda m: m.pair(sources=m.sources(extra="00.bmp")), ValueError, "two sources of one name: 00.bmp and 00.png"),
     (lambda m: m.pair(sources=m.sources(missing="04.png")), ValueError, "1 of 10 targets have no source .*: 04.png"),
     # the run and its folder
-    (lambda m: train(m.config(trackers=("mlflow",))), ValueError, "may hold tensorboard, wandb, got 'mlflow'"),
+    (lambda m: train(m.config(trackers=("mlflow",))), ValueError, "may hold tensorboard, wandb, trackio, got 'mlflow'"),
     (lambda m: train(m.config(trackers=("wandb",))), MissingDependencyError, "`trackers` holds 'wandb': pip install w"),
     (lambda m: train(m.config(mixed_precision="fp16")), ValueError, "`mixed_precision` is fp16, which needs a GPU"),
     (lambda m: train(m.config(compile=True)), ValueError, r"`compile` needs a C\+\+ compiler on a CPU.*add --no-comp"),

@@ -32,6 +32,15 @@ def same(a: Image.Image, b: Image.Image) -> bool:
     return a.size == b.size and ImageChops.difference(a, b).getbbox() is None
 
 
+def receipt(model: str = "", **call: int) -> str:
+    """A stranger's receipt, as an address."""
+    name, sha = {"name_or_path": model, "revision": "1" * 40, "subfolder": None} if model else None, "0" * 64
+    facts = {"model": name, "generator": sha, "photo": sha, "pixels": sha, "method": "pti", "call": call, "edits": {}}
+    facts |= {"picture": "photo", "detail": "move", "quad": None, "settings": {}, "version": "1", "torch": "1"}
+    data = json.dumps({**facts, "device": "cpu", "dtype": "float32", "threads": 1}).encode()
+    return f"data:application/json;base64,{base64.b64encode(data).decode()}"
+
+
 def test_every_endpoint(connect: Connect, file: Any, photo: Image.Image, app: Served, tmp_path: Path) -> None:
     client = connect()
     called = {name: 0 for name in client.view_api(return_format="dict")["named_endpoints"]}
@@ -64,6 +73,11 @@ def test_every_endpoint(connect: Connect, file: Any, photo: Image.Image, app: Se
     gif = Path(ask("/download", kind="gif", strengths={"smile": 2.0}))
     with Image.open(gif) as image:
         assert image.n_frames > 24 and read_mark(gif) == EDITED  # there and back
+
+    for kept in (files["jpeg"], Path(whole), Path(edited)):
+        redrawn, compared = ask("/redraw", picture=gradio_client.handle_file(kept), photo=file)
+        assert compared == {"same": True, "words": "It is the same picture, pixel for pixel."}
+    assert same(picture(redrawn), picture(edited))
 
     nobody = ask("/random_face", seed=7)
     assert read_mark(Path(nobody)) == GENERATED and picture(nobody).size == (32, 32)
@@ -144,7 +158,7 @@ def test_calls_without_a_session_wait_as_one_client(app: Served, path: Path) -> 
     assert [answer.partition("\n")[0] for answer in answers] == ["event: complete"] * 2 + ["event: error"]
     assert "A photo of yours waits to be sharpened already" in answers[2]
     lanes = {each.concurrency_id for each in app.demo.fns.values() if each.concurrency_limit == 12}
-    assert lanes == {"tune", "compare", "load", "stop", "api-slow"}  # none waits behind those of another kind
+    assert lanes == {"tune", "compare", "load", "stop", "redraw", "api-slow"}  # none waits behind those of another kind
 
 
 @pytest.mark.parametrize("data", [b"PK", *damaged_zips()])
@@ -172,6 +186,8 @@ def test_tuning_by_a_program(connect: Connect, file: Any, app: Served) -> None:
     about = {"photo": file, "method": "pti", "pivot": "w", "num_w_steps": 2, "num_tuning_steps": 3}
     _, report = client.predict(**about, api_name="/invert")
     assert (report["w_steps"], report["tuning_steps"], report["pivot"]) == (2, 3, "w")
+    saved = gradio_client.handle_file(client.predict(kind="png", strengths={"sefa_1": 1.0}, api_name="/download"))
+    assert client.predict(picture=saved, photo=file, api_name="/redraw")[1]["same"]
     endless = {**about, "num_tuning_steps": 1000, "pivot": "e4e"}
     job = client.submit(**endless, api_name="/invert")
     until(lambda: client.predict(api_name="/stop"))
@@ -209,6 +225,10 @@ def test_tuning_by_a_program(connect: Connect, file: Any, app: Served) -> None:
         ("/random_face", {"seed": -1}, "`seed`: Input should be greater than or equal to 0"),
         ("/translate", {"picture": None}, "Choose a photo first"),
         ("/translate", {"picture": None, "num_outputs": 99}, "`num_outputs`: Input should be less than or equal to 16"),
+        ("/redraw", {"picture": "x", "photo": None}, "was not uploaded here"),
+        ("/redraw", {"picture": receipt(num_w_steps=9999), "photo": None}, "asks for 'pti' with .*9999.* does not do"),
+        ("/redraw", {"picture": receipt("stranger/model"), "photo": None}, "'stranger/model' cannot be chosen here"),
+        ("/redraw", {"picture": receipt(), "photo": None}, "Choose a photo first"),
         ("/mix", {"other": "x"}, "There is no inverted face|was not uploaded here"),
     ],
 )
@@ -280,7 +300,7 @@ def test_programs_are_never_mixed(connect: Connect, app: Served, tmp_path: Path)
 def test_what_each_argument_takes_is_said_in_json_schema(app: Served) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     endpoints = httpx.get(f"{app.url}/gradio_api/info").json()["named_endpoints"]
-    assert len(endpoints) == 12
+    assert len(endpoints) == 13
     for endpoint in endpoints.values():
         for parameter in endpoint["parameters"]:
             jsonschema.Draft202012Validator.check_schema(parameter["type"])

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:This MCP server includes a tool"),
 ]
-NAMES = "delete download edit faces interpolate invert invert_and_edit mix models random_face stop translate"
+NAMES = "delete download edit faces interpolate invert invert_and_edit mix models random_face redraw stop translate"
 
 
 def ask(app: Served, *calls: tuple[str, dict[str, Any]]) -> tuple[list[Any], list[Any]]:
@@ -49,6 +49,8 @@ def test_every_tool(app: Served, path: Path, photo: Image.Image, connect: Any) -
     archive = Path(client.predict(kind="inversion", api_name="/download"))
     sent = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
     inversion = f"data:application/zip;base64,{base64.b64encode(archive.read_bytes()).decode()}"
+    saved = Path(client.predict(kind="png", strengths={"smile": 2.0}, api_name="/download"))
+    picture = f"data:image/png;base64,{base64.b64encode(saved.read_bytes()).decode()}"
     smile = {"smile": 2.0}
     calls: list[tuple[str, dict[str, Any], int]] = [
         ("models", {}, 0),
@@ -62,6 +64,7 @@ def test_every_tool(app: Served, path: Path, photo: Image.Image, connect: Any) -
         ("interpolate", {"other": inversion, "inversion": inversion, "frames": 3}, 1),
         ("download", {"kind": "png", "inversion": inversion}, 1),
         ("translate", {"picture": sent, "num_outputs": 3}, 4),
+        ("redraw", {"picture": picture, "photo": sent}, 1),
         ("stop", {}, 0),
         ("delete", {}, 0),
     ]

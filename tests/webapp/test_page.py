@@ -22,7 +22,7 @@ from stylegan_inversion.webapp.app import launch_options, private_folder  # noqa
 from stylegan_inversion.webapp.editor import Editor, handler  # noqa: E402
 from stylegan_inversion.webapp.models import Model, Models, load_model, make_model, words_of  # noqa: E402
 from stylegan_inversion.webapp.photos import EXAMPLES, Photo  # noqa: E402
-from stylegan_inversion.webapp.play import CompareTab, DrawTab, PlayTab  # noqa: E402
+from stylegan_inversion.webapp.play import CompareTab, DrawTab, PlayTab, RedrawTab  # noqa: E402
 from stylegan_inversion.webapp.studio import Studio, Visit  # noqa: E402
 from tests.pipelines.test_domains import no_detector, official_e4e, scene  # noqa: E402
 from tests.pipelines.test_tasks_of_psp import make_picture, official_psp  # noqa: E402
@@ -72,6 +72,21 @@ def test_a_page_opens_filled_and_a_reload_brings_the_result_back(editor: Editor,
     assert "Your last result is back." in again[editor.status] and again[editor.visit].out is visit.out
     del visit, page, news, again  # as when its time to live is over
     assert "has expired" in editor._open("x" * 43)[editor.status]
+
+
+def test_a_saved_picture_is_drawn_again(editor: Editor, upload: dict[str, Any]) -> None:
+    tab, visit = RedrawTab(editor), Visit()
+    show(editor, "_take", visit, upload)
+    show(editor, "_tune", visit, "fast")
+    editor._chip(visit, 0)
+    saved = editor._save(visit, "jpeg")[1]
+    *reports, last = handler(tab, tab._redraw)(visit, {"path": saved}, upload)
+    assert "It is the same picture, pixel for pixel." in last[tab.status] and reports
+    assert size(last[tab.result]) == size(saved)
+    (wrong,) = handler(tab, tab._redraw)(visit, {"path": upload["path"]}, upload)
+    assert "The picture has no receipt" in wrong[tab.status] and wrong[tab.result] is None
+    (wrong,) = handler(tab, tab._redraw)(visit, None, upload)
+    assert "Drop both: a picture that was saved here" in wrong[tab.status]
 
 
 def test_a_photo_is_inverted_at_once_then_tuned(editor: Editor, upload: dict[str, Any], photo: Image.Image) -> None:
