@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from stylegan_inversion import storage
 from stylegan_inversion.batch import Record, invert_photos
 from stylegan_inversion.editing.directions import MAX_STRENGTH
+from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.pti import PTIPipeline
 from stylegan_inversion.pipelines.receipts import save_picture
 from stylegan_inversion.preprocessing.align import Crop
@@ -31,7 +32,9 @@ def run_demo(
     model: str = "faces64",
     device: str = "auto",
 ) -> list[Record]:
-    """Invert photos by PTI, move each along every direction as far as a photo bears it, paste back, draw a sheet.
+    """Invert photos, move each along every direction as far as a photo bears it, paste back, draw a sheet.
+
+    It takes the first method of `METHODS` that answers at once, or PTI if the model has no encoder.
 
     The sheet shows the photos around the face, and below each row what the generator drew.
 
@@ -45,10 +48,11 @@ def run_demo(
         A record for each photo.
     """
     output = Path(output)
-    pipeline = PTIPipeline.from_pretrained(model, device=device)
+    tuner = PTIPipeline.from_pretrained(model, device=device)
+    quick = next((name for name, method in METHODS.items() if method.encoder in tuner.pivots), None)
+    pipeline = tuner.encoder_pipeline(quick) if quick else tuner
     records, rows = [], []
-    options = {"progress": True, "preset": "fast"}  # more tuning bends turned heads
-    for record, out in invert_photos(pipeline, photos or sample_photos(), output, options=options):
+    for record, out in invert_photos(pipeline, photos or sample_photos(), output, options={"progress": True}):
         records.append(record)
         if out is None or record.folder is None:
             continue
