@@ -15,7 +15,7 @@ app: $(VENV)/.app
 
 space:
 	rm -rf build/space
-	$(PYTHON) spaces/assemble.py build/space
+	$(PYTHON) spaces/assemble.py build/space $(if $(SPACE),--name $(SPACE))
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
