@@ -15,7 +15,7 @@ app: $(VENV)/.app
 
 space:
 	rm -rf build/space
-	$(PYTHON) spaces/assemble.py build/space
+	$(PYTHON) spaces/assemble.py build/space $(if $(SPACE),--name $(SPACE))
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
@@ -31,7 +31,7 @@ types: $(VENV)/.dev
 	$(BIN)/mypy
 
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict
+	$(BIN)/properdocs build --strict -f mkdocs.yml
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed, such as: make demo PYTHON=python3.12")'

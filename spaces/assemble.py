@@ -35,11 +35,12 @@ def requirements() -> str:
     return NOTE + "".join(f"{line}\n" for line in kept)
 
 
-def assemble(target: Path) -> None:
+def assemble(target: Path, name: str | None = None) -> None:
     """Build the folder.
 
     Args:
         target: Where; made if needed.
+        name: "NAME/SPACE", for the address of the picture that links to the Space show; `None` leaves that out.
 
     Raises:
         ValueError: If it is not empty, or lies inside the package.
@@ -50,8 +51,13 @@ def assemble(target: Path) -> None:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is not an empty folder: delete it, or take another one.")
     target.mkdir(parents=True, exist_ok=True)
-    for name in COPIES:
-        shutil.copyfile(ROOT / name, target / Path(name).name)
+    for file in COPIES:
+        shutil.copyfile(ROOT / file, target / Path(file).name)
+    shutil.copyfile(ROOT / "docs/page.jpg", target / "thumbnail.jpg")
+    if name is not None:
+        card = target / "README.md"
+        address = f"thumbnail: https://huggingface.co/spaces/{name}/resolve/main/thumbnail.jpg\n"
+        card.write_text(card.read_text("utf-8").replace("---\n", f"---\n{address}", 1), encoding="utf-8")
     shutil.copytree(ROOT / PACKAGE, target / PACKAGE, ignore=shutil.ignore_patterns("__pycache__", "*.py[co]", ".*"))
     (target / "requirements.txt").write_text(requirements(), encoding="utf-8")
 
@@ -72,9 +78,11 @@ def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description="Build the folder that is pushed as a Hugging Face Space.")
     parser.add_argument("target", type=Path, help="an empty or new folder, such as build/space")
-    target = parser.parse_args().target
+    parser.add_argument("--name", metavar="NAME/SPACE", help="for the picture that links to the Space show")
+    given = parser.parse_args()
+    target = given.target
     try:
-        assemble(target)
+        assemble(target, given.name)
     except ValueError as e:
         parser.error(str(e))
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())

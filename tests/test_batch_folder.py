@@ -24,6 +24,7 @@ from PIL import Image
 from stylegan_inversion import E4EPipeline, InversionOutput, PTIPipeline, cli
 from stylegan_inversion.batch import FolderResult, edit_folder, invert_folder
 from stylegan_inversion.errors import CheckpointError, FaceNotFoundError
+from stylegan_inversion.pipelines import receipts
 from stylegan_inversion.pipelines.rows import read_rows
 from stylegan_inversion.preprocessing.image import load_image
 from stylegan_inversion.preprocessing.landmarks import Face
@@ -174,7 +175,7 @@ def test_a_picture_that_cannot_be_made_is_an_error_and_a_full_disk_ends_the_run(
     def fail(*args: Any, **options: Any) -> None:
         raise ValueError("does not fit")
 
-    monkeypatch.setattr(type(e4e), "paste_back", fail)
+    monkeypatch.setattr(receipts, "paste_back", fail)
     done = invert_folder(e4e, photos, tmp_path / "out", workers=0, save=["photo"])
     assert (done.faces, done.errors) == (0, 18)
     (tmp_path / "full").mkdir()

@@ -45,7 +45,7 @@ def project() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     target = tmp_path_factory.mktemp("space") / "new"
-    script.assemble(target)
+    script.assemble(target, "me/space")
     yield target
     shutil.rmtree(target)
 
@@ -64,6 +64,8 @@ def test_the_header_is_complete(header: dict[str, Any], space: Path, project: di
     assert header["title"] and len(header["emoji"]) == 1 and not header["emoji"].isascii()
     assert {header["colorFrom"], header["colorTo"]} <= COLOURS
     assert len(header["short_description"]) <= 60
+    assert header["thumbnail"] == "https://huggingface.co/spaces/me/space/resolve/main/thumbnail.jpg"
+    assert {header["license_link"], "thumbnail.jpg"} <= {path.name for path in space.iterdir()}
     assert (space / header["app_file"]).is_file()
     (gradio,) = [Requirement(line) for line in project["optional-dependencies"]["app"] if line.startswith("gradio")]
     assert gradio.specifier.contains(header["sdk_version"])
@@ -86,7 +88,15 @@ def test_the_requirements_cover_the_project(space: Path, project: dict[str, Any]
 
 def test_the_folder_holds_the_app_and_nothing_else(space: Path) -> None:
     names = {path.name for path in space.iterdir()}
-    assert names == {"README.md", ".gitattributes", "requirements.txt", "app.py", "LICENSE", "stylegan_inversion"}
+    assert names == {
+        "README.md",
+        ".gitattributes",
+        "requirements.txt",
+        "app.py",
+        "LICENSE",
+        "thumbnail.jpg",
+        "stylegan_inversion",
+    }
     inside = {path.relative_to(space).as_posix() for path in space.rglob("*") if path.is_file()}
     package = ROOT / "stylegan_inversion"
     code = {f"stylegan_inversion/{path.relative_to(package).as_posix()}" for path in package.rglob("*.py")}
