@@ -122,7 +122,7 @@ def test_a_photo_that_shows_no_face(
     assert ("2 styles more than the generator takes" in capsys.readouterr().out) == cars
     assert storage.read_config(Path("converted"))["domain"] == dataclasses.asdict(pipe.domain)
     assert cli.main(["invert", "wide.png", *arguments, "saved", "--edit", "ganspace_1=2", "sefa_1=1"]) == 0
-    assert difference(load_image("outputs/wide/photo.png"), pipe.paste_back(edited)[1]) < 0.1
+    assert difference(load_image("outputs/wide/photo.png"), pipe.paste_back(edited)[1]) < 0.3
     assert (
         cli.main(
             ["invert", "photos", *arguments, "converted", "--output", "table", "--save", "photo,crop", "--workers", "0"]
