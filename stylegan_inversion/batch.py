@@ -29,7 +29,7 @@ from stylegan_inversion.inversion.generator_delta import DELTAS, generator_sha25
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.encoder import BATCH_SIZE
 from stylegan_inversion.pipelines.methods import METHODS
-from stylegan_inversion.pipelines.output import BaseName, InversionOutput
+from stylegan_inversion.pipelines.output import RUN, BaseName, InversionOutput
 from stylegan_inversion.pipelines.play import with_mappers
 from stylegan_inversion.pipelines.receipts import save_picture
 from stylegan_inversion.pipelines.rows import (
@@ -51,8 +51,8 @@ from stylegan_inversion.runners import run_here, run_on_ray
 logger = logging.getLogger(__name__)
 
 REPORT = "report.json"
-RUN = "run.json"  # the settings of a folder's run
 TOGETHER = "together"  # the inversion of photos that share a generator
+_NO_SETTING = ("_library_version", "dataset")  # of a pipeline's config
 _NOT_OF_A_RUN = ("image", "align", "face", "together", "callback", "progress")  # or settings of their own
 
 
@@ -294,7 +294,7 @@ def _settings(pipeline: InversionPipeline, align: Align, options: Mapping[str, A
         "model": pipeline.base_name and asdict(pipeline.base_name),
         "generator": generator_sha256(pipeline.generator),
         "weights": hashlib.sha256("".join(map(generator_sha256, pipeline.networks)).encode()).hexdigest(),
-        "pipeline": {name: value for name, value in pipeline.config.items() if name != "_library_version"},
+        "pipeline": {name: value for name, value in pipeline.config.items() if name not in _NO_SETTING},
         "align": align.align,
         "face": align.face,
         "detector": type(pipeline.detector).__name__ if align.align else None,  # raises if it cannot be had

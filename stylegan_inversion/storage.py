@@ -61,9 +61,9 @@ def weights_name(variant: str | None = None) -> str:
 # --- reading files
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read `config.json` of a folder. Raises `CheckpointError` if it is not a JSON object of at most 1 MB."""
-    path = folder / CONFIG_NAME
+def read_config(folder: Path, *, name: str = CONFIG_NAME) -> dict[str, Any]:
+    """Read a folder's `config.json`, or another file. Raises `CheckpointError` if it is no JSON object of 1 MB."""
+    path = folder / name
     try:
         _check_regular(path)
         if path.stat().st_size > _MAX_CONFIG_BYTES:

@@ -46,6 +46,8 @@ def write_model(file: SingleFile, folder: Path, *, name: str = "direction", doma
     if "generator" not in file.parts:
         raise CheckpointError(f"A file of kind {file.kind} has no form in a folder: its parts are read where they are.")
     config: dict[str, Any] = {"domain": asdict(domain or file.domain)}
+    if file.dataset is not None:
+        config["dataset"] = file.dataset
     with storage.write_together(folder) as stage:
         for part, network in file.parts.items():
             module = network.build()

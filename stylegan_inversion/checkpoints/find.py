@@ -358,7 +358,7 @@ def with_directions(
     directions = style_directions(domain, part.config) | fetch_directions(name, domain, access)
     sizes = (part.config.w_dim,), (part.config.num_ws, part.config.w_dim)
     fitting = {k: each for k, each in directions.items() if each.space == "s" or tuple(each.vector.shape) in sizes}
-    return replace(file, directions=fitting)
+    return replace(file, directions=fitting, dataset=domain)
 
 
 def edits_of(domain: str | None) -> list[CatalogueEntry]:

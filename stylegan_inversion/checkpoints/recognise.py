@@ -94,6 +94,7 @@ class SingleFile:
     components: PrincipalComponents | None = None  # GANSpace's
     options: dict[str, Any] = field(default_factory=dict)  # the file's `opts`, as plain values
     domain: Domain = FACES  # what the model takes, by the data set that `opts` name
+    dataset: str | None = None  # what its generator draws, as the catalogue names it: "ffhq-1024"; see `find.py`
     task: str = "inversion"  # what becomes of photos, one of `PHOTO_TASKS`, by the same name
     notes: tuple[str, ...] = ()  # what the file lacks and how that was made up for, one sentence each
 

@@ -22,13 +22,14 @@ def directions(model: str) -> int:
 
 def add_find_directions(parser: argparse.ArgumentParser) -> None:
     from stylegan_inversion.editing.text_directions import BETA, CLIP
-    from stylegan_inversion.evaluation.attributes import FACE_SCORES
+    from stylegan_inversion.evaluation.attributes import FACE_SCORES, LANDMARK_SCORES
 
     add = parser.add_argument
     add("model", metavar="MODEL", help="built-in model, folder, name that `models` lists, or organisation/repository")
     copied = "folder of a copy of the model, which gets the directions [MODEL itself, if it is a folder]"
     add("--output", metavar="DIR", help=copied)
-    faces = f"scores of the built-in face networks to find directions of: {', '.join(FACE_SCORES)} [all of them]"
+    faces = f"scores of the built-in face networks to find directions of: {', '.join(FACE_SCORES)} [these], "
+    faces += ", ".join(LANDMARK_SCORES)
     kept = "with --positive they are only kept still; none if the model draws no faces"
     add("--scores", nargs="*", metavar="SCORE", help=f"{faces}; {kept}")
     add("--positive", metavar="DIR", help="pictures that show what a new direction is to bring, such as glasses")
@@ -79,7 +80,7 @@ def find_directions(
     from stylegan_inversion.checkpoints.find import find_folder
     from stylegan_inversion.editing.find_directions import find_directions
     from stylegan_inversion.editing.text_directions import CLIP, Relevance, load_clip, measure_relevance, name_of
-    from stylegan_inversion.evaluation.attributes import FACE_SCORES, Probe, face_score, write_report
+    from stylegan_inversion.evaluation.attributes import FACE_SCORES, LANDMARK_SCORES, Probe, face_score, write_report
     from stylegan_inversion.losses.lpips import load_perceptual
     from stylegan_inversion.preprocessing.image import list_images
 
@@ -110,7 +111,7 @@ def find_directions(
         probe = Probe(load_perceptual(device=pipeline.device), pipeline.generator.config.resolution)
         print(f"{name}: {probe.fit(*crops):.1%} of the pictures held out are told apart (50 % is chance).", flush=True)
         parts.append(lambda x: {name: probe(domain.without_bars(x))})
-    descriptions, steps = dict(FACE_SCORES), None
+    descriptions, steps = FACE_SCORES | LANDMARK_SCORES, None
     if text is not None and name is not None:
         place = find_folder(model) / "relevance"
         known = Relevance.load(place, pipeline.generator) if place.is_dir() else None

@@ -28,6 +28,11 @@ FACE_SCORES = {
     "gender": "Positive: looks more male, negative: more female, to the face network.",
     "yaw": "Positive: the nose turns to the right side of the image.",
 }
+LANDMARK_SCORES = {  # for who asks for them
+    "pitch": "Positive: the head looks up.",
+    "mouth_open": "Positive: the mouth opens.",
+    "eyes_open": "Positive: the eyes open.",
+}
 FEWEST = 10  # labelled pictures of each kind
 _SIDE = 224  # at which the perceptual network sees pictures, as in its training
 _GRID = 4  # cells a side: where something is tells much of an aligned picture (1 cell: 73 % held out, 4: 88 %, 6: 88 %)
@@ -39,7 +44,7 @@ def face_score(names: Sequence[str], *, crop_scale: float, device: torch.device 
     """Score faces with the built-in networks.
 
     Args:
-        names: Some of `FACE_SCORES`.
+        names: Some of `FACE_SCORES` and `LANDMARK_SCORES`.
         crop_scale: Side of the generator's crops relative to FFHQ's: the networks look at the middle of them.
         device: Where to put the networks.
 
@@ -47,8 +52,8 @@ def face_score(names: Sequence[str], *, crop_scale: float, device: torch.device 
         ValueError: If there is no such score.
     """
     for name in names:
-        if name not in FACE_SCORES:
-            raise ValueError(f"The face networks score {', '.join(FACE_SCORES)}, not {name!r}: give labelled pictures.")
+        if name not in (known := FACE_SCORES | LANDMARK_SCORES):
+            raise ValueError(f"The face networks score {', '.join(known)}, not {name!r}: give labelled pictures.")
     scorer = load_face_scorer(device=device)
 
     def score(x: Tensor) -> Mapping[str, Tensor]:

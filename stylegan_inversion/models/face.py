@@ -242,17 +242,20 @@ class FaceScorer(nn.Module):
         Returns:
             "smile": log-odds of happy against the other expressions. "age": years. "gender": log-odds of male against
             female. "yaw": how far the tip of the nose lies from the midpoint of the eyes along the line of the eyes, in
-            units of their distance. 0 is frontal, positive when the nose points to the right side of the image.
+            units of their distance. 0 is frontal, positive when the nose points to the right side of the image. And
+            those of `landmark_distances`.
         """
         log_p = self.expression(x).log_softmax(dim=1)
         happy = EXPRESSIONS.index("happy")
         others = [i for i in range(len(EXPRESSIONS)) if i != happy]
         age, gender = self.recognition.age_and_gender(x)
+        points = self.landmarks(x)
         return {
             "smile": log_p[:, happy] - log_p[:, others].logsumexp(dim=1),
             "age": age,
             "gender": gender,
-            "yaw": landmark_yaw(self.landmarks(x)),
+            "yaw": landmark_yaw(points),
+            **landmark_distances(points),
         }
 
 
@@ -262,3 +265,26 @@ def landmark_yaw(landmarks: Float[Tensor, "batch 68 2"]) -> Float[Tensor, " batc
     between = right - left
     nose = landmarks[:, 30] - (left + right) / 2
     return (nose * between).sum(dim=1) / between.square().sum(dim=1).clamp_min(1e-12)
+
+
+def landmark_distances(landmarks: Float[Tensor, "batch 68 2"]) -> dict[str, Float[Tensor, " batch"]]:
+    """Measure faces by distances of their points, in units of the distance of the eyes; see `FaceScorer`.
+
+    Returns:
+        "pitch": how far the tip of the nose lies above the middle between the eyes and the mouth: more when the head
+        looks up. "mouth_open": the gap between the inner lips. "eyes_open": the gap between the lids.
+    """
+    left, right = landmarks[:, 36:42].mean(dim=1), landmarks[:, 42:48].mean(dim=1)
+    between = right - left
+    unit = between.square().sum(dim=1).clamp_min(1e-12)
+    down = torch.stack([-between[:, 1], between[:, 0]], dim=1)
+    middle = ((left + right) / 2 + landmarks[:, 48:68].mean(dim=1)) / 2
+
+    def gap(upper: list[int], lower: list[int]) -> Tensor:
+        return ((landmarks[:, lower] - landmarks[:, upper]).mean(dim=1) * down).sum(dim=1) / unit
+
+    return {
+        "pitch": ((middle - landmarks[:, 30]) * down).sum(dim=1) / unit,
+        "mouth_open": gap([61, 62, 63], [67, 66, 65]),
+        "eyes_open": gap([37, 38, 43, 44], [41, 40, 47, 46]),
+    }

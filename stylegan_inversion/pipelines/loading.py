@@ -91,7 +91,7 @@ def read_model(name_or_path: str | os.PathLike[str], access: hub.Access, *, vari
     }
     generator = load(Generator, GeneratorConfig, folder / "generator")
     name = BaseName.of(name_or_path, folder, subfolder=access.subfolder) if variant is None else None
-    directions = style_directions(entry.domain if entry else None, generator.config) | directions_in(folder)
+    directions = style_directions(config.get("dataset"), generator.config) | directions_in(folder)
     return LoadedModel(path, generator, encoders, directions, config, Domain.of_config(config, path), name)
 
 
@@ -118,7 +118,7 @@ def read_file(
     file = with_directions(file, path, access, source=source)
     for note in file.notes:
         logger.warning("%s: %s", path.name, note)
-    encoders, config = {}, dict[str, Any]()
+    encoders, config = {}, dict[str, Any](dataset=file.dataset) if file.dataset else {}
     if "encoder" in file.parts:
         encoders = {name: file.parts[row.folder].build for name, row in ENCODERS.items() if row.folder in file.parts}
         encoders[file.kind] = file.parts["encoder"].build

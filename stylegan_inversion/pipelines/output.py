@@ -29,10 +29,11 @@ from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.sfe_encoder import FeatureEditor, FeatureEditorConfig, StyleFeatureEncoder
 from stylegan_inversion.pipelines.base_name import Base, BaseName
 from stylegan_inversion.preprocessing.align import Crop, crop_quad
-from stylegan_inversion.preprocessing.domain import FACES, Domain, middle_rows
+from stylegan_inversion.preprocessing.domain import Domain, middle_rows
 from stylegan_inversion.preprocessing.image import load_image, open_image, to_pil
 
 FORMAT = 2
+RUN = "run.json"  # the settings of a folder's run
 _KINDS = ("image", "reconstruction", "crop", "photo")
 _FARTHEST = 1_000_000  # pixels from the photo's corner to a corner of a crop
 _SLACK, _MAX_GROWTH = 300_000_000, 50  # a loaded output may take so many bytes, and so many times those of its file
@@ -262,17 +263,18 @@ class InversionOutput:
         folder: str | Path = ".",
         photo: Any = None,
         networks: Iterable[nn.Module] = (),
-        domain: Domain = FACES,
+        domain: Domain | None = None,
     ) -> "InversionOutput":
         """Make an output of a row that `batch.invert_folder` wrote, whoever read it: pyarrow, pandas or `datasets`.
 
         Args:
             row: The row, by column.
             base: The generator of the model that the row names: `pipe.generator`.
-            folder: The output folder of the run, which holds the generators; only rows with a `delta` need it.
+            folder: The output folder of the run, which says what the model takes and holds the generators: rows with a
+                `delta` need it, and models that do not take faces.
             photo: The photo, as `load_image` takes it. `None` takes the drawn face as the photo.
             networks: As in `load`.
-            domain: What the model takes: `pipe.domain`.
+            domain: What the model takes, such as `pipe.domain`. `None` takes what the folder's run says, or else faces.
 
         Raises:
             ValueError: If the row holds no face, or codes of another model.
@@ -284,6 +286,10 @@ class InversionOutput:
         w_plus = torch.from_numpy(np.array([[np.asarray(w, np.float32) for w in row["w_plus"]]]))
         if w_plus.shape[1:] != (sizes := (base.num_ws, base.config.w_dim)):
             raise ValueError(f"`w_plus` is {tuple(w_plus.shape[1:])}, but `base` takes {sizes}.")
+        if domain is None:
+            run = Path(folder) / RUN
+            told = storage.read_config(run.parent, name=RUN).get("pipeline", {}) if run.is_file() else {}
+            domain = Domain.of_config(told, run)
         generator = base
         if row["delta"] is not None:
             generator = read_generator(delta_file(Path(folder), row["id"]), row["delta"], base, networks)

@@ -56,6 +56,7 @@ class GANLearner:
         options, device = config.adversarial, accelerator.device
         self.init = None if config.init is None else find_folder(config.init)
         self.settings = {} if self.init is None else storage.read_config(self.init)
+        self.settings.pop("dataset", None)  # it learns to draw another
         faces = False if config.whole_photos else None
         given = {"has_faces": faces, "crop_scale": config.crop_scale, "height": config.height}
         self.domain = Domain.of_config(self.settings, self.init or Path()).changed(given)

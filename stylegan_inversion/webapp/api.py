@@ -59,6 +59,9 @@ class Inverting(BaseModel):
     pivot: str | None = _choice("Where the tuning begins; nothing: the preset's.", None, *PIVOTS, None)
     num_w_steps: int | None = Field(None, ge=1, le=MAX_STEPS, description="Steps of the pivot's projection; " + OWN)
     num_tuning_steps: int | None = Field(None, ge=0, le=MAX_STEPS, description="Steps of the tuning at most; " + OWN)
+    others: list[Annotated[Any, _file("A photo, as the first one.")]] = Field(
+        [], max_length=7, description="pti: more photos of the person, for all of which the model is tuned together."
+    )
 
 
 class Kept(BaseModel):
@@ -252,9 +255,15 @@ class Api:
         own.face = how.face
         crop = self.studio.crop(own, align=how.align)
         if how.method in METHODS and METHODS[how.method].optimizes:
-            for report in self.studio.tune(own, crop, **how.model_dump(include=TUNING)):
+            others = []
+            for photo in how.others:
+                self.studio.take(more := self._own(visit, how.model), photo, align=how.align)
+                others.append(self.studio.crop(more, align=how.align))
+            for report in self.studio.tune(own, crop, *others, **how.model_dump(include=TUNING)):
                 visit.stops |= own.stops  # for /stop
                 yield report
+        elif how.others:
+            raise ValueError(f"`others` are for pti, which tunes the model for all of them, and not for {how.method}.")
         else:
             own.out = self.studio.invert(own, crop, how.method)
         if own.out is None:

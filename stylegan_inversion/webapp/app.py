@@ -26,7 +26,7 @@ from stylegan_inversion import storage
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.webapp.api import Api, name_endpoints
 from stylegan_inversion.webapp.editor import TIME_TO_LIVE, Editor, visit_state
-from stylegan_inversion.webapp.models import Models, best_cached, load_model
+from stylegan_inversion.webapp.models import Model, Models, best_cached, load_model
 from stylegan_inversion.webapp.photos import (
     EXAMPLES,
     LOOPBACK,
@@ -50,7 +50,8 @@ PAPERS = " · ".join(
 NAME = "Edit a face, keep the photo", "Edit a part, keep the photo"  # of a model of faces, and of others
 TITLE = f"""# {{}}
 Drop a photo: {{}} redrawn by StyleGAN2, edited with the sliders and put back where it was.
-Papers: {PAPERS} · [Model card](model-card)"""
+Papers: {PAPERS}{{}}"""
+CARD = " · [Model card](model-card)"  # of the built-in model
 FOOTNOTE = """Use photos of people who agreed to it, and say that a result is AI-edited when you share it: every picture
 says so in its metadata. Photos and results stay in memory or in a private folder of this app, and are deleted half an
 hour after their last use (an hour after the page is closed), or at once with the button below. Programs and language
@@ -107,14 +108,19 @@ class Page(gr.Blocks):
 def build_app(studio: Studio) -> Any:
     """Build the page and its API: a `gr.Blocks`, to be started with `launch_options`."""
     gr.set_static_paths([samples()])  # not copied to where old files are deleted
-    has_faces = studio.models.first.has_faces
-    name = NAME[not has_faces]
-    with Page(title=name, analytics_enabled=False, delete_cache=(300, TIME_TO_LIVE)) as demo:
-        gr.Markdown(TITLE.format(name, "the face is found," if has_faces else "its middle is"), elem_id="title")
+    first, builtin = studio.models.first, storage.builtin_models()[0]
+
+    def words(model: Model) -> str:
+        found = "the face is found," if model.has_faces else "its middle is"
+        return TITLE.format(NAME[not model.has_faces], found, CARD if model.name == builtin else "")
+
+    with Page(title=NAME[not first.has_faces], analytics_enabled=False, delete_cache=(300, TIME_TO_LIVE)) as demo:
+        heading = gr.Markdown(words(first), elem_id="title")
         others = []
         with gr.Tabs(overflow_behavior="wrap") as tabs:
             with gr.Tab("Edit", id="edit"):
                 editor = Editor(studio)
+                editor.of_model[heading] = words
             for title, tab in TABS.items():
                 with gr.Tab(title, elem_id=title.split()[0].lower()):
                     others.append(tab(editor))
@@ -126,7 +132,7 @@ def build_app(studio: Studio) -> Any:
             each.connect()
         name_endpoints(Api(studio), visit_state())
     with demo.route("Model card", "/model-card", show_in_navbar=False):
-        card = storage.builtin_path(storage.builtin_models()[0]) / "README.md"
+        card = storage.builtin_path(builtin) / "README.md"
         gr.Markdown(card.read_text("utf-8").split("---\n", 2)[2])  # without what the Hub reads
     return demo.queue(max_size=64, default_concurrency_limit=4, api_open=False)
 

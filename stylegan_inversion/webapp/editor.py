@@ -161,7 +161,7 @@ class Editor:
             self.reset = gr.Button("Reset", **small)
         self.sliders = [slider() for _ in range(MAIN)]
         with gr.Row(elem_classes="chips saves"):
-            self.save = {kind: gr.Button(LABELS[kind], **small) for kind in LABELS}
+            self.save = {kind: gr.Button(self._label(self.studio.models.first, kind), **small) for kind in LABELS}
         gr.Markdown(SHARPER, elem_classes="quiet")
         with gr.Row(elem_classes="chips"):
             self.sharpen = {name: gr.Button(name.capitalize(), **small) for name in PRESETS}

@@ -55,8 +55,8 @@ DRAW = " Several pictures have their shape from it and their colours by chance."
 OUTPUTS = 8  # at most
 FACE_SCALE, FACE_SIDE = 0.74, 150  # of the crops for which the identity network's cosine of strangers is known
 DRAWN = 8  # random faces of a small model from which the page takes the most typical one
-GONE = "This result is of another photo, face or model, or has expired: compare again."
-ENDED = "Ended, since another photo, face or model was chosen."
+GONE = "This result is of another photo or model, or another part of the photo, or has expired: compare again."
+ENDED = "Ended, since another photo, another part of it, or another model was chosen."
 
 
 class CompareTab:

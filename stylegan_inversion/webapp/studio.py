@@ -42,7 +42,7 @@ from stylegan_inversion.webapp.zerogpu import BorrowedGPU, in_request
 logger = logging.getLogger(__name__)
 
 FAILED = "Something went wrong on the server. Try again, or another photo."
-NOTHING = "There is no inverted face here, or it has expired. Invert a photo first."
+NOTHING = "There is no inversion here, or it has expired. Invert a photo first."
 SHOWN, ANIMATED = 1280, 640  # pixels of the longer side, on the page and in an animation
 FRAMES = 24  # of an animation, one way
 PLACES = {"pose": "coarse", "features": "middle", "colours": "fine"}  # what one face gives another -> its layers
@@ -252,8 +252,12 @@ class Studio:
         own = {id(each): each for each in (out.generator, plain, getattr(plain, "base", None)) if each is not None}
         self._memory.hold(*(each for each in own.values() if each is not model.tuner.generator))
 
-    def tune(self, visit: Visit, crop: Crop, **options: Any) -> Generator[Report, None, InversionOutput | None]:
+    def tune(
+        self, visit: Visit, crop: Crop, *others: Crop, **options: Any
+    ) -> Generator[Report, None, InversionOutput | None]:
         """Invert by optimisation; what is worse than what is there already, as after a stop, does not replace it.
+
+        The model is tuned for the others, too.
 
         Nothing comes out if something newer began, or it was stopped before its turn came. Closing the iterator ends
         the run in a step.
@@ -265,8 +269,9 @@ class Studio:
         visit.stops.add(stop)
 
         def tuned(on_step: OnStep) -> InversionOutput:
-            tuning = partial(model.tuner, crop, callback=on_step, **options)
-            after, before = self._do(model, tuning, on_step, steps=sum(steps)), visit.out
+            crops = [crop, *others]
+            tuning = partial(model.tuner, crops, together=len(crops) > 1, callback=on_step, **options)
+            after, before = self._do(model, tuning, on_step, steps=sum(steps) * len(crops))[0], visit.out
             figures = after.reports[0]
             done = figures["w_steps"] + figures["tuning_steps"]
             self._pace[model.name] = figures["seconds"] / max(cost_of(done, steps), 1)

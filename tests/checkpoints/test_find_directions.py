@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -226,6 +227,13 @@ def test_the_published_channels_need_no_network(
     server.down = True
     from_file = E4EPipeline.from_single_file(e4e, cache_dir=cache)
     assert [*from_file.directions] == ["glasses"] and from_file.directions["glasses"].space == "s"
+    folder = from_file.save_pretrained(tmp_path / "plain")
+    shutil.rmtree(folder / "directions")  # as a version without them wrote it
+    assert [*E4EPipeline.from_pretrained(folder).directions] == ["glasses"]
+    assert E4EPipeline.from_pretrained(folder).config["dataset"] == "ffhq-64"
+    assert cli.main(["convert", str(e4e), str(tmp_path / "converted")]) == 0
+    shutil.rmtree(tmp_path / "converted" / "directions")
+    assert [*E4EPipeline.from_pretrained(tmp_path / "converted").directions] == ["glasses"]
     entry = CatalogueEntry("e4e-ffhq-64", "e4e", "", "", "", repository="o/r", file=e4e.name, domain="ffhq-64")
     publish(monkeypatch, make_files(), models=(entry,), resolution=64).down = True
     monkeypatch.setattr(find, "fetch", lambda one, access: e4e if one == entry else _refuse())

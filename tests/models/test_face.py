@@ -21,6 +21,7 @@ from stylegan_inversion.models.face import (
     FaceRecognitionConfig,
     FaceRecognitionNet,
     FaceScorer,
+    landmark_distances,
     landmark_yaw,
 )
 from stylegan_inversion.models.face_detector import FaceDetector, FaceDetectorConfig, non_max_suppression
@@ -115,13 +116,29 @@ def test_non_max_suppression_keeps_the_best_of_each_group() -> None:
 
 def test_scores_have_the_right_order(scorer: FaceScorer) -> None:
     scores = scorer(torch.cat([LAUGHING, SERIOUS]))
-    assert set(scores) == {"smile", "age", "gender", "yaw"}
+    assert set(scores) == {"smile", "age", "gender", "yaw", "pitch", "mouth_open", "eyes_open"}
     assert scores["smile"][0] > 2 and scores["smile"][1] < scores["smile"][0] - 2
     assert bool(((scores["age"] > 15) & (scores["age"] < 60)).all())
     assert bool((scores["gender"] < 0).all())  # both are women
+    assert scores["mouth_open"][0] > scores["mouth_open"][1] + 0.05 and bool((scores["eyes_open"] > 0.05).all())
     turned = face(4, (0.115, 0.075, 0.245, 0.245))  # looks to the right of the image
     yaw, mirrored = scorer(torch.cat([turned, turned.flip(3)]))["yaw"]
     assert yaw > 0.1 and mirrored.item() == pytest.approx(-yaw.item(), abs=0.06)
+
+
+def test_looking_up_an_open_mouth_and_open_eyes() -> None:
+    landmarks = torch.zeros(1, 68, 2)
+    landmarks[:, 36:42], landmarks[:, 42:48] = torch.tensor([0.3, 0.4]), torch.tensor([0.7, 0.4])
+    landmarks[:, 48:68], landmarks[:, 30] = torch.tensor([0.5, 0.8]), torch.tensor([0.5, 0.56])
+    landmarks[:, [40, 41, 46, 47], 1] += 0.02
+    landmarks[:, [37, 38, 43, 44], 1] -= 0.02
+    landmarks[:, [65, 66, 67], 1] += 0.1
+    landmarks[:, [61, 62, 63], 1] -= 0.1
+    found = landmark_distances(landmarks)
+    expected = {"pitch": 0.1, "mouth_open": 0.5, "eyes_open": 0.1}
+    torch.testing.assert_close(found, {name: torch.tensor([value]) for name, value in expected.items()})
+    turn = torch.tensor([[0.8, 0.6], [-0.6, 0.8]])  # rolling the head changes nothing
+    torch.testing.assert_close(landmark_distances(landmarks @ turn), found)
 
 
 def test_yaw_is_positive_when_the_nose_points_right() -> None:

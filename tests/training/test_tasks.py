@@ -11,11 +11,11 @@ from stylegan_inversion.training.tasks import TASKS, Task, make_task
 # name: l2, lpips, identity, w_norm, l2_crop, lpips_crop, source, paired: pSp's README and options
 TABLE = {
     "inversion": (1.0, 0.8, 0.1, 0.0, 0.0, 0.0, PhotoSource(), False),
-    "frontalization": (0.001, 0.08, 1.0, 0.005, 0.01, 0.8, PhotoSource(), False),
-    "super_resolution": (1.0, 0.8, 0.1, 0.005, 0.0, 0.0, PhotoSource(), False),
+    "frontalization": (0.001, 0.08, 1.0, 0.005, 0.01, 0.8, PhotoSource("frontalization"), False),
+    "super_resolution": (1.0, 0.8, 0.1, 0.005, 0.0, 0.0, PhotoSource("super_resolution"), False),
     "labels_to_face": (1.0, 0.8, 0.0, 0.005, 0.0, 0.0, LabelSource(19), True),
     "sketch_to_face": (1.0, 0.8, 0.0, 0.005, 0.0, 0.0, SketchSource(), True),
-    "toonify": (1.0, 0.8, 1.0, 0.025, 0.0, 0.0, PhotoSource(), False),
+    "toonify": (1.0, 0.8, 1.0, 0.025, 0.0, 0.0, PhotoSource("toonify"), False),
 }
 
 

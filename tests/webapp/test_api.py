@@ -81,7 +81,8 @@ def test_every_endpoint(connect: Connect, file: Any, photo: Image.Image, app: Se
 
     nobody = ask("/random_face", seed=7)
     assert read_mark(Path(nobody)) == GENERATED and picture(nobody).size == (32, 32)
-    sent = gradio_client.handle_file(archive)
+    photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "mirrored.png")
+    sent, sent_photo = (gradio_client.handle_file(each) for each in (archive, tmp_path / "mirrored.png"))
     read, translated = ask("/translate", picture=file, num_outputs=3, align=True, seed=1)
     assert len({picture(each).tobytes() for each in translated}) == 3 and picture(read).size[0] == 512
     assert same(picture(ask("/edit", strengths={})[2]), picture(translated[0]))
@@ -93,9 +94,16 @@ def test_every_endpoint(connect: Connect, file: Any, photo: Image.Image, app: Se
     ask("/random_face", seed=7)  # a file may say of itself what it likes
     sent = gradio_client.handle_file(ask("/download", kind="inversion"))
     assert read_mark(Path(other.predict(strengths={}, inversion=sent, api_name="/edit")[2])) == EDITED
+    steps: dict[str, Any] = {"num_w_steps": 2, "num_tuning_steps": 3}
+    _, alone = ask("/invert", photo=file, method="pti", **steps)
+    together, figures = ask("/invert", photo=file, others=[file, sent_photo], method="pti", **steps)
+    assert figures["tuning_steps"] == alone["tuning_steps"] == 3 and figures["l2"] != alone["l2"]
+    assert same(picture(ask("/edit", strengths={})[2]), picture(together))
+    with pytest.raises(gradio_client.exceptions.AppError, match=r"`others` are for pti, .* and not for e4e"):
+        ask("/invert", photo=file, others=[file], method="e4e")
     assert ask("/stop") is False
     assert ask("/delete") > 5
-    with pytest.raises(gradio_client.exceptions.AppError, match="There is no inverted face here"):
+    with pytest.raises(gradio_client.exceptions.AppError, match="There is no inversion here"):
         ask("/edit", strengths={})
     assert all(called.values()), called
 
@@ -177,7 +185,7 @@ def test_what_is_deleted_while_a_call_goes_on_does_not_come_back(connect: Connec
     until(lambda: job.status().progress_data)
     client.predict(api_name="/delete")
     job.result(60)  # the deletion has ended it
-    with pytest.raises(gradio_client.exceptions.AppError, match="There is no inverted face here"):
+    with pytest.raises(gradio_client.exceptions.AppError, match="There is no inversion here"):
         client.predict(strengths={}, api_name="/edit")
 
 
@@ -206,7 +214,7 @@ def test_tuning_by_a_program(connect: Connect, file: Any, app: Served) -> None:
         ("/invert_and_edit", {"photo": None, "strengths": {"smile": 1e9}}, "'smile' must be in"),  # before all else
         ("/edit", {"strengths": {"nobody": 1.0}}, "There is no direction 'nobody'; there are smile"),
         ("/edit", {"strengths": {"smile": "x"}}, "`strengths`: Input should be a valid number.*got"),
-        ("/edit", {"strengths": {}, "model": "../../etc"}, "There is no inverted face here|cannot be chosen here"),
+        ("/edit", {"strengths": {}, "model": "../../etc"}, "There is no inversion here|cannot be chosen here"),
         ("/invert", {"photo": "photo.jpg"}, "This file was not uploaded here"),
         ("/invert", {"photo": None}, "Choose a photo first: an uploaded file"),
         ("/invert", {"photo": {"path": "https://example.org/x.png"}}, "fetches nothing from the web"),
@@ -229,7 +237,7 @@ def test_tuning_by_a_program(connect: Connect, file: Any, app: Served) -> None:
         ("/redraw", {"picture": receipt(num_w_steps=9999), "photo": None}, "asks for 'pti' with .*9999.* does not do"),
         ("/redraw", {"picture": receipt("stranger/model"), "photo": None}, "'stranger/model' cannot be chosen here"),
         ("/redraw", {"picture": receipt(), "photo": None}, "Choose a photo first"),
-        ("/mix", {"other": "x"}, "There is no inverted face|was not uploaded here"),
+        ("/mix", {"other": "x"}, "There is no inversion|was not uploaded here"),
     ],
 )
 def test_refusals(name: str, arguments: dict[str, Any], match: str, app: Served, caplog: Any) -> None:
@@ -253,7 +261,7 @@ def test_plain_http(app: Served, path: Path, photo: Image.Image) -> None:
         assert "event: complete" in http(app.url, "/invert", {"photo": given}, session="mine")
     drawn = json.loads(http(app.url, "/edit", {"strengths": {"smile": 1.0}}, session="mine").rpartition("data: ")[2])
     assert httpx.get(drawn[0]["url"]).headers["content-type"] == "image/png"
-    assert "There is no inverted face here" in http(app.url, "/edit", {"strengths": {}}, session="other")
+    assert "There is no inversion here" in http(app.url, "/edit", {"strengths": {}}, session="other")
 
 
 def test_nothing_says_where_the_package_is(app: Served) -> None:

@@ -89,6 +89,6 @@ def test_mistakes_are_sentences_and_nothing_of_one_caller_is_kept(app: Served, p
         ("edit", {"strengths": {"smile": 1.0}}),
     )
     assert not kept.isError
-    for answer, words in ((address, "fetches nothing"), (wild, "must be in"), (unknown, "There is no inverted face")):
+    for answer, words in ((address, "fetches nothing"), (wild, "must be in"), (unknown, "There is no inversion")):
         assert answer.isError and words in answer.content[0].text and "Traceback" not in answer.content[0].text
     assert not [each for each in app.folder.iterdir() if each.is_file()]

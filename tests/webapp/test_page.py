@@ -131,7 +131,7 @@ def test_what_cannot_be_done_is_said(editor: Editor, upload: dict[str, Any]) -> 
     assert "not an image" in news[editor.status] and "stale" in news[editor.status]  # it stays to be read
     assert news[editor.stop]["visible"] is False and news[editor.hint] == ""
     assert news[editor.save["png"]]["interactive"] is False and visit.photo is None
-    with pytest.raises(ValueError, match="There is no inverted face here"):
+    with pytest.raises(ValueError, match="There is no inversion here"):
         editor._save(visit, "jpeg")
     assert "cannot be chosen here" in show(editor, "_load", visit, "org/model")[editor.status]
 
@@ -167,7 +167,7 @@ def test_the_methods_are_compared(editor: Editor, upload: dict[str, Any]) -> Non
     tab._adopt(visit, SimpleNamespace(index=1))
     assert visit.out is visit.compared[2]
     visit.face = 1
-    with pytest.raises(ValueError, match="of another photo, face or model"):
+    with pytest.raises(ValueError, match="of another photo or model"):
         tab._adopt(visit, SimpleNamespace(index=0))
 
 
