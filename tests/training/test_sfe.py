@@ -85,6 +85,17 @@ def test_the_inverter(make: Any) -> None:
     assert same(dict(generator.state_dict()), dict(before[1]))
 
 
+def test_pictures_that_are_wider_than_high(make: Any) -> None:
+    """Of cars, the discriminator sees the black bars."""
+    config = make(sfe=dataclasses.replace(INVERTER, adversarial_from=0))
+    domain = {**(model := sfe.storage.read_config(Path(config.model)))["domain"], "height": 0.75, "has_faces": False}
+    sfe.storage.write_config({**model, "domain": domain}, Path(config.model))
+    learner = learner_of(config)
+    batch = batches_of(learner, 1)[0]
+    terms, finite = learner.step([batch], 0)
+    assert finite and batch["y"].shape[-2:] == (12, 16) and terms["discriminator"] > 0
+
+
 def test_features_are_blended_in(make: Any) -> None:
     learner = learner_of(make(sfe=dataclasses.replace(INVERTER, blend_steps=10**9)))
     terms, _ = learner.step(batches_of(learner, 1), 0)
