@@ -1,8 +1,8 @@
 """Receipts: a picture says what made it, and `redraw` makes it again from that and the photo.
 
 A receipt is JSON in the picture's XMP, beside the mark of AI's work: IPTC's `DigitalSourceType`
-(cv.iptc.org/newscodes/digitalsourcetype). It names no file and no folder. Who wrote it may be a stranger, so that it
-chooses but what a name in the catalogue, of the package or of the Hub can choose, and numbers that a call checks.
+(cv.iptc.org/newscodes/digitalsourcetype). It names no file and no folder. Who wrote it may be a stranger: it can choose
+a model by a name of the package, the catalogue or the Hub, numbers that a call checks, and nothing else.
 """
 
 import copy
@@ -419,8 +419,8 @@ def _is_public(name: BaseName) -> bool:
 def _bytes_of(source: str | os.PathLike[str] | bytes) -> bytes:
     if isinstance(source, bytes):
         return source
-    if not Path(source).is_file():  # a named pipe could be read for ever
-        raise ValueError(f"{os.fspath(source)} is no file: give a picture, or its receipt as JSON.")
+    if not os.path.isfile(source):  # a named pipe could be read for ever
+        raise ValueError(f"{os.fspath(source)[:300]} is no file: give a picture, or its receipt as JSON.")
     return Path(source).read_bytes()
 
 

@@ -188,6 +188,8 @@ def test_refusals(receipt: Receipt, pti: PTIPipeline, photo: Image.Image, tmp_pa
         redraw(tmp_path / "plain.png", photo, model=pti)
     with pytest.raises(ValueError, match="is no file: give a picture, or its receipt as JSON"):
         redraw(tmp_path, photo, model=pti)
+    with pytest.raises(ValueError, match="is no file: give a picture"):
+        redraw(receipt.to_json(), photo, model=pti)  # of text, the bytes are taken
     with pytest.raises(ValueError, match=r"is written to a .png, .jpg or .webp, got 1 photos, 'photo' and '.gif'"):
         save_picture(other, tmp_path / "x.gif")
     packet = (mark("edited") or b"").replace(b"</rdf:Desc", b"<inversion:receipt>{&lt;</inversion:receipt></rdf:Desc")

@@ -17,7 +17,13 @@ from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.editing.directions import save_directions
 from stylegan_inversion.models.feature_generator import FeatureGenerator
 from stylegan_inversion.training import sfe
-from stylegan_inversion.training.config import EncoderRunConfig, LossOptions, OptimizerOptions, SFEOptions
+from stylegan_inversion.training.config import (
+    EncoderOptions,
+    EncoderRunConfig,
+    LossOptions,
+    OptimizerOptions,
+    SFEOptions,
+)
 from stylegan_inversion.training.sfe import SFELearner
 from stylegan_inversion.training.trainer import train
 from tests.training.conftest import MakeConfig, MakeLearner, batches_of, elsewhere, read_log, same, same_runs
@@ -160,6 +166,9 @@ def test_both_parts_interrupted_and_a_photo(make: Any, pictures: Path, tmp_path:
 
 
 def test_an_editor_needs_edits(make: Any, inverter: str) -> None:
+    deeper = make(init=inverter, encoder=EncoderOptions(), sfe=dataclasses.replace(EDITOR, depth=3))
+    with pytest.raises(ValueError, match="`init` brings an encoder with "):
+        learner_of(deeper)
     config = make(init=inverter, sfe=EDITOR)
     directions = {"smile": Direction("smile", torch.eye(16)[0])}  # without a range
     save_directions(directions, Path(config.model) / "directions")
