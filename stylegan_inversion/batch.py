@@ -23,14 +23,13 @@ from tqdm.auto import tqdm
 
 from stylegan_inversion import storage
 from stylegan_inversion.bounds import plain_number
-from stylegan_inversion.editing.directions import apply_directions
 from stylegan_inversion.errors import MissingDependencyError, ModelNotFoundError, importing
 from stylegan_inversion.inversion.generator_delta import DELTAS, generator_sha256
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.encoder import BATCH_SIZE
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import RUN, BaseName, InversionOutput
-from stylegan_inversion.pipelines.play import with_mappers
+from stylegan_inversion.pipelines.play import check_edits, with_mappers
 from stylegan_inversion.pipelines.receipts import save_picture
 from stylegan_inversion.pipelines.rows import (
     PICTURES,
@@ -116,8 +115,7 @@ def invert_photos(
     """
     edits, options = dict(edits or {}), dict(options or {})
     check_options(pipeline, options)
-    code = pipeline.generator.w_avg.float().expand(1, pipeline.generator.num_ws, -1)
-    apply_directions(code, with_mappers(pipeline, mappers, code).directions, strengths=edits)  # raises early
+    check_edits(pipeline, edits, mappers)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     storage.sweep(output)
@@ -127,7 +125,8 @@ def invert_photos(
         try:
             if isinstance(out, Exception):
                 raise out
-            edited = with_mappers(pipeline, mappers, out.w_unedited).edit(out, **edits) if edits else out
+            plain = out.unrepeatable if mappers else out  # no receipt holds a mapper
+            edited = with_mappers(pipeline, mappers, out.w_unedited).edit(plain, **edits) if edits else out
             begun = True
             storage.sweep(folder)
             if options.get("together"):
@@ -416,9 +415,8 @@ def edit_folder(
         raise ValueError(f"{other[0]} is not a part of a table that `invert_folder` wrote; remove it.")
     made: dict[str, Any] = {"networks": pipeline.networks, "domain": pipeline.domain, "folder": folder}
     grid = [dict(zip(edits, strengths)) for strengths in itertools.product(*edits.values())]
-    code = pipeline.generator.w_avg.float().expand(1, pipeline.generator.num_ws, -1)
     for strengths in grid:
-        apply_directions(code, pipeline.directions, strengths=strengths)  # raises before the first picture
+        check_edits(pipeline, strengths)
     output.mkdir(parents=True, exist_ok=True)
     with _only_run(output):
         _check_settings(output, mine)

@@ -115,7 +115,9 @@ def find_directions(
     if text is not None and name is not None:
         place = find_folder(model) / "relevance"
         known = Relevance.load(place, pipeline.generator) if place.is_dir() else None
-        network = load_clip(clip or (known.clip if known else CLIP), device=pipeline.device)
+        if known is not None and clip is None and known.clip != CLIP:  # whoever made the model chose it
+            raise ValueError(f"{model} was measured with the CLIP {known.clip!r}: give it, or another one, by --clip.")
+        network = load_clip(clip or CLIP, device=pipeline.device)
         change = network.change(*text)
         if known is None or known.clip != network.name:
             how: dict[str, Any] = {"batch_size": sizes["batch_size"], "seed": sizes["seed"], "progress": True}

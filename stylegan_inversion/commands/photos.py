@@ -183,11 +183,17 @@ def add_redraw(parser: argparse.ArgumentParser) -> None:
 
 
 def redraw(source: str, photo: str, output: str, **options: Any) -> int:
-    from stylegan_inversion.pipelines.receipts import redraw
+    from PIL import Image
+
+    from stylegan_inversion.pipelines.receipts import FORMATS, mark, read_receipt, redraw
     from stylegan_inversion.preprocessing.image import save_image
 
+    kind = Image.registered_extensions().get(Path(output).suffix.lower(), "")
+    if kind not in FORMATS:
+        raise ValueError(f"--output must be a .png, .jpg or .webp, got {output!r}.")
     done = redraw(source, photo, progress=True, **options)
-    save_image(done.image, Path(output))
+    xmp = mark("edited", read_receipt(source) if done.same else None)
+    save_image(done.image, Path(output), xmp=xmp, **FORMATS[kind])
     print(f"{output}: {done.words}")
     return 0 if done.same else 1
 

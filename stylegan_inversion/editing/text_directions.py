@@ -12,6 +12,7 @@ As in the original code, the channels are those of the style layers up to 128 px
 deviation are those of 4096 w, there of 100,000; it has 79 of the 80 prompts.
 """
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -87,20 +88,26 @@ def load_clip(
     Raises:
         MissingDependencyError: If `open_clip_torch` is not installed.
         ModelNotFoundError: If it cannot be fetched.
-        CheckpointError: If it lacks `open_clip_config.json` or `open_clip_model.safetensors`, or they do not fit.
+        CheckpointError: If it lacks `open_clip_config.json` or `open_clip_model.safetensors`, they do not fit, or its
+            texts need transformers.
     """
     with importing("open_clip", "clip", otherwise=""):
         import open_clip
     folder = Path(name_or_path)
+    name = folder.resolve().name  # of a folder; a model that is passed on need not say where it was
     if not folder.is_dir():
         folder = download(
             str(name_or_path), _FILES, access, otherwise=f", or give the folder that holds {' and '.join(_FILES)}"
         )
+        name = str(name_or_path)
     if missing := [name for name in _FILES if not (folder / name).is_file()]:
         raise CheckpointError(f"{folder} holds no {missing[0]}: it is no CLIP that OpenCLIP saved as safetensors.")
     try:
+        texts = json.loads((folder / _FILES[0]).read_text("utf-8"))["model_cfg"]["text_cfg"]
+        if others := [key for key in texts if key.startswith("hf_")]:
+            raise ValueError(f"its {others[0]} names parts of transformers, which may fetch and run code.")
         network = open_clip.create_model(f"local-dir:{folder}")
-        return Clip(network, open_clip.get_tokenizer(f"local-dir:{folder}"), str(name_or_path)).to(device)
+        return Clip(network, open_clip.get_tokenizer(f"local-dir:{folder}"), name).to(device)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
         raise CheckpointError(f"{folder} holds no CLIP that OpenCLIP reads: {str(e)[:300]}") from e
 

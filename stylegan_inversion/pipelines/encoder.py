@@ -140,7 +140,7 @@ class EncoderPipeline(InversionPipeline):
 
         Returns:
             The faces. Their crops show the picture, a label map in one colour a label. Only the reports of a photo have
-            an "l2": a face is not compared with a drawing.
+            an "l2": a face is not compared with a drawing; those of other pictures have its "source".
 
         Raises:
             InvalidImageError: If the picture cannot be read, or a label map holds a number that is no label.
@@ -186,7 +186,8 @@ class EncoderPipeline(InversionPipeline):
             mask = torch.zeros(num_ws, device="cpu", dtype=torch.bool)
             mask[layers] = True
             w_plus = mix_styles(w_plus, broadcast(w, num_ws), layers=mask, alpha=alpha)
-        report = {"seconds": round((time.perf_counter() - start) / num_outputs, 4)}
+        report: dict[str, Any] = {"seconds": round((time.perf_counter() - start) / num_outputs, 4)}
+        report |= {} if is_photo else {"source": self.source.kind}  # no photo shows what is drawn
         out = self._output([crop] * num_outputs, (w_plus, generators * num_outputs, [report] * num_outputs))
         for full in out.reports if not is_photo else []:
             del full["l2"]

@@ -150,7 +150,7 @@ class InversionOutput:
         numbers = [next(k for k, one in enumerate(unique) if one is generator) for generator in bases]
         tensors = {"w_plus": self.w_plus} | ({} if self.w_inverted is None else {"w_inverted": self.w_inverted})
         header, generators = dict[str, str](), list[dict[str, Any]]()
-        images, reconstructions = self.images, self.reconstructions
+        images, reconstructions, reports = self.images, self.reconstructions, self.reports
         for k, generator in enumerate(unique):
             if base is None:
                 parts, texts = storage.plain_state_dict(generator), dict[str, str]()
@@ -162,6 +162,7 @@ class InversionOutput:
                     styled = [kept.with_styles(each.style_offset) for each in self.generators]
                     images = _redrawn(images, self.w_plus, styled, mine)
                     reconstructions = _redrawn(reconstructions, self.w_unedited, [kept] * len(self), mine)
+                    reports = self.unrepeatable.reports
                 parts, texts = delta.to_tensors()
                 generators.append({"kind": "delta", "relative_error": delta.relative_error})
             tensors |= {f"generator.{k}.{name}": tensor for name, tensor in parts.items()}
@@ -182,7 +183,7 @@ class InversionOutput:
                 "asked": None if crop.asked is None else crop.asked.tolist(),
                 "face_count": crop.face_count,
                 "face_index": crop.face_index,
-                "report": self.reports[i] if self.reports else {},
+                "report": reports[i] if reports else {},
             }
             # What the generators draw is kept too: on another machine they may draw it a shade differently.
             for kind, picture in zip(_KINDS, (images[i], reconstructions[i], crop.image, crop.photo), strict=True):

@@ -102,6 +102,16 @@ def with_mappers(
     return made
 
 
+def check_edits(
+    pipeline: InversionPipeline,
+    strengths: Mapping[str, float],
+    mappers: Mapping[str, str | os.PathLike[str]] | None = None,
+) -> None:
+    """Raise what an edit would raise, before the long work of an inversion."""
+    code = pipeline.generator.w_avg.float().expand(1, pipeline.generator.num_ws, -1)
+    apply_directions(code, with_mappers(pipeline, mappers, code).directions, strengths=strengths)
+
+
 @torch.no_grad()
 def interpolate_outputs(a: InversionOutput, b: InversionOutput, *, steps: int) -> list[Image.Image]:
     """Turn one face into another: w_plus moves on a line, and so do all weights and the noise of tuned generators.

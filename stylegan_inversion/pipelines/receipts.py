@@ -1,10 +1,11 @@
 """Receipts: a picture says what made it, and `redraw` makes it again from that and the photo.
 
 A receipt is JSON in the picture's XMP, beside the mark of AI's work: IPTC's `DigitalSourceType`
-(cv.iptc.org/newscodes/digitalsourcetype). It names no file and no folder. Who wrote it may be a stranger, so that it
-chooses but what a name in the catalogue, of the package or of the Hub can choose, and numbers that a call checks.
+(cv.iptc.org/newscodes/digitalsourcetype). It names no file and no folder. Who wrote it may be a stranger: it can choose
+a model by a name of the package, the catalogue or the Hub, numbers that a call checks, and nothing else.
 """
 
+import copy
 import dataclasses
 import html
 import inspect
@@ -33,7 +34,7 @@ from stylegan_inversion.pipelines.base_name import Base, BaseName
 from stylegan_inversion.pipelines.loading import find_device
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput, read_quad
-from stylegan_inversion.pipelines.play import find_components
+from stylegan_inversion.pipelines.play import check_edits, find_components
 from stylegan_inversion.preprocessing.align import Crop, around, crop_again
 from stylegan_inversion.preprocessing.image import (
     LIBRARY,
@@ -76,8 +77,10 @@ _XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <?xpacket end="w"?>"""
 _IN_XMP = re.compile(rb"<inversion:receipt>([^<]+)</inversion:receipt>")
 _ODD = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, StopIteration)
+_OPTIONS = {"pivot": str, "num_w_steps": int, "num_tuning_steps": int, "seed": int, "num_iterations": int}  # of calls
 _MAX_BYTES = 20_000
 _SHA256, _REPOSITORY = re.compile(r"[0-9a-f]{64}"), re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_WORD = re.compile(r"[\w.+ -]{1,60}")
 
 
 def _draw_photo(out: InversionOutput, crop: Crop, detail: Detail) -> Image.Image:
@@ -184,19 +187,18 @@ class Receipt:
         """Check what a stranger may have written."""
         hashes = (self.pixels, self.generator, *([] if self.photo is None else [self.photo]))
         method = None if self.method is None else METHODS[self.method]
-        known = inspect.signature(method.pipeline.__call__).parameters if method else {}
-        options = {*known} - {"image", "callback", "progress"}
-        texts = (self.version, self.torch, self.device, self.dtype)
+        options = {*inspect.signature(method.pipeline.__call__).parameters} & _OPTIONS.keys() if method else set()
         sound = {
             "picture": self.picture in PICTURES,
             "detail": self.detail in ("move", "add", "none"),
             "pixels, photo and generator": all(_SHA256.fullmatch(each) for each in hashes),
             "model": self.model is None or _is_public(self.model),
-            "call": all(name in options and isinstance(v, (int, str, type(None))) for name, v in self.call.items()),
-            "settings": isinstance(dict(self.settings.get("pti") or {}).get("perceptual", "alex"), str),
+            "call": all(name in options and type(v) is _OPTIONS[name] for name, v in self.call.items()),
+            "settings": isinstance(self.settings.get("pti", {}).get("perceptual", "alex"), str),
             "edits": all(name.isidentifier() and math.isfinite(v) for name, v in self.edits.items()),
             "threads": isinstance(self.threads, int),
-            "version, torch, device and dtype": all(re.fullmatch(r"[\w.+ -]{1,60}", each) for each in texts),
+            "version, torch and dtype": all(_WORD.fullmatch(each) for each in (self.version, self.torch, self.dtype)),
+            "device": self.device in ("cpu", "cuda", "mps"),
         }
         if wrong := [name for name, fits in sound.items() if not fits]:
             raise ValueError(f"its {wrong[0]} is nothing that this package writes")
@@ -208,18 +210,21 @@ class Receipt:
         if self.method is None or self.photo is None:
             raise ValueError(
                 "The receipt says that no single call makes this picture again: it is a mixture, a face of nobody, one "
-                "of several photos that share a generator, one stopped by hand, or drawn from a table."
+                "of several photos that share a generator, one stopped by hand, edited by a mapper's file, or drawn "
+                "from a table."
             )
 
     def crop(self, pipeline: InversionPipeline, photo: Image.Image) -> Crop:
         """Cut the photo as the receipt says, if it is that photo, and the pipeline the one that made the picture.
 
         Raises:
-            ValueError: If no single call makes the picture again, it is another photo, or the pipeline has other
-                settings.
+            ValueError: If no single call makes the picture again, it is another photo, or the pipeline is of another
+                method or has other settings.
             CheckpointError: If the pipeline has another generator.
         """
         self.check_repeatable()
+        if not isinstance(pipeline, METHODS[str(self.method)].pipeline):
+            raise ValueError(f"The receipt is of {self.method}, and the pipeline is a {type(pipeline).__name__}.")
         if pixels_sha256(photo) != self.photo:
             raise ValueError("This is another photo than the receipt's: its pixels have another sha256.")
         if generator_sha256(pipeline.generator) != self.generator:
@@ -356,8 +361,8 @@ def redraw(
         a sentence what was compared.
 
     Raises:
-        ValueError: If it holds no receipt, a damaged one, or one of another photo, of other settings, or of a picture
-            that no single call makes again.
+        ValueError: If it holds no receipt, a damaged one, or one of another photo, of another method or other settings,
+            of an unknown direction, or of a picture that no single call makes again.
         InvalidImageError: If the picture or the photo cannot be read.
         ModelNotFoundError: If the model is not on this machine.
         CheckpointError: If the model there has other weights.
@@ -366,10 +371,13 @@ def redraw(
     receipt = read_receipt(data)
     image = load_image(photo)
     pipeline = model if isinstance(model, InversionPipeline) else _load(receipt, model, allow_download, device)
-    out = pipeline(receipt.crop(pipeline, image), progress=progress, **receipt.call)
+    crop = receipt.crop(pipeline, image)
     if {*receipt.edits} - {*pipeline.directions}:  # the page has these, too
         found = [each for group in find_components(pipeline.generator).values() for each in group]
+        pipeline = copy.copy(pipeline)
         pipeline.directions = {each.name: each for each in found} | pipeline.directions
+    check_edits(pipeline, receipt.edits)
+    out = pipeline(crop, progress=progress, **receipt.call)
     edited = pipeline.edit(out, **receipt.edits) if receipt.edits else out
     return receipt.compare(PICTURES[receipt.picture](edited, receipt.detail), data)
 
@@ -411,8 +419,8 @@ def _is_public(name: BaseName) -> bool:
 def _bytes_of(source: str | os.PathLike[str] | bytes) -> bytes:
     if isinstance(source, bytes):
         return source
-    if not Path(source).is_file():  # a named pipe could be read for ever
-        raise ValueError(f"{os.fspath(source)} is no file: give a picture, or its receipt as JSON.")
+    if not os.path.isfile(source):  # a named pipe could be read for ever
+        raise ValueError(f"{os.fspath(source)[:300]} is no file: give a picture, or its receipt as JSON.")
     return Path(source).read_bytes()
 
 

@@ -64,16 +64,20 @@ def vary_photo(x: Tensor, y: Tensor, p: float, rng: torch.Generator) -> tuple[Te
     noise, and goes through JPEG: none of it should be drawn.
 
     Args:
-        x: The encoder's input, (3, S, S), RGB, in [-1, 1].
+        x: The encoder's input, (3, S, S), RGB, in [-1, 1]; at most as high as wide, and so is the other.
         y: What is to be drawn, (3, R, R).
         p: Probability of each change, in [0, 1].
         rng: Random source, on the CPU.
     """
     seed = int(torch.randint(2**62, (), generator=rng))
-    x, y = (
-        augment(image[None], p, [torch.Generator().manual_seed(seed)], options=OTHER_CAMERA)[0].clamp(-1, 1)
-        for image in (x, y)
-    )
+
+    def moved(image: Tensor) -> Tensor:
+        rows, side = image.shape[1:]
+        above, rng = (side - rows) // 2, torch.Generator().manual_seed(seed)
+        square = F.pad(image[None], (0, 0, above, side - rows - above), mode="replicate")
+        return augment(square, p, [rng], options=OTHER_CAMERA)[0, :, above : above + rows].clamp(-1, 1)
+
+    x, y = moved(x), moved(y)
     on, amount = torch.rand(2, 3, generator=rng)
     if on[0] < p:
         smooth = F.avg_pool2d(F.pad(x[None], (1, 1, 1, 1), mode="reflect"), 3, stride=1)[0]

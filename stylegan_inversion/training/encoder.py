@@ -33,7 +33,7 @@ from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
 from stylegan_inversion.models.resnet import ResNetConfig
 from stylegan_inversion.preprocessing.domain import Domain
 from stylegan_inversion.preprocessing.sources import PhotoSource, to_config
-from stylegan_inversion.training.config import EncoderOptions, EncoderRunConfig, ReStyleOptions
+from stylegan_inversion.training.config import EncoderOptions, EncoderRunConfig, ReStyleOptions, SFEOptions
 from stylegan_inversion.training.data import FaceFolder, SeededDraws, seeded_weights
 from stylegan_inversion.training.e4e import LatentAdversary, progressive_stage
 from stylegan_inversion.training.objective import EncoderObjective, Terms, add_terms, loss_weights
@@ -336,7 +336,8 @@ def make_encoder(config: EncoderRunConfig, task: Task, generator: Generator) -> 
         if config.encoder.backbone is not None:
             _load_backbone(encoder, config.encoder.backbone, pairs=kind.iterative)
     else:
-        default = (config.encoder, config.restyle) == (EncoderOptions(), ReStyleOptions())
+        own = (config.encoder, config.restyle, config.sfe.depth)
+        default = own == (EncoderOptions(), ReStyleOptions(), SFEOptions().depth)
         for name, wanted in (needed if default else sizes | needed).items():
             if wanted != (found := getattr(encoder.config, name, None)):
                 raise ValueError(

@@ -97,7 +97,7 @@ class SFELearner(EncoderLearner):
         else:
             drawn, terms, second, name = *self._invert(x, y, step), "code"
         if self.adversary is not None and step >= self.config.sfe.adversarial_from:
-            terms["adversarial"] = generator_loss(self.adversary.network(drawn))
+            terms["adversarial"] = generator_loss(self.adversary.network(with_bars(drawn)))
         loss = self.objective.total(terms) + self.objective.total(second)
         return loss, terms | {f"{key} ({name})": term for key, term in second.items()}, drawn, None
 
@@ -141,7 +141,7 @@ class SFELearner(EncoderLearner):
         if step < self.config.sfe.adversarial_from:
             return {}, True
         fake, real = (
-            cast(Tensor, self.accelerator.gather(torch.cat(pictures)))
+            with_bars(cast(Tensor, self.accelerator.gather(torch.cat(pictures))))
             for pictures in (judged, [batch["y"] for batch in batches])
         )
         adversary.network.requires_grad_(True)
@@ -168,6 +168,13 @@ class SFELearner(EncoderLearner):
         figures, second = self.figures(drawn, batch["y"]), self.figures(edited, target)
         loss = figures.pop("loss") + second.pop("loss")
         return drawn, {**figures, **{f"{name} (edited)": value for name, value in second.items()}, "loss": loss}
+
+
+def with_bars(pictures: Tensor) -> Tensor:
+    """Make pictures, (B, 3, height, side), square again, as a discriminator saw them: with black above and below."""
+    rows, side = pictures.shape[-2:]
+    above = (side - rows) // 2
+    return nn.functional.pad(pictures, (0, 0, above, side - rows - above), value=-1.0)
 
 
 @torch.no_grad()

@@ -222,6 +222,7 @@ class Api:
         self.studio.take(own, photo, align=False)
         assert own.photo is not None
         crop = receipt.crop(pipeline, own.photo.image)
+        self.studio.check(own, receipt.edits)
         if pipeline.optimizes:
             for report in self.studio.tune(own, crop, **receipt.call):
                 visit.stops |= own.stops  # for /stop

@@ -32,7 +32,7 @@ from stylegan_inversion.pipelines.play import interpolate_outputs, mix_outputs, 
 from stylegan_inversion.pipelines.receipts import Kind, kind_of
 from stylegan_inversion.preprocessing.align import Crop, around
 from stylegan_inversion.preprocessing.landmarks import Face
-from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, Source
+from stylegan_inversion.preprocessing.sources import LabelSource, Source
 from stylegan_inversion.webapp.marking import as_edit, encode_gif, encode_mp4, encode_picture
 from stylegan_inversion.webapp.models import DEMONSTRATION, Model, Models
 from stylegan_inversion.webapp.photos import NO_PHOTO, Example, Photo, read_photo, unpack_upload
@@ -351,9 +351,7 @@ class Studio:
         self._memory.hold(*out.images)
         shown = source.with_legend(out.crops[0].image) if isinstance(source, LabelSource) else out.crops[0].image
         crops = [model.tuner.domain.crop(image, image.width) for image in out.images]  # not the drawing, to be edited
-        made = {} if isinstance(source, PhotoSource) else {"source": source.kind}
-        reports = [{**report, **made} for report in out.reports]
-        return large(shown), dataclasses.replace(out, crops=crops, reports=reports)
+        return large(shown), dataclasses.replace(out, crops=crops)
 
     # Pictures and files
 

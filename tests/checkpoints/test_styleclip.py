@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from stylegan_inversion import Direction, PTIPipeline, cli
+from stylegan_inversion import Direction, PTIPipeline, cli, read_receipt
 from stylegan_inversion.checkpoints.styleclip import direction_from_mapper
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.pipelines.play import with_mappers
@@ -73,6 +73,8 @@ def test_the_command(pti: PTIPipeline, photo: Image.Image, tmp_path: Path, capsy
         assert "afro" not in pti.directions and edited.images[0].tobytes() != out.images[0].tobytes()
         with Image.open(tmp_path / "out" / name / "edited.png") as written:
             assert written.tobytes() == edited.images[0].tobytes()
+        assert read_receipt(tmp_path / "out" / name / "edited.png").method is None  # no receipt holds the file
+        assert read_receipt(tmp_path / "out" / name / "inverted.png").method == "pti"
     assert cli.main(invert) == 2 and "--mapper afro does nothing by itself: add --edit afro=" in capsys.readouterr().err
 
 

@@ -73,7 +73,9 @@ def test_the_command(
     assert cli.main([*first, "--text", *TEXTS, "--clip", str(clip_folder)]) == 0
     assert "channel" in capsys.readouterr().err
     again = ["find-directions", str(tmp_path / "copy"), *few, "--text", "face", "old face", "--name", "older"]
-    assert cli.main([*again, "--scores"]) == 0
+    assert cli.main([*again, "--scores"]) == 2  # whoever made the model would choose what is fetched
+    assert f"was measured with the CLIP '{clip_folder.name}': give it, or another" in capsys.readouterr().err
+    assert cli.main([*again, "--scores", "--clip", str(clip_folder)]) == 0
     shown = capsys.readouterr()
     assert "relevance of S" not in shown.err and "older_s" in shown.out
     found = load_directions(tmp_path / "copy" / "directions")
@@ -98,6 +100,11 @@ def test_what_is_no_clip(clip_folder: Path, tmp_path: Path) -> None:
         (tmp_path / path.name).write_bytes(path.read_bytes())
     save_file({"x": torch.ones(1)}, tmp_path / "open_clip_model.safetensors")
     with pytest.raises(CheckpointError, match="holds no CLIP that OpenCLIP reads"):
+        load_clip(tmp_path)
+    config = json.loads((tmp_path / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="its hf_tokenizer_name names parts of transformers, which may fetch"):
         load_clip(tmp_path)
     with pytest.raises(ModelNotFoundError, match=r"or give the folder that holds open_clip_config.json and open_clip"):
         load_clip("organisation/clip", Access(cache_dir=tmp_path / "cache", local_files_only=True))

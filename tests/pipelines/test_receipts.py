@@ -101,6 +101,8 @@ def test_a_saved_inversion_keeps_its_receipt(pti: PTIPipeline, photo: Image.Imag
     assert redraw(tmp_path / "x.png", photo, model=tmp_path / "model").same
     with pytest.raises(ModelNotFoundError, match="The receipt does not name its model"):
         redraw(tmp_path / "x.png", photo)
+    rounded = InversionOutput.load(made(pipe, photo).save(tmp_path / "out", rank=1))
+    assert Receipt.of(rounded, "photo", rounded.images[0]).method is None
     odd = dataclasses.replace(out, crops=[dataclasses.replace(out.crops[0], asked=None)])  # as of an older version
     assert Receipt.of(odd, "photo", out.images[0]).method is None
     hostile = ["PTIPipeline", {"image": "/etc/passwd"}, {}]
@@ -135,8 +137,12 @@ def receipt(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> Receipt:
         ({"model": {"name_or_path": "a/b", "revision": "0" * 40, "subfolder": 1}}, "its model is nothing"),
         ({"call": {"image": "/etc/passwd"}}, "its call is nothing"),
         ({"call": {"seed": [1]}}, "its call is nothing"),
+        ({"call": {"num_w_steps": "5"}}, "its call is nothing"),
+        ({"call": {"face": 1}}, "its call is nothing"),
         ({"method": "e4e", "call": {"pivot": "w"}}, "its call is nothing"),
         ({"settings": {"pti": {"perceptual": ["x"]}}}, "its settings is nothing"),
+        ({"settings": {"pti": []}}, "damaged, or of another version"),
+        ({"device": "meta"}, "its device is nothing"),
         ({"edits": {"smile": float("nan")}}, "its edits is nothing"),
         ({"edits": {"smile": 10**400}}, "damaged, or of another version"),
         ({"quad": [[0, 0]] * 3}, "`quad` must be 4 corners"),
@@ -144,7 +150,7 @@ def receipt(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> Receipt:
         ({"picture": "x"}, "its picture is nothing that this package writes"),
         ({"detail": []}, "its detail is nothing"),
         ({"photo": "x"}, "its pixels, photo and generator is nothing"),
-        ({"version": "\n"}, "its version, torch, device and dtype is nothing"),
+        ({"version": "\n"}, "its version, torch and dtype is nothing"),
         ({"threads": "x"}, "its threads is nothing"),
         ({"method": "x"}, "damaged, or of another version: 'x'"),
         ({"method": []}, "damaged, or of another version"),
@@ -167,6 +173,13 @@ def test_refusals(receipt: Receipt, pti: PTIPipeline, photo: Image.Image, tmp_pa
     different = PTIPipeline(**{**pti.components, "tuning": tuned})
     with pytest.raises(ValueError, match="The receipt is of other settings than the pipeline's"):
         redraw(file, photo, model=different)
+    encoder = small_pipeline("e4e", pti.generator)
+    with pytest.raises(ValueError, match="The receipt is of pti, and the pipeline is a E4EPipeline"):
+        redraw(file, photo, model=encoder)
+    unknown, directions = dataclasses.replace(receipt, edits={"hat": 1.0}, call={"num_w_steps": 10**9}), pti.directions
+    with pytest.raises(ValueError, match="There is no direction 'hat'"):  # before the work
+        redraw(unknown.to_json().encode(), photo, model=pti)
+    assert pti.directions is directions
     different.generator.w_avg += 1
     with pytest.raises(CheckpointError, match="The receipt is of another model"):
         redraw(file, photo, model=different)
@@ -175,6 +188,8 @@ def test_refusals(receipt: Receipt, pti: PTIPipeline, photo: Image.Image, tmp_pa
         redraw(tmp_path / "plain.png", photo, model=pti)
     with pytest.raises(ValueError, match="is no file: give a picture, or its receipt as JSON"):
         redraw(tmp_path, photo, model=pti)
+    with pytest.raises(ValueError, match="is no file: give a picture"):
+        redraw(receipt.to_json(), photo, model=pti)  # of text, the bytes are taken
     with pytest.raises(ValueError, match=r"is written to a .png, .jpg or .webp, got 1 photos, 'photo' and '.gif'"):
         save_picture(other, tmp_path / "x.gif")
     packet = (mark("edited") or b"").replace(b"</rdf:Desc", b"<inversion:receipt>{&lt;</inversion:receipt></rdf:Desc")

@@ -150,6 +150,8 @@ def test_a_photo_of_another_camera() -> None:
     apart = torch.tensor([float((a - b).square().mean()) for a, b in pairs])  # blur, noise, JPEG: not to be drawn
     moved = torch.tensor([float((b - x).square().mean()) for _, b in pairs])  # light, colour, place: in both
     assert apart.min() > 1e-5 and apart.median() < 0.2 * moved.median()
+    wide = vary_photo(x[:, 4:-4], x[:, 4:-4], 1.0, torch.Generator().manual_seed(0))  # cars are
+    assert wide[0].shape == wide[1].shape == (3, 24, 32)
     again = vary_photo(x, x, 1.0, torch.Generator().manual_seed(0))
     assert torch.equal(again[0], pairs[0][0]) and torch.equal(again[1], pairs[0][1])
 

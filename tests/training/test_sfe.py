@@ -17,7 +17,13 @@ from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.editing.directions import save_directions
 from stylegan_inversion.models.feature_generator import FeatureGenerator
 from stylegan_inversion.training import sfe
-from stylegan_inversion.training.config import EncoderRunConfig, LossOptions, OptimizerOptions, SFEOptions
+from stylegan_inversion.training.config import (
+    EncoderOptions,
+    EncoderRunConfig,
+    LossOptions,
+    OptimizerOptions,
+    SFEOptions,
+)
 from stylegan_inversion.training.sfe import SFELearner
 from stylegan_inversion.training.trainer import train
 from tests.training.conftest import MakeConfig, MakeLearner, batches_of, elsewhere, read_log, same, same_runs
@@ -85,6 +91,17 @@ def test_the_inverter(make: Any) -> None:
     assert same(dict(generator.state_dict()), dict(before[1]))
 
 
+def test_pictures_that_are_wider_than_high(make: Any) -> None:
+    """Of cars, the discriminator sees the black bars."""
+    config = make(sfe=dataclasses.replace(INVERTER, adversarial_from=0))
+    domain = {**(model := sfe.storage.read_config(Path(config.model)))["domain"], "height": 0.75, "has_faces": False}
+    sfe.storage.write_config({**model, "domain": domain}, Path(config.model))
+    learner = learner_of(config)
+    batch = batches_of(learner, 1)[0]
+    terms, finite = learner.step([batch], 0)
+    assert finite and batch["y"].shape[-2:] == (12, 16) and terms["discriminator"] > 0
+
+
 def test_features_are_blended_in(make: Any) -> None:
     learner = learner_of(make(sfe=dataclasses.replace(INVERTER, blend_steps=10**9)))
     terms, _ = learner.step(batches_of(learner, 1), 0)
@@ -149,6 +166,9 @@ def test_both_parts_interrupted_and_a_photo(make: Any, pictures: Path, tmp_path:
 
 
 def test_an_editor_needs_edits(make: Any, inverter: str) -> None:
+    deeper = make(init=inverter, encoder=EncoderOptions(), sfe=dataclasses.replace(EDITOR, depth=3))
+    with pytest.raises(ValueError, match="`init` brings an encoder with "):
+        learner_of(deeper)
     config = make(init=inverter, sfe=EDITOR)
     directions = {"smile": Direction("smile", torch.eye(16)[0])}  # without a range
     save_directions(directions, Path(config.model) / "directions")
