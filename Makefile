@@ -47,7 +47,7 @@ $(VENV)/.app: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'  # dependency groups
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[app,train,evaluate,folders]' --group dev
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[app,train,evaluate,folders,export]' --group dev
 	touch $@
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/.dev

@@ -15,6 +15,7 @@ EXTRAS = {
     "faces": ("facexlib", "lpips", "torchvision"),
     "folders": ("pyarrow",),
     "distributed": ("ray",),
+    "export": ("onnx", "onnxscript"),
 }
 RUN = """
 import sys, warnings
@@ -57,6 +58,7 @@ MORE = [
     ("evaluate", "matplotlib", EVALUATE),
     ("folders", "pyarrow", ["invert", "data", "--method", "e4e", "--no-align"]),
     ("app", "starlette", ["app"]),
+    ("export", "onnx", ["export", "faces64", "--output", "out"]),
     ("app", "python_multipart", ["app"]),
     ("train", "tyro", ["train", "--data", "data"]),
     ("train", "yaml", ["train", "--data", "data"]),

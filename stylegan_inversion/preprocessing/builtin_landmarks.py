@@ -63,9 +63,9 @@ class BuiltinLandmarkDetector:
 
     def __init__(self) -> None:
         folder = builtin_path("faces64/face")
-        self._detector = load_module(FaceDetector, FaceDetectorConfig, folder / "detector")
-        self._landmarks = load_module(FaceLandmarks68, FaceFeaturesConfig, folder / "landmarks")
-        for network in (self._detector, self._landmarks) if ONEDNN else ():
+        self.detector = load_module(FaceDetector, FaceDetectorConfig, folder / "detector")
+        self.landmarks = load_module(FaceLandmarks68, FaceFeaturesConfig, folder / "landmarks")
+        for network in (self.detector, self.landmarks) if ONEDNN else ():
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth less time
 
     @torch.no_grad()
@@ -94,8 +94,8 @@ class BuiltinLandmarkDetector:
 
     def _detect(self, photo: Image.Image, view: "_Square") -> Iterator[tuple["_Square", float, Box]]:
         """Run the detector on one view: squares around the faces, turned like the view, with scores and boxes."""
-        size = self._detector.config.resolution
-        for x0, y0, x1, y1, score in self._detector.detect(to_tensor(_brighten(view.crop(photo, size)))).tolist():
+        size = self.detector.config.resolution
+        for x0, y0, x1, y1, score in self.detector.detect(to_tensor(_brighten(view.crop(photo, size)))).tolist():
             if view.cuts((x0 / size, y0 / size, x1 / size, y1 / size), photo.width, photo.height):
                 continue  # a neighbouring view shows more of this face
             ((x, y),) = view.to_photo(np.array([[(x0 + x1) / 2, (y0 + y1) / 2]]) / size).tolist()
@@ -121,9 +121,9 @@ class BuiltinLandmarkDetector:
 
     def _averaged(self, photo: Image.Image, squares: list["_Square"]) -> tuple[Float[np.ndarray, "68 2"], float]:
         """Average the landmarks over crops and their mirror images, and measure how far the mirror images disagree."""
-        size = self._landmarks.config.resolution
+        size = self.landmarks.config.resolution
         x = torch.cat([to_tensor(_brighten(square.crop(photo, size))) for square in squares])
-        shares = self._landmarks(torch.cat([x, x.flip(3)])).double().numpy()
+        shares = self.landmarks(torch.cat([x, x.flip(3)])).double().numpy()
         mirrored = shares[len(squares) :, MIRROR] * [-1, 1] + [1, 0]
         both = np.stack([shares[: len(squares)], mirrored])  # (2, crops, 68, 2)
         landmarks = np.mean([square.to_photo(s) for square, s in zip(squares, both.mean(axis=0))], axis=0)
