@@ -101,7 +101,7 @@ class BuiltinLandmarkDetector:
             ((x, y),) = view.to_photo(np.array([[(x0 + x1) / 2, (y0 + y1) / 2]]) / size).tolist()
             width, height = (x1 - x0) * view.side / size, (y1 - y0) * view.side / size
             box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-            yield _Square(x, y, max(width, height), view.angle), score, box
+            yield _Square.rounded(x, y, max(width, height), view.angle), score, box
 
     def _refine(self, photo: Image.Image, box: "_Square") -> tuple[Float[np.ndarray, "68 2"], float]:
         """Find the landmarks in a box, crop upright around them, and find them again. If in doubt, turn the box.
@@ -142,6 +142,11 @@ class _Square:
     angle: float = 0.0
 
     @staticmethod
+    def rounded(x: float, y: float, side: float, angle: float) -> "_Square":
+        """Round what a network gave, so that the last bits of a machine's arithmetic decide nothing."""
+        return _Square(round(x, 2), round(y, 2), round(side, 2), round(angle, 4))
+
+    @staticmethod
     def around(landmarks: np.ndarray) -> "_Square":
         """Find the smallest square around landmarks that has the eyes level."""
         across = landmarks[42:48].mean(axis=0) - landmarks[36:42].mean(axis=0)
@@ -149,7 +154,7 @@ class _Square:
         level = landmarks @ _rotation(angle)
         low, high = level.min(axis=0), level.max(axis=0)
         x, y = _rotation(angle) @ (low + high) / 2
-        return _Square(float(x), float(y), float((high - low).max()), angle)
+        return _Square.rounded(float(x), float(y), float((high - low).max()), angle)
 
     def scaled(self, scale: float, down: float) -> "_Square":
         """Move down, in the square's own upright direction, by a share of the side, and scale."""
