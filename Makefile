@@ -5,7 +5,7 @@ CONSTRAINTS ?= -c constraints-cpu.txt
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint types docs app space clean
+.PHONY: demo test test-slow lint types docs app space browser clean
 
 demo: $(VENV)/.base
 	$(BIN)/stylegan-inversion demo --output demo
@@ -16,6 +16,10 @@ app: $(VENV)/.app
 space:
 	rm -rf build/space
 	$(PYTHON) spaces/assemble.py build/space
+
+browser: $(VENV)/.dev
+	rm -rf build/browser
+	$(BIN)/python spaces/assemble.py build/browser --browser
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2

@@ -11,13 +11,10 @@ const MAX_MEGAPIXELS = 40, MIN_SIDE = 16, VIEW = 640, MARGIN = 0.35; // pixels o
 let model, canvas, photo, bitmap, faces, face, view;
 const sessions = {};
 const actions = { load, read, choose, look, edit, save };
+let queue = Promise.resolve(); // one action at a time
 
-onmessage = async ({ data: { id, action, given } }) => {
-  try {
-    postMessage({ id, result: await actions[action](given) });
-  } catch (error) {
-    postMessage({ id, error: error.message });
-  }
+onmessage = ({ data: { id, action, given } }) => {
+  queue = queue.then(() => actions[action](given)).then(result => postMessage({ id, result }), error => postMessage({ id, error: error.message }));
 };
 
 /** Fetch everything; after this nothing is fetched. Gives what the model can edit. */
