@@ -10,7 +10,7 @@ or, from Python, `HfApi().upload_folder(repo_id=..., folder_path=TARGET, repo_ty
 clone of the Space that has Git LFS. The hardware is chosen on the Space's settings page: the free CPU or ZeroGPU.
 
 With `--browser` it is the page of `spaces/browser` with a model as ONNX files and the runtime beside it, which loads
-nothing from elsewhere. Any server of static files will do, over https; `python -m http.server -d TARGET` on this machine.
+nothing from elsewhere. Any server of static files will do, over https; on this machine, `python -m http.server`.
 """
 
 import argparse
@@ -75,23 +75,27 @@ def assemble_browser(target: Path, *, model: str = "faces64") -> None:
     from stylegan_inversion import E4EPipeline
 
     target = _made(target)
-    shutil.copytree(ROOT / "spaces" / "browser", target, dirs_exist_ok=True)
-    shutil.copyfile(ROOT / PACKAGE / EXAMPLE, target / "example.jpg")
-    E4EPipeline.from_pretrained(model).export_onnx(target / "model")
-    (target / "runtime").mkdir()
     with tempfile.TemporaryDirectory() as scratch:
         try:
             subprocess.run(["npm", "pack", ONNX_RUNTIME], cwd=scratch, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError) as e:
             raise ValueError(f"npm did not give {ONNX_RUNTIME}: {getattr(e, 'stderr', b'') or e}") from e
         (archive,) = Path(scratch).glob("*.tgz")
+        (target / "runtime").mkdir()
         with tarfile.open(archive) as packed:
             for name in RUNTIME_FILES:
                 file = packed.extractfile(f"package/dist/{name}")
                 assert file is not None  # it is no folder
                 (target / "runtime" / name).write_bytes(file.read())
+    shutil.copytree(ROOT / "spaces" / "browser", target, dirs_exist_ok=True)
+    shutil.copyfile(ROOT / PACKAGE / EXAMPLE, target / "example.jpg")
+    E4EPipeline.from_pretrained(model).export_onnx(target / "model")
     files = sorted(path for path in target.rglob("*") if path.is_file())
-    loaded = [path for path in files if path.parent.name in ("model", "runtime") and path.suffix in (".json", ".onnx", ".wasm")]
+    loaded = [
+        path
+        for path in files
+        if path.parent.name in ("model", "runtime") and path.suffix in (".json", ".onnx", ".wasm")
+    ]
     (target / "files.json").write_text(json.dumps({"bytes": sum(path.stat().st_size for path in loaded)}), "utf-8")
     version = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
     worker = target / "sw.js"  # a browser looks for changes in this file alone
@@ -123,9 +127,13 @@ def _name(requirement: str) -> str:
 
 def main() -> None:
     """Run the command."""
-    parser = argparse.ArgumentParser(description="Build the folder of a Hugging Face Space, or of a page for the browser.")
+    parser = argparse.ArgumentParser(
+        description="Build the folder of a Hugging Face Space, or of a page for the browser."
+    )
     parser.add_argument("target", type=Path, help="an empty or new folder, such as build/space")
-    parser.add_argument("--browser", nargs="?", const="faces64", metavar="MODEL", help="the page, with this model [faces64]")
+    parser.add_argument(
+        "--browser", nargs="?", const="faces64", metavar="MODEL", help="the page, with this model [faces64]"
+    )
     options = parser.parse_args()
     target = options.target
     try:

@@ -4,7 +4,7 @@ const $ = id => document.getElementById(id);
 const MAIN = 6, STEPS = 80; // sliders that are always seen; steps of a slider
 const WIDE = { w: [-5, 5], s: [-10, 10] }; // of a direction whose range is unknown
 
-let worker, strengths = {}, name = "photo", busy = false, again = false, number = 0;
+let worker, strengths = {}, moving = null, name = "photo", busy = false, again = false, number = 0;
 const waiting = new Map();
 
 /** Offline once loaded: a service worker keeps each file, and lets the runtime use several threads. */
@@ -12,8 +12,10 @@ async function prepare() {
   if (!navigator.serviceWorker || navigator.serviceWorker.controller) return;
   try {
     const controlled = new Promise(resolve => navigator.serviceWorker.addEventListener("controllerchange", resolve, { once: true }));
-    await navigator.serviceWorker.register("sw.js");
-    await controlled;
+    const { active } = await navigator.serviceWorker.register("sw.js");
+    if (active) return; // the page was reloaded without it, on purpose
+    const late = new Promise((_, reject) => setTimeout(reject, 5000));
+    await Promise.race([controlled, late]);
     location.reload(); // so that all files come through it
     await new Promise(() => {});
   } catch {
@@ -66,8 +68,13 @@ function addSlider({ name, description, space, strength_range, photo_limit }, in
   input.show = () => { output.textContent = input.valueAsNumber.toFixed(1); };
   input.oninput = () => {
     strengths[name] = input.valueAsNumber;
+    moving = { name, range: high - low };
     input.show();
     $("original").ariaPressed = "false";
+    show();
+  };
+  input.onchange = () => {
+    moving = null;
     show();
   };
   row.append(label, output, input);
@@ -82,7 +89,8 @@ async function show() {
   again = busy;
   if (busy) return;
   busy = true;
-  await ask("edit", { strengths: $("original").ariaPressed === "true" ? {} : strengths }).catch(error => say(error.message, true));
+  const original = $("original").ariaPressed === "true";
+  await ask("edit", original ? { strengths: {} } : { strengths, moving }).catch(error => say(error.message, true));
   performance.mark("frame");
   busy = false;
   if (again) show();
@@ -90,6 +98,7 @@ async function show() {
 
 function reset() {
   strengths = {};
+  moving = null;
   for (const input of document.querySelectorAll(".slider input")) {
     input.value = 0;
     input.show();
@@ -141,14 +150,8 @@ const toggle = (button, act) => {
   };
 };
 toggle($("original"), show);
-toggle($("whole"), async whole => {
-  await ask("look", { whole });
-  show();
-});
-$("reset").onclick = () => {
-  reset();
-  show();
-};
+toggle($("whole"), whole => ask("look", { whole }).then(show));
+$("reset").onclick = () => (reset(), show());
 for (const kind of ["jpeg", "png"]) $(kind).onclick = () => attempt("Writing the photo …", () => save(`image/${kind}`));
 $("face").onchange = () => attempt("Looking at the face …", () => {
   reset();

@@ -2,13 +2,14 @@
 
 import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
 import { cropQuad, faceQuad, findFaces, toTensor } from "./faces.js";
-import { mark, paste } from "./paste.js";
+import { drawChange, mark, paste } from "./paste.js";
 import { picture } from "./pixels.js";
 
 const NETWORKS = ["detector", "landmarks", "encoder", "synthesis"];
 const MAX_MEGAPIXELS = 40, MIN_SIDE = 16, VIEW = 640, MARGIN = 0.35; // pixels of the view; around the face, relative to it
+const KNOTS = 16; // faces that are drawn along a slider's range; between them they are blended, which is at most 1.5 levels off
 
-let model, canvas, photo, bitmap, faces, face, view;
+let model, canvas, photo, bitmap, faces, face, view, knots;
 const sessions = {};
 const actions = { load, read, choose, look, edit, save };
 let queue = Promise.resolve(); // one action at a time
@@ -83,6 +84,7 @@ async function choose({ index }) {
   const { w_plus } = await run("encoder", { x: [[1, 3, side, side], toTensor(image)] });
   const before = await draw(w_plus, {});
   face = { quad, w_plus, before };
+  knots = {};
   look({});
   return { quad, w_plus };
 }
@@ -102,11 +104,26 @@ async function draw(code, strengths) {
   return Uint8ClampedArray.from(image, x => Math.fround(Math.fround(x + 1) * 127.5));
 }
 
-/** What the edits change in the face: a picture of differences. */
-async function changed(strengths) {
-  const after = await draw(face.w_plus, strengths), size = model.resolution ** 2, data = new Float32Array(3 * size);
-  for (let i = 0; i < size; i++) for (let c = 0; c < 3; c++) data[3 * i + c] = after[c * size + i] - face.before[c * size + i];
+/** What the edits change in the face: a picture of differences. While one slider moves, faces are blended. */
+async function changed(strengths, moving) {
+  const size = model.resolution ** 2, data = new Float32Array(3 * size);
+  const [after, next, share] = moving ? await between(strengths, moving) : [await draw(face.w_plus, strengths), null, 0];
+  for (let c = 0, from = 0; c < 3; c++) {
+    for (let i = 0; i < size; i++, from++) {
+      data[3 * i + c] = after[from] - face.before[from] + (share && share * (next[from] - after[from]));
+    }
+  }
   return picture(model.resolution, model.resolution, 3, data);
+}
+
+/** The two drawn faces beside a strength, and how near it is to the second; at most one is drawn for a frame. */
+async function between(strengths, { name, range }) {
+  const others = JSON.stringify([name, { ...strengths, [name]: 0 }]), place = strengths[name] / range * KNOTS;
+  const low = Math.floor(place), high = Math.ceil(place), nearest = Math.round(place);
+  if (knots.others !== others) knots = { others, drawn: new Map() };
+  const { drawn } = knots, missing = [nearest, low, high].find(knot => !drawn.has(knot));
+  if (missing !== undefined) drawn.set(missing, await draw(face.w_plus, { ...strengths, [name]: missing * range / KNOTS }));
+  return [drawn.get(low) ?? drawn.get(high), drawn.get(high) ?? drawn.get(low), place - low];
 }
 
 /** Show the photo around the face, or all of it. */
@@ -120,29 +137,30 @@ function look({ whole = !face }) {
   }
   const [x0, y0, x1, y1] = box, scale = Math.min(VIEW / Math.max(x1 - x0, y1 - y0), 1);
   const width = Math.max(Math.round((x1 - x0) * scale), 1), height = Math.max(Math.round((y1 - y0) * scale), 1);
-  if (canvas) Object.assign(canvas, { width, height });
-  const context = (canvas ?? new OffscreenCanvas(width, height)).getContext("2d", { willReadFrequently: true });
+  const base = new OffscreenCanvas(width, height), context = base.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.fillStyle = "white";
   context.fillRect(0, 0, width, height);
   context.drawImage(bitmap, x0, y0, x1 - x0, y1 - y0, 0, 0, width, height);
   const steps = [width / (x1 - x0), height / (y1 - y0)];
   const quad = face?.quad.map(point => point.map((x, i) => (x - box[i] + 0.5) * steps[i] - 0.5));
-  view = { context, quad, base: picture(width, height, 4, context.getImageData(0, 0, width, height).data) };
+  canvas ??= new OffscreenCanvas(width, height);
+  Object.assign(canvas, { width, height });
+  view = { quad, base, context: canvas.getContext("2d") };
+  view.context.imageSmoothingQuality = "high";
+  view.context.drawImage(base, 0, 0);
 }
 
 /** Draw the edits in the view. */
-async function edit({ strengths }) {
-  const { context, quad, base } = view;
-  const { x, y, width, height, data } = paste(base, quad, await changed(strengths), false);
-  if (width && height) context.putImageData(new ImageData(data, width, height), x, y);
+async function edit({ strengths, moving }) {
+  drawChange(view.context, view.quad, view.base, await changed(strengths, moving));
 }
 
 /** Put the edits into the whole photo. Gives the file. */
 async function save({ strengths, type }) {
   const whole = new OffscreenCanvas(photo.width, photo.height), context = whole.getContext("2d");
   context.putImageData(new ImageData(photo.data, photo.width, photo.height), 0, 0);
-  const { x, y, width, height, data } = paste(photo, face.quad, await changed(strengths), true);
+  const { x, y, width, height, data } = paste(photo, face.quad, await changed(strengths));
   if (width && height) context.putImageData(new ImageData(data, width, height), x, y);
   return mark(await whole.convertToBlob({ type, quality: 0.95 }));
 }
