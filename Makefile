@@ -5,7 +5,7 @@ CONSTRAINTS ?= -c constraints-cpu.txt
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint types docs app space clean
+.PHONY: demo test test-slow lint types docs app space browser clean
 
 demo: $(VENV)/.base
 	$(BIN)/stylegan-inversion demo --output demo
@@ -16,6 +16,10 @@ app: $(VENV)/.app
 space:
 	rm -rf build/space
 	$(PYTHON) spaces/assemble.py build/space $(if $(SPACE),--name $(SPACE))
+
+browser: $(VENV)/.dev
+	rm -rf build/browser
+	$(BIN)/python spaces/assemble.py build/browser --browser
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2
@@ -47,7 +51,7 @@ $(VENV)/.app: pyproject.toml | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'  # dependency groups
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[app,train,evaluate,folders,clip]' --group dev
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[app,train,evaluate,folders,clip,export]' --group dev
 	touch $@
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/.dev

@@ -86,6 +86,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "models": ("list the models: built in, cached, and the known ones of the field", models.add_models, models.models),
     "convert": ("convert a checkpoint of the field into a model folder, or back", models.add_convert, models.convert),
+    "export": ("write a model's e4e as ONNX files, for a browser or another program", models.add_export, models.export),
     "push": ("upload the folder of a model to the Hugging Face Hub", models.add_push, models.push),
     "train": ("train an encoder or a generator, or go on with a run", lambda parser: None, research.train),
     "evaluate": ("compare methods on a folder of images", research.add_evaluate, research.evaluate),

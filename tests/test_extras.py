@@ -16,6 +16,7 @@ EXTRAS = {
     "folders": ("pyarrow",),
     "distributed": ("ray",),
     "clip": ("open_clip",),
+    "export": ("onnx", "onnxscript"),
 }
 RUN = """
 import sys, warnings
@@ -59,6 +60,7 @@ MORE = [
     ("folders", "pyarrow", ["invert", "data", "--method", "e4e", "--no-align"]),
     ("app", "starlette", ["app"]),
     ("clip", "open_clip", ["find-directions", "faces64", "--output", "new", "--text", "face", "smiling face"]),
+    ("export", "onnx", ["export", "faces64", "--output", "out"]),
     ("app", "python_multipart", ["app"]),
     ("train", "tyro", ["train", "--data", "data"]),
     ("train", "yaml", ["train", "--data", "data"]),

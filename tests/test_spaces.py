@@ -128,6 +128,13 @@ def test_what_is_refused(
     assert "is not an empty folder" in capsys.readouterr().err
 
 
+def test_the_browser_page_needs_npm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match=r"npm did not give onnxruntime-web@[\d.]+: .*npm"):
+        script.assemble_browser(tmp_path / "page")
+    assert not list((tmp_path / "page").iterdir())  # so the next try finds it empty
+
+
 @pytest.fixture
 def url(space: Path, tmp_path: Path) -> Iterator[str]:
     """`python app.py` in the folder, as the platform runs it; the package there wins over the installed one."""

@@ -209,6 +209,21 @@ def convert(
     return 0
 
 
+def add_export(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="built-in model, folder, name that `models` lists, or organisation/repository")
+    add("--output", metavar="FOLDER", required=True, help="gets the ONNX files and model.json; made if needed")
+
+
+def export(model: str, output: str) -> int:
+    from stylegan_inversion import E4EPipeline
+
+    folder = E4EPipeline.from_pretrained(model).export_onnx(output)
+    for file in sorted(folder.iterdir()):
+        print(f"{file}: {file.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
 def add_push(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="a model, as `save_pretrained` and `train` write it")

@@ -22,6 +22,7 @@ from stylegan_inversion.models.psp_encoder import EncoderConfig
 from stylegan_inversion.models.restyle_encoder import ReStyleEncoder
 from stylegan_inversion.pipelines.base import Detector, ImageLike, InversionPipeline, Inverted
 from stylegan_inversion.pipelines.loading import LoadedModel
+from stylegan_inversion.pipelines.onnx_folder import export_onnx
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.preprocessing.align import Crop, uncropped
 from stylegan_inversion.preprocessing.domain import FACES, Domain
@@ -232,12 +233,14 @@ class PSPPipeline(EncoderPipeline):
     """pSp: every style from its own level of a feature pyramid. Nearer to the photo than e4e, less editable."""
 
     encoder_kind = "psp"
+    export_onnx = export_onnx
 
 
 class E4EPipeline(EncoderPipeline):
     """e4e: one w and small offsets. Further from the photo than pSp, more editable."""
 
     encoder_kind = "e4e"
+    export_onnx = export_onnx
 
 
 class ReStylePipeline(EncoderPipeline):

@@ -63,9 +63,9 @@ class BuiltinLandmarkDetector:
 
     def __init__(self) -> None:
         folder = builtin_path("faces64/face")
-        self._detector = load_module(FaceDetector, FaceDetectorConfig, folder / "detector")
-        self._landmarks = load_module(FaceLandmarks68, FaceFeaturesConfig, folder / "landmarks")
-        for network in (self._detector, self._landmarks) if ONEDNN else ():
+        self.detector = load_module(FaceDetector, FaceDetectorConfig, folder / "detector")
+        self.landmarks = load_module(FaceLandmarks68, FaceFeaturesConfig, folder / "landmarks")
+        for network in (self.detector, self.landmarks) if ONEDNN else ():
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a fifth less time
 
     @torch.no_grad()
@@ -94,14 +94,14 @@ class BuiltinLandmarkDetector:
 
     def _detect(self, photo: Image.Image, view: "_Square") -> Iterator[tuple["_Square", float, Box]]:
         """Run the detector on one view: squares around the faces, turned like the view, with scores and boxes."""
-        size = self._detector.config.resolution
-        for x0, y0, x1, y1, score in self._detector.detect(to_tensor(_brighten(view.crop(photo, size)))).tolist():
+        size = self.detector.config.resolution
+        for x0, y0, x1, y1, score in self.detector.detect(to_tensor(_brighten(view.crop(photo, size)))).tolist():
             if view.cuts((x0 / size, y0 / size, x1 / size, y1 / size), photo.width, photo.height):
                 continue  # a neighbouring view shows more of this face
             ((x, y),) = view.to_photo(np.array([[(x0 + x1) / 2, (y0 + y1) / 2]]) / size).tolist()
             width, height = (x1 - x0) * view.side / size, (y1 - y0) * view.side / size
             box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-            yield _Square(x, y, max(width, height), view.angle), score, box
+            yield _Square.rounded(x, y, max(width, height), view.angle), score, box
 
     def _refine(self, photo: Image.Image, box: "_Square") -> tuple[Float[np.ndarray, "68 2"], float]:
         """Find the landmarks in a box, crop upright around them, and find them again. If in doubt, turn the box.
@@ -121,9 +121,9 @@ class BuiltinLandmarkDetector:
 
     def _averaged(self, photo: Image.Image, squares: list["_Square"]) -> tuple[Float[np.ndarray, "68 2"], float]:
         """Average the landmarks over crops and their mirror images, and measure how far the mirror images disagree."""
-        size = self._landmarks.config.resolution
+        size = self.landmarks.config.resolution
         x = torch.cat([to_tensor(_brighten(square.crop(photo, size))) for square in squares])
-        shares = self._landmarks(torch.cat([x, x.flip(3)])).double().numpy()
+        shares = self.landmarks(torch.cat([x, x.flip(3)])).double().numpy()
         mirrored = shares[len(squares) :, MIRROR] * [-1, 1] + [1, 0]
         both = np.stack([shares[: len(squares)], mirrored])  # (2, crops, 68, 2)
         landmarks = np.mean([square.to_photo(s) for square, s in zip(squares, both.mean(axis=0))], axis=0)
@@ -142,6 +142,11 @@ class _Square:
     angle: float = 0.0
 
     @staticmethod
+    def rounded(x: float, y: float, side: float, angle: float) -> "_Square":
+        """Round what a network gave, so that the last bits of a machine's arithmetic decide nothing."""
+        return _Square(round(x, 2), round(y, 2), round(side, 2), round(angle, 4))
+
+    @staticmethod
     def around(landmarks: np.ndarray) -> "_Square":
         """Find the smallest square around landmarks that has the eyes level."""
         across = landmarks[42:48].mean(axis=0) - landmarks[36:42].mean(axis=0)
@@ -149,7 +154,7 @@ class _Square:
         level = landmarks @ _rotation(angle)
         low, high = level.min(axis=0), level.max(axis=0)
         x, y = _rotation(angle) @ (low + high) / 2
-        return _Square(float(x), float(y), float((high - low).max()), angle)
+        return _Square.rounded(float(x), float(y), float((high - low).max()), angle)
 
     def scaled(self, scale: float, down: float) -> "_Square":
         """Move down, in the square's own upright direction, by a share of the side, and scale."""

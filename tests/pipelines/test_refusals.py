@@ -59,6 +59,8 @@ CALLS: list[Case] = [
     ("crop", ValueError, lambda g: g.e4e(PTIPipeline.from_pretrained("faces64").align(g.photo, align=False)), "64 x"),
     ("dtype of PTI", ValueError, lambda g: g.pti.to(torch.bfloat16), PRECISE),
     ("dtype int8", ValueError, lambda g: g.e4e.to(dtype=torch.int8), FLOATS),
+    ("export of labels", ValueError, lambda g: labels(g).export_onnx("out"), "takes no photos of faces"),
+    ("export of halves", ValueError, lambda g: g.e4e.to(torch.bfloat16).export_onnx("out"), "torch.bfloat16 on cpu"),
     ("device", ValueError, lambda g: g.e4e.to("gpu"), DEVICES),
     ("device True", TypeError, lambda g: g.e4e.to(True), TO),
     ("two devices", TypeError, lambda g: g.e4e.to("cpu", "cuda"), "one device and one dtype, got 'cuda' as well"),
