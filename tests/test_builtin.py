@@ -29,7 +29,7 @@ def test_it_is_found() -> None:
 
 def test_the_index_is_complete() -> None:
     assert set(FILES) == {path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.safetensors")}
-    parts = {"generator", "psp_encoder", "e4e_encoder", "directions", "face"}
+    parts = {"generator", "psp_encoder", "e4e_encoder", "sfe_encoder", "directions", "face"}
     assert {name.split("/")[0] for name in FILES} == parts
 
 

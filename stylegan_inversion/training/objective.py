@@ -66,7 +66,7 @@ class EncoderObjective:
         self, weights: Mapping[str, float], config: EncoderRunConfig, *, resolution: int, device: torch.device
     ) -> None:
         """Load the frozen networks that the terms need. Pictures are compared at `resolution`."""
-        self.weights = weights
+        self.weights, self.identity_images = weights, config.identity_images
         self.image_terms = [name for name in IMAGE_TERMS if name in weights]
         self.compare: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l2": l2_loss}
         self.perceptual: PerceptualDistance | None = None
@@ -78,8 +78,7 @@ class EncoderObjective:
             self.compare["lpips"] = lambda y_hat, y: perceptual(y_hat, y).mean()
         if "identity" in weights:
             folder = None if config.identity == "builtin" else find_folder(config.identity)
-            identity, some = IdentityLoss(load_identity(config.identity, folder, device=device)), config.identity_images
-            self.compare["identity"] = lambda y_hat, y: identity(y_hat[: some or None], y[: some or None])
+            self.compare["identity"] = IdentityLoss(load_identity(config.identity, folder, device=device))
         if "moco" in weights:
             self.compare["moco"] = IdentityLoss(load_moco(find_folder(config.moco), device=device))
 
@@ -88,6 +87,8 @@ class EncoderObjective:
         terms = {}
         for name in self.image_terms:
             pair = (inner_face(y_hat), inner_face(y)) if name.endswith("_crop") else (y_hat, y)
+            if name == "identity" and self.identity_images:
+                pair = pair[0][: self.identity_images], pair[1][: self.identity_images]
             terms[name] = self.compare[name.removesuffix("_crop")](*pair)
         return terms
 

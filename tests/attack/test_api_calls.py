@@ -67,7 +67,7 @@ def test_odd_calls(count: int, app: Served) -> None:
         endpoints = {
             name: [each["parameter_name"] for each in one["parameters"]] for name, one in about.items() if name
         }
-        assert len(endpoints) == 12
+        assert len(endpoints) == 13
         photo = upload(client)
         fine: dict[str, Any] = {"photo": photo, "method": "e4e", "strengths": {"smile": 1.0}, "align": True}
         fine["picture"] = photo

@@ -219,7 +219,9 @@ def test_the_published_channels_need_no_network(
     numbers = {TINY.resolution: TINY.style_sizes}
     listed = {f"ffhq-{TINY.resolution}": [{"name": "glasses", "channels": [[3, 1]], "description": "Off."}]}
     (tmp_path / "stylespace.json").write_text(json.dumps(listed))
-    monkeypatch.setattr(direction.storage, "builtin_path", lambda name: tmp_path / name)
+    own = {"stylespace.json": tmp_path / "stylespace.json"}
+    there = direction.storage.builtin_path
+    monkeypatch.setattr(direction.storage, "builtin_path", lambda name: own.get(name) or there(name))
     monkeypatch.setattr(
         direction, "GeneratorConfig", lambda resolution: SimpleNamespace(style_sizes=numbers[resolution])
     )
