@@ -99,7 +99,7 @@ def test_the_command(pti: PTIPipeline, tmp_path: Path, capsys: pytest.CaptureFix
         ([*command, "--scores"], "There is nothing to find"),
         (
             [*command, "--scores", "glasses"],
-            "The face networks score smile, age, gender, yaw, pitch, mouth_open, eyes_open, not 'glasses'",
+            "score smile, age, gender, yaw, pitch, mouth_open, eyes_open, not 'glasses'",
         ),
         (["find-directions", "faces64"], "--output is needed: faces64 is no folder"),
         ([*command, "--output", str(tmp_path)], "is there already: give another --output"),
