@@ -258,6 +258,10 @@ class Editor:
         if visit.photo is None or (visit.tuned == visit.turn and not preset):
             yield "No photo shows this picture, so that nothing is tuned. Drop one." if preset else ""
             return
+        own = visit.out is not None and visit.out.generator is not self.studio.model(visit).tuner.generator
+        if own and not preset:  # it draws by more than a code, and the first preset would come no nearer
+            yield f"Ready to edit. {MOVE}"
+            return
         turn = visit.tuned = visit.turn
         with visit.during(turn):
             old, crop = visit.out, self.studio.crop(visit)

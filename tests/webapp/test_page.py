@@ -103,6 +103,10 @@ def test_a_photo_is_inverted_at_once_then_tuned(editor: Editor, upload: dict[str
     assert "about" in last[editor.sharpen["best"]]["value"]
     assert show(editor, "_tune", visit) == {editor.visit: visit}  # only once by itself; never nothing
     assert "Sharper version ready" in show(editor, "_tune", visit, "fast")[editor.status]
+    tuned = visit.out
+    visit.begin()
+    visit.out = tuned  # as if a quick answer had a generator of its own, like SFE's: it is sharp already
+    assert "Ready to edit" in show(editor, "_tune", visit)[editor.status]
     smile = editor._chip(visit, 0)
     assert smile[editor.sliders[0]] > 0 and smile[editor.result][1] != last[editor.result][1]
     edited = editor._edit(visit, *[0.0] * len(editor.sliders))
