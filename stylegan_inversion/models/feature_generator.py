@@ -6,7 +6,7 @@ through the Feature Editor. Whoever draws need not know: a code goes in, a pictu
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,14 +27,28 @@ class FeatureSynthesis(SynthesisNetwork):
 
     features: Tensor
     w_inverted: Tensor
-    w_edit: Tensor
+    w_edit: Tensor | None
     keep: Tensor
 
-    def __init__(self, synthesis: SynthesisNetwork, editor: FeatureEditor, photo: dict[str, Tensor]) -> None:
+    def __init__(self, synthesis: SynthesisNetwork, editor: FeatureEditor, photo: dict[str, Any]) -> None:
         _share(self, synthesis, "_modules", "_buffers")
-        self.editor = editor
+        self.editor, self._find_w_edit = editor, photo["w_edit"]
         for name in PHOTO:
-            self.register_buffer(name, photo[name])
+            self.register_buffer(name, photo[name] if isinstance(photo[name], Tensor) else None)
+
+    def complete(self) -> None:
+        """Find the code that only edits need, if it has not been found: whoever copies or saves this calls it, too."""
+        if self.w_edit is None:
+            self.w_edit = self._find_w_edit()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Take the code along, and not the encoder that finds it."""
+        self.complete()
+        return {**vars(self), "_find_w_edit": None}
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self.complete()
+        super()._save_to_state_dict(*args)
 
     def forward(  # type: ignore[override]
         self,
@@ -46,10 +60,12 @@ class FeatureSynthesis(SynthesisNetwork):
     ) -> Float[Tensor, "batch 3 resolution resolution"]:
         """Draw images, as `SynthesisNetwork` does; the features follow from `w_inverted` to `w_plus` and the styles."""
         # the shared weights may have moved, with the pipeline
-        features, w_inverted, w_edit, keep = (getattr(self, name).to(self.const) for name in PHOTO)
+        features, move = self.features.to(self.const), w_plus - self.w_inverted.to(self.const)
         features, side = features.expand(len(w_plus), -1, -1, -1), features.shape[-1]
-        move, change = w_plus - w_inverted, torch.zeros_like(features)
+        change = torch.zeros_like(features)
         if move.any() or self.style_offset is not None:
+            self.complete()
+            w_edit, keep = (getattr(self, name).to(self.const) for name in ("w_edit", "keep"))
             after = features_at(self, w_edit + move, side, self.style_offset)
             change = features_at(self, w_edit, side) - after
             change = change * (1 - keep)
@@ -66,7 +82,8 @@ class FeatureGenerator(Generator):
         editor: Moves the features along with an edit.
         features: The photo's, (1, channels, side, side): they replace the generator's own after the block of that side.
         w_inverted: The photo's code, (1, num_ws, w_dim), to which the features belong.
-        w_edit: Its code by an encoder made for edits, (1, num_ws, w_dim): the change of an edit is measured there.
+        w_edit: Its code by an encoder made for edits, (1, num_ws, w_dim): the change of an edit is measured there. Or a
+            function that finds it, which the first edit calls.
         keep: What edits leave alone, in [0, 1], (1, 1, side, side). `None` keeps nothing.
 
     Attributes:
@@ -82,18 +99,18 @@ class FeatureGenerator(Generator):
         *,
         features: Float[Tensor, "1 channels side side"],
         w_inverted: Float[Tensor, "1 num_ws w_dim"],
-        w_edit: Float[Tensor, "1 num_ws w_dim"],
+        w_edit: Float[Tensor, "1 num_ws w_dim"] | Callable[[], Tensor],
         keep: Float[Tensor, "1 1 side side"] | None = None,
     ) -> None:
         _share(self, generator, "_modules")
         sizes, side, channels = generator.config, features.shape[-1], editor.config.channels
-        photo = {"features": features, "w_inverted": w_inverted, "w_edit": w_edit}
+        photo: dict[str, Any] = {"features": features, "w_inverted": w_inverted, "w_edit": w_edit}
         photo["keep"] = features.new_zeros(1, 1, side, side) if keep is None else keep
         codes = (1, sizes.num_ws, sizes.w_dim)
         shapes = dict(zip(PHOTO, ((1, channels, side, side), codes, codes, (1, 1, side, side))))
         fits = side in sizes.resolutions[:-1] and channels == sizes.channels(side)
-        if not fits or any(tuple(photo[name].shape) != shape for name, shape in shapes.items()):
-            found = {name: tuple(tensor.shape) for name, tensor in photo.items()}
+        found = {name: tuple(tensor.shape) for name, tensor in photo.items() if isinstance(tensor, Tensor)}
+        if not fits or any(shape != shapes[name] for name, shape in found.items()):
             raise ValueError(f"The features do not fit the generator or the editor: expected {shapes}, got {found}.")
         self._base = (generator,)  # not a part: its weights are here already
         self.synthesis = FeatureSynthesis(storage.uncompiled(generator.synthesis), editor, photo)
@@ -106,6 +123,7 @@ class FeatureGenerator(Generator):
     @property
     def photo(self) -> dict[str, Tensor]:
         """What it holds of its photo, by the names of `PHOTO`."""
+        self.synthesis.complete()
         return {name: getattr(self.synthesis, name) for name in PHOTO}
 
     def keeping(self, mask: Float[Tensor, "1 1 height width"]) -> Generator:

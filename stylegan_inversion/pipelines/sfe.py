@@ -1,6 +1,7 @@
 """StyleFeatureEditor: an encoder gives the code and the photo's own features, which follow edits (arXiv:2406.10601)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -84,17 +85,28 @@ class SFEPipeline(EncoderPipeline):
         return torch.cat([self._network.shrink(to_tensor(crop.image)) for crop in crops])
 
     def find(self, x: Tensor, encode: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, list[Generator]]:
-        """Find the codes of images, and make the generators that draw them on their features."""
-        e4e = cast(Encoder4Editing, self.e4e)
+        """Find the codes of images, and make the generators that draw them on their features.
+
+        e4e, which a picture needs from its first edit on only, runs then, for all of the images at once.
+        """
+        e4e, shrunk = cast(Encoder4Editing, self.e4e), self._network.shrink(x)
         w_plus, features = self._network(x, self.generator)
-        w_edit = e4e(self._network.shrink(x)) - e4e.w_avg + self.generator.w_avg
+
+        @functools.cache
+        @torch.no_grad()
+        def w_edits() -> Tensor:
+            return e4e(shrunk.to(e4e.w_avg)) - e4e.w_avg + self.generator.w_avg
+
+        def w_edit(i: int) -> Tensor:
+            return w_edits()[i : i + 1].clone()
+
         generators: list[Generator] = [
             FeatureGenerator(
                 self.generator,
                 self._network.editor,
                 features=features[i : i + 1].clone(),
                 w_inverted=w_plus[i : i + 1].clone(),
-                w_edit=w_edit[i : i + 1].clone(),
+                w_edit=functools.partial(w_edit, i),
             )
             for i in range(len(x))
         ]

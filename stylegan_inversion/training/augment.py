@@ -77,7 +77,8 @@ def vary_photo(x: Tensor, y: Tensor, p: float, rng: torch.Generator) -> tuple[Te
         square = F.pad(image[None], (0, 0, above, side - rows - above), mode="replicate")
         return augment(square, p, [rng], options=OTHER_CAMERA)[0, :, above : above + rows].clamp(-1, 1)
 
-    x, y = moved(x), moved(y)
+    alike, y = x is y, moved(y)
+    x = y if alike else moved(x)
     on, amount = torch.rand(2, 3, generator=rng)
     if on[0] < p:
         smooth = F.avg_pool2d(F.pad(x[None], (1, 1, 1, 1), mode="reflect"), 3, stride=1)[0]

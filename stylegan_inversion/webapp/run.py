@@ -151,7 +151,7 @@ class Memory:
                 elif thing is not None and thing.style_offset is not None:  # its weights are another's
                     left -= thing.style_offset.nbytes
                 elif isinstance(thing, FeatureGenerator):  # so are most of its own
-                    left -= sum(tensor.nbytes for tensor in thing.photo.values())
+                    left -= thing.synthesis.features.nbytes
                 elif thing is not None:
                     left -= sum(tensor.nbytes for tensor in thing.state_dict().values())
                 if thing is not None and left >= 0:

@@ -220,6 +220,21 @@ def test_what_was_inverted_before_the_pipeline_moved(file: Path, photo: Image.Im
     assert torch.equal(copied.synthesis(out.w_plus.double()), out.generator.synthesis(out.w_plus.double()))
 
 
+def test_e4e_runs_once_and_only_for_edits(pipe: SFEPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    calls: list[int] = []
+    hook = pipe.e4e.register_forward_hook(lambda module, given, made: calls.append(len(made)))
+    out, other = (pipe([photo, photo.rotate(180)], align=False) for _ in range(2))
+    pipe.paste_back(out)
+    assert calls == []
+    edits = [pipe.edit(one, age=1.0).images for one in (out, out[0], out)]
+    assert calls == [2] and same(edits[0], edits[2]) and same(edits[0][:1], edits[1])
+    copied = pickle.loads(pickle.dumps(other.generators[1]))  # takes the code along, not the encoder
+    assert calls == [2, 2] and copied.synthesis._find_w_edit is None
+    loaded = InversionOutput.load(other.save(tmp_path / "out"), base=pipe.generator, networks=pipe.networks)
+    assert same(pipe.edit(loaded, age=1.0).images, edits[0]) and calls == [2, 2]
+    hook.remove()
+
+
 def test_compiled_networks(file: Path, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`Module.compile` keeps the compiled `forward` in the module, of which a photo's generator is a copy."""
     pipe = SFEPipeline.from_pretrained(_model(file, tmp_path))
