@@ -7,6 +7,7 @@ import operator
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -54,6 +55,7 @@ class InversionPipeline(abc.ABC):
     Attributes:
         base_name: Where the generator came from; `None` if it has no name, or other numbers than what is there.
         other_settings: Settings of the model for other pipelines, which are saved with it.
+        relevance: Folder of what `find-directions --text` measured of the generator, which is saved with it.
     """
 
     encoder_kind: ClassVar[str | None] = None  # a key of `models.encoders.ENCODERS`; None: it needs a generator only
@@ -73,6 +75,7 @@ class InversionPipeline(abc.ABC):
         self.domain = domain
         self.base_name: BaseName | None = None
         self.other_settings: Mapping[str, Any] = MappingProxyType({})
+        self.relevance: Path | None = None
         self._detector = detector
 
     @torch.no_grad()
@@ -432,7 +435,7 @@ class InversionPipeline(abc.ABC):
         settings, own = model.config, ("crop_scale", "domain", "source")  # `config` writes its own anew
         pipeline.other_settings = {k: v for k, v in settings.items() if k not in own and not k.startswith("_")}
         pipeline.directions, pipeline.domain = dict(model.directions), model.domain
-        pipeline.base_name, pipeline._detector = model.base_name, detector
+        pipeline.base_name, pipeline.relevance, pipeline._detector = model.base_name, model.relevance, detector
         return pipeline
 
     @classmethod
