@@ -61,6 +61,8 @@ def test_invert(tiny_model: str, photo: Image.Image, tmp_path: Path, capsys: pyt
     assert b"compositeWithTrainedAlgorithmicMedia" in (tmp_path / "again.png").read_bytes()
     assert cli.main([*again[:-1], "again"]) == 2  # before the work
     assert "--output must be a .png, .jpg or .webp, got 'again'" in capsys.readouterr().err
+    capsys.readouterr()
+    assert cli.main([*again, "--max-steps", "99"]) == 2 and "allow them: `max_steps=100`" in capsys.readouterr().err
     assert cli.main([*again[:3], *again[5:]]) == 2  # others do not know the folder
     report = json.loads((tmp_path / "out" / "report.json").read_text())["photos"][0]["report"]
     found = [report[name] for name in ("pivot", "w_steps", "tuning_steps", "perceptual")]
