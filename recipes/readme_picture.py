@@ -29,7 +29,7 @@ def main() -> None:
     for i, edit in enumerate(EDITS):
         photo = pipeline.paste_back(pipeline.edit(out, **edit))[0]
         row.paste(photo.crop((left, top, left + SIDE, top + SIDE)), (i * (SIDE + 4), 0))
-    save_image(row, args.path, quality=90)
+    save_image(row, args.path, quality=90, xmp=mark("edited"))
 
 
 if __name__ == "__main__":

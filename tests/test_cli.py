@@ -119,6 +119,7 @@ def test_demo_writes_a_sheet(tiny_model: str, tmp_path: Path) -> None:
     records = run_demo(tmp_path / "demo", photos=sample_photos()[:1], model=tiny_model)
     assert records[0].error is None
     assert load_image(tmp_path / "demo" / "sheet.png").width > 5 * 160
+    assert b"compositeWithTrainedAlgorithmicMedia" in (tmp_path / "demo" / "sheet.png").read_bytes()
     folder = tmp_path / "demo" / "sample1"
     assert {p.name for p in folder.glob("photo_*.jpg")} == {
         "photo_smile-5.jpg",
