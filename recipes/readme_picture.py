@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from stylegan_inversion import PTIPipeline, storage
+from stylegan_inversion.pipelines.receipts import mark
 from stylegan_inversion.preprocessing.image import save_image
 
 PHOTO = "samples/portraits/portrait1.jpg"
