@@ -7,7 +7,6 @@ import operator
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -55,7 +54,6 @@ class InversionPipeline(abc.ABC):
     Attributes:
         base_name: Where the generator came from; `None` if it has no name, or other numbers than what is there.
         other_settings: Settings of the model for other pipelines, which are saved with it.
-        relevance: Folder of what `find-directions --text` measured of the generator, which is saved with it.
     """
 
     encoder_kind: ClassVar[str | None] = None  # a key of `models.encoders.ENCODERS`; None: it needs a generator only
@@ -75,7 +73,7 @@ class InversionPipeline(abc.ABC):
         self.domain = domain
         self.base_name: BaseName | None = None
         self.other_settings: Mapping[str, Any] = MappingProxyType({})
-        self.relevance: Path | None = None
+        self.relevance: os.PathLike[str] | None = None  # folder of `text_directions.Relevance`, which is saved with it
         self._detector = detector
 
     @torch.no_grad()
@@ -128,9 +126,8 @@ class InversionPipeline(abc.ABC):
         """
         resolution, finds_faces = self.generator.config.resolution, self.finds_faces(align)
         if isinstance(image, Crop):
-            width, height = self.domain.size(resolution)
-            if image.image.size != (width, height):
-                size, fits = f"{image.image.width} x {image.image.height}", f"{width} x {height}"
+            if image.image.size != (expected := self.domain.size(resolution)):
+                size, fits = (f"{width} x {height}" for width, height in (image.image.size, expected))
                 raise ValueError(f"The crop is {size}, but this model draws {fits}: cut it out with its `align`.")
             return image
         photo = load_image(image)

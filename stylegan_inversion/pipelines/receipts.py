@@ -375,7 +375,7 @@ def redraw(
     asked = {name: value for name, value in receipt.call.items() if name.startswith("num_")}
     if any(value > max_steps for value in asked.values()):
         raise ValueError(
-            f"The receipt asks for {asked}, more than {max_steps} steps. If you trust who made the picture, allow them: "
+            f"The receipt asks for {asked}, more than {max_steps} steps. If you trust its writer, allow them: "
             f"`max_steps={max(asked.values())}` (--max-steps)."
         )
     image = load_image(photo)
