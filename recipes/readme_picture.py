@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from stylegan_inversion import PTIPipeline, storage
+from stylegan_inversion.pipelines.receipts import mark
 from stylegan_inversion.preprocessing.image import save_image
 
 PHOTO = "samples/portraits/portrait1.jpg"
@@ -29,7 +30,7 @@ def main() -> None:
     for i, edit in enumerate(EDITS):
         photo = pipeline.paste_back(pipeline.edit(out, **edit))[0]
         row.paste(photo.crop((left, top, left + SIDE, top + SIDE)), (i * (SIDE + 4), 0))
-    save_image(row, args.path, quality=90)
+    save_image(row, args.path, quality=90, xmp=mark("edited"))
 
 
 if __name__ == "__main__":

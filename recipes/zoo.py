@@ -28,8 +28,8 @@ package's `catalogue.json`; `stylegan-inversion models` lists the same, with wha
 
 ## Built in
 
-`faces64` ({size}, {licence}) needs no download: 64 x 64 pixels, with e4e's and pSp's
-encoders. From left to right: the photo, e4e, pSp, PTI (`preset="balanced"`), as the generator draws them.
+`faces64` ({size}, {licence}) needs no download: 64 x 64 pixels, with the encoders of e4e, pSp and
+StyleFeatureEditor. From left to right: the photo, e4e, pSp, PTI (`preset="balanced"`), as the generator draws them.
 
 ![Three portraits, and how e4e, pSp and PTI draw them with faces64](zoo.jpg)
 

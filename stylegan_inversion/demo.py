@@ -11,7 +11,7 @@ from stylegan_inversion.batch import Record, invert_photos
 from stylegan_inversion.editing.directions import MAX_STRENGTH
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.pti import PTIPipeline
-from stylegan_inversion.pipelines.receipts import save_picture
+from stylegan_inversion.pipelines.receipts import mark, save_picture
 from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.preprocessing.image import load_image, save_image
 
@@ -70,7 +70,7 @@ def run_demo(
                 drawn.append((label, edited.images[0]))
         rows += [pasted, drawn]
     if rows:
-        save_image(draw_sheet(rows), output / "sheet.png")
+        save_image(draw_sheet(rows), output / "sheet.png", xmp=mark("edited"))
     return records
 
 

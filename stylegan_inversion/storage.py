@@ -33,7 +33,7 @@ _DTYPES = {
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
 }
-_PART = re.compile(r"generator|directions|discriminator|\w*encoder")  # sub-folders of a model
+_PART = re.compile(r"generator|directions|relevance|discriminator|\w*encoder")  # sub-folders of a model
 _OURS = re.compile(r"\nlibrary_name: stylegan[-_]inversion\n")  # in a model card
 
 Module = TypeVar("Module", bound=nn.Module)

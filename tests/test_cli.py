@@ -61,6 +61,8 @@ def test_invert(tiny_model: str, photo: Image.Image, tmp_path: Path, capsys: pyt
     assert b"compositeWithTrainedAlgorithmicMedia" in (tmp_path / "again.png").read_bytes()
     assert cli.main([*again[:-1], "again"]) == 2  # before the work
     assert "--output must be a .png, .jpg or .webp, got 'again'" in capsys.readouterr().err
+    capsys.readouterr()
+    assert cli.main([*again, "--max-steps", "99"]) == 2 and "allow them: `max_steps=100`" in capsys.readouterr().err
     assert cli.main([*again[:3], *again[5:]]) == 2  # others do not know the folder
     report = json.loads((tmp_path / "out" / "report.json").read_text())["photos"][0]["report"]
     found = [report[name] for name in ("pivot", "w_steps", "tuning_steps", "perceptual")]
@@ -117,6 +119,7 @@ def test_demo_writes_a_sheet(tiny_model: str, tmp_path: Path) -> None:
     records = run_demo(tmp_path / "demo", photos=sample_photos()[:1], model=tiny_model)
     assert records[0].error is None
     assert load_image(tmp_path / "demo" / "sheet.png").width > 5 * 160
+    assert b"compositeWithTrainedAlgorithmicMedia" in (tmp_path / "demo" / "sheet.png").read_bytes()
     folder = tmp_path / "demo" / "sample1"
     assert {p.name for p in folder.glob("photo_*.jpg")} == {
         "photo_smile-5.jpg",

@@ -104,6 +104,27 @@ def checkpoint_to_official(
     return checkpoint if torch.equal(w_avg, latent_avg[0]) else {**checkpoint, "w_avg": w_avg}
 
 
+def _style_feature_file(encoder: Any, generator: Any, e4e: Any) -> dict[str, Any]:
+    """Write StyleFeatureEditor's networks with the generator and e4e that they belong to, as its training saves them.
+
+    Where e4e's average w is not the generator's, the entry `e4e_latent_avg` keeps it, which only this package reads.
+    """
+    decoder, w_avg = generator_to_rosinality(*generator)
+    second, latent_avg = encoder_to_official("e4e", *e4e)
+    tensors = encoder_to_official("sfe", *encoder)[0] | {f"decoder.{key}": tensor for key, tensor in decoder.items()}
+    tensors |= {f"e4e_encoder.{key}": tensor for key, tensor in second.items()}
+    checkpoint = {"state_dict": tensors, "latent_avg": w_avg}
+    return checkpoint if (latent_avg == w_avg).all() else {**checkpoint, "e4e_latent_avg": latent_avg}
+
+
+def _read_encoder(folder: Path, kind: str) -> tuple[Any, Mapping[str, Tensor]]:
+    row = ENCODERS[kind]
+    if not (folder / row.folder).is_dir():
+        raise ModelNotFoundError(f"{folder} holds no encoder of {kind} (folder {row.folder!r}).")
+    encoder = storage.load_module(row.network, row.config, folder / row.folder)
+    return cast(Any, encoder).config, encoder.state_dict()
+
+
 def write_official(folder: Path, path: Path, *, layout: str) -> Path:
     """Write a model as the official code saves it, by `torch.save` of plain dicts and tensors; exact to the bit.
 
@@ -111,8 +132,8 @@ def write_official(folder: Path, path: Path, *, layout: str) -> Path:
         folder: Of the model.
         path: The file; it is written whole or not at all.
         layout: One of `LAYOUTS`. pSp's and e4e's: encoder and generator, with `opts`. "sfe": StyleFeatureEditor's
-            networks alone, as published. "rosinality": `g_ema` and `latent_avg`. "nvidia": the state dict of NVIDIA's
-            PyTorch generator, to be loaded into their `Generator`.
+            networks with e4e's encoder and the generator, which its published file lacks. "rosinality": `g_ema` and
+            `latent_avg`. "nvidia": the state dict of NVIDIA's PyTorch generator, to be loaded into their `Generator`.
 
     Raises:
         ValueError: If `layout` is none of these.
@@ -129,13 +150,9 @@ def write_official(folder: Path, path: Path, *, layout: str) -> Path:
     elif layout == "rosinality":
         checkpoint = dict(zip(("g_ema", "latent_avg"), generator_to_rosinality(*generator)))
     else:
-        row = ENCODERS[layout]
-        if not (folder / row.folder).is_dir():
-            raise ModelNotFoundError(f"{folder} holds no encoder of {layout} (folder {row.folder!r}).")
-        encoder = storage.load_module(row.network, row.config, folder / row.folder)
-        parts = cast(Any, encoder).config, encoder.state_dict()
+        parts = _read_encoder(folder, layout)
         if layout in WITH_GENERATOR:
             checkpoint = checkpoint_to_official(layout, parts, generator)
         else:
-            checkpoint = {"state_dict": encoder_to_official(layout, *parts)[0]}
+            checkpoint = _style_feature_file(parts, generator, _read_encoder(folder, "e4e"))
     return storage.write_file(path, lambda temporary: torch.save(checkpoint, temporary))

@@ -109,7 +109,7 @@ def _find_elsewhere(name: str, inside: str, access: Access, weights: str) -> Pat
         prefix = "" if inside == "." else f"{inside}/"
         patterns = [f"{prefix}*.json", f"{prefix}*{weights}"]
         if weights != storage.WEIGHTS_NAME:
-            patterns.append(f"{prefix}*directions/{storage.WEIGHTS_NAME}")
+            patterns += [f"{prefix}*{part}/{storage.WEIGHTS_NAME}" for part in ("directions", "relevance")]
         try:
             return download(name, patterns, access, otherwise=f", or give a folder, or a built-in model: {builtin}")
         except ModelNotFoundError as e:

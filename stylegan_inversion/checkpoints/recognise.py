@@ -362,8 +362,8 @@ def _style_feature_file(each: _Found, asked: str | None) -> SingleFile:
     notes, average = list[str](), each.beside.get("latent_avg")
     if "decoder" in tops and "e4e_encoder" in tops:
         parts["generator"], notes = _generator_part(tops.pop("decoder"), average)
-        w_avg, second = parts["generator"].state_dict["w_avg"], ENCODERS["e4e"]
-        converted = encoders.encoder_from_official("e4e", tops.pop("e4e_encoder"), latent_avg=w_avg)
+        own, second = each.beside.get("e4e_latent_avg", parts["generator"].state_dict["w_avg"]), ENCODERS["e4e"]
+        converted = encoders.encoder_from_official("e4e", tops.pop("e4e_encoder"), latent_avg=own)
         parts[second.folder] = Part(second.network, *converted)
     return SingleFile("sfe", parts, notes=(*notes, *_left_out(sorted(tops))))
 

@@ -51,10 +51,12 @@ def add_find_directions(parser: argparse.ArgumentParser) -> None:
         "--batch-size": (1, 8, "images that go through together"),
         "--seed": (0, 0, "seed of all images"),
     }
+    not_always = ("--num-points", "--num-channels", "--num-images")  # then None says that it is not given
     for option, (least, default, what) in sizes.items():
-        add(option, type=at_least(least), default=default, metavar="N", help=f"{what} [%(default)s]")
-    more = "text: channels of less relevance stay; more channels do more, and change more else [%(default)s]"
-    add("--beta", type=float, default=BETA, help=more)
+        value = None if option in not_always else default
+        add(option, type=at_least(least), default=value, metavar="N", help=f"{what} [{default}]")
+    more = "text: channels of less relevance stay; more channels do more, and change more else"
+    add("--beta", type=float, help=f"{more} [{BETA:g}]")
     add("--clip", metavar="NAME", help=f"text: folder or repository of a CLIP of OpenCLIP, as safetensors [{CLIP}]")
     add_device(parser)
 
@@ -70,16 +72,16 @@ def find_directions(
     text: list[str] | None,
     align: bool,
     space: Literal["w", "s"] | None,
-    beta: float,
+    beta: float | None,
     clip: str | None,
-    num_images: int,
+    num_images: int | None,
     device: str,
-    **sizes: int,
+    **sizes: Any,
 ) -> int:
     from stylegan_inversion import PTIPipeline, load_image
     from stylegan_inversion.checkpoints.find import find_folder
     from stylegan_inversion.editing.find_directions import find_directions
-    from stylegan_inversion.editing.text_directions import CLIP, Relevance, load_clip, measure_relevance, name_of
+    from stylegan_inversion.editing.text_directions import BETA, CLIP, Relevance, load_clip, measure_relevance, name_of
     from stylegan_inversion.evaluation.attributes import FACE_SCORES, LANDMARK_SCORES, Probe, face_score, write_report
     from stylegan_inversion.losses.lpips import load_perceptual
     from stylegan_inversion.preprocessing.image import list_images
@@ -91,6 +93,17 @@ def find_directions(
         name, space = name or name_of(*text), "s"
     elif len({positive is None, negative is None, name is None}) > 1:
         raise ValueError("--positive, --negative and --name belong together: two folders, and what they differ in.")
+    fits = text is None
+    for option, value, used, where in (
+        ("--align", align or None, positive is not None, "--positive"),
+        ("--num-points", sizes["num_points"], fits, "a search without --text"),
+        ("--num-channels", sizes["num_channels"], fits and space == "s", "--space s without --text"),
+        ("--num-images", num_images, not fits, "--text"),
+        ("--beta", beta, not fits, "--text"),
+        ("--clip", clip, not fits, "--text"),
+    ):
+        if value is not None and not used:
+            raise ValueError(f"{option} is for {where}: leave it out, got {value}.")
     folder = Path(model) if output is None else Path(output)
     if output is None and not folder.is_dir():
         raise ValueError(f"--output is needed: {model} is no folder that directions can be added to.")
@@ -121,10 +134,12 @@ def find_directions(
         change = network.change(*text)
         if known is None or known.clip != network.name:
             how: dict[str, Any] = {"batch_size": sizes["batch_size"], "seed": sizes["seed"], "progress": True}
-            known = measure_relevance(pipeline.generator, network, name=network.name, num_images=num_images, **how)
+            how |= {} if num_images is None else {"num_images": num_images}
+            known = measure_relevance(pipeline.generator, network, name=network.name, **how)
         if output is not None:
             shutil.copytree(find_folder(model), folder)
         known.save(folder / "relevance")  # it took long, and other texts need it too
+        beta = BETA if beta is None else beta
         steps = {name: known.step(change, beta=beta)}
         descriptions[name] = f"From {text[0]!r} to {text[1]!r}, by StyleCLIP, beta {beta:g}."
         parts.append(lambda x: {name: network(x) @ change})

@@ -172,6 +172,8 @@ def translate(
 
 
 def add_redraw(parser: argparse.ArgumentParser) -> None:
+    from stylegan_inversion.pipelines.receipts import MAX_STEPS
+
     add = parser.add_argument
     add("source", metavar="PICTURE", help="a picture that this package or its app saved, or its receipt as JSON")
     add("photo", metavar="PHOTO", help="the photo that it was made from")
@@ -179,6 +181,8 @@ def add_redraw(parser: argparse.ArgumentParser) -> None:
     add("--model", help="the receipt's model, if that is a folder or elsewhere [the one that the receipt names]")
     fetch = "fetch the model that the receipt names: whoever wrote it chose the name"
     add("--allow-download", action="store_true", help=fetch)
+    most = "most steps of a stage of PTI that the receipt may ask for [%(default)s]"
+    add("--max-steps", type=at_least(1), default=MAX_STEPS, metavar="N", help=most)
     add("--device", help="cpu, cuda, mps, or the best there is by auto [the receipt's, or else the CPU]")
 
 

@@ -64,9 +64,9 @@ def find_directions(
     names: Sequence[str] | None = None,
     space: Literal["w", "s"] = "w",
     num_samples: int = 512,
-    num_points: int = 640,
+    num_points: int | None = None,
     num_tests: int = 24,
-    num_channels: int = 64,
+    num_channels: int | None = None,
     steps: Mapping[str, Tensor] | None = None,
     batch_size: int = 8,
     seed: int = 0,
@@ -81,10 +81,10 @@ def find_directions(
         names: Scores to find directions of. The other scores are only kept still. `None` takes all.
         space: "w" or "s"; see `Direction`.
         num_samples: Images that are scored first, >= 64.
-        num_points: Images at which the gradients of all scores are taken, >= 16.
+        num_points: Images at which the gradients of all scores are taken, >= 16, for a fit. `None` means 640.
         num_tests: Images that set the range, and as many that measure it, at 6 strengths on each side; >= 8.
-        num_channels: Styles that a direction in S moves at most, >= the number of scores.
-        steps: Directions in S that are given and only measured, such as those of texts: by score, what a strength of 1
+        num_channels: Styles that a direction in S moves at most, >= the number of scores, for a fit. `None` means 64.
+        steps: Directions in S that are given and only measured, such as those of texts: by name, what a strength of 1
             adds to the styles, (num_styles,). `None` fits them.
         batch_size: Images that go through together, >= 1.
         seed: Seed of all w, >= 0.
@@ -95,10 +95,20 @@ def find_directions(
         One for each of `names`, in their order; vectors in float32 on the CPU.
 
     Raises:
-        ValueError: If an option is out of range, a score is not finite or the same for all images, it has no gradient
-            in S, or the scores depend on w in the same way.
+        ValueError: If an option is out of range or not used, a score is not finite or the same for all images, it has
+            no gradient in S, or the scores depend on w in the same way.
         MissingDependencyError: If scikit-learn is not installed, for directions in W.
     """
+    if space not in ("w", "s"):
+        raise ValueError(f'`space` must be "w" or "s", got {space!r}.')
+    if steps is not None and space == "w":
+        raise ValueError('`steps` are directions in S: leave them out, or take `space="s"`, got "w".')
+    if num_points is not None and steps is not None:
+        raise ValueError(f"`num_points` is for a fit: leave it out with `steps`, got {num_points}.")
+    if num_channels is not None and (steps is not None or space == "w"):
+        raise ValueError(f"`num_channels` is for a fit in S: leave it out with `steps` or in W, got {num_channels}.")
+    num_points = 640 if num_points is None else num_points
+    num_channels = 64 if num_channels is None else num_channels
     least = {"num_samples": 64, "num_points": 16, "num_tests": 8, "num_channels": 1, "batch_size": 1, "seed": 0}
     given = (num_samples, num_points, num_tests, num_channels, batch_size, seed)
     for (option, lowest), value in zip(least.items(), given):
@@ -114,8 +124,13 @@ def find_directions(
             raise ValueError(
                 f"`names` must be among the scores, which are identifiers: {', '.join(known)}; got {name!r}."
             )
+    sizes, count = {key: step.numel() for key, step in (steps or {}).items()}, sum(generator.config.style_sizes)
+    if odd := [name for name in names if steps is not None and sizes.get(name) != count]:
+        raise ValueError(
+            f"`steps` must hold {count} numbers for each of `names`, got {sizes.get(odd[0], 0)} for {odd[0]!r}."
+        )
     per_name = num_tests * (2 * STEPS + 1) + num_tests * (STEPS + 1)
-    total = num_samples + num_points + per_name * len(names)
+    total = num_samples + num_points * (steps is None) + per_name * len(names)
     with tqdm(total=total, unit="image", disable=not progress, desc=f"directions in {space.upper()}") as search.bar:
         w = search.sample(FIT, num_samples)
         samples = torch.cat([search.draw_scores(part) for part in w.split(batch_size)])

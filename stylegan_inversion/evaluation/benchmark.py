@@ -30,6 +30,7 @@ from stylegan_inversion.models.encoders import SINGLE_PASS
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.methods import METHODS, Method
 from stylegan_inversion.pipelines.output import InversionOutput
+from stylegan_inversion.pipelines.receipts import mark
 from stylegan_inversion.preprocessing.align import Crop
 from stylegan_inversion.preprocessing.image import list_images, load_image, save_image, to_pil, to_tensor
 
@@ -398,7 +399,7 @@ class _Run:
             if image in self.shown:
                 save_image(out.crops[i].image, self.path(image, "_original", None))
                 for step, drawn in pictures.items():
-                    save_image(to_pil(drawn[i : i + 1])[0], self.path(image, name, step))
+                    save_image(to_pil(drawn[i : i + 1])[0], self.path(image, name, step), xmp=mark("edited"))
         return [{**row, "seconds": found["seconds"], "report": found} for row, found in zip(rows, out.reports)]
 
     def path(self, image: str, method: str, step: Step) -> Path:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from stylegan_inversion.evaluation.editability import standard_error, summarise_edit
+from stylegan_inversion.pipelines.receipts import mark
 from stylegan_inversion.preprocessing.image import save_image
 
 CELL = 128  # side of a picture in a figure, in pixels
@@ -228,17 +229,17 @@ def save_figure(columns: Sequence[Column], path: Path) -> None:
                 sheet.paste("#eeeeee", (left, top, left + CELL, top + CELL))
             else:
                 sheet.paste(picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS), (left, top))
-    save_image(sheet, path)
+    save_image(sheet, path, xmp=mark("edited"))
 
 
 def save_grid(pictures: Sequence[Image.Image], path: Path) -> None:
-    """Put pictures of one size edge to edge, 8 in a row, reduced to 256 px if they are larger."""
+    """Put generated pictures of one size edge to edge, 8 in a row, reduced to 256 px if they are larger."""
     cell = min(pictures[0].width, _GRID_CELL)
     grid = Image.new("RGB", (cell * min(_GRID, len(pictures)), cell * -(-len(pictures) // _GRID)), "white")
     for i, picture in enumerate(pictures):
         small = picture if picture.width == cell else picture.resize((cell, cell), Image.Resampling.LANCZOS)
         grid.paste(small, (i % _GRID * cell, i // _GRID * cell))
-    save_image(grid, path)
+    save_image(grid, path, xmp=mark("generated"))
 
 
 def plot_editability(summary: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> None:

@@ -73,6 +73,7 @@ class InversionPipeline(abc.ABC):
         self.domain = domain
         self.base_name: BaseName | None = None
         self.other_settings: Mapping[str, Any] = MappingProxyType({})
+        self.relevance: os.PathLike[str] | None = None  # folder of `text_directions.Relevance`, which is saved with it
         self._detector = detector
 
     @torch.no_grad()
@@ -125,9 +126,8 @@ class InversionPipeline(abc.ABC):
         """
         resolution, finds_faces = self.generator.config.resolution, self.finds_faces(align)
         if isinstance(image, Crop):
-            width, height = self.domain.size(resolution)
-            if image.image.size != (width, height):
-                size, fits = f"{image.image.width} x {image.image.height}", f"{width} x {height}"
+            if image.image.size != (expected := self.domain.size(resolution)):
+                size, fits = (f"{width} x {height}" for width, height in (image.image.size, expected))
                 raise ValueError(f"The crop is {size}, but this model draws {fits}: cut it out with its `align`.")
             return image
         photo = load_image(image)
@@ -432,7 +432,7 @@ class InversionPipeline(abc.ABC):
         settings, own = model.config, ("crop_scale", "domain", "source")  # `config` writes its own anew
         pipeline.other_settings = {k: v for k, v in settings.items() if k not in own and not k.startswith("_")}
         pipeline.directions, pipeline.domain = dict(model.directions), model.domain
-        pipeline.base_name, pipeline._detector = model.base_name, detector
+        pipeline.base_name, pipeline.relevance, pipeline._detector = model.base_name, model.relevance, detector
         return pipeline
 
     @classmethod

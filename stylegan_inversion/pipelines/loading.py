@@ -69,6 +69,7 @@ class LoadedModel:
     config: Mapping[str, Any]  # as in `config.json`
     domain: Domain
     base_name: BaseName | None = None  # where the generator came from, if that has the same numbers
+    relevance: Path | None = None  # folder of `editing.text_directions.Relevance`
 
 
 def read_model(name_or_path: str | os.PathLike[str], access: hub.Access, *, variant: str | None) -> LoadedModel:
@@ -92,7 +93,8 @@ def read_model(name_or_path: str | os.PathLike[str], access: hub.Access, *, vari
     generator = load(Generator, GeneratorConfig, folder / "generator")
     name = BaseName.of(name_or_path, folder, subfolder=access.subfolder) if variant is None else None
     directions = style_directions(config.get("dataset"), generator.config) | directions_in(folder)
-    return LoadedModel(path, generator, encoders, directions, config, Domain.of_config(config, path), name)
+    relevance = folder / "relevance" if (folder / "relevance").is_dir() else None
+    return LoadedModel(path, generator, encoders, directions, config, Domain.of_config(config, path), name, relevance)
 
 
 def read_file(
@@ -258,6 +260,8 @@ def _write(pipeline: "InversionPipeline", folder: Path, variant: str | None, dty
         storage.save_module(network, folder / name, dtype=dtype or _VARIANTS.get(variant or ""), variant=variant)
     if pipeline.directions:
         save_directions(pipeline.directions, folder / "directions")
+    if pipeline.relevance is not None:
+        shutil.copytree(pipeline.relevance, folder / "relevance")
     storage.write_config(config, folder)
 
 

@@ -343,7 +343,7 @@ class PTIPipeline(InversionPipeline):
             raise ValueError(f"`name` must be one of {', '.join(ENCODERS)}, got {name!r}.")
         pipeline = self._encoder_pipeline(name)
         pipeline._detector = self.detector
-        pipeline.directions, pipeline.base_name = self.directions, self.base_name
+        pipeline.directions, pipeline.base_name, pipeline.relevance = self.directions, self.base_name, self.relevance
         if self.perceptual.name is not None:
             pipeline.other_settings = {**self.other_settings, **self.settings}
         return pipeline

@@ -79,6 +79,7 @@ _IN_XMP = re.compile(rb"<inversion:receipt>([^<]+)</inversion:receipt>")
 _ODD = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, StopIteration)
 _OPTIONS = {"pivot": str, "num_w_steps": int, "num_tuning_steps": int, "seed": int, "num_iterations": int}  # of calls
 _MAX_BYTES = 20_000
+MAX_STEPS = 1000  # of each stage of an optimisation, which a stranger may ask for unasked
 _SHA256, _REPOSITORY = re.compile(r"[0-9a-f]{64}"), re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _WORD = re.compile(r"[\w.+ -]{1,60}")
 
@@ -339,6 +340,7 @@ def redraw(
     *,
     model: InversionPipeline | str | os.PathLike[str] | None = None,
     allow_download: bool = False,
+    max_steps: int = MAX_STEPS,
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Redrawn:
@@ -353,6 +355,7 @@ def redraw(
         model: The model of the receipt, if that does not name it or it is elsewhere: a name, a folder, or a pipeline.
         allow_download: Fetch the model that the receipt names. Who wrote the receipt chose it, so by default only
             models on this machine are loaded.
+        max_steps: Most steps of a stage of an optimisation, or passes of an encoder, that the receipt may ask for.
         device: Where to run. `None` means the kind of device that the receipt names, or else the CPU.
         progress: Show a progress bar.
 
@@ -362,13 +365,19 @@ def redraw(
 
     Raises:
         ValueError: If it holds no receipt, a damaged one, or one of another photo, of another method or other settings,
-            of an unknown direction, or of a picture that no single call makes again.
+            of an unknown direction, of too many steps, or of a picture that no single call makes again.
         InvalidImageError: If the picture or the photo cannot be read.
         ModelNotFoundError: If the model is not on this machine.
         CheckpointError: If the model there has other weights.
     """
     data = _bytes_of(source)
     receipt = read_receipt(data)
+    asked = {name: value for name, value in receipt.call.items() if name.startswith("num_")}
+    if any(value > max_steps for value in asked.values()):
+        raise ValueError(
+            f"The receipt asks for {asked}, more than {max_steps} steps. If you trust its writer, allow them: "
+            f"`max_steps={max(asked.values())}` (--max-steps)."
+        )
     image = load_image(photo)
     pipeline = model if isinstance(model, InversionPipeline) else _load(receipt, model, allow_download, device)
     crop = receipt.crop(pipeline, image)

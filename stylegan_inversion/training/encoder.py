@@ -298,10 +298,9 @@ class EncoderLearner:
             "source": to_config(self.task.source),
         }
         with storage.write_together(folder) as stage:
-            others = [ENCODERS[name].folder for name in self.kind.needs] + ["generator"] * (
-                not self.config.train_decoder
-            )
-            for part in ("directions", *others):
+            others = [ENCODERS[name].folder for name in self.kind.needs]
+            kept = () if self.config.train_decoder else ("generator", "relevance")
+            for part in ("directions", *others, *kept):
                 for file in sorted((self.model_folder / part).glob("*")):
                     (stage / part).mkdir(exist_ok=True)
                     shutil.copyfile(file, stage / part / file.name)

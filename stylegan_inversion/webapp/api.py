@@ -18,13 +18,13 @@ from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.pipelines.output import InversionOutput
 from stylegan_inversion.pipelines.pti import PIVOTS, PRESETS
-from stylegan_inversion.pipelines.receipts import PICTURES, read_receipt
+from stylegan_inversion.pipelines.receipts import MAX_STEPS, PICTURES, read_receipt
 from stylegan_inversion.webapp.marking import encode, encode_picture
 from stylegan_inversion.webapp.photos import MAX_PHOTO_BYTES, PHOTOS, read_upload
 from stylegan_inversion.webapp.run import Report
 from stylegan_inversion.webapp.studio import FRAMES, PLACES, Download, Film, Studio, Visit
 
-MAX_STEPS, MAX_PASSES = 1000, 10  # of each stage of an optimisation; of an encoder
+MAX_PASSES = 10  # of an encoder
 MODEL, OWN = "Name of the model, from /models; nothing means the first.", "nothing means the preset's."
 TRANSLATING = {"num_outputs", "mix_alpha", "resize_factor", "align", "seed"}
 TUNING = {"preset", "pivot", "num_w_steps", "num_tuning_steps"}

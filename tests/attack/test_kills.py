@@ -98,6 +98,7 @@ def test_out_save_over_another_inversion(pti: PTIPipeline, photo: Image.Image, t
 
 def test_a_model_takes_no_parts_of_another_generator_along(tmp_path: Path, pti: PTIPipeline) -> None:
     folder = make_model(1.0).save_pretrained(tmp_path / "model")
+    (folder / "relevance").mkdir()
     make_model(5.0).save_pretrained(folder / "church")  # a model of the user's, inside
     (folder / "notes.txt").write_text("mine")
     same = PTIPipeline.from_pretrained(folder)

@@ -1,5 +1,6 @@
 """Directions of a tiny generator, in W and in S: from scores with gradients or without, pictures, a command."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def muted(generator: Generator) -> Generator:
 def test_what_the_score_says(space: Any, with_gradients: bool, generator: Generator) -> None:
     before = {key: value.clone() for key, value in muted(generator).state_dict().items()}
     score = colours if with_gradients else (lambda x: colours(x.detach()))
-    red, blue = find_directions(generator, score, space=space, num_channels=8, **FEW)
+    few = {**FEW, "num_channels": 8 if space == "s" else None}
+    red, blue = find_directions(generator, score, space=space, **few)
     assert [red.direction.name, blue.direction.name] == ["red", "blue"]
     assert red.direction.space == space and "conditioned on blue" in red.direction.description
     for name, other, found in (("red", "blue", red), ("blue", "red", blue)):
@@ -41,7 +43,7 @@ def test_what_the_score_says(space: Any, with_gradients: bool, generator: Genera
         assert 0 < (found.direction.vector != 0).sum() <= (8 if space == "s" else 16)
         assert found.moves[name] > 0.2 and (found.moves[name] > 2 * abs(found.moves[other]) or not with_gradients)
         assert found.monotone_share > (0.9 if with_gradients else 0.7)
-    again = find_directions(generator, score, names=["blue"], space=space, num_channels=8, **FEW)
+    again = find_directions(generator, score, names=["blue"], space=space, **few)
     assert torch.equal(again[0].direction.vector, blue.direction.vector) and again[0].moves == blue.moves
     after = generator.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
@@ -56,12 +58,20 @@ def test_what_the_score_says(space: Any, with_gradients: bool, generator: Genera
             {"space": "s", "score": lambda x: colours(x.detach())},
             "need gradients for directions in S, and 'red' has none",
         ),
+        ({"space": "z"}, '`space` must be "w" or "s", got \'z\''),
+        ({"num_channels": 8}, "`num_channels` is for a fit in S: leave it out with `steps` or in W, got 8"),
+        ({"steps": {}}, '`steps` are directions in S: leave them out, or take `space="s"`, got "w"'),
+        ({"steps": {}, "space": "s"}, "`num_points` is for a fit: leave it out with `steps`, got 64"),
+        (
+            {"steps": {"red": torch.ones(56), "blue": torch.ones(3)}, "space": "s", "num_points": None},
+            "`steps` must hold 56 numbers for each of `names`, got 3 for 'blue'",
+        ),
         ({"score": lambda x: {"red": x.mean(dim=(1, 2, 3)) * torch.nan}}, "`score` must be finite"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str, generator: Generator) -> None:
     with pytest.raises(ValueError, match=message):
-        find_directions(generator, options.pop("score", colours), **{**FEW, **options})
+        inspect.unwrap(find_directions)(generator, options.pop("score", colours), **{**FEW, **options})
 
 
 def test_the_command(pti: PTIPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,6 +112,10 @@ def test_the_command(pti: PTIPipeline, tmp_path: Path, capsys: pytest.CaptureFix
             "score smile, age, gender, yaw, pitch, mouth_open, eyes_open, not 'glasses'",
         ),
         (["find-directions", "faces64"], "--output is needed: faces64 is no folder"),
+        ([*command, "--num-channels", "8"], "--num-channels is for --space s without --text: leave it out, got 8"),
+        ([*command, "--text", "a", "b"], "--num-points is for a search without --text: leave it out, got 16"),
+        ([*command, "--align"], "--align is for --positive: leave it out"),
+        ([*command, "--beta", "0.1"], "--beta is for --text: leave it out, got 0.1"),
         ([*command, "--output", str(tmp_path)], "is there already: give another --output"),
     ):
         assert cli.main(wrong) == 2 and message in capsys.readouterr().err

@@ -198,6 +198,8 @@ def test_photos_are_aligned(model: str, photo: Image.Image, detector: Any, stubs
     options = {"model": model, "methods": ["w", "e4e"], "detector": detector, "options": STEPS}
     results, _ = evaluate(tmp_path / "photos", tmp_path / "out", align=True, **options)
     assert results["all"]["methods"]["e4e"]["n"] == 1 and rows_of(tmp_path)[0]["report"]["face_count"] == 2
+    for name in ("figure.png", "pictures/a.png/e4e.png"):
+        assert b"compositeWithTrainedAlgorithmicMedia" in (tmp_path / "out" / name).read_bytes()
     crop = E4EPipeline.from_pretrained(model, detector=detector).align(photo)
     assert load_image(tmp_path / "out" / "pictures" / "a.png" / "_original.png").tobytes() == crop.image.tobytes()
 

@@ -99,6 +99,7 @@ def test_sheets(models: list[str], data: Path, tmp_path: Path, small: None, gene
     sample = draw_samples(generator, [10], seed=0)  # second row, third column
     assert (grid[..., 32:64, 64:96] - sample).abs().max() <= 1.01 / 127.5
     # At 32 px there are no fine layers: A, then four B for the coarse and four for the middle ones.
+    assert b"/trainedAlgorithmicMedia" in (tmp_path / "out" / "tiny_samples.png").read_bytes()
     sheet = load_image(tmp_path / "out" / "tiny_mixing.png")
     assert sheet.size == (GAP + 9 * CELL + 2 * GROUP_GAP + 6 * GAP + GAP, 2 * HEADER + 5 * (CELL + GAP) + GAP)
     w_plus = sample_w_plus(generator, range(8), seed=0)

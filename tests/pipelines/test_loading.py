@@ -15,6 +15,7 @@ from stylegan_inversion.checkpoints.find import find_file
 from stylegan_inversion.checkpoints.recognise import read_single_file
 from stylegan_inversion.editing.directions import load_directions
 from stylegan_inversion.editing.ganspace import PrincipalComponents, fit_pca
+from stylegan_inversion.editing.text_directions import Relevance
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, UploadError
 from stylegan_inversion.hub import file_sha256
 from stylegan_inversion.pipelines.methods import METHODS
@@ -88,6 +89,19 @@ def test_variants(e4e: E4EPipeline, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`dtype` torch.float16 cannot hold the weights of this Generator\."):
         e4e.save_pretrained(folder, variant="fp16")
     assert torch.isfinite(storage.read_tensors(folder / "generator" / "model.fp16.safetensors")["w_avg"]).all()
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # the Hub's client
+def test_what_texts_need_travels_along(both: PTIPipeline, fake_hub: FakeHub, tmp_path: Path) -> None:
+    folder, count = both.save_pretrained(tmp_path / "model"), sum(both.generator.config.style_sizes)
+    Relevance(torch.eye(count, 8), torch.ones(count), "x").save(folder / "relevance")
+    pipe = PTIPipeline.from_pretrained(folder)
+    pipe.save_pretrained(folder)
+    pipe.encoder_pipeline("e4e").save_pretrained(tmp_path / "encoder")
+    pipe.push_to_hub("org/mine", token="write", variant="fp16")
+    half = PTIPipeline.from_pretrained("org/mine", variant="fp16").save_pretrained(tmp_path / "half")
+    for each in (folder, tmp_path / "encoder", half):
+        assert torch.equal(Relevance.load(each / "relevance", both.generator).rows, torch.eye(count, 8)), each
 
 
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"dtype": torch.float64}, {"variant": "fp16"}])

@@ -186,6 +186,7 @@ def test_backbone_of_a_face_recognition_network(make_learner: MakeLearner, tmp_p
 @pytest.mark.parametrize(("method", "cls", "ema_decay"), [("psp", PSPPipeline, 0.0), ("e4e", E4EPipeline, 0.5)])
 def test_export(make_learner: MakeLearner, tmp_path: Path, method: str, cls: Any, ema_decay: float) -> None:
     learner = make_learner(method=method, e4e=SPREAD, steps=10, ema_decay=ema_decay)
+    storage.write_config({"clip": "x"}, learner.model_folder / "relevance")
     for step in (5, 9):  # of e4e three offsets are open, then all
         learner.step(batches_of(learner, 1), step)
         learner.export(tmp_path / "export")
@@ -195,5 +196,6 @@ def test_export(make_learner: MakeLearner, tmp_path: Path, method: str, cls: Any
         with torch.no_grad():
             torch.testing.assert_close(pipeline.encoder(x), best(x), rtol=0, atol=0)
         assert pipeline.directions.keys() == {"smile"} and pipeline.crop_scale == 0.9
+        assert pipeline.relevance is not None
         assert same(dict(pipeline.generator.state_dict()), dict(learner.generator.state_dict()))
     assert (learner.stage(5), learner.stage(9)) == ((3, 5) if method == "e4e" else (5, 5))

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from PIL import Image
 
 from stylegan_inversion import Direction, SFEPipeline
-from stylegan_inversion.checkpoints.encoder import encoder_from_official
 from stylegan_inversion.checkpoints.export import write_official
 from stylegan_inversion.editing.directions import save_directions
 from stylegan_inversion.models.feature_generator import FeatureGenerator
@@ -26,7 +25,7 @@ from stylegan_inversion.training.config import (
 )
 from stylegan_inversion.training.sfe import SFELearner
 from stylegan_inversion.training.trainer import train
-from tests.training.conftest import MakeConfig, MakeLearner, batches_of, elsewhere, read_log, same, same_runs
+from tests.training.conftest import SIZES_16, MakeConfig, MakeLearner, batches_of, elsewhere, read_log, same, same_runs
 
 INVERTER = SFEOptions(depth=2, blend_steps=0, adversarial_from=1, discriminator_lr=1e-3, r1_every=2)
 EDITOR = dataclasses.replace(INVERTER, part="editor")
@@ -38,7 +37,7 @@ ADVERSARIAL = LossOptions(lpips=0.0, identity=0.0, adversarial=0.1)
 def make(make_config: MakeConfig, make_learner: MakeLearner, tmp_path: Path) -> Any:
     """Configs of StyleFeatureEditor, for a model with e4e and a direction."""
     model = tmp_path / "with e4e"
-    make_learner(method="e4e").export(model)
+    make_learner(method="e4e", encoder=dataclasses.replace(SIZES_16, widths=(4, 8, 12, 16))).export(model)
     save_directions({"smile": Direction("smile", torch.eye(16)[0], strength_range=(1.0, 3.0))}, model / "directions")
     return lambda **options: make_config(
         **{
@@ -157,10 +156,9 @@ def test_both_parts_interrupted_and_a_photo(make: Any, pictures: Path, tmp_path:
         out = pipe(Image.open(sorted(pictures.iterdir())[0]), align=False)
         assert out.images[0].tobytes() != pipe.edit(out, smile=3.0).images[0].tobytes()
         path = write_official(Path(init), tmp_path / "sfe.pt", layout="sfe")
-        names = torch.load(path, weights_only=True)["state_dict"]
-        config, tensors = encoder_from_official("sfe", names)
-        assert config == pipe.encoder.config
-        assert same(dict(pipe.encoder.state_dict()), {key: tensors[key] for key in pipe.encoder.state_dict()})
+        again = SFEPipeline.from_single_file(path)  # of another size than what is published
+        for ours, read in ((pipe.encoder, again.encoder), (pipe.e4e, again.e4e), (pipe.generator, again.generator)):
+            assert ours.config == read.config and same(dict(ours.state_dict()), dict(read.state_dict()))
         judged = {"l2"} if part is INVERTER else {"l2", "l2 (edited)"}
         assert judged | {"loss", "step", "kind"} == read_log(whole, "validation")[-1].keys()
 
