@@ -13,7 +13,7 @@ from stylegan_inversion.pipelines.receipts import mark
 from stylegan_inversion.preprocessing.image import save_image
 
 PHOTO = "samples/portraits/portrait1.jpg"
-EDITS = ({}, {"smile": -4.0}, {"age": 5.0}, {"yaw": 4.0}, {"yaw": -5.0})
+EDITS = ({}, {"smile": -4.0}, {"age": 4.0}, {"yaw": 4.0}, {"yaw": -5.0})
 SIDE = 206  # pixels of the photo, and of the picture: nothing is resized
 
 

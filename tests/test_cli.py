@@ -111,7 +111,7 @@ def test_values_that_cannot_be_read(arguments: list[str], message: str, capsys: 
 def test_directions(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["directions"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert sorted(names) == ["age", "gender", "smile", "yaw"]
+    assert sorted(names) == ["age", "gender", "mouth_open", "pitch", "smile", "yaw"]
 
 
 def test_demo_writes_a_sheet(tiny_model: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ SOURCES = {
     "psp_encoder": ("trained on the generator's data and samples, recipes/faces64/psp.yaml", "as the generator"),
     "e4e_encoder": ("trained on the generator's data and samples, recipes/faces64/e4e.yaml", "as the generator"),
     "sfe_encoder": ("trained on the generator's data, recipes/faces64/sfe.yaml, sfe_editor.yaml", "as the generator"),
-    "directions": ("InterFaceGAN on faces64's own samples, recipes/faces64/directions.py", "as the generator"),
+    "directions": ("InterFaceGAN on faces64's own samples, recipes/faces64/README.md", "as the generator"),
     "face": (FACE_API, "MIT"),
 }
 

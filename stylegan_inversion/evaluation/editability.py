@@ -24,7 +24,7 @@ _IDENTITIES = ("identity_to_reconstruction", "identity")
 
 
 def load_face_scorer(*, device: torch.device | str | None = None) -> FaceScorer:
-    """Load the built-in face networks that score smile, age, gender and yaw, frozen and in eval mode."""
+    """Load the built-in face networks that score smile, age, gender, pose, mouth and eyes, frozen and in eval mode."""
     face = builtin_path("faces64/face")
     return FaceScorer(
         load_module(FaceLandmarks68, FaceFeaturesConfig, face / "landmarks", device=device),

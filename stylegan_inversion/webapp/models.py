@@ -39,6 +39,8 @@ _WORDS = {
     "yaw": ("Turn head", "Look right", "Look left"),
     "pose": ("Turn head", "Turn one way", "Turn the other"),
     "gender": ("Female / male", "More male", "More female"),
+    "mouth_open": ("Mouth", "Open", "Closed"),
+    "pitch": ("Nod", "Look up", "Look down"),
 }
 _LICENCES = {"non-commercial-research": "non-commercial research", "mit": "MIT", "apache-2.0": "Apache 2.0"}
 
