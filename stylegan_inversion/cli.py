@@ -24,8 +24,8 @@ def prepare_process() -> None:
     virtual machine, one thread at 1024 px, a picture took 0.79 of the time and its gradient to w 0.61.
     """
     if sys.platform == "linux" and not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        for option, number in ((-4, 0), (-1, -1), (-8, 1)) if mallopt else ():  # M_MMAP_MAX, M_TRIM_..., M_ARENA_MAX
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)  # musl has none
+        for option, number in (-4, 0), (-1, -1), (-8, 1):  # M_MMAP_MAX, M_TRIM_..., M_ARENA_MAX
             mallopt(option, number)
     if "torch" in sys.modules:
         return

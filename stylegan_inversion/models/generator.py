@@ -164,7 +164,7 @@ class SynthesisNetwork(nn.Module):
         """Draw images, RGB, about [-1, 1] (not clamped).
 
         Samples go through together, not one by one: on one core four took 0.66 of the time at 64 px (and eight 0.58),
-        0.90 at 128 px, 0.95 at 256 px and 0.99 at 512 px; two at 1024 px took 1.05.
+        0.90 at 128 px, 0.95 at 256 px, 0.99 at 512 and 1024 px, where two took 1.05.
 
         Args:
             w_plus: One w for each layer.
