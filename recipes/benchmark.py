@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from stylegan_inversion import PTIPipeline, latents, ops
+from stylegan_inversion.cli import prepare_process
 from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.inversion.pivotal_tuning import TuningConfig, tune_generator
 from stylegan_inversion.inversion.projector import ProjectorConfig, project_w
@@ -157,6 +158,7 @@ def peak(device: str) -> float:
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
     """One row, in this process."""
+    prepare_process()
     torch.manual_seed(0)
     run = WORK[name](args.resolution, args.device)
     resting = peak(args.device)

@@ -107,7 +107,7 @@ def styled_conv(
 
     The gain of the leaky ReLU, which is homogeneous, goes into the scale, the noise and the bias before it. Then there
     are two ways. One sample whose weight is smaller than its features (from 64 px on in the released networks) gets a
-    weight of its own, scaled and normalised, and the convolution adds the bias. Otherwise the style scales the input
+    weight of its own, scaled and normalised. Otherwise the style scales the input
     and demodulation the output, so that one weight serves the whole batch: conv(x, w s) = conv(x s, w), and the norm of
     w s is a matrix product of squared weights and squared styles. So it is too if a gradient goes to the style but not
     to the weight: through a weight of its own it would cost a convolution more.
@@ -136,15 +136,17 @@ def styled_conv(
         norm = style.square() @ w.square().mean(dim=(2, 3)).t()  # (B, out_channels), near 1: autocast takes float16
         x = x * style[:, :, None, None].to(x.dtype)
         scale = ((norm + DEMODULATION_EPS / (k * largest).square()).rsqrt() * (LRELU_GAIN / k)).to(x.dtype)
-    w, shift = w.to(x.dtype), bias if own else None
+    w = w.to(x.dtype)
     if up:
         blur = (blur_kernel(x.device, x.dtype) * 4).expand(channels, 1, 4, 4)
         out = F.conv_transpose2d(x, w.transpose(0, 1), stride=2)
-        out = F.conv2d(out, blur, shift, padding=1, groups=channels)
+        out = F.conv2d(out, blur, padding=1, groups=channels)  # a bias here would cost the blur's gradient in backward
     else:
-        out = F.conv2d(x, w, shift, padding=k // 2)
+        out = F.conv2d(x, w, bias if own else None, padding=k // 2)
     if not own:
         out = torch.addcmul(bias.to(out.dtype)[:, None, None], out, scale.to(out.dtype)[:, :, None, None])
+    elif up:
+        out = out.add_(bias.to(out.dtype)[:, None, None])
     if noise is not None:
         out = out.add_((noise * LRELU_GAIN).to(out.dtype))
     return F.leaky_relu_(out, LRELU_SLOPE)
@@ -170,10 +172,14 @@ def to_rgb(
     style: Float[Tensor, "batch in_channels"],
     bias: Float[Tensor, " 3"],
 ) -> Float[Tensor, "batch 3 height width"]:
-    """Convolve with a modulated 1 x 1 weight, without demodulation, as a matrix product for each sample."""
+    """Convolve with a modulated 1 x 1 weight, without demodulation, as a matrix product for each sample.
+
+    With the pixels last in the product, as here, it is fast in both memory formats. At 1024 px on one core, the pixels
+    first took 228 ms against 17 ms if the channels came first, and 685 ms against 14 ms for the gradient to the weight
+    if they came last.
+    """
     w = (weight[:, :, 0, 0] * style[:, None]).to(x.dtype)  # (B, 3, in_channels)
-    rgb = x.permute(0, 2, 3, 1).flatten(1, 2) @ w.transpose(1, 2)  # (B, height * width, 3)
-    return (rgb + bias).unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+    return (w @ x.flatten(2) + bias[:, None]).unflatten(2, x.shape[2:])
 
 
 def to_rgb_reference(

@@ -45,6 +45,25 @@ def test_threads_and_memory_are_set_unless_the_user_has() -> None:
         assert ("GOMP_SPINCOUNT" in out) == spins and f"'THP_MEM_ALLOC_ENABLE': '{pages}'" in out
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+@pytest.mark.parametrize("thread", [False, True])
+def test_freed_memory_is_kept_unless_the_user_chose(thread: bool) -> None:
+    """Memory that is taken again costs no page faults, in any thread."""
+    script = (
+        "import concurrent.futures, resource; from stylegan_inversion.cli import prepare_process; prepare_process()\n"
+        "def faults():\n"
+        "    start = bytearray(2**25) and resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    return bytearray(2**25) and resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start\n"
+        "pool = concurrent.futures.ThreadPoolExecutor(1)\n"
+        f"print(pool.submit(faults).result() if {thread} else faults())"
+    )
+    unset = {name: text for name, text in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    for chosen, kept in ({}, True), ({"MALLOC_ARENA_MAX": "8"}, False):
+        command = [sys.executable, "-c", script]
+        out = subprocess.run(command, env=unset | chosen, capture_output=True, text=True, check=True).stdout
+        assert (int(out) < 100) == kept, out
+
+
 def test_invert(tiny_model: str, photo: Image.Image, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     photo.resize((64, 64)).save(tmp_path / "a.png")
     arguments = ["invert", str(tmp_path / "a.png"), str(tmp_path / "b.png"), "--model", tiny_model, "--no-align"]

@@ -163,6 +163,9 @@ class SynthesisNetwork(nn.Module):
     ) -> Float[Tensor, "batch 3 resolution resolution"]:
         """Draw images, RGB, about [-1, 1] (not clamped).
 
+        Samples go through together, not one by one: on one core four took 0.66 of the time at 64 px (and eight 0.58),
+        0.90 at 128 px, 0.95 at 256 px, 0.99 at 512 and 1024 px, where two took 1.05.
+
         Args:
             w_plus: One w for each layer.
             noise_mode: See `noise`.
