@@ -16,9 +16,10 @@ Prints a row for each kind of work, with random weights of the released networks
 - MB: peak memory above what the networks take. Each row runs in a process of its own.
 """
 
+# ruff: noqa: E402
+
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -27,12 +28,15 @@ import time
 from collections.abc import Callable
 from unittest import mock
 
+from stylegan_inversion.cli import prepare_process
+
+prepare_process()  # before PyTorch is loaded, as the command line does
+
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from stylegan_inversion import PTIPipeline, latents, ops
-from stylegan_inversion.cli import prepare_process
 from stylegan_inversion.demo import sample_photos
 from stylegan_inversion.inversion.pivotal_tuning import TuningConfig, tune_generator
 from stylegan_inversion.inversion.projector import ProjectorConfig, project_w
@@ -158,7 +162,6 @@ def peak(device: str) -> float:
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, float]:
     """One row, in this process."""
-    prepare_process()
     torch.manual_seed(0)
     run = WORK[name](args.resolution, args.device)
     resting = peak(args.device)
@@ -203,8 +206,7 @@ def main() -> None:
     print(f"{'work':22}{'ms':>9}{'lowest':>9}{'highest':>9}{'reference':>11}{'roofline':>10}{'MB':>8}")
     for name in args.work:
         command = [sys.executable, *sys.argv, "--row", name]
-        environment = {"THP_MEM_ALLOC_ENABLE": "1", **os.environ}  # as `stylegan-inversion` sets it
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             print(f"{name:22}  failed: {(done.stderr.strip().splitlines() or ['killed, for memory perhaps'])[-1]}")
             continue

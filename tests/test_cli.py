@@ -52,8 +52,8 @@ def test_freed_memory_is_kept_unless_the_user_chose(thread: bool) -> None:
     script = (
         "import concurrent.futures, resource; from stylegan_inversion.cli import prepare_process; prepare_process()\n"
         "def faults():\n"
-        "    start = bytearray(2**25) and resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "    return bytearray(2**25) and resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start\n"
+        "    start = bytearray(2**27) and resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    return bytearray(2**27) and resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start\n"
         "pool = concurrent.futures.ThreadPoolExecutor(1)\n"
         f"print(pool.submit(faults).result() if {thread} else faults())"
     )

@@ -132,7 +132,10 @@ def find_directions(
             raise ValueError(f"{model} was measured with the CLIP {known.clip!r}: give it, or another one, by --clip.")
         network = load_clip(clip or CLIP, device=pipeline.device)
         change = network.change(*text)
-        if known is None or known.clip != network.name:
+        if known is not None and known.clip == network.name:
+            if num_images is not None:
+                raise ValueError(f"--num-images is for measuring, which was done for {model}: leave it out.")
+        else:
             how: dict[str, Any] = {"batch_size": sizes["batch_size"], "seed": sizes["seed"], "progress": True}
             how |= {} if num_images is None else {"num_images": num_images}
             known = measure_relevance(pipeline.generator, network, name=network.name, **how)

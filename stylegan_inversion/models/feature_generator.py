@@ -39,12 +39,12 @@ class FeatureSynthesis(SynthesisNetwork):
     def complete(self) -> None:
         """Find the code that only edits need, if it has not been found: whoever copies or saves this calls it, too."""
         if self.w_edit is None:
-            self.w_edit = self._find_w_edit()
+            self.w_edit, self._find_w_edit = self._find_w_edit(), None  # the encoder is free to go
 
     def __getstate__(self) -> dict[str, Any]:
         """Take the code along, and not the encoder that finds it."""
         self.complete()
-        return {**vars(self), "_find_w_edit": None}
+        return super().__getstate__()
 
     def _save_to_state_dict(self, *args: Any) -> None:
         self.complete()

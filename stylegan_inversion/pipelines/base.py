@@ -17,6 +17,7 @@ from typing_extensions import Self
 
 from stylegan_inversion import __version__, hub, storage
 from stylegan_inversion.editing.directions import Direction, apply_directions, restyle_generators
+from stylegan_inversion.editing.text_directions import Relevance
 from stylegan_inversion.errors import FaceNotFoundError, InvalidImageError
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
@@ -54,6 +55,7 @@ class InversionPipeline(abc.ABC):
     Attributes:
         base_name: Where the generator came from; `None` if it has no name, or other numbers than what is there.
         other_settings: Settings of the model for other pipelines, which are saved with it.
+        relevance: What `find-directions --text` measured of the generator, if it was; it is saved with it.
     """
 
     encoder_kind: ClassVar[str | None] = None  # a key of `models.encoders.ENCODERS`; None: it needs a generator only
@@ -73,7 +75,7 @@ class InversionPipeline(abc.ABC):
         self.domain = domain
         self.base_name: BaseName | None = None
         self.other_settings: Mapping[str, Any] = MappingProxyType({})
-        self.relevance: os.PathLike[str] | None = None  # folder of `text_directions.Relevance`, which is saved with it
+        self.relevance: Relevance | None = None
         self._detector = detector
 
     @torch.no_grad()

@@ -23,6 +23,7 @@ from stylegan_inversion.checkpoints.find import find_file, find_folder, known_en
 from stylegan_inversion.checkpoints.recognise import read_single_file, source_of
 from stylegan_inversion.editing.directions import Direction, layer_slice, save_directions
 from stylegan_inversion.editing.ganspace import name_components
+from stylegan_inversion.editing.text_directions import Relevance
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.hub import upload_folder
 from stylegan_inversion.models.encoders import ENCODERS
@@ -69,7 +70,7 @@ class LoadedModel:
     config: Mapping[str, Any]  # as in `config.json`
     domain: Domain
     base_name: BaseName | None = None  # where the generator came from, if that has the same numbers
-    relevance: Path | None = None  # folder of `editing.text_directions.Relevance`
+    relevance: Relevance | None = None
 
 
 def read_model(name_or_path: str | os.PathLike[str], access: hub.Access, *, variant: str | None) -> LoadedModel:
@@ -93,7 +94,7 @@ def read_model(name_or_path: str | os.PathLike[str], access: hub.Access, *, vari
     generator = load(Generator, GeneratorConfig, folder / "generator")
     name = BaseName.of(name_or_path, folder, subfolder=access.subfolder) if variant is None else None
     directions = style_directions(config.get("dataset"), generator.config) | directions_in(folder)
-    relevance = folder / "relevance" if (folder / "relevance").is_dir() else None
+    relevance = Relevance.load(folder / "relevance", generator) if (folder / "relevance").is_dir() else None
     return LoadedModel(path, generator, encoders, directions, config, Domain.of_config(config, path), name, relevance)
 
 
@@ -261,7 +262,7 @@ def _write(pipeline: "InversionPipeline", folder: Path, variant: str | None, dty
     if pipeline.directions:
         save_directions(pipeline.directions, folder / "directions")
     if pipeline.relevance is not None:
-        shutil.copytree(pipeline.relevance, folder / "relevance")
+        pipeline.relevance.save(folder / "relevance")
     storage.write_config(config, folder)
 
 
@@ -361,5 +362,7 @@ def check_folder(folder: Path) -> None:
     for name, (cls, config_cls) in networks.items():
         files = sorted((folder / name).glob("model*.safetensors")) or [folder / name / storage.WEIGHTS_NAME]
         for file in files:
-            storage.load_module(cls, config_cls, folder / name, variant=_variant(file))
+            network = storage.load_module(cls, config_cls, folder / name, variant=_variant(file))
+            if isinstance(network, Generator) and (folder / "relevance").is_dir():
+                Relevance.load(folder / "relevance", network)
     directions_in(folder)

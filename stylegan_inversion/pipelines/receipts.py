@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -372,15 +372,16 @@ def redraw(
     """
     data = _bytes_of(source)
     receipt = read_receipt(data)
-    asked = {name: value for name, value in receipt.call.items() if name.startswith("num_")}
-    if any(value > max_steps for value in asked.values()):
-        raise ValueError(
-            f"The receipt asks for {asked}, more than {max_steps} steps. If you trust its writer, allow them: "
-            f"`max_steps={max(asked.values())}` (--max-steps)."
-        )
     image = load_image(photo)
     pipeline = model if isinstance(model, InversionPipeline) else _load(receipt, model, allow_download, device)
     crop = receipt.crop(pipeline, image)
+    call: dict[str, Any] = {name: value for name, value in receipt.call.items() if name != "seed"}
+    asked = list(cast(Any, pipeline).plan(**call)) if pipeline.optimizes else [*call.values()]
+    if most := [steps for steps in asked if isinstance(steps, int) and steps > max_steps]:
+        raise ValueError(
+            f"The receipt and its model ask for {max(most)} steps, more than {max_steps}. If you trust whoever made "
+            f"them, allow them: `max_steps={max(most)}` (--max-steps)."
+        )
     if {*receipt.edits} - {*pipeline.directions}:  # the page has these, too
         found = [each for group in find_components(pipeline.generator).values() for each in group]
         pipeline = copy.copy(pipeline)

@@ -95,7 +95,7 @@ class SFEPipeline(EncoderPipeline):
         @functools.cache
         @torch.no_grad()
         def w_edits() -> Tensor:
-            return e4e(shrunk.to(e4e.w_avg)) - e4e.w_avg + self.generator.w_avg
+            return e4e(shrunk.to(e4e.w_avg)) - e4e.w_avg + self.generator.w_avg.to(e4e.w_avg)
 
         def w_edit(i: int) -> Tensor:
             return w_edits()[i : i + 1].clone()

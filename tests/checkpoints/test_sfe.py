@@ -228,8 +228,10 @@ def test_e4e_runs_once_and_only_for_edits(pipe: SFEPipeline, photo: Image.Image,
     assert calls == []
     edits = [pipe.edit(one, age=1.0).images for one in (out, out[0], out)]
     assert calls == [2] and same(edits[0], edits[2]) and same(edits[0][:1], edits[1])
+    other.generators[1].w_avg.data = other.generators[1].w_avg.double()  # as if it alone had moved
     copied = pickle.loads(pickle.dumps(other.generators[1]))  # takes the code along, not the encoder
-    assert calls == [2, 2] and copied.synthesis._find_w_edit is None
+    other.generators[1].w_avg.data = other.generators[1].w_avg.float()
+    assert calls == [2, 2] and copied.synthesis._find_w_edit is None is out.generators[0].synthesis._find_w_edit
     loaded = InversionOutput.load(other.save(tmp_path / "out"), base=pipe.generator, networks=pipe.networks)
     assert same(pipe.edit(loaded, age=1.0).images, edits[0]) and calls == [2, 2]
     hook.remove()
@@ -244,6 +246,12 @@ def test_compiled_networks(file: Path, photo: Image.Image, tmp_path: Path, monke
         pipe.generator.synthesis.compile()
     out = pipe(photo, align=False)
     assert same(out.images, expected)
+    offset = torch.ones(sum(pipe.generator.config.style_sizes))
+    styled = out.generator.with_styles(offset).synthesis(out.w_plus)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function, **options: function)
+        out.generator.synthesis.compile()
+    assert torch.equal(out.generator.with_styles(offset).synthesis(out.w_plus), styled)
     given: dict[str, Any] = {"base": pipe.generator, "networks": [torch.compile(pipe.encoder, backend="eager")]}
     assert same(InversionOutput.load(out.save(tmp_path / "out"), **given).images, expected)
 
