@@ -81,7 +81,7 @@ def find_directions(
     from stylegan_inversion import PTIPipeline, load_image
     from stylegan_inversion.checkpoints.find import find_folder
     from stylegan_inversion.editing.find_directions import find_directions
-    from stylegan_inversion.editing.text_directions import BETA, CLIP, Relevance, load_clip, measure_relevance, name_of
+    from stylegan_inversion.editing.text_directions import BETA, CLIP, load_clip, measure_relevance, name_of
     from stylegan_inversion.evaluation.attributes import FACE_SCORES, LANDMARK_SCORES, Probe, face_score, write_report
     from stylegan_inversion.losses.lpips import load_perceptual
     from stylegan_inversion.preprocessing.image import list_images
@@ -126,8 +126,7 @@ def find_directions(
         parts.append(lambda x: {name: probe(domain.without_bars(x))})
     descriptions, steps = FACE_SCORES | LANDMARK_SCORES, None
     if text is not None and name is not None:
-        place = find_folder(model) / "relevance"
-        known = Relevance.load(place, pipeline.generator) if place.is_dir() else None
+        known = pipeline.relevance
         if known is not None and clip is None and known.clip != CLIP:  # whoever made the model chose it
             raise ValueError(f"{model} was measured with the CLIP {known.clip!r}: give it, or another one, by --clip.")
         network = load_clip(clip or CLIP, device=pipeline.device)

@@ -157,6 +157,12 @@ class Relevance:
             raise CheckpointError(f"{folder} is not of this generator, which has {count} styles: remove it.")
         return cls(rows.float(), deviation.float(), str(config.get("clip")))
 
+    @classmethod
+    def of_model(cls, folder: Path, generator: Generator) -> "Relevance | None":
+        """Read that of a model's folder; `None` if it was not measured. Raises as `load` does."""
+        place = folder / "relevance"
+        return cls.load(place, generator) if (place / storage.WEIGHTS_NAME).is_file() else None
+
 
 @torch.no_grad()
 def measure_relevance(

@@ -94,7 +94,7 @@ def read_model(name_or_path: str | os.PathLike[str], access: hub.Access, *, vari
     generator = load(Generator, GeneratorConfig, folder / "generator")
     name = BaseName.of(name_or_path, folder, subfolder=access.subfolder) if variant is None else None
     directions = style_directions(config.get("dataset"), generator.config) | directions_in(folder)
-    relevance = Relevance.load(folder / "relevance", generator) if (folder / "relevance").is_dir() else None
+    relevance = Relevance.of_model(folder, generator)
     return LoadedModel(path, generator, encoders, directions, config, Domain.of_config(config, path), name, relevance)
 
 
@@ -363,6 +363,6 @@ def check_folder(folder: Path) -> None:
         files = sorted((folder / name).glob("model*.safetensors")) or [folder / name / storage.WEIGHTS_NAME]
         for file in files:
             network = storage.load_module(cls, config_cls, folder / name, variant=_variant(file))
-            if isinstance(network, Generator) and (folder / "relevance").is_dir():
-                Relevance.load(folder / "relevance", network)
+            if isinstance(network, Generator):
+                Relevance.of_model(folder, network)
     directions_in(folder)

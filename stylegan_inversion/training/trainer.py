@@ -208,6 +208,8 @@ class Trainer:
         """Go on from the last checkpoint of the folder; refuse the folder of another run."""
         ours = config_dict(self.config)
         state = read_latest(self.output / "checkpoints", sweep=self.accelerator.is_main_process)
+        if self.accelerator.is_main_process:
+            storage.sweep(self.output / "images", older_than=0)
         begun = state is not None or (self.output / storage.CONFIG_NAME).exists()
         theirs = storage.read_config(self.output) if begun else ours
         if "steps" not in theirs:

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from stylegan_inversion import E4EPipeline, PSPPipeline, storage
+from stylegan_inversion.editing.text_directions import Relevance
 from stylegan_inversion.losses.identity import IdentityLoss, inner_face, load_moco
 from stylegan_inversion.losses.lpips import load_perceptual
 from stylegan_inversion.models.irse import ArcFace, ArcFaceConfig
@@ -186,7 +187,8 @@ def test_backbone_of_a_face_recognition_network(make_learner: MakeLearner, tmp_p
 @pytest.mark.parametrize(("method", "cls", "ema_decay"), [("psp", PSPPipeline, 0.0), ("e4e", E4EPipeline, 0.5)])
 def test_export(make_learner: MakeLearner, tmp_path: Path, method: str, cls: Any, ema_decay: float) -> None:
     learner = make_learner(method=method, e4e=SPREAD, steps=10, ema_decay=ema_decay)
-    storage.write_config({"clip": "x"}, learner.model_folder / "relevance")
+    count = sum(learner.generator.config.style_sizes)
+    Relevance(torch.eye(count, 2), torch.ones(count), "x").save(learner.model_folder / "relevance")
     for step in (5, 9):  # of e4e three offsets are open, then all
         learner.step(batches_of(learner, 1), step)
         learner.export(tmp_path / "export")
