@@ -107,10 +107,10 @@ def styled_conv(
 
     The gain of the leaky ReLU, which is homogeneous, goes into the scale, the noise and the bias before it. Then there
     are two ways. One sample whose weight is smaller than its features (from 64 px on in the released networks) gets a
-    weight of its own, scaled and normalised. Otherwise the style scales the input
-    and demodulation the output, so that one weight serves the whole batch: conv(x, w s) = conv(x s, w), and the norm of
-    w s is a matrix product of squared weights and squared styles. So it is too if a gradient goes to the style but not
-    to the weight: through a weight of its own it would cost a convolution more.
+    weight of its own, scaled and normalised. Otherwise the style scales the input and demodulation the output, so that
+    one weight serves the whole batch: conv(x, w s) = conv(x s, w), and the norm of w s is a matrix product of squared
+    weights and squared styles. So it is too if a gradient goes to the style but not to the weight: through a weight of
+    its own it would cost a convolution more.
 
     Scales are computed in float32 at least, and the input's is at most 1: in float16 a style of 256 squared overflows.
 

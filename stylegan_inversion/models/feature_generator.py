@@ -32,14 +32,15 @@ class FeatureSynthesis(SynthesisNetwork):
 
     def __init__(self, synthesis: SynthesisNetwork, editor: FeatureEditor, photo: dict[str, Any]) -> None:
         _share(self, synthesis, "_modules", "_buffers")
-        self.editor, self._find_w_edit = editor, photo["w_edit"]
+        self.editor = editor
+        self._find_w_edit = None if isinstance(photo["w_edit"], Tensor) else photo["w_edit"]
         for name in PHOTO:
             self.register_buffer(name, photo[name] if isinstance(photo[name], Tensor) else None)
 
     def complete(self) -> None:
         """Find the code that only edits need, if it has not been found: whoever copies or saves this calls it, too."""
-        if self.w_edit is None:
-            self.w_edit, self._find_w_edit = self._find_w_edit(), None  # the encoder is free to go
+        if (find := self._find_w_edit) is not None:  # another thread may be at it, too
+            self.w_edit, self._find_w_edit = find(), None  # the encoder is free to go
 
     def __getstate__(self) -> dict[str, Any]:
         """Take the code along, and not the encoder that finds it."""

@@ -7,7 +7,6 @@ import operator
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -74,7 +73,7 @@ class InversionPipeline(abc.ABC):
         self.directions = dict(directions or {})
         self.domain = domain
         self.base_name: BaseName | None = None
-        self.other_settings: Mapping[str, Any] = MappingProxyType({})
+        self.other_settings: Mapping[str, Any] = {}
         self.relevance: Relevance | None = None
         self._detector = detector
 

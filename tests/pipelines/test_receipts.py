@@ -182,6 +182,10 @@ def test_refusals(receipt: Receipt, pti: PTIPipeline, photo: Image.Image, tmp_pa
     with pytest.raises(ValueError, match="There is no direction 'hat'"):  # before the work
         redraw(long.to_json().encode(), photo, model=pti, max_steps=10**9)
     assert pti.directions is directions
+    slow = PTIPipeline(**{**pti.components, "tuning": dataclasses.replace(pti.tuning, num_steps=5000)})
+    silent = dataclasses.replace(Receipt.of(made(slow, photo), "photo", other.images[0], detail="move"), call={})
+    with pytest.raises(ValueError, match=r"ask for 5000 steps, more than 1000\."):  # the model's own number
+        redraw(silent.to_json().encode(), photo, model=slow)
     different.generator.w_avg += 1
     with pytest.raises(CheckpointError, match="The receipt is of another model"):
         redraw(file, photo, model=different)
