@@ -17,7 +17,7 @@ from stylegan_inversion import storage
 from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.models.generator import Generator, SynthesisNetwork
 from stylegan_inversion.models.layers import NoiseMode
-from stylegan_inversion.models.sfe_encoder import FeatureEditor, StyleFeatureEncoder, features_at
+from stylegan_inversion.models.sfe_encoder import FeatureEditor, StyleFeatureEncoder
 
 PHOTO = ("features", "w_inverted", "w_edit", "keep")  # what a generator holds of its photo
 
@@ -30,9 +30,12 @@ class FeatureSynthesis(SynthesisNetwork):
     w_edit: Tensor | None
     keep: Tensor
 
-    def __init__(self, synthesis: SynthesisNetwork, editor: FeatureEditor, photo: dict[str, Any]) -> None:
+    def __init__(
+        self, synthesis: SynthesisNetwork, editor: FeatureEditor, photo: dict[str, Any], coarse: Tensor | None
+    ) -> None:
         _share(self, synthesis, "_modules", "_buffers")
         self.editor = editor
+        self._coarse = coarse
         self._find_w_edit = None if isinstance(photo["w_edit"], Tensor) else photo["w_edit"]
         for name in PHOTO:
             self.register_buffer(name, photo[name] if isinstance(photo[name], Tensor) else None)
@@ -63,15 +66,17 @@ class FeatureSynthesis(SynthesisNetwork):
         # the shared weights may have moved, with the pipeline
         features, move = self.features.to(self.const), w_plus - self.w_inverted.to(self.const)
         features, side = features.expand(len(w_plus), -1, -1, -1), features.shape[-1]
-        change = torch.zeros_like(features)
+        change, coarse = torch.zeros_like(features), self._coarse
+        self._coarse = None  # of the moment of the inversion: later draws may be by other weights or noise
         if move.any() or self.style_offset is not None:
             self.complete()
             w_edit, keep = (getattr(self, name).to(self.const) for name in ("w_edit", "keep"))
-            after = features_at(self, w_edit + move, side, self.style_offset)
-            change = features_at(self, w_edit, side) - after
-            change = change * (1 - keep)
+            before, after = self.features_at(side, w_edit), self.features_at(side, w_edit + move, self.style_offset)
+            change, coarse = (before[0] - after[0]) * (1 - keep), None
+        if torch.is_grad_enabled() or noise is not None or noise_mode != "const" or len(w_plus) > 1:
+            coarse = None
         return super().forward(
-            w_plus, noise_mode=noise_mode, noise=noise, rng=rng, features=self.editor(features, change)
+            w_plus, noise_mode=noise_mode, noise=noise, rng=rng, features=self.editor(features, change), coarse=coarse
         )
 
 
@@ -86,6 +91,8 @@ class FeatureGenerator(Generator):
         w_edit: Its code by an encoder made for edits, (1, num_ws, w_dim): the change of an edit is measured there. Or a
             function that finds it, which the first edit calls.
         keep: What edits leave alone, in [0, 1], (1, 1, side, side). `None` keeps nothing.
+        coarse: The picture that the generator has drawn so far at `w_inverted`, (1, 3, side, side), if it is at hand:
+            it saves the first draw a part of its time.
 
     Attributes:
         base: The generator that it is made of.
@@ -102,6 +109,7 @@ class FeatureGenerator(Generator):
         w_inverted: Float[Tensor, "1 num_ws w_dim"],
         w_edit: Float[Tensor, "1 num_ws w_dim"] | Callable[[], Tensor],
         keep: Float[Tensor, "1 1 side side"] | None = None,
+        coarse: Float[Tensor, "1 3 side side"] | None = None,
     ) -> None:
         _share(self, generator, "_modules")
         sizes, side, channels = generator.config, features.shape[-1], editor.config.channels
@@ -114,7 +122,7 @@ class FeatureGenerator(Generator):
         if not fits or any(shape != shapes[name] for name, shape in found.items()):
             raise ValueError(f"The features do not fit the generator or the editor: expected {shapes}, got {found}.")
         self._base = (generator,)  # not a part: its weights are here already
-        self.synthesis = FeatureSynthesis(storage.uncompiled(generator.synthesis), editor, photo)
+        self.synthesis = FeatureSynthesis(storage.uncompiled(generator.synthesis), editor, photo, coarse)
 
     @property
     def base(self) -> Generator:

@@ -159,6 +159,7 @@ class SynthesisNetwork(nn.Module):
         noise: Sequence[Tensor | None] | None = None,
         rng: torch.Generator | None = None,
         features: Float[Tensor, "batch channels side side"] | None = None,
+        coarse: Float[Tensor, "batch 3 side side"] | None = None,
         styles: Float[Tensor, "b num_styles"] | None = None,
     ) -> Float[Tensor, "batch 3 resolution resolution"]:
         """Draw images, RGB, about [-1, 1] (not clamped).
@@ -173,6 +174,7 @@ class SynthesisNetwork(nn.Module):
             rng: See `noise`.
             features: What the block after the one of their side reads in place of that one's own features. `None`
                 replaces nothing.
+            coarse: The picture so far, at the side of `features`, if `features_at` has drawn it. `None` draws it.
             styles: What is added to the styles of all style layers, in a row. `None` takes `style_offset`.
 
         Raises:
@@ -184,25 +186,49 @@ class SynthesisNetwork(nn.Module):
             noise = self.noise(noise_mode, batch=len(w_plus), rng=rng)
         elif len(noise) != self.num_ws - 1:
             raise ValueError(f"`noise` must have {self.num_ws - 1} tensors, one a style layer, got {len(noise)}.")
-        ws, noises = iter(w_plus.unbind(1)), iter(noise)
-        offsets = iter(self.split_styles(self.style_offset if styles is None else styles))
-        x = self.const.expand(len(w_plus), -1, -1, -1)
+        styles = self.style_offset if styles is None else styles
+        split = len(self.blocks) if features is None else features.shape[-1].bit_length() - 2
+        if coarse is None:
+            coarse = self._draw(w_plus, noise, styles, range(split))[1]
+        if features is not None:
+            _, coarse = self._draw(w_plus, noise, styles, range(split, len(self.blocks)), features, coarse)
+        return coarse.contiguous()
+
+    def features_at(
+        self,
+        side: int,
+        w_plus: Float[Tensor, "batch num_ws w_dim"],
+        styles: Float[Tensor, " num_styles"] | None = None,
+    ) -> tuple[Float[Tensor, "batch channels side side"], Float[Tensor, "batch 3 side side"]]:
+        """Compute the features after the block of a side, and the picture so far, with the constant noise.
+
+        `styles` is added to the styles, as in `forward`; here `None` adds nothing.
+        """
+        return self._draw(w_plus, self.noise("const"), styles, range(side.bit_length() - 2))
+
+    def _draw(
+        self,
+        w_plus: Tensor,
+        noise: Sequence[Tensor | None],
+        styles: Tensor | None,
+        blocks: range,
+        x: Tensor | None = None,
+        image: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Go through some blocks, from the features and the picture before them on."""
+        ws, offsets = w_plus.unbind(1), self.split_styles(styles)
+        x = self.const.expand(len(w_plus), -1, -1, -1) if x is None else x
         if channels_last_is_fast(self.const):
             x = x.contiguous(memory_format=torch.channels_last)  # all layers keep it
-        image: Tensor | None = None
-        w = next(ws)
-        for block in self._blocks:
+        for k in blocks:
+            block = self._blocks[k]
             if block.conv0 is not None:
-                x = block.conv0(x, w, next(noises), next(offsets))
-                w = next(ws)
-            x = block.conv1(x, w, next(noises), next(offsets))
-            w = next(ws)  # a ToRGB shares its w with the next block's first convolution
-            rgb = block.to_rgb(x, w)
+                x = block.conv0(x, ws[2 * k - 1], noise[2 * k - 1], offsets[2 * k - 1])
+            x = block.conv1(x, ws[2 * k], noise[2 * k], offsets[2 * k])
+            rgb = block.to_rgb(x, ws[2 * k + 1])  # the next block's first convolution shares this w
             image = rgb if image is None else ops.upsample_2x(image) + rgb
-            if features is not None and features.shape[-1] == x.shape[-1]:
-                x = features  # the coarser ToRGB layers have read the generator's own
         assert image is not None
-        return image.contiguous()
+        return x, image
 
 
 class Generator(nn.Module):

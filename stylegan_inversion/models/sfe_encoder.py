@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from stylegan_inversion.bounds import BoundedConfig, number
-from stylegan_inversion.models.generator import Generator, SynthesisNetwork
+from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.psp_encoder import EncoderConfig
 from stylegan_inversion.ops import average_pool
 
@@ -57,23 +57,6 @@ class StyleFeatureConfig(EncoderConfig):
     def editor(self) -> FeatureEditorConfig:
         """Sizes of the Fuser and of the Feature Editor."""
         return FeatureEditorConfig(self.channels, self.depth)
-
-
-def features_at(
-    synthesis: SynthesisNetwork,
-    w_plus: Float[Tensor, "batch num_ws w_dim"],
-    resolution: int,
-    styles: Float[Tensor, " num_styles"] | None = None,
-) -> Float[Tensor, "batch channels side side"]:
-    """Compute the generator's own features after its block of side `resolution`, with its constant noise.
-
-    `styles` is added to the styles, as in `SynthesisNetwork.forward`; `None` adds nothing.
-    """
-    x = synthesis.const.expand(len(w_plus), -1, -1, -1)
-    layers = synthesis.convs[: 2 * resolution.bit_length() - 5]  # 9 at 64 px
-    for conv, w, offset in zip(layers, w_plus.unbind(1), synthesis.split_styles(styles)):
-        x = conv(x, w, conv.noise_const[None, None], offset)
-    return x
 
 
 def _residual(in_channels: int, channels: int, stride: int = 1) -> nn.Sequential:
@@ -176,7 +159,11 @@ class StyleFeatureEncoder(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "batch 3 height width"], generator: Generator
-    ) -> tuple[Float[Tensor, "batch num_ws w_dim"], Float[Tensor, "batch channels quarter quarter"]]:
+    ) -> tuple[
+        Float[Tensor, "batch num_ws w_dim"],
+        Float[Tensor, "batch channels quarter quarter"],
+        Float[Tensor, "batch 3 quarter quarter"],
+    ]:
         """Invert images.
 
         Args:
@@ -184,8 +171,10 @@ class StyleFeatureEncoder(nn.Module):
             generator: Gives its average w, and its own features of the codes.
 
         Returns:
-            w_plus, with the average w; and the features that replace the generator's, before any edit.
+            w_plus, with the average w; the features that replace the generator's, before any edit; and the picture that
+            the generator has drawn so far, of their side.
         """
         codes, predicted = self.backbone(self.shrink(x))
         w_plus = codes + generator.w_avg
-        return w_plus, self.fuser(predicted, features_at(generator.synthesis, w_plus, self.config.feature_resolution))
+        own, coarse = generator.synthesis.features_at(self.config.feature_resolution, w_plus)
+        return w_plus, self.fuser(predicted, own), coarse

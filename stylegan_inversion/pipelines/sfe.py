@@ -90,7 +90,7 @@ class SFEPipeline(EncoderPipeline):
         e4e, which a picture needs from its first edit on only, runs then, for all of the images at once.
         """
         e4e, shrunk = cast(Encoder4Editing, self.e4e), self._network.shrink(x)
-        w_plus, features = self._network(x, self.generator)
+        w_plus, features, coarse = self._network(x, self.generator)
 
         @functools.cache
         @torch.no_grad()
@@ -107,6 +107,7 @@ class SFEPipeline(EncoderPipeline):
                 features=features[i : i + 1].clone(),
                 w_inverted=w_plus[i : i + 1].clone(),
                 w_edit=functools.partial(w_edit, i),
+                coarse=coarse[i : i + 1].clone(),
             )
             for i in range(len(x))
         ]

@@ -20,7 +20,7 @@ from stylegan_inversion.losses.adversarial import discriminator_loss, generator_
 from stylegan_inversion.models.discriminator import Discriminator, DiscriminatorConfig
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator
-from stylegan_inversion.models.sfe_encoder import FeatureEditor, StyleFeatureEncoder, features_at
+from stylegan_inversion.models.sfe_encoder import FeatureEditor, StyleFeatureEncoder
 from stylegan_inversion.pipelines.sfe import SFEPipeline
 from stylegan_inversion.training.e4e import Adversary
 from stylegan_inversion.training.encoder import EncoderLearner, Pass
@@ -105,7 +105,7 @@ class SFELearner(EncoderLearner):
         """Invert pictures: what is drawn on the features and then by the code alone, and the terms of either."""
         codes, predicted = self.encoder.backbone(self.encoder.shrink(x))
         w_plus = codes + self.generator.w_avg
-        own = features_at(self.generator.synthesis, w_plus, predicted.shape[-1])
+        own, _ = self.generator.synthesis.features_at(predicted.shape[-1], w_plus)
         features = self.encoder.fuser(predicted, own)
         mixed = torch.lerp(own, features, min(1.0, (step + 1) / (self.config.sfe.blend_steps + 1)))
         maps = torch.cat([mixed, own])
@@ -128,8 +128,9 @@ class SFELearner(EncoderLearner):
             moved = torch.cat([draw_edit(self.edits, w[None], rng) for w, rng in zip(w_edit, sources, strict=True)])
             both = torch.cat([w_edit, moved])
             made, target = generator.synthesis(both).chunk(2)
-            before, after = features_at(generator.synthesis, both, encoder.config.feature_resolution).chunk(2)
-            w_plus, features = encoder(torch.cat([x, made]), generator)
+            own, _ = generator.synthesis.features_at(encoder.config.feature_resolution, both)
+            before, after = own.chunk(2)
+            w_plus, features, _ = encoder(torch.cat([x, made]), generator)
             w_plus = w_plus + torch.cat([torch.zeros_like(moved), moved - w_edit])
         features = encoder.editor(features, torch.cat([torch.zeros_like(before), before - after]))
         drawn, edited = self.resize(generator.synthesis(w_plus, features=features)).chunk(2)
@@ -156,7 +157,7 @@ class SFELearner(EncoderLearner):
 
     def draw(self, x: Tensor, encoder: Any, generator: Generator) -> Tensor:
         """Draw what the pipeline makes of pictures, (B, 3, R, R), of any side."""
-        w_plus, features = encoder(x, generator)
+        w_plus, features, _ = encoder(x, generator)
         return generator.synthesis(w_plus, features=encoder.editor(features, torch.zeros_like(features)))
 
     def score(self, batch: dict[str, Tensor], encoder: Any, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -237,6 +237,21 @@ def test_e4e_runs_once_and_only_for_edits(pipe: SFEPipeline, photo: Image.Image,
     hook.remove()
 
 
+@torch.no_grad()
+def test_the_first_draw_goes_on_from_the_inversion(pipe: SFEPipeline) -> None:
+    """It does not draw again what the inversion has drawn, unless it is at another code or with other noise."""
+    x, runs = torch.rand(1, 3, 64, 64) * 2 - 1, list[Any]()
+    hook = pipe.generator.synthesis.blocks["4"].conv1.register_forward_hook(lambda *each: runs.append(each))
+    for noise_mode, move, expected in (("const", 0.0, 0), ("none", 0.0, 1), ("const", 0.5, 3)):
+        w_plus, (generator,) = pipe.find(x)
+        runs.clear()
+        first = generator.synthesis(w_plus + move, noise_mode=noise_mode)
+        assert len(runs) == expected
+        torch.testing.assert_close(generator.synthesis(w_plus + move, noise_mode=noise_mode), first)
+        assert len(runs) == max(1, expected) + expected
+    hook.remove()
+
+
 def test_compiled_networks(file: Path, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`Module.compile` keeps the compiled `forward` in the module, of which a photo's generator is a copy."""
     pipe = SFEPipeline.from_pretrained(_model(file, tmp_path))

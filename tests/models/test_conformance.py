@@ -15,7 +15,6 @@ from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.feature_generator import FeatureGenerator
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.models.irse import ArcFace
-from stylegan_inversion.models.sfe_encoder import features_at
 from stylegan_inversion.storage import fill_module
 from tests.conformance import draw_state_dict, load_case, relative_error
 
@@ -164,19 +163,19 @@ def test_style_feature_editor() -> None:
     codes, predicted = sfe.backbone(x)
     check("codes", codes, expected["codes"])
     check_features("f_pred", predicted, expected)
-    w_plus, fused = sfe(x, generator)
-    check_features("f_w", features_at(generator.synthesis, w_plus, 64), expected)
+    w_plus, fused, coarse = sfe(x, generator)
+    check_features("f_w", generator.synthesis.features_at(64, w_plus)[0], expected)
     check_features("f_fused", fused, expected)
     check_features("f_inversion", sfe.editor(fused, torch.zeros_like(fused)), expected)
     w_edit = e4e(x)
     check("w_e4e", w_edit, expected["w_e4e"])
-    drawn_by = FeatureGenerator(generator, sfe.editor, features=fused, w_inverted=w_plus, w_edit=w_edit)
+    drawn_by = FeatureGenerator(generator, sfe.editor, features=fused, w_inverted=w_plus, w_edit=w_edit, coarse=coarse)
     check_picture("inversion", drawn_by.synthesis(w_plus), expected)
 
     # half the official power is our strength; our directions have the unit of their file
     step = case["edit"]["power"] / 2 * inputs["direction"]
-    before = features_at(generator.synthesis, w_edit, 64)
-    delta = before - features_at(generator.synthesis, w_edit + step, 64)
+    before = generator.synthesis.features_at(64, w_edit)[0]
+    delta = before - generator.synthesis.features_at(64, w_edit + step)[0]
     check_features("delta", delta, expected)
     check_features("f_edit", sfe.editor(fused, delta), expected)
     check_picture("edit", drawn_by.synthesis(w_plus + step), expected)
@@ -188,6 +187,6 @@ def test_style_feature_editor() -> None:
     for layer, channel in case["stylespace"]["channels"]:
         conv = generator.synthesis.convs[2 * ((layer + 1) // 3) - (layer % 3 == 2)]
         conv.affine.bias[channel] += 3 * case["stylespace"]["power"]
-    delta = before - features_at(generator.synthesis, w_edit, 64)
+    delta = before - generator.synthesis.features_at(64, w_edit)[0]
     check_features("delta_stylespace", delta, expected)
     check_picture("stylespace", generator.synthesis(w_plus, features=sfe.editor(fused, delta)), expected)

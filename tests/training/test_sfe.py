@@ -71,11 +71,11 @@ def test_the_inverter(make: Any) -> None:
     learner = learner_of(make())
     batch, encoder, generator = batches_of(learner, 1)[0], copy.deepcopy(learner.encoder), learner.generator
     before = copy.deepcopy(learner.encoder.state_dict()), copy.deepcopy(generator.state_dict())
-    w_plus, features = encoder(batch["x"], generator)
+    w_plus, features, _ = encoder(batch["x"], generator)
     errors = {
         "l2": (generator.synthesis(w_plus, features=features) - batch["y"]).square().mean(),
         "l2 (code)": (generator.synthesis(w_plus) - batch["y"]).square().mean(),
-        "features": (features - sfe.features_at(generator.synthesis, w_plus, 8)).square().mean(),
+        "features": (features - generator.synthesis.features_at(8, w_plus)[0]).square().mean(),
     }
     terms, finite = learner.step([batch], 0)
     assert finite and terms.keys() == {"loss", *errors}  # the discriminator takes part from step 1 on
@@ -119,7 +119,7 @@ def test_the_editor(make: Any, inverter: str) -> None:
     assert ((strengths > 1) & (strengths < 3)).all() and len(set(strengths[:, 0].tolist())) == 4
     made, target, error = generator.synthesis(w_edit), generator.synthesis(moved), []
     for i in range(4):
-        w_plus, features = encoder(made[i : i + 1], generator)
+        w_plus, features, _ = encoder(made[i : i + 1], generator)
         photo: Any = {"features": features, "w_inverted": w_plus, "w_edit": w_edit[i : i + 1]}
         move = moved[i : i + 1] - w_edit[i : i + 1]
         drawn = FeatureGenerator(generator, encoder.editor, **photo).synthesis(w_plus + move)
