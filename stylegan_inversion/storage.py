@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -37,6 +37,7 @@ _PART = re.compile(r"generator|directions|relevance|discriminator|\w*encoder")  
 _OURS = re.compile(r"\nlibrary_name: stylegan[-_]inversion\n")  # in a model card
 
 Module = TypeVar("Module", bound=nn.Module)
+Value = TypeVar("Value")
 
 
 def builtin_path(name: str) -> Path:
@@ -317,6 +318,11 @@ def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
 def plain_name(key: str) -> str:
     """Strip what `torch.compile` puts into the name of a parameter."""
     return key.replace("_orig_mod.", "")
+
+
+def under(named: Mapping[str, Value], prefix: str) -> dict[str, Value]:
+    """Take what is named with a prefix, such as "encoder.", out of a state dict, by the names without it."""
+    return {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
 
 
 def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from stylegan_inversion import latents
+from stylegan_inversion import latents, storage
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.discriminator import DiscriminatorConfig
 from stylegan_inversion.models.generator import GeneratorConfig, MappingNetwork
@@ -193,8 +193,8 @@ def average_w(config: GeneratorConfig, state_dict: Mapping[str, Tensor], *, samp
     """
     with torch.device("meta"):
         mapping = MappingNetwork(config)
-    own = {key[len("mapping.") :]: tensor.float() for key, tensor in state_dict.items() if key.startswith("mapping.")}
-    mapping.load_state_dict(own, assign=True)
+    own = storage.under(state_dict, "mapping.")
+    mapping.load_state_dict({key: tensor.float() for key, tensor in own.items()}, assign=True)
     rng = latents.random_source(0)
     total = torch.zeros(config.w_dim, device="cpu", dtype=torch.float64)
     for start in range(0, samples, 5_000):

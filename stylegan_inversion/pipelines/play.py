@@ -209,27 +209,24 @@ def find_components(generator: Generator, *, count: int = 6, seed: int = 0) -> d
         the mean squared distance from its average: w hardly varies along them, so their own deviation would show
         nothing. A group is left out if the generator has none, as one whose w are all equal.
     """
-    count = operator.index(count)
+    count = min(operator.index(count), generator.config.w_dim)
     rng = random_source(seed)
     z = torch.randn(SAMPLES, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
     w = torch.cat([generator.mapping(chunk.to(generator.w_avg)).cpu().float() for chunk in z.split(CHUNK)])
     groups = {}
-    for title, find in (("GANSpace", _ganspace), ("SeFa", _sefa)):
+    finds = {"GANSpace": lambda: name_components(fit_pca(w, count)), "SeFa": lambda: _sefa(generator, w, count)}
+    for title, find in finds.items():
         try:
-            groups[title] = find(generator, w, count)
+            groups[title] = find()
         except ValueError as e:
             logger.warning("The generator has no directions of %s: %s", title, e)
     return groups
 
 
-def _ganspace(generator: Generator, w: Tensor, count: int) -> list[Direction]:
-    return name_components(fit_pca(w, min(count, w.shape[1])))
-
-
 def _sefa(generator: Generator, w: Tensor, count: int) -> list[Direction]:
     start, stop = SEFA_LAYERS
     weights = [conv.affine.weight for conv in generator.synthesis.convs[start:stop]]
-    vectors, _ = factorize(weights, min(count, w.shape[1]))
+    vectors, _ = factorize(weights, count)
     spread = w.var(dim=0).sum().sqrt().item()
     return [
         Direction.from_vector(

@@ -159,7 +159,6 @@ def load_batches(
         sampler=batches,
         batch_size=None,
         num_workers=num_workers,
-        collate_fn=_unchanged,
         worker_init_fn=_leave_group,
         generator=torch.Generator().manual_seed(0),  # or the loader would draw from the global one
     )
@@ -182,10 +181,6 @@ class _Batches(Dataset[Any]):
             return InvalidImageError(str(e))
         except Exception as e:  # as on a full /dev/shm
             return InvalidImageError(f"A batch failed: {_one_line(e)}. Lower `num_workers` or `batch_size`.")
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 def _leave_group(_: int) -> None:
