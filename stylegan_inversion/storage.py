@@ -252,12 +252,11 @@ def load_module(
     folder: Path,
     *,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
     variant: str | None = None,
 ) -> Module:
     """Build a network from the `config.json` of a folder and fill it, strictly, from its `model.safetensors`.
 
-    It comes in eval mode, frozen, and in float32 if `dtype` is `None`, whatever the file holds.
+    It comes in eval mode, frozen, and in float32, whatever the file holds.
 
     Raises:
         CheckpointError: If a file is missing or damaged, the config has a bad field or is another network's, or names
@@ -270,7 +269,7 @@ def load_module(
     if config.get("_class_name", cls.__name__) not in [base.__name__ for base in cls.__mro__]:
         raise CheckpointError(f"{source} is of a {str(config['_class_name'])[:100]!r}, not of a {cls.__name__}.")
     module = build_module(cls, config_cls, config, read_tensors(weights), source=source, weights=str(weights))
-    return module.to(device=device, dtype=dtype or torch.float32)
+    return module.to(device)
 
 
 def build_module(

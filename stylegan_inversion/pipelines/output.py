@@ -143,8 +143,8 @@ class InversionOutput:
             )
         plain = [each.unstyled for each in self.generators]
         bases = [each.base if isinstance(each, FeatureGenerator) else each for each in plain]
-        unique = list({id(generator): generator for generator in bases}.values())
-        numbers = [next(k for k, one in enumerate(unique) if one is generator) for generator in bases]
+        unique = list(dict.fromkeys(bases))
+        numbers = [unique.index(generator) for generator in bases]
         tensors = {"w_plus": self.w_plus} | ({} if self.w_inverted is None else {"w_inverted": self.w_inverted})
         header, generators = dict[str, str](), list[dict[str, Any]]()
         images, reconstructions, reports = self.images, self.reconstructions, self.reports

@@ -172,9 +172,8 @@ def make_model(
 @torch.no_grad()
 def _style_range(generator: StyleGAN, direction: Direction) -> tuple[float, float]:
     """How far the styles of random faces differ along a direction in S."""
-    rng = random_source(0)
-    z = torch.randn(STYLE_SAMPLES, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
-    styles = generator.styles_of(broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws))
+    w = generator.sample_w(STYLE_SAMPLES, random_source(0))
+    styles = generator.styles_of(broadcast(w, generator.num_ws))
     return both_ways(STYLE_REACH * float((styles @ direction.step.to(styles)).std()) / direction.unit**2)
 
 
