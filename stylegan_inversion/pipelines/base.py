@@ -213,7 +213,6 @@ class InversionPipeline(abc.ABC):
 
         Raises:
             ValueError: If `detail` or `feather` is out of range.
-            MissingDependencyError: If OpenCV is not installed.
         """
         if keep_detail is not None:
             detail = "move" if keep_detail else "none"

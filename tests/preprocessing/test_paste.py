@@ -131,4 +131,4 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         inspect.unwrap(paste_back)(crop, crop.image, detail="keep")  # past the type checker of the tests
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(MissingDependencyError, match="Install it with: pip install opencv-python-headless"):
-        paste_back(crop, crop.image, reference=crop.image)
+        importlib.reload(paste)
