@@ -1,7 +1,6 @@
 """The table of known checkpoints, and the list of the models there are."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,13 +10,7 @@ from stylegan_inversion.catalogue import describe_models, list_models
 from stylegan_inversion.checkpoints.find import edits_of, find_folder
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.encoders import ENCODERS
-from tests.fake_hub import FakeHub, hub_client, serve
-
-
-@pytest.fixture
-def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
-    with serve() as server, hub_client(server, tmp_path / "cache"):
-        yield server
+from tests.fake_hub import FakeHub
 
 
 def test_the_table() -> None:

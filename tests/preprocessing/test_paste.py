@@ -1,5 +1,6 @@
 """What becomes of the photo's own detail when an edited face goes back."""
 
+import importlib
 import inspect
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from stylegan_inversion.errors import MissingDependencyError
+from stylegan_inversion.preprocessing import paste
 from stylegan_inversion.preprocessing.align import Crop, crop_quad, uncropped
 from stylegan_inversion.preprocessing.paste import paste_back
 
