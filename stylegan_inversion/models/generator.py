@@ -189,9 +189,9 @@ class SynthesisNetwork(nn.Module):
         styles = self.style_offset if styles is None else styles
         split = len(self.blocks) if features is None else features.shape[-1].bit_length() - 2
         if coarse is None:
-            coarse = self._draw(w_plus, noise, styles, range(split))[1]
+            coarse = self._draw(w_plus, noise, styles, slice(split))[1]
         if features is not None:
-            _, coarse = self._draw(w_plus, noise, styles, range(split, len(self.blocks)), features, coarse)
+            _, coarse = self._draw(w_plus, noise, styles, slice(split, None), features, coarse)
         return coarse.contiguous()
 
     def features_at(
@@ -204,24 +204,23 @@ class SynthesisNetwork(nn.Module):
 
         `styles` is added to the styles, as in `forward`; here `None` adds nothing.
         """
-        return self._draw(w_plus, self.noise("const"), styles, range(side.bit_length() - 2))
+        return self._draw(w_plus, self.noise("const"), styles, slice(side.bit_length() - 2))
 
     def _draw(
         self,
         w_plus: Tensor,
         noise: Sequence[Tensor | None],
         styles: Tensor | None,
-        blocks: range,
+        part: slice,
         x: Tensor | None = None,
         image: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Go through some blocks, from the features and the picture before them on."""
+        """Go through a part of the blocks, from the features and the picture before it on."""
         ws, offsets = w_plus.unbind(1), self.split_styles(styles)
         x = self.const.expand(len(w_plus), -1, -1, -1) if x is None else x
         if channels_last_is_fast(self.const):
             x = x.contiguous(memory_format=torch.channels_last)  # all layers keep it
-        for k in blocks:
-            block = self._blocks[k]
+        for k, block in list(enumerate(self._blocks))[part]:
             if block.conv0 is not None:
                 x = block.conv0(x, ws[2 * k - 1], noise[2 * k - 1], offsets[2 * k - 1])
             x = block.conv1(x, ws[2 * k], noise[2 * k], offsets[2 * k])
