@@ -281,6 +281,12 @@ class Generator(nn.Module):
         vars(styled).update(_modules={**plain._modules, "synthesis": synthesis}, _unstyled=(plain,))  # no part of it
         return styled
 
+    @torch.no_grad()
+    def sample_w(self, count: int, rng: torch.Generator, *, at_once: int = 1024) -> Float[Tensor, "count w_dim"]:
+        """Map random z to w. `rng` draws them on the CPU; `at_once` go through the mapping network together."""
+        z = latents.normal(rng, count, self.config.z_dim)
+        return torch.cat([self.mapping(part.to(self.w_avg)) for part in z.split(at_once)])
+
     def styles_of(self, w_plus: Float[Tensor, "batch num_ws w_dim"]) -> Float[Tensor, "batch num_styles"]:
         """Compute the styles of codes, in the order of `config.style_sizes`: their place in S, without an offset."""
         convs = storage.uncompiled(self.synthesis).convs

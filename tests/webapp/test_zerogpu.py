@@ -21,7 +21,6 @@ from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.pipelines.play import interpolate_outputs
 from stylegan_inversion.webapp import app, studio, zerogpu
 from stylegan_inversion.webapp.models import Model, Models
-from tests.webapp.tiny_app import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 ROOT = Path(__file__).parents[2]
@@ -79,11 +78,6 @@ def spaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spaces]:
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     yield spaces
     assert not any(child.is_alive() for child in spaces.children)
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return tiny_model()
 
 
 @pytest.fixture
