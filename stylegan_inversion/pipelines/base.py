@@ -213,6 +213,7 @@ class InversionPipeline(abc.ABC):
 
         Raises:
             ValueError: If `detail` or `feather` is out of range.
+            MissingDependencyError: If OpenCV cannot be imported.
         """
         if keep_detail is not None:
             detail = "move" if keep_detail else "none"

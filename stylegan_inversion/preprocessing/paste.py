@@ -19,11 +19,8 @@ from stylegan_inversion.preprocessing.align import Crop, rectangle, shrink_facto
 
 try:
     cv2: Any = importlib.import_module("cv2")  # its annotations do not know NumPy's arrays
-except ImportError as e:
-    raise MissingDependencyError(
-        f"`paste_back` needs OpenCV, which cannot be imported ({e}). "
-        "Install it with: pip install opencv-python-headless"
-    ) from e
+except ImportError as e:  # such as another build of OpenCV, which needs libraries of a desktop
+    cv2 = e
 
 Detail = Literal["move", "add", "none"]
 """What becomes of the photo's own detail, see `paste_back`."""
@@ -85,6 +82,7 @@ def paste_back(
     Raises:
         ValueError: If `image` is not RGB, or in another shape than the crop, `reference` does not match it, or `detail`
             or `feather` is bad.
+        MissingDependencyError: If OpenCV cannot be imported.
     """
     width, height = crop.image.size
     if image.mode != "RGB" or abs(image.width * height - image.height * width) >= max(width, height):
@@ -99,6 +97,9 @@ def paste_back(
         raise ValueError(f"`detail` must be one of {', '.join(get_args(Detail))}, got {detail!r}.")
     if not 0 <= feather <= 0.5:
         raise ValueError(f"`feather` must be in [0, 0.5], got {feather}.")
+    if isinstance(cv2, ImportError):
+        advice = "Install it with: pip install opencv-python-headless"
+        raise MissingDependencyError(f"`paste_back` needs OpenCV, which cannot be imported ({cv2}). {advice}") from cv2
     photo, quad = crop.photo.copy(), crop.quad
     if quad is None:
         quad, feather = rectangle(0, 0, photo.width, photo.height), 0.0
