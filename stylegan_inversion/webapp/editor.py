@@ -64,11 +64,18 @@ def visit_state() -> Any:
     return gr.State(Visit(), time_to_live=TIME_TO_LIVE, delete_callback=lambda visit: visit.end())
 
 
+def upload(label: str, **looks: Any) -> Any:
+    """A place for a picture, which `photos.py` opens as it was sent, with its metadata."""
+    picture: Any = gr.Image(label=label, type="filepath", **looks)
+    picture.preprocess = lambda payload: payload and payload.model_dump()
+    return picture
+
+
 def handler(tab: Any, work: Callable[..., Any]) -> Callable[..., Iterator[dict[Any, Any]]]:
     """Show how a work on a visit goes on in a tab, and in the end its page with the words that the work gives.
 
-    A work gives words, at once or as the last of its reports; without any, nothing changes. A tab has a line for its
-    `status`, a button to `stop`, and tells what to show in the end (`page`) or of an error (`failed`).
+    A work gives words, at once or as the last of its reports, or what to show; without any, nothing changes. A tab has
+    a line for its `status`, a button to `stop`, and tells what to show in the end (`page`) or of an error (`failed`).
     """
 
     def handle(visit: Visit, *values: Any) -> Iterator[dict[Any, Any]]:
@@ -76,7 +83,9 @@ def handler(tab: Any, work: Callable[..., Any]) -> Callable[..., Iterator[dict[A
             done = work(visit, *values)
             for said in done if inspect.isgenerator(done) else [done]:
                 if isinstance(said, Report):
-                    yield {tab.status: said.html, tab.stop: gr.update(visible=True)}
+                    yield {tab.status: status(**vars(said), busy=True), tab.stop: gr.update(visible=True)}
+                elif isinstance(said, dict):
+                    yield said
                 else:  # Gradio empties the outputs of a generator that gives nothing
                     yield tab.page(visit, said) if said else {tab.visit: visit}
         except Superseded:  # a deletion has put another visit there
@@ -116,11 +125,7 @@ class Editor:
 
     def _lay_out_photos(self) -> None:
         models, found = self.studio.models, self.studio.models.offer()
-        photo: Any = gr.Image(
-            label="Your photo", type="filepath", height=230, sources=["upload", "webcam", "clipboard"], elem_id="photos"
-        )
-        photo.preprocess = lambda payload: payload and payload.model_dump()  # `photos.py` opens it
-        self.photo = photo
+        self.photo = upload("Your photo", height=230, sources=["upload", "webcam", "clipboard"], elem_id="photos")
         self.hint, self.mark = gr.Markdown(elem_classes="quiet"), gr.HTML(container=False, elem_id="mark")
         shown = [(str(samples() / each.name), each.caption) for each in EXAMPLES]
         looks: dict[str, Any] = {"elem_id": "examples", "columns": 4, "object_fit": "cover", **CHOICE}
@@ -175,7 +180,7 @@ class Editor:
         """What happens when something is used."""
         visit, show = self.visit, partial(handler, self)
         self.shown += self.of_model
-        demo.load(self._open, self.key, self.shown, **QUICK)
+        demo.load(show(lambda visit, key: self._open(key)), [visit, self.key], self.shown, **QUICK)
         new = self.photo.input(self._new, visit, [visit, self.status], **DIRECT)
         chosen = new.then(show(self._take), [visit, self.photo], self.shown, **QUICK)
         example = self.examples.select(show(self._example), visit, self.shown, **QUICK)
@@ -262,6 +267,7 @@ class Editor:
         if own and not preset:  # it draws by more than a code, and the first preset would come no nearer
             yield f"Ready to edit. {MOVE}"
             return
+        visit.end()
         turn = visit.tuned = visit.turn
         with visit.during(turn):
             old, crop = visit.out, self.studio.crop(visit)

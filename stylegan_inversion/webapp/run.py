@@ -2,7 +2,6 @@
 
 import base64
 import html
-import queue
 import threading
 import time
 import weakref
@@ -54,34 +53,27 @@ class Report:
     share: float | None = None
     preview: Image.Image | None = None
 
-    @property
-    def html(self) -> str:
-        """The line under the result."""
-        return status(self.words, share=self.share, preview=self.preview, busy=True)
-
 
 def in_thread(work: Callable[[Callable[[_R], None]], _T], name: str, first: _R) -> Generator[_R, None, _T]:
     """Do `work(send)` in a thread: yield what it sent last twice a second, `first` before that; give its result."""
-    reports: queue.SimpleQueue[_R | None] = queue.SimpleQueue()
-    done = Future[_T]()
+    done, news, latest = Future[_T](), threading.Event(), [first]
+
+    def send(report: _R) -> None:
+        latest[0] = report
+        news.set()
 
     def thread() -> None:
         try:
-            done.set_result(work(reports.put))
+            done.set_result(work(send))
         except BaseException as e:  # who reads the reports gets it
             done.set_exception(e)
-        reports.put(None)
+        news.set()
 
     threading.Thread(target=thread, name=name, daemon=True).start()
-    latest = first
     while not done.done():
-        yield latest
-        try:
-            latest = reports.get(timeout=REPORT_SECONDS) or latest
-            while not reports.empty():  # the newest will do
-                latest = reports.get() or latest
-        except queue.Empty:
-            pass
+        yield latest[0]
+        news.wait(REPORT_SECONDS)
+        news.clear()
     return done.result()
 
 
@@ -110,19 +102,17 @@ class Turns:
             if any(other == who and not ended.is_set() for other, ended in self._line[self._count :]):
                 raise ValueError("A photo of yours waits to be sharpened already. Wait until it is done, or stop it.")
             self._line.append((who, stop))
-        came = False
+        first, came = lambda: any(stop is each for _, each in self._line[: self._count]), False
         try:
-            while not (came := self._has_come(stop)) and not stop.is_set():
-                yield Report("Waiting: somebody else's photo is being sharpened first", 0.0)
+            while not came and not stop.is_set():
+                with self._changed:
+                    came = self._changed.wait_for(first, REPORT_SECONDS)
+                if not came:
+                    yield Report("Waiting: somebody else's photo is being sharpened first", 0.0)
         finally:
             if not came:
                 self.leave(stop)
         return came
-
-    def _has_come(self, stop: threading.Event) -> bool:
-        with self._changed:
-            first = lambda: any(stop is each for _, each in self._line[: self._count])  # noqa: E731
-            return self._changed.wait_for(first, REPORT_SECONDS)
 
     def leave(self, stop: threading.Event) -> None:
         """Let the next one have the turn."""

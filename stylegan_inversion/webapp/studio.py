@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+import gradio as gr
 import torch
 from gradio_client.utils import strip_invalid_filename_characters
 from PIL import Image
@@ -60,7 +61,7 @@ class Superseded(Exception):
 class Visit:
     """What is kept of one visitor, or of one client of the API, until its time to live is over."""
 
-    all: ClassVar[weakref.WeakSet["Visit"]] = weakref.WeakSet()
+    _all: ClassVar[weakref.WeakValueDictionary[int, "Visit"]] = weakref.WeakValueDictionary()
 
     key: str = field(default_factory=lambda: secrets.token_urlsafe(32))  # the visitor's browser keeps it over a reload
     model: str = ""
@@ -69,7 +70,7 @@ class Visit:
     face: int = 0  # which of them
     out: InversionOutput | None = None  # unedited; None while there is none of this photo
     strengths: dict[str, float] = field(default_factory=dict)  # where the sliders stand
-    stops: weakref.WeakSet[threading.Event] = field(default_factory=weakref.WeakSet)  # end the runs that go on
+    stops: set[threading.Event] = field(default_factory=set)  # end the runs that go on
     turn: int = 0  # counts photos, faces and models: what an earlier one began is dropped
     tuned: int = -1  # the turn whose photo was tuned, or is
     example: tuple[str, str] | None = None  # model and photo of an example that is open: its result is kept for others
@@ -79,7 +80,12 @@ class Visit:
     files: set[str] = field(default_factory=set)  # sent by it, or written for it
 
     def __post_init__(self) -> None:
-        Visit.all.add(self)
+        Visit._all[id(self)] = self
+
+    @classmethod
+    def everyone(cls) -> "list[Visit]":
+        """All that are kept, whatever other threads begin and end meanwhile."""
+        return [visit for ref in cls._all.valuerefs() if (visit := ref())]
 
     def __deepcopy__(self, memo: Any) -> "Visit":
         """Gradio copies what a state begins with: each session has a visit of its own."""
@@ -106,14 +112,14 @@ class Visit:
 
     def end(self) -> bool:
         """End the runs that go on, with the best so far; whether there was one."""
-        running = [stop for stop in self.stops if not stop.is_set()]
+        running = [stop for stop in [*self.stops] if not stop.is_set()]
         for stop in running:
             stop.set()
         return bool(running)
 
     def apart(self, **changes: Any) -> "Visit":
         """A copy for what is done beside the rest; its files are this visitor's."""
-        return dataclasses.replace(self, stops=weakref.WeakSet(), **changes)
+        return dataclasses.replace(self, stops=set(), **changes)
 
     def keep(self, other: "Visit", turn: int) -> None:
         """Take what was made apart, unless something new has begun since this turn."""
@@ -137,8 +143,8 @@ class Visit:
         self.begin()
         self.photo, self.faces, self.strengths, self.compared, self.played = None, [], {}, [], {}
         self.translated = None
-        others = {path for visit in [*Visit.all] if visit.files is not self.files for path in visit.files}
-        files = self.files - others  # Gradio keeps uploads that are equal in one place
+        others = [visit.files for visit in Visit.everyone() if visit.files is not self.files]
+        files = self.files.difference(*others)  # Gradio keeps uploads that are equal in one place
         for path in files:
             Path(path).unlink(missing_ok=True)
         self.files.clear()  # the set is shared with what is made apart
@@ -159,7 +165,7 @@ class Studio:
 
     def close(self) -> None:
         """End all runs: a thread that still computes when Python ends would abort it."""
-        for visit in list(Visit.all):
+        for visit in Visit.everyone():
             visit.end()
         for thread in threading.enumerate():
             if thread.name == RUN:
@@ -264,7 +270,6 @@ class Studio:
         """
         model, turn = self.model(visit), visit.turn
         steps = _steps(model, **options)
-        visit.end()
         stop = threading.Event()
         visit.stops.add(stop)
 
@@ -296,6 +301,7 @@ class Studio:
             out = yield from in_thread(work, RUN, Report(f"Sharpening: step 0 of {sum(steps)}", 0.0))
         finally:
             stop.set()
+            visit.stops.discard(stop)
         if turn != visit.turn:
             return None
         visit.out = out
@@ -431,6 +437,8 @@ def told(error: Exception) -> str:
     if isinstance(error, ValidationError):
         fault = error.errors(include_url=False)[0]
         return f"`{fault['loc'][0]}`: {fault['msg']}, got {str(fault['input'])[:80]!r}."
+    if isinstance(error, gr.Error):  # ZeroGPU's own, such as of a quota that is used up
+        return str(error.message)
     if isinstance(error, (StyleGANInversionError, ValueError)):
         return str(error).split(" In Python:")[0]
     logger.error("The web app failed.", exc_info=error)

@@ -15,13 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("gradio")
-from stylegan_inversion import InversionOutput
-from stylegan_inversion.editing.directions import Direction
-from stylegan_inversion.pipelines.play import interpolate_outputs
-from stylegan_inversion.webapp import app, studio, zerogpu
-from stylegan_inversion.webapp.models import Model, Models
-from tests.webapp.tiny_app import tiny_model
+gr = pytest.importorskip("gradio")
+from stylegan_inversion import InversionOutput  # noqa: E402
+from stylegan_inversion.editing.directions import Direction  # noqa: E402
+from stylegan_inversion.pipelines.play import interpolate_outputs  # noqa: E402
+from stylegan_inversion.webapp import app, studio, zerogpu  # noqa: E402
+from stylegan_inversion.webapp.editor import Editor, handler  # noqa: E402
+from stylegan_inversion.webapp.models import Model, Models  # noqa: E402
+from tests.webapp.tiny_app import tiny_model  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 ROOT = Path(__file__).parents[2]
@@ -173,6 +174,25 @@ def test_a_stop_and_an_error(gpu: zerogpu.BorrowedGPU, model: Model, photo: Imag
         tune(fail)
     with pytest.raises(ValueError, match="`preset` must be one of"):
         tune(fail, preset="x")
+
+
+def test_its_own_errors_are_said(gpu: zerogpu.BorrowedGPU, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spent(*job: Any) -> Iterator[Any]:
+        yield None
+        raise gr.Error("You have exceeded your ZeroGPU quota. Try again in 1:00:00.", print_exception=False)
+
+    monkeypatch.setattr(gpu, "_work", spent)
+    with app.private_folder(), gr.Blocks() as demo:
+        page = Editor(studio.Studio(Models(model), gpu=gpu))
+        page.tabs, page.file, page.delete = gr.Tabs(), gr.DownloadButton(), gr.Button()
+        page.connect(demo)
+        visit = page._open("")[page.visit]
+        *_, last = handler(page, page._tune)(visit, "fast")
+        monkeypatch.setattr(studio, "DEMONSTRATION", 16)
+        page.studio._examples.clear()
+        (opened,) = next(each.fn for each in demo.fns.values() if each.targets[0][1] == "load")(studio.Visit(), "")
+    for shown in (last, opened):
+        assert "<span>You have exceeded your ZeroGPU quota" in shown[page.status]
 
 
 def test_a_process_that_is_killed(gpu: zerogpu.BorrowedGPU, model: Model, photo: Image.Image, spaces: Spaces) -> None:
