@@ -5,7 +5,7 @@ import inspect
 import json
 import weakref
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import gradio as gr
@@ -20,8 +20,8 @@ from stylegan_inversion.preprocessing.align import around
 from stylegan_inversion.webapp.marking import encode
 from stylegan_inversion.webapp.models import Model, sentence, words_of
 from stylegan_inversion.webapp.photos import EXAMPLES, samples
-from stylegan_inversion.webapp.run import Report, status
-from stylegan_inversion.webapp.studio import SHOWN, Studio, Superseded, Visit, large, told
+from stylegan_inversion.webapp.run import Report, status, told
+from stylegan_inversion.webapp.studio import SHOWN, Studio, Superseded, Visit, large
 
 TIME_TO_LIVE = 1800  # seconds that a result and its files are kept after their last use
 MAIN, MORE = 5, 32  # sliders of the model's own directions, and of those that its weights give
@@ -78,6 +78,7 @@ def handler(tab: Any, work: Callable[..., Any]) -> Callable[..., Iterator[dict[A
     a line for its `status`, a button to `stop`, and tells what to show in the end (`page`) or of an error (`failed`).
     """
 
+    @wraps(work)  # with its arguments, from which Gradio tells an event's data
     def handle(visit: Visit, *values: Any) -> Iterator[dict[Any, Any]]:
         try:
             done = work(visit, *values)
@@ -93,8 +94,6 @@ def handler(tab: Any, work: Callable[..., Any]) -> Callable[..., Iterator[dict[A
         except Exception as e:
             yield tab.failed(visit, told(e))
 
-    handle.__signature__ = inspect.signature(work)  # type: ignore[attr-defined]
-    handle.__annotations__ = getattr(work, "__annotations__", {})
     return handle
 
 
@@ -189,12 +188,10 @@ class Editor:
         offer = self.offer.click(show(partial(self._load, name=self.offered)), visit, self.shown, **lane("load"))
         for event in (chosen.success, example.success, self.offer.click, self.use.click):
             event(None, js=TO_RESULT, **HIDDEN)
-        runs = [
-            each.success(show(self._tune), visit, self.shown, **lane("tune"))
-            for each in (chosen, example, face, use, offer)
-        ]
+        tune, firsts = lane("tune"), (chosen, example, face, use, offer)
+        runs = [each.success(show(self._tune), visit, self.shown, **tune) for each in firsts]
         for name, button in self.sharpen.items():
-            runs.append(button.click(show(partial(self._tune, preset=name)), visit, self.shown, **lane("tune")))
+            runs.append(button.click(show(partial(self._tune, preset=name)), visit, self.shown, **tune))
         self.stop.click(show(self._stop), visit, self.shown, cancels=[use, offer], **lane("stop"))
         self.photo.clear(show(self._clear), visit, self.shown, **lane("stop"))
         self.delete.click(self._forget, visit, self.shown, cancels=[*runs, use, offer], **DIRECT)

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import logging
 import threading
 import time
 import weakref
@@ -10,18 +11,25 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+import gradio as gr
+import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import nn
 
+from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.models.feature_generator import FeatureGenerator
 from stylegan_inversion.models.generator import Generator as StyleGAN
 from stylegan_inversion.preprocessing.image import to_pil
 from stylegan_inversion.webapp.marking import encode
 
+logger = logging.getLogger(__name__)
+
 RUN = "inversion"  # name of the threads
 REPORT_SECONDS = 0.4  # between two reports
 TUNING_COST = 2.8  # how many times longer a step of the tuning takes than one of the projection, before one was timed
 
+FAILED = "Something went wrong on the server. Try again, or another photo."
 MAX_HELD = 2_000_000_000  # bytes of photos and tuned generators
 GONE = "This result was given up, since newer ones of other visitors took its memory. Invert the photo again."
 
@@ -43,6 +51,21 @@ def status(words: str, *, share: float | None = None, preview: Image.Image | Non
         bar = f'<div class="{kind}"><div style="width: {width:.0f}%"></div></div>'
     text = f'<div class="words"><span>{html.escape(words)}</span>{bar}</div>'
     return f'<div class="status{" stale" if marks.get("stale") else ""}" role="status">{picture}{text}</div>'
+
+
+def told(error: Exception) -> str:
+    """What a visitor reads of an error: its own words if he can act on it; of others only the log knows more."""
+    if isinstance(error, ValidationError):
+        fault = error.errors(include_url=False)[0]
+        return f"`{fault['loc'][0]}`: {fault['msg']}, got {str(fault['input'])[:80]!r}."
+    if isinstance(error, gr.Error):  # ZeroGPU's own, such as of a quota that is used up
+        return str(error.message)
+    if isinstance(error, (StyleGANInversionError, ValueError)):
+        return str(error).split(" In Python:")[0]
+    logger.error("The web app failed.", exc_info=error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "The GPU has no memory left for this. Try again in a moment."
+    return FAILED
 
 
 @dataclass(frozen=True, eq=False)

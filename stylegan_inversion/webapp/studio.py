@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import io
-import logging
 import math
 import os
 import secrets
@@ -18,11 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-import gradio as gr
-import torch
 from gradio_client.utils import strip_invalid_filename_characters
 from PIL import Image
-from pydantic import ValidationError
 
 from stylegan_inversion import storage
 from stylegan_inversion.errors import StyleGANInversionError
@@ -40,9 +36,6 @@ from stylegan_inversion.webapp.photos import NO_PHOTO, Example, Photo, read_phot
 from stylegan_inversion.webapp.run import RUN, Memory, OnStep, Report, Turns, cost_of, in_thread, is_gone, listener
 from stylegan_inversion.webapp.zerogpu import BorrowedGPU, in_request
 
-logger = logging.getLogger(__name__)
-
-FAILED = "Something went wrong on the server. Try again, or another photo."
 NOTHING = "There is no inversion here, or it has expired. Invert a photo first."
 SHOWN, ANIMATED = 1280, 640  # pixels of the longer side, on the page and in an animation
 FRAMES = 24  # of an animation, one way
@@ -160,7 +153,10 @@ class Studio:
         self.gpu = gpu
         self._turns, self._memory = Turns(tuning_slots), Memory()
         self._pace: dict[str, float] = {}  # seconds of a step of the projection, by model
-        self._examples: dict[tuple[str, str], InversionOutput] = {}  # by model and photo
+        self._examples: dict[Any, InversionOutput] = {}  # by model and photo
+        self._edited: dict[
+            Any, tuple[InversionOutput, dict[str, float], InversionOutput]
+        ] = {}  # the same, as they open
         self._decoding = threading.Lock()  # many photos take the memory of one
 
     def close(self) -> None:
@@ -238,6 +234,8 @@ class Studio:
         edit = {name: share for name, share in example.edit.items() if name in model.directions}
         visit.strengths = {name: round(share * model.range_of(name)[1], 2) for name, share in edit.items()}
         visit.out, visit.example = found, key
+        if found is not None and found is self._examples.get(key):
+            self._edited[key] = found, visit.strengths, self.edit(visit, found, visit.strengths)
         if found is not None and "tuning_steps" in found.reports[0]:
             visit.tuned = turn  # by an earlier visitor
         return True
@@ -323,6 +321,9 @@ class Studio:
             raise ValueError(NOTHING)
         if not strengths:
             return out
+        before, known, edited = self._edited.get(visit.example, (None, {}, out))
+        if out is before and strengths == known and not is_gone(edited.generator):
+            return edited
         edited = self._do(model, partial(model.tuner.edit, _bare(out), **strengths))
         self._hold(model, edited)
         return dataclasses.replace(edited, crops=out.crops)
@@ -430,21 +431,6 @@ def _steps(model: Model, *, seed: int = 0, **options: Any) -> tuple[int, int]:
     """The steps of the projection and of the tuning, at most."""
     plan = model.tuner.plan(**options)
     return 0 if plan.pivot in METHODS else plan.num_w_steps, plan.num_tuning_steps
-
-
-def told(error: Exception) -> str:
-    """What a visitor reads of an error: its own words if he can act on it; of others only the log knows more."""
-    if isinstance(error, ValidationError):
-        fault = error.errors(include_url=False)[0]
-        return f"`{fault['loc'][0]}`: {fault['msg']}, got {str(fault['input'])[:80]!r}."
-    if isinstance(error, gr.Error):  # ZeroGPU's own, such as of a quota that is used up
-        return str(error.message)
-    if isinstance(error, (StyleGANInversionError, ValueError)):
-        return str(error).split(" In Python:")[0]
-    logger.error("The web app failed.", exc_info=error)
-    if isinstance(error, torch.OutOfMemoryError):
-        return "The GPU has no memory left for this. Try again in a moment."
-    return FAILED
 
 
 def large(image: Image.Image) -> Image.Image:

@@ -22,6 +22,7 @@ from stylegan_inversion.pipelines.play import interpolate_outputs  # noqa: E402
 from stylegan_inversion.webapp import app, studio, zerogpu  # noqa: E402
 from stylegan_inversion.webapp.editor import Editor, handler  # noqa: E402
 from stylegan_inversion.webapp.models import Model, Models  # noqa: E402
+from stylegan_inversion.webapp.photos import EXAMPLES  # noqa: E402
 from tests.webapp.tiny_app import tiny_model  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -203,6 +204,21 @@ def test_a_process_that_is_killed(gpu: zerogpu.BorrowedGPU, model: Model, photo:
     endless = partial(model.tuner, model.tuner.align(photo), callback=kill, num_tuning_steps=100_000, pivot="e4e")
     with pytest.raises(RuntimeError, match="ended without a result"):
         gpu.run(model, endless, kill, steps=9)
+
+
+def test_opening_an_example_again_borrows_none(
+    gpu: zerogpu.BorrowedGPU, model: Model, spaces: Spaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studio, "DEMONSTRATION", 16)
+    work, visit = studio.Studio(Models(model)), studio.Visit()
+    work.example(visit, EXAMPLES[1])
+    work.gpu = gpu
+    work.example(other := studio.Visit(), EXAMPLES[1])
+    assert visit.out is other.out is not None and "smile" in other.strengths
+    edited = work.edit(other, other.out, other.strengths)
+    assert edited.edits == other.strengths and not spaces.seconds
+    work.edit(other, other.out, {"smile": 1.0})
+    assert len(spaces.seconds) == 1
 
 
 @pytest.mark.parametrize(("steps", "resolution", "seconds"), [(50, 64, 25), (800, 1024, 120), (0, 1024, 25)])
