@@ -73,8 +73,8 @@ class Page(gr.Blocks):
         """As Gradio does, whatever happens in it."""
         if request is not None and getattr(request, "headers", {}).get("x-gradio-user") == "mcp":
             state = SessionState(self)  # one client of Gradio's own serves all who call tools: nothing of one may stay
-        if (session := named.get("session_hash")) == named.get("event_id"):  # of a call that shares nothing: what is
-            self.state_holder.session_data.pop(session, None)  # kept of it would push out what is kept of visitors
+        if (session := named.get("session_hash")) and session == named.get("event_id"):
+            self.state_holder.session_data.pop(session, None)  # it shares nothing, and would push a visitor out
             self.state_holder.time_last_used.pop(session, None)
         try:
             return await super().process_api(block_fn, inputs, state, request, *args, **named)
