@@ -1,5 +1,6 @@
 """What becomes of the photo's own detail when an edited face goes back."""
 
+import importlib
 import inspect
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from stylegan_inversion.errors import MissingDependencyError
+from stylegan_inversion.preprocessing import paste
 from stylegan_inversion.preprocessing.align import Crop, crop_quad, uncropped
 from stylegan_inversion.preprocessing.paste import paste_back
 
@@ -131,4 +133,4 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         inspect.unwrap(paste_back)(crop, crop.image, detail="keep")  # past the type checker of the tests
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(MissingDependencyError, match="Install it with: pip install opencv-python-headless"):
-        paste_back(crop, crop.image, reference=crop.image)
+        importlib.reload(paste)

@@ -27,12 +27,6 @@ from stylegan_inversion.webapp.studio import Studio, Visit  # noqa: E402
 from tests.pipelines.test_domains import no_detector, official_e4e, scene  # noqa: E402
 from tests.pipelines.test_tasks_of_psp import make_picture, official_psp  # noqa: E402
 from tests.webapp.marks import EDITED, GENERATED, read_mark  # noqa: E402
-from tests.webapp.tiny_app import tiny_model  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return tiny_model()
 
 
 @pytest.fixture

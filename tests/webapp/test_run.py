@@ -19,15 +19,9 @@ from stylegan_inversion.webapp.run import finish
 from stylegan_inversion.webapp.studio import Studio, Visit
 from tests.conftest import make_generator
 from tests.webapp.marks import EDITED, read_mark
-from tests.webapp.tiny_app import tiny_model
 
 ENDLESS = {"num_tuning_steps": 10**5, "pivot": "e4e"}
 SHORT = {"num_tuning_steps": 1, "pivot": "e4e"}
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return tiny_model()
 
 
 @pytest.fixture

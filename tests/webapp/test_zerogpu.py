@@ -23,7 +23,6 @@ from stylegan_inversion.webapp import app, studio, zerogpu  # noqa: E402
 from stylegan_inversion.webapp.editor import Editor, handler  # noqa: E402
 from stylegan_inversion.webapp.models import Model, Models  # noqa: E402
 from stylegan_inversion.webapp.photos import EXAMPLES  # noqa: E402
-from tests.webapp.tiny_app import tiny_model  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 ROOT = Path(__file__).parents[2]
@@ -81,11 +80,6 @@ def spaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spaces]:
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     yield spaces
     assert not any(child.is_alive() for child in spaces.children)
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return tiny_model()
 
 
 @pytest.fixture
