@@ -39,7 +39,7 @@ _WORDS = {
     "yaw": ("Turn head", "Look right", "Look left"),
     "pose": ("Turn head", "Turn one way", "Turn the other"),
     "gender": ("Female / male", "More male", "More female"),
-    "mouth_open": ("Mouth", "Open", "Closed"),
+    "mouth_open": ("Mouth", "Open mouth", "Close mouth"),
     "pitch": ("Nod", "Look up", "Look down"),
 }
 _LICENCES = {"non-commercial-research": "non-commercial research", "mit": "MIT", "apache-2.0": "Apache 2.0"}

@@ -141,6 +141,18 @@ def test_copies_in_s_take_no_memory_and_go_with_their_generator(monkeypatch: pyt
     assert all(run.is_gone(each) for each in (*styled, last, generator))
 
 
+def test_a_deletion_while_others_write(studio: Studio) -> None:
+    class Growing(set[str]):
+        def __iter__(self) -> Iterator[str]:  # another thread goes on meanwhile
+            for each in super().__iter__():
+                self.add(f"{each}, too")
+                yield each
+
+    visit, other = Visit(), Visit(files=Growing(["theirs"]))
+    path = visit.publish(b"mine", "me.jpg")
+    assert visit.forget() == 1 and not Path(path).exists() and "theirs" in other.files
+
+
 def test_the_preview_says_what_it_is(photo: Image.Image, tmp_path: Path) -> None:
     text = run.status("Sharpening", preview=photo)
     found = re.search(r"base64,([^\"]+)", text)
