@@ -152,7 +152,10 @@ const toggle = (button, act) => {
 toggle($("original"), show);
 toggle($("whole"), whole => ask("look", { whole }).then(show));
 $("reset").onclick = () => (reset(), show());
-for (const kind of ["jpeg", "png"]) $(kind).onclick = () => attempt("Writing the photo …", () => save(`image/${kind}`));
+for (const kind of ["jpeg", "png"]) $(kind).onclick = async () => {
+  await attempt("Writing the photo …", () => save(`image/${kind}`));
+  $("edits").disabled = false; // the face is there still, whatever became of the file
+};
 $("face").onchange = () => attempt("Looking at the face …", () => {
   reset();
   return choose();
