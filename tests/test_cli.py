@@ -163,15 +163,18 @@ def recipe(tiny_model: str, photo: Image.Image, tmp_path: Path) -> Path:
     return path
 
 
-def test_train(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     arguments = ["train", "--config", str(recipe), "--optimizer.lr", "1e-3"]
     assert cli.main([*arguments, "--steps", "2"]) == 0
     assert capsys.readouterr().out == f"2 steps done. Look at last/ in {tmp_path / 'run'}.\n"
     log = tmp_path / "run" / "log.jsonl"
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2]
     first = log.read_text()
-    assert cli.main([*arguments, "--steps=3", f"--validation-data={tmp_path / 'faces'}"]) == 2  # of another run
-    assert "holds a run with validation_data=None" in capsys.readouterr().err
+    other = [*arguments[:-1], "1e-4", "--steps=3", f"--validation-data={tmp_path / 'faces'}"]
+    assert cli.main(other) == 2
+    assert "holds a run with validation_data=None" in capsys.readouterr().err and "goes on" not in caplog.text
     assert cli.main([*arguments, "--steps=3"]) == 0
     assert log.read_text().startswith(first) and len(log.read_text().splitlines()) == 3
     photo, model = str(tmp_path / "faces" / "0.png"), str(tmp_path / "run" / "last")

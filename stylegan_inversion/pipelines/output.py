@@ -86,6 +86,11 @@ class InversionOutput:
         one = {name: value[index : index + 1] for name in names if (value := getattr(self, name)) is not None}
         return replace(self, **one)
 
+    def __repr__(self) -> str:
+        size, edits = self.images[0].size, ", ".join(f"{name}={step:g}" for name, step in self.edits.items())
+        drawn = f"{size[0]} x {size[1]} px by {type(self.generators[0]).__name__}"
+        return f"InversionOutput({len(self)} of {drawn}; w_plus: {tuple(self.w_plus.shape)}; edits: {edits or 'none'})"
+
     def __iter__(self) -> Iterator["InversionOutput"]:
         """The photos, one by one."""
         return (self[i] for i in range(len(self)))

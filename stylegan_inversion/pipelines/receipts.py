@@ -303,11 +303,12 @@ def save_picture(
     """
     path = Path(path)
     kind = Image.registered_extensions().get(path.suffix.lower(), "")
-    if len(out) != 1 or kind not in FORMATS or picture not in PICTURES:
-        raise ValueError(
-            f"One photo's `picture` out of {', '.join(PICTURES)} is written to a .png, .jpg or .webp, got {len(out)} "
-            f"photos, {picture!r} and {path.suffix!r}."
-        )
+    if len(out) != 1:
+        raise ValueError(f"`out` must be one photo, got {len(out)}: take one of them, such as `out[0]`.")
+    if kind not in FORMATS:
+        raise ValueError(f"`path` must end in .png, .jpg or .webp, got {path.name!r}.")
+    if picture not in PICTURES:
+        raise ValueError(f"`picture` must be one of {', '.join(PICTURES)}, got {picture!r}.")
     image = PICTURES[picture](out, detail)
     xmp = mark(kind_of(out), Receipt.of(out, picture, image, detail=detail))
     save_image(image, path, xmp=xmp, **FORMATS[kind])
