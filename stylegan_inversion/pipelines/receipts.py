@@ -211,8 +211,8 @@ class Receipt:
         if self.method is None or self.photo is None:
             raise ValueError(
                 "The receipt says that no single call makes this picture again: it is a mixture, a face of nobody, one "
-                "of several photos that share a generator, one stopped by hand, edited by a mapper's file, or drawn "
-                "from a table."
+                "of several photos that share a generator, one stopped by hand or begun at an earlier inversion, "
+                "edited under a mask or by a mapper's file, or drawn from a table."
             )
 
     def crop(self, pipeline: InversionPipeline, photo: Image.Image) -> Crop:
