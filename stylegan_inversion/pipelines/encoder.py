@@ -111,7 +111,7 @@ class EncoderPipeline(InversionPipeline):
         """Cut a face out, as `InversionPipeline.align`; a `ValueError` if the encoder reads sketches or label maps."""
         if not isinstance(self.source, PhotoSource):
             what = f"This encoder reads {self.source}, in which no face can be found"
-            raise ValueError(f"{what}; use `translate(image)` instead.")
+            raise ValueError(f"{what}; use `translate(image)` instead (`stylegan-inversion translate`).")
         return super().align(image, align=align, face=face)
 
     @torch.no_grad()
