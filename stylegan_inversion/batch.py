@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from stylegan_inversion import storage
 from stylegan_inversion.bounds import plain_number
-from stylegan_inversion.errors import MissingDependencyError, ModelNotFoundError, importing
+from stylegan_inversion.errors import MissingDependencyError, importing
 from stylegan_inversion.inversion.generator_delta import DELTAS, generator_sha256
 from stylegan_inversion.pipelines.base import InversionPipeline
 from stylegan_inversion.pipelines.encoder import BATCH_SIZE
@@ -351,13 +351,9 @@ def load_pipeline(output: str | Path, *, allow_download: bool = False, device: s
         raise ValueError(f"{output}/{RUN} does not describe a run: {type(e).__name__}: {e}") from e
     if name is None:
         raise ValueError("The run's model has no name: load the pipeline yourself, and call `edit_folder` with it.")
-    try:
-        name.find(allow_download=allow_download)
-    except ModelNotFoundError as e:
-        fetch = f"stylegan-inversion directions --model {name.name_or_path}"
-        raise ModelNotFoundError(f"{e} If you trust who made {output}, fetch the run's model first: {fetch}") from e
-    options: dict[str, Any] = {"revision": name.revision, "subfolder": name.subfolder, "device": device}
-    return cls.from_pretrained(name.name_or_path, local_files_only=not allow_download, **options)
+    fetch = f"stylegan-inversion directions --model {name.name_or_path}"
+    trust = f"If you trust who made {output}, fetch the run's model first: {fetch}"
+    return name.load_pipeline(cls, allow_download=allow_download, advice=trust, device=device)
 
 
 @contextmanager

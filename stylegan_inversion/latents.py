@@ -23,10 +23,7 @@ def num_ws(resolution: int) -> int:
 
 
 def random_source(seed: SupportsIndex) -> torch.Generator:
-    """Make a source of z and noise on the CPU, so that a seed means the same on every device.
-
-    Draw from it with `device="cpu"` and a dtype, so that a caller's defaults change nothing.
-    """
+    """Make a source of z and noise on the CPU, so that a seed means the same on every device; see `normal`."""
     return torch.Generator("cpu").manual_seed(operator.index(seed))
 
 
@@ -39,9 +36,14 @@ def seeded(seed: int, purpose: str, number: int, *, device: torch.device | str =
     return torch.Generator(device).manual_seed((int(words[0]) << 31) ^ int(words[1]))
 
 
+def normal(rng: torch.Generator, *shape: int) -> Tensor:
+    """Draw standard normal numbers in float32, on the device of the source: a caller's defaults change nothing."""
+    return torch.randn(shape, generator=rng, device=rng.device, dtype=torch.float32)
+
+
 def seeded_normal(sources: Sequence[torch.Generator], *shape: int) -> Tensor:
     """Draw standard normal numbers, (B, *shape), each sample from its own source."""
-    return torch.stack([torch.randn(shape, generator=rng, device=rng.device, dtype=torch.float32) for rng in sources])
+    return torch.stack([normal(rng, *shape) for rng in sources])
 
 
 def seeded_noise(shapes: Sequence[torch.Size], sources: Sequence[torch.Generator]) -> list[Tensor]:

@@ -55,13 +55,8 @@ def _start_worker(align: Align) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     logging.getLogger("stylegan_inversion").setLevel(logging.ERROR)  # the parent has said which detector it is
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
+    parent: Any = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def _align_there(path: str, known: tuple[str | None, ...]) -> list[Row]:

@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -37,6 +37,7 @@ _PART = re.compile(r"generator|directions|relevance|discriminator|\w*encoder")  
 _OURS = re.compile(r"\nlibrary_name: stylegan[-_]inversion\n")  # in a model card
 
 Module = TypeVar("Module", bound=nn.Module)
+Value = TypeVar("Value")
 
 
 def builtin_path(name: str) -> Path:
@@ -251,12 +252,11 @@ def load_module(
     folder: Path,
     *,
     device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
     variant: str | None = None,
 ) -> Module:
     """Build a network from the `config.json` of a folder and fill it, strictly, from its `model.safetensors`.
 
-    It comes in eval mode, frozen, and in float32 if `dtype` is `None`, whatever the file holds.
+    It comes in eval mode, frozen, and in float32, whatever the file holds.
 
     Raises:
         CheckpointError: If a file is missing or damaged, the config has a bad field or is another network's, or names
@@ -272,7 +272,7 @@ def load_module(
     if config.get("_class_name", cls.__name__) not in [base.__name__ for base in cls.__mro__]:
         raise CheckpointError(f"{source} is of a {str(config['_class_name'])[:100]!r}, not of a {cls.__name__}.")
     module = build_module(cls, config_cls, config, read_tensors(weights), source=source, weights=str(weights))
-    return module.to(device=device, dtype=dtype or torch.float32)
+    return module.to(device)
 
 
 def build_module(
@@ -320,6 +320,11 @@ def plain_state_dict(module: nn.Module) -> dict[str, Tensor]:
 def plain_name(key: str) -> str:
     """Strip what `torch.compile` puts into the name of a parameter."""
     return key.replace("_orig_mod.", "")
+
+
+def under(named: Mapping[str, Value], prefix: str) -> dict[str, Value]:
+    """Take what is named with a prefix, such as "encoder.", out of a state dict, by the names without it."""
+    return {key.removeprefix(prefix): value for key, value in named.items() if key.startswith(prefix)}
 
 
 def fill_module(module: nn.Module, state_dict: dict[str, Tensor], *, source: str) -> None:

@@ -386,17 +386,15 @@ def _killed_runs(
 ) -> None:
     """Kill as many runs at random moments, then let one end. No worker may outlive its parent."""
     rng, context = random.Random(0), multiprocessing.get_context("spawn")
-    for _ in range(kills):
+    for number in range(kills + 1):
         process = context.Process(target=run, args=(folder, output))
         process.start()
-        while process.is_alive() and not (output / "run.json").exists():
-            time.sleep(0.05)
-        time.sleep(rng.uniform(0, longest))
-        kill(process.pid or 0, signal.SIGKILL)
+        if number < kills:
+            while process.is_alive() and not (output / "run.json").exists():
+                time.sleep(0.05)
+            time.sleep(rng.uniform(0, longest))
+            kill(process.pid or 0, signal.SIGKILL)
         process.join()
-    process = context.Process(target=run, args=(folder, output))
-    process.start()
-    process.join()
     assert process.exitcode == 0
 
 
@@ -412,25 +410,19 @@ def run_tiny(folder: Path, output: Path) -> None:
     invert_folder(pipeline, folder, output, workers=1, batch_size=4)
 
 
-@pytest.mark.timeout(600)
-def test_two_kills_lose_nothing_and_give_nothing_twice(e4e: E4EPipeline, photos: Path, tmp_path: Path) -> None:
-    _killed_runs(photos, tmp_path / "out", 2, run_tiny, longest=4.0)
-    invert_folder(e4e, photos, tmp_path / "whole", workers=0, batch_size=4)
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize(
+    ("count", "kills", "longest"), [(12, 2, 4.0), pytest.param(500, 10, 12.0, marks=pytest.mark.slow)]
+)
+def test_kills_lose_nothing_and_give_nothing_twice(
+    count: int, kills: int, longest: float, e4e: E4EPipeline, tmp_path: Path
+) -> None:
+    folder = write_photos(tmp_path / "photos", count)
+    _killed_runs(folder, tmp_path / "out", kills, run_tiny, longest=longest)
+    done = invert_folder(e4e, folder, tmp_path / "whole", workers=0, batch_size=4)
+    assert done.photos == count and len(table(tmp_path / "whole")) == done.faces + done.errors
     assert table(tmp_path / "out") == table(tmp_path / "whole")
     assert sorted(path.name for path in (tmp_path / "out").glob(".*")) == [".lock"]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
-def test_ten_kills_of_500_photos(e4e: E4EPipeline, tmp_path: Path) -> None:
-    folder = write_photos(tmp_path / "photos", 500)
-    _killed_runs(folder, tmp_path / "out", 10, run_tiny, longest=12.0)
-    done = invert_folder(e4e, folder, tmp_path / "whole", workers=0, batch_size=4)
-    assert done.photos == 500 and len(table(tmp_path / "whole")) == done.faces + done.errors
-    assert table(tmp_path / "out") == table(tmp_path / "whole")
-    print(
-        f"{done}, {sum(path.stat().st_size for path in (tmp_path / 'whole').glob('*.parquet')) / 500:.0f} bytes a photo"
-    )
 
 
 def run_tiny_on_ray(folder: Path, output: Path) -> None:

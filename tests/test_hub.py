@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,23 @@ from safetensors.torch import save_file
 from stylegan_inversion import hub
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError, UploadError
 from stylegan_inversion.hub import Access, download_file, report_downloads, storage_folder, upload_folder
-from tests.fake_hub import COMMIT, FakeHub, hub_client, serve
+from tests.fake_hub import COMMIT, FakeHub
 
 WEIGHTS = "encoder/model.safetensors"
 OFFLINE = Access(local_files_only=True)
 
 
 @pytest.fixture
-def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
-    """A Hub with one small model, org/tiny, an empty cache in `tmp_path / "cache"`, and the client set to both."""
+def fake_hub(fake_hub: FakeHub, tmp_path: Path) -> FakeHub:
+    """A Hub with one small model, org/tiny."""
     source = tmp_path / "source"
     (source / "encoder").mkdir(parents=True)
     (source / "config.json").write_text("{}\n")
     (source / "code.py").write_text("raise SystemExit\n")
     save_file({"a": torch.arange(50.0)}, source / WEIGHTS)
     save_file({"a": torch.arange(50.0).half()}, source / "encoder" / "model.fp16.safetensors")
-    with serve() as hub, hub_client(hub, tmp_path / "cache"):
-        hub.add("org/tiny", source)
-        yield hub
+    fake_hub.add("org/tiny", source)
+    return fake_hub
 
 
 def download(access: Access = Access(), repo_id: str = "org/tiny", **options: Any) -> Path:

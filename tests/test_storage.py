@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from stylegan_inversion import storage
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from tests.conftest import state
 
 CONFIG = GeneratorConfig(16, z_dim=8, w_dim=8, mapping_layers=2, channel_base=64, channel_max=4)
 
@@ -35,10 +36,6 @@ class Tiny(nn.Module):
         self.config = config
         self.linear = nn.Linear(config.width, len(config.sizes))
         self.norm = nn.BatchNorm1d(config.width)  # brings an int64 tensor
-
-
-def state(module: nn.Module) -> dict[str, Tensor]:
-    return {key: tensor.clone() for key, tensor in module.state_dict().items()}
 
 
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:

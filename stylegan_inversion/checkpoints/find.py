@@ -58,11 +58,6 @@ def known_entry(name: str | os.PathLike[str]) -> CatalogueEntry | None:
     return next((entry for entry in catalogue() if entry.name == str(name)), None)
 
 
-def is_known(name: str | os.PathLike[str]) -> bool:
-    """Tell whether a name is that of a checkpoint in the catalogue, and of no folder here."""
-    return known_entry(name) is not None
-
-
 def find_folder(name_or_path: str | os.PathLike[str], access: Access = Access(), *, variant: str | None = None) -> Path:
     """Find the folder of a model: a local folder wins, then a built-in model, the catalogue, and the Hub.
 

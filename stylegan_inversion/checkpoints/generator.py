@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from stylegan_inversion import latents
+from stylegan_inversion import latents, storage
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.models.discriminator import DiscriminatorConfig
 from stylegan_inversion.models.generator import GeneratorConfig, MappingNetwork
@@ -89,9 +89,7 @@ def _draw_noise(config: GeneratorConfig) -> StateDict:
     """Draw constant noise under our names from a fixed seed, standard normal as in a new generator."""
     rng = latents.random_source(0)
     sides = {name: int(name.split(".")[2]) for name in _rosinality_table(config) if name.endswith("noise_const")}
-    return {
-        name: torch.randn(side, side, generator=rng, device="cpu", dtype=torch.float32) for name, side in sides.items()
-    }
+    return {name: latents.normal(rng, side, side) for name, side in sides.items()}
 
 
 def generator_from_official(
@@ -193,12 +191,12 @@ def average_w(config: GeneratorConfig, state_dict: Mapping[str, Tensor], *, samp
     """
     with torch.device("meta"):
         mapping = MappingNetwork(config)
-    own = {key[len("mapping.") :]: tensor.float() for key, tensor in state_dict.items() if key.startswith("mapping.")}
-    mapping.load_state_dict(own, assign=True)
+    own = storage.under(state_dict, "mapping.")
+    mapping.load_state_dict({key: tensor.float() for key, tensor in own.items()}, assign=True)
     rng = latents.random_source(0)
     total = torch.zeros(config.w_dim, device="cpu", dtype=torch.float64)
     for start in range(0, samples, 5_000):
-        z = torch.randn(min(5_000, samples - start), config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
+        z = latents.normal(rng, min(5_000, samples - start), config.z_dim)
         total += mapping(z).double().sum(dim=0)
     return (total / samples).float()
 

@@ -223,8 +223,8 @@ def _cut_out(state_dict: Mapping[str, Tensor], *marks: str) -> tuple[StateDict, 
     if not prefixes:
         return None
     prefix = min(prefixes, key=lambda prefix: not _AVERAGED.search(prefix))
-    inside = {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
-    return inside, sorted({key.split(".")[0] for key in state_dict if not key.startswith(prefix)})
+    others = {key.split(".")[0] for key in state_dict if not key.startswith(prefix)}
+    return storage.under(state_dict, prefix), sorted(others)
 
 
 def _left_out(names: list[str]) -> list[str]:
@@ -304,10 +304,7 @@ def _encoder_file(
     """
     _refuse_others(state_dict)
     options = checkpoint["opts"] if isinstance(checkpoint.get("opts"), dict) else {}
-    encoder, decoder = (
-        {key.removeprefix(top): tensor for key, tensor in state_dict.items() if key.startswith(top)}
-        for top in ("encoder.", "decoder.")
-    )
+    encoder, decoder = (storage.under(state_dict, top) for top in ("encoder.", "decoder."))
     tops = {key.split(".")[0] for key in state_dict}
     others = [*outside, *sorted(tops - {"encoder", "decoder", "latent_avg"})]
     kind = _encoder_kind(encoders.config_class(encoder), options, asked)

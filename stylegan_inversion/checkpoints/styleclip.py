@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from stylegan_inversion import ops
+from stylegan_inversion import ops, storage
 from stylegan_inversion.checkpoints.find import find_file
 from stylegan_inversion.checkpoints.read import read_checkpoint
 from stylegan_inversion.editing.directions import Direction
@@ -58,8 +58,7 @@ def direction_from_mapper(
     step = torch.zeros_like(w_plus, dtype=torch.float32)
     for level, (start, stop) in LEVELS.items():
         prefix = f"mapper.{level}.mapping."
-        tensors = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        if tensors:
+        if tensors := storage.under(state, prefix):
             step[:, start:stop] = _map(tensors, w_plus[:, start:stop].float(), f"{path}: {prefix}")
     if not step.any():
         raise CheckpointError(f"{path} holds no mapper of StyleCLIP: no tensor is called mapper.*_mapping.mapping.*.")

@@ -269,14 +269,6 @@ def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: A
     return torch.as_strided(storage, shape, stride, offset)
 
 
-def _first(value: Any = (), *_: Any) -> Any:
-    return value
-
-
-def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
-    return {_check_key(key): value for key, value in items}
-
-
 def _persistent_object(meta: Any) -> PickledModule:
     name, state = meta.get("class_name"), meta.get("state")
     if type(name) is not str or len(name) > 100 or type(state) is not dict:
@@ -305,10 +297,6 @@ def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> Tensor:
     return _rebuild_tensor(flat, 0, shape, strides if order == "F" else strides[::-1])
 
 
-def _scalar(dtype: Any, data: Any) -> bool | int | float:
-    return numbers(data, dtype.dtype).item()
-
-
 _TORCH = dict(Double=torch.float64, Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16, Long=torch.int64)
 _TORCH |= dict(Int=torch.int32, Short=torch.int16, Char=torch.int8, Byte=torch.uint8, Bool=torch.bool)
 _NUMPY = dict(f8=torch.float64, f4=torch.float32, f2=torch.float16, i8=torch.int64, i4=torch.int32, i2=torch.int16)
@@ -316,17 +304,20 @@ _NUMPY |= dict(i1=torch.int8, u1=torch.uint8, b1=torch.bool)
 _ALIASES = {"torch.cuda": "torch", "__builtin__": "builtins", "pathlib._local": "pathlib"}
 _ALIASES |= {f"numpy._core.{module}": f"numpy.core.{module}" for module in ("multiarray", "numeric")}
 _CALLS: list[tuple[str, Callable[..., Any] | None]] = [
-    ("collections.OrderedDict dnnlib.util.EasyDict", _ordered_dict),
+    ("collections.OrderedDict dnnlib.util.EasyDict", lambda items=(): {_check_key(key): value for key, value in items}),
     ("torch_utils.persistence._reconstruct_persistent_obj", _persistent_object),
     ("torch._utils._rebuild_tensor torch._utils._rebuild_tensor_v2", _rebuild_tensor),
-    ("torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state torch.Size builtins.set", _first),
+    (
+        "torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state torch.Size builtins.set",
+        lambda value=(), *_: value,
+    ),
     ("torch.device", lambda kind, index=0: f"{kind:.50}:{index:d}"),
     ("argparse.Namespace", lambda: _Attributes()),
     ("_codecs.encode", _encode),
     ("builtins.bytes", lambda: b""),
     ("numpy.dtype", _dtype),
     ("numpy.core.multiarray._reconstruct", lambda *_: _NumPy()),
-    ("numpy.core.multiarray.scalar", _scalar),
+    ("numpy.core.multiarray.scalar", lambda dtype, data: numbers(data, dtype.dtype).item()),
     ("numpy.core.numeric._frombuffer", _from_buffer),
     (
         "pathlib.PosixPath pathlib.WindowsPath pathlib.PurePosixPath pathlib.PureWindowsPath",

@@ -67,7 +67,7 @@ def invert(
     detector: Any,
     **options: Any,
 ) -> int:
-    from stylegan_inversion.batch import invert_photos
+    from stylegan_inversion.batch import invert_folder, invert_photos
     from stylegan_inversion.pipelines.methods import METHODS
 
     folders = [photo for photo in photos if Path(photo).is_dir()]
@@ -83,21 +83,15 @@ def invert(
     given = {name: value for name, value in options.items() if value is not None}
     of_folder = {name: given.pop(name) for name in FOLDER_OPTIONS if name in given}
     if folders:
-        return invert_folder(pipeline, folders[0], output, options=given, **of_folder)
+        done = invert_folder(pipeline, folders[0], output, options=given, progress=True, **of_folder)
+        print(f"{done.photos} photos: {done.faces} faces and {done.errors} errors; {done.inverted} faces are new.")
+        print(f"Look at {output}/faces-*.parquet.")
+        return 1 if done.errors else 0
     if of_folder:
         raise ValueError(f"--{next(iter(of_folder)).replace('_', '-')} is for a folder of photos.")
     given |= {"progress": True}
     results = invert_photos(pipeline, photos, output, edits=dict(edit), mappers=dict(mapper), options=given)
     return report((record for record, _ in results), output)
-
-
-def invert_folder(pipeline: Any, folder: str, output: str, **options: Any) -> int:
-    from stylegan_inversion.batch import invert_folder
-
-    done = invert_folder(pipeline, folder, output, progress=True, **options)
-    print(f"{done.photos} photos: {done.faces} faces and {done.errors} errors; {done.inverted} faces are new.")
-    print(f"Look at {output}/faces-*.parquet.")
-    return 1 if done.errors else 0
 
 
 def add_edit_folder(parser: argparse.ArgumentParser) -> None:

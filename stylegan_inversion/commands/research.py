@@ -44,21 +44,11 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     add_detector(parser)
 
 
-def evaluate(
-    data: str,
-    output: str,
-    *,
-    limit_for: list[tuple[str, int]],
-    identity: str,
-    num_iterations: int | None,
-    num_w_steps: int | None,
-    num_tuning_steps: int | None,
-    **options: Any,
-) -> int:
+def evaluate(data: str, output: str, *, limit_for: list[tuple[str, int]], identity: str, **options: Any) -> int:
     from stylegan_inversion.evaluation.benchmark import evaluate
 
     options |= {"identity": None if identity == "none" else identity, "limits": dict(limit_for), "progress": True}
-    steps = {"num_iterations": num_iterations, "num_w_steps": num_w_steps, "num_tuning_steps": num_tuning_steps}
+    steps = {name: options.pop(name) for name in ("num_iterations", "num_w_steps", "num_tuning_steps")}
     results, table = evaluate(data, output, options=steps, **options)
     print(f"{table}\nEverything is in {output}.")
     return 1 if any(entry["failed"] for entry in results["all"]["methods"].values()) else 0

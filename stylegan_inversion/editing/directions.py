@@ -245,10 +245,10 @@ def restyle_generators(
     """
     moves = [(directions[name], strength) for name, strength in strengths.items()]
     restyled = {
-        id(generator): functools.reduce(lambda moved, move: move[0].restyle(moved, move[1]), moves, generator)
+        generator: functools.reduce(lambda moved, move: move[0].restyle(moved, move[1]), moves, generator)
         for generator in generators
     }
-    return [restyled[id(generator)] for generator in generators]
+    return [restyled[generator] for generator in generators]
 
 
 def save_directions(directions: Mapping[str, Direction], folder: Path) -> None:

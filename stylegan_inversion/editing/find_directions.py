@@ -163,12 +163,9 @@ class _Search:
         with torch.no_grad():
             self.scores = tuple(score(self.draw(generator.w_avg[None])))
 
-    @torch.no_grad()
     def sample(self, purpose: str, count: int) -> Tensor:
         """Draw w, (count, w_dim)."""
-        rng = latents.seeded(self.seed, purpose, 0)
-        z = torch.randn(count, self.generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
-        return torch.cat([self.generator.mapping(part.to(self.generator.w_avg)) for part in z.split(1024)])
+        return self.generator.sample_w(count, latents.seeded(self.seed, purpose, 0))
 
     def spread(self) -> float:
         """Root of the mean squared distance of w from its average."""

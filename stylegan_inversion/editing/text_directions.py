@@ -189,14 +189,10 @@ def measure_relevance(
     for option, value, least in (("num_images", num_images, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"`{option}` must be >= {least}, got {value}.")
-    config = generator.config
-    z = torch.randn(
-        max(_SAMPLES, num_images), config.z_dim, generator=latents.seeded(seed, "relevance", 0), device="cpu"
-    )
-    w = torch.cat([generator.mapping(part.to(generator.w_avg)) for part in z.split(1024)])
+    w = generator.sample_w(max(_SAMPLES, num_images), latents.seeded(seed, "relevance", 0))
     styles = generator.styles_of(latents.broadcast(w, generator.num_ws))
     mean, deviation = styles.mean(dim=0), styles.std(dim=0)
-    moved = sum(size for k, size in enumerate(config.style_sizes) if 4 * 2 ** ((k + 1) // 2) <= _MAX_SIDE)
+    moved = sum(size for k, size in enumerate(generator.config.style_sizes) if 4 * 2 ** ((k + 1) // 2) <= _MAX_SIDE)
     rows = list[Tensor]()
     for channel in tqdm(range(moved), disable=not progress, unit="channel", desc="relevance of S for CLIP"):
         changes = list[Tensor]()

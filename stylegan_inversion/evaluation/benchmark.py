@@ -46,11 +46,8 @@ Row = dict[str, Any]
 def _variants() -> dict[str, tuple[str, Method, dict[str, Any]]]:
     """Label, method and fixed options of what can be compared: encoders, and an optimisation with each pivot."""
     encoders = [method for method in METHODS.values() if method.encoder]
-    variants: dict[str, tuple[str, Method, dict[str, Any]]] = {}
-    for method in METHODS.values():
-        if method.encoder:
-            variants[method.name] = method.label, method, {}
-            continue
+    variants: dict[str, tuple[str, Method, dict[str, Any]]] = {each.name: (each.label, each, {}) for each in encoders}
+    for method in (each for each in METHODS.values() if not each.encoder):
         variants["w"] = "W optimisation", method, {"pivot": "w", "num_tuning_steps": 0}
         variants["w_plus"] = "W+ optimisation", method, {"pivot": "w_plus", "num_tuning_steps": 0}
         variants[method.name] = f"{method.label} (W pivot)", method, {"pivot": "w"}

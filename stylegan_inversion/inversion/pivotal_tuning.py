@@ -175,8 +175,7 @@ def _locality_targets(
     generator: Generator, w_pivot: Tensor, config: TuningConfig, rng: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Draw codes near a pivot, and the given generator's images there, which the tuned one must reproduce (L_R)."""
-    z = torch.randn(config.locality_samples, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
-    w_sampled = latents.broadcast(generator.mapping(z.to(w_pivot)), generator.num_ws)
+    w_sampled = latents.broadcast(generator.sample_w(config.locality_samples, rng), generator.num_ws)
     w_sampled = latents.truncate(w_sampled, generator.w_avg, truncation_psi=config.locality_truncation_psi)
     torch.randint(1, (config.locality_samples,), generator=rng, device="cpu")  # keeps what earlier versions drew next
     w_local = interpolate_codes(w_pivot.expand_as(w_sampled), w_sampled, alpha=config.locality_alpha)

@@ -72,11 +72,7 @@ class Projection:
 
 def w_statistics(generator: Generator, num_samples: int, *, seed: int = 123) -> tuple[Tensor, float]:
     """Estimate the average of w, (w_dim,), and its spread: the root of the mean squared distance from the average."""
-    rng = latents.random_source(seed)
-    z = torch.randn(num_samples, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
-    parameter = next(generator.parameters())
-    with torch.no_grad():
-        w = generator.mapping(z.to(parameter))
+    w = generator.sample_w(num_samples, latents.random_source(seed))
     w_avg = w.mean(dim=0)
     return w_avg, (w - w_avg).square().sum(dim=1).mean().sqrt().item()
 
@@ -141,8 +137,8 @@ def project_w(
 
     def draw(*shape: int) -> Tensor:
         """Draw the same numbers for each image: those that it would get alone."""
-        drawn = torch.randn(1, *shape, generator=rng, device="cpu", dtype=torch.float32)
-        return drawn.to(target).repeat(len(target), *[1] * len(shape))
+        drawn = latents.normal(rng, 1, *shape).to(target)
+        return drawn.repeat(len(target), *[1] * len(shape))
 
     w_opt = w_avg.to(target).repeat(len(target), num_ws if per_layer else 1, 1).requires_grad_()
     noise = [draw(1, *conv.noise_const.shape) for conv in synthesis.convs]

@@ -59,7 +59,7 @@ def crop_face(x: Float[Tensor, "batch 3 height width"], resolution: int = 112) -
 class IdentityEmbedding(nn.Module, abc.ABC):
     """Map face crops to identities on the unit sphere. Frozen, and always in eval mode.
 
-    `name` is what `load_identity` takes. Report a similarity together with this name.
+    `name` is what `load_identity` takes. Report a similarity, the cosine of two embeddings, with this name.
     """
 
     name: str | None = None
@@ -73,12 +73,6 @@ class IdentityEmbedding(nn.Module, abc.ABC):
     @abc.abstractmethod
     def embed(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch embedding_dim"]:
         """Embed FFHQ crops, RGB, in [-1, 1]. The embeddings have unit norm."""
-
-    def similarity(
-        self, a: Float[Tensor, "batch 3 height width"], b: Float[Tensor, "batch 3 height_b width_b"]
-    ) -> Float[Tensor, " batch"]:
-        """Compute the cosine of the embeddings of images, RGB, in [-1, 1]: in [-1, 1], 1 for the same face."""
-        return (self.embed(a) * self.embed(b)).sum(dim=1)
 
     def train(self, mode: bool = True) -> "IdentityEmbedding":
         """Stay in eval mode, whatever the parent does: a measure must not depend on the batch or on dropout."""

@@ -189,9 +189,9 @@ class SynthesisNetwork(nn.Module):
         styles = self.style_offset if styles is None else styles
         split = len(self.blocks) if features is None else features.shape[-1].bit_length() - 2
         if coarse is None:
-            coarse = self._draw(w_plus, noise, styles, range(split))[1]
+            coarse = self._draw(w_plus, noise, styles, slice(split))[1]
         if features is not None:
-            _, coarse = self._draw(w_plus, noise, styles, range(split, len(self.blocks)), features, coarse)
+            _, coarse = self._draw(w_plus, noise, styles, slice(split, None), features, coarse)
         return coarse.contiguous()
 
     def features_at(
@@ -204,24 +204,23 @@ class SynthesisNetwork(nn.Module):
 
         `styles` is added to the styles, as in `forward`; here `None` adds nothing.
         """
-        return self._draw(w_plus, self.noise("const"), styles, range(side.bit_length() - 2))
+        return self._draw(w_plus, self.noise("const"), styles, slice(side.bit_length() - 2))
 
     def _draw(
         self,
         w_plus: Tensor,
         noise: Sequence[Tensor | None],
         styles: Tensor | None,
-        blocks: range,
+        part: slice,
         x: Tensor | None = None,
         image: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Go through some blocks, from the features and the picture before them on."""
+        """Go through a part of the blocks, from the features and the picture before it on."""
         ws, offsets = w_plus.unbind(1), self.split_styles(styles)
         x = self.const.expand(len(w_plus), -1, -1, -1) if x is None else x
         if channels_last_is_fast(self.const):
             x = x.contiguous(memory_format=torch.channels_last)  # all layers keep it
-        for k in blocks:
-            block = self._blocks[k]
+        for k, block in list(enumerate(self._blocks))[part]:
             if block.conv0 is not None:
                 x = block.conv0(x, ws[2 * k - 1], noise[2 * k - 1], offsets[2 * k - 1])
             x = block.conv1(x, ws[2 * k], noise[2 * k], offsets[2 * k])
@@ -281,6 +280,12 @@ class Generator(nn.Module):
         synthesis.style_offset = offset.detach().cpu().double()
         vars(styled).update(_modules={**plain._modules, "synthesis": synthesis}, _unstyled=(plain,))  # no part of it
         return styled
+
+    @torch.no_grad()
+    def sample_w(self, count: int, rng: torch.Generator, *, at_once: int = 1024) -> Float[Tensor, "count w_dim"]:
+        """Map random z to w. `rng` draws them on the CPU; `at_once` go through the mapping network together."""
+        z = latents.normal(rng, count, self.config.z_dim)
+        return torch.cat([self.mapping(part.to(self.w_avg)) for part in z.split(at_once)])
 
     def styles_of(self, w_plus: Float[Tensor, "batch num_ws w_dim"]) -> Float[Tensor, "batch num_styles"]:
         """Compute the styles of codes, in the order of `config.style_sizes`: their place in S, without an offset."""

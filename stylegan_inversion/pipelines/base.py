@@ -137,11 +137,9 @@ class InversionPipeline(abc.ABC):
 
     def finds_faces(self, align: bool | None) -> bool:
         """Whether a call with this `align` looks for faces. Raises `ValueError` if the model is not one of faces."""
-        if align and not self.domain.has_faces:
-            raise ValueError(
-                "`align` is True, but this model draws no faces: leave it out, and whole photos are taken."
-            )
-        return self.domain.has_faces if align is None else align
+        if not align or self.domain.has_faces:
+            return self.domain.has_faces if align is None else align
+        raise ValueError("`align` is True, but this model draws no faces: leave it out, and whole photos are taken.")
 
     def _crops(self, image: ImageLike | Sequence[ImageLike], align: bool | None, face: int) -> list[Crop]:
         images = image if isinstance(image, (list, tuple)) else [image]
@@ -215,7 +213,7 @@ class InversionPipeline(abc.ABC):
 
         Raises:
             ValueError: If `detail` or `feather` is out of range.
-            MissingDependencyError: If OpenCV is not installed.
+            MissingDependencyError: If OpenCV cannot be imported.
         """
         if keep_detail is not None:
             detail = "move" if keep_detail else "none"

@@ -4,11 +4,12 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from stylegan_inversion import hub, storage
-from stylegan_inversion.checkpoints.find import find_folder, is_known
+from stylegan_inversion.checkpoints.find import find_folder, known_entry
 from stylegan_inversion.errors import ModelNotFoundError
 from stylegan_inversion.inversion.generator_delta import generator_sha256
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
@@ -29,7 +30,7 @@ class BaseName:
         """Name a model that was found in `folder`: a folder by its full path, a repository with its commit."""
         commit = re.search(r"[\\/]snapshots[\\/]([0-9a-f]{40})(?:[\\/]|$)", str(folder))
         name = str(name_or_path)
-        if commit is None and not is_known(name) and storage.builtin_path(name) not in (folder, *folder.parents):
+        if commit is None and not known_entry(name) and storage.builtin_path(name) not in (folder, *folder.parents):
             name = str(Path(name).resolve())
         return cls(name, commit[1] if commit else None, subfolder)
 
@@ -37,7 +38,9 @@ class BaseName:
     def is_local(self) -> bool:
         """Whether it is a folder on this machine, which nobody else has."""
         name = self.name_or_path  # another machine's folder is not touched: that would contact the machine
-        return bool(_ELSEWHERE.match(name)) or not (self.revision or name in storage.builtin_models() or is_known(name))
+        if _ELSEWHERE.match(name):
+            return True
+        return not (self.revision or name in storage.builtin_models() or known_entry(name))
 
     def find(self, *, allow_download: bool) -> Path:
         """Find the model's folder; on the Hub or another machine only if that is allowed or it is in the cache."""
@@ -45,6 +48,15 @@ class BaseName:
             raise ModelNotFoundError("It is in a folder of another machine.")
         access = hub.Access(self.revision, self.subfolder, local_files_only=not allow_download)
         return find_folder(self.name_or_path, access)
+
+    def load_pipeline(self, cls: Any, *, allow_download: bool, advice: str, **options: Any) -> Any:
+        """Load a pipeline of a class, of a model that `find` finds; if there is none, the error gives the advice."""
+        try:
+            self.find(allow_download=allow_download)
+        except ModelNotFoundError as e:
+            raise ModelNotFoundError(f"{e} {advice}") from e
+        options |= {"revision": self.revision, "subfolder": self.subfolder, "local_files_only": not allow_download}
+        return cls.from_pretrained(self.name_or_path, **options)
 
     def load(self, *, allow_download: bool, device: torch.device | str | None = None) -> Generator:
         """Load the generator, of a model that `find` finds."""

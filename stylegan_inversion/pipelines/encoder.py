@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing_extensions import Self
 
+from stylegan_inversion import latents
 from stylegan_inversion.editing.directions import Direction
 from stylegan_inversion.editing.mixing import mix_styles
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
-from stylegan_inversion.latents import broadcast, random_source
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator
@@ -182,12 +182,12 @@ class EncoderPipeline(InversionPipeline):
         w_plus, generators = self.find(x.to(self.device, self.dtype))
         w_plus = w_plus.repeat(num_outputs, 1, 1)
         if layers is not None:
-            rng, size = random_source(seed), self.generator.config.z_dim
-            z = [torch.randn(size, generator=rng, device="cpu", dtype=torch.float32) for _ in range(num_outputs)]
-            w = self.generator.mapping(torch.stack(z).to(self.device, self.dtype))
+            rng = latents.random_source(seed)
+            z = latents.seeded_normal([rng] * num_outputs, self.generator.config.z_dim)
+            w = self.generator.mapping(z.to(self.device, self.dtype))
             mask = torch.zeros(num_ws, device="cpu", dtype=torch.bool)
             mask[layers] = True
-            w_plus = mix_styles(w_plus, broadcast(w, num_ws), layers=mask, alpha=alpha)
+            w_plus = mix_styles(w_plus, latents.broadcast(w, num_ws), layers=mask, alpha=alpha)
         report: dict[str, Any] = {"seconds": round((time.perf_counter() - start) / num_outputs, 4)}
         report |= {} if is_photo else {"source": self.source.kind}  # no photo shows what is drawn
         out = self._output([crop] * num_outputs, (w_plus, generators * num_outputs, [report] * num_outputs))

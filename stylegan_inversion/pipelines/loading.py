@@ -322,16 +322,9 @@ def push_to_hub(
             if not (copy / GALLERY).is_file():
                 draw_gallery(_any_pipeline(copy) if isinstance(pipeline, Path) else pipeline, copy / GALLERY)
             write_card(copy, name=repo_id, metrics=metrics, license=license, card=card, overwrite=True)
-        return upload_folder(
-            copy,
-            repo_id,
-            private=private,
-            token=token,
-            revision=revision,
-            commit_message=commit_message,
-            create_pr=create_pr,
-            overwrite_card=overwrite_card,
-        )
+        how: dict[str, Any] = {"private": private, "token": token, "revision": revision, "create_pr": create_pr}
+        how |= {"commit_message": commit_message, "overwrite_card": overwrite_card}
+        return upload_folder(copy, repo_id, **how)
 
 
 def _any_pipeline(folder: Path) -> "InversionPipeline":

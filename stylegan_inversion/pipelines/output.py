@@ -7,12 +7,11 @@ draws on the photo's own features, those. Generators of a base without a name ar
 
 import io
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +36,6 @@ RUN = "run.json"  # the settings of a folder's run
 _KINDS = ("image", "reconstruction", "crop", "photo")
 _FARTHEST = 1_000_000  # pixels from the photo's corner to a corner of a crop
 _SLACK, _MAX_GROWTH = 300_000_000, 50  # a loaded output may take so many bytes, and so many times those of its file
-
-_T = TypeVar("_T")
 
 
 @torch.no_grad()
@@ -151,8 +148,8 @@ class InversionOutput:
             )
         plain = [each.unstyled for each in self.generators]
         bases = [each.base if isinstance(each, FeatureGenerator) else each for each in plain]
-        unique = list({id(generator): generator for generator in bases}.values())
-        numbers = [next(k for k, one in enumerate(unique) if one is generator) for generator in bases]
+        unique = list(dict.fromkeys(bases))
+        numbers = [unique.index(generator) for generator in bases]
         tensors = {"w_plus": self.w_plus} | ({} if self.w_inverted is None else {"w_inverted": self.w_inverted})
         header, generators = dict[str, str](), list[dict[str, Any]]()
         images, reconstructions, reports = self.images, self.reconstructions, self.reports
@@ -385,12 +382,11 @@ def _read_generators(
     base: Generator | None,
     device: torch.device | str | None,
 ) -> list[Generator]:
-    tensors_of, texts_of = _by_generator(tensors), _by_generator(storage.read_header(weights)[1])
-    fingerprint = cache(generator_sha256)
+    texts, fingerprint = storage.read_header(weights)[1], cache(generator_sha256)
     generators: list[Generator] = []
     copies, packed = 0, sum(tensor.nbytes for tensor in tensors.values())
     for k, entry in enumerate(config["generators"]):
-        parts = tensors_of.get(str(k), {})
+        parts = storage.under(tensors, f"generator.{k}.")
         if entry["kind"] == "whole":
             source = f"{weights}, generator {k},"
             where = {"source": source, "weights": source}
@@ -400,7 +396,7 @@ def _read_generators(
             continue
         if base is None:
             raise KeyError("base")
-        delta = GeneratorDelta.from_tensors(parts, texts_of.get(str(k), {}))
+        delta = GeneratorDelta.from_tensors(parts, storage.under(texts, f"generator.{k}."))
         if not delta.tensors and delta.base_sha256 == fingerprint(base):
             generators.append(base)  # an encoder's: nothing was tuned
             continue
@@ -415,7 +411,7 @@ def _read_editor(
     weights: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], networks: Iterable[nn.Module], device: Any
 ) -> FeatureEditor:
     """Take the Feature Editor out of the file, or else out of the networks of the model; it must be the same."""
-    own = {key.removeprefix("editor."): tensor for key, tensor in tensors.items() if key.startswith("editor.")}
+    own = storage.under(tensors, "editor.")
     if own or not config["base"]:
         where, sizes = f"{weights}, its editor,", config["editor"]
         editor = storage.build_module(FeatureEditor, FeatureEditorConfig, sizes, own, source=where, weights=where)
@@ -424,15 +420,6 @@ def _read_editor(
     if generator_sha256(editor) != config["editor"]["_sha256"]:
         raise CheckpointError(f"{weights} belongs to another Feature Editor: load the model that it was made with.")
     return editor
-
-
-def _by_generator(named: Mapping[str, _T]) -> dict[str, dict[str, _T]]:
-    """Group entries `generator.NUMBER.NAME` by number and name."""
-    found: dict[str, dict[str, _T]] = {}
-    for key, value in named.items():
-        if match := re.match(r"generator\.(\d+)\.", key):
-            found.setdefault(match[1], {})[key[match.end() :]] = value
-    return found
 
 
 def read_quad(corners: Any) -> np.ndarray:

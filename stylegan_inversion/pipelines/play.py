@@ -56,9 +56,7 @@ def sample_face(pipeline: InversionPipeline, *, seed: int = 0, truncation: float
     if not 0 <= truncation <= MAX_TRUNCATION:  # NaN is not either
         raise ValueError(f"`truncation` must be in [0, {MAX_TRUNCATION:g}], got {truncation}; 0.7 is usual.")
     generator = pipeline.generator
-    rng = random_source(seed)
-    z = torch.randn(1, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
-    w = broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws)
+    w = broadcast(generator.sample_w(1, random_source(seed)), generator.num_ws)
     w_plus = truncate(w, generator.w_avg, truncation_psi=float(truncation)).cpu().float()
     (image,) = images = to_pil(pipeline.domain.without_bars(draw([generator], w_plus)))
     report = {"seed": int(seed), "truncation": float(truncation)}
@@ -194,7 +192,6 @@ def _check(steps: int = 2, **outputs: InversionOutput) -> None:
         )
 
 
-@torch.no_grad()
 def find_components(generator: Generator, *, count: int = 6, seed: int = 0) -> dict[str, list[Direction]]:
     """Find GANSpace's and SeFa's first directions of a generator, with ranges in which it still draws faces.
 
@@ -209,27 +206,22 @@ def find_components(generator: Generator, *, count: int = 6, seed: int = 0) -> d
         the mean squared distance from its average: w hardly varies along them, so their own deviation would show
         nothing. A group is left out if the generator has none, as one whose w are all equal.
     """
-    count = operator.index(count)
-    rng = random_source(seed)
-    z = torch.randn(SAMPLES, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
-    w = torch.cat([generator.mapping(chunk.to(generator.w_avg)).cpu().float() for chunk in z.split(CHUNK)])
+    count = min(operator.index(count), generator.config.w_dim)
+    w = generator.sample_w(SAMPLES, random_source(seed), at_once=CHUNK).cpu().float()
     groups = {}
-    for title, find in (("GANSpace", _ganspace), ("SeFa", _sefa)):
+    finds = {"GANSpace": lambda: name_components(fit_pca(w, count)), "SeFa": lambda: _sefa(generator, w, count)}
+    for title, find in finds.items():
         try:
-            groups[title] = find(generator, w, count)
+            groups[title] = find()
         except ValueError as e:
             logger.warning("The generator has no directions of %s: %s", title, e)
     return groups
 
 
-def _ganspace(generator: Generator, w: Tensor, count: int) -> list[Direction]:
-    return name_components(fit_pca(w, min(count, w.shape[1])))
-
-
 def _sefa(generator: Generator, w: Tensor, count: int) -> list[Direction]:
     start, stop = SEFA_LAYERS
     weights = [conv.affine.weight for conv in generator.synthesis.convs[start:stop]]
-    vectors, _ = factorize(weights, min(count, w.shape[1]))
+    vectors, _ = factorize(weights, count)
     spread = w.var(dim=0).sum().sqrt().item()
     return [
         Direction.from_vector(

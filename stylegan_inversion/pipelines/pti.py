@@ -325,8 +325,11 @@ class PTIPipeline(InversionPipeline):
         return self.encoders[name]
 
     def _encoder_pipeline(self, name: str) -> EncoderPipeline:
+        from stylegan_inversion.pipelines.methods import METHODS  # it imports this file
+
+        cls = next(cast(type[EncoderPipeline], row.pipeline) for row in METHODS.values() if row.encoder == name)
         others: dict[str, Any] = {other: self._encoder(other) for other in ENCODERS[name].needs}
-        return _pipeline_of(name)(self.generator, self._encoder(name), domain=self.domain, **others)
+        return cls(self.generator, self._encoder(name), domain=self.domain, **others)
 
     def encoder_pipeline(self, name: str) -> EncoderPipeline:
         """The model's encoder as a pipeline of its own; it shares this one's networks, directions and detector.
@@ -386,12 +389,6 @@ class PTIPipeline(InversionPipeline):
         """The parts by the constructor's names."""
         settings = {"projector": self.projector, "tuning": self.tuning}
         return {**super().components, "perceptual": self.perceptual, **settings, "encoders": self.encoders}
-
-
-def _pipeline_of(encoder: str) -> type[EncoderPipeline]:
-    from stylegan_inversion.pipelines.methods import METHODS  # it imports this file
-
-    return next(cast(type[EncoderPipeline], row.pipeline) for row in METHODS.values() if row.encoder == encoder)
 
 
 def _on_step(

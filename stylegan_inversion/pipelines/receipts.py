@@ -408,13 +408,8 @@ def _load(receipt: Receipt, model: Any, allow_download: bool, device: Any) -> In
         return row.pipeline.from_pretrained(model, **options)
     if name is None:
         raise ModelNotFoundError("The receipt does not name its model, which others do not know: give it, by `model`.")
-    try:
-        name.find(allow_download=allow_download)
-    except ModelNotFoundError as e:
-        trust = "If you trust who made the picture, let it be fetched: `allow_download=True` (--allow-download)."
-        raise ModelNotFoundError(f"{e} {trust}") from e
-    options |= {"revision": name.revision, "subfolder": name.subfolder, "local_files_only": not allow_download}
-    return row.pipeline.from_pretrained(name.name_or_path, **options)
+    trust = "If you trust who made the picture, let it be fetched: `allow_download=True` (--allow-download)."
+    return name.load_pipeline(row.pipeline, allow_download=allow_download, advice=trust, **options)
 
 
 def _is_public(name: BaseName) -> bool:

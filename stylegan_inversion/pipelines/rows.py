@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from stylegan_inversion import __version__, errors, storage
+from stylegan_inversion.hub import file_sha256
 from stylegan_inversion.inversion.generator_delta import delta_file, write_generator
 from stylegan_inversion.pipelines.base import Detector, InversionPipeline
 from stylegan_inversion.pipelines.output import InversionOutput
@@ -114,11 +115,8 @@ class Align:
     def killed(self, path: str, known: Collection[str | None]) -> list[Row]:
         """Make the row of a photo that ends the process that reads it."""
         row = _photo_row(path)
-        with suppress(OSError), (self.folder / path).open("rb") as file:
-            digest = hashlib.sha256()
-            while some := file.read(2**20):
-                digest.update(some)
-            row["sha256"] = digest.hexdigest()
+        with suppress(OSError):
+            row["sha256"] = file_sha256(self.folder / path)
         error = "The process that read the photo was ended: perhaps it takes too much memory."
         return [{**row, "error": error, "done": row["sha256"] in known}]
 

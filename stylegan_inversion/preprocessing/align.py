@@ -35,7 +35,7 @@ class Crop:
     photo: Image.Image  # RGB, upright
     face_count: int  # how many faces were found in the photo; 1 if there was no search
     face_index: int  # which of them this is, from 0
-    cuts: Mapping[int, Image.Image] = field(default_factory=dict)  # what `recrop` gave for some sizes
+    cuts: Mapping[int, Image.Image] = field(default_factory=dict)  # what `Domain.recrop` gave for some sizes
     asked: Float[np.ndarray, "4 2"] | None = None  # the requested quad, if there was one
 
     @cached_property
@@ -118,15 +118,6 @@ def align_face(
 def crop_again(photo: Image.Image, asked: np.ndarray, size: int) -> Crop:
     """Cut a face out as before, by the quad that was requested; it is taken for the only one."""
     return Crop(*_crop(photo, asked, size), photo, face_count=1, face_index=0, asked=asked)
-
-
-def recrop(crop: Crop, size: int) -> Image.Image:
-    """Cut a crop out of its photo again, at another size. This is sharper than resizing the crop."""
-    if size in crop.cuts:
-        return crop.cuts[size]
-    if crop.quad is None or crop.is_central:
-        return uncropped(crop.photo, size).image
-    return crop_quad(crop.photo, crop.quad, size)
 
 
 def around(crop: Crop, margin: float, side: int = 4096) -> Crop:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stylegan_inversion.bounds import BoundedConfig, number
 from stylegan_inversion.errors import CheckpointError
-from stylegan_inversion.preprocessing.align import Crop, align_face, recrop, uncropped
+from stylegan_inversion.preprocessing.align import Crop, align_face, crop_quad, uncropped
 from stylegan_inversion.preprocessing.image import to_tensor
 
 
@@ -86,10 +86,12 @@ class Domain(BoundedConfig):
         return uncropped(photo, side, height=self.size(side)[1], resample=resample)
 
     def recrop(self, crop: Crop, side: int) -> Image.Image:
-        """Cut a crop out of its photo again, for a network of another side."""
-        if self.has_faces or side in crop.cuts or not crop.is_central:
-            return recrop(crop, side)
-        return self.crop(crop.photo, side).image
+        """Cut a crop out of its photo again, for a network of another side: sharper than to resize the crop."""
+        if side in crop.cuts:
+            return crop.cuts[side]
+        if crop.quad is None or crop.is_central:
+            return self.crop(crop.photo, side).image
+        return crop_quad(crop.photo, crop.quad, side)
 
     def without_bars(self, images: Float[Tensor, "batch 3 side side"]) -> Float[Tensor, "batch 3 height side"]:
         """Take the picture out of what the generator draws."""

@@ -6,6 +6,7 @@ between them. Only motion that explains the change is believed; it is spread smo
 along, and what the motion does not explain is added. Lengths are in pixels of the generator or fractions of the crop.
 """
 
+import importlib
 import itertools
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -15,6 +16,11 @@ from PIL import Image
 
 from stylegan_inversion.errors import MissingDependencyError
 from stylegan_inversion.preprocessing.align import Crop, rectangle, shrink_factor
+
+try:
+    cv2: Any = importlib.import_module("cv2")  # its annotations do not know NumPy's arrays
+except ImportError as e:  # such as another build of OpenCV, which needs libraries of a desktop
+    cv2 = e
 
 Detail = Literal["move", "add", "none"]
 """What becomes of the photo's own detail, see `paste_back`."""
@@ -76,7 +82,7 @@ def paste_back(
     Raises:
         ValueError: If `image` is not RGB, or in another shape than the crop, `reference` does not match it, or `detail`
             or `feather` is bad.
-        MissingDependencyError: If OpenCV is not installed.
+        MissingDependencyError: If OpenCV cannot be imported.
     """
     width, height = crop.image.size
     if image.mode != "RGB" or abs(image.width * height - image.height * width) >= max(width, height):
@@ -91,7 +97,9 @@ def paste_back(
         raise ValueError(f"`detail` must be one of {', '.join(get_args(Detail))}, got {detail!r}.")
     if not 0 <= feather <= 0.5:
         raise ValueError(f"`feather` must be in [0, 0.5], got {feather}.")
-    cv2 = _opencv()
+    if isinstance(cv2, ImportError):
+        advice = "Install it with: pip install opencv-python-headless"
+        raise MissingDependencyError(f"`paste_back` needs OpenCV, which cannot be imported ({cv2}). {advice}") from cv2
     photo, quad = crop.photo.copy(), crop.quad
     if quad is None:
         quad, feather = rectangle(0, 0, photo.width, photo.height), 0.0
@@ -110,7 +118,7 @@ def paste_back(
     elif detail == "add":
         layers = cv2.merge([np.float32(edited) - before, np.ones(edited.shape[:2], np.float32)])
     else:
-        flow, layers = _follow(cv2, edited, before, np.asarray(crop.image))
+        flow, layers = _follow(edited, before, np.asarray(crop.image))
         flow, method = flow @ axes.T.astype(np.float32), cv2.INTER_LINEAR  # faster, and the layers are fine enough
     moves = flow.any()
     largest = max(layers.shape[:2])
@@ -142,15 +150,15 @@ def paste_back(
         kept = old = result[top - low[1] : bottom - low[1], left - low[0] : right - low[0]]
         if moves:
             start, wide = origin - to_face @ np.full(2, (step + 1) / 2), (size[0] // step + 3, size[1] // step + 3)
-            move = _sample(cv2, flow, to_face * step, start, wide, cv2.INTER_LINEAR)
+            move = _sample(flow, to_face * step, start, wide, cv2.INTER_LINEAR)
             move = cv2.resize(move, None, fx=step, fy=step)[step:, step:][: size[1], : size[0]]
             if np.abs(move).max() > 1 / 64:  # less is nothing to OpenCV
                 move = cv2.add(move + _grid(_TILE)[: size[1], : size[0]], (left - begin[0], top - begin[1], 0, 0))
                 kept = cv2.remap(source, move, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
-        sampled = _sample(cv2, layers, to_face, origin, size, method)
+        sampled = _sample(layers, to_face, origin, size, method)
         keep, drawn = cv2.extractChannel(sampled, 3), cv2.cvtColor(sampled, cv2.COLOR_RGBA2RGB)
         if keep.min() < 0.999:
-            kept = _times(cv2, kept, keep)
+            kept = _times(kept, keep)
         pasted = cv2.add(kept, drawn, dtype=cv2.CV_8U)  # rounds and clips
         if seam:
             mask = ramp * ramp * (3 - 2 * ramp)
@@ -166,17 +174,6 @@ def _inside(to_face: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return 0.5 - np.maximum(u, v)
 
 
-def _opencv() -> Any:
-    try:
-        import cv2
-    except ImportError as e:
-        raise MissingDependencyError(
-            f"`paste_back` needs OpenCV, which cannot be imported ({e}). "
-            "Install it with: pip install opencv-python-headless"
-        ) from e
-    return cv2
-
-
 def _fit(layers: np.ndarray, size: np.ndarray) -> np.ndarray:
     """Resize a picture of the face to (width, height) without aliasing."""
     width, height = size.tolist()
@@ -187,17 +184,17 @@ def _fit(layers: np.ndarray, size: np.ndarray) -> np.ndarray:
     return np.dstack([np.asarray(plane) for plane in planes])
 
 
-def _times(cv2: Any, x: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _times(x: np.ndarray, share: np.ndarray) -> np.ndarray:
     return cv2.multiply(x, cv2.merge([share] * 3), dtype=cv2.CV_32F)  # twice as fast as numpy
 
 
-def _power(cv2: Any, x: np.ndarray) -> np.ndarray:
+def _power(x: np.ndarray) -> np.ndarray:
     """Sum the squares of the channels."""
     return cv2.transform(x * x, np.ones((1, x.shape[2])))
 
 
 def _sample(
-    cv2: Any, plane: np.ndarray, to_face: np.ndarray, origin: np.ndarray, size: tuple[int, int], method: int
+    plane: np.ndarray, to_face: np.ndarray, origin: np.ndarray, size: tuple[int, int], method: int
 ) -> np.ndarray:
     """Sample a picture of the face at `size` pixels of the photo, of which the first lies at `origin` in the face."""
     affine = np.column_stack([to_face, origin]) * np.array(plane.shape[1::-1])[:, None]
@@ -205,14 +202,14 @@ def _sample(
     return cv2.warpAffine(plane, affine, size, flags=method | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _blur(cv2: Any, x: np.ndarray, sigma: float) -> np.ndarray:
+def _blur(x: np.ndarray, sigma: float) -> np.ndarray:
     if sigma < 5 or any(side % 2 for side in x.shape[:2]):
         return cv2.GaussianBlur(x, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
     half = cv2.resize(x, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)  # nearly the same, and much faster
-    return cv2.resize(_blur(cv2, half, sigma / 2), x.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(_blur(half, sigma / 2), x.shape[1::-1], interpolation=cv2.INTER_CUBIC)
 
 
-def _resize(cv2: Any, x: np.ndarray, size: int) -> np.ndarray:
+def _resize(x: np.ndarray, size: int) -> np.ndarray:
     if x.shape[:2] == (size, size):
         return x
     shape = np.array(x.shape[:2])
@@ -222,7 +219,7 @@ def _resize(cv2: Any, x: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(np.float32(x) if x.shape[:2] != (size, size) else x, (size, size), interpolation=method)
 
 
-def _grey(cv2: Any, x: np.ndarray) -> np.ndarray:
+def _grey(x: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)
 
 
@@ -232,68 +229,68 @@ def _grid(size: int) -> np.ndarray:
     return np.dstack(np.meshgrid(*[np.arange(size, dtype=np.float32)] * 2))
 
 
-def _moved(cv2: Any, x: np.ndarray, flow: np.ndarray) -> np.ndarray:
+def _moved(x: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """Move a picture by a flow, which is in fractions of it."""
     size = len(x)
     places = cv2.resize(flow * np.float32(size), (size, size)) + _grid(size)
     return cv2.remap(x, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _motion(cv2: Any, after: np.ndarray, then: np.ndarray, resolution: int) -> np.ndarray:
+def _motion(after: np.ndarray, then: np.ndarray, resolution: int) -> np.ndarray:
     """Find for each place of the edited face where it was before, (S, S, 2), (x, y) in fractions of the crop."""
     size, sigma = len(after), _SMOOTH * len(after)
-    grey = [_grey(cv2, np.clip(x, 0, 255).astype(np.uint8)) for x in (after, then)]
+    grey = [_grey(np.clip(x, 0, 255).astype(np.uint8)) for x in (after, then)]
     search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     flow, back = (search.calc(a, b, None) / size for a, b in (grey, grey[::-1]))
     # Believe motion that leads back to where it began, and as far as it explains the change.
-    weight = np.exp(-_power(cv2, flow + _moved(cv2, back, flow)) / (2 * _MISMATCH**2))
-    errors = (after - x for x in (then, _moved(cv2, then, flow)))
-    change, left = (_blur(cv2, _power(cv2, x) / 3, sigma) for x in errors)
+    weight = np.exp(-_power(flow + _moved(back, flow)) / (2 * _MISMATCH**2))
+    errors = (after - x for x in (then, _moved(then, flow)))
+    change, left = (_blur(_power(x) / 3, sigma) for x in errors)
     weight *= np.clip((change - left) / (change + _NOISE**2), 0, 1)
-    flow = _blur(cv2, flow * weight[..., None], sigma) / (_blur(cv2, weight, sigma) + _DOUBT)[..., None]
+    flow = _blur(flow * weight[..., None], sigma) / (_blur(weight, sigma) + _DOUBT)[..., None]
     place = (np.arange(size, dtype=np.float32) + 0.5) / size
     ramp = np.clip(np.minimum(place, 1 - place) / _RIM, 0, 1)
     ramp = ramp * ramp * (3 - 2 * ramp)
     flow *= (ramp[:, None] * ramp)[..., None]
-    power = (_power(cv2, flow)[..., None] * resolution**2) ** 2
+    power = (_power(flow)[..., None] * resolution**2) ** 2
     return flow * (power / (power + _TINY**4))
 
 
-def _follow(cv2: Any, edited: np.ndarray, before: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _follow(edited: np.ndarray, before: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Find how the photo moves, (S, S, 2), what is added to it and, last, how much of it is kept, (T, T, 4)."""
-    middle = [np.float32(_resize(cv2, x, _FLOW_SIZE)) for x in (edited, before, target)]
+    middle = [np.float32(_resize(x, _FLOW_SIZE)) for x in (edited, before, target)]
     side = max(edited.shape)  # a picture that is not square is stretched to one
-    flow = _motion(cv2, middle[0], middle[1], side)
+    flow = _motion(middle[0], middle[1], side)
     size, small = max(side, _FLOW_SIZE), _MAP_SIZE
     pixel, part = size / side, small / side  # the generator's pixel in the large and the small pictures
-    after, then, photo = (_resize(cv2, x, size) for x in (edited, before, target))
+    after, then, photo = (_resize(x, size) for x in (edited, before, target))
     # The generator's finest detail counts as far as it is the photo's.
-    greys = [np.float32(_grey(cv2, x)) for x in (photo, then)]
-    fine = (x - _blur(cv2, x, _FINE * pixel) for x in greys)
-    detail = _moved(cv2, _alike(cv2, _WINDOW * pixel, size // 2, *fine), flow)
+    greys = [np.float32(_grey(x)) for x in (photo, then)]
+    fine = (x - _blur(x, _FINE * pixel) for x in greys)
+    detail = _moved(_alike(_WINDOW * pixel, size // 2, *fine), flow)
     # So do whole features where they move: drawn elsewhere than in the photo, they leave a second edge.
-    old = _resize(cv2, _moved(cv2, middle[1], flow), small)
-    new, base, face, known = (_resize(cv2, x, small) for x in (*middle, detail))
+    old = _resize(_moved(middle[1], flow), small)
+    new, base, face, known = (_resize(x, small) for x in (*middle, detail))
     sigma = _FEATURE * small
-    bands = (_blur(cv2, x, _FINE * part) - _blur(cv2, x, sigma) for x in (_grey(cv2, face), _grey(cv2, base)))
-    alike = _moved(cv2, _alike(cv2, _AREA * small, small, *bands), flow)
-    moves = _resize(cv2, np.hypot(flow[..., 0], flow[..., 1]), small) / _FAR
+    bands = (_blur(x, _FINE * part) - _blur(x, sigma) for x in (_grey(face), _grey(base)))
+    alike = _moved(_alike(_AREA * small, small, *bands), flow)
+    moves = _resize(np.hypot(flow[..., 0], flow[..., 1]), small) / _FAR
     gain = 1 - (1 - alike) * np.clip(moves, 0, 1)
     # So do colours around them, such as those of the background, as far as the generator drew the photo's.
-    tone = _moved(cv2, face - base, flow)
-    off, base = (_blur(cv2, x, sigma) for x in (tone, new - old))
-    off = _power(cv2, off - _grey(cv2, off)[..., None])
-    tint = base - _grey(cv2, base)[..., None]
-    doubt = np.clip(_blur(cv2, moves, _AROUND * small), 0, 1) * off / (off + _TINT**2)
+    tone = _moved(face - base, flow)
+    off, base = (_blur(x, sigma) for x in (tone, new - old))
+    off = _power(off - _grey(off)[..., None])
+    tint = base - _grey(base)[..., None]
+    doubt = np.clip(_blur(moves, _AROUND * small), 0, 1) * off / (off + _TINT**2)
     base = (1 - gain)[..., None] * base - doubt[..., None] * tint
     # Where the edited face has another structure than the moved one, such as teeth, the photo's detail has no place.
     # There the generator's picture replaces it, in the photo's colours, if it draws this photo well.
-    x, y = _grey(cv2, new), _grey(cv2, old)
-    mean_x, mean_y, xx, yy, xy = (_blur(cv2, i, _STRUCTURE * small) for i in (x, y, x * x, y * y, x * y))
+    x, y = _grey(new), _grey(old)
+    mean_x, mean_y, xx, yy, xy = (_blur(i, _STRUCTURE * small) for i in (x, y, x * x, y * y, x * y))
     spread = np.sqrt(np.maximum(xx - mean_x**2, 0) * np.maximum(yy - mean_y**2, 0))
     alike = (xy - mean_x * mean_y + _CONTRAST**2) / (spread + _CONTRAST**2)
-    lost = _blur(cv2, np.clip((0.7 - alike) / 0.4, 0, 1), _SOFT * small) * np.clip((known - 0.3) / 0.4, 0, 1)
-    base += lost[..., None] * (_blur(cv2, tone, _WINDOW * part) - base)
+    lost = _blur(np.clip((0.7 - alike) / 0.4, 0, 1), _SOFT * small) * np.clip((known - 0.3) / 0.4, 0, 1)
+    base += lost[..., None] * (_blur(tone, _WINDOW * part) - base)
     maps = (flow * np.float32(size), detail, gain * (1 - lost), lost, cv2.merge([base, 1 - lost]))
     tall = [cv2.resize(x, (x.shape[1], size)) for x in maps]
     layers, halo = np.empty((size, size, 4), np.float32), int(4 * _FINE * pixel) + 2  # rows that a blur reaches
@@ -303,19 +300,17 @@ def _follow(cv2: Any, edited: np.ndarray, before: np.ndarray, target: np.ndarray
         places += _grid(size)[start:stop]
         moved = cv2.remap(then, places, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         change = cv2.subtract(after[start:stop], moved, dtype=cv2.CV_32F)
-        drawn = _times(cv2, cv2.blendLinear(change, _blur(cv2, change, _FINE * pixel), trust, 1 - trust), gain)
+        drawn = _times(cv2.blendLinear(change, _blur(change, _FINE * pixel), trust, 1 - trust), gain)
         if lost.max() > 1e-3:
-            drawn += _times(cv2, after[start:stop], lost)
+            drawn += _times(after[start:stop], lost)
         layer += cv2.merge([drawn, np.zeros_like(trust)])
         layers[top : top + _BAND] = layer[top - start :][:_BAND]
     return flow, layers
 
 
-def _alike(cv2: Any, sigma: float, size: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _alike(sigma: float, size: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Compare details of two pictures as SSIM compares structure, in windows: (size, size), in [0, 1]."""
-    both, power = (
-        _blur(cv2, _resize(cv2, x, size), sigma * size / len(a)) + _FAINT**2 for x in (2 * a * b, a * a + b * b)
-    )
+    both, power = (_blur(_resize(x, size), sigma * size / len(a)) + _FAINT**2 for x in (2 * a * b, a * a + b * b))
     return np.clip(both / power, 0, 1)
 
 

@@ -159,7 +159,6 @@ def load_batches(
         sampler=batches,
         batch_size=None,
         num_workers=num_workers,
-        collate_fn=_unchanged,
         worker_init_fn=_leave_group,
         generator=torch.Generator().manual_seed(0),  # or the loader would draw from the global one
     )
@@ -182,10 +181,6 @@ class _Batches(Dataset[Any]):
             return InvalidImageError(str(e))
         except Exception as e:  # as on a full /dev/shm
             return InvalidImageError(f"A batch failed: {_one_line(e)}. Lower `num_workers` or `batch_size`.")
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 def _leave_group(_: int) -> None:
@@ -213,9 +208,7 @@ class SeededDraws:
     def w(self, step: int, count: int) -> tuple[Tensor, torch.Generator]:
         """Codes of the mapping network, (count, w_dim), and the source to draw on from; the same in each process."""
         rng = latents.seeded(self.seed, "w", step)
-        z = torch.randn(count, self.generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
-        with torch.no_grad():
-            return self.generator.mapping(z.to(self.device)), rng
+        return self.generator.sample_w(count, rng), rng
 
     def noise(self, serial: int, count: int, *, purpose: str = "noise") -> list[Tensor]:
         """Noise for pictures, (count, 1, r, r) a layer: the papers train with random noise."""
@@ -239,7 +232,7 @@ class SeededDraws:
         num_ws, z_dim = self.generator.num_ws, self.generator.config.z_dim
         z, cutoffs = [], []
         for rng in self.sources(purpose, serial, count):
-            z.append(torch.randn(2, z_dim, generator=rng, device="cpu", dtype=torch.float32))
+            z.append(latents.normal(rng, 2, z_dim))
             mixes = float(torch.rand((), generator=rng, device="cpu", dtype=torch.float32)) < mixing
             cutoffs.append(int(torch.randint(1, num_ws, (), generator=rng, device="cpu")) if mixes else num_ws)
         first, second = torch.stack(z, dim=1).to(self.device)  # (count, z_dim) each

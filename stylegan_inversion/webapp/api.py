@@ -224,9 +224,9 @@ class Api:
         crop = receipt.crop(pipeline, own.photo.image)
         self.studio.check(own, receipt.edits)
         if pipeline.optimizes:
-            for report in self.studio.tune(own, crop, **receipt.call):
-                visit.stops |= own.stops  # for /stop
-                yield report
+            out = yield from self.studio.tune(own, crop, **receipt.call)
+            if out is None or out.reports[0].get("stopped_by", "callback") == "callback":
+                raise ValueError("The run was stopped, so that nothing is compared.")
         else:
             own.out = self.studio.invert(own, crop, str(receipt.method), **receipt.call)
         edited = self.studio.edit(own, own.out, receipt.edits)
@@ -260,9 +260,7 @@ class Api:
             for photo in how.others:
                 self.studio.take(more := self._own(visit, how.model), photo, align=how.align)
                 others.append(self.studio.crop(more, align=how.align))
-            for report in self.studio.tune(own, crop, *others, **how.model_dump(include=TUNING)):
-                visit.stops |= own.stops  # for /stop
-                yield report
+            yield from self.studio.tune(own, crop, *others, **how.model_dump(include=TUNING))
         elif how.others:
             raise ValueError(f"`others` are for pti, which tunes the model for all of them, and not for {how.method}.")
         else:
@@ -274,7 +272,7 @@ class Api:
 
     def _own(self, visit: Visit, model: str) -> Visit:
         """A visit for one call, apart from what the client's others do at the same time."""
-        return Visit(visit.key, model, files=visit.files)
+        return Visit(visit.key, model, files=visit.files, stops=visit.stops)
 
     def _out(self, visit: Visit, how: Kept, strengths: Mapping[str, float] = _UNEDITED) -> InversionOutput:
         """The kept inversion, or the one in a file, which is kept then, with an edit."""
@@ -341,9 +339,8 @@ def _endpoint(method: Callable[..., Any], results: list[str], runs: bool) -> tup
     def begin(values: Sequence[Any], visit: Visit, request: gr.Request) -> Any:
         session = getattr(request, "session_hash", None)
         if session in (None, LocalContext.event_id.get()) or "x-gradio-user" in request.headers:
-            visit.key = (
-                f"address {getattr(request.client, 'host', '')}"  # those whose calls share nothing wait as one client
-            )
+            came = request.headers.get("x-forwarded-for") or getattr(request.client, "host", "")
+            visit.key = f"address {came}"  # those whose calls share nothing wait as one client; a proxy's are many
         given = arguments(**dict(zip(schemas, values)))
         return method(visit, **{key: getattr(given, key) for key in own}, **({"how": given} if how else {}))
 

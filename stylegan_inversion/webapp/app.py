@@ -8,7 +8,6 @@ import signal
 import sys
 import tempfile
 import threading
-import types
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +39,8 @@ from stylegan_inversion.webapp.photos import (
     upload_limit,
 )
 from stylegan_inversion.webapp.play import CompareTab, DrawTab, PlayTab, RedrawTab
-from stylegan_inversion.webapp.studio import FAILED, Studio, Visit, logger, told
+from stylegan_inversion.webapp.run import FAILED, logger, told
+from stylegan_inversion.webapp.studio import Studio, Visit
 from stylegan_inversion.webapp.zerogpu import find_gpu
 
 PAPERS = " · ".join(
@@ -73,6 +73,9 @@ class Page(gr.Blocks):
         """As Gradio does, whatever happens in it."""
         if request is not None and getattr(request, "headers", {}).get("x-gradio-user") == "mcp":
             state = SessionState(self)  # one client of Gradio's own serves all who call tools: nothing of one may stay
+        if (session := named.get("session_hash")) and session == named.get("event_id"):
+            self.state_holder.session_data.pop(session, None)  # it shares nothing, and would push a visitor out
+            self.state_holder.time_last_used.pop(session, None)
         try:
             return await super().process_api(block_fn, inputs, state, request, *args, **named)
         except gr.Error:
@@ -196,7 +199,7 @@ def start(demo: Any, **options: Any) -> str:
     if tools is not None:  # Gradio's own gives several outputs, and a list of pictures, as one text
         without_state = tools.pop_returned_state
 
-        async def outputs(self: Any, job: Any) -> list[Any]:
+        async def outputs(job: Any) -> list[Any]:
             result = await run_sync(job.result)
             return list(result) if isinstance(result, (list, tuple)) else [result]
 
@@ -204,7 +207,7 @@ def start(demo: Any, **options: Any) -> str:
             are_files = lambda part: isinstance(part, list) and part and all(map(is_file_obj_with_meta, part))  # noqa: E731
             return [each for part in without_state(blocks, data) for each in (part if are_files(part) else [part])]
 
-        tools._execute_tool_without_progress = types.MethodType(outputs, tools)
+        tools._execute_tool_without_progress = outputs
         tools.pop_returned_state = each_picture
     return str(url).rstrip("/")
 
@@ -257,10 +260,11 @@ def launch(
     with private_folder():
         offers = bool(hosts) if open_choice is None else open_choice
         models = Models(first, open=bool(open_choice), offers=offers, device=device)
-        studio = Studio(models, tuning_slots=tuning_slots, gpu=gpu)
+        studio = Studio(models, tuning_slots=tuning_slots)
         demo = build_app(studio)
-        if not gpu and first.quick and first.has_faces:  # so that the first visitor finds the page filled at once
+        if first.quick and first.has_faces:  # here, so that visitors find the page filled, and borrow no GPU for that
             studio.example(Visit(), EXAMPLES[0])
+        studio.gpu = gpu
         try:
             start(demo, server_name=host, server_port=port, share=share, **launch_options(hosts=hosts))
             demo.block_thread()  # as `launch` does not in a REPL or a notebook, whose files would go at once

@@ -5,7 +5,7 @@ import inspect
 import json
 import weakref
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import gradio as gr
@@ -20,8 +20,8 @@ from stylegan_inversion.preprocessing.align import around
 from stylegan_inversion.webapp.marking import encode
 from stylegan_inversion.webapp.models import Model, sentence, words_of
 from stylegan_inversion.webapp.photos import EXAMPLES, samples
-from stylegan_inversion.webapp.run import Report, status
-from stylegan_inversion.webapp.studio import SHOWN, Studio, Superseded, Visit, large, told
+from stylegan_inversion.webapp.run import Report, status, told
+from stylegan_inversion.webapp.studio import SHOWN, Studio, Superseded, Visit, large
 
 TIME_TO_LIVE = 1800  # seconds that a result and its files are kept after their last use
 MAIN, MORE = 5, 32  # sliders of the model's own directions, and of those that its weights give
@@ -64,19 +64,29 @@ def visit_state() -> Any:
     return gr.State(Visit(), time_to_live=TIME_TO_LIVE, delete_callback=lambda visit: visit.end())
 
 
+def upload(label: str, **looks: Any) -> Any:
+    """A place for a picture, which `photos.py` opens as it was sent, with its metadata."""
+    picture: Any = gr.Image(label=label, type="filepath", **looks)
+    picture.preprocess = lambda payload: payload and payload.model_dump()
+    return picture
+
+
 def handler(tab: Any, work: Callable[..., Any]) -> Callable[..., Iterator[dict[Any, Any]]]:
     """Show how a work on a visit goes on in a tab, and in the end its page with the words that the work gives.
 
-    A work gives words, at once or as the last of its reports; without any, nothing changes. A tab has a line for its
-    `status`, a button to `stop`, and tells what to show in the end (`page`) or of an error (`failed`).
+    A work gives words, at once or as the last of its reports, or what to show; without any, nothing changes. A tab has
+    a line for its `status`, a button to `stop`, and tells what to show in the end (`page`) or of an error (`failed`).
     """
 
+    @wraps(work)  # with its arguments, from which Gradio tells an event's data
     def handle(visit: Visit, *values: Any) -> Iterator[dict[Any, Any]]:
         try:
             done = work(visit, *values)
             for said in done if inspect.isgenerator(done) else [done]:
                 if isinstance(said, Report):
-                    yield {tab.status: said.html, tab.stop: gr.update(visible=True)}
+                    yield {tab.status: status(**vars(said), busy=True), tab.stop: gr.update(visible=True)}
+                elif isinstance(said, dict):
+                    yield said
                 else:  # Gradio empties the outputs of a generator that gives nothing
                     yield tab.page(visit, said) if said else {tab.visit: visit}
         except Superseded:  # a deletion has put another visit there
@@ -84,8 +94,6 @@ def handler(tab: Any, work: Callable[..., Any]) -> Callable[..., Iterator[dict[A
         except Exception as e:
             yield tab.failed(visit, told(e))
 
-    handle.__signature__ = inspect.signature(work)  # type: ignore[attr-defined]
-    handle.__annotations__ = getattr(work, "__annotations__", {})
     return handle
 
 
@@ -116,11 +124,7 @@ class Editor:
 
     def _lay_out_photos(self) -> None:
         models, found = self.studio.models, self.studio.models.offer()
-        photo: Any = gr.Image(
-            label="Your photo", type="filepath", height=230, sources=["upload", "webcam", "clipboard"], elem_id="photos"
-        )
-        photo.preprocess = lambda payload: payload and payload.model_dump()  # `photos.py` opens it
-        self.photo = photo
+        self.photo = upload("Your photo", height=230, sources=["upload", "webcam", "clipboard"], elem_id="photos")
         self.hint, self.mark = gr.Markdown(elem_classes="quiet"), gr.HTML(container=False, elem_id="mark")
         shown = [(str(samples() / each.name), each.caption) for each in EXAMPLES]
         looks: dict[str, Any] = {"elem_id": "examples", "columns": 4, "object_fit": "cover", **CHOICE}
@@ -175,7 +179,7 @@ class Editor:
         """What happens when something is used."""
         visit, show = self.visit, partial(handler, self)
         self.shown += self.of_model
-        demo.load(self._open, self.key, self.shown, **QUICK)
+        demo.load(show(lambda visit, key: self._open(key)), [visit, self.key], self.shown, **QUICK)
         new = self.photo.input(self._new, visit, [visit, self.status], **DIRECT)
         chosen = new.then(show(self._take), [visit, self.photo], self.shown, **QUICK)
         example = self.examples.select(show(self._example), visit, self.shown, **QUICK)
@@ -184,12 +188,10 @@ class Editor:
         offer = self.offer.click(show(partial(self._load, name=self.offered)), visit, self.shown, **lane("load"))
         for event in (chosen.success, example.success, self.offer.click, self.use.click):
             event(None, js=TO_RESULT, **HIDDEN)
-        runs = [
-            each.success(show(self._tune), visit, self.shown, **lane("tune"))
-            for each in (chosen, example, face, use, offer)
-        ]
+        tune, firsts = lane("tune"), (chosen, example, face, use, offer)
+        runs = [each.success(show(self._tune), visit, self.shown, **tune) for each in firsts]
         for name, button in self.sharpen.items():
-            runs.append(button.click(show(partial(self._tune, preset=name)), visit, self.shown, **lane("tune")))
+            runs.append(button.click(show(partial(self._tune, preset=name)), visit, self.shown, **tune))
         self.stop.click(show(self._stop), visit, self.shown, cancels=[use, offer], **lane("stop"))
         self.photo.clear(show(self._clear), visit, self.shown, **lane("stop"))
         self.delete.click(self._forget, visit, self.shown, cancels=[*runs, use, offer], **DIRECT)
@@ -262,6 +264,7 @@ class Editor:
         if own and not preset:  # it draws by more than a code, and the first preset would come no nearer
             yield f"Ready to edit. {MOVE}"
             return
+        visit.end()
         turn = visit.tuned = visit.turn
         with visit.during(turn):
             old, crop = visit.out, self.studio.crop(visit)

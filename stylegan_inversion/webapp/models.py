@@ -11,7 +11,7 @@ import torch
 
 from stylegan_inversion import storage
 from stylegan_inversion.catalogue import KnownModel, catalogue, list_models, read_licence
-from stylegan_inversion.checkpoints.find import find_folder, is_known
+from stylegan_inversion.checkpoints.find import find_folder, known_entry
 from stylegan_inversion.editing.directions import Direction, both_ways
 from stylegan_inversion.errors import ModelNotFoundError, StyleGANInversionError
 from stylegan_inversion.hub import Access, cache_root, report_downloads
@@ -39,7 +39,7 @@ _WORDS = {
     "yaw": ("Turn head", "Look right", "Look left"),
     "pose": ("Turn head", "Turn one way", "Turn the other"),
     "gender": ("Female / male", "More male", "More female"),
-    "mouth_open": ("Mouth", "Open", "Closed"),
+    "mouth_open": ("Mouth", "Open mouth", "Close mouth"),
     "pitch": ("Nod", "Look up", "Look down"),
 }
 _LICENCES = {"non-commercial-research": "non-commercial research", "mit": "MIT", "apache-2.0": "Apache 2.0"}
@@ -172,9 +172,8 @@ def make_model(
 @torch.no_grad()
 def _style_range(generator: StyleGAN, direction: Direction) -> tuple[float, float]:
     """How far the styles of random faces differ along a direction in S."""
-    rng = random_source(0)
-    z = torch.randn(STYLE_SAMPLES, generator.config.z_dim, generator=rng, device="cpu", dtype=torch.float32)
-    styles = generator.styles_of(broadcast(generator.mapping(z.to(generator.w_avg)), generator.num_ws))
+    w = generator.sample_w(STYLE_SAMPLES, random_source(0))
+    styles = generator.styles_of(broadcast(w, generator.num_ws))
     return both_ways(STYLE_REACH * float((styles @ direction.step.to(styles)).std()) / direction.unit**2)
 
 
@@ -300,5 +299,5 @@ class Models:
         if not self.open:
             there = " and ".join(names)
             raise ModelNotFoundError(f"The model {name[:80]!r} cannot be chosen here. There is {there}.")
-        if not (_REPOSITORY.fullmatch(name) or is_known(name)) or Path(name).exists():
+        if not (_REPOSITORY.fullmatch(name) or known_entry(name)) or Path(name).exists():
             raise ModelNotFoundError(f"{name[:80]!r} is no repository on the Hub: write organisation/repository.")

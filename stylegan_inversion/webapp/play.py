@@ -29,6 +29,7 @@ from stylegan_inversion.webapp.editor import (
     Editor,
     handler,
     lane,
+    upload,
 )
 from stylegan_inversion.webapp.models import DEMONSTRATION
 from stylegan_inversion.webapp.photos import MAX_PHOTO_BYTES, read_upload
@@ -59,37 +60,47 @@ GONE = "This result is of another photo or model, or another part of the photo, 
 ENDED = "Ended, since another photo, another part of it, or another model was chosen."
 
 
-class CompareTab:
-    """The photo of the first tab by each method, side by side."""
+class RunTab:
+    """A tab with a button for one work, which can be stopped and which a deletion ends."""
 
     def __init__(self, editor: Editor) -> None:
         self.editor, self.studio, self.visit = editor, editor.studio, editor.visit
-        about = gr.Markdown(COMPARE, elem_classes="quiet")
-        editor.of_model[about] = lambda model: COMPARE + ALIKE * model.has_faces
+
+    def _lay_out_run(self, label: str) -> None:
         with gr.Row(elem_classes="chips"):
-            self.compare = gr.Button("Compare", variant="primary", size="sm")
+            self.run = gr.Button(label, variant="primary", size="sm")
             self.stop = gr.Button("Stop", size="sm", visible=False)
         self.status = gr.HTML(status(""))
+
+    def _connect_run(self, work: Callable[..., Any], given: list[Any], result: Any, stopped: str) -> None:
+        outputs = [self.visit, self.status, self.stop, result]
+        run = self.run.click(handler(self, work), [self.visit, *given], outputs, **lane(work.__name__.strip("_")))
+        self.stop.click(partial(self.page, words=stopped), self.visit, outputs, cancels=run, **DIRECT)
+        emptied = {**dict.fromkeys([*given, result]), self.status: status(""), self.stop: gr.update(visible=False)}
+        self.editor.delete.click(lambda: emptied, None, [*given, *outputs], cancels=run, **DIRECT)
+
+    def page(self, visit: Visit, words: str) -> dict[Any, Any]:
+        """The words, and no more to stop."""
+        return {self.visit: visit, self.status: status(words), self.stop: gr.update(visible=False)}
+
+    failed = page
+
+
+class CompareTab(RunTab):
+    """The photo of the first tab by each method, side by side."""
+
+    def __init__(self, editor: Editor) -> None:
+        super().__init__(editor)
+        about = gr.Markdown(COMPARE, elem_classes="quiet")
+        editor.of_model[about] = lambda model: COMPARE + ALIKE * model.has_faces
+        self._lay_out_run("Compare")
         looks: dict[str, Any] = {"elem_id": "compared", "columns": 2, "object_fit": "contain", **CHOICE}
         self.gallery = gr.Gallery(label="Choose one to go on with it", **looks)
 
     def connect(self) -> None:
         """What happens when something is used."""
-        visit, outputs = self.visit, [self.visit, self.status, self.stop, self.gallery]
-        compared = self.compare.click(handler(self, self._compare), visit, outputs, **lane("compare"))
-        stopped = partial(self.page, words="Stopped. Choose one of the results to go on with it.")
-        self.stop.click(stopped, visit, outputs[:3], cancels=compared, **DIRECT)
-        emptied = {self.status: status(""), self.stop: gr.update(visible=False), self.gallery: None}
-        self.editor.delete.click(lambda: emptied, None, outputs, cancels=compared, **DIRECT)
-        self.gallery.select(self._adopt, visit, [*self.editor.shown, self.editor.tabs], **QUICK)
-
-    def page(self, visit: Visit, words: Any) -> dict[Any, Any]:
-        """What is there, more of it or all."""
-        if isinstance(words, dict):
-            return words
-        return {self.visit: visit, self.status: status(words), self.stop: gr.update(visible=False)}
-
-    failed = page
+        self._connect_run(self._compare, [], self.gallery, "Stopped. Choose one of the results to go on with it.")
+        self.gallery.select(self._adopt, self.visit, [*self.editor.shown, self.editor.tabs], **QUICK)
 
     def _adopt(self, visit: Visit, event: gr.SelectData) -> dict[Any, Any]:
         of, *outs = visit.compared or [None]
@@ -155,10 +166,7 @@ class DrawTab:
         about = gr.Markdown(elem_classes="quiet")
         with gr.Row():
             with gr.Column(min_width=300):
-                own: dict[str, Any] = {"type": "filepath", "sources": ["upload", "clipboard"], "height": 300}
-                picture: Any = gr.Image(label="Your picture", **own)
-                picture.preprocess = lambda payload: payload and payload.model_dump()  # `photos.py` opens it
-                self.given = picture
+                self.given = upload("Your picture", sources=["upload", "clipboard"], height=300)
                 self.count = gr.Slider(1, OUTPUTS, 4, step=1, label="How many")
                 self.draw = gr.Button("Draw", variant="primary", size="sm")
             with gr.Column(min_width=300):
@@ -199,46 +207,32 @@ class DrawTab:
         return self.editor.adopt(visit, visit.translated[event.index], "The face that you drew, to be edited.")
 
 
-class RedrawTab:
+class RedrawTab(RunTab):
     """A saved picture, made again from its receipt and the photo."""
 
     def __init__(self, editor: Editor) -> None:
-        self.editor = editor
+        super().__init__(editor)
         gr.Markdown(REDRAW, elem_classes="quiet")
         with gr.Row():
-            self.given: list[Any] = []
-            for label in ("The saved picture", "The photo it was made from"):
-                own: Any = gr.Image(label=label, type="filepath", sources=["upload"], height=300, min_width=240)
-                own.preprocess = lambda payload: payload and payload.model_dump()  # as it was sent, with its metadata
-                self.given.append(own)
+            labels, looks = ("The saved picture", "The photo it was made from"), {"height": 300, "min_width": 240}
+            self.given = [upload(label, sources=["upload"], **looks) for label in labels]
             self.result = gr.Image(label="Drawn again", **{**RESULT, "elem_classes": "drawn"}, height=300)
-        with gr.Row(elem_classes="chips"):
-            self.redraw = gr.Button("Draw it again", variant="primary", size="sm")
-            self.stop = gr.Button("Stop", size="sm", visible=False)
-        self.status = gr.HTML(status(""))
+        self._lay_out_run("Draw it again")
 
     def connect(self) -> None:
         """What happens when something is used."""
-        visit, delete = self.editor.visit, self.editor.delete
-        outputs = [visit, self.status, self.stop, self.result]
-        work = handler(self, self._redraw)
-        self.redraw.click(work, [visit, *self.given], outputs, **lane("redraw"))
-        self.stop.click(lambda visit: visit.end() and None, visit, None, **DIRECT)
-        delete.click(lambda: (None, None, None, status("")), None, [*self.given, self.result, self.status], **DIRECT)
+        self._connect_run(self._redraw, self.given, self.result, "Stopped.")
 
-    def page(self, visit: Visit, words: Any) -> dict[Any, Any]:
-        """The picture and what was compared, or what is wrong."""
-        path, said = words if isinstance(words, tuple) else (None, words)
-        news = {self.status: status(said), self.stop: gr.update(visible=False), self.result: path}
-        return {self.editor.visit: visit, **news}
-
-    failed = page
-
-    def _redraw(self, visit: Visit, picture: Any, photo: Any) -> Iterator[Report | tuple[str, str]]:
+    def _redraw(self, visit: Visit, picture: Any, photo: Any) -> Iterator[Report | dict[Any, Any]]:
+        yield {self.result: None}
         if not picture or not photo:
             raise ValueError("Drop both: a picture that was saved here, and the photo that it was made from.")
-        for done in Api(self.editor.studio).redraw(visit, picture, photo):
-            yield done if isinstance(done, Report) else (done[0]["path"], done[1]["words"])
+        for done in Api(self.studio).redraw(visit.apart(), picture, photo):
+            yield (
+                done
+                if isinstance(done, Report)
+                else self.page(visit, done[1]["words"]) | {self.result: done[0]["path"]}
+            )
 
 
 class PlayTab:
@@ -253,7 +247,7 @@ class PlayTab:
                 for label in ("One", "Another", "The first with something of the other")
             ]
         with gr.Row(elem_classes="chips"):
-            self.take = gr.Button("Take my photo's", size="sm", interactive=False)
+            self.take = gr.Button("One from my photo", size="sm", interactive=False)
             self.draw = [gr.Button(f"{label} at random", size="sm") for label in ("One", "Another")]
         with gr.Row():
             names = {"Pose and shape": "pose"} | {name.capitalize(): name for name in PLACES if name != "pose"}

@@ -2,7 +2,7 @@
 
 import base64
 import html
-import queue
+import logging
 import threading
 import time
 import weakref
@@ -11,18 +11,25 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+import gradio as gr
+import torch
 from PIL import Image
+from pydantic import ValidationError
 from torch import nn
 
+from stylegan_inversion.errors import StyleGANInversionError
 from stylegan_inversion.models.feature_generator import FeatureGenerator
 from stylegan_inversion.models.generator import Generator as StyleGAN
 from stylegan_inversion.preprocessing.image import to_pil
 from stylegan_inversion.webapp.marking import encode
 
+logger = logging.getLogger(__name__)
+
 RUN = "inversion"  # name of the threads
 REPORT_SECONDS = 0.4  # between two reports
 TUNING_COST = 2.8  # how many times longer a step of the tuning takes than one of the projection, before one was timed
 
+FAILED = "Something went wrong on the server. Try again, or another photo."
 MAX_HELD = 2_000_000_000  # bytes of photos and tuned generators
 GONE = "This result was given up, since newer ones of other visitors took its memory. Invert the photo again."
 
@@ -46,6 +53,21 @@ def status(words: str, *, share: float | None = None, preview: Image.Image | Non
     return f'<div class="status{" stale" if marks.get("stale") else ""}" role="status">{picture}{text}</div>'
 
 
+def told(error: Exception) -> str:
+    """What a visitor reads of an error: its own words if he can act on it; of others only the log knows more."""
+    if isinstance(error, ValidationError):
+        fault = error.errors(include_url=False)[0]
+        return f"`{fault['loc'][0]}`: {fault['msg']}, got {str(fault['input'])[:80]!r}."
+    if isinstance(error, gr.Error):  # ZeroGPU's own, such as of a quota that is used up
+        return str(error.message)
+    if isinstance(error, (StyleGANInversionError, ValueError)):
+        return str(error).split(" In Python:")[0]
+    logger.error("The web app failed.", exc_info=error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return "The GPU has no memory left for this. Try again in a moment."
+    return FAILED
+
+
 @dataclass(frozen=True, eq=False)
 class Report:
     """How far a work is: in words, as a share of it if that is known, and with the newest picture if there is one."""
@@ -54,34 +76,27 @@ class Report:
     share: float | None = None
     preview: Image.Image | None = None
 
-    @property
-    def html(self) -> str:
-        """The line under the result."""
-        return status(self.words, share=self.share, preview=self.preview, busy=True)
-
 
 def in_thread(work: Callable[[Callable[[_R], None]], _T], name: str, first: _R) -> Generator[_R, None, _T]:
     """Do `work(send)` in a thread: yield what it sent last twice a second, `first` before that; give its result."""
-    reports: queue.SimpleQueue[_R | None] = queue.SimpleQueue()
-    done = Future[_T]()
+    done, news, latest = Future[_T](), threading.Event(), [first]
+
+    def send(report: _R) -> None:
+        latest[0] = report
+        news.set()
 
     def thread() -> None:
         try:
-            done.set_result(work(reports.put))
+            done.set_result(work(send))
         except BaseException as e:  # who reads the reports gets it
             done.set_exception(e)
-        reports.put(None)
+        news.set()
 
     threading.Thread(target=thread, name=name, daemon=True).start()
-    latest = first
     while not done.done():
-        yield latest
-        try:
-            latest = reports.get(timeout=REPORT_SECONDS) or latest
-            while not reports.empty():  # the newest will do
-                latest = reports.get() or latest
-        except queue.Empty:
-            pass
+        yield latest[0]
+        news.wait(REPORT_SECONDS)
+        news.clear()
     return done.result()
 
 
@@ -110,19 +125,17 @@ class Turns:
             if any(other == who and not ended.is_set() for other, ended in self._line[self._count :]):
                 raise ValueError("A photo of yours waits to be sharpened already. Wait until it is done, or stop it.")
             self._line.append((who, stop))
-        came = False
+        first, came = lambda: any(stop is each for _, each in self._line[: self._count]), False
         try:
-            while not (came := self._has_come(stop)) and not stop.is_set():
-                yield Report("Waiting: somebody else's photo is being sharpened first", 0.0)
+            while not came and not stop.is_set():
+                with self._changed:
+                    came = self._changed.wait_for(first, REPORT_SECONDS)
+                if not came:
+                    yield Report("Waiting: somebody else's photo is being sharpened first", 0.0)
         finally:
             if not came:
                 self.leave(stop)
         return came
-
-    def _has_come(self, stop: threading.Event) -> bool:
-        with self._changed:
-            first = lambda: any(stop is each for _, each in self._line[: self._count])  # noqa: E731
-            return self._changed.wait_for(first, REPORT_SECONDS)
 
     def leave(self, stop: threading.Event) -> None:
         """Let the next one have the turn."""

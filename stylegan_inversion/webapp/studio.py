@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import io
-import logging
 import math
 import os
 import secrets
@@ -18,10 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-import torch
 from gradio_client.utils import strip_invalid_filename_characters
 from PIL import Image
-from pydantic import ValidationError
 
 from stylegan_inversion import storage
 from stylegan_inversion.errors import StyleGANInversionError
@@ -39,9 +36,6 @@ from stylegan_inversion.webapp.photos import NO_PHOTO, Example, Photo, read_phot
 from stylegan_inversion.webapp.run import RUN, Memory, OnStep, Report, Turns, cost_of, in_thread, is_gone, listener
 from stylegan_inversion.webapp.zerogpu import BorrowedGPU, in_request
 
-logger = logging.getLogger(__name__)
-
-FAILED = "Something went wrong on the server. Try again, or another photo."
 NOTHING = "There is no inversion here, or it has expired. Invert a photo first."
 SHOWN, ANIMATED = 1280, 640  # pixels of the longer side, on the page and in an animation
 FRAMES = 24  # of an animation, one way
@@ -60,7 +54,7 @@ class Superseded(Exception):
 class Visit:
     """What is kept of one visitor, or of one client of the API, until its time to live is over."""
 
-    all: ClassVar[weakref.WeakSet["Visit"]] = weakref.WeakSet()
+    _all: ClassVar[weakref.WeakValueDictionary[int, "Visit"]] = weakref.WeakValueDictionary()
 
     key: str = field(default_factory=lambda: secrets.token_urlsafe(32))  # the visitor's browser keeps it over a reload
     model: str = ""
@@ -69,7 +63,7 @@ class Visit:
     face: int = 0  # which of them
     out: InversionOutput | None = None  # unedited; None while there is none of this photo
     strengths: dict[str, float] = field(default_factory=dict)  # where the sliders stand
-    stops: weakref.WeakSet[threading.Event] = field(default_factory=weakref.WeakSet)  # end the runs that go on
+    stops: set[threading.Event] = field(default_factory=set)  # end the runs that go on
     turn: int = 0  # counts photos, faces and models: what an earlier one began is dropped
     tuned: int = -1  # the turn whose photo was tuned, or is
     example: tuple[str, str] | None = None  # model and photo of an example that is open: its result is kept for others
@@ -79,7 +73,12 @@ class Visit:
     files: set[str] = field(default_factory=set)  # sent by it, or written for it
 
     def __post_init__(self) -> None:
-        Visit.all.add(self)
+        Visit._all[id(self)] = self
+
+    @classmethod
+    def everyone(cls) -> "list[Visit]":
+        """All that are kept, whatever other threads begin and end meanwhile."""
+        return [visit for ref in cls._all.valuerefs() if (visit := ref())]
 
     def __deepcopy__(self, memo: Any) -> "Visit":
         """Gradio copies what a state begins with: each session has a visit of its own."""
@@ -106,14 +105,14 @@ class Visit:
 
     def end(self) -> bool:
         """End the runs that go on, with the best so far; whether there was one."""
-        running = [stop for stop in self.stops if not stop.is_set()]
+        running = [stop for stop in [*self.stops] if not stop.is_set()]
         for stop in running:
             stop.set()
         return bool(running)
 
     def apart(self, **changes: Any) -> "Visit":
         """A copy for what is done beside the rest; its files are this visitor's."""
-        return dataclasses.replace(self, stops=weakref.WeakSet(), **changes)
+        return dataclasses.replace(self, stops=set(), **changes)
 
     def keep(self, other: "Visit", turn: int) -> None:
         """Take what was made apart, unless something new has begun since this turn."""
@@ -137,8 +136,8 @@ class Visit:
         self.begin()
         self.photo, self.faces, self.strengths, self.compared, self.played = None, [], {}, [], {}
         self.translated = None
-        others = {path for visit in [*Visit.all] if visit.files is not self.files for path in visit.files}
-        files = self.files - others  # Gradio keeps uploads that are equal in one place
+        others = [visit.files for visit in Visit.everyone() if visit.files is not self.files]
+        files = self.files.difference(*others)  # Gradio keeps uploads that are equal in one place
         for path in files:
             Path(path).unlink(missing_ok=True)
         self.files.clear()  # the set is shared with what is made apart
@@ -154,12 +153,15 @@ class Studio:
         self.gpu = gpu
         self._turns, self._memory = Turns(tuning_slots), Memory()
         self._pace: dict[str, float] = {}  # seconds of a step of the projection, by model
-        self._examples: dict[tuple[str, str], InversionOutput] = {}  # by model and photo
+        self._examples: dict[Any, InversionOutput] = {}  # by model and photo
+        self._edited: dict[
+            Any, tuple[InversionOutput, dict[str, float], InversionOutput]
+        ] = {}  # the same, as they open
         self._decoding = threading.Lock()  # many photos take the memory of one
 
     def close(self) -> None:
         """End all runs: a thread that still computes when Python ends would abort it."""
-        for visit in list(Visit.all):
+        for visit in Visit.everyone():
             visit.end()
         for thread in threading.enumerate():
             if thread.name == RUN:
@@ -232,6 +234,8 @@ class Studio:
         edit = {name: share for name, share in example.edit.items() if name in model.directions}
         visit.strengths = {name: round(share * model.range_of(name)[1], 2) for name, share in edit.items()}
         visit.out, visit.example = found, key
+        if found is not None and found is self._examples.get(key):
+            self._edited[key] = found, visit.strengths, self.edit(visit, found, visit.strengths)
         if found is not None and "tuning_steps" in found.reports[0]:
             visit.tuned = turn  # by an earlier visitor
         return True
@@ -264,7 +268,6 @@ class Studio:
         """
         model, turn = self.model(visit), visit.turn
         steps = _steps(model, **options)
-        visit.end()
         stop = threading.Event()
         visit.stops.add(stop)
 
@@ -296,6 +299,7 @@ class Studio:
             out = yield from in_thread(work, RUN, Report(f"Sharpening: step 0 of {sum(steps)}", 0.0))
         finally:
             stop.set()
+            visit.stops.discard(stop)
         if turn != visit.turn:
             return None
         visit.out = out
@@ -317,6 +321,9 @@ class Studio:
             raise ValueError(NOTHING)
         if not strengths:
             return out
+        before, known, edited = self._edited.get(visit.example, (None, {}, out))
+        if out is before and strengths == known and not is_gone(edited.generator):
+            return edited
         edited = self._do(model, partial(model.tuner.edit, _bare(out), **strengths))
         self._hold(model, edited)
         return dataclasses.replace(edited, crops=out.crops)
@@ -424,19 +431,6 @@ def _steps(model: Model, *, seed: int = 0, **options: Any) -> tuple[int, int]:
     """The steps of the projection and of the tuning, at most."""
     plan = model.tuner.plan(**options)
     return 0 if plan.pivot in METHODS else plan.num_w_steps, plan.num_tuning_steps
-
-
-def told(error: Exception) -> str:
-    """What a visitor reads of an error: its own words if he can act on it; of others only the log knows more."""
-    if isinstance(error, ValidationError):
-        fault = error.errors(include_url=False)[0]
-        return f"`{fault['loc'][0]}`: {fault['msg']}, got {str(fault['input'])[:80]!r}."
-    if isinstance(error, (StyleGANInversionError, ValueError)):
-        return str(error).split(" In Python:")[0]
-    logger.error("The web app failed.", exc_info=error)
-    if isinstance(error, torch.OutOfMemoryError):
-        return "The GPU has no memory left for this. Try again in a moment."
-    return FAILED
 
 
 def large(image: Image.Image) -> Image.Image:

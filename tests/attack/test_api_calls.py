@@ -23,7 +23,7 @@ from tests.conftest import make_photo
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("gradio")
 from stylegan_inversion.webapp.photos import NOT_UPLOADED  # noqa: E402
-from stylegan_inversion.webapp.studio import FAILED  # noqa: E402
+from stylegan_inversion.webapp.run import FAILED  # noqa: E402
 from tests.webapp.tiny_app import Served, serve, tiny_model  # noqa: E402
 
 SECONDS = 120.0  # until a call that has no answer hangs

@@ -18,7 +18,7 @@ httpx = pytest.importorskip("httpx")
 from PIL import Image  # noqa: E402
 
 from stylegan_inversion.storage import builtin_path  # noqa: E402
-from stylegan_inversion.webapp.studio import FAILED  # noqa: E402
+from stylegan_inversion.webapp.run import FAILED  # noqa: E402
 from tests.attack.pictures import bombs, broken, seeds  # noqa: E402
 
 DEADLINE = 120.0  # seconds; an answer takes a fraction of a second

@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from stylegan_inversion.hub import Access, file_sha256, storage_folder
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from tests.checkpoints.official_files import checkpoint_to_rosinality, generator, official_arcface
 from tests.checkpoints.public_directions import FakeGitHub
-from tests.fake_hub import FakeHub, hub_client, serve
+from tests.fake_hub import FakeHub
 
 OFFLINE = Access(local_files_only=True)
 AGAIN = Access(force_download=True)
@@ -145,10 +144,9 @@ def test_an_https_address_that_is_refused(web: FakeGitHub, tmp_path: Path, monke
 
 
 @pytest.fixture
-def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
-    with serve() as server, hub_client(server, tmp_path / "cache"):
-        server.repositories["org/weights"] = {"folder/file.pt": CONTENT}
-        yield server
+def fake_hub(fake_hub: FakeHub) -> FakeHub:
+    fake_hub.repositories["org/weights"] = {"folder/file.pt": CONTENT}
+    return fake_hub
 
 
 @pytest.fixture

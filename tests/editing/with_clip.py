@@ -68,9 +68,9 @@ def test_the_command(
 ) -> None:
     """The relevance is measured once and travels with the model; the second text finds it. Then an edit."""
     pti.save_pretrained(tmp_path / "model")
-    few = ["--num-samples", "64", "--num-tests", "8", "--num-images", "2", "--device", "cpu", "--beta", "0.01"]
+    few = ["--num-samples", "64", "--num-tests", "8", "--device", "cpu", "--beta", "0.01"]
     first = ["find-directions", str(tmp_path / "model"), "--output", str(tmp_path / "copy"), *few, "--scores", "age"]
-    assert cli.main([*first, "--text", *TEXTS, "--clip", str(clip_folder)]) == 0
+    assert cli.main([*first, "--num-images", "2", "--text", *TEXTS, "--clip", str(clip_folder)]) == 0
     assert "channel" in capsys.readouterr().err
     again = ["find-directions", str(tmp_path / "copy"), *few, "--text", "face", "old face", "--name", "older"]
     assert cli.main([*again, "--scores"]) == 2  # whoever made the model would choose what is fetched

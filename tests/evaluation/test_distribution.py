@@ -20,10 +20,7 @@ from stylegan_inversion.losses.frechet import frechet_distance, pool_features
 from stylegan_inversion.losses.lpips import PerceptualDistance, load_perceptual
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.preprocessing.image import to_pil, to_tensor
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+from tests.conftest import rng
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -2,18 +2,14 @@ import pytest
 import torch
 
 from stylegan_inversion.losses.lpips import AlexLPIPS, AlexLPIPSConfig
-from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from stylegan_inversion.models.generator import Generator
+from tests.conftest import make_generator
 
 
 @pytest.fixture
 def generator() -> Generator:
     """The real class, tiny: 32 px, 8 layers of w."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        tiny = Generator(GeneratorConfig(32, z_dim=8, w_dim=16, mapping_layers=2, channel_base=256, channel_max=16))
-    for conv in tiny.synthesis.convs:
-        conv.noise_strength.data.fill_(0.1)
-    return tiny.eval().requires_grad_(False)
+    return make_generator(channel_max=16).eval().requires_grad_(False)
 
 
 @pytest.fixture

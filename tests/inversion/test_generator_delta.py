@@ -3,17 +3,13 @@ import dataclasses
 
 import pytest
 import torch
-from torch import Tensor
 
 from stylegan_inversion.errors import CheckpointError
 from stylegan_inversion.inversion.generator_delta import FORMAT, GeneratorDelta, generator_sha256
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
+from tests.conftest import same, state
 
 WEIGHT = "synthesis.blocks.8.conv1.weight"
-
-
-def state(generator: Generator) -> dict[str, Tensor]:
-    return {key: tensor.clone() for key, tensor in generator.state_dict().items()}
 
 
 def nbytes(delta: GeneratorDelta) -> int:
@@ -143,4 +139,4 @@ def test_a_change_that_does_not_fit_leaves_the_base_alone(generator: Generator, 
     ):
         with pytest.raises(CheckpointError, match=message):
             dataclasses.replace(delta, tensors={**delta.tensors, **change}).apply(generator)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in generator.state_dict().items())
+    assert same(state(generator), before)

@@ -9,6 +9,7 @@ from stylegan_inversion.errors import DivergedError
 from stylegan_inversion.inversion.pivotal_tuning import Tuning, TuningConfig, interpolate_codes, tune_generator
 from stylegan_inversion.losses.lpips import PerceptualDistance
 from stylegan_inversion.models.generator import Generator
+from tests.conftest import same
 from tests.inversion.test_projector import Poisoned
 
 NEVER = TuningConfig(num_steps=9, lpips_threshold=0.0)
@@ -23,14 +24,6 @@ def w_pivot(generator: Generator) -> Tensor:
 def photo() -> Tensor:
     """Something that the generator cannot draw."""
     return torch.linspace(-0.8, 0.8, 32).expand(1, 3, 32, 32).contiguous()
-
-
-def state(generator: Generator) -> dict[str, Tensor]:
-    return {key: value.clone() for key, value in generator.state_dict().items()}
-
-
-def same(generator: Generator, before: dict[str, Tensor]) -> bool:
-    return all(torch.equal(value, before[key]) for key, value in generator.state_dict().items())
 
 
 def test_the_best_state_is_returned(
@@ -79,7 +72,7 @@ def test_the_threshold_stops_but_not_before_one_update(
 
     tuned = tune(TuningConfig(num_steps=9, lpips_threshold=1e6))
     assert (tuned.stopped_by, len(tuned.losses), tuned.lpips_threshold) == ("threshold", 2, 1e6)
-    assert not same(tuned.generator, state(generator))
+    assert not same(tuned.generator.state_dict(), generator.state_dict())
     perceptual.threshold = 1e6  # the network's own, unless the config has one
     tuned = tune(TuningConfig(num_steps=9))
     assert (tuned.stopped_by, len(tuned.losses), tuned.lpips_threshold) == ("threshold", 2, 1e6)

@@ -1,21 +1,9 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from stylegan_inversion.models.discriminator import append_minibatch_std
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def seeded(module: nn.Module) -> nn.Module:
-    source = rng(9)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=source))
-    return module
+from tests.conftest import rng
 
 
 @pytest.mark.parametrize(("batch", "group_size"), [(8, 4), (2, 4), (6, 2)])

@@ -8,12 +8,9 @@ from stylegan_inversion import ops
 from stylegan_inversion.losses.path_length import path_length
 from stylegan_inversion.models.generator import Generator, GeneratorConfig
 from stylegan_inversion.models.layers import channels_last_is_fast
+from tests.conftest import rng
 
 TINY = GeneratorConfig(resolution=16, z_dim=6, w_dim=8, mapping_layers=2, channel_base=64, channel_max=8)
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def build(config: GeneratorConfig = TINY) -> Generator:

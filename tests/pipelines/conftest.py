@@ -1,7 +1,6 @@
 """Tiny pipelines of the real classes; `pti` and its parts are in tests/conftest.py."""
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,6 @@ from stylegan_inversion.models.encoders import ENCODERS
 from stylegan_inversion.models.generator import Generator
 from stylegan_inversion.pipelines.methods import METHODS
 from stylegan_inversion.preprocessing.sources import PhotoSource, Source
-from tests.fake_hub import FakeHub, hub_client, serve
 
 
 def small_encoder(kind: str, in_channels: int = 3) -> Any:
@@ -47,9 +45,3 @@ def both(pti: PTIPipeline) -> PTIPipeline:
 def given(pti: PTIPipeline, e4e: E4EPipeline, photo: Image.Image, detector: Callable[..., Any]) -> SimpleNamespace:
     """What the refusals are tried on."""
     return SimpleNamespace(pti=pti, e4e=e4e, photo=photo)
-
-
-@pytest.fixture
-def fake_hub(tmp_path: Path) -> Iterator[FakeHub]:
-    with serve() as hub, hub_client(hub, tmp_path / "cache"):
-        yield hub

@@ -261,7 +261,7 @@ def test_a_strangers_folder_calls_no_other_machine_unasked(
             assert len(InversionOutput.load(folder, allow_download=True)) == 1 and asked == [name]
             asked.clear()
         with monkeypatch.context() as patch:
-            patch.setattr(base_name, "is_known", asked.append)
+            patch.setattr(base_name, "known_entry", asked.append)
             assert BaseName(name).is_local and asked == []
 
 

@@ -10,16 +10,9 @@ from PIL import Image, ImageChops
 from stylegan_inversion import E4EPipeline, PSPPipeline, PTIPipeline
 from stylegan_inversion.errors import CheckpointError, ModelNotFoundError
 from stylegan_inversion.inversion.projector import project_w
-from stylegan_inversion.preprocessing.align import face_quad, recrop
+from stylegan_inversion.preprocessing.align import crop_quad, face_quad
 from stylegan_inversion.preprocessing.image import to_tensor
-
-
-def state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {key: value.clone() for key, value in network.state_dict().items()}
-
-
-def is_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(value, b[key]) for key, value in a.items())
+from tests.conftest import same, state
 
 
 def flipped(photo: Image.Image) -> Image.Image:
@@ -32,7 +25,7 @@ def test_photo_in_edited_photo_out(pti: PTIPipeline, photo: Image.Image, caplog:
     assert out.images[0].size == (32, 32) and out.w_plus.shape == (1, 8, 16)
     assert out.reports[0]["face_count"] == 2 and out.reports[0]["face_index"] == 0
     assert out.reports[0].keys() >= {"l2", "l2_pivot", "w_steps", "tuning_steps", "stopped_by", "seconds"}
-    assert out.generator is not pti.generator and is_same(state(pti.generator), before)
+    assert out.generator is not pti.generator and same(state(pti.generator), before)
 
     edited = pti.edit(out, smile=3.0)
     assert torch.allclose(edited.w_plus, out.w_plus + 3 * pti.directions["smile"].vector)
@@ -122,7 +115,7 @@ def test_pivots_of_encoders(name: str, both: PTIPipeline, photo: Image.Image) ->
         photo, pivot=name, num_w_steps=7, callback=lambda step, info: steps.append((step, info["stage"])), progress=True
     )
     with torch.no_grad():
-        expected = encoder(to_tensor(recrop(out.crops[0], 64)))
+        expected = encoder(to_tensor(crop_quad(out.crops[0].photo, out.crops[0].quad, 64)))
     assert torch.equal(out.w_plus, expected) and not expected.requires_grad
     assert steps == [(1, "tuning"), (2, "tuning"), (3, "tuning")]
     report = out.reports[0]
@@ -131,7 +124,7 @@ def test_pivots_of_encoders(name: str, both: PTIPipeline, photo: Image.Image) ->
     # The tuned copy keeps the noise of the generator, which the encoder was made for.
     for conv, own in zip(out.generator.synthesis.convs, both.generator.synthesis.convs):
         assert torch.equal(conv.noise_const, own.noise_const)
-    assert is_same(state(encoder), before)
+    assert same(state(encoder), before)
 
 
 def test_pipelines_of_the_encoders(both: PTIPipeline, photo: Image.Image) -> None:
@@ -184,7 +177,7 @@ def test_an_earlier_inversion_gives_the_pivots(name: str, both: PTIPipeline, pho
     )
     assert torch.equal(out.w_plus, expected.w_plus) and stages == ["tuning"] * 4
     for ours, its in zip(out.generators, expected.generators):
-        assert is_same(state(ours), state(its))
+        assert same(state(ours), state(its))
     for ours, its in zip(out.reports, expected.reports):
         assert {**ours, "seconds": 0, "made": 0} == {**its, "seconds": 0, "made": 0}
     for others in (faces[::-1], photo):

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from safetensors.numpy import load_file
 
 from stylegan_inversion.errors import FaceNotFoundError
-from stylegan_inversion.preprocessing.align import Crop, align_face, crop_quad, face_quad, recrop, uncropped
+from stylegan_inversion.preprocessing.align import Crop, align_face, crop_quad, face_quad, uncropped
+from stylegan_inversion.preprocessing.domain import FACES
 from stylegan_inversion.preprocessing.paste import paste_back
 
 DATA = Path(__file__).parents[1] / "data"
@@ -157,7 +158,7 @@ def test_uncropped_takes_the_central_square(width: int, height: int, size: int) 
     left, top = (width - side) // 2, (height - side) // 2
     expected = photo.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
     crop = uncropped(photo, 64)
-    assert crop.is_central and np.array_equal(np.asarray(recrop(crop, size)), np.asarray(expected))
+    assert crop.is_central and np.array_equal(np.asarray(FACES.recrop(crop, size)), np.asarray(expected))
     assert (crop.quad is None) == (width == height)
     if crop.quad is not None:  # the positive control: an aligned crop at the photo's edge is padded and blurred
         assert crop.quad[[0, 2]].tolist() == [[left - 0.5, top - 0.5], [left + side - 0.5, top + side - 0.5]]

@@ -28,6 +28,7 @@ from stylegan_inversion.training.config import (
 from stylegan_inversion.training.data import load_batches, positions
 from stylegan_inversion.training.encoder import EncoderLearner
 from stylegan_inversion.training.gan import GANLearner
+from tests.conftest import same
 
 MakeConfig = Callable[..., EncoderRunConfig]
 MakeLearner = Callable[..., EncoderLearner]
@@ -164,17 +165,6 @@ def saved(config: RunConfig) -> dict[str, Any]:
     state = read_latest(Path(config.output) / "checkpoints")
     assert state is not None
     return state
-
-
-def same(a: Any, b: Any) -> bool:
-    """Whether two nested states are equal, to the bit and to the type."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return type(a) is type(b) and len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
-    return type(a) is type(b) and a == b
 
 
 def same_runs(a: RunConfig, b: RunConfig) -> None:

@@ -5,13 +5,10 @@ import torch
 
 from stylegan_inversion.training.config import E4EOptions
 from stylegan_inversion.training.e4e import LatentAdversary, WPool, progressive_stage
+from tests.conftest import rng
 from tests.training.conftest import same
 
 PAPER = {"open_from": 0.1, "open_until": 0.26}
-
-
-def rng(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def test_stages_open_at_the_steps_of_the_paper() -> None:

@@ -7,6 +7,7 @@ from stylegan_inversion.preprocessing.image import to_tensor
 from stylegan_inversion.preprocessing.sources import LabelSource, PhotoSource, SketchSource
 from stylegan_inversion.training.config import TaskOptions
 from stylegan_inversion.training.tasks import TASKS, Task, make_task
+from tests.conftest import rng
 
 # name: l2, lpips, identity, w_norm, l2_crop, lpips_crop, source, paired: pSp's README and options
 TABLE = {
@@ -17,10 +18,6 @@ TABLE = {
     "sketch_to_face": (1.0, 0.8, 0.0, 0.005, 0.0, 0.0, SketchSource(), True),
     "toonify": (1.0, 0.8, 1.0, 0.025, 0.0, 0.0, PhotoSource("toonify"), False),
 }
-
-
-def rng(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture

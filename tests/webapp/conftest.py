@@ -7,7 +7,16 @@ import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
+    from stylegan_inversion.webapp.models import Model
     from tests.webapp.tiny_app import Served
+
+
+@pytest.fixture(scope="module")
+def model() -> "Model":
+    """A tiny model that has every method."""
+    from tests.webapp.tiny_app import tiny_model
+
+    return tiny_model()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -165,8 +166,33 @@ def test_calls_without_a_session_wait_as_one_client(app: Served, path: Path) -> 
         answers = sorted(pool.map(lambda _: http(app.url, "/invert", tuning), range(3)))
     assert [answer.partition("\n")[0] for answer in answers] == ["event: complete"] * 2 + ["event: error"]
     assert "A photo of yours waits to be sharpened already" in answers[2]
+    from gradio.context import LocalContext
+
+    from stylegan_inversion.webapp.studio import Visit
+
+    LocalContext.event_id.set("one")
+    visit, (draw,) = Visit(), [each.fn for each in app.demo.fns.values() if each.api_name == "random_face"]
+    came = {"session_hash": None, "client": SimpleNamespace(host="10.0.0.1")}  # a proxy's, as on a Space
+    draw(7, 0.7, "", visit, SimpleNamespace(headers={"x-forwarded-for": "203.0.113.7"}, **came))
+    assert visit.key == "address 203.0.113.7"
     lanes = {each.concurrency_id for each in app.demo.fns.values() if each.concurrency_limit == 12}
     assert lanes == {"tune", "compare", "load", "stop", "redraw", "api-slow"}  # none waits behind those of another kind
+    ended = {key for each in app.demo.fns.values() if each.concurrency_limit != 12 for key in each.cancels}
+    runs = [key for key, each in app.demo.fns.items() if each.concurrency_id in {"tune", "compare", "load", "redraw"}]
+    assert {*runs} <= ended  # by a deletion
+
+
+def test_calls_without_a_session_push_no_visitor_out(
+    connect: Connect, file: Any, app: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.demo.state_holder.session_data.clear()
+    client = connect()
+    client.predict(photo=file, api_name="/invert")
+    monkeypatch.setattr(app.demo.state_holder, "capacity", 2)
+    for _ in range(3):
+        assert "event: complete" in http(app.url, "/random_face", {})
+    client.predict(strengths={}, api_name="/edit")
+    assert len(app.demo.state_holder.session_data) == 1
 
 
 @pytest.mark.parametrize("data", [b"PK", *damaged_zips()])

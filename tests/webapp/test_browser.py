@@ -204,7 +204,7 @@ def test_compare_and_play(open_page: Open, path: Path) -> None:
     says(page, "This method's result.")
     page.get_by_role("tab", name="Play").click()
     assert not page.get_by_role("button", name="Mix").is_enabled()
-    press(page, "Take my photo's")
+    press(page, "One from my photo")
     press(page, "Another at random")
     until(lambda: page.get_by_role("button", name="Mix").is_enabled())
     page.get_by_label("Features").check()
@@ -222,6 +222,8 @@ def test_on_a_phone(open_page: Open, path: Path) -> None:
         return page.evaluate("document.documentElement.scrollWidth")
 
     assert width() <= 390
+    photos, camera = (page.locator(each).bounding_box() for each in ("#photos", "#photos [aria-label*=camera]"))
+    assert camera["y"] + camera["height"] <= photos["y"] + photos["height"]  # nothing is cut off
     shoot(page, "07-phone")
     drop(page, path)
     assert width() <= 390

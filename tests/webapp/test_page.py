@@ -17,7 +17,7 @@ gr = pytest.importorskip("gradio")
 from stylegan_inversion import PTIPipeline, cli  # noqa: E402
 from stylegan_inversion.editing.directions import Direction  # noqa: E402
 from stylegan_inversion.preprocessing.align import around  # noqa: E402
-from stylegan_inversion.webapp import run  # noqa: E402
+from stylegan_inversion.webapp import run, studio  # noqa: E402
 from stylegan_inversion.webapp.app import launch_options, private_folder  # noqa: E402
 from stylegan_inversion.webapp.editor import Editor, handler  # noqa: E402
 from stylegan_inversion.webapp.models import Model, Models, load_model, make_model, words_of  # noqa: E402
@@ -27,12 +27,6 @@ from stylegan_inversion.webapp.studio import Studio, Visit  # noqa: E402
 from tests.pipelines.test_domains import no_detector, official_e4e, scene  # noqa: E402
 from tests.pipelines.test_tasks_of_psp import make_picture, official_psp  # noqa: E402
 from tests.webapp.marks import EDITED, GENERATED, read_mark  # noqa: E402
-from tests.webapp.tiny_app import tiny_model  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return tiny_model()
 
 
 @pytest.fixture
@@ -74,7 +68,9 @@ def test_a_page_opens_filled_and_a_reload_brings_the_result_back(editor: Editor,
     assert "has expired" in editor._open("x" * 43)[editor.status]
 
 
-def test_a_saved_picture_is_drawn_again(editor: Editor, upload: dict[str, Any]) -> None:
+def test_a_saved_picture_is_drawn_again(
+    editor: Editor, upload: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     tab, visit = RedrawTab(editor), Visit()
     show(editor, "_take", visit, upload)
     show(editor, "_tune", visit, "fast")
@@ -83,10 +79,13 @@ def test_a_saved_picture_is_drawn_again(editor: Editor, upload: dict[str, Any]) 
     *reports, last = handler(tab, tab._redraw)(visit, {"path": saved}, upload)
     assert "It is the same picture, pixel for pixel." in last[tab.status] and reports
     assert size(last[tab.result]) == size(saved)
-    (wrong,) = handler(tab, tab._redraw)(visit, {"path": upload["path"]}, upload)
-    assert "The picture has no receipt" in wrong[tab.status] and wrong[tab.result] is None
-    (wrong,) = handler(tab, tab._redraw)(visit, None, upload)
+    empty, wrong = handler(tab, tab._redraw)(visit, {"path": upload["path"]}, upload)
+    assert "The picture has no receipt" in wrong[tab.status] and empty[tab.result] is None
+    *_, wrong = handler(tab, tab._redraw)(visit, None, upload)
     assert "Drop both: a picture that was saved here" in wrong[tab.status]
+    monkeypatch.setattr(studio, "listener", lambda *given: lambda step, info: True)  # as if it was stopped at once
+    *_, wrong = handler(tab, tab._redraw)(visit, {"path": saved}, upload)
+    assert "The run was stopped" in wrong[tab.status]
 
 
 def test_a_photo_is_inverted_at_once_then_tuned(editor: Editor, upload: dict[str, Any], photo: Image.Image) -> None:

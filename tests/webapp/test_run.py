@@ -19,15 +19,9 @@ from stylegan_inversion.webapp.run import finish
 from stylegan_inversion.webapp.studio import Studio, Visit
 from tests.conftest import make_generator
 from tests.webapp.marks import EDITED, read_mark
-from tests.webapp.tiny_app import tiny_model
 
 ENDLESS = {"num_tuning_steps": 10**5, "pivot": "e4e"}
 SHORT = {"num_tuning_steps": 1, "pivot": "e4e"}
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return tiny_model()
 
 
 @pytest.fixture
@@ -145,6 +139,18 @@ def test_copies_in_s_take_no_memory_and_go_with_their_generator(monkeypatch: pyt
     assert [run.is_gone(each) for each in (*styled, last, generator)] == [True, *[False] * 6]
     memory.hold(make_generator())
     assert all(run.is_gone(each) for each in (*styled, last, generator))
+
+
+def test_a_deletion_while_others_write(studio: Studio) -> None:
+    class Growing(set[str]):
+        def __iter__(self) -> Iterator[str]:  # another thread goes on meanwhile
+            for each in super().__iter__():
+                self.add(f"{each}, too")
+                yield each
+
+    visit, other = Visit(), Visit(files=Growing(["theirs"]))
+    path = visit.publish(b"mine", "me.jpg")
+    assert visit.forget() == 1 and not Path(path).exists() and "theirs" in other.files
 
 
 def test_the_preview_says_what_it_is(photo: Image.Image, tmp_path: Path) -> None:

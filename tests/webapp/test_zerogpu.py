@@ -15,13 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-pytest.importorskip("gradio")
-from stylegan_inversion import InversionOutput
-from stylegan_inversion.editing.directions import Direction
-from stylegan_inversion.pipelines.play import interpolate_outputs
-from stylegan_inversion.webapp import app, studio, zerogpu
-from stylegan_inversion.webapp.models import Model, Models
-from tests.webapp.tiny_app import tiny_model
+gr = pytest.importorskip("gradio")
+from stylegan_inversion import InversionOutput  # noqa: E402
+from stylegan_inversion.editing.directions import Direction  # noqa: E402
+from stylegan_inversion.pipelines.play import interpolate_outputs  # noqa: E402
+from stylegan_inversion.webapp import app, studio, zerogpu  # noqa: E402
+from stylegan_inversion.webapp.editor import Editor, handler  # noqa: E402
+from stylegan_inversion.webapp.models import Model, Models  # noqa: E402
+from stylegan_inversion.webapp.photos import EXAMPLES  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 ROOT = Path(__file__).parents[2]
@@ -79,11 +80,6 @@ def spaces(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spaces]:
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     yield spaces
     assert not any(child.is_alive() for child in spaces.children)
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return tiny_model()
 
 
 @pytest.fixture
@@ -175,6 +171,25 @@ def test_a_stop_and_an_error(gpu: zerogpu.BorrowedGPU, model: Model, photo: Imag
         tune(fail, preset="x")
 
 
+def test_its_own_errors_are_said(gpu: zerogpu.BorrowedGPU, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spent(*job: Any) -> Iterator[Any]:
+        yield None
+        raise gr.Error("You have exceeded your ZeroGPU quota. Try again in 1:00:00.", print_exception=False)
+
+    monkeypatch.setattr(gpu, "_work", spent)
+    with app.private_folder(), gr.Blocks() as demo:
+        page = Editor(studio.Studio(Models(model), gpu=gpu))
+        page.tabs, page.file, page.delete = gr.Tabs(), gr.DownloadButton(), gr.Button()
+        page.connect(demo)
+        visit = page._open("")[page.visit]
+        *_, last = handler(page, page._tune)(visit, "fast")
+        monkeypatch.setattr(studio, "DEMONSTRATION", 16)
+        page.studio._examples.clear()
+        (opened,) = next(each.fn for each in demo.fns.values() if each.targets[0][1] == "load")(studio.Visit(), "")
+    for shown in (last, opened):
+        assert "<span>You have exceeded your ZeroGPU quota" in shown[page.status]
+
+
 def test_a_process_that_is_killed(gpu: zerogpu.BorrowedGPU, model: Model, photo: Image.Image, spaces: Spaces) -> None:
     def kill(step: int, info: dict[str, Any]) -> bool:
         os.kill(spaces.children[-1].pid, 9)
@@ -183,6 +198,21 @@ def test_a_process_that_is_killed(gpu: zerogpu.BorrowedGPU, model: Model, photo:
     endless = partial(model.tuner, model.tuner.align(photo), callback=kill, num_tuning_steps=100_000, pivot="e4e")
     with pytest.raises(RuntimeError, match="ended without a result"):
         gpu.run(model, endless, kill, steps=9)
+
+
+def test_opening_an_example_again_borrows_none(
+    gpu: zerogpu.BorrowedGPU, model: Model, spaces: Spaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studio, "DEMONSTRATION", 16)
+    work, visit = studio.Studio(Models(model)), studio.Visit()
+    work.example(visit, EXAMPLES[1])
+    work.gpu = gpu
+    work.example(other := studio.Visit(), EXAMPLES[1])
+    assert visit.out is other.out is not None and "smile" in other.strengths
+    edited = work.edit(other, other.out, other.strengths)
+    assert edited.edits == other.strengths and not spaces.seconds
+    work.edit(other, other.out, {"smile": 1.0})
+    assert len(spaces.seconds) == 1
 
 
 @pytest.mark.parametrize(("steps", "resolution", "seconds"), [(50, 64, 25), (800, 1024, 120), (0, 1024, 25)])
