@@ -292,12 +292,12 @@ def _settings(pipeline: InversionPipeline, align: Align, options: Mapping[str, A
         "folder": str(align.folder),
         "model": pipeline.base_name and asdict(pipeline.base_name),
         "generator": generator_sha256(pipeline.generator),
-        "weights": hashlib.sha256("".join(map(generator_sha256, pipeline.networks)).encode()).hexdigest(),
         "pipeline": {name: value for name, value in pipeline.config.items() if name not in _NO_SETTING},
         "align": align.align,
         "face": align.face,
         "detector": type(pipeline.detector).__name__ if align.align else None,  # raises if it cannot be had
         "options": {name: options.get(name, p.default) for name, p in defaults.items() if name not in _NOT_OF_A_RUN},
+        "weights": hashlib.sha256("".join(map(generator_sha256, pipeline.networks)).encode()).hexdigest(),
     }
     try:
         return dict(json.loads(json.dumps(settings, default=plain_number)))
@@ -313,11 +313,14 @@ def _check_settings(output: Path, settings: dict[str, Any]) -> None:
     there = read_run(output)
     if scale := (there.get("pipeline") or {}).pop("crop_scale", None):  # of an earlier version
         there["pipeline"]["domain"] = asdict(Domain(crop_scale=scale))
-    for name, value in settings.items():
-        if there.get(name) != value:
+    for name, new in settings.items():
+        if (old := there.get(name)) != new:
             moved = f" If the folder was moved, change `folder` in {RUN}." if name == "folder" else ""
+            while isinstance(old, dict) and isinstance(new, dict):  # name the entry that differs
+                key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+                name, old, new = f"{name}.{key}", old.get(key), new.get(key)
             raise ValueError(
-                f"{output} holds a run with {name}={there.get(name)!r}, and this one has {value!r}. Give another "
+                f"{output} holds a run with {name}={old!r}, and this one has {new!r}. Give another "
                 f"output folder, or repeat that run's settings, which {output / RUN} lists.{moved}"
             )
 

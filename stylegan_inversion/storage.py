@@ -263,8 +263,11 @@ def load_module(
             or shapes differ.
     """
     weights = folder / weights_name(variant)
-    if variant is not None and folder.is_dir() and not weights.is_file():
-        raise CheckpointError(f"{folder} has no variant {variant!r} ({weights.name}); leave `variant` out.")
+    if folder.is_dir() and not weights.is_file():
+        if variant is not None:
+            raise CheckpointError(f"{folder} has no variant {variant!r} ({weights.name}); leave `variant` out.")
+        if others := sorted(folder.glob("model.*.safetensors")):
+            raise CheckpointError(f"{folder} has variants alone: give variant={others[0].name.split('.')[1]!r}.")
     config, source = read_config(folder), str(folder / CONFIG_NAME)
     if config.get("_class_name", cls.__name__) not in [base.__name__ for base in cls.__mro__]:
         raise CheckpointError(f"{source} is of a {str(config['_class_name'])[:100]!r}, not of a {cls.__name__}.")

@@ -246,6 +246,9 @@ def test_another_run_is_refused(
 
 def test_other_weights_are_another_run(e4e: E4EPipeline, photos: Path, tmp_path: Path) -> None:
     invert_folder(e4e, photos, tmp_path / "out", workers=0)
+    psp = small_pipeline("psp", e4e.generator, detector=faces_by_width)
+    with pytest.raises(ValueError, match=r"with pipeline\._class_name='E4EPipeline', and this one has 'PSPPipeline'"):
+        invert_folder(psp, photos, tmp_path / "out", workers=0)
     next(iter(e4e.encoder.parameters())).data += 1
     with pytest.raises(ValueError, match="holds a run with weights="):
         invert_folder(e4e, photos, tmp_path / "out", workers=0)

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from stylegan_inversion import PTIPipeline, __version__, cli
+from stylegan_inversion import Direction, PTIPipeline, __version__, cli
 from stylegan_inversion.demo import run_demo, sample_photos
 from stylegan_inversion.preprocessing.image import load_image
 
@@ -127,10 +128,15 @@ def test_values_that_cannot_be_read(arguments: list[str], message: str, capsys: 
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_directions(capsys: pytest.CaptureFixture[str]) -> None:
+def test_directions(pti: PTIPipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["directions"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert sorted(names) == ["age", "gender", "mouth_open", "pitch", "smile", "yaw"]
+    up = Direction.from_vector("up", torch.ones(pti.generator.config.w_dim))
+    for found, line in (({}, " has no directions: "), ({"up": up}, "up         range unknown\n")):
+        pti.directions = dict(found)
+        folder = pti.save_pretrained(tmp_path / f"with {len(found)}")
+        assert cli.main(["directions", "--model", str(folder)]) == 0 and line in capsys.readouterr().out
 
 
 def test_demo_writes_a_sheet(tiny_model: str, tmp_path: Path) -> None:
@@ -163,15 +169,18 @@ def recipe(tiny_model: str, photo: Image.Image, tmp_path: Path) -> Path:
     return path
 
 
-def test_train(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     arguments = ["train", "--config", str(recipe), "--optimizer.lr", "1e-3"]
     assert cli.main([*arguments, "--steps", "2"]) == 0
     assert capsys.readouterr().out == f"2 steps done. Look at last/ in {tmp_path / 'run'}.\n"
     log = tmp_path / "run" / "log.jsonl"
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2]
     first = log.read_text()
-    assert cli.main([*arguments, "--steps=3", f"--validation-data={tmp_path / 'faces'}"]) == 2  # of another run
-    assert "holds a run with validation_data=None" in capsys.readouterr().err
+    other = [*arguments[:-1], "1e-4", "--steps=3", f"--validation-data={tmp_path / 'faces'}"]
+    assert cli.main(other) == 2
+    assert "holds a run with validation_data=None" in capsys.readouterr().err and "goes on" not in caplog.text
     assert cli.main([*arguments, "--steps=3"]) == 0
     assert log.read_text().startswith(first) and len(log.read_text().splitlines()) == 3
     photo, model = str(tmp_path / "faces" / "0.png"), str(tmp_path / "run" / "last")

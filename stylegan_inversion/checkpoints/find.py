@@ -301,8 +301,8 @@ def with_parts(file: SingleFile, access: Access = Access()) -> SingleFile:
     side = file.parts["encoder"].config.output_resolution
     if entry.domain is not None and not entry.domain.endswith(f"-{side}"):
         raise CheckpointError(
-            f"It is for a generator of {side} px and does not hold it; what is published fits {entry.domain}. Convert "
-            "a file that holds `decoder.*` and `e4e_encoder.*` as well, or load the folder of the run."
+            f"The file is for a generator of {side} px and does not hold it; what is published fits {entry.domain}. "
+            "Convert a file that holds `decoder.*` and `e4e_encoder.*` as well, or load the folder of the run."
         )
     classes: dict[str, tuple[type[Any], type[Any]]] = {"generator": (Generator, GeneratorConfig)}
     classes |= {row.folder: (row.network, row.config) for row in ENCODERS.values()}

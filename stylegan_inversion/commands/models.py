@@ -14,9 +14,13 @@ def directions(model: str) -> int:
     from stylegan_inversion.hub import Access
     from stylegan_inversion.pipelines.loading import read_model
 
-    for direction in read_model(model, Access(), variant=None).directions.values():
-        low, high = direction.strength_range or (float("nan"), float("nan"))
-        print(f"{direction.name:10} {low:+.1f} to {high:+.1f}  {direction.description}")
+    found = read_model(model, Access(), variant=None).directions
+    for direction in found.values():
+        limits = direction.strength_range
+        reach = "range unknown" if limits is None else f"{limits[0]:+.1f} to {limits[1]:+.1f}"
+        print(f"{direction.name:10} {reach}  {direction.description}".rstrip())
+    if not found:
+        print(f"{model} has no directions: `stylegan-inversion find-directions` finds some.")
     return 0
 
 

@@ -98,7 +98,7 @@ class InversionPipeline(abc.ABC):
         Raises:
             ValueError: If the list is empty, a crop was made for another resolution, or a model without faces is asked
                 to find one.
-            InvalidImageError: If a photo cannot be read.
+            InvalidImageError: If a photo cannot be read; `OSError` if there is no such file.
             FaceNotFoundError: If there is no face, or not that many.
         """
         return self._output(crops := self._crops(image, align, face), self.invert(crops, progress=progress), {})

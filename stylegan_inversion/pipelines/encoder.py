@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, cast
@@ -110,7 +111,7 @@ class EncoderPipeline(InversionPipeline):
         """Cut a face out, as `InversionPipeline.align`; a `ValueError` if the encoder reads sketches or label maps."""
         if not isinstance(self.source, PhotoSource):
             what = f"This encoder reads {self.source}, in which no face can be found"
-            raise ValueError(f"{what}; use `translate(image)` instead.")
+            raise ValueError(f"{what}; use `translate(image)` instead (`stylegan-inversion translate`).")
         return super().align(image, align=align, face=face)
 
     @torch.no_grad()
@@ -274,9 +275,10 @@ class ReStylePipeline(EncoderPipeline):
         Raises:
             ValueError: If `num_iterations` is below 1.
         """
-        if num_iterations is not None and num_iterations < 1:
-            raise ValueError(f"`num_iterations` must be at least 1, got {num_iterations}.")
+        usual = cast(ReStyleEncoder, self.encoder).config.iterations
+        passes = operator.index(usual if num_iterations is None else num_iterations)
+        if passes < 1:
+            raise ValueError(f"`num_iterations` must be at least 1, got {passes}.")
         crops = self._crops(image, align, face)
-        encode = functools.partial(self.encode, num_iterations=num_iterations)
-        found = self.invert(crops, progress=progress, encode=encode)
-        return self._output(crops, found, {"num_iterations": num_iterations})
+        encode = functools.partial(self.encode, num_iterations=passes)
+        return self._output(crops, self.invert(crops, progress=progress, encode=encode), {"num_iterations": passes})

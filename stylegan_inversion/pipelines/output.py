@@ -83,6 +83,11 @@ class InversionOutput:
         one = {name: value[index : index + 1] for name in names if (value := getattr(self, name)) is not None}
         return replace(self, **one)
 
+    def __repr__(self) -> str:
+        size, edits = self.images[0].size, ", ".join(f"{name}={step:g}" for name, step in self.edits.items())
+        drawn = f"{size[0]} x {size[1]} px by {type(self.generators[0]).__name__}"
+        return f"InversionOutput({len(self)} of {drawn}; w_plus: {tuple(self.w_plus.shape)}; edits: {edits or 'none'})"
+
     def __iter__(self) -> Iterator["InversionOutput"]:
         """The photos, one by one."""
         return (self[i] for i in range(len(self)))
@@ -221,13 +226,17 @@ class InversionOutput:
             networks: With `base`, the `networks` of its pipeline: among them is what moves the features of a photo.
             allow_download: Fetch that model from the Hub or a folder of another machine if it is not here. Who wrote
                 the folder chose the name, so by default only models on this machine are loaded.
-            device: Where to put the generators.
+            device: Where to put the generators, as in `from_pretrained`; `None` leaves them with `base`.
 
         Raises:
+            ValueError: If this machine has no such device.
             CheckpointError: If the folder is not such a folder, a file is missing or damaged, or `base` (or what is
                 now found under its name) is another generator.
             ModelNotFoundError: If the base model is not found.
         """
+        from stylegan_inversion.pipelines.loading import find_device  # it imports this file
+
+        device = None if device is None else find_device(device)
         folder = Path(folder)
         config = storage.read_config(folder)
         if config.get("_class_name") != "InversionOutput" or config.get("_format") != FORMAT:

@@ -135,7 +135,7 @@ class PTIPipeline(InversionPipeline):
                 "balanced" does so three times as long, "best" takes the paper's W pivot and steps; see `PRESETS`. The
                 next three arguments win over it. `None` means the model's own settings, by default those of "best".
             pivot: Optimise "w", one for all layers, which stays editable, or "w_plus", one a layer; or take the code
-                that the model's encoder gives at once: "e4e", "psp" or "restyle". `pivots` names what the model has.
+                that the model's encoder gives at once: "e4e", "psp", "restyle" or "sfe". `pivots` names what there is.
                 Or give the output of an earlier call with `num_tuning_steps=0` for these photos, to tune around it
                 without optimising again. `None` means the preset's, or "w".
             num_w_steps: Steps of the optimisation of w; an encoder takes none. `None` means the preset's, or the

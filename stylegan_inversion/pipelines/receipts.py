@@ -211,8 +211,8 @@ class Receipt:
         if self.method is None or self.photo is None:
             raise ValueError(
                 "The receipt says that no single call makes this picture again: it is a mixture, a face of nobody, one "
-                "of several photos that share a generator, one stopped by hand, edited by a mapper's file, or drawn "
-                "from a table."
+                "of several photos that share a generator, one stopped by hand or begun at an earlier inversion, "
+                "edited under a mask or by a mapper's file, or drawn from a table."
             )
 
     def crop(self, pipeline: InversionPipeline, photo: Image.Image) -> Crop:
@@ -303,11 +303,12 @@ def save_picture(
     """
     path = Path(path)
     kind = Image.registered_extensions().get(path.suffix.lower(), "")
-    if len(out) != 1 or kind not in FORMATS or picture not in PICTURES:
-        raise ValueError(
-            f"One photo's `picture` out of {', '.join(PICTURES)} is written to a .png, .jpg or .webp, got {len(out)} "
-            f"photos, {picture!r} and {path.suffix!r}."
-        )
+    if len(out) != 1:
+        raise ValueError(f"`out` must be one photo, got {len(out)}: take one of them, such as `out[0]`.")
+    if kind not in FORMATS:
+        raise ValueError(f"`path` must end in .png, .jpg or .webp, got {path.name!r}.")
+    if picture not in PICTURES:
+        raise ValueError(f"`picture` must be one of {', '.join(PICTURES)}, got {picture!r}.")
     image = PICTURES[picture](out, detail)
     xmp = mark(kind_of(out), Receipt.of(out, picture, image, detail=detail))
     save_image(image, path, xmp=xmp, **FORMATS[kind])

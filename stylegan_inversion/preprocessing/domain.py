@@ -23,11 +23,20 @@ from stylegan_inversion.preprocessing.image import to_tensor
 
 @dataclass(frozen=True)
 class Domain(BoundedConfig):
-    """What a model takes. It is part of the model: `config.json` has it under `domain`."""
+    """What a model takes. It is part of the model: `config.json` has it under `domain`.
 
-    has_faces: bool = True  # a face is found and cut out; False: the largest part of the photo in the shape is taken
-    crop_scale: float = number(1.0, 1e-6, 100.0)  # side of the face crop relative to FFHQ's
-    # height of the pictures relative to their width; what is left of the generator's square is black, above and below
+    Attributes:
+        has_faces: A face is found and cut out. False takes the largest central part of the photo in the shape.
+        crop_scale: Side of the face crop relative to FFHQ's, in [1e-6, 100].
+        height: Height of the pictures relative to their width, in [0.125, 1], for faces 1. What is left of the
+            generator's square is black, above and below.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    has_faces: bool = True
+    crop_scale: float = number(1.0, 1e-6, 100.0)
     height: float = number(1.0, 0.125, 1.0)
 
     def __post_init__(self) -> None:

@@ -123,15 +123,16 @@ def compare_configs(
     """
     ours, begun = _flat(ours), {key: value for key, value in _flat(theirs).items() if value is not None}
     theirs = _flat(defaults) | begun
-    for key in sorted(ours.keys() | theirs.keys()):
-        old, new = theirs.get(key), ours.get(key)
-        if old != new and key not in FREE and not (key == "steps" and extendable):
+    changed = [key for key in sorted(ours.keys() | theirs.keys()) if theirs.get(key) != ours.get(key)]
+    for key in changed:
+        if key not in FREE and not (key == "steps" and extendable):
             raise ValueError(
-                f"{output} holds a run with {key}={old!r}, and this one has {new!r}. Give this one another `output`, "
-                "or remove that folder."
+                f"{output} holds a run with {key}={theirs.get(key)!r}, and this one has {ours.get(key)!r}. Give this "
+                "one another `output`, or remove that folder."
             )
-        if old != new and key in LOUD:
-            logger.warning("The run goes on with %s=%r instead of %r.", key, new, old)
+    for key in changed:
+        if key in LOUD:
+            logger.warning("The run goes on with %s=%r instead of %r.", key, ours.get(key), theirs.get(key))
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

@@ -75,9 +75,7 @@ class EncoderOptions:
     widths: tuple[int, ...] = (64, 128, 256, 512)  # channels of the four stages
     units: tuple[int, ...] = (3, 4, 14, 3)  # blocks of the four stages
     reduction: int = 16  # reduction of squeeze-and-excitation
-    style_channels: int | None = (
-        None  # channels of map2style; None: w_dim. SFE: of a layer that all w share; None: none
-    )
+    style_channels: int | None = None  # of map2style; None: w_dim. SFE: of a layer that all w share; None: none
     coarse_end: int = 3  # first style that reads the middle level
     middle_end: int = 7  # first style that reads the finest level
     backbone: str | None = None  # an ArcFace of these sizes to start from (folder or Hub): pSp starts from IR-SE50

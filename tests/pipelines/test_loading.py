@@ -84,6 +84,9 @@ def test_variants(e4e: E4EPipeline, tmp_path: Path) -> None:
     assert torch.equal(E4EPipeline.from_pretrained(folder).generator.w_avg, e4e.generator.w_avg)
     with pytest.raises(CheckpointError, match=r"generator has no variant 'fp8' \(model.fp8.safetensors\); leave"):
         E4EPipeline.from_pretrained(folder, variant="fp8")
+    (folder / "generator" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"generator has variants alone: give variant='fp16'\."):
+        E4EPipeline.from_pretrained(folder)
     with pytest.raises(ValueError, match=r"`variant` must be a word such as 'fp16', got '\.\./x'\."):
         e4e.save_pretrained(folder, variant="../x")
     e4e.generator.w_avg.fill_(1e6)

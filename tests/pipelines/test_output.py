@@ -132,6 +132,9 @@ def test_without_a_base_the_generator_is_kept_whole(
     loaded = InversionOutput.load(folder)
     assert_same(loaded, out)
     assert generators(loaded) == generators(out) and loaded.base is None
+    assert len(InversionOutput.load(folder, device="auto")) == len(out)
+    with pytest.raises(ValueError, match="`device` must be auto, cuda, mps, cpu or such as cuda:1, got 'banana'"):
+        InversionOutput.load(folder, device="banana")
 
 
 def test_another_base_is_refused(named: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:

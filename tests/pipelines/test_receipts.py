@@ -25,7 +25,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "pti": {"num_w_steps": 2, "num_tuning_steps": 2, "seed": 5, "face": 1},
     "e4e": {},
     "psp": {"align": False},
-    "restyle": {"num_iterations": 2},
+    "restyle": {},
 }
 
 
@@ -196,8 +196,12 @@ def test_refusals(receipt: Receipt, pti: PTIPipeline, photo: Image.Image, tmp_pa
         redraw(tmp_path, photo, model=pti)
     with pytest.raises(ValueError, match="is no file: give a picture"):
         redraw(receipt.to_json(), photo, model=pti)  # of text, the bytes are taken
-    with pytest.raises(ValueError, match=r"is written to a .png, .jpg or .webp, got 1 photos, 'photo' and '.gif'"):
+    with pytest.raises(ValueError, match=r"`path` must end in \.png, \.jpg or \.webp, got 'x\.gif'"):
         save_picture(other, tmp_path / "x.gif")
+    with pytest.raises(ValueError, match="`picture` must be one of photo, face, drawn, got 'crop'"):
+        save_picture(other, tmp_path / "x.png", picture="crop")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`out` must be one photo, got 2: take one of them, such as `out\[0\]`"):
+        save_picture(pti([photo, photo], align=False, num_w_steps=1, num_tuning_steps=0), tmp_path / "x.png")
     packet = (mark("edited") or b"").replace(b"</rdf:Desc", b"<inversion:receipt>{&lt;</inversion:receipt></rdf:Desc")
     buffer = io.BytesIO()
     photo.save(buffer, "JPEG", xmp=packet)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,9 @@ def test_help_lists_every_field(method: str, config: Any, capsys: pytest.Capture
                 assert f"--{prefix}{field.name}".replace("_", "-") in text
 
     check(config, "")
-    assert "share of the run in which the learning rate rises from 0" in " ".join(text.replace("│", " ").split())
+    words = " ".join(text.replace("│", " ").split())
+    assert "share of the run in which the learning rate rises from 0" in words
+    assert not re.search(r"--\S+ \S+ \(default:", words)  # each option says what it is
 
 
 @pytest.mark.parametrize("recipe", ["psp", "e4e"])
