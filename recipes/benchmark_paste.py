@@ -107,7 +107,7 @@ def main() -> None:
                         figures = [
                             10 * math.log10(4 / float((result - truth).square().mean())),
                             1000 * float(lpips(result, truth)),
-                            float(identity.similarity(result, truth)),
+                            float((identity.embed(result) * identity.embed(truth)).sum()),
                         ]
                         found.setdefault((setting, way, name), []).append(figures)
     print(f"{args.faces} faces, {2 * len(EDITS) * args.faces} edits")

@@ -317,7 +317,7 @@ def _check_settings(output: Path, settings: dict[str, Any]) -> None:
         if (old := there.get(name)) != new:
             moved = f" If the folder was moved, change `folder` in {RUN}." if name == "folder" else ""
             while isinstance(old, dict) and isinstance(new, dict):  # name the entry that differs
-                key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+                key = next(key for key in {**old, **new} if old.get(key, ...) != new.get(key, ...))
                 name, old, new = f"{name}.{key}", old.get(key), new.get(key)
             raise ValueError(
                 f"{output} holds a run with {name}={old!r}, and this one has {new!r}. Give another "

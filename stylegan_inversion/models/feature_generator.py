@@ -75,6 +75,8 @@ class FeatureSynthesis(SynthesisNetwork):
             change, coarse = (before[0] - after[0]) * (1 - keep), None
         if torch.is_grad_enabled() or noise is not None or noise_mode != "const" or len(w_plus) > 1:
             coarse = None
+        if coarse is not None and (coarse.device, coarse.dtype) != (self.const.device, self.const.dtype):
+            coarse = None
         return super().forward(
             w_plus, noise_mode=noise_mode, noise=noise, rng=rng, features=self.editor(features, change), coarse=coarse
         )
@@ -92,7 +94,7 @@ class FeatureGenerator(Generator):
             function that finds it, which the first edit calls.
         keep: What edits leave alone, in [0, 1], (1, 1, side, side). `None` keeps nothing.
         coarse: The picture that the generator has drawn so far at `w_inverted`, (1, 3, side, side), if it is at hand:
-            it saves the first draw a part of its time.
+            it saves the first draw a part of its time, before which the weights must not change.
 
     Attributes:
         base: The generator that it is made of.

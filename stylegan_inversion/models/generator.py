@@ -178,7 +178,8 @@ class SynthesisNetwork(nn.Module):
             styles: What is added to the styles of all style layers, in a row. `None` takes `style_offset`.
 
         Raises:
-            ValueError: If `w_plus` or `noise` has the wrong number of layers, or `noise_mode` is unknown.
+            ValueError: If `w_plus` or `noise` has the wrong number of layers, `features` fits no block, or `noise_mode`
+                is unknown.
         """
         if w_plus.shape[1] != self.num_ws:
             raise ValueError(f"`w_plus` must have {self.num_ws} layers, got {w_plus.shape[1]}.")
@@ -186,9 +187,11 @@ class SynthesisNetwork(nn.Module):
             noise = self.noise(noise_mode, batch=len(w_plus), rng=rng)
         elif len(noise) != self.num_ws - 1:
             raise ValueError(f"`noise` must have {self.num_ws - 1} tensors, one a style layer, got {len(noise)}.")
+        if features is not None and str(features.shape[-1]) not in self.blocks:
+            raise ValueError(f"`features` must have a side out of {list(self.blocks)}, got {features.shape[-1]}.")
         styles = self.style_offset if styles is None else styles
         split = len(self.blocks) if features is None else features.shape[-1].bit_length() - 2
-        if coarse is None:
+        if coarse is None or features is None:
             coarse = self._draw(w_plus, noise, styles, slice(split))[1]
         if features is not None:
             _, coarse = self._draw(w_plus, noise, styles, slice(split, None), features, coarse)

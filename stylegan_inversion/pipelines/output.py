@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ FORMAT = 2
 RUN = "run.json"  # the settings of a folder's run
 _KINDS = ("image", "reconstruction", "crop", "photo")
 _FARTHEST = 1_000_000  # pixels from the photo's corner to a corner of a crop
+_T = TypeVar("_T")
 _SLACK, _MAX_GROWTH = 300_000_000, 50  # a loaded output may take so many bytes, and so many times those of its file
 
 
@@ -382,11 +383,12 @@ def _read_generators(
     base: Generator | None,
     device: torch.device | str | None,
 ) -> list[Generator]:
-    texts, fingerprint = storage.read_header(weights)[1], cache(generator_sha256)
+    tensors_of, texts_of = _by_generator(tensors), _by_generator(storage.read_header(weights)[1])
+    fingerprint = cache(generator_sha256)
     generators: list[Generator] = []
     copies, packed = 0, sum(tensor.nbytes for tensor in tensors.values())
     for k, entry in enumerate(config["generators"]):
-        parts = storage.under(tensors, f"generator.{k}.")
+        parts = tensors_of.get(str(k), {})
         if entry["kind"] == "whole":
             source = f"{weights}, generator {k},"
             where = {"source": source, "weights": source}
@@ -396,7 +398,7 @@ def _read_generators(
             continue
         if base is None:
             raise KeyError("base")
-        delta = GeneratorDelta.from_tensors(parts, storage.under(texts, f"generator.{k}."))
+        delta = GeneratorDelta.from_tensors(parts, texts_of.get(str(k), {}))
         if not delta.tensors and delta.base_sha256 == fingerprint(base):
             generators.append(base)  # an encoder's: nothing was tuned
             continue
@@ -420,6 +422,17 @@ def _read_editor(
     if generator_sha256(editor) != config["editor"]["_sha256"]:
         raise CheckpointError(f"{weights} belongs to another Feature Editor: load the model that it was made with.")
     return editor
+
+
+def _by_generator(named: Mapping[str, _T]) -> dict[str, dict[str, _T]]:
+    """Group entries `generator.NUMBER.NAME` by number and name, in one pass: a stranger's file may have many."""
+    found: dict[str, dict[str, _T]] = {}
+    for key, value in named.items():
+        top, _, rest = key.partition(".")
+        number, _, name = rest.partition(".")
+        if top == "generator":
+            found.setdefault(number, {})[name] = value
+    return found
 
 
 def read_quad(corners: Any) -> np.ndarray:

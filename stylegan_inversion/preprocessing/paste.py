@@ -17,10 +17,19 @@ from PIL import Image
 from stylegan_inversion.errors import MissingDependencyError
 from stylegan_inversion.preprocessing.align import Crop, rectangle, shrink_factor
 
-try:
-    cv2: Any = importlib.import_module("cv2")  # its annotations do not know NumPy's arrays
-except ImportError as e:  # such as another build of OpenCV, which needs libraries of a desktop
-    cv2 = e
+
+class _OpenCV:
+    """The module cv2, loaded when first needed: it takes half a second, and builds of it are broken in many ways."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return getattr(importlib.import_module("cv2"), name)
+        except Exception as e:
+            advice = "Install it with: pip install opencv-python-headless"
+            raise MissingDependencyError(f"`paste_back` needs OpenCV, which cannot be imported ({e}). {advice}") from e
+
+
+cv2: Any = _OpenCV()  # its annotations do not know NumPy's arrays
 
 Detail = Literal["move", "add", "none"]
 """What becomes of the photo's own detail, see `paste_back`."""
@@ -97,9 +106,6 @@ def paste_back(
         raise ValueError(f"`detail` must be one of {', '.join(get_args(Detail))}, got {detail!r}.")
     if not 0 <= feather <= 0.5:
         raise ValueError(f"`feather` must be in [0, 0.5], got {feather}.")
-    if isinstance(cv2, ImportError):
-        advice = "Install it with: pip install opencv-python-headless"
-        raise MissingDependencyError(f"`paste_back` needs OpenCV, which cannot be imported ({cv2}). {advice}") from cv2
     photo, quad = crop.photo.copy(), crop.quad
     if quad is None:
         quad, feather = rectangle(0, 0, photo.width, photo.height), 0.0

@@ -339,8 +339,8 @@ def _endpoint(method: Callable[..., Any], results: list[str], runs: bool) -> tup
     def begin(values: Sequence[Any], visit: Visit, request: gr.Request) -> Any:
         session = getattr(request, "session_hash", None)
         if session in (None, LocalContext.event_id.get()) or "x-gradio-user" in request.headers:
-            came = request.headers.get("x-forwarded-for") or getattr(request.client, "host", "")
-            visit.key = f"address {came}"  # those whose calls share nothing wait as one client; a proxy's are many
+            came = request.headers.get("x-forwarded-for", "").split(",")[-1].strip()  # the nearest proxy's word
+            visit.key = f"address {came or getattr(request.client, 'host', '')}"  # who shares nothing waits as one
         given = arguments(**dict(zip(schemas, values)))
         return method(visit, **{key: getattr(given, key) for key in own}, **({"how": given} if how else {}))
 

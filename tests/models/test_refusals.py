@@ -35,6 +35,10 @@ def set_stage(stage: int) -> None:
         (lambda: synthesis()(torch.zeros(1, 5, 8)), r"`w_plus` must have 6 layers, got 5\."),
         (lambda: synthesis()(torch.zeros(1, 6, 8), noise=[None] * 4), "`noise` must have 5 tensors, .*, got 4"),
         (
+            lambda: synthesis()(torch.zeros(1, 6, 8), features=torch.zeros(1, 8, 24, 24)),
+            r"`features` must have a side out of \['4', '8', '16'\], got 24\.",
+        ),
+        (
             lambda: inspect.unwrap(type(synthesis()).noise)(synthesis(), "constant"),  # past the tests' type checker
             r"`noise_mode` must be 'random', 'const' or 'none', got 'constant'\.",
         ),
