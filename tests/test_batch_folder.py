@@ -233,13 +233,10 @@ def test_ctrl_c_keeps_whole_photos(
         ({"folder": "other"}, r"holds a run with folder=.*If the folder was moved, change `folder` in run\.json"),
     ],
 )
-def test_another_run_is_refused(
-    change: dict[str, Any], message: str, e4e: E4EPipeline, photos: Path, tmp_path: Path
-) -> None:
+def test_another_run_is_refused(change: Any, message: str, e4e: E4EPipeline, photos: Path, tmp_path: Path) -> None:
     write_photos(tmp_path / "other", 1)
-    given: dict[str, Any] = {"folder": "photos", "workers": 0, "batch_size": 4}
+    given: dict[str, Any] = {"folder": "photos", "workers": 0, "batch_size": 4, **change}
     invert_folder(e4e, photos, tmp_path / "out", workers=0, batch_size=4)
-    given |= change
     with pytest.raises(ValueError, match=message):
         invert_folder(e4e, tmp_path / given.pop("folder"), tmp_path / "out", **given)
 

@@ -154,9 +154,7 @@ class Studio:
         self._turns, self._memory = Turns(tuning_slots), Memory()
         self._pace: dict[str, float] = {}  # seconds of a step of the projection, by model
         self._examples: dict[Any, InversionOutput] = {}  # by model and photo
-        self._edited: dict[
-            Any, tuple[InversionOutput, dict[str, float], InversionOutput]
-        ] = {}  # the same, as they open
+        self._edited: dict[Any, tuple[InversionOutput, dict[str, float], InversionOutput]] = {}  # as they open
         self._decoding = threading.Lock()  # many photos take the memory of one
 
     def close(self) -> None:

@@ -249,6 +249,10 @@ def test_the_first_draw_goes_on_from_the_inversion(pipe: SFEPipeline) -> None:
         assert len(runs) == expected
         torch.testing.assert_close(generator.synthesis(w_plus + move, noise_mode=noise_mode), first)
         assert len(runs) == max(1, expected) + expected
+    w_plus, (generator,) = pipe.find(x)
+    pipe.to(dtype=torch.float64)  # what was drawn before does not fit what is drawn now
+    assert torch.equal(*(generator.synthesis(w_plus.double()) for _ in range(2)))
+    pipe.to(dtype=torch.float32)
     hook.remove()
 
 

@@ -33,6 +33,14 @@ def made(pipeline: Any, photo: Image.Image, name: str = "pti", **edits: float) -
     return pipeline.edit(pipeline(photo, **CALLS[name]), **(edits or {"age": -1.0, "smile": 2.0}))
 
 
+def test_passes_that_are_named(pti: PTIPipeline, photo: Image.Image, tmp_path: Path) -> None:
+    pipeline = small_pipeline("restyle", pti.generator, detector=pti.detector)
+    save_picture(out := pipeline(photo, num_iterations=2), tmp_path / "x.png")
+    assert read_receipt(tmp_path / "x.png").call["num_iterations"] == 2
+    assert redraw(tmp_path / "x.png", photo, model=pipeline).same
+    assert not out.w_plus.equal(pipeline(photo).w_plus)  # the number matters
+
+
 @pytest.mark.parametrize(
     ("name", "picture", "suffix", "detail"),
     [
