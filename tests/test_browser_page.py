@@ -120,8 +120,8 @@ def pipe() -> E4EPipeline:
 
 def make_photo(name: str, folder: Path) -> Path:
     """A portrait as it is, turned in a large photo, and with an edge of the photo across the face's crop."""
-    if name == "portrait":
-        return PORTRAITS / "portrait1.jpg"
+    if name == "portrait":  # of the first, a coordinate lies between two hundredths, to which both round
+        return PORTRAITS / "portrait2.jpg"
     with Image.open(PORTRAITS / "portrait1.jpg") as photo:
         turned = photo.rotate(7, expand=True, resample=Image.Resampling.BICUBIC).resize((1500, 1500))
         made = turned if name == "turned" else photo.crop((150, 60, 330, 260))
