@@ -407,9 +407,10 @@ def run_tiny(folder: Path, output: Path) -> None:
     invert_folder(pipeline, folder, output, workers=1, batch_size=4)
 
 
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("count", "kills", "longest"), [(12, 2, 4.0), pytest.param(500, 10, 12.0, marks=pytest.mark.slow)]
+    ("count", "kills", "longest"),
+    [(12, 2, 4.0), pytest.param(500, 10, 12.0, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])],
 )
 def test_kills_lose_nothing_and_give_nothing_twice(
     count: int, kills: int, longest: float, e4e: E4EPipeline, tmp_path: Path
