@@ -16,10 +16,11 @@ from stylegan_inversion.errors import StyleGANInversionError
 def prepare_process() -> None:
     """Choose how memory is taken and how PyTorch's threads wait, unless the user has, before PyTorch is loaded.
 
-    A thread of GNU OpenMP that waits for the others spins for some 20 microseconds before it sleeps, not for several
-    milliseconds, in which it would keep a core that the others need. Measured with two threads on two cores and some 25
-    busy processes, 24 forward passes of a small network: more than 100 s by default, 39 s with 10,000 spins, 22 s with
-    1,000, 30 s with one thread. Large tensors get huge pages on Linux: the first pass over new memory takes a fifth.
+    A thread of GNU OpenMP that waits for the others spins for some 60 microseconds before it sleeps, not for several
+    milliseconds, in which it would keep a core that the others need. PTI on faces64, 30 + 30 steps, two threads on two
+    AVX2 cores, quiet and beside two busy programs (medians): by default 5.8 s and 25 to 60 s, with 3,000 spins 6.6 s
+    and 16.6 s, with 1,000 7.8 s and 16.1 s, with 100,000 6.2 s and 28.6 s, with one thread 9.5 s and 15.3 s.
+    Large tensors get huge pages on Linux: the first pass over new memory takes a fifth.
     And the process keeps what it has freed, where glibc would give each large tensor back and take it again: on a
     virtual machine, one thread at 1024 px, a picture took 0.79 of the time and its gradient to w 0.61.
     """
@@ -31,7 +32,7 @@ def prepare_process() -> None:
         return
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
